@@ -1,0 +1,85 @@
+"""Verify and benchmark the convergence claims of graph neural network training.
+
+A claim is checked on a case (graph, model, estimator, batch design) by an oracle or a test with a stated error level,
+gives a verdict with evidence, and the verdicts of a suite become a report.
+"""
+
+from lmc_verify._version import __version__
+from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.errors import (
+    InvalidInputError,
+    LmcVerifyError,
+    OutputError,
+    RecordsError,
+    UnknownNameError,
+)
+from lmc_verify.estimators import (
+    FM,
+    GAS,
+    LMC,
+    NORMALISERS,
+    BackwardSGD,
+    ClusterGCN,
+    Estimate,
+    Estimator,
+    History,
+    LMCBackwardOnly,
+    LMCForwardOnly,
+    make_estimator,
+)
+from lmc_verify.exact import ExactPass, exact_pass
+from lmc_verify.graph import Block, Graph
+from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Layer, LayeredModel, PyGConv, make_model
+from lmc_verify.partition import Partition, make_partition
+from lmc_verify.problem import Gradient, Problem
+from lmc_verify.sparse import spmm
+
+__all__ = [
+    "FM",
+    "GAS",
+    "GAT",
+    "GCN",
+    "LMC",
+    "NORMALISERS",
+    "SAGE",
+    "AssumptionCheck",
+    "BackwardSGD",
+    "Batch",
+    "BatchDesign",
+    "Block",
+    "ClusterGCN",
+    "Clusters",
+    "Conv",
+    "ConvLayer",
+    "EpochClusters",
+    "Estimate",
+    "Estimator",
+    "Evidence",
+    "ExactPass",
+    "FusedClusters",
+    "Gradient",
+    "Graph",
+    "History",
+    "InvalidInputError",
+    "LMCBackwardOnly",
+    "LMCForwardOnly",
+    "Layer",
+    "LayeredModel",
+    "LmcVerifyError",
+    "Outcome",
+    "OutputError",
+    "Partition",
+    "Problem",
+    "PyGConv",
+    "RecordsError",
+    "UniformNodes",
+    "UnknownNameError",
+    "Verdict",
+    "__version__",
+    "exact_pass",
+    "make_estimator",
+    "make_model",
+    "make_partition",
+    "spmm",
+]

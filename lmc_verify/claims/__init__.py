@@ -1,0 +1,1 @@
+"""Claims, one module a theorem, and the verdicts that checks of them give."""

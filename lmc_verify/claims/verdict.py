@@ -1,0 +1,109 @@
+"""Verdicts: what was found for one claim on one case, with the evidence that supports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+__all__ = ["AssumptionCheck", "Evidence", "Outcome", "Verdict"]
+
+
+class Outcome(str, Enum):
+    """What a check can find. The value is what reports and suite files print."""
+
+    EXACT = "EXACT"
+    """Every residual of the enumerated identity is within its rounding tolerance."""
+    SUPPORTED = "SUPPORTED"
+    """The interval lies inside the region that the claim states."""
+    REFUTED = "REFUTED"
+    """The claim is false on this case, beyond rounding or at the stated error level."""
+    INCONCLUSIVE = "INCONCLUSIVE"
+    """Neither; the summary says what would decide it."""
+    VACUOUS = "VACUOUS"
+    """A bound that holds with a slack of more than 100x."""
+    NOT_APPLICABLE = "NOT_APPLICABLE"
+    """An assumption of the claim fails on this case; the summary names it."""
+    ERROR = "ERROR"
+    """The check crashed: says nothing about the claim."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured quantity beside the limit it was compared with.
+
+    Attributes:
+        quantity: what was measured, such as ``"layers.0.conv.lin.weight"``.
+        value: the measured value, dimensionless unless `unit` says otherwise.
+        tolerance: the limit derived from rounding, or the claim's region; None for a reported quantity.
+        unit: the unit of `value` and `tolerance`.
+        group: evidence of one group is drawn in one figure, such as ``"bias per layer"``.
+    """
+
+    quantity: str
+    value: float
+    tolerance: float | None = None
+    unit: str = "gradient norm"
+    group: str = "residual"
+
+
+@dataclass(frozen=True)
+class AssumptionCheck:
+    """A machine-checked assumption of a claim: holds, fails, or (None) was not checked."""
+
+    id: str
+    statement: str
+    holds: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one claim on one case.
+
+    Attributes:
+        claim: id of the claim, such as ``"theorem-1/unbiased"``.
+        outcome: what was found.
+        summary: one sentence for a reader, with numbers.
+        case: the settings of the case (data set, model, estimator, design, histories, seed).
+        residual: the largest residual, in units of the gradient norm; None if nothing was measured.
+        tolerance: the rounding tolerance that `residual` was held against, same unit.
+        minimum_detectable_effect: the smallest residual that would have been called a refutation, same unit.
+        alpha_spent: error probability spent (0 for the exact tier, which has none).
+        evidence: every measured quantity.
+        assumptions: the claim's assumptions with their checks.
+        seeds: the root seed and spawn keys.
+        hashes: content hashes of graph, partition, parameters and code version.
+    """
+
+    claim: str
+    outcome: Outcome
+    summary: str
+    case: Mapping[str, Any] = field(default_factory=dict)
+    residual: float | None = None
+    tolerance: float | None = None
+    minimum_detectable_effect: float | None = None
+    alpha_spent: float = 0.0
+    evidence: tuple[Evidence, ...] = ()
+    assumptions: tuple[AssumptionCheck, ...] = ()
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as plain JSON-compatible values."""
+        out = asdict(self)
+        out["outcome"] = self.outcome.value
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """Rebuild a verdict from `to_dict`."""
+        fields = dict(values)
+        fields["outcome"] = Outcome(fields["outcome"])
+        fields["evidence"] = tuple(Evidence(**item) for item in fields.get("evidence", ()))
+        fields["assumptions"] = tuple(AssumptionCheck(**item) for item in fields.get("assumptions", ()))
+        return cls(**fields)

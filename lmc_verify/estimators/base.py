@@ -1,0 +1,109 @@
+"""What every estimator has in common: the protocol, estimates, costs, and the normalisers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lmc_verify.batches import Batch
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators.history import History, Write
+from lmc_verify.problem import Gradient, Problem
+
+__all__ = ["NORMALISERS", "Cost", "Estimate", "Estimator", "check_batch", "node_weights"]
+
+NORMALISERS = ("inclusion", "node-count", "batch-mean")
+"""How contributions of batch rows are scaled up to the whole graph.
+
+- ``inclusion``: ``1 / pi_j`` (Horvitz-Thompson); for ``c`` of ``b`` clusters the factor ``b / c``. Always unbiased.
+- ``node-count``: ``|V| / |V_B|``. Unbiased if every batch has the same size.
+- ``batch-mean``: ``|V_L| / |V_L in B|``, a loss averaged over the batch's labelled nodes. Unbiased if every batch has
+  the same number of them; a batch without a labelled node contributes zero.
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one estimate costs.
+
+    Attributes:
+        nodes: rows evaluated, batch and halo.
+        messages_forward: messages into batch rows that the forward pass kept, of `messages_forward_needed`.
+        messages_backward: messages out of batch rows that the backward pass kept, of `messages_backward_needed`.
+        history_bytes: bytes read from and written to histories.
+    """
+
+    nodes: int
+    messages_forward: int
+    messages_forward_needed: int
+    messages_backward: int
+    messages_backward_needed: int
+    history_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A gradient estimate from one batch.
+
+    Attributes:
+        gradient: by parameter name, in units of the full objective.
+        loss: estimate of the objective, with the same weights.
+        writes: history rows to be written by ``state.apply(writes)``; nothing was written yet.
+        cost: what it cost.
+    """
+
+    gradient: Gradient
+    loss: float
+    writes: tuple[Write, ...]
+    cost: Cost
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A gradient estimator: settings only, hashable and comparable; tensors live in the state.
+
+    `estimate` is pure: it changes neither the state, nor the problem, nor any global, and gives the same bits when
+    called again. ``state.apply(estimate.writes)`` is the only mutation.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in the registry and in reports."""
+
+    def init(self, problem: Problem) -> History:
+        """Return a fresh state."""
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        """Estimate the gradient from one batch."""
+
+
+def node_weights(problem: Problem, batch: Batch, normaliser: str) -> Tensor:
+    """Return the weight of each batch row's contribution, in the problem's dtype [batch].
+
+    Raises:
+        UnknownNameError: `normaliser` is not in `NORMALISERS`.
+    """
+    graph = problem.graph
+    if normaliser == "inclusion":
+        return batch.inclusion.reciprocal().to(graph.device, graph.dtype)
+    if normaliser == "node-count":
+        factor = graph.num_nodes / batch.size
+    elif normaliser == "batch-mean":
+        labelled = int(graph.train_mask[batch.nodes.to(graph.device)].sum())
+        factor = graph.num_labelled / labelled if labelled else 0.0
+    else:
+        raise UnknownNameError("normaliser", normaliser, NORMALISERS)
+    return torch.full((batch.size,), factor, device=graph.device, dtype=graph.dtype)
+
+
+def check_batch(problem: Problem, batch: Batch) -> None:
+    """Raise InvalidInputError if the batch holds a node that the graph does not have."""
+    largest = int(batch.nodes[-1])
+    if largest >= problem.graph.num_nodes or int(batch.nodes[0]) < 0:
+        raise InvalidInputError(
+            f"the batch holds node {largest if largest >= 0 else int(batch.nodes[0])}, the graph has nodes "
+            f"0 ... {problem.graph.num_nodes - 1}; build the batch design from this graph"
+        )

@@ -1,0 +1,150 @@
+"""Histories: the values of ``H^l`` and ``V^l`` that estimators remember between batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.exact import ExactPass
+from lmc_verify.problem import Problem
+
+__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "Write"]
+
+EMBEDDING, AUXILIARY = "embedding", "auxiliary"
+
+
+@dataclass(frozen=True, eq=False)
+class HistoryWrite:
+    """Rows to be written into one history.
+
+    Attributes:
+        kind: ``"embedding"`` (H) or ``"auxiliary"`` (V).
+        layer: 1 ... L.
+        nodes: int64 [rows].
+        values: [rows, width].
+    """
+
+    kind: str
+    layer: int
+    nodes: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Refresh:
+    """A write that replaces all tables, because the parameters at which they were exact have changed."""
+
+    tables: History
+
+
+Write = HistoryWrite | Refresh
+
+
+@dataclass(eq=False)
+class History:
+    """One table a layer and kind, each [n, width]; ``apply`` is the only way to change it.
+
+    Auxiliary variables are kept in units of the full objective: they hold ``1/|V_L|`` and no batch normaliser.
+
+    Attributes:
+        embeddings: H by layer.
+        auxiliary: V by layer; empty for estimators that keep none.
+        parameters: the parameter values at which the tables are exact, or None.
+    """
+
+    embeddings: dict[int, Tensor] = field(default_factory=dict)
+    auxiliary: dict[int, Tensor] = field(default_factory=dict)
+    parameters: tuple[Tensor, ...] | None = None
+
+    @classmethod
+    def zeros(cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True) -> History:
+        """Return histories of zeros on the problem's device, for layers 1 ... L."""
+        graph = problem.graph
+
+        def tables(wanted: bool) -> dict[int, Tensor]:
+            if not wanted:
+                return {}
+            return {
+                layer: torch.zeros(graph.num_nodes, problem.widths[layer], device=graph.device, dtype=graph.dtype)
+                for layer in range(1, problem.num_layers + 1)
+            }
+
+        return cls(tables(embeddings), tables(auxiliary))
+
+    @classmethod
+    def from_exact(cls, problem: Problem, exact: ExactPass) -> History:
+        """Return histories that hold the exact values of both kinds, V^0 included where the encoder needs it."""
+        return cls(
+            {layer: exact.embeddings[layer].clone() for layer in range(1, problem.num_layers + 1)},
+            {layer: value.clone() for layer, value in exact.auxiliary.items()},
+            problem.parameter_snapshot(),
+        )
+
+    def filled(self, exact: ExactPass) -> History:
+        """Return histories with the tables of this one, holding the exact values."""
+        return History(
+            {layer: exact.embeddings[layer].clone() for layer in self.embeddings},
+            {layer: exact.auxiliary[layer].clone() for layer in self.auxiliary},
+        )
+
+    def table(self, kind: str) -> Mapping[int, Tensor]:
+        """Return the tables of one kind by layer."""
+        return self.embeddings if kind == EMBEDDING else self.auxiliary
+
+    def read(self, kind: str, layer: int, nodes: Tensor) -> Tensor:
+        """Return rows of one table, as a copy."""
+        return self.table(kind)[layer].index_select(0, nodes)
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Write rows, in the order given.
+
+        Raises:
+            InvalidInputError: a write does not fit its table; nothing is written then.
+        """
+        writes = tuple(writes)
+        for write in writes:
+            if isinstance(write, Refresh):
+                continue
+            table = self.table(write.kind).get(write.layer)
+            if table is None or write.values.shape != (write.nodes.numel(), table.shape[1]):
+                held = "no such table" if table is None else f"rows of width {table.shape[1]}"
+                raise InvalidInputError(
+                    f"cannot write {write.kind} rows of shape {tuple(write.values.shape)} for layer {write.layer}: "
+                    f"this state has {held}; apply writes to the state of the estimator that made them"
+                )
+        for write in writes:
+            if isinstance(write, Refresh):
+                fresh = write.tables
+                self.embeddings, self.auxiliary, self.parameters = (
+                    fresh.embeddings,
+                    fresh.auxiliary,
+                    fresh.parameters,
+                )
+            else:
+                self.table(write.kind)[write.layer][write.nodes] = write.values
+
+    def clone(self) -> History:
+        """Return a deep copy."""
+        return History(
+            {layer: value.clone() for layer, value in self.embeddings.items()},
+            {layer: value.clone() for layer, value in self.auxiliary.items()},
+            self.parameters,
+        )
+
+    def equals(self, other: History) -> bool:
+        """Whether every table is equal, bit for bit."""
+        pairs = ((self.embeddings, other.embeddings), (self.auxiliary, other.auxiliary))
+        return all(
+            left.keys() == right.keys() and all(torch.equal(left[layer], right[layer]) for layer in left)
+            for left, right in pairs
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by the tables."""
+        tables = [*self.embeddings.values(), *self.auxiliary.values()]
+        return sum(table.numel() * table.element_size() for table in tables)

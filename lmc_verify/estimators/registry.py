@@ -1,0 +1,43 @@
+"""Estimators by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators.base import Estimator
+from lmc_verify.estimators.compensated import (
+    FM,
+    GAS,
+    LMC,
+    BackwardSGD,
+    ClusterGCN,
+    LMCBackwardOnly,
+    LMCForwardOnly,
+)
+
+__all__ = ["ESTIMATORS", "make_estimator"]
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    estimator.name: estimator for estimator in (BackwardSGD, LMC, GAS, FM, ClusterGCN, LMCForwardOnly, LMCBackwardOnly)
+}
+
+
+def make_estimator(name: str, **settings: Any) -> Estimator:
+    """Build an estimator by name with its settings.
+
+    Raises:
+        UnknownNameError: an unknown name.
+        InvalidInputError: a setting that this estimator does not have, or a bad value.
+    """
+    if name not in ESTIMATORS:
+        raise UnknownNameError("estimator", name, ESTIMATORS)
+    build: Any = ESTIMATORS[name]
+    known = [item.name for item in fields(build)]
+    for setting in settings:
+        if setting not in known:
+            raise InvalidInputError(f"estimator {name!r} has no setting {setting!r}; it has {', '.join(sorted(known))}")
+    estimator: Estimator = build(**settings)
+    return estimator

@@ -1,0 +1,472 @@
+"""Graphs, their normalised operators, and rectangular blocks of them.
+
+An edge ``j -> i`` carries a message from source ``j`` to destination ``i``; an operator has row = destination and
+column = source. Weights, degrees and normalisation always come from the whole graph, whatever block is cut out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_self_loops, remove_self_loops
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.sparse import CSR
+
+__all__ = ["OPERATORS", "Block", "Graph", "LocalSet", "normalised_edges"]
+
+OPERATORS = ("gcn", "mean", "sum", "loops")
+"""Operators that layers aggregate with: symmetric GCN normalisation with self-loops; mean over the in-edges; sum of
+weighted in-edges; unit weights with exactly one self-loop a node (attention layers)."""
+
+
+def normalised_edges(
+    kind: str, edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return edges [2, m] and weights [m] of an operator, for the whole graph that is given.
+
+    Raises:
+        UnknownNameError: `kind` is not one of `OPERATORS`.
+        InvalidInputError: a negative weighted in-degree, which has no square root.
+    """
+    if kind == "gcn":
+        weight = None if edge_weight is None else edge_weight.to(dtype)
+        edges, values = gcn_norm(edge_index, weight, num_nodes, improved=False, add_self_loops=True, dtype=dtype)
+        if not torch.isfinite(values).all():
+            raise InvalidInputError(
+                "the GCN normalisation needs weighted in-degrees (self-loop included) of at least 0, but some are "
+                "negative; use non-negative edge weights or a layer with the 'sum' operator"
+            )
+        return edges, values
+    if kind == "loops":
+        edges, _ = remove_self_loops(edge_index)
+        edges, _ = add_self_loops(edges, num_nodes=num_nodes)
+        return edges, torch.ones(edges.shape[1], dtype=dtype, device=edges.device)
+    if kind == "mean":
+        degree = torch.bincount(edge_index[1], minlength=num_nodes)
+        return edge_index, degree.clamp(min=1).to(dtype).reciprocal()[edge_index[1]]
+    if kind == "sum":
+        if edge_weight is None:
+            return edge_index, torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
+        return edge_index, edge_weight.to(dtype)
+    raise UnknownNameError("operator", kind, OPERATORS)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A rectangular piece of an operator: its rows are destinations, its columns are sources.
+
+    Attributes:
+        csr: the entries by row, in local indices [rows, columns].
+        in_degree: number of in-edges of each row in the **whole** operator, int64 [rows]; a mean over a row divides by
+            this, never by the number of entries that happen to be inside the block.
+        complete: whether every in-edge of every row is inside the block.
+    """
+
+    csr: CSR
+    in_degree: Tensor
+    _cache: dict[str, CSR] = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.csr.num_rows, self.csr.num_columns
+
+    @property
+    def csr_t(self) -> CSR:
+        """The transpose, built on first use and kept."""
+        if "t" not in self._cache:
+            self._cache["t"] = self.csr.transpose()
+        return self._cache["t"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every in-edge of every row is inside the block."""
+        return self.csr.num_entries == int(self.in_degree.sum())
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Edges [2, entries] in local indices: row 0 sources (columns), row 1 destinations (rows)."""
+        return torch.stack([self.csr.col.long(), self.csr.row])
+
+    @property
+    def edge_weight(self) -> Tensor:
+        """Weights [entries], in the order of `edge_index`."""
+        return self.csr.value
+
+
+@dataclass(frozen=True, eq=False)
+class LocalSet:
+    """A batch with the part of its halo that an estimator keeps: batch rows first, then halo rows.
+
+    Attributes:
+        nodes: global ids [batch + halo], each part ascending.
+        num_batch: number of batch rows.
+    """
+
+    nodes: Tensor
+    num_batch: int
+
+    @property
+    def batch(self) -> Tensor:
+        """Global ids of the batch rows."""
+        return self.nodes[: self.num_batch]
+
+    @property
+    def halo(self) -> Tensor:
+        """Global ids of the halo rows."""
+        return self.nodes[self.num_batch :]
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        sorted_nodes, order = torch.sort(self.nodes)
+        return sorted_nodes, order
+
+    def locate(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (local index, is inside) of global ids; the index is arbitrary where not inside."""
+        sorted_nodes, order = self._sorted
+        if sorted_nodes.numel() == 0:
+            return torch.zeros_like(nodes), torch.zeros_like(nodes, dtype=torch.bool)
+        slot = torch.searchsorted(sorted_nodes, nodes).clamp_(max=sorted_nodes.numel() - 1)
+        return order[slot], sorted_nodes[slot] == nodes
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A homogeneous graph with features, labels and the set of labelled (training) nodes.
+
+    Attributes:
+        edge_index: int64 [2, m]; row 0 sources, row 1 destinations. Multi-edges and self-loops are allowed.
+        x: features [n, f], float32 or float64; the dtype of the whole problem.
+        y: int64 [n] classes, or float [n, t] multi-label targets.
+        train_mask: bool [n], the labelled nodes that the objective averages over.
+        edge_weight: float [m] or None.
+        val_mask, test_mask: bool [n] or None.
+        name: for messages and reports.
+
+    Raises:
+        InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels.
+    """
+
+    edge_index: Tensor
+    x: Tensor
+    y: Tensor
+    train_mask: Tensor
+    edge_weight: Tensor | None = None
+    val_mask: Tensor | None = None
+    test_mask: Tensor | None = None
+    name: str = "graph"
+    _blocks: dict[str, Block] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @classmethod
+    def from_pyg(cls, data: Data, *, split: int | None = None, name: str | None = None) -> Graph:
+        """Build from any homogeneous `torch_geometric.data.Data`.
+
+        Edge weights are read from ``data.edge_weight``; ``data.edge_attr`` is ignored. Without ``data.train_mask``
+        every node counts as labelled. Float targets [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
+
+        Args:
+            data: needs ``x``, ``y`` and ``edge_index``.
+            split: which column to take where masks have shape [n, splits].
+            name: for messages and reports.
+
+        Raises:
+            InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
+        """
+        if isinstance(data, HeteroData):
+            raise InvalidInputError(
+                "HeteroData has several node types, Graph holds one; call data.to_homogeneous() first"
+            )
+        for key in ("x", "y", "edge_index"):
+            if getattr(data, key, None) is None:
+                raise InvalidInputError(
+                    f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
+                )
+        num_nodes = data.x.shape[0]
+
+        def mask(key: str) -> Tensor | None:
+            value = getattr(data, key, None)
+            if value is None:
+                return None
+            if value.dim() == 2:
+                if split is None or not 0 <= split < value.shape[1]:
+                    raise InvalidInputError(
+                        f"data.{key} has {value.shape[1]} splits and split={split}; "
+                        f"choose one with split=0 ... {value.shape[1] - 1}"
+                    )
+                value = value[:, split]
+            chosen: Tensor = value.bool()
+            return chosen
+
+        y = data.y
+        if not y.is_floating_point():
+            y = y.long()
+            if y.dim() == 2 and y.shape[1] == 1:
+                y = y[:, 0]
+            elif y.dim() == 2:  # integer indicator matrix: multi-label
+                y = y.to(data.x.dtype)
+        train_mask = mask("train_mask")
+        if train_mask is None:
+            train_mask = torch.ones(num_nodes, dtype=torch.bool, device=data.x.device)
+        return cls(
+            edge_index=data.edge_index.long(),
+            x=data.x if data.x.is_floating_point() else data.x.float(),
+            y=y.to(data.x.dtype) if y.is_floating_point() and data.x.is_floating_point() else y,
+            train_mask=train_mask,
+            edge_weight=getattr(data, "edge_weight", None),
+            val_mask=mask("val_mask"),
+            test_mask=mask("test_mask"),
+            name=name or getattr(data, "name", None) or "graph",
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self.x.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        """Number of directed edges, before any self-loop is added."""
+        return self.edge_index.shape[1]
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features."""
+        return self.x.shape[1]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether targets are float [n, t]."""
+        return self.y.is_floating_point()
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes (largest label + 1) or width of the multi-label targets."""
+        return self.y.shape[1] if self.multi_label else int(self.y.max()) + 1
+
+    @cached_property
+    def num_labelled(self) -> int:
+        """Size of the training set, |V_L|."""
+        return int(self.train_mask.sum())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of every tensor."""
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of features, weights and operators."""
+        return self.x.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Graph:
+        """Return the graph on another device or in another floating dtype."""
+        device = self.device if device is None else torch.device(device)
+        dtype = self.dtype if dtype is None else dtype
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+
+        def move(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+        fields = {
+            key: move(getattr(self, key))
+            for key in ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
+        }
+        return Graph(**fields, name=self.name)  # type: ignore[arg-type]
+
+    def double(self) -> Graph:
+        """Return the graph in float64, the reference precision."""
+        return self.to(dtype=torch.float64)
+
+    def operator(self, kind: str) -> Block:
+        """Return the whole operator [n, n] of this kind (see `OPERATORS`); built once and kept."""
+        if kind not in self._blocks:
+            edges, weight = normalised_edges(kind, self.edge_index, self.edge_weight, self.num_nodes, self.dtype)
+            self._blocks[kind] = _block_from_edges(edges, weight, self.num_nodes)
+        return self._blocks[kind]
+
+    def block(self, kind: str, rows: Tensor, columns: LocalSet) -> Block:
+        """Cut the piece rows x columns out of an operator, values as in the whole graph."""
+        whole = self.operator(kind)
+        position, column, value = whole.csr.gather_rows(rows)
+        index, inside = columns.locate(column)
+        position, index, value = position[inside], index[inside], value[inside]
+        csr = CSR.from_coo(position, index, value, rows.numel(), columns.nodes.numel())
+        return Block(csr, whole.in_degree[rows])
+
+    def induced_block(self, kind: str, nodes: LocalSet) -> Block:
+        """Return the operator of the subgraph induced by the nodes, normalised by the **subgraph's** degrees.
+
+        This is what Cluster-GCN's renormalisation does; every other estimator uses `block`.
+        """
+        position, column, weight = self.operator("sum").csr.gather_rows(nodes.nodes)
+        index, inside = nodes.locate(column)
+        edges = torch.stack([index[inside], position[inside]])
+        size = nodes.nodes.numel()
+        edge_weight = None if self.edge_weight is None else weight[inside]
+        edges, values = normalised_edges(kind, edges, edge_weight, size, self.dtype)
+        return _block_from_edges(edges, values, size)
+
+    def neighbourhood(self, batch: Tensor) -> Tensor:
+        """Return the halo: nodes with an edge from or to a batch node, the batch excluded; ascending ids."""
+        pattern = self.operator("sum")
+        _, sources, _ = pattern.csr.gather_rows(batch)
+        _, destinations, _ = pattern.csr_t.gather_rows(batch)
+        near: Tensor = torch.unique(torch.cat([sources, destinations]))
+        inside = LocalSet(batch, batch.numel()).locate(near)[1]
+        return near[~inside]
+
+    def local_degree_ratio(self, local: LocalSet) -> Tensor:
+        """Return the share of each halo row's in-edges (self-loops apart) that come from inside the local set.
+
+        A row without in-edges misses no message: its share is 1.
+        """
+        pattern = self.operator("sum")
+        position, column, _ = pattern.csr.gather_rows(local.halo)
+        proper = column != local.halo[position]
+        inside = local.locate(column)[1] & proper
+        size = local.halo.numel()
+        total = torch.bincount(position[proper], minlength=size)
+        kept = torch.bincount(position[inside], minlength=size)
+        ratio = kept.to(self.dtype) / total.clamp(min=1).to(self.dtype)
+        return torch.where(total == 0, torch.ones_like(ratio), ratio)
+
+    def transposed(self) -> Graph:
+        """Return the graph with every edge reversed."""
+        return self._replace(edge_index=self.edge_index.flip(0))
+
+    def relabelled(self, order: Tensor) -> Graph:
+        """Return the same graph with node ``order[k]`` renamed to ``k``."""
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(order.numel(), device=order.device)
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[order]
+
+        return self._replace(
+            edge_index=rank[self.edge_index],
+            x=self.x[order],
+            y=self.y[order],
+            train_mask=self.train_mask[order],
+            val_mask=pick(self.val_mask),
+            test_mask=pick(self.test_mask),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (16 hex digits) of structure, features, labels and masks."""
+        digest = hashlib.blake2b(digest_size=8)
+        for value in (self.edge_index, self.edge_weight, self.x, self.y, self.train_mask):
+            if value is None:
+                digest.update(b"none")
+            else:
+                array = np.ascontiguousarray(value.detach().cpu().numpy())
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def _replace(self, **changes: Tensor | None) -> Graph:
+        names = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "name")
+        return Graph(**{name: changes.get(name, getattr(self, name)) for name in names})
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph({self.name!r}, nodes={self.num_nodes}, edges={self.num_edges}, features={self.num_features}, "
+            f"outputs={self.num_outputs}, labelled={self.num_labelled}, dtype={str(self.dtype).removeprefix('torch.')})"
+        )
+
+
+def _block_from_edges(edges: Tensor, weight: Tensor, num_nodes: int) -> Block:
+    csr = CSR.from_coo(edges[1], edges[0], weight, num_nodes, num_nodes)
+    return Block(csr, torch.bincount(edges[1], minlength=num_nodes))
+
+
+def _first(mask: Tensor) -> Sequence[int]:
+    index: list[int] = mask.nonzero()[0].tolist()
+    return index
+
+
+def _validate(graph: Graph) -> None:
+    x, y, edges = graph.x, graph.y, graph.edge_index
+    if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+        raise InvalidInputError(
+            f"features x must be float32 or float64 [nodes, features], got {x.dtype} {tuple(x.shape)}; "
+            "convert them with x.float() or x.double()"
+        )
+    n = x.shape[0]
+    if n == 0:
+        raise InvalidInputError("the graph is empty: 0 nodes, at least 1 is needed; check how the data was loaded")
+    if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
+        raise InvalidInputError(f"edge_index must be int64 [2, edges], got {edges.dtype} {tuple(edges.shape)}")
+    if edges.numel() and not (int(edges.min()) >= 0 and int(edges.max()) < n):
+        bad = (edges < 0) | (edges >= n)
+        raise InvalidInputError(
+            f"edge_index holds node {int(edges[bad][0])}, valid ids are 0 ... {n - 1}; "
+            "give every node a feature row or drop that edge"
+        )
+    if not torch.isfinite(x).all():
+        bad = ~torch.isfinite(x)
+        node, column = _first(bad)
+        raise InvalidInputError(
+            f"features hold {int(bad.sum())} NaN or infinite values, the first at node {node}, column {column}; "
+            "clean them before verifying (for instance torch.nan_to_num)"
+        )
+    weight = graph.edge_weight
+    if weight is not None:
+        if weight.shape != (edges.shape[1],) or not weight.is_floating_point():
+            raise InvalidInputError(
+                f"edge_weight must be floating [{edges.shape[1]}] (one a directed edge), "
+                f"got {weight.dtype} {tuple(weight.shape)}"
+            )
+        if not torch.isfinite(weight).all():
+            edge = _first(~torch.isfinite(weight))[0]
+            raise InvalidInputError(f"edge_weight is NaN or infinite at edge {edge}; every weight must be finite")
+    for key in ("train_mask", "val_mask", "test_mask"):
+        mask = getattr(graph, key)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (n,)):
+            raise InvalidInputError(f"{key} must be bool [{n}], got {mask.dtype} {tuple(mask.shape)}")
+    if not bool(graph.train_mask.any()):
+        raise InvalidInputError(
+            "no node is labelled: train_mask has 0 True values, the objective needs at least 1; set train_mask"
+        )
+    _validate_labels(y, graph.train_mask, n)
+
+
+def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
+    if y.shape[:1] != (n,):
+        raise InvalidInputError(f"labels y must have one row a node ({n}), got shape {tuple(y.shape)}")
+    if y.is_floating_point():
+        if y.dim() != 2:
+            raise InvalidInputError(
+                f"float labels must be multi-label targets [nodes, tasks], got shape {tuple(y.shape)}; "
+                "for classes use integer labels: y.long()"
+            )
+        labelled = y[train_mask]
+        if not torch.isfinite(labelled).all() or bool((labelled < 0).any()) or bool((labelled > 1).any()):
+            raise InvalidInputError(
+                "multi-label targets of labelled nodes must lie in [0, 1]; "
+                "take nodes with missing targets out of train_mask"
+            )
+        return
+    if y.dim() != 1 or y.dtype != torch.int64:
+        raise InvalidInputError(f"class labels must be int64 [nodes], got {y.dtype} {tuple(y.shape)}")
+    if int(y[train_mask].min()) < 0:
+        node = int((train_mask & (y < 0)).nonzero()[0, 0])
+        raise InvalidInputError(
+            f"labelled node {node} has label {int(y[node])}, the smallest valid class is 0; "
+            "take unlabelled nodes out of train_mask"
+        )

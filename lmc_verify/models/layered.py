@@ -1,0 +1,211 @@
+"""The layer contract: models as ``encoder`` -> ``layers`` -> ``head`` whose embeddings can be kept layer by layer.
+
+``H^0 = encoder(x)`` is node-wise, ``H^l = layers[l-1](...)`` passes messages, ``head`` is node-wise. Where a layer is
+*cut* decides which values a history keeps: see `ConvLayer`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch_geometric import nn as pyg_nn
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.graph import Block, Graph
+
+__all__ = [
+    "ACTIVATION_CUTS",
+    "Conv",
+    "ConvLayer",
+    "Layer",
+    "LayeredModel",
+    "active_dropout",
+    "check_node_wise",
+]
+
+ACTIVATION_CUTS = ("pre", "post")
+
+
+class Layer(nn.Module, ABC):
+    """One message-passing layer, evaluated on any rectangular piece of the operator.
+
+    Attributes:
+        operator: which operator its blocks come from (see `lmc_verify.graph.OPERATORS`).
+        aggregate_linear: whether the Jacobian with respect to the sources is independent of the destination's
+            aggregate. If so, LMC with beta = 0 is exact once parameters are frozen; if not, a floor is expected.
+        reads_x0: whether it reads the encoder's output again (GCNII).
+    """
+
+    operator: str
+    aggregate_linear: bool
+    reads_x0: bool = False
+
+    @abstractmethod
+    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the new rows [rows, out] from source [columns, in], target [rows, in] and x0_target [rows, f0].
+
+        Row i may depend on target row i, x0 row i, and the source rows in block row i; on nothing else.
+        """
+
+
+class Conv(nn.Module, ABC):
+    """A convolution without activation: the part of a layer that passes messages."""
+
+    operator: str
+    aggregate_linear: bool
+    reads_target: bool = True
+
+    @abstractmethod
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        """Return the rows [rows, out]."""
+
+
+class ConvLayer(Layer):
+    """A convolution with its node-wise part before (pre-activation cut) or after it (post-activation cut).
+
+    Pre-activation, ``H^l = conv(act(norm(H^{l-1})))``: the next layer applies the activation to what it reads, so
+    the Jacobian at a row never sees that row's own, possibly incomplete, aggregate. Post-activation,
+    ``H^l = act(norm(conv(H^{l-1})))``. Stacked, both are the same function of the parameters.
+
+    Args:
+        conv: the convolution.
+        before: node-wise module applied to what the layer reads, or None.
+        after: node-wise module applied to its result, or None.
+        residual: whether to add the layer's own input row (`target`) to its result.
+    """
+
+    def __init__(
+        self,
+        conv: Conv,
+        *,
+        before: nn.Module | None = None,
+        after: nn.Module | None = None,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.before = before
+        self.after = after
+        self.residual = residual
+        self.operator = conv.operator
+        self.aggregate_linear = conv.aggregate_linear and after is None
+
+    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the rows [rows, out]; see `Layer.forward`."""
+        read_source, read_target = source, target
+        if self.before is not None:
+            read_source = self.before(source)
+            if target is source:
+                read_target = read_source
+            elif self.conv.reads_target:
+                read_target = self.before(target)
+        rows: Tensor = self.conv(read_source, read_target, block)
+        if self.after is not None:
+            rows = self.after(rows)
+        return rows + target if self.residual else rows
+
+
+class LayeredModel(nn.Module):
+    """A node-wise encoder, message-passing layers, and a node-wise head.
+
+    Args:
+        layers: the layers, first to last.
+        encoder: maps features to ``H^0``; None is the identity.
+        head: maps ``H^L`` to outputs; None is the identity.
+
+    Raises:
+        InvalidInputError: no layer, or a module that couples rows (batch norm and its relatives).
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], *, encoder: nn.Module | None = None, head: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise InvalidInputError("a layered model needs at least 1 message-passing layer, got 0")
+        self.encoder = encoder
+        self.layers = nn.ModuleList(layers)
+        self.head = head
+        check_node_wise(self)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of message-passing layers, L."""
+        return len(self.layers)
+
+    def layer(self, index: int) -> Layer:
+        """Return layer ``index`` in the paper's numbering, 1 ... L."""
+        return cast(Layer, self.layers[index - 1])
+
+    @property
+    def aggregate_linear(self) -> bool:
+        """Whether every layer is aggregate-linear (see `Layer`)."""
+        return all(self.layer(index).aggregate_linear for index in range(1, self.num_layers + 1))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return ``H^0`` for rows of features."""
+        return x if self.encoder is None else cast(Tensor, self.encoder(x))
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """Return outputs for rows of ``H^L``."""
+        return embeddings if self.head is None else cast(Tensor, self.head(embeddings))
+
+    def forward(self, graph: Graph) -> Tensor:
+        """Return the outputs of every node [n, outputs], in one piece, differentiable by plain autograd."""
+        x0 = self.encode(graph.x)
+        h = x0
+        for index in range(1, self.num_layers + 1):
+            layer = self.layer(index)
+            h = layer(h, h, x0, graph.operator(layer.operator))
+        return self.predict(h)
+
+
+_COUPLES_ROWS = (
+    nn.modules.batchnorm._BatchNorm,
+    pyg_nn.BatchNorm,
+    pyg_nn.InstanceNorm,
+    pyg_nn.GraphNorm,
+    pyg_nn.GraphSizeNorm,
+    pyg_nn.PairNorm,
+    pyg_nn.MeanSubtractionNorm,
+    pyg_nn.DiffGroupNorm,
+)
+
+
+def check_node_wise(module: nn.Module) -> None:
+    """Raise InvalidInputError if a sub-module is known to couple the rows of a layer."""
+    for name, part in module.named_modules():
+        graph_norm = isinstance(part, pyg_nn.LayerNorm) and part.mode == "graph"
+        if graph_norm or isinstance(part, _COUPLES_ROWS):
+            raise InvalidInputError(
+                f"{name or 'the module'} is a {type(part).__name__}, which couples the rows of a mini-batch: "
+                "layer-wise gradients are then undefined; use torch.nn.LayerNorm (node-wise) instead"
+            )
+
+
+def active_dropout(module: nn.Module) -> str | None:
+    """Return the name of a sub-module whose dropout is on (training mode, probability above 0), or None."""
+    for name, part in module.named_modules():
+        rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
+        if part.training and isinstance(rate, float) and rate > 0:
+            return name or type(part).__name__
+    return None
+
+
+def node_wise_part(
+    width: int, *, norm: str | None, dropout: float, device: torch.device | None, dtype: torch.dtype | None
+) -> nn.Module:
+    """Return norm -> ReLU -> dropout for rows of the given width, leaving out what is not asked for."""
+    parts: list[nn.Module] = []
+    if norm == "layer":
+        parts.append(nn.LayerNorm(width, device=device, dtype=dtype))
+    elif norm is not None:
+        raise UnknownNameError("norm", norm, ["layer"])
+    parts.append(nn.ReLU())
+    if dropout > 0:
+        parts.append(nn.Dropout(dropout))
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

@@ -1,0 +1,157 @@
+"""GCN, SAGE and GAT as layered models, and the registry of models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch_geometric.nn import GATConv
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.models.adapter import PyGConv, materialise
+from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
+from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, LayeredModel, node_wise_part
+from lmc_verify.seeds import torch_generator
+
+__all__ = ["GAT", "GCN", "MODELS", "SAGE", "make_model"]
+
+
+class _Stack(LayeredModel):
+    """L convolutions with norm, ReLU and dropout between them.
+
+    Args:
+        in_channels: width of the features.
+        hidden_channels: width of the hidden layers.
+        out_channels: classes or tasks.
+        num_layers: message-passing layers, L >= 1.
+        activation_cut: ``"pre"`` (histories keep what the next activation reads; LMC can be exact) or ``"post"``.
+        encoder: add a linear encoder with ReLU, features -> hidden.
+        head: add a linear head, hidden -> outputs.
+        norm: None or ``"layer"`` (node-wise LayerNorm before each activation).
+        residual: add each hidden layer's input to its output where the widths agree.
+        dropout: probability, active in training mode only; verification refuses it.
+        seed: seed of the initial parameters; no global random state is used.
+        dtype: dtype of the parameters, by default float32.
+
+    Raises:
+        InvalidInputError: a width or the number of layers below 1, or dropout outside [0, 1).
+        UnknownNameError: an unknown cut or norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int = 3,
+        *,
+        activation_cut: str = "pre",
+        encoder: bool = False,
+        head: bool = False,
+        norm: str | None = None,
+        residual: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        **conv_settings: Any,
+    ) -> None:
+        sizes = {
+            "in_channels": in_channels,
+            "hidden_channels": hidden_channels,
+            "out_channels": out_channels,
+            "num_layers": num_layers,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise InvalidInputError(f"{name} is {value}, it must be at least 1")
+        if not 0 <= dropout < 1:
+            raise InvalidInputError(f"dropout is {dropout}, it must lie in [0, 1)")
+        if activation_cut not in ACTIVATION_CUTS:
+            raise UnknownNameError("activation cut", activation_cut, ACTIVATION_CUTS)
+        first = hidden_channels if encoder else in_channels
+        last = hidden_channels if head else out_channels
+        widths = [first, *[hidden_channels] * (num_layers - 1), last]
+        layers = []
+        for index in range(num_layers):
+            conv = self._conv(widths[index], widths[index + 1], dtype=dtype, **conv_settings)
+            pre = activation_cut == "pre" and index > 0
+            post = activation_cut == "post" and index < num_layers - 1
+
+            def part(width: int) -> nn.Module:
+                return node_wise_part(width, norm=norm, dropout=dropout, device=None, dtype=dtype)
+
+            layers.append(
+                ConvLayer(
+                    conv,
+                    before=part(widths[index]) if pre else None,
+                    after=part(widths[index + 1]) if post else None,
+                    residual=residual and widths[index] == widths[index + 1],
+                )
+            )
+        super().__init__(
+            layers,
+            encoder=nn.Sequential(_linear(in_channels, hidden_channels, dtype), nn.ReLU()) if encoder else None,
+            head=nn.Sequential(nn.ReLU(), _linear(hidden_channels, out_channels, dtype)) if head else None,
+        )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        initialise(self, torch_generator(seed, "parameters"))
+
+    def _conv(self, in_channels: int, out_channels: int, *, dtype: torch.dtype | None, **settings: Any) -> Conv:
+        raise NotImplementedError  # each subclass builds its own convolution
+
+
+class GCN(_Stack):
+    """Graph convolutional network [Kipf and Welling, ICLR 2017], aggregate-linear with the pre-activation cut."""
+
+    __doc__ += (_Stack.__doc__ or "").split("between them.", 1)[1]
+
+    def _conv(self, in_channels: int, out_channels: int, *, dtype: torch.dtype | None, **settings: Any) -> Conv:
+        return GCNConv(in_channels, out_channels, dtype=dtype, **settings)
+
+
+class SAGE(_Stack):
+    """GraphSAGE with mean aggregation [Hamilton et al., NeurIPS 2017], aggregate-linear with the pre-activation cut."""
+
+    __doc__ += (_Stack.__doc__ or "").split("between them.", 1)[1]
+
+    def _conv(self, in_channels: int, out_channels: int, *, dtype: torch.dtype | None, **settings: Any) -> Conv:
+        return SAGEConv(in_channels, out_channels, dtype=dtype, **settings)
+
+
+class GAT(_Stack):
+    """Graph attention network [Velickovic et al., ICLR 2018] through the PyG adapter; not aggregate-linear.
+
+    The softmax of a halo row sees only part of its neighbours, so compensation cannot be exact. Keyword ``heads``
+    averages that many attention heads (default 1).
+    """
+
+    __doc__ += (_Stack.__doc__ or "").split("between them.", 1)[1]
+
+    def _conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dtype: torch.dtype | None,
+        heads: int = 1,
+        **settings: Any,
+    ) -> Conv:
+        conv = materialise(GATConv, in_channels, out_channels, heads=heads, concat=False, dtype=dtype, **settings)
+        return PyGConv(conv)
+
+
+def _linear(in_channels: int, out_channels: int, dtype: torch.dtype | None) -> nn.Module:
+    linear: nn.Module = nn.utils.skip_init(nn.Linear, in_channels, out_channels, dtype=dtype)
+    return linear
+
+
+MODELS: dict[str, Callable[..., LayeredModel]] = {"gcn": GCN, "sage": SAGE, "gat": GAT}
+
+
+def make_model(name: str, *args: Any, **settings: Any) -> LayeredModel:
+    """Build a model by name (see `MODELS`)."""
+    if name not in MODELS:
+        raise UnknownNameError("model", name, MODELS)
+    return MODELS[name](*args, **settings)
