@@ -7,6 +7,7 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 from lmc_verify._version import __version__
 from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.datasets import dataset_names, load_data, load_graph
 from lmc_verify.errors import (
     InvalidInputError,
     LmcVerifyError,
@@ -77,7 +78,10 @@ __all__ = [
     "UnknownNameError",
     "Verdict",
     "__version__",
+    "dataset_names",
     "exact_pass",
+    "load_data",
+    "load_graph",
     "make_estimator",
     "make_model",
     "make_partition",

@@ -1,0 +1,314 @@
+"""Cases: the settings of one check, and the objects that they describe.
+
+Settings are plain data (a TOML table, a command line); a `Case` holds the graph, problem, design and estimator built
+from them. Every case is built in float64 and from its own seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.datasets import load_graph
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import Estimator, History, make_estimator
+from lmc_verify.exact import ExactPass, exact_pass
+from lmc_verify.graph import Graph
+from lmc_verify.models import make_model
+from lmc_verify.partition import Partition, make_partition
+from lmc_verify.problem import Problem
+
+__all__ = [
+    "Case",
+    "CaseSettings",
+    "DatasetSettings",
+    "DesignSettings",
+    "EstimatorSettings",
+    "ModelSettings",
+    "Workspace",
+    "build_case",
+    "sweep_batches",
+]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Named(BaseModel):
+    """A name with free settings, checked by the registry that knows the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def describe(self) -> str:
+        """Return name and settings on one line."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
+
+
+class DatasetSettings(_Named):
+    """A data set by name, with its options."""
+
+
+class EstimatorSettings(_Named):
+    """An estimator by name, with its settings."""
+
+
+class ModelSettings(_Settings):
+    """A model by name, with widths and depth."""
+
+    name: str = "gcn"
+    layers: int = Field(3, ge=1, le=64)
+    width: int = Field(16, ge=1)
+    activation_cut: Literal["pre", "post"] = "pre"
+    encoder: bool = False
+    head: bool = False
+    norm: Literal["layer"] | None = None
+    residual: bool = False
+
+
+class DesignSettings(_Settings):
+    """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes."""
+
+    name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
+    partition: Literal["metis", "random", "contiguous"] = "metis"
+    parts: int = Field(8, ge=1)
+    per_batch: int = Field(2, ge=1)
+    seen: tuple[int, ...] = ()
+
+
+class CaseSettings(_Settings):
+    """Everything that determines a case.
+
+    Attributes:
+        histories: what histories hold when the estimates are made: ``"exact"`` values, ``"zero"``, or the result of
+            ``"sweeps:k"``, k sweeps over all clusters from zero at the same parameters.
+    """
+
+    dataset: DatasetSettings = DatasetSettings(name="digits")
+    model: ModelSettings = ModelSettings()
+    estimator: EstimatorSettings = EstimatorSettings(name="backward-sgd")
+    design: DesignSettings = DesignSettings()
+    histories: str = "exact"
+    seed: int = Field(0, ge=0)
+
+    @field_validator("histories")
+    @classmethod
+    def _known_histories(cls, value: str) -> str:
+        if value in ("exact", "zero"):
+            return value
+        head, _, count = value.partition(":")
+        if head == "sweeps" and count.isdigit():
+            return value
+        raise ValueError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
+
+    def canonical(self) -> str:
+        """Return the settings as one line of JSON with sorted keys: the identity of the case."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass
+class Workspace:
+    """Where data come from, and what cases share: graphs, partitions and exact passes are made once.
+
+    Attributes:
+        data_root: folder with raw files of real data sets, or None.
+        download: whether missing raw files may be downloaded.
+    """
+
+    data_root: Path | None = None
+    download: bool = False
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _exact: dict[Problem, ExactPass] = field(default_factory=dict, repr=False)
+
+    def graph(self, settings: DatasetSettings, seed: int) -> Graph:
+        """Load a data set in float64."""
+        key = f"graph {settings.model_dump_json()} {seed}"
+        if key not in self._cache:
+            self._cache[key] = load_graph(
+                settings.name, data_root=self.data_root, download=self.download, seed=seed, **settings.settings
+            ).double()
+        graph: Graph = self._cache[key]
+        return graph
+
+    def partition(self, graph: Graph, method: str, parts: int, seed: int) -> Partition:
+        """Partition a graph."""
+        key = f"partition {graph.fingerprint} {method} {parts} {seed}"
+        if key not in self._cache:
+            self._cache[key] = make_partition(graph, method, parts, seed=seed)
+        partition: Partition = self._cache[key]
+        return partition
+
+    def problem(self, graph: Graph, settings: ModelSettings, seed: int) -> Problem:
+        """Build a model for a graph in float64, in evaluation mode."""
+        key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
+        if key not in self._cache:
+            model = make_model(
+                settings.name,
+                graph.num_features,
+                settings.width,
+                graph.num_outputs,
+                num_layers=settings.layers,
+                activation_cut=settings.activation_cut,
+                encoder=settings.encoder,
+                head=settings.head,
+                norm=settings.norm,
+                residual=settings.residual,
+                seed=seed,
+                dtype=torch.float64,
+            )
+            self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
+        problem: Problem = self._cache[key]
+        return problem
+
+    def exact(self, problem: Problem) -> ExactPass:
+        """Return the exact pass of a problem."""
+        # By identity: two problems may agree in graph and parameters and still differ, say in the activation cut.
+        if problem not in self._exact:
+            self._exact[problem] = exact_pass(problem)
+        return self._exact[problem]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case: everything that a claim needs to be checked.
+
+    Attributes:
+        settings: what it was built from.
+        problem: in float64.
+        design: the batch design.
+        partition: the clusters, or None for designs over nodes.
+        estimator: the estimator under test.
+        exact: the exact pass of `problem`.
+    """
+
+    settings: CaseSettings
+    problem: Problem
+    design: BatchDesign
+    partition: Partition | None
+    estimator: Estimator
+    exact: ExactPass
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the problem."""
+        return self.problem.graph
+
+    def initial_state(self) -> History:
+        """Return a state with the histories that the settings ask for."""
+        return prepared_state(self, self.settings.histories)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The case as flat values for records and reports."""
+        settings, graph = self.settings, self.graph
+        design = settings.design
+        out: dict[str, Any] = {
+            "dataset": settings.dataset.describe(),
+            "nodes": graph.num_nodes,
+            "edges": graph.num_edges,
+            "model": settings.model.name,
+            "layers": settings.model.layers,
+            "width": settings.model.width,
+            "activation_cut": settings.model.activation_cut,
+            "estimator": settings.estimator.name,
+            "normaliser": getattr(self.estimator, "normaliser", "inclusion"),
+            "design": design.name,
+            "per_batch": design.per_batch,
+            "support": self.design.support_size,
+            "histories": settings.histories,
+            "seed": settings.seed,
+            "dtype": "float64",
+        }
+        for key in ("encoder", "head", "residual", "norm"):
+            if getattr(settings.model, key):
+                out[key] = getattr(settings.model, key)
+        for key, value in settings.estimator.settings.items():
+            out.setdefault(key, value)
+        if self.partition is not None:
+            out["partition"] = design.partition
+            out["parts"] = self.partition.num_parts
+        if design.seen:
+            out["seen"] = ",".join(map(str, design.seen))
+        return out
+
+    @cached_property
+    def hashes(self) -> Mapping[str, str]:
+        """Content hashes of what the verdict depends on."""
+        out = {"graph": self.graph.fingerprint, "parameters": self.problem.parameter_fingerprint()}
+        if self.partition is not None:
+            out["partition"] = self.partition.fingerprint
+        return out
+
+
+def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Case:
+    """Build the objects of a case.
+
+    Raises:
+        InvalidInputError: anything in the settings that does not fit; the message names it.
+    """
+    workspace = workspace or Workspace()
+    graph = workspace.graph(settings.dataset, settings.seed)
+    problem = workspace.problem(graph, settings.model, settings.seed)
+    design, partition = _build_design(settings, graph, workspace)
+    estimator = make_estimator(settings.estimator.name, **settings.estimator.settings)
+    return Case(settings, problem, design, partition, estimator, workspace.exact(problem))
+
+
+def _build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> tuple[BatchDesign, Partition | None]:
+    wanted = settings.design
+    if wanted.name == "nodes":
+        return UniformNodes(graph.num_nodes, wanted.per_batch), None
+    partition = workspace.partition(graph, wanted.partition, wanted.parts, settings.seed)
+    if wanted.name == "clusters":
+        return Clusters(partition, wanted.per_batch), partition
+    if wanted.name == "epoch":
+        return EpochClusters(partition, wanted.per_batch, wanted.seen), partition
+    return FusedClusters(partition, wanted.per_batch, settings.seed), partition
+
+
+def prepared_state(case: Case, histories: str) -> History:
+    """Return a state of the case's estimator with ``"exact"``, ``"zero"`` or ``"sweeps:k"`` histories.
+
+    Raises:
+        InvalidInputError: sweeps were asked for a design without clusters.
+    """
+    state = case.estimator.init(case.problem)
+    if state.parameters is not None:  # holds exact values by definition
+        return state
+    if histories == "exact":
+        return state.filled(case.exact)
+    if histories.startswith("sweeps:"):
+        for _ in range(int(histories.removeprefix("sweeps:"))):
+            for batch in sweep_batches(case):
+                state.apply(case.estimator.estimate(case.problem, state, batch).writes)
+    return state
+
+
+def sweep_batches(case: Case) -> list[Any]:
+    """Return batches that visit every node exactly once: the clusters in order, `per_batch` at a time.
+
+    Raises:
+        InvalidInputError: the design has no clusters.
+    """
+    if case.partition is None:
+        raise InvalidInputError("sweeps need a design over clusters, this case draws single nodes; set design.name")
+    groups = case.partition.num_parts
+    per_batch = min(case.settings.design.per_batch, groups)
+    assignment = torch.arange(groups) // per_batch
+    fused = Partition(assignment[case.partition.assignment], "sweep")
+    return [batch for batch, _ in Clusters(fused, 1).enumerate()]

@@ -1,0 +1,424 @@
+"""The command line: ``lmc-verify run | check | report | list | explain | controls | doctor``.
+
+Exit codes: 0 as expected, 1 a claim has another verdict than expected, 2 usage or configuration, 3 inconclusive under
+``--strict``, 4 a control failed, 5 a crash, 6 nothing was checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from lmc_verify import __version__
+from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.claims import CLAIMS, Outcome, find_claim
+from lmc_verify.console import print_controls, print_result, print_table, print_verdict, progress
+from lmc_verify.controls import CONTROLS, find_control
+from lmc_verify.datasets import dataset_info, dataset_names
+from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, UnknownNameError
+from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.execution import RunResult, environment, run_planned, run_suite
+from lmc_verify.models import MODELS
+from lmc_verify.records import Records
+from lmc_verify.report import ClaimText, build_report, write_report
+from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lmc-verify",
+    help="Verify and benchmark the convergence claims of graph neural network training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RECORDS_FILE = "records.sqlite"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder with raw files of real data sets (default: $LMC_VERIFY_DATA_ROOT)."),
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download raw files that are missing.")]
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    estimators = "estimators"
+    claims = "claims"
+    models = "models"
+    datasets = "datasets"
+    controls = "controls"
+    suites = "suites"
+
+
+def _out() -> Console:
+    # Without a terminal, tables must not be squeezed into 80 columns: they go to logs.
+    width = None if sys.stdout.isatty() else max(160, int(os.environ.get("COLUMNS", "0") or 0))
+    return Console(width=width)
+
+
+def _err() -> Console:
+    return Console(stderr=True)
+
+
+def _print_json(document: Any) -> None:
+    # Through the records' encoding: NaN and infinities are not JSON.
+    typer.echo(json.dumps(_finite(document), indent=2, sort_keys=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _claim_texts() -> dict[str, ClaimText]:
+    return {
+        claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
+        for claim in CLAIMS.values()
+    }
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite of the package.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/NAME).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Reuse trials of the same case and code.")] = False,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a suite, record every trial, and write the report."""
+    chosen = load_suite(suite)
+    folder = out or Path("reports") / "out" / chosen.name
+    _writable(folder)
+    total = len(chosen.plan())
+    workspace = Workspace(data_root, download)
+    with Records.create_or_open(folder / RECORDS_FILE) as records:
+        with progress(total, console=_err()) as listen:
+            result = run_suite(chosen, records, workspace, resume=resume, jobs=jobs, listen=listen)
+        report = build_report(records, result.run_id, _claim_texts())
+        paths = write_report(report, folder)
+    code = result.exit_code
+    if code == 0 and strict and result.inconclusive:
+        code = 3
+    if as_json:
+        _print_json(_run_document(chosen.name, result, code, paths))
+    else:
+        console = _out()
+        print_result(result, console)
+        if result.reused:
+            console.print(f"{result.reused} trials reused from an earlier run", highlight=False)
+        console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, Path]) -> dict[str, Any]:
+    return {
+        "suite": name,
+        "exit_code": code,
+        "trials": [trial.to_dict() for trial in result.trials],
+        "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
+        "reused": result.reused,
+        "files": {key: str(path) for key, path in paths.items()},
+    }
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
+        ) from error
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: beside the records).")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="Take the latest run of this suite.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML."""
+    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    with Records.open(file) as records:
+        latest = records.latest_run(suite)
+        if latest is None:
+            which = f"of suite {suite!r} " if suite else ""
+            raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
+        built = build_report(records, latest.id, _claim_texts())
+    paths = write_report(built, out or file.parent)
+    if as_json:
+        _print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})
+        return
+    typer.echo(built.headline)
+    for key, path in paths.items():
+        typer.echo(f"{key}: {path}")
+
+
+@app.command()
+def check(
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
+    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.")] = "backward-sgd",
+    dataset: Annotated[str, typer.Option("--dataset", help="Data set by name.")] = "digits",
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    histories: Annotated[str, typer.Option("--histories", help="exact, zero, or sweeps:K.")] = "exact",
+    seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting of the case, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
+        ),
+    ] = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect", help="Expected outcome (default: what theory says of this case).")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check one claim on one case; exit with 0 if the verdict is the expected one."""
+    chosen = find_claim(claim)
+    case_settings = _case_settings(
+        {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed}, settings or []
+    )
+    wanted = _outcome(expect)
+    workspace = Workspace(data_root, download)
+    start = time.perf_counter()
+    case = build_case(case_settings, workspace)
+    theory = chosen.expect(case)
+    expected, reason = (theory.outcome, f"theory: {theory.reason}") if wanted is None else (wanted, "as asked for")
+    trial = run_planned(Planned("claim", chosen.id, case_settings, expected), workspace)
+    verdict = trial.verdict
+    if as_json:
+        _print_json(
+            {
+                "verdict": verdict.to_dict(),
+                "expected": expected.value,
+                "as_expected": verdict.outcome is expected,
+                "reason": reason,
+                "seconds": time.perf_counter() - start,
+                "command": reproduction_command(chosen.id, case_settings),
+                "environment": environment(),
+            }
+        )
+    else:
+        print_verdict(verdict, expected, reason, _out())
+    raise typer.Exit(_verdict_code(verdict.outcome, expected, strict))
+
+
+def _verdict_code(outcome: Outcome, expected: Outcome, strict: bool) -> int:
+    if outcome is Outcome.ERROR:
+        return 5
+    if outcome is Outcome.INCONCLUSIVE and strict:
+        return 3
+    return 0 if outcome is expected else 1
+
+
+def _outcome(name: str | None) -> Outcome | None:
+    if name is None:
+        return None
+    try:
+        return Outcome(name.upper().replace("-", "_"))
+    except ValueError:
+        raise UnknownNameError("outcome", name, [item.value for item in Outcome]) from None
+
+
+def _case_settings(base: Mapping[str, Any], assignments: list[str]) -> CaseSettings:
+    """Build settings from dotted keys; values are TOML, and bare words are strings."""
+    tree: dict[str, Any] = {}
+    pairs = list(base.items())
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InvalidInputError(f"--set {text!r} is not KEY=VALUE; write for instance --set model.layers=2")
+        try:
+            pairs.append((key, tomllib.loads(f"value = {value}")["value"]))
+        except tomllib.TOMLDecodeError:
+            pairs.append((key, value))
+    for key, value in pairs:
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise InvalidInputError(f"--set {key}: {part!r} is not a table of settings")
+        node[last] = value
+    try:
+        return CaseSettings.model_validate(tree)
+    except ValidationError as error:
+        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InvalidInputError(f"the case's settings do not fit: {'; '.join(parts)}") from error
+
+
+@app.command()
+def controls(
+    names: Annotated[list[str] | None, typer.Argument(help="Controls by name (default: all).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
+    chosen = [find_control(name) for name in names or CONTROLS]
+    workspace = Workspace()
+    trials = [
+        run_planned(Planned("control", item.claim, item.broken or item.sound, item.expected, control=item), workspace)
+        for item in chosen
+    ]
+    if as_json:
+        _print_json([trial.to_dict() for trial in trials])
+    else:
+        print_controls(trials, _out())
+    raise typer.Exit(4 if any(trial.as_expected is False for trial in trials) else 0)
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List estimators, claims, models, data sets, controls or suites."""
+    columns, rows = _listing(kind)
+    if as_json:
+        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_table(columns, rows, _out())
+
+
+def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
+    if kind is Kind.estimators:
+        return ["name", "description"], [[name, _first_line(item)] for name, item in ESTIMATORS.items()]
+    if kind is Kind.models:
+        return ["name", "description"], [[name, _first_line(item)] for name, item in MODELS.items()]
+    if kind is Kind.claims:
+        return ["id", "tier", "title"], [[item.id, item.tier, item.title] for item in CLAIMS.values()]
+    if kind is Kind.controls:
+        return ["name", "role", "description"], [[c.name, c.role, c.description] for c in CONTROLS.values()]
+    if kind is Kind.suites:
+        return ["name", "title"], [[name, load_suite(file).title] for name, file in suite_names().items()]
+    infos = [dataset_info(name) for name in dataset_names()]
+    return ["name", "family", "task", "nodes", "edges", "files", "description"], [
+        [
+            info.name,
+            info.family,
+            info.task,
+            "" if info.num_nodes is None else f"{info.num_nodes:,}",
+            "" if info.num_edges is None else f"{info.num_edges:,}",
+            "needed" if info.needs_files else "none",
+            info.description,
+        ]
+        for info in infos
+    ]
+
+
+def _first_line(item: Any) -> str:
+    return (item.__doc__ or "").strip().partition("\n")[0]
+
+
+@app.command()
+def explain(
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Explain a claim: statement, source, theory, assumptions, and how it is checked."""
+    item = find_claim(claim)
+    how = (item.check.__doc__ or "").strip()
+    if as_json:
+        _print_json(
+            {
+                "id": item.id,
+                "title": item.title,
+                "statement": item.statement,
+                "source": item.source,
+                "tier": item.tier,
+                "theory": item.theory,
+                "assumptions": [{"id": a.id, "statement": a.statement} for a in item.assumptions],
+                "check": how,
+            }
+        )
+        return
+    console = _out()
+    console.print(f"[bold]{item.id}[/]: {item.title}", highlight=False)
+    for label, text in (
+        ("Statement", item.statement),
+        ("Source", item.source),
+        ("Tier", item.tier),
+        ("Why", item.theory),
+        ("Check", how),
+    ):
+        console.print(f"\n{label}", style="bold")
+        console.print(text, markup=False, highlight=False)
+    console.print("\nAssumptions", style="bold")
+    for assumption in item.assumptions:
+        console.print(f"- {assumption.id}: {assumption.statement}", markup=False, highlight=False)
+
+
+@app.command()
+def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> None:
+    """Report versions, devices, and which data sets can be loaded from the data root."""
+    import torch
+
+    root = data_root or (Path(os.environ["LMC_VERIFY_DATA_ROOT"]) if os.environ.get("LMC_VERIFY_DATA_ROOT") else None)
+    packages = ("torch", "torch-geometric", "numpy", "scipy", "scikit-learn", "pymetis", "hypothesis", "joblib")
+    found: dict[str, Any] = {
+        "lmc-verify": __version__,
+        **{name: _version_of(name) for name in packages},
+        **{key: value for key, value in environment().items() if key in ("python", "platform", "threads", "code")},
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
+        "data root": "not set" if root is None else f"{root} ({'found' if root.is_dir() else 'missing'})",
+    }
+    if as_json:
+        _print_json(found)
+    else:
+        print_table(["item", "value"], [[key, str(value)] for key, value in found.items()], _out())
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Entry point: turn the package's errors into one clear line and their exit codes."""
+    try:
+        app()
+    except LmcVerifyError as error:
+        if "--json" in sys.argv:
+            _print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
+        print(f"lmc-verify: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

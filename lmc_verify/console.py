@@ -1,0 +1,198 @@
+"""What the command line prints: progress, verdict tables, listings. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.execution import Listener, RunResult
+from lmc_verify.records import Trial
+from lmc_verify.suite import Planned
+
+__all__ = ["print_controls", "print_result", "print_table", "print_verdict", "progress"]
+
+_STYLE = {
+    Outcome.EXACT: "green",
+    Outcome.SUPPORTED: "green",
+    Outcome.REFUTED: "yellow",
+    Outcome.INCONCLUSIVE: "magenta",
+    Outcome.VACUOUS: "magenta",
+    Outcome.NOT_APPLICABLE: "dim",
+    Outcome.ERROR: "bold red",
+}
+
+
+def _mark(trial: Trial) -> str:
+    return {True: "as expected", False: "UNEXPECTED", None: "no expectation"}[trial.as_expected]
+
+
+def _line(planned: Planned, trial: Trial | None, reason: str) -> str:
+    if trial is None:
+        return f"not run         {planned.label}: {reason}"
+    return f"{trial.verdict.outcome.value:<15} {_mark(trial):<14} {planned.label} ({trial.seconds:.2f} s)"
+
+
+@contextmanager
+def progress(total: int, *, console: Console) -> Iterator[Listener]:
+    """Yield a listener that shows progress: a bar on a terminal, one line a trial elsewhere."""
+    if not console.is_terminal:
+        done = 0
+
+        def plain(planned: Planned, trial: Trial | None, reason: str) -> None:
+            nonlocal done
+            done += 1
+            console.print(
+                f"[{done}/{total}] {_line(planned, trial, reason)}", markup=False, highlight=False, soft_wrap=True
+            )
+
+        yield plain
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("checking", total=total)
+
+        def rich(planned: Planned, trial: Trial | None, reason: str) -> None:
+            bar.advance(task)
+            if trial is None or trial.as_expected is False:
+                bar.console.print(_line(planned, trial, reason), markup=False, highlight=False)
+
+        yield rich
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def print_result(result: RunResult, console: Console) -> None:
+    """Print the verdict table of a run, its controls, and what was not run."""
+    table = Table(title="Verdicts", title_justify="left")
+    for name in ("claim", "data set", "estimator", "case"):
+        table.add_column(name, overflow="fold")
+    table.add_column("residual", justify="right")
+    table.add_column("tolerance", justify="right")
+    table.add_column("verdict")
+    table.add_column("")
+    for trial in (item for item in result.trials if item.kind == "claim"):
+        verdict, case = trial.verdict, trial.verdict.case
+        details = [str(case.get("model", "")), str(case.get("activation_cut", "")), str(case.get("design", ""))]
+        details += [f"{key}={case[key]}" for key in ("normaliser", "beta") if case.get(key) not in (None, "inclusion")]
+        if case.get("histories") not in (None, "exact"):
+            details.append(f"histories={case['histories']}")
+        style = _STYLE[verdict.outcome]
+        table.add_row(
+            verdict.claim,
+            str(case.get("dataset", "")),
+            str(case.get("estimator", "")),
+            escape(" ".join(details)),
+            _number(verdict.residual),
+            _number(verdict.tolerance),
+            f"[{style}]{verdict.outcome.value}[/]",
+            "" if trial.as_expected else f"[bold red]expected {trial.expected}[/]",
+        )
+    console.print(table)
+    controls = [trial for trial in result.trials if trial.kind == "control"]
+    if controls:
+        passed = sum(trial.as_expected is True for trial in controls)
+        console.print(f"{passed} of {len(controls)} controls passed", highlight=False)
+        for trial in controls:
+            if trial.as_expected is not True and trial.control is not None:
+                state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+                console.print(
+                    f"  {trial.control['name']}: {state}: {trial.verdict.summary}", markup=False, highlight=False
+                )
+    reasons: dict[str, int] = {}
+    for _, reason in result.not_run:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        console.print(f"not run: {count} trials: {reason}", markup=False, highlight=False, soft_wrap=True)
+    claims = [trial for trial in result.trials if trial.kind == "claim"]
+    good = sum(trial.as_expected is True for trial in claims)
+    console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
+
+
+def print_verdict(verdict: Verdict, expected: Outcome, reason: str, console: Console) -> None:
+    """Print one verdict with its evidence."""
+    style = _STYLE[verdict.outcome]
+    console.print(
+        f"[{style}]{verdict.outcome.value}[/] {escape(verdict.claim)}: {escape(verdict.summary)}", soft_wrap=True
+    )
+    mark = "as expected" if verdict.outcome is expected else "[bold red]unexpected[/]"
+    console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
+    case = ", ".join(f"{key}={value}" for key, value in verdict.case.items())
+    console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
+    for item in verdict.assumptions:
+        symbol = {True: "holds", False: "FAILS", None: "not checked"}[item.holds]
+        detail = f" ({item.detail})" if item.detail else ""
+        console.print(f"  assumption {symbol}: {item.statement}{detail}", markup=False, highlight=False, soft_wrap=True)
+    if verdict.evidence:
+        table = Table(box=None)
+        for name, justify in (
+            ("group", "left"),
+            ("quantity", "left"),
+            ("value", "right"),
+            ("tolerance", "right"),
+            ("unit", "left"),
+        ):
+            table.add_column(name, justify="right" if justify == "right" else "left")
+        for piece in verdict.evidence:
+            table.add_row(
+                piece.group, escape(piece.quantity), f"{piece.value:.3g}", _number(piece.tolerance), piece.unit
+            )
+        console.print(table)
+
+
+def print_controls(trials: Sequence[Trial], console: Console) -> None:
+    """Print one line a control and the mutation score."""
+    table = Table(title="Controls", title_justify="left")
+    for name in ("control", "role", "what it is"):
+        table.add_column(name)
+    table.add_column("effect", justify="right")
+    table.add_column("detectable", justify="right")
+    table.add_column("verdict")
+    table.add_column("")
+    for trial in trials:
+        control = trial.control or {}
+        verdict = trial.verdict
+        word = {True: "passed", False: "[bold red]FAILED[/]", None: "not decided"}[trial.as_expected]
+        table.add_row(
+            str(control.get("name")),
+            str(control.get("role")),
+            escape(str(control.get("description"))),
+            _number(control.get("effect")),
+            _number(verdict.minimum_detectable_effect),
+            verdict.outcome.value,
+            word,
+        )
+    console.print(table)
+    defects = [
+        trial for trial in trials if (trial.control or {}).get("role") == "defect" and trial.as_expected is not None
+    ]
+    caught = sum(trial.as_expected is True for trial in defects)
+    if defects:
+        console.print(
+            f"mutation score: {caught} of {len(defects)} defects above the detectable effect caught "
+            f"({100 * caught / len(defects):.0f} %)",
+            highlight=False,
+        )
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a listing."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,243 @@
+"""Running planned trials: one after another, or over joblib's processes; each result is recorded as it comes."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.controls import check_control
+from lmc_verify.errors import InvalidInputError, LmcVerifyError
+from lmc_verify.records import Records, Trial
+from lmc_verify.suite import Planned, Suite, code_fingerprint
+
+__all__ = ["RunResult", "environment", "run_planned", "run_suite"]
+
+Listener = Callable[[Planned, Trial | None, str], None]
+"""Called after each trial: what was planned, the trial (None if it was not run), and why not."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run of a suite gave.
+
+    Attributes:
+        run_id: id of the run in its records.
+        trials: every trial, in the order of the plan.
+        not_run: planned trials that were not run, with reasons.
+        reused: number of trials taken from an earlier run.
+    """
+
+    run_id: int
+    trials: tuple[Trial, ...]
+    not_run: tuple[tuple[Planned, str], ...]
+    reused: int
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the run, leaving `--strict` aside.
+
+        4 a control failed, 1 an unexpected verdict, 5 a trial crashed, 6 nothing was checked, else 0.
+        """
+        claims = [trial for trial in self.trials if trial.kind == "claim"]
+        crashed = [trial for trial in self.trials if trial.verdict.outcome is Outcome.ERROR]
+        controls = [trial for trial in self.trials if trial.kind == "control" and trial not in crashed]
+        if any(trial.as_expected is False for trial in controls):
+            return 4
+        if any(trial.as_expected is False for trial in claims if trial not in crashed):
+            return 1
+        if crashed:
+            return 5
+        return 0 if claims else 6
+
+    @property
+    def inconclusive(self) -> tuple[Trial, ...]:
+        """Claims whose verdict is inconclusive."""
+        return tuple(
+            trial for trial in self.trials if trial.kind == "claim" and trial.verdict.outcome is Outcome.INCONCLUSIVE
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, platform and thread count, for records and reports."""
+    import torch_geometric
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "code": code_fingerprint(),
+    }
+
+
+def run_planned(planned: Planned, workspace: Workspace) -> Trial:
+    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to mend.
+
+    Raises:
+        InvalidInputError: the settings do not fit the data.
+    """
+    start = time.perf_counter()
+    control: Mapping[str, Any] | None = None
+    try:
+        if planned.control is not None:
+            result = check_control(planned.control, workspace)
+            verdict, control = result.verdict, result.to_dict()
+        else:
+            verdict = find_claim(planned.claim).check(build_case(planned.settings, workspace))
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=_flat(planned.settings))
+        if planned.control is not None:
+            control = {
+                "name": planned.control.name,
+                "description": planned.control.description,
+                "role": planned.control.role,
+                "effect": None,
+                "passed": False,
+            }
+    return Trial(
+        key=planned.key,
+        kind=planned.kind,
+        verdict=verdict,
+        expected=None if planned.expected is None else planned.expected.value,
+        command=planned.command,
+        seconds=time.perf_counter() - start,
+        control=control,
+    )
+
+
+def run_suite(
+    suite: Suite,
+    records: Records,
+    workspace: Workspace,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+    listen: Listener | None = None,
+) -> RunResult:
+    """Run every trial of a suite and record each in its own transaction.
+
+    Args:
+        suite: the suite.
+        records: where trials are appended; an interrupted run keeps what it has finished.
+        workspace: where data come from.
+        resume: take trials with the same identity (claim, case and code) from earlier runs in `records`.
+        jobs: processes; 1 runs in this one. Verdicts do not depend on it.
+        listen: called after each trial.
+
+    Raises:
+        InvalidInputError: the suite or its data do not fit. Trials recorded before stay recorded.
+    """
+    if jobs < 1:
+        raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
+    plan = suite.plan()
+    absent = _absent_data(plan, workspace)
+    run_id = records.start_run(
+        suite.name, suite.title, {"seed": suite.seed, "description": suite.description}, environment()
+    )
+    status = "failed"
+    trials: list[Trial] = []
+    not_run: list[tuple[Planned, str]] = []
+    reused = 0
+
+    def note(planned: Planned, trial: Trial | None, reason: str = "") -> None:
+        if trial is None:
+            records.not_run(run_id, planned.claim, _flat(planned.settings), reason)
+            not_run.append((planned, reason))
+        else:
+            records.add(run_id, trial)
+            trials.append(trial)
+        if listen is not None:
+            listen(planned, trial, reason)
+
+    try:
+        remaining: list[Planned] = []
+        for planned in plan:
+            known = records.find(planned.key) if resume else None
+            reason = absent.get(planned.settings.dataset.name) if planned.kind == "claim" else None
+            if known is not None:
+                reused += 1
+                note(planned, known)
+            elif reason is not None:
+                note(planned, None, reason)
+            else:
+                remaining.append(planned)
+        for planned, trial in _run_all(remaining, workspace, jobs):
+            note(planned, trial)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        records.finish_run(run_id, status)
+    return RunResult(run_id, tuple(trials), tuple(not_run), reused)
+
+
+def _run_all(plan: Sequence[Planned], workspace: Workspace, jobs: int) -> Iterator[tuple[Planned, Trial]]:
+    if jobs == 1 or len(plan) < 2:
+        for planned in plan:
+            yield planned, run_planned(planned, workspace)
+        return
+    from joblib import Parallel, delayed
+
+    work = (delayed(_run_elsewhere)(planned, workspace.data_root, workspace.download) for planned in plan)
+    yield from zip(plan, Parallel(n_jobs=jobs, return_as="generator")(work), strict=True)
+
+
+@cache
+def _workspace_of_process(data_root: Path | None, download: bool) -> Workspace:
+    return Workspace(data_root, download)
+
+
+def _run_elsewhere(planned: Planned, data_root: Path | None, download: bool) -> Trial:
+    return run_planned(planned, _workspace_of_process(data_root, download))
+
+
+def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str]:
+    """Load every data set once, before anything runs; return why optional ones are absent.
+
+    Raises:
+        InvalidInputError: a data set that is not optional cannot be loaded.
+    """
+    absent: dict[str, str] = {}
+    seen = set()
+    for planned in plan:
+        wanted = (planned.settings.dataset, planned.settings.seed)
+        if planned.kind != "claim" or wanted in seen:
+            continue
+        seen.add(wanted)
+        try:
+            workspace.graph(*wanted)
+        except LmcVerifyError as error:
+            if not planned.optional:
+                raise
+            absent[planned.settings.dataset.name] = str(error)
+    return absent
+
+
+def _flat(settings: CaseSettings) -> dict[str, Any]:
+    """Return the settings as the flat values that a built case would describe."""
+    return {
+        "dataset": settings.dataset.describe(),
+        "model": settings.model.name,
+        "estimator": settings.estimator.name,
+        "design": settings.design.name,
+        "histories": settings.histories,
+        "seed": settings.seed,
+    }

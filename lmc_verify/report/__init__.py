@@ -1,0 +1,71 @@
+"""Records of a run -> a report: one HTML page, Markdown, JSON and JUnit XML."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from lmc_verify.errors import OutputError
+from lmc_verify.report.html import render_html
+from lmc_verify.report.jsonreport import render_json
+from lmc_verify.report.junit import render_junit
+from lmc_verify.report.markdown import render_markdown
+from lmc_verify.report.model import ClaimText, Report, build_report
+
+__all__ = [
+    "ClaimText",
+    "Report",
+    "build_report",
+    "render_html",
+    "render_json",
+    "render_junit",
+    "render_markdown",
+    "write_report",
+]
+
+_FILES = {
+    "html": ("report.html", render_html),
+    "markdown": ("report.md", render_markdown),
+    "json": ("report.json", render_json),
+    "junit": ("junit.xml", render_junit),
+}
+
+
+def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
+    """Write the report in every format and return format -> path.
+
+    All formats are rendered, and written beside their places, before the first file is replaced: what fails on the
+    way leaves an older report as it was.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    folder = Path(out_dir)
+    contents = {key: render(report).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
+    paths = {key: folder / file for key, (file, _) in _FILES.items()}
+    mark = secrets.token_hex(4)
+    waiting = {key: folder / f".{path.name}.{mark}.tmp" for key, path in paths.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, content in contents.items():
+            with waiting[key].open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for path in paths.values():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+        for key, path in paths.items():
+            os.replace(waiting[key], path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the report into {folder}: {error.strerror or error}; "
+            "choose another output folder, or make this one writable and free some space"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            for path in waiting.values():
+                path.unlink(missing_ok=True)
+    return paths

@@ -1,0 +1,78 @@
+"""The complete report as one strictly valid JSON document, for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lmc_verify.report.model import Case, ClaimSection, Report
+
+__all__ = ["SCHEMA", "render_json"]
+
+SCHEMA = "lmc-verify/report/1"
+"""Name and version of the document; the number rises when a field changes its meaning or goes away."""
+
+_CONVENTIONS = (
+    "null: not measured or not given. Numbers that are not finite are the strings 'NaN', 'Infinity', '-Infinity'. "
+    "as_expected: null without an expectation; for a control, whether it passed."
+)
+
+
+def render_json(report: Report) -> str:
+    """Return the report as JSON (no NaN, no infinity), with a `schema` field."""
+    totals = report.totals
+    document = {
+        "schema": SCHEMA,
+        "conventions": _CONVENTIONS,
+        "run": asdict(report.run),
+        "result": {
+            "level": report.level,
+            "headline": report.headline,
+            "cases": totals.total,
+            "as_expected": totals.expected_total,
+            "not_as_expected": totals.unexpected_total,
+            "without_expectation": totals.open_total,
+            "outcomes": {outcome.value: totals.counts[outcome] for outcome in report.outcomes},
+            "controls": len(report.controls),
+            "controls_passed": report.passed_controls,
+            "controls_failed": len(report.failed_controls),
+            "not_run": len(report.not_run),
+            "work_seconds": report.work_seconds,
+            "wall_seconds": report.wall_seconds,
+        },
+        "unexpected": [case.anchor for case in report.unexpected],
+        "claims": [_section(section) for section in report.sections],
+        "controls": [_case(case) for case in report.controls],
+    }
+    return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+
+
+def _section(section: ClaimSection) -> dict[str, Any]:
+    return {
+        **asdict(section.claim),
+        "assumptions": [asdict(item) for item in section.assumptions],
+        "cases": [_case(case) for case in section.cases],
+        "not_run": [asdict(item) for item in section.not_run],
+    }
+
+
+def _case(case: Case) -> dict[str, Any]:
+    return {
+        "id": case.anchor,
+        "label": case.label,
+        "as_expected": case.trial.as_expected,
+        **case.trial.to_dict(),
+    }
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value

@@ -1,0 +1,79 @@
+"""The report as JUnit XML, for continuous integration: a test case for each trial."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from lmc_verify.records import NotRun
+from lmc_verify.report import text
+from lmc_verify.report.model import Case, Report
+
+__all__ = ["render_junit"]
+
+
+def render_junit(report: Report) -> str:
+    """Return JUnit XML.
+
+    A trial that is not as expected is a failure, a crashed one an error, a case that was not run is skipped. The
+    controls are a suite of their own.
+    """
+    root = ElementTree.Element("testsuites", name=_clean(report.run.suite))
+    for section in report.sections:
+        suite = _suite(root, section.claim.id, section.cases, report)
+        for item in section.not_run:
+            _skipped(suite, item)
+    if report.controls:
+        _suite(root, "controls", report.controls, report)
+    for element in (*root, root):
+        cases = list(element.iter("testcase"))
+        element.set("tests", str(len(cases)))
+        for kind, plural in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+            element.set(plural, str(sum(case.find(kind) is not None for case in cases)))
+        element.set("time", f"{sum(float(case.get('time', 0)) for case in cases):.3f}")
+    ElementTree.indent(root)
+    body = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
+
+
+def _suite(root: ElementTree.Element, name: str, cases: tuple[Case, ...], report: Report) -> ElementTree.Element:
+    stamp = report.run.started[:19]
+    suite = ElementTree.SubElement(root, "testsuite", name=_clean(name), timestamp=_clean(stamp))
+    for case in cases:
+        _testcase(suite, name, case)
+    return suite
+
+
+def _testcase(suite: ElementTree.Element, classname: str, case: Case) -> None:
+    trial, verdict = case.trial, case.verdict
+    element = ElementTree.SubElement(
+        suite,
+        "testcase",
+        classname=_clean(classname),
+        name=_clean(f"{case.label} [{case.anchor}]"),
+        time=f"{trial.seconds:.3f}",
+    )
+    if case.failed:
+        wanted = "a control that passes" if trial.kind == "control" else trial.expected or "no crash"
+        kind = "error" if case.crashed else "failure"
+        problem = ElementTree.SubElement(
+            element,
+            kind,
+            type=verdict.outcome.value,
+            message=f"found {verdict.outcome.value}, expected {wanted}",
+        )
+        problem.text = _clean(f"{verdict.summary}\nreproduce: {trial.command}")
+    else:
+        output = ElementTree.SubElement(element, "system-out")
+        output.text = _clean(f"{verdict.outcome.value}: {verdict.summary}")
+
+
+def _skipped(suite: ElementTree.Element, item: NotRun) -> None:
+    label = " · ".join(text.setting(item.case[key], key) for key in text.case_keys(item.case))
+    element = ElementTree.SubElement(
+        suite, "testcase", classname=_clean(item.claim), name=_clean(label or "planned case"), time="0.000"
+    )
+    ElementTree.SubElement(element, "skipped", message=_clean(item.reason))
+
+
+def _clean(value: str) -> str:
+    return text.printable(value)

@@ -1,0 +1,44 @@
+"""The report as Markdown, for pull requests and job summaries."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lmc_verify.report import text
+from lmc_verify.report.model import Report
+
+__all__ = ["render_markdown"]
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as GitHub-flavoured Markdown."""
+    environment = Environment(
+        loader=PackageLoader("lmc_verify.report"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
+    environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
+    template = environment.get_template("report.md.j2")
+    written = template.render(report=report, symbols=text.OUTCOME_SYMBOLS, case_keys=text.case_keys)
+    return re.sub(r"\n{3,}", "\n\n", written)
+
+
+def _escape(value: object) -> str:
+    """Escape what Markdown or HTML would take for markup; stay on one line, as table cells must."""
+    line = " ".join(text.printable(str(value)).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub(r"([\\`*\[\]|~#])", r"\\\1", line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+def _code(value: str) -> str:
+    """Return a fenced block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{text.printable(value)}\n{fence}"

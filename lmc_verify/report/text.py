@@ -1,0 +1,168 @@
+"""How reports write numbers, durations and settings: one place, so that every format says the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from lmc_verify.claims.verdict import Outcome
+
+__all__ = [
+    "ABSENT",
+    "OUTCOME_MEANINGS",
+    "OUTCOME_SYMBOLS",
+    "case_keys",
+    "count",
+    "duration",
+    "moment",
+    "name",
+    "number",
+    "outcome_word",
+    "printable",
+    "setting",
+    "slug",
+]
+
+ABSENT = "–"
+
+OUTCOME_SYMBOLS: Mapping[Outcome, str] = {
+    Outcome.EXACT: "=",
+    Outcome.SUPPORTED: "⊂",
+    Outcome.REFUTED: "≠",
+    Outcome.INCONCLUSIVE: "?",
+    Outcome.VACUOUS: "∅",
+    Outcome.NOT_APPLICABLE: "–",
+    Outcome.ERROR: "!",
+}
+"""A sign beside every outcome, so that colour is never the only signal."""
+
+OUTCOME_MEANINGS: Mapping[Outcome, str] = {
+    Outcome.EXACT: "every residual of the enumerated identity is within its rounding tolerance",
+    Outcome.SUPPORTED: "the interval lies inside the region that the claim states",
+    Outcome.REFUTED: "the claim is false on this case, beyond rounding or at the stated error level",
+    Outcome.INCONCLUSIVE: "neither; the summary says what would decide it",
+    Outcome.VACUOUS: "the bound holds, with a slack of more than 100 times",
+    Outcome.NOT_APPLICABLE: "an assumption of the claim fails on this case",
+    Outcome.ERROR: "the check crashed and says nothing about the claim",
+}
+
+_CASE_KEYS = (
+    "dataset",
+    "nodes",
+    "edges",
+    "model",
+    "layers",
+    "width",
+    "activation_cut",
+    "estimator",
+    "normaliser",
+    "beta",
+    "partition",
+    "parts",
+    "design",
+    "per_batch",
+    "support",
+    "histories",
+    "seed",
+    "dtype",
+)
+_NAMES = {
+    "dataset": "data set",
+    "activation_cut": "activation cut",
+    "per_batch": "parts per batch",
+    "support": "batches in the support",
+}
+_UNGROUPED = ("seed", "root", "spawn")
+
+
+def case_keys(keys: Iterable[str]) -> list[str]:
+    """Return the keys of a case in reading order: the known ones first, the others as they come."""
+    present = dict.fromkeys(keys)
+    return [key for key in _CASE_KEYS if key in present] + [key for key in present if key not in _CASE_KEYS]
+
+
+def name(key: str) -> str:
+    """Return the words for a key of a case."""
+    return _NAMES.get(key, key.replace("_", " "))
+
+
+def number(value: float | None) -> str:
+    """Return a number with two or three digits that matter, such as ``1.2e-16``, ``0.042`` or ``1,250``."""
+    if value is None:
+        return ABSENT
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-3 or size >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+
+
+def setting(value: Any, key: str = "") -> str:
+    """Return one value of a case in words."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10_000 or key.startswith(_UNGROUPED) else f"{value:,}"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e6 else f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{item} {setting(part)}" for item, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(part) for part in value)
+    return str(value)
+
+
+def outcome_word(outcome: Outcome) -> str:
+    """Return an outcome as printed, with a space where its name has an underscore."""
+    return outcome.value.replace("_", " ")
+
+
+def count(amount: int, noun: str, plural: str | None = None) -> str:
+    """Return an amount with its noun: ``1 case``, ``3 cases``."""
+    return f"{amount} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for a reader: ``0.42 s``, ``3 min 12 s``, ``2 h 05 min``."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return ABSENT
+    if seconds < 0.995:
+        return f"{seconds:.2g} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment(stamp: str | None) -> str:
+    """Return an ISO 8601 time as ``2026-05-09 07:35 UTC``; what is not one is returned as it is."""
+    if stamp is None:
+        return ABSENT
+    try:
+        return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return stamp
+
+
+def slug(text: str) -> str:
+    """Return letters, digits and hyphens that stand for `text` in a link."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "item"
+
+
+def printable(text: str) -> str:
+    """Replace the characters that XML forbids (control characters, lone surrogates) by U+FFFD."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -1,0 +1,261 @@
+"""Suites: TOML files that say which claims are checked on which cases, and what is expected of them.
+
+A suite is a lazy product: every `[[check]]` table lists claims, data sets, models, designs, histories and estimators,
+and every combination becomes a planned trial with an expected outcome.
+
+.. code-block:: toml
+
+    name = "theorem-check"
+    title = "Theorem 1 and the exactness of LMC"
+    seed = 0
+    controls = true
+
+    [[check]]
+    claim = "theorem-1/unbiased"
+    dataset = ["digits", "karate"]
+    estimator = ["backward-sgd", { name = "lmc", beta = 0.4 }]
+    design = { parts = 10, per_batch = 2 }
+    expect = { backward-sgd = "EXACT", lmc = "REFUTED" }
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmc_verify._version import __version__
+from lmc_verify.case import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.controls import CONTROLS, Control, find_control
+from lmc_verify.datasets import dataset_info
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators import make_estimator
+
+__all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
+
+OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
+
+
+class Check(BaseModel):
+    """One `[[check]]` table. Every field may be one value or a list of values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim: str | list[str]
+    dataset: str | dict[str, Any] | list[str | dict[str, Any]] = "digits"
+    estimator: str | dict[str, Any] | list[str | dict[str, Any]] = "backward-sgd"
+    model: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    design: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    histories: str | list[str] = "exact"
+    seed: int | list[int] | None = None
+    expect: OutcomeName | dict[str, OutcomeName]
+    optional: bool = False
+    """Whether the data set may be absent; its trials are then reported as not run, with the reason."""
+
+
+class Suite(BaseModel):
+    """A suite file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    controls: bool | list[str] = True
+    check: list[Check] = Field(default_factory=list)
+
+    def plan(self) -> list[Planned]:
+        """Return every trial of the suite, claims first, in the order of the file.
+
+        Raises:
+            InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a repeated trial.
+        """
+        planned: dict[str, Planned] = {}
+        for number, check in enumerate(self.check, start=1):
+            try:
+                for trial in _expand(check, self.seed):
+                    if trial.key in planned:
+                        raise InvalidInputError(f"the trial {trial.label} is planned twice; remove one of them")
+                    planned[trial.key] = trial
+            except (ValidationError, InvalidInputError) as error:
+                message = _readable(error) if isinstance(error, ValidationError) else str(error)
+                raise InvalidInputError(f"suite {self.name!r}, [[check]] number {number}: {message}") from error
+        names = list(CONTROLS) if self.controls is True else self.controls or []
+        for name in names:
+            control = find_control(name)
+            trial = Planned(
+                "control", control.claim, control.broken or control.sound, control.expected, control=control
+            )
+            planned[trial.key] = trial
+        return list(planned.values())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial that is to be run.
+
+    Attributes:
+        kind: ``"claim"`` or ``"control"``.
+        claim: id of the claim.
+        settings: the case.
+        expected: what the suite expects.
+        optional: whether an absent data set only skips the trial.
+        control: the control, for that kind.
+    """
+
+    kind: Literal["claim", "control"]
+    claim: str
+    settings: CaseSettings
+    expected: Outcome | None
+    optional: bool = False
+    control: Control | None = None
+
+    @property
+    def key(self) -> str:
+        """Identity for resuming: claim, case, control, and code version."""
+        return trial_key(self.claim, self.settings, self.control.name if self.control else "")
+
+    @property
+    def label(self) -> str:
+        """One line for progress displays."""
+        if self.control is not None:
+            return f"control {self.control.name}"
+        return f"{self.claim} {self.settings.estimator.describe()} on {self.settings.dataset.describe()}"
+
+    @property
+    def command(self) -> str:
+        """The command that reproduces the trial."""
+        if self.control is not None:
+            return f"lmc-verify controls {self.control.name}"
+        return reproduction_command(self.claim, self.settings)
+
+
+def suite_names() -> dict[str, Path]:
+    """Return the suites that come with the package, by name."""
+    package = Path(__file__).parent
+    folders = (package / "suites", package.parent / "reports")  # in a wheel; in a checkout
+    return {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.toml"))}
+
+
+def load_suite(path: str | Path) -> Suite:
+    """Read a suite file, or a suite that comes with the package by its name.
+
+    Raises:
+        InvalidInputError: the file is missing, not TOML, or has fields that do not fit; the message names them.
+    """
+    file = Path(path)
+    if not file.exists() and file.suffix != ".toml":
+        if str(path) not in suite_names():
+            raise UnknownNameError("suite", str(path), suite_names())
+        file = suite_names()[str(path)]
+    try:
+        with file.open("rb") as stream:
+            values = tomllib.load(stream)
+    except FileNotFoundError:
+        known = ", ".join(suite_names())
+        raise InvalidInputError(f"there is no suite file {file}; give a TOML file, or one of: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read the suite file {file}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInputError(f"{file} is not valid TOML: {error}; mend the file at that place") from error
+    try:
+        return Suite.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(f"{file} is not a suite: {_readable(error)}") from error
+
+
+def _readable(error: ValidationError) -> str:
+    parts = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors()]
+    return "; ".join(parts)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _named(value: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
+    estimators = [EstimatorSettings.model_validate(_named(item)) for item in _list(check.estimator)]
+    if isinstance(check.expect, dict):
+        names = {item.name for item in estimators}
+        unknown = sorted(set(check.expect) - names)
+        missing = sorted(names - set(check.expect))
+        if unknown or missing:
+            raise InvalidInputError(
+                f"expect names estimators {sorted(check.expect)}, the check has {sorted(names)}: give exactly one "
+                "expected outcome for each"
+            )
+    for item in estimators:
+        make_estimator(item.name, **item.settings)  # fails early on unknown names and settings
+    axes = (
+        [find_claim(claim).id for claim in _list(check.claim)],
+        [DatasetSettings.model_validate(_named(item)) for item in _list(check.dataset)],
+        [ModelSettings.model_validate(item) for item in _list(check.model)],
+        [DesignSettings.model_validate(item) for item in _list(check.design)],
+        _list(check.histories),
+        [suite_seed] if check.seed is None else _list(check.seed),
+        estimators,
+    )
+    for chosen in axes[1]:
+        dataset_info(chosen.name)
+    for claim, dataset, model, design, histories, seed, estimator in product(*axes):
+        settings = CaseSettings(
+            dataset=dataset, model=model, estimator=estimator, design=design, histories=histories, seed=seed
+        )
+        expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
+        yield Planned("claim", claim, settings, Outcome(expected), check.optional)
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return version and content hash of the package's modules: results of other code are never reused."""
+    digest = hashlib.blake2b(digest_size=6)
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode())
+        digest.update(file.read_bytes())
+    return f"{__version__}+{digest.hexdigest()}"
+
+
+def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
+    """Return the identity of a trial: a hash over claim, case, control and code version."""
+    text = "\n".join([claim, settings.canonical(), control, code_fingerprint()])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def reproduction_command(claim: str, settings: CaseSettings) -> str:
+    """Return the `lmc-verify check` command of a case, with every setting that is not the default."""
+    words = ["lmc-verify", "check", claim, "--estimator", settings.estimator.name, "--dataset", settings.dataset.name]
+    default = CaseSettings().model_dump(mode="json")
+    values = settings.model_dump(mode="json")
+    for part in ("dataset", "estimator", "model", "design"):
+        for key, value in values[part].items():
+            named = part in ("dataset", "estimator")
+            if (named and key == "name") or (not named and default[part].get(key) == value):
+                continue
+            words += ["--set", f"{part}.{key}={_toml(value)}"]
+    for key in ("histories", "seed"):
+        if values[key] != default[key]:
+            words += [f"--{key}", str(values[key])]
+    return shlex.join(words)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

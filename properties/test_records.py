@@ -1,0 +1,362 @@
+"""Records keep every finished trial: append-only, exact on the way back, and never at another file's cost."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
+from lmc_verify.records import APPLICATION_ID, SCHEMA_VERSION, NotRun, Records, Trial
+
+TEXT = st.text(max_size=20)
+NUMBERS = st.floats(allow_nan=False) | st.just(math.inf) | st.just(-math.inf)
+SCALARS = st.none() | st.booleans() | st.integers() | NUMBERS | TEXT
+CASES = st.dictionaries(TEXT, SCALARS | st.lists(SCALARS, max_size=3), max_size=5)
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> Verdict:
+    evidence = st.builds(Evidence, TEXT, NUMBERS, st.none() | NUMBERS, TEXT, TEXT)
+    assumptions = st.builds(AssumptionCheck, TEXT, TEXT, st.none() | st.booleans(), TEXT)
+    return Verdict(
+        claim=draw(TEXT),
+        outcome=draw(st.sampled_from(Outcome)),
+        summary=draw(TEXT),
+        case=draw(CASES),
+        residual=draw(st.none() | NUMBERS),
+        tolerance=draw(st.none() | NUMBERS),
+        minimum_detectable_effect=draw(st.none() | NUMBERS),
+        alpha_spent=draw(st.floats(0, 1)),
+        evidence=tuple(draw(st.lists(evidence, max_size=3))),
+        assumptions=tuple(draw(st.lists(assumptions, max_size=3))),
+        seeds=draw(st.dictionaries(TEXT, st.integers(), max_size=3)),
+        hashes=draw(st.dictionaries(TEXT, TEXT, max_size=3)),
+    )
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> Trial:
+    control = draw(
+        st.none()
+        | st.fixed_dictionaries(
+            {
+                "name": TEXT,
+                "role": st.sampled_from(["sound", "defect"]),
+                "effect": NUMBERS,
+                "passed": st.booleans(),
+            }
+        )
+    )
+    return Trial(
+        key=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
+        kind="claim" if control is None else "control",
+        verdict=draw(verdicts()),
+        expected=draw(st.none() | st.sampled_from([outcome.value for outcome in Outcome])),
+        command=draw(TEXT),
+        seconds=draw(st.floats(0, 1e6)),
+        control=control,
+    )
+
+
+def a_trial(key: str = "k", outcome: Outcome = Outcome.EXACT, **case: Any) -> Trial:
+    return Trial(key, "claim", Verdict("theorem-1/unbiased", outcome, "found", case=case), "EXACT", "lmc-verify", 0.5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.sqlite"
+
+
+# --- round trip ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(trials(), max_size=4, unique_by=lambda trial: trial.key))
+def test_what_was_added_comes_back_equal_and_in_order(added: list[Trial]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.sqlite"
+        with Records.create_or_open(path) as records:
+            run = records.start_run("s", "t", {}, {})
+            for trial in added:
+                records.add(run, trial)
+        with Records.open(path) as records:
+            assert records.trials(run) == added
+
+
+@given(trials())
+def test_a_trial_is_rebuilt_from_its_dict(trial: Trial) -> None:
+    assert Trial.from_dict(trial.to_dict()) == trial
+
+
+def test_nan_comes_back_as_nan(path: Path) -> None:
+    trial = replace(a_trial(), verdict=Verdict("c", Outcome.ERROR, "", residual=math.nan, case={"x": [math.nan]}))
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        records.add(run, trial)
+        (back,) = records.trials(run)
+    assert back.verdict.residual is not None
+    assert math.isnan(back.verdict.residual)
+    assert math.isnan(back.verdict.case["x"][0])
+
+
+def test_runs_keep_settings_environment_and_status(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        first = records.start_run("smoke", "Smoke", {"limit": math.inf}, {"python": "3.11"})
+        second = records.start_run("figures", "Figures", {}, {})
+        records.finish_run(first, "finished")
+        runs = records.runs()
+        assert [run.id for run in runs] == [first, second]
+        assert (runs[0].settings, runs[0].environment) == ({"limit": math.inf}, {"python": "3.11"})
+        assert (runs[0].status, runs[1].status) == ("finished", "running")
+        assert runs[0].finished is not None
+        assert runs[0].finished >= runs[0].started
+        latest, smoke = records.latest_run(), records.latest_run("smoke")
+        assert latest is not None
+        assert smoke is not None
+        assert (latest.id, smoke.id, records.latest_run("other")) == (second, first, None)
+
+
+def test_what_was_not_run_is_kept_with_its_reason(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        records.not_run(run, "e6/bias-per-layer", {"dataset": "flickr"}, "raw files absent")
+        assert records.planned_not_run(run) == [NotRun("e6/bias-per-layer", "raw files absent", {"dataset": "flickr"})]
+
+
+# --- expectations ---
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected", "found"),
+    [
+        ("EXACT", "EXACT", True),
+        ("REFUTED", "REFUTED", True),
+        ("EXACT", "REFUTED", False),
+        ("EXACT", None, None),
+    ],
+)
+def test_as_expected_compares_the_outcome(outcome: str, expected: str | None, found: bool | None) -> None:
+    assert replace(a_trial(outcome=Outcome(outcome)), expected=expected).as_expected is found
+
+
+@pytest.mark.parametrize("passed", [True, False, None])
+def test_a_control_is_as_expected_when_it_passed(passed: bool | None) -> None:
+    trial = replace(a_trial(), kind="control", expected=None, control={"name": "sign", "passed": passed})
+    assert trial.as_expected is passed
+
+
+def test_a_malformed_trial_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'other'"):
+        replace(a_trial(), kind="other")
+    with pytest.raises(InvalidInputError, match="control"):
+        replace(a_trial(), kind="control")
+    with pytest.raises(InvalidInputError, match="'exact'"):
+        replace(a_trial(), expected="exact")
+
+
+# --- append-only ---
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE trials SET outcome = 'EXACT'",
+        "DELETE FROM trials",
+        "UPDATE not_run SET reason = ''",
+        "DELETE FROM not_run",
+        "DELETE FROM runs",
+        "UPDATE runs SET status = 'finished'",
+        "INSERT OR REPLACE INTO trials SELECT * FROM trials",
+        "REPLACE INTO trials SELECT 99, run_id, key, kind, claim, outcome, document, recorded FROM trials",
+    ],
+)
+def test_another_program_cannot_change_a_finished_run(path: Path, statement: str) -> None:
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        records.add(run, a_trial(outcome=Outcome.REFUTED))
+        records.not_run(run, "c", {}, "absent")
+        records.finish_run(run, "failed")
+    other = sqlite3.connect(path)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        other.execute(statement)
+    other.close()
+    with Records.open(path) as records:
+        assert [trial.verdict.outcome for trial in records.trials(run)] == [Outcome.REFUTED]
+
+
+def test_a_key_is_recorded_once_in_a_run(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        records.add(run, a_trial())
+        with pytest.raises(RecordsError, match="already recorded"):
+            records.add(run, a_trial(seed=1))
+        records.add(records.start_run("s", "t", {}, {}), a_trial())
+        assert len(records.trials(run)) == 1
+
+
+def test_unknown_and_finished_runs_take_no_trial(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        with pytest.raises(RecordsError, match=r"no run 7 .* no run yet"):
+            records.add(7, a_trial())
+        run = records.start_run("s", "t", {}, {})
+        records.finish_run(run, "finished")
+        with pytest.raises(RecordsError, match="start a new run"):
+            records.add(run, a_trial())
+        with pytest.raises(RecordsError, match="start a new run"):
+            records.finish_run(run, "finished")
+        with pytest.raises(RecordsError, match=r"no run 9 .* runs 1 to 1"):
+            records.trials(9)
+
+
+# --- resuming ---
+
+
+def test_resuming_finds_the_newest_trial_that_did_not_crash(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        for outcome in (Outcome.REFUTED, Outcome.EXACT, Outcome.ERROR):
+            records.add(records.start_run("s", "t", {}, {}), a_trial("a", outcome))
+        records.add(records.start_run("s", "t", {}, {}), a_trial("b", Outcome.ERROR))
+        found = records.find("a")
+        assert found is not None
+        assert found.verdict.outcome is Outcome.EXACT
+        assert records.find("b") is None
+        assert records.completed(["a", "b", "c", "a"]) == {"a": found}
+
+
+@pytest.mark.parametrize("inside", ["before", "after"])
+def test_a_killed_process_loses_at_most_the_trial_under_way(path: Path, inside: str) -> None:
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+    script = f"""
+import os, sys
+from lmc_verify.records import Records, Trial
+from lmc_verify.claims.verdict import Outcome, Verdict
+records = Records.open({str(path)!r})
+trial = lambda key: Trial(key, "claim", Verdict("c", Outcome.EXACT, ""), None, "", 0.0)
+records.add({run}, trial("kept"))
+with records._transaction():
+    if {inside!r} == "after":
+        for number in range(2000):  # enough pages to spill from the cache into the file
+            records._connection.execute(
+                "INSERT INTO trials (run_id, key, kind, claim, outcome, document, recorded) "
+                "VALUES (?, ?, 'claim', 'c', 'EXACT', ?, '')", ({run}, str(number), "x" * 4000))
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    with Records.create_or_open(path) as records:
+        assert [trial.key for trial in records.trials(run)] == ["kept"]
+        records.add(run, a_trial("next"))
+        assert records.runs()[0].status == "running"
+
+
+# --- files that are not ours ---
+
+
+def foreign_database(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE precious (x)")
+    connection.execute("PRAGMA application_id = 4711")
+    connection.commit()
+    connection.close()
+
+
+def newer_version(path: Path) -> None:
+    Records.create_or_open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    connection.close()
+
+
+def truncated(path: Path) -> None:
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        for number in range(50):
+            records.add(run, a_trial(str(number), text="x" * 500))
+    path.write_bytes(path.read_bytes()[:-9000])
+
+
+def overwritten_pages(path: Path) -> None:
+    truncated(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xa5" * (len(content) - 4096))
+
+
+def header_only(path: Path) -> None:
+    truncated(path)
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda path: path.write_text("my thesis\n" * 50), "begins with b'my thesis"),
+        (lambda path: path.write_bytes(b"SQLite format 3\x00"), "not a records file"),
+        (foreign_database, "another program"),
+        (newer_version, f"schema version {SCHEMA_VERSION + 1}"),
+        (truncated, "damaged"),
+        (overwritten_pages, "damaged"),
+        (header_only, "damaged"),
+    ],
+    ids=["text", "stump", "foreign", "newer", "truncated", "overwritten", "header"],
+)
+@pytest.mark.parametrize("open_", [Records.open, Records.create_or_open], ids=["open", "create_or_open"])
+def test_a_file_that_is_not_ours_is_refused_and_left_as_it_was(path: Path, make: Any, found: str, open_: Any) -> None:
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(RecordsError, match=found) as caught:
+        open_(path)
+    assert str(path) in str(caught.value)
+    assert "left as it was" in str(caught.value)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("open_", [Records.open, Records.create_or_open])
+def test_a_folder_is_refused(tmp_path: Path, open_: Any) -> None:
+    with pytest.raises(RecordsError, match="is a folder; name a file in it"):
+        open_(tmp_path)
+
+
+def test_open_needs_a_file_with_content(path: Path) -> None:
+    with pytest.raises(RecordsError, match="no such file"):
+        Records.open(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(RecordsError, match="is empty"):
+        Records.open(path)
+    with Records.create_or_open(path) as records:
+        assert records.runs() == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose a folder that you can write to"):
+        Records.create_or_open(tmp_path / "file" / "records.sqlite")
+
+
+def test_a_missing_folder_is_made_and_the_file_is_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b %41?#.sqlite"
+    Records.create_or_open(path).close()
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    connection.close()
+
+
+def test_a_closed_store_says_so(path: Path) -> None:
+    records = Records.create_or_open(path)
+    records.close()
+    with pytest.raises(RecordsError, match="closed"):
+        records.runs()
