@@ -6,7 +6,7 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 
 from lmc_verify._version import __version__
 from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Verdict, check_claim
 from lmc_verify.datasets import dataset_names, load_data, load_graph
 from lmc_verify.errors import (
     InvalidInputError,
@@ -37,6 +37,7 @@ from lmc_verify.problem import Gradient, Problem
 from lmc_verify.sparse import spmm
 
 __all__ = [
+    "CLAIMS",
     "FM",
     "GAS",
     "GAT",
@@ -78,6 +79,7 @@ __all__ = [
     "UnknownNameError",
     "Verdict",
     "__version__",
+    "check_claim",
     "dataset_names",
     "exact_pass",
     "load_data",

@@ -34,9 +34,17 @@ __all__ = [
     "EstimatorSettings",
     "ModelSettings",
     "Workspace",
+    "assemble_case",
     "build_case",
     "sweep_batches",
 ]
+
+
+def _known_histories(value: str) -> str:
+    head, _, count = value.partition(":")
+    if value in ("exact", "zero") or (head == "sweeps" and count.isdigit()):
+        return value
+    raise InvalidInputError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
 
 
 class _Settings(BaseModel):
@@ -108,13 +116,8 @@ class CaseSettings(_Settings):
 
     @field_validator("histories")
     @classmethod
-    def _known_histories(cls, value: str) -> str:
-        if value in ("exact", "zero"):
-            return value
-        head, _, count = value.partition(":")
-        if head == "sweeps" and count.isdigit():
-            return value
-        raise ValueError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
+    def _check_histories(cls, value: str) -> str:
+        return _known_histories(value)
 
     def canonical(self) -> str:
         """Return the settings as one line of JSON with sorted keys: the identity of the case."""
@@ -188,62 +191,84 @@ class Case:
     """One case: everything that a claim needs to be checked.
 
     Attributes:
-        settings: what it was built from.
-        problem: in float64.
+        problem: in float64, in evaluation mode.
         design: the batch design.
-        partition: the clusters, or None for designs over nodes.
         estimator: the estimator under test.
         exact: the exact pass of `problem`.
+        histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.
+        seed: root seed, for the record.
+        settings: what the case was built from, or None if it was assembled from objects.
     """
 
-    settings: CaseSettings
     problem: Problem
     design: BatchDesign
-    partition: Partition | None
     estimator: Estimator
     exact: ExactPass
+    histories: str = "exact"
+    seed: int = 0
+    settings: CaseSettings | None = None
 
     @property
     def graph(self) -> Graph:
         """The graph of the problem."""
         return self.problem.graph
 
+    @property
+    def partition(self) -> Partition | None:
+        """The clusters that the design draws from, or None."""
+        partition = getattr(self.design, "partition", None)
+        return partition if isinstance(partition, Partition) else None
+
+    @property
+    def normaliser(self) -> str:
+        """The estimator's normaliser."""
+        return str(getattr(self.estimator, "normaliser", "inclusion"))
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the design is conditioned on clusters that an epoch has already visited."""
+        return bool(getattr(self.design, "seen", ()))
+
     def initial_state(self) -> History:
-        """Return a state with the histories that the settings ask for."""
-        return prepared_state(self, self.settings.histories)
+        """Return a state with the histories that the case asks for."""
+        return prepared_state(self, self.histories)
 
     @cached_property
     def description(self) -> dict[str, Any]:
         """The case as flat values for records and reports."""
-        settings, graph = self.settings, self.graph
-        design = settings.design
+        graph, problem, design, settings = self.graph, self.problem, self.design, self.settings
         out: dict[str, Any] = {
-            "dataset": settings.dataset.describe(),
+            "dataset": graph.name if settings is None else settings.dataset.describe(),
             "nodes": graph.num_nodes,
             "edges": graph.num_edges,
-            "model": settings.model.name,
-            "layers": settings.model.layers,
-            "width": settings.model.width,
-            "activation_cut": settings.model.activation_cut,
-            "estimator": settings.estimator.name,
-            "normaliser": getattr(self.estimator, "normaliser", "inclusion"),
-            "design": design.name,
-            "per_batch": design.per_batch,
-            "support": self.design.support_size,
-            "histories": settings.histories,
-            "seed": settings.seed,
-            "dtype": "float64",
+            "model": type(problem.model).__name__.lower() if settings is None else settings.model.name,
+            "layers": problem.num_layers,
+            "width": max(problem.widths[1:]) if settings is None else settings.model.width,
         }
-        for key in ("encoder", "head", "residual", "norm"):
-            if getattr(settings.model, key):
-                out[key] = getattr(settings.model, key)
-        for key, value in settings.estimator.settings.items():
-            out.setdefault(key, value)
+        if settings is not None:
+            model = settings.model
+            out["activation_cut"] = model.activation_cut
+            out.update(
+                {key: getattr(model, key) for key in ("encoder", "head", "residual", "norm") if getattr(model, key)}
+            )
+        out |= {
+            "estimator": self.estimator.name,
+            "normaliser": self.normaliser,
+            "design": type(design).__name__ if settings is None else settings.design.name,
+            "per_batch": getattr(design, "per_batch", getattr(design, "size", None)),
+            "support": design.support_size,
+            "histories": self.histories,
+            "seed": self.seed,
+            "dtype": str(graph.dtype).removeprefix("torch."),
+        }
+        if settings is not None:
+            for key, value in settings.estimator.settings.items():
+                out.setdefault(key, value)
         if self.partition is not None:
-            out["partition"] = design.partition
+            out["partition"] = self.partition.method
             out["parts"] = self.partition.num_parts
-        if design.seen:
-            out["seen"] = ",".join(map(str, design.seen))
+        if self.conditioned:
+            out["seen"] = ",".join(map(str, getattr(design, "seen", ())))
         return out
 
     @cached_property
@@ -264,21 +289,42 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     workspace = workspace or Workspace()
     graph = workspace.graph(settings.dataset, settings.seed)
     problem = workspace.problem(graph, settings.model, settings.seed)
-    design, partition = _build_design(settings, graph, workspace)
-    estimator = make_estimator(settings.estimator.name, **settings.estimator.settings)
-    return Case(settings, problem, design, partition, estimator, workspace.exact(problem))
+    return Case(
+        problem=problem,
+        design=_build_design(settings, graph, workspace),
+        estimator=make_estimator(settings.estimator.name, **settings.estimator.settings),
+        exact=workspace.exact(problem),
+        histories=settings.histories,
+        seed=settings.seed,
+        settings=settings,
+    )
 
 
-def _build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> tuple[BatchDesign, Partition | None]:
+def assemble_case(
+    problem: Problem, design: BatchDesign, estimator: Estimator, *, histories: str = "exact", seed: int = 0
+) -> Case:
+    """Make a case of objects: a user's own graph, model, design or estimator.
+
+    Raises:
+        InvalidInputError: the problem is not in float64, or `histories` is none of exact, zero and sweeps:K.
+    """
+    if problem.graph.dtype != torch.float64:
+        raise InvalidInputError(
+            f"the problem is in {problem.graph.dtype}, claims are checked in float64; pass problem.double()"
+        )
+    return Case(problem, design, estimator, exact_pass(problem), _known_histories(histories), seed)
+
+
+def _build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:
     wanted = settings.design
     if wanted.name == "nodes":
-        return UniformNodes(graph.num_nodes, wanted.per_batch), None
+        return UniformNodes(graph.num_nodes, wanted.per_batch)
     partition = workspace.partition(graph, wanted.partition, wanted.parts, settings.seed)
     if wanted.name == "clusters":
-        return Clusters(partition, wanted.per_batch), partition
+        return Clusters(partition, wanted.per_batch)
     if wanted.name == "epoch":
-        return EpochClusters(partition, wanted.per_batch, wanted.seen), partition
-    return FusedClusters(partition, wanted.per_batch, settings.seed), partition
+        return EpochClusters(partition, wanted.per_batch, wanted.seen)
+    return FusedClusters(partition, wanted.per_batch, settings.seed)
 
 
 def prepared_state(case: Case, histories: str) -> History:
@@ -308,7 +354,7 @@ def sweep_batches(case: Case) -> list[Any]:
     if case.partition is None:
         raise InvalidInputError("sweeps need a design over clusters, this case draws single nodes; set design.name")
     groups = case.partition.num_parts
-    per_batch = min(case.settings.design.per_batch, groups)
+    per_batch = min(int(getattr(case.design, "per_batch", 1)), groups)
     assignment = torch.arange(groups) // per_batch
     fused = Partition(assignment[case.partition.assignment], "sweep")
     return [batch for batch, _ in Clusters(fused, 1).enumerate()]

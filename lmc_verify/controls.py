@@ -149,7 +149,7 @@ def check_control(control: Control, workspace: Workspace | None = None) -> Contr
 def _effect(sound: Case, broken: Case, *, per_batch: bool) -> float:
     """Return how far the broken estimates are from the sound ones: the largest difference, or that of the means."""
     unit = gradient_norm(sound.exact.gradient) or 1.0
-    states = [prepared_state(case, case.settings.histories) for case in (sound, broken)]
+    states = [prepared_state(case, case.histories) for case in (sound, broken)]
     if per_batch:
         worst = 0.0
         for batch, _ in sound.design.enumerate():

@@ -27,7 +27,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmc_verify import datasets, generated
+from lmc_verify import generated, rawfiles
 from lmc_verify.datasets import DatasetInfo, dataset_info, dataset_names, load_data
 from lmc_verify.errors import InfrastructureError, InvalidInputError, OutputError, UnknownNameError
 
@@ -48,13 +48,11 @@ REAL = {
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of raw files: LMC_VERIFY_DATA_ROOT, else `../shared/data` beside the repository."""
-    given_root = os.environ.get("LMC_VERIFY_DATA_ROOT")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(given_root) if given_root else beside
-    if not root.is_dir():
+    """The folder of raw files, named by LMC_VERIFY_DATA_ROOT."""
+    root = os.environ.get("LMC_VERIFY_DATA_ROOT")
+    if not root:
         pytest.skip("no raw files: set LMC_VERIFY_DATA_ROOT to a folder in the layout of PyTorch Geometric")
-    return root
+    return Path(root)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +224,17 @@ def test_bad_seed(seed: Any) -> None:
 # --- embedded and generated -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _random_states_restored() -> Iterator[None]:
+    """Put back the global random states, for a test that seeds them itself."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
+    torch.set_rng_state(before[2])
+
+
+@pytest.mark.usefixtures("_random_states_restored")
 @pytest.mark.parametrize("name", OFFLINE)
 def test_offline_data_sets_are_sound_deterministic_and_leave_random_states(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -533,7 +542,7 @@ def test_unusable_cache_is_an_output_error(small_root: Path, tmp_path: Path) -> 
 def test_losing_the_race_for_a_cache_entry_is_harmless(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, winners = datasets._publish, []
+    publish, winners = rawfiles._publish, []
 
     def beaten(entry: Path, target: Path) -> None:
         if not winners:
@@ -541,7 +550,7 @@ def test_losing_the_race_for_a_cache_entry_is_harmless(
             load_data("photo", data_root=small_root, cache_dir=tmp_path / "cache")
         publish(entry, target)
 
-    monkeypatch.setattr(datasets, "_publish", beaten)
+    monkeypatch.setattr(rawfiles, "_publish", beaten)
     data = load_data("photo", data_root=small_root, cache_dir=tmp_path / "cache")
     assert data.num_nodes == 30
     assert [path.name for path in (tmp_path / "cache" / "processed").iterdir()] == [winners[0].name]

@@ -1,8 +1,8 @@
 """Every member of the compensated family computes what its definition says, on arbitrary graphs, batches and histories.
 
-The other side of each comparison is `oracles.py`: dense numpy without automatic differentiation, or the reference
-vectors of another program. Parameters, histories, batches, inclusion probabilities, betas and scores are arbitrary;
-nothing needs to be near an exact value.
+The other side of each comparison is `oracles.py` (dense numpy without automatic differentiation), the reference vectors
+of another program, or, for models that neither knows, one joint evaluation of all local rows. Parameters, histories,
+batches, inclusion probabilities, betas and scores are arbitrary; nothing needs to be near an exact value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from lmc_verify import (
     FM,
@@ -47,8 +47,9 @@ from lmc_verify import (
     exact_pass,
 )
 from lmc_verify.estimators import node_weights
+from lmc_verify.graph import LocalSet
 from lmc_verify.models import ConvLayer, GCNConv
-from lmc_verify.testing import batches, betas, histories, problems
+from lmc_verify.testing import batches, betas, graphs, histories, problems
 
 COMPENSATED = ["lmc", "gas", "fm", "lmc-forward-only", "lmc-backward-only"]
 NORMALISERS = ["inclusion", "node-count", "batch-mean"]
@@ -56,8 +57,11 @@ NORMALISERS = ["inclusion", "node-count", "batch-mean"]
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Problem, History, Batch, str]:
-    """A plain GCN problem, a state of arbitrary values, an arbitrary batch and a normaliser."""
-    problem = draw(problems(kinds=("gcn",), plain=True))
+    """A plain GCN problem, a state of arbitrary values, an arbitrary batch and a normaliser.
+
+    Smaller problems hide most of what is tested here; one layer is a subject of `test_unbiasedness.py`.
+    """
+    problem = draw(problems(graphs(min_nodes=3), kinds=("gcn",), plain=True, min_layers=2))
     state, batch = draw(histories(problem)), draw(batches(problem.graph))
     return problem, state, batch, draw(st.sampled_from(NORMALISERS))
 
@@ -85,8 +89,9 @@ def oracle_weights(problem: Problem, batch: Batch, normaliser: str) -> oracles.A
     return on_all_nodes(graph.num_nodes, batch, torch.full((batch.size,), factor, dtype=torch.float64))
 
 
-def oracle_beta(reference: oracles.Problem, batch: Batch, settings: dict[str, Any]) -> oracles.Array:
-    ratio = oracles.local_degree_ratio(reference.edges, batch.nodes.numpy())
+def oracle_beta(graph: Graph, batch: Batch, settings: dict[str, Any]) -> oracles.Array:
+    counts = oracles.edge_counts(graph.edge_index.numpy(), graph.num_nodes)
+    ratio = oracles.local_degree_ratio(counts, batch.nodes.numpy())
     beta = np.asarray(settings["beta"]) * oracles.beta_scores(ratio, SCORE_NAMES[settings["score"]])
     return np.where(ratio == 1, 1.0, beta) if settings["whole_when_complete"] else beta
 
@@ -121,7 +126,7 @@ def test_gradient_loss_and_histories_equal_the_oracle(name: str, drawn: tuple, d
             "lmc-forward-only": oracles.lmc_forward_only,
             "lmc-backward-only": oracles.lmc_backward_only,
         }[name]
-        want = run(reference, H, V, nodes, oracle_beta(reference, batch, settings), weights)
+        want = run(reference, H, V, nodes, oracle_beta(problem.graph, batch, settings), weights)
 
     got = estimator.estimate(problem, state, batch)
     state.apply(got.writes)
@@ -182,6 +187,79 @@ def test_node_weights_are_the_table_of_normalisers(normaliser: str, drawn: tuple
     want = oracle_weights(problem, batch, normaliser)[batch.nodes.numpy()]
     assert_close(f"node_weights({normaliser})", got, want, rtol=1e-15)
     assert got.dtype == problem.graph.dtype
+
+
+# --- every model: one joint evaluation of all local rows ------------------------------------------
+
+
+def joint_gradient(
+    problem: Problem, state: History, batch: Batch, weights: Tensor, betas: tuple[Tensor, Tensor], *, drop: bool
+) -> dict[str, Tensor]:
+    """The same definition for any model, with all local rows of a layer in one piece of autograd.
+
+    The engine evaluates batch and halo rows apart and differentiates parameters through the former; here a weight of
+    zero at halo rows does that. `betas` are columns by halo row, forward and backward.
+    """
+    graph, model, size = problem.graph, problem.model, batch.size
+    nodes = torch.cat([batch.nodes, graph.neighbourhood(batch.nodes)])
+    halo, local = nodes[size:], LocalSet(nodes, size)
+    factor = torch.cat([weights, weights.new_zeros(halo.numel())])[:, None]
+    gradient = problem.zero_gradient()
+
+    def collect(part: nn.Module | None, rows: Tensor, cotangent: Tensor) -> None:
+        own = problem.parameters_of(part)
+        if own:
+            settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+            for name, grad in zip(
+                own, torch.autograd.grad(rows, list(own.values()), cotangent, **settings), strict=True
+            ):
+                gradient[name] += grad
+
+    encoded = model.encode(graph.x[nodes])
+    leaves, outputs, h = [], [], encoded.detach()
+    for index in range(1, problem.num_layers + 1):
+        layer = model.layer(index)
+        leaves.append(h.clone().requires_grad_())
+        block = graph.block(layer.operator, nodes, local)
+        outputs.append(layer(leaves[-1], leaves[-1], encoded.detach(), block))
+        h = outputs[-1].detach().clone()
+        h[size:] = (1 - betas[0]) * state.embeddings[index][halo] + betas[0] * h[size:]
+
+    top = h.requires_grad_()
+    losses = problem.node_losses(model.predict(top), nodes)
+    (v,) = torch.autograd.grad(losses.sum(), top, retain_graph=True)
+    collect(model.head, losses, factor[:, 0])
+    for index in range(problem.num_layers, 0, -1):
+        v = v.clone()
+        if drop:
+            v[size:] = 0
+        elif index < problem.num_layers:
+            v[size:] = (1 - betas[1]) * state.auxiliary[index][halo] + betas[1] * v[size:]
+        collect(model.layer(index), outputs[index - 1], factor * v)
+        (v,) = torch.autograd.grad(outputs[index - 1], leaves[index - 1], v, retain_graph=True)
+    if encoded.requires_grad:
+        collect(model.encoder, encoded, factor * v)
+    return gradient
+
+
+@pytest.mark.parametrize("name", COMPENSATED)
+@given(data=st.data())
+def test_every_model_follows_the_definition(name: str, data: st.DataObject) -> None:
+    problem = data.draw(problems(graphs(min_nodes=3), min_layers=2))
+    graph = problem.graph
+    state, batch, settings = data.draw(histories(problem)), data.draw(batches(graph)), data.draw(blends(graph))
+    estimator = build(name, settings, "inclusion")
+    if name == "fm":
+        beta = np.broadcast_to(np.asarray(settings["beta"]), (graph.num_nodes,))
+    else:
+        beta = oracle_beta(graph, batch, settings)
+    column = torch.tensor(beta)[graph.neighbourhood(batch.nodes)][:, None]
+    none = torch.zeros_like(column)
+    betas = (none if name in ("gas", "lmc-backward-only") else column, column)
+    drop = name in ("gas", "fm", "lmc-forward-only")
+    want = joint_gradient(problem, state, batch, 1 / batch.inclusion, betas, drop=drop)
+    got = estimator.estimate(problem, state, batch).gradient
+    assert_gradients(f"{estimator}.estimate({problem}, nodes={batch.nodes.tolist()})", got, want)
 
 
 # --- reference vectors of another program ---------------------------------------------------------

@@ -304,7 +304,7 @@ def test_targets_of_unlabelled_nodes_may_be_missing() -> None:
 def test_unknown_operators_and_negative_degrees_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="operator 'gnc': did you mean 'gcn'"):
         BASE.operator("gnc")
-    with pytest.raises(InvalidInputError, match="negative; use non-negative edge weights or .*'sum'"):
+    with pytest.raises(InvalidInputError, match=r"negative; use non-negative edge weights or .*'sum'"):
         path_graph(4, edge_weight=torch.full((6,), -2.0).double()).operator("gcn")
 
 

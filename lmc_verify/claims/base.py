@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.estimators import Compensated, Drop, Held
+from lmc_verify.graph import Graph
 from lmc_verify.models import active_dropout
 from lmc_verify.problem import Gradient, Problem
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
@@ -207,6 +209,19 @@ def relative_by_layer(problem: Problem, difference: Gradient, reference: Gradien
     return {part: norm / (norms[part] or 1.0) for part, norm in by_layer(problem, difference).items()}
 
 
+def layer_evidence(
+    problem: Problem, difference: Gradient, reference: Gradient, residuals: Residuals
+) -> tuple[Evidence, ...]:
+    """Return each layer's bias in units of its own exact gradient's norm, with the tolerance in the same unit."""
+    norms, out = by_layer(problem, reference), []
+    for part, value in relative_by_layer(problem, difference, reference).items():
+        blocks = sum(problem.layer_of(name) == part for name in difference)
+        # The norm of a layer's bias is at most sqrt(blocks) times the largest residual of its blocks.
+        tolerance = blocks**0.5 * residuals.tolerance * residuals.unit / (norms[part] or 1.0)
+        out.append(Evidence(part, value, tolerance, unit="norm of the layer's exact gradient", group="bias per layer"))
+    return tuple(out)
+
+
 def verdict_of(
     case: Case,
     claim: str,
@@ -232,7 +247,7 @@ def verdict_of(
         case=case.description,
         evidence=(*(residuals.evidence() if residuals is not None else ()), *evidence),
         assumptions=tuple(assumptions),
-        seeds={"root": case.settings.seed},
+        seeds={"root": case.seed},
         hashes=dict(case.hashes),
         **numbers,
     )
@@ -267,12 +282,30 @@ def _beta_zero(case: Case) -> tuple[bool | None, str]:
     return beta == 0, f"beta = {beta if isinstance(beta, float) else 'one value a node'}"
 
 
+def closed(graph: Graph, batches: Iterable[Batch]) -> bool:
+    """Whether no edge leaves any of the batches: there is no halo, and nothing to compensate."""
+    return all(graph.neighbourhood(batch.nodes.to(graph.device)).numel() == 0 for batch in batches)
+
+
+def no_halo(case: Case) -> bool:
+    """Whether every batch of the design is closed; designs too large to be enumerated are taken to have a halo."""
+    if case.design.support_size > MAX_SUPPORT:
+        return False
+    return closed(case.graph, (batch for batch, _ in case.design.enumerate()))
+
+
+def halo_jacobians_fail(case: Case) -> bool:
+    """Whether the backward pass reads a halo Jacobian of a layer that is not aggregate-linear.
+
+    Those of layers 2 ... L are read, to get V^1; that of layer 1 only if an encoder is trained.
+    """
+    problem = case.problem
+    first = 1 if problem.parameters_of(problem.model.encoder) else 2
+    return any(not problem.model.layer(index).aggregate_linear for index in range(first, problem.num_layers + 1))
+
+
 def _cut_edges(case: Case) -> tuple[bool | None, str]:
-    if case.partition is None:
-        return True, "single nodes are drawn"
-    source, destination = case.partition.assignment.to(case.graph.device)[case.graph.edge_index]
-    cut = int((source != destination).sum())
-    return cut > 0, f"{cut} of {case.graph.num_edges} edges join two clusters"
+    return not no_halo(case), f"{case.design.support_size:,} batches"
 
 
 NO_DROPOUT = Assumption("no-dropout", "no unit is dropped", _no_dropout)
@@ -283,7 +316,7 @@ AGGREGATE_LINEAR = Assumption(
     _aggregate_linear,
 )
 BETA_ZERO = Assumption("beta-zero", "halo values come from the histories alone (beta = 0)", _beta_zero)
-CUT_EDGES = Assumption("cut-edges", "some edges join two clusters", _cut_edges)
+CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _cut_edges)
 
 
 def halo_dropped_backward(case: Case) -> bool:

@@ -18,10 +18,14 @@ from lmc_verify.claims.base import (
     Claim,
     Expectation,
     Residuals,
+    closed,
     failed,
     halo_dropped_backward,
+    halo_jacobians_fail,
     holds_exact,
+    layer_evidence,
     loss_conditioning,
+    no_halo,
     relative_by_layer,
     rounding_terms,
     unflatten,
@@ -65,7 +69,7 @@ def check_equals_backward_sgd(case: Case) -> Verdict:
     inapplicable = _not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
     if inapplicable is not None:
         return inapplicable
-    reference = BackwardSGD(normaliser=getattr(case.estimator, "normaliser", "inclusion"))
+    reference = BackwardSGD(normaliser=case.normaliser)
     exact = case.exact.gradient
     state, reference_state = prepared_state(case, "exact"), History.from_exact(case.problem, case.exact)
     terms, conditioning = rounding_terms(case.problem), loss_conditioning(case)
@@ -119,18 +123,14 @@ def _fully_compensated(case: Case) -> list[str]:
         out.append("messages from the halo are dropped in the backward pass")
     if policies.forward.uses_fresh or (isinstance(policies.backward, Blend) and policies.backward.uses_fresh):
         out.append("beta > 0 mixes incomplete fresh values into the halo")
-    if not problem.model.aggregate_linear and not halo_dropped_backward(case):
+    if halo_jacobians_fail(case) and not halo_dropped_backward(case):
         out.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
     return out
 
 
-def _cuts_nothing(case: Case) -> bool:
-    return CUT_EDGES(case).holds is False
-
-
 def expect_equals_backward_sgd(case: Case) -> Expectation:
     """Return what theory says of E1."""
-    reasons = [] if _cuts_nothing(case) else _fully_compensated(case)
+    reasons = [] if no_halo(case) else _fully_compensated(case)
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
     return Expectation(Outcome.EXACT, "exact halo values in both passes leave nothing out")
@@ -163,15 +163,16 @@ EQUALS_BACKWARD_SGD = Claim(
 def check_exact_when_frozen(case: Case) -> Verdict:
     """Sweep over the clusters at fixed parameters from zero histories, and watch histories and gradients.
 
-    The sweep is repeated 2L times. The claim holds if hist(H^l) is exact after sweep l, hist(V^l) after sweep 2L - l,
-    and every gradient of sweeps 2L - 1 and 2L equals Backward SGD's.
+    The claim holds if hist(H^l) is exact after sweep l, hist(V^l) after sweep 2L - l, and every gradient of sweep
+    2L - 1 and of one more sweep equals Backward SGD's. A trained encoder reads V^0, which needs hist(V^1): its sweep is
+    2L instead.
     """
     claim = EXACT_WHEN_FROZEN
     inapplicable = _not_applicable(case, claim, NO_DROPOUT.id, FAMILY.id, "clusters")
     if inapplicable is not None:
         return inapplicable
     problem, exact, layers = case.problem, case.exact, case.problem.num_layers
-    reference = BackwardSGD(normaliser=getattr(case.estimator, "normaliser", "inclusion"))
+    reference = BackwardSGD(normaliser=case.normaliser)
     reference_state = History.from_exact(problem, exact)
     state = prepared_state(case, "zero")
     terms, conditioning = rounding_terms(problem), loss_conditioning(case)
@@ -182,7 +183,8 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     history_tolerance = 4 * gamma(terms) * conditioning
     history_worst = 0.0
     batches = sweep_batches(case)
-    for sweep in range(1, 2 * layers + 1):
+    due = frozen_sweeps(case)
+    for sweep in range(1, due + 2):
         worst = 0.0
         for batch in batches:
             estimate = case.estimator.estimate(problem, state, batch)
@@ -190,7 +192,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
             expected = reference.estimate(problem, reference_state, batch).gradient
             difference = gradient_sum(estimate.gradient, expected, -1.0)
             worst = max(worst, gradient_norm(difference) / (norm or 1.0))
-            if sweep >= 2 * layers - 1:
+            if sweep >= due:
                 one = Residuals.of(
                     difference,
                     reference=exact.gradient,
@@ -223,28 +225,42 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     if outcome is Outcome.EXACT and history_worst > history_tolerance:
         refuted = history_worst > REFUTATION_FACTOR * history_tolerance
         outcome = Outcome.REFUTED if refuted else Outcome.INCONCLUSIVE
-    last = f"sweep {2 * layers - 1}"
     if outcome is Outcome.EXACT:
         summary = (
-            f"from {last} on every gradient equals Backward SGD's (largest difference {residuals.largest:.1e}, "
+            f"from sweep {due} on every gradient equals Backward SGD's (largest difference {residuals.largest:.1e}, "
             f"rounding "
             f"allows {residuals.tolerance:.1e}); the histories are exact when due"
         )
     else:
         summary = (
             f"gradients still differ from Backward SGD's by {by_sweep[-1]:.2g} of the gradient's norm after "
-            f"{2 * layers} sweeps (first sweep: {by_sweep[0]:.2g}); histories off by up to {history_worst:.2g} when "
+            f"{due + 1} sweeps (first sweep: {by_sweep[0]:.2g}); histories off by up to {history_worst:.2g} when "
             f"due"
         )
     assumptions = claim.checked_assumptions(case)
     return verdict_of(case, claim.id, outcome, summary, residuals=residuals, evidence=evidence, assumptions=assumptions)
 
 
+def frozen_sweeps(case: Case) -> int:
+    """Return the sweep from which every gradient is exact at fixed parameters: 2L - 1, or 2L with a trained encoder.
+
+    The gradient of layer l needs V^l at batch rows, which sweep 2L - l is the first to compute from exact halo values;
+    the encoder is layer 0.
+    """
+    problem = case.problem
+    return 2 * problem.num_layers - (0 if problem.parameters_of(problem.model.encoder) else 1)
+
+
 def expect_exact_when_frozen(case: Case) -> Expectation:
     """Return what theory says of E2."""
     if case.partition is None or not isinstance(case.estimator, Compensated):
         return Expectation(Outcome.NOT_APPLICABLE, "needs a design over clusters and halo policies")
-    reasons = [] if _cuts_nothing(case) or len(sweep_batches(case)) == 1 else _fully_compensated(case)
+    reasons = []
+    if not closed(case.graph, sweep_batches(case)):
+        reasons = _fully_compensated(case)
+        policies = case.estimator.policies
+        if not reasons and policies.write_halo and isinstance(policies.forward, Blend) and policies.forward.uses_fresh:
+            reasons = ["blends with incomplete fresh values are written to the halo's histories"]  # matters at L = 1
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
     return Expectation(Outcome.EXACT, "each sweep makes one more layer of histories exact, forward and then backward")
@@ -252,11 +268,11 @@ def expect_exact_when_frozen(case: Case) -> Expectation:
 
 EXACT_WHEN_FROZEN = Claim(
     id="e2/exact-when-frozen",
-    title="Exact after 2L - 1 sweeps at fixed parameters",
+    title="Exact from sweep 2L - 1 on at fixed parameters",
     statement=(
         "At fixed parameters, from zero histories and with beta = 0, the history of H^l is exact after sweep l, that "
-        "of V^l "
-        "after sweep 2L - l, and every gradient from sweep 2L - 1 on equals Backward SGD's."
+        "of V^l after sweep 2L - l, and every gradient from sweep 2L - 1 on equals Backward SGD's (from sweep 2L on "
+        "with a trained encoder)."
     ),
     source=_SOURCE,
     tier="exact",
@@ -273,7 +289,7 @@ EXACT_WHEN_FROZEN = Claim(
         Assumption(
             "clusters",
             "each sweep visits every node exactly once",
-            lambda case: (case.partition is not None, f"design: {case.settings.design.name}"),
+            lambda case: (case.partition is not None, f"design: {type(case.design).__name__}"),
         ),
         BETA_ZERO,
         AGGREGATE_LINEAR,
@@ -329,10 +345,7 @@ def check_lower_layers_biased(case: Case) -> Verdict:
         outcome, summary = Outcome.INCONCLUSIVE, f"the last layer's residual is near rounding: {figures}"
     else:
         outcome, summary = Outcome.REFUTED, f"not the pattern that dropping the backward halo gives: {figures}"
-    evidence = tuple(
-        Evidence(part, value, unit="norm of the layer's exact gradient", group="bias per layer")
-        for part, value in per_layer.items()
-    )
+    evidence = layer_evidence(problem, bias, exact, residuals)
     return verdict_of(
         case,
         claim.id,
@@ -349,8 +362,8 @@ def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     if not isinstance(estimator, Compensated) or not isinstance(estimator.policies.forward, Blend | Held):
         return False, "the estimator keeps no history of H"
     fresh = isinstance(estimator.policies.forward, Blend) and estimator.policies.forward.uses_fresh
-    exact = case.settings.histories == "exact" and not fresh
-    return exact, f"histories: {case.settings.histories}" + (", blended with fresh values" if fresh else "")
+    exact = case.histories == "exact" and not fresh
+    return exact, f"histories: {case.histories}" + (", blended with fresh values" if fresh else "")
 
 
 def _lower_layers(case: Case) -> tuple[bool | None, str]:
@@ -396,7 +409,7 @@ LOWER_LAYERS_BIASED = Claim(
             "inclusion-weights",
             "batch rows are weighted by inverse inclusion probabilities",
             lambda case: (
-                getattr(case.estimator, "normaliser", "inclusion") == "inclusion" and not case.settings.design.seen,
+                case.normaliser == "inclusion" and not case.conditioned,
                 f"normaliser: {getattr(case.estimator, 'normaliser', 'inclusion')}",
             ),
         ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
 
 from lmc_verify.batches import Batch, Clusters
-from lmc_verify.case import Case, Workspace
+from lmc_verify.case import Case
 from lmc_verify.claims.base import (
     NO_DROPOUT,
     Assumption,
@@ -21,7 +22,10 @@ from lmc_verify.claims.base import (
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import BackwardSGD, Blend, Compensated, Held, History
 from lmc_verify.exact import exact_pass
+from lmc_verify.models import LayeredModel
+from lmc_verify.models.convs import initialise
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.seeds import torch_generator
 
 __all__ = ["REDUCTIONS"]
 
@@ -113,10 +117,17 @@ def _single_layer_applies(case: Case) -> bool:
 
 
 def _single_layer(case: Case) -> Residuals:
-    """L = 1 with exact inputs: the estimate equals Backward SGD's on every cluster, histories of zeros or not."""
+    """L = 1 with exact inputs: the case's first layer on H^0, with a linear head; histories start from zero.
+
+    The estimate must equal Backward SGD's on every cluster."""
     assert case.partition is not None
-    settings = case.settings.model.model_copy(update={"layers": 1, "encoder": False})
-    problem = Workspace().problem(case.graph, settings, case.settings.seed)
+    inputs = case.exact.embeddings[0].detach()
+    head = torch.nn.utils.skip_init(
+        torch.nn.Linear, case.problem.widths[1], case.problem.num_outputs, device=inputs.device, dtype=inputs.dtype
+    )
+    initialise(head, torch_generator(case.seed, "single layer"))
+    model = LayeredModel([copy.deepcopy(case.problem.model.layer(1))], head=head)
+    problem = Problem(dataclasses.replace(case.graph, x=inputs, _blocks={}), model.eval(), case.problem.loss)
     exact = exact_pass(problem)
     reference, reference_state = BackwardSGD(), History.from_exact(problem, exact)
     state = case.estimator.init(problem)
@@ -159,13 +170,13 @@ REDUCTIONS = Claim(
         Assumption(
             "clusters",
             "the design draws clusters",
-            lambda case: (case.partition is not None, f"design: {case.settings.design.name}"),
+            lambda case: (case.partition is not None, f"design: {type(case.design).__name__}"),
         ),
         Assumption(
             "inclusion-weights",
             "batch rows are weighted by inverse inclusion probabilities",
             lambda case: (
-                getattr(case.estimator, "normaliser", "inclusion") == "inclusion",
+                case.normaliser == "inclusion",
                 f"normaliser: {getattr(case.estimator, 'normaliser', 'inclusion')}",
             ),
         ),

@@ -6,8 +6,9 @@ Checked by enumerating the batch design from one frozen state in float64: no sam
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from lmc_verify.case import Case
+from lmc_verify.case import Case, sweep_batches
 from lmc_verify.claims.base import (
     AGGREGATE_LINEAR,
     BETA_ZERO,
@@ -20,7 +21,10 @@ from lmc_verify.claims.base import (
     Residuals,
     failed,
     flatten,
+    halo_jacobians_fail,
+    layer_evidence,
     loss_conditioning,
+    no_halo,
     relative_by_layer,
     rounding_terms,
     unflatten,
@@ -80,10 +84,7 @@ def check(case: Case) -> Verdict:
     deviation = relative_by_layer(case.problem, spread, exact)
     per_layer = relative_by_layer(case.problem, bias, exact)
     evidence = [
-        *(
-            Evidence(part, value, unit="norm of the layer's exact gradient", group="bias per layer")
-            for part, value in per_layer.items()
-        ),
+        *layer_evidence(case.problem, bias, exact, residuals),
         *(
             Evidence(part, value, unit="norm of the layer's exact gradient", group="standard deviation per layer")
             for part, value in deviation.items()
@@ -129,9 +130,9 @@ def expect(case: Case) -> Expectation:
 
 def _weights_fail(case: Case) -> list[str]:
     out: list[str] = []
-    if case.settings.design.seen:
+    if case.conditioned:
         out.append("the weights are those of the marginal law, the batches are drawn given what the epoch has seen")
-    normaliser = getattr(case.estimator, "normaliser", "inclusion")
+    normaliser = case.normaliser
     if normaliser == "inclusion" or case.design.support_size > MAX_SUPPORT:
         return out
     mask = case.graph.train_mask.cpu()
@@ -144,7 +145,7 @@ def _weights_fail(case: Case) -> list[str]:
 
 
 def _estimator_fails(case: Case) -> list[str]:
-    if not isinstance(case.estimator, Compensated) or _no_halo(case):
+    if not isinstance(case.estimator, Compensated) or no_halo(case):
         return []
     policies = case.estimator.policies
     problem = case.problem
@@ -158,28 +159,80 @@ def _estimator_fails(case: Case) -> list[str]:
         return out
     if isinstance(policies.backward, Drop):
         out.append("messages from the halo are dropped in the backward pass")
-    if case.settings.histories != "exact" and not _warm(case):
+    if case.histories != "exact" and not _warm(case):
         out.append("the histories are not exact")
     if any(isinstance(policy, Blend) and policy.uses_fresh for policy in (policies.forward, policies.backward)):
         out.append("beta > 0 mixes incomplete fresh values into the halo")
-    if isinstance(policies.backward, Blend) and not problem.model.aggregate_linear:
+    if isinstance(policies.backward, Blend) and halo_jacobians_fail(case):
         out.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
     return out
 
 
 def _warm(case: Case) -> bool:
-    """Whether enough sweeps at fixed parameters have made the histories exact (E2)."""
-    sweeps = case.settings.histories.removeprefix("sweeps:")
-    return sweeps.isdigit() and int(sweeps) >= 2 * case.problem.num_layers - 1
+    """Whether the sweeps made at fixed parameters leave every gradient of the design exact (E2).
 
-
-def _no_halo(case: Case) -> bool:
-    """Whether every batch of the design is closed under messages."""
-    if case.design.support_size > MAX_SUPPORT:
+    After 2L - 2 sweeps (2L - 1 with a trained encoder) they always do. With few batches a sweep it can be sooner: a
+    batch reads what the batches before it in the same sweep have written. So exactness is followed row by row.
+    """
+    problem = case.problem
+    sweeps = int(case.histories.removeprefix("sweeps:")) if case.histories.startswith("sweeps:") else 0
+    if sweeps >= 2 * problem.num_layers - (1 if problem.parameters_of(problem.model.encoder) else 2):
+        return True
+    if sweeps == 0 or case.design.support_size > MAX_SUPPORT:
         return False
+    nodes = case.graph.num_nodes
+    known = {f"H{layer}": torch.zeros(nodes, dtype=torch.bool) for layer in range(1, problem.num_layers + 1)}
+    known |= {f"V{layer}": zero for layer, zero in _zero_auxiliary(case).items()}
+    for batch in sweep_batches(case) * sweeps:
+        for name, exact in _exact_rows(case, known, batch.nodes).items():
+            if name in known:
+                known[name] = torch.where(_members(batch.nodes, nodes), exact, known[name])
+    zeros = _zero_auxiliary(case)  # where V^l is zero, a row of H^l enters no gradient
     return all(
-        case.graph.neighbourhood(batch.nodes.to(case.graph.device)).numel() == 0 for batch, _ in case.design.enumerate()
+        bool((exact | zeros[int(name[1:])])[batch.nodes].all())
+        for batch, _ in case.design.enumerate()
+        for name, exact in _exact_rows(case, known, batch.nodes).items()
     )
+
+
+def _exact_rows(case: Case, known: dict[str, Tensor], batch: Tensor) -> dict[str, Tensor]:
+    """Return which batch rows of H^l and V^l are exact if `known` tells which rows of the histories are.
+
+    A row is exact if everything it is computed from is: H^l from sources, V^l from destinations and its own H^l.
+    """
+    source, destination = case.graph.edge_index.cpu()
+    problem, layers, nodes = case.problem, case.problem.num_layers, case.graph.num_nodes
+    inside = _members(batch, nodes)
+    rows: dict[str, Tensor] = {"H0": torch.ones(nodes, dtype=torch.bool)}
+    for layer in range(1, layers + 1):
+        below = rows[f"H{layer - 1}"]
+        spoilt = _members(destination[~below[source]], nodes)
+        rows[f"H{layer}"] = torch.where(inside, below & ~spoilt, known[f"H{layer}"])
+    zeros = _zero_auxiliary(case)
+    rows[f"V{layers}"] = rows[f"H{layers}"] | zeros[layers]  # from the loss, in the halo too
+    for layer in range(layers - 1, -1 if problem.parameters_of(problem.model.encoder) else 0, -1):
+        above = rows[f"V{layer + 1}"]
+        spoilt = _members(source[~above[destination]], nodes)
+        fresh = zeros[layer] | (above & ~spoilt & rows[f"H{layer}"])
+        rows[f"V{layer}"] = torch.where(inside, fresh, known[f"V{layer}"]) if layer else fresh
+    return rows
+
+
+def _zero_auxiliary(case: Case) -> dict[int, Tensor]:
+    """Return where V^l is zero because no labelled node is within L - l messages: histories of zeros are exact there."""
+    source, destination = case.graph.edge_index.cpu()
+    zero = ~case.graph.train_mask.cpu()
+    out = {case.problem.num_layers: zero}
+    for layer in range(case.problem.num_layers - 1, -1, -1):
+        zero = zero & ~_members(source[~zero[destination]], case.graph.num_nodes)
+        out[layer] = zero
+    return out
+
+
+def _members(ids: Tensor, nodes: int) -> Tensor:
+    out = torch.zeros(nodes, dtype=torch.bool)
+    out[ids.cpu()] = True
+    return out
 
 
 def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
@@ -195,7 +248,7 @@ def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
 def _histories(case: Case) -> tuple[bool | None, str]:
     if isinstance(case.estimator, Compensated) and isinstance(case.estimator.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
-    return case.settings.histories == "exact" or _warm(case), f"histories: {case.settings.histories}"
+    return case.histories == "exact" or _warm(case), f"histories: {case.histories}"
 
 
 UNBIASED = Claim(

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.report import text
-from lmc_verify.report.model import Case, ClaimSection
+from lmc_verify.report.model import Case, ClaimSection, distinguishing_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,12 @@ _STYLE: Any = {
 _WIDTH = 800.0
 _CHARACTER = 6.1  # mean width of a character at 11 px
 _ROWS_ONE_BY_ONE = 40
+_PANELS_A_DATA_SET = 6
+# Cases that agree in these differ in the estimator and its own settings only.
+_APART = (
+    *("model", "layers", "width", "activation_cut", "encoder", "head", "norm", "residual"),
+    *("normaliser", "design", "partition", "parts", "per_batch", "seen", "histories", "seed"),
+)
 _DECADES = 40  # what is smaller or larger than any such power of ten is drawn at the end of the axis
 
 
@@ -94,43 +100,56 @@ def residual_strip(section: ClaimSection, identifier: str) -> str | None:
 
 
 def bias_per_layer(section: ClaimSection, identifier: str) -> str | None:
-    """Draw the bias of every layer, a panel for each data set and estimator; None without such evidence."""
-    panels: dict[str, dict[str, list[Evidence]]] = {}
-    layers: dict[str, None] = {}
-    for case in section.cases:
-        for item in case.verdict.evidence:
-            if item.group == BIAS_GROUP:
-                panels.setdefault(_panel(case), {}).setdefault(item.quantity, []).append(item)
-                layers[item.quantity] = None
-    if not panels:
+    """Draw the bias of every layer, a panel for each comparable case; None without such evidence."""
+    cases = _comparable([case for case in section.cases if _bias(case)])
+    if not cases:
         return None
-    every = [item for panel in panels.values() for items in panel.values() for item in items]
+    names = distinguishing_labels([case.verdict.case for case in cases])
+    panels = [{item.quantity: item for item in _bias(case)} for case in cases]
+    layers = list(dict.fromkeys(layer for panel in panels for layer in panel))
+    every = [item for panel in panels for item in panel.values()]
+    units = {item.unit for item in every}
+    unit = f"bias / {units.pop()}" if len(units) == 1 else "bias"
     low, high = _decades(number for item in every for number in (item.value, item.tolerance))
-    columns = min(4, len(panels))
-    names = list(panels)
+    columns = min(3, len(panels))
 
     def draw() -> Figure:
         left = _margin(layers)
-        lines = math.ceil(len(names) / columns)
+        lines = math.ceil(len(panels) / columns)
         heights = [len(layers) * 17.0 + 8.0] * lines
-        figure, grid = _canvas(left, heights, top=26.0, bottom=40.0, between=58.0, columns=columns)
+        figure, grid = _canvas(left, heights, top=26.0, bottom=40.0, between=50.0, columns=columns)
         for index, axes in enumerate(grid):
-            if index >= len(names):
+            if index >= len(panels):
                 axes.set_visible(False)
                 continue
-            panel = panels[names[index]]
             _log_axis(axes, low, high, ticks=4)
-            _bars(axes, [panel.get(layer, []) for layer in layers], low, high)
+            _bars(axes, [panels[index].get(layer) for layer in layers], low, high)
             axes.set_ylim(len(layers) - 0.4, -0.6)
             shown = [_short(layer) for layer in layers] if index % columns == 0 else [""] * len(layers)
             axes.set_yticks(range(len(layers)), shown)
-            axes.set_title(_short(names[index], 30), fontsize=11, color=_INK, loc="left", pad=5)
-            if index + columns >= len(names):
-                axes.set_xlabel("bias, in gradient norms", fontsize=11, color=_MUTED)
+            axes.set_title(_short(names[index], 36), fontsize=11, color=_INK, loc="left", pad=5)
+            if index == len(panels) - 1:
+                axes.set_xlabel(unit, fontsize=11, color=_MUTED, loc="right")
         return figure
 
-    description = f"{text.count(len(layers), 'layer')}, {text.count(len(names), 'panel')}, bars on a log scale"
+    description = f"{text.count(len(layers), 'layer')}, {text.count(len(panels), 'panel')}, bars on a log scale"
     return _svg(draw, identifier, f"Bias per layer of {section.claim.id}", description)
+
+
+def _bias(case: Case) -> list[Evidence]:
+    return [item for item in case.verdict.evidence if item.group == BIAS_GROUP]
+
+
+def _comparable(cases: Sequence[Case]) -> list[Case]:
+    """All cases of a data set if they are few; else the largest group that differs in the estimator only."""
+    chosen: list[Case] = []
+    for dataset in dict.fromkeys(str(case.verdict.case.get("dataset")) for case in cases):
+        mine = [case for case in cases if str(case.verdict.case.get("dataset")) == dataset]
+        groups: dict[tuple[str, ...], list[Case]] = {}
+        for case in mine:
+            groups.setdefault(tuple(str(case.verdict.case.get(key)) for key in _APART), []).append(case)
+        chosen += mine if len(mine) <= _PANELS_A_DATA_SET else max(groups.values(), key=lambda group: len(group))
+    return chosen
 
 
 def _rows(cases: Sequence[Case]) -> list[_Row]:
@@ -227,30 +246,27 @@ def _marks(axes: Axes, rows: Sequence[_Row], low: float, high: float) -> None:
     )
 
 
-def _bars(axes: Axes, layers: Sequence[Sequence[Evidence]], low: float, high: float) -> None:
-    """A bar for each layer, as long as its largest value over the cases, and a tick at the tolerance."""
-    for y, items in enumerate(layers):
-        if not items:
+def _bars(axes: Axes, layers: Sequence[Evidence | None], low: float, high: float) -> None:
+    """A bar for each layer, hollow when within its tolerance, and a tick at the tolerance."""
+    for y, item in enumerate(layers):
+        if item is None:
             _note(axes, low, y, "not measured")
             continue
-        values = [abs(item.value) for item in items]
-        largest = math.nan if any(math.isnan(value) for value in values) else max(values)
-        tolerances = [item.tolerance for item in items if item.tolerance is not None]
-        beyond = any(item.tolerance is not None and not abs(item.value) <= item.tolerance for item in items)
-        if largest == 0:
+        value, tolerance = abs(item.value), item.tolerance
+        if value == 0:
             _note(axes, low, y, "0")
         else:
+            within = tolerance is not None and value <= tolerance
             axes.barh(
                 y,
-                _clip(largest, low, high) - low,
+                _clip(value, low, high) - low,
                 left=low,
                 height=0.62,
-                color=_ACCENT if beyond or not tolerances else _CARD,
+                color=_CARD if within else _ACCENT,
                 edgecolor=_ACCENT,
                 linewidth=1.0,
             )
-        drawn = [tolerance for tolerance in tolerances if 0 < tolerance < math.inf]
-        for tolerance in sorted({min(drawn), max(drawn)} if drawn else ()):
+        if tolerance is not None and 0 < tolerance < math.inf:
             for colour, width in ((_CARD, 4.0), (_INK, 1.6)):  # a rim keeps the tick visible on the bar
                 axes.vlines(tolerance, y - 0.42, y + 0.42, color=colour, linewidth=width)
 
@@ -263,7 +279,7 @@ def _margin(labels: Iterable[str]) -> float:
     return 16.0 + _CHARACTER * max((len(_short(label)) for label in labels), default=0)
 
 
-def _short(label: str, limit: int = 46) -> str:
+def _short(label: str, limit: int = 58) -> str:
     label = " ".join(text.printable(label).split())
     return label if len(label) <= limit else label[: limit - 1] + "…"
 

@@ -350,7 +350,7 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         anchors[anchor] += 1
         if anchors[anchor] > 1:
             anchor = f"{anchor}--{anchors[anchor]}"
-        labels = _labels([trial.verdict.case for trial in checked])
+        labels = distinguishing_labels([trial.verdict.case for trial in checked])
         cases = tuple(
             Case(f"case-{index}", label, trial)
             for index, (label, trial) in enumerate(zip(labels, checked, strict=True), start=number)
@@ -419,7 +419,7 @@ def _words(case: Mapping[str, Any], key: str) -> str | None:
     return text.setting(case[key], key) if key in case else None
 
 
-def _labels(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+def distinguishing_labels(cases: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each case by the fewest settings that tell the cases of a claim apart."""
     keys = _varying(cases)
     distinct = len({tuple(_words(case, key) for key in keys) for case in cases})

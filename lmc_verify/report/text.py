@@ -71,7 +71,7 @@ _CASE_KEYS = (
 )
 _NAMES = {
     "dataset": "data set",
-    "activation_cut": "activation cut",
+    "activation_cut": "cut",
     "per_batch": "parts per batch",
     "support": "batches in the support",
 }

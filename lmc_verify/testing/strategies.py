@@ -75,7 +75,9 @@ def graphs(
     """
     n = draw(st.integers(min_nodes, max_nodes))
     nodes = st.integers(0, n - 1)
-    pairs = draw(st.lists(st.tuples(nodes, nodes), max_size=max_edges))
+    # Lists without a lower bound hold about five elements: half of the graphs are asked to be denser than that.
+    least = min(draw(st.sampled_from([0, n])), max_edges)
+    pairs = draw(st.lists(st.tuples(nodes, nodes), min_size=least, max_size=max_edges))
     has_weights = draw(st.booleans()) if weighted is None else weighted
     one_way = draw(st.booleans()) if directed is None else directed
     seed = draw(seeds())
@@ -134,9 +136,15 @@ def partitions(graph: Graph, *, max_parts: int | None = None) -> st.SearchStrate
 
 @st.composite
 def batches(draw: st.DrawFn, graph: Graph) -> Batch:
-    """Arbitrary non-empty batches with inclusion probabilities in [0.25, 1], one for all nodes or one each."""
+    """Arbitrary non-empty batches with inclusion probabilities in [0.25, 1], one for all nodes or one each.
+
+    One batch in eight is the whole graph; the others leave at least one node outside, where there is one.
+    """
     n = graph.num_nodes
-    chosen = draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=n))
+    if draw(st.sampled_from([False] * 7 + [True])):
+        chosen = set(range(n))
+    else:
+        chosen = draw(st.sets(st.integers(0, n - 1), min_size=1, max_size=max(1, n - 1)))
     if draw(st.booleans()):
         inclusion = _uniform(draw(seeds()), (len(chosen),), torch.float64, 0.25, 1.0)
         return Batch.of(sorted(chosen), inclusion)

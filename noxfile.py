@@ -1,0 +1,83 @@
+"""Sessions of lmc-verify: `nox -s tests` runs the tests, `nox -s verify` makes the theorem-check report.
+
+Every session installs what it needs, pinned by constraints.txt. Real data sets are looked for in $LMC_VERIFY_DATA_ROOT.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "types", "tests", "verify"]
+nox.options.reuse_existing_virtualenvs = True
+
+# Many small tensor operations on few cores: waiting threads must not spin while another process has the core.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+
+
+def install(session: nox.Session, extra: str = "") -> None:
+    session.install("-c", "constraints.txt", "-e", f".[{extra}]" if extra else ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the whole test suite (hypothesis with its deterministic profile); arguments go to pytest."""
+    install(session, "test")
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "2", *(session.posargs or ["properties"]), env=environment)
+
+
+@nox.session
+def properties(session: nox.Session) -> None:
+    """Run the property-based tests with many more examples and fresh random seeds (slow)."""
+    install(session, "test")
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "thorough", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "2", *(session.posargs or ["properties"]), env=environment)
+
+
+@nox.session
+def verify(session: nox.Session) -> None:
+    """Check Theorem 1 and LMC's exactness on real graphs; writes reports/out/theorem-check/."""
+    install(session)
+    session.run("lmc-verify", "run", "reports/theorem-check.toml", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Run the fast suite; writes reports/out/smoke/."""
+    install(session)
+    session.run("lmc-verify", "run", "reports/smoke.toml", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install("-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the package's types with mypy, strict."""
+    install(session)
+    session.install("-c", "constraints.txt", "mypy")
+    session.run("mypy")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need CUDA; skips where there is none."""
+    install(session, "test")
+    found = session.run("python", "-c", "import torch; print(torch.cuda.is_available())", silent=True)
+    if str(found).strip() != "True":
+        session.skip("torch finds no CUDA device")
+    session.run("pytest", "-m", "gpu", *(session.posargs or ["properties"]))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the asv benchmarks once, quickly, in this session's environment."""
+    install(session, "bench")
+    session.run("asv", "machine", "--yes", silent=True)
+    session.run("asv", "run", "--python=same", "--quick", "--show-stderr", *session.posargs, env=ENVIRONMENT)
