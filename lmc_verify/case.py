@@ -334,7 +334,7 @@ def prepared_state(case: Case, histories: str) -> History:
         InvalidInputError: sweeps were asked for a design without clusters.
     """
     state = case.estimator.init(case.problem)
-    if state.parameters is not None:  # holds exact values by definition
+    if state.exact_for is not None:  # holds exact values by definition
         return state
     if histories == "exact":
         return state.filled(case.exact)

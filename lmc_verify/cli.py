@@ -29,8 +29,9 @@ from lmc_verify.controls import CONTROLS, find_control
 from lmc_verify.datasets import dataset_info, dataset_names
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
-from lmc_verify.execution import RunResult, environment, run_planned, run_suite
+from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.models import MODELS
+from lmc_verify.provenance import environment
 from lmc_verify.records import Records
 from lmc_verify.report import ClaimText, build_report, write_report
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,17 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from lmc_verify.case import CaseSettings, Workspace, build_case
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.controls import check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
+from lmc_verify.provenance import environment
 from lmc_verify.records import Records, Trial
-from lmc_verify.suite import Planned, Suite, code_fingerprint
+from lmc_verify.suite import Planned, Suite
 
-__all__ = ["RunResult", "environment", "run_planned", "run_suite"]
+__all__ = ["RunResult", "run_planned", "run_suite"]
 
 Listener = Callable[[Planned, Trial | None, str], None]
 """Called after each trial: what was planned, the trial (None if it was not run), and why not."""
@@ -66,21 +63,6 @@ class RunResult:
         return tuple(
             trial for trial in self.trials if trial.kind == "claim" and trial.verdict.outcome is Outcome.INCONCLUSIVE
         )
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, platform and thread count, for records and reports."""
-    import torch_geometric
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_geometric": torch_geometric.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "code": code_fingerprint(),
-    }
 
 
 def run_planned(planned: Planned, workspace: Workspace) -> Trial:

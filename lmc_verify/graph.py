@@ -193,7 +193,8 @@ class Graph:
                 raise InvalidInputError(
                     f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
                 )
-        num_nodes = data.x.shape[0]
+        x = data.x if data.x.is_floating_point() else data.x.float()
+        num_nodes = x.shape[0]
 
         def mask(key: str) -> Tensor | None:
             value = getattr(data, key, None)
@@ -215,14 +216,14 @@ class Graph:
             if y.dim() == 2 and y.shape[1] == 1:
                 y = y[:, 0]
             elif y.dim() == 2:  # integer indicator matrix: multi-label
-                y = y.to(data.x.dtype)
+                y = y.to(x.dtype)
         train_mask = mask("train_mask")
         if train_mask is None:
-            train_mask = torch.ones(num_nodes, dtype=torch.bool, device=data.x.device)
+            train_mask = torch.ones(num_nodes, dtype=torch.bool, device=x.device)
         return cls(
             edge_index=data.edge_index.long(),
-            x=data.x if data.x.is_floating_point() else data.x.float(),
-            y=y.to(data.x.dtype) if y.is_floating_point() and data.x.is_floating_point() else y,
+            x=x,
+            y=y.to(x.dtype) if y.is_floating_point() else y,
             train_mask=train_mask,
             edge_weight=getattr(data, "edge_weight", None),
             val_mask=mask("val_mask"),
@@ -350,7 +351,15 @@ class Graph:
         return self._replace(edge_index=self.edge_index.flip(0))
 
     def relabelled(self, order: Tensor) -> Graph:
-        """Return the same graph with node ``order[k]`` renamed to ``k``."""
+        """Return the same graph with node ``order[k]`` renamed to ``k``.
+
+        Raises:
+            InvalidInputError: `order` is not a permutation of the nodes.
+        """
+        if not torch.equal(order.sort().values, torch.arange(self.num_nodes, device=order.device)):
+            raise InvalidInputError(
+                f"order must be a permutation of the nodes 0 ... {self.num_nodes - 1}, each exactly once"
+            )
         rank = torch.empty_like(order)
         rank[order] = torch.arange(order.numel(), device=order.device)
 
@@ -370,7 +379,7 @@ class Graph:
     def fingerprint(self) -> str:
         """Content hash (16 hex digits) of structure, features, labels and masks."""
         digest = hashlib.blake2b(digest_size=8)
-        for value in (self.edge_index, self.edge_weight, self.x, self.y, self.train_mask):
+        for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
             if value is None:
                 digest.update(b"none")
             else:
@@ -378,6 +387,9 @@ class Graph:
                 digest.update(f"{array.dtype}{array.shape}".encode())
                 digest.update(array.tobytes())
         return digest.hexdigest()
+
+    def _masks(self) -> tuple[Tensor | None, ...]:
+        return self.train_mask, self.val_mask, self.test_mask
 
     def _replace(self, **changes: Tensor | None) -> Graph:
         names = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "name")

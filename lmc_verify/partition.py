@@ -80,6 +80,9 @@ class Partition:
     def from_clusters(cls, clusters: Iterable[Sequence[int]], method: str = "given") -> Partition:
         """Build from lists of nodes that together cover ``0 ... n-1`` exactly once."""
         parts = [torch.as_tensor(cluster, dtype=torch.int64).reshape(-1) for cluster in clusters]
+        empty = [index for index, part in enumerate(parts) if not part.numel()]
+        if empty:
+            raise InvalidInputError(f"cluster {empty[0]} of {len(parts)} is empty; leave empty clusters out")
         nodes = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
         if not torch.equal(nodes.sort().values, torch.arange(nodes.numel())):
             raise InvalidInputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -57,7 +59,8 @@ class Problem:
             fitting = "bce" if graph.multi_label else "cross_entropy"
             raise InvalidInputError(f"loss {loss!r} does not fit {kind}; use loss={fitting!r}")
         self.graph, self.model, self.loss = graph, model, loss
-        self.widths = self._probe()
+        with _evaluating(model):  # dropout would draw from torch's global generator
+            self.widths = self._probe()
         if self.num_outputs < graph.num_outputs or (graph.multi_label and self.num_outputs != graph.num_outputs):
             raise InvalidInputError(
                 f"the model has {self.num_outputs} outputs, the labels need {graph.num_outputs} "
@@ -176,6 +179,18 @@ class Problem:
 
     def __repr__(self) -> str:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every sub-module into evaluation mode, and each back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def gradient_norm(gradient: Gradient) -> float:

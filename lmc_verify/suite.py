@@ -25,20 +25,19 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmc_verify._version import __version__
 from lmc_verify.case import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control
 from lmc_verify.datasets import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import make_estimator
+from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
 
@@ -217,17 +216,6 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         )
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional)
-
-
-@cache
-def code_fingerprint() -> str:
-    """Return version and content hash of the package's modules: results of other code are never reused."""
-    digest = hashlib.blake2b(digest_size=6)
-    root = Path(__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode())
-        digest.update(file.read_bytes())
-    return f"{__version__}+{digest.hexdigest()}"
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:

@@ -17,6 +17,7 @@ from lmc_verify.estimators import Compensated, Drop, Held
 from lmc_verify.graph import Graph
 from lmc_verify.models import active_dropout
 from lmc_verify.problem import Gradient, Problem
+from lmc_verify.provenance import code_fingerprint
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
 __all__ = [
@@ -248,7 +249,7 @@ def verdict_of(
         evidence=(*(residuals.evidence() if residuals is not None else ()), *evidence),
         assumptions=tuple(assumptions),
         seeds={"root": case.seed},
-        hashes=dict(case.hashes),
+        hashes={**case.hashes, "code": code_fingerprint()},
         **numbers,
     )
 

@@ -141,15 +141,13 @@ EQUALS_BACKWARD_SGD = Claim(
     title="Equals Backward SGD with exact histories",
     statement=(
         "With exact histories, beta = 0 and aggregate-linear layers, the estimate equals Backward SGD's on every "
-        "batch, "
-        "parameter by parameter."
+        "batch, parameter by parameter."
     ),
     source=_SOURCE,
     tier="exact",
     theory=(
         "The halo's embeddings and auxiliary variables are then exact, and the Jacobian of an aggregate-linear layer "
-        "at a "
-        "halo row does not see that row's incomplete aggregate. GAS equals Backward SGD in the last layer only."
+        "at a halo row does not see that row's incomplete aggregate. GAS equals Backward SGD in the last layer only."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, BETA_ZERO, AGGREGATE_LINEAR),
     check=check_equals_backward_sgd,
@@ -228,8 +226,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     if outcome is Outcome.EXACT:
         summary = (
             f"from sweep {due} on every gradient equals Backward SGD's (largest difference {residuals.largest:.1e}, "
-            f"rounding "
-            f"allows {residuals.tolerance:.1e}); the histories are exact when due"
+            f"rounding allows {residuals.tolerance:.1e}); the histories are exact when due"
         )
     else:
         summary = (
@@ -278,10 +275,9 @@ EXACT_WHEN_FROZEN = Claim(
     tier="exact",
     theory=(
         "Batch rows are written from halo values that the sweep before made exact, one layer a sweep: first H "
-        "upwards, then V "
-        "downwards. It needs a cut right after the linear aggregation; with the post-activation cut or with "
-        "attention, halo "
-        "Jacobians see incomplete aggregates and a floor remains. GAS's histories become exact, its gradient never."
+        "upwards, then V downwards. It needs a cut right after the linear aggregation; with the post-activation cut "
+        "or with attention, halo Jacobians see incomplete aggregates and a floor remains. GAS's histories become "
+        "exact, its gradient never."
     ),
     assumptions=(
         NO_DROPOUT,
@@ -385,15 +381,13 @@ LOWER_LAYERS_BIASED = Claim(
     title="Dropping the backward halo biases every layer but the last",
     statement=(
         "An estimator that drops halo messages in the backward pass is biased in every layer but the last, even with "
-        "exact "
-        "histories; the last layer (and the head) is unbiased."
+        "exact histories; the last layer (and the head) is unbiased."
     ),
     source=_SOURCE + "; the estimator is GAS (Fey et al., ICML 2021)",
     tier="exact",
     theory=(
         "V^L at batch rows comes from the loss and is exact; V^l below lacks what the halo's rows would send back, "
-        "and that "
-        "part has no reason to vanish in expectation."
+        "and that part has no reason to vanish in expectation."
     ),
     assumptions=(
         NO_DROPOUT,

@@ -159,8 +159,7 @@ REDUCTIONS = Claim(
     title="Reductions to the exact gradient",
     statement=(
         "With all clusters in one batch, without cut edges, or without any edge, every estimator gives the exact "
-        "gradient; "
-        "with one layer, those that keep the halo's inputs equal Backward SGD."
+        "gradient; with one layer, those that keep the halo's inputs equal Backward SGD."
     ),
     source="derived from the estimators' definitions in LMC (Shi, Liang and Wang, ICLR 2023)",
     tier="exact",

@@ -108,14 +108,12 @@ def check(case: Case) -> Verdict:
     elif outcome is Outcome.REFUTED:
         summary = (
             f"biased: the mean over all {moments.atoms} batches is off by {gradient_norm(bias) / residuals.unit:.2g} "
-            f"of "
-            f"the gradient's norm, most in {worst} ({per_layer[worst]:.2g} of its own)"
+            f"of the gradient's norm, most in {worst} ({per_layer[worst]:.2g} of its own)"
         )
     else:
         summary = (
             f"residual {residuals.largest:.1e} lies between rounding ({residuals.tolerance:.1e}) and the detectable "
-            f"effect "
-            f"({residuals.detectable:.1e}); a smaller graph or fewer batches would decide"
+            f"effect ({residuals.detectable:.1e}); a smaller graph or fewer batches would decide"
         )
     return verdict_of(case, ID, outcome, summary, residuals=residuals, evidence=evidence, assumptions=assumptions)
 
@@ -256,19 +254,15 @@ UNBIASED = Claim(
     title="Unbiased gradient",
     statement=(
         "The expectation of the gradient estimate over the batch design equals the exact full-graph gradient, for "
-        "every "
-        "parameter."
+        "every parameter."
     ),
     source="LMC (Shi, Liang and Wang, ICLR 2023), Theorem 1, for Backward SGD; other estimators by the same criterion",
     tier="exact",
     theory=(
         "With exact embeddings and auxiliary variables, every parameter gradient is a sum over nodes; weighting the "
-        "batch's "
-        "part of it by inverse inclusion probabilities is unbiased. LMC with beta = 0 inherits this when its "
-        "histories are "
-        "exact and its layers aggregate-linear. GAS, FM and Cluster-GCN drop the halo's messages in the backward "
-        "pass and "
-        "are biased in every layer that needs them."
+        "batch's part of it by inverse inclusion probabilities is unbiased. LMC with beta = 0 inherits this when its "
+        "histories are exact and its layers aggregate-linear. GAS, FM and Cluster-GCN drop the halo's messages in "
+        "the backward pass and are biased in every layer that needs them."
     ),
     assumptions=(
         NO_DROPOUT,

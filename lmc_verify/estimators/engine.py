@@ -77,9 +77,7 @@ def estimate_compensated(
     """
     check_batch(problem, batch)
     writes: list[Write] = []
-    if isinstance(policies.forward, Held) and (
-        state.parameters is None or not problem.has_parameters(state.parameters)
-    ):
+    if isinstance(policies.forward, Held) and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact_pass(problem))
         writes.append(Refresh(state))
     _check_state(problem, state, policies)

@@ -53,12 +53,12 @@ class History:
     Attributes:
         embeddings: H by layer.
         auxiliary: V by layer; empty for estimators that keep none.
-        parameters: the parameter values at which the tables are exact, or None.
+        exact_for: the problem, and its parameter values, for which the tables are exact; or None.
     """
 
     embeddings: dict[int, Tensor] = field(default_factory=dict)
     auxiliary: dict[int, Tensor] = field(default_factory=dict)
-    parameters: tuple[Tensor, ...] | None = None
+    exact_for: tuple[Problem, tuple[Tensor, ...]] | None = field(default=None, repr=False)
 
     @classmethod
     def zeros(cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True) -> History:
@@ -81,7 +81,7 @@ class History:
         return cls(
             {layer: exact.embeddings[layer].clone() for layer in range(1, problem.num_layers + 1)},
             {layer: value.clone() for layer, value in exact.auxiliary.items()},
-            problem.parameter_snapshot(),
+            (problem, problem.parameter_snapshot()),
         )
 
     def filled(self, exact: ExactPass) -> History:
@@ -107,32 +107,48 @@ class History:
         """
         writes = tuple(writes)
         for write in writes:
-            if isinstance(write, Refresh):
-                continue
-            table = self.table(write.kind).get(write.layer)
-            if table is None or write.values.shape != (write.nodes.numel(), table.shape[1]):
-                held = "no such table" if table is None else f"rows of width {table.shape[1]}"
-                raise InvalidInputError(
-                    f"cannot write {write.kind} rows of shape {tuple(write.values.shape)} for layer {write.layer}: "
-                    f"this state has {held}; apply writes to the state of the estimator that made them"
-                )
+            if isinstance(write, HistoryWrite):
+                self._check(write)
         for write in writes:
             if isinstance(write, Refresh):
                 fresh = write.tables
-                self.embeddings, self.auxiliary, self.parameters = (
+                self.embeddings, self.auxiliary, self.exact_for = (
                     fresh.embeddings,
                     fresh.auxiliary,
-                    fresh.parameters,
+                    fresh.exact_for,
                 )
             else:
                 self.table(write.kind)[write.layer][write.nodes] = write.values
+
+    def _check(self, write: HistoryWrite) -> None:
+        """Raise InvalidInputError if a write does not fit its table."""
+        known = write.kind in (EMBEDDING, AUXILIARY)
+        table = self.table(write.kind).get(write.layer) if known else None
+        if table is None:
+            problem = "this state has no such table"
+        elif write.values.shape != (write.nodes.numel(), table.shape[1]):
+            problem = f"the table has rows of width {table.shape[1]}, and {write.nodes.numel()} nodes are named"
+        elif write.values.dtype != table.dtype:
+            problem = f"the table holds {table.dtype}, the values are {write.values.dtype}"
+        elif write.nodes.numel() and not 0 <= int(write.nodes.min()) <= int(write.nodes.max()) < table.shape[0]:
+            problem = f"node ids must lie in 0 ... {table.shape[0] - 1}"
+        else:
+            return
+        raise InvalidInputError(
+            f"cannot write {write.kind} rows of shape {tuple(write.values.shape)} for layer {write.layer}: {problem}; "
+            "apply writes to the state of the estimator that made them"
+        )
+
+    def is_exact_for(self, problem: Problem) -> bool:
+        """Whether the tables hold this problem's exact values at its present parameters."""
+        return self.exact_for is not None and self.exact_for[0] is problem and problem.has_parameters(self.exact_for[1])
 
     def clone(self) -> History:
         """Return a deep copy."""
         return History(
             {layer: value.clone() for layer, value in self.embeddings.items()},
             {layer: value.clone() for layer, value in self.auxiliary.items()},
-            self.parameters,
+            self.exact_for,
         )
 
     def equals(self, other: History) -> bool:

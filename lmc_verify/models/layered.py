@@ -191,7 +191,7 @@ def active_dropout(module: nn.Module) -> str | None:
     """Return the name of a sub-module whose dropout is on (training mode, probability above 0), or None."""
     for name, part in module.named_modules():
         rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
-        if part.training and isinstance(rate, float) and rate > 0:
+        if part.training and isinstance(rate, (int, float)) and rate > 0:
             return name or type(part).__name__
     return None
 

@@ -148,7 +148,8 @@ def _comparable(cases: Sequence[Case]) -> list[Case]:
         groups: dict[tuple[str, ...], list[Case]] = {}
         for case in mine:
             groups.setdefault(tuple(str(case.verdict.case.get(key)) for key in _APART), []).append(case)
-        chosen += mine if len(mine) <= _PANELS_A_DATA_SET else max(groups.values(), key=lambda group: len(group))
+        largest = sorted(groups.values(), key=len)[-1]
+        chosen += mine if len(mine) <= _PANELS_A_DATA_SET else largest
     return chosen
 
 

@@ -1,7 +1,4 @@
-"""Every known gap of the package is written down here as the property that should hold, and fails as expected.
-
-The marks are strict: whoever closes a gap sees the test pass, and moves it to the file of its subject.
-"""
+"""Misuse at the edges is refused, and changes nothing: misfit history writes, another graph's state, hidden dropout."""
 
 from __future__ import annotations
 
@@ -39,9 +36,6 @@ def row(kind: str = EMBEDDING, node: int = 0, dtype: torch.dtype = torch.float64
     return HistoryWrite(kind, 1, torch.tensor([node]), torch.ones(1, 4, dtype=dtype))
 
 
-@pytest.mark.xfail(
-    reason="apply checks shapes only: it writes the good rows, then fails or writes elsewhere", strict=True
-)
 @pytest.mark.parametrize(
     "misfit",
     [row(node=7), row(node=-1), row(dtype=torch.float32), row(kind="embeddings")],
@@ -55,7 +49,6 @@ def test_apply_refuses_every_misfit_and_then_changes_nothing(misfit: HistoryWrit
     assert state.equals(kept)
 
 
-@pytest.mark.xfail(reason="the probe of Problem runs dropout, which draws from torch's global generator", strict=True)
 def test_building_a_problem_draws_no_random_number() -> None:
     with torch.random.fork_rng(devices=[]):
         before = random_state()
@@ -63,7 +56,6 @@ def test_building_a_problem_draws_no_random_number() -> None:
         assert random_state() == before
 
 
-@pytest.mark.xfail(reason="a probability given as the integer 1 is not seen by active_dropout", strict=True)
 def test_dropout_of_integer_probability_is_refused() -> None:
     with torch.random.fork_rng(devices=[]):
         conv = GCN(3, 3, 3, 1, dtype=torch.float64).layers[0].conv
@@ -73,9 +65,6 @@ def test_dropout_of_integer_probability_is_refused() -> None:
             exact_pass(dropped)
 
 
-@pytest.mark.xfail(
-    reason="BackwardSGD compares parameters only: a state of another graph is used as it is", strict=True
-)
 def test_backward_sgd_never_uses_the_state_of_another_graph() -> None:
     first, estimator, batch = problem(), BackwardSGD(), Batch.of([0, 1], 0.5)
     other = first.with_graph(path_graph(5, directed=True))
@@ -87,28 +76,22 @@ def test_backward_sgd_never_uses_the_state_of_another_graph() -> None:
     assert_gradients("state of another graph", got, want)
 
 
-@pytest.mark.xfail(reason="indicator targets follow the dtype of x, which is converted only afterwards", strict=True)
 def test_from_pyg_reads_integer_features_with_integer_indicators() -> None:
     edges = torch.zeros(2, 0, dtype=torch.int64)
     data = Data(x=torch.eye(4, dtype=torch.int64), y=torch.eye(4, 2, dtype=torch.int64), edge_index=edges)
     assert Graph.from_pyg(data).multi_label
 
 
-@pytest.mark.xfail(reason="the docstring says masks, the hash takes the training mask only", strict=True)
 def test_fingerprint_sees_the_other_masks() -> None:
     graph = path_graph(4)
     assert replace(graph, val_mask=graph.train_mask).fingerprint != graph.fingerprint
 
 
-@pytest.mark.xfail(reason="an empty last cluster is dropped without a word", strict=True)
 def test_from_clusters_refuses_an_empty_last_cluster() -> None:
     with pytest.raises(InvalidInputError, match="empty"):
         Partition.from_clusters([[0], []])
 
 
-@pytest.mark.xfail(
-    reason="an order that is no permutation leaves ids unwritten: the message shows stray memory", strict=True
-)
 def test_relabelling_refuses_what_is_no_permutation() -> None:
     with pytest.raises(InvalidInputError, match="permutation"):
         path_graph(4).relabelled(torch.tensor([0, 0, 1, 2]))

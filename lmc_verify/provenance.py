@@ -1,0 +1,42 @@
+"""Where a result comes from: the version of the code, and the machine and libraries that it ran on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmc_verify._version import __version__
+
+__all__ = ["code_fingerprint", "environment"]
+
+
+@cache
+def code_fingerprint() -> str:
+    """Return version and content hash of the package's modules: results of other code are never reused."""
+    digest = hashlib.blake2b(digest_size=6)
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode())
+        digest.update(file.read_bytes())
+    return f"{__version__}+{digest.hexdigest()}"
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, platform and thread count, for records and reports."""
+    import torch_geometric
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "code": code_fingerprint(),
+    }
