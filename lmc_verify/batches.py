@@ -68,7 +68,10 @@ class Batch:
         clusters: tuple[int, ...] | None = None,
     ) -> Batch:
         """Build from node ids in any order and one common (or per-node) inclusion probability."""
-        ids, order = torch.sort(torch.as_tensor(nodes, dtype=torch.int64).reshape(-1))
+        given = torch.as_tensor(nodes).reshape(-1)
+        if given.is_floating_point() and given.numel():
+            raise InvalidInputError(f"node ids must be integers, got {given.dtype}; a mask becomes ids with nonzero()")
+        ids, order = torch.sort(given.to(torch.int64))
         if isinstance(inclusion, Tensor):
             probabilities = inclusion.to(torch.float64)[order]
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
-from lmc_verify.datasets import load_graph
+from lmc_verify.datasets import dataset_info, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, make_estimator
+from lmc_verify.estimators import ESTIMATORS, Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
 from lmc_verify.models import make_model
@@ -36,6 +36,8 @@ __all__ = [
     "Workspace",
     "assemble_case",
     "build_case",
+    "build_estimator",
+    "check_dataset",
     "sweep_batches",
 ]
 
@@ -280,6 +282,39 @@ class Case:
         return out
 
 
+def check_dataset(settings: DatasetSettings) -> None:
+    """Refuse an unknown data set, or an option that it does not have, before anything is loaded.
+
+    Raises:
+        InvalidInputError: the message names it, with the known ones.
+    """
+    known = [name for name, _ in dataset_info(settings.name).options]
+    for option in settings.settings:
+        if option not in known:
+            rest = f"its options are {', '.join(map(repr, known))}" if known else "it takes no options"
+            raise InvalidInputError(f"data set {settings.name!r} has no option {option!r}: {rest}")
+
+
+def build_estimator(settings: EstimatorSettings) -> Estimator:
+    """Build an estimator from settings.
+
+    Raises:
+        InvalidInputError: an unknown name or setting, or a value of another type.
+    """
+    for item in fields(ESTIMATORS[settings.name]) if settings.name in ESTIMATORS else ():  # type: ignore[arg-type]
+        value = settings.settings.get(item.name, item.default)
+        if isinstance(item.default, bool) and not isinstance(value, bool):
+            raise InvalidInputError(f"estimator.{item.name} is {value!r}, it must be true or false")
+        if item.name == "beta" and isinstance(value, bool):
+            raise InvalidInputError(f"estimator.beta is {value!r}, it must be a number, or one number a node")
+    try:
+        return make_estimator(settings.name, **settings.settings)
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the settings of estimator {settings.describe()} do not fit: {error}") from error
+
+
 def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Case:
     """Build the objects of a case.
 
@@ -292,7 +327,7 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     return Case(
         problem=problem,
         design=_build_design(settings, graph, workspace),
-        estimator=make_estimator(settings.estimator.name, **settings.estimator.settings),
+        estimator=build_estimator(settings.estimator),
         exact=workspace.exact(problem),
         histories=settings.histories,
         seed=settings.seed,

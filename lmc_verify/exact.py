@@ -51,8 +51,10 @@ def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
     Source: auxiliary variables and the recursion are equations of backward message passing in [LMC, ICLR 2023].
     """
     refuse_dropout(problem)
-    if chunk_size is not None and chunk_size < 1:
-        raise InvalidInputError(f"chunk_size is {chunk_size}, it must be at least 1, or None for all rows at once")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise InvalidInputError(
+            f"chunk_size is {chunk_size}, it must be a whole number of at least 1, or None for all rows at once"
+        )
     graph, model = problem.graph, problem.model
     gradient = problem.zero_gradient()
     chunks = list(_chunks(problem, chunk_size))

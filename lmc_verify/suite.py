@@ -21,6 +21,7 @@ and every combination becomes a planned trial with an expected outcome.
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmc_verify.case import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
+from lmc_verify.case import (
+    CaseSettings,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    build_estimator,
+    check_dataset,
+)
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control
-from lmc_verify.datasets import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators import make_estimator
+from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
@@ -198,7 +206,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
                 "expected outcome for each"
             )
     for item in estimators:
-        make_estimator(item.name, **item.settings)  # fails early on unknown names and settings
+        build_estimator(item)  # fails early on unknown names and settings
     axes = (
         [find_claim(claim).id for claim in _list(check.claim)],
         [DatasetSettings.model_validate(_named(item)) for item in _list(check.dataset)],
@@ -209,7 +217,10 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         estimators,
     )
     for chosen in axes[1]:
-        dataset_info(chosen.name)
+        check_dataset(chosen)
+    for model in axes[2]:
+        if model.name not in MODELS:
+            raise UnknownNameError("model", model.name, MODELS)
     for claim, dataset, model, design, histories, seed, estimator in product(*axes):
         settings = CaseSettings(
             dataset=dataset, model=model, estimator=estimator, design=design, histories=histories, seed=seed
@@ -246,4 +257,6 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    if isinstance(value, str):  # JSON escapes what TOML wants escaped, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)

@@ -358,9 +358,7 @@ def compensated(
         Z[layer] = operator @ read @ problem.weights[layer - 1] + problem.biases[layer - 1]
         H[layer] = local[:, None] * _keep(problem, layer, Z[layer])
         if forward_policy == "blend":
-            H[layer][boundary] = (1 - beta_rows) * histories_H[layer][boundary] + beta_rows * H[layer][
-                boundary
-            ]
+            H[layer][boundary] = (1 - beta_rows) * histories_H[layer][boundary] + beta_rows * H[layer][boundary]
         elif forward_policy == "hist":
             H[layer][boundary] = histories_H[layer][boundary]
         elif forward_policy == "exact":
@@ -378,9 +376,7 @@ def compensated(
             assert full is not None
             V[layer][boundary] = full.V[layer][boundary]
         elif layer < L:
-            V[layer][boundary] = (1 - beta_rows) * histories_V[layer][boundary] + beta_rows * V[layer][
-                boundary
-            ]
+            V[layer][boundary] = (1 - beta_rows) * histories_V[layer][boundary] + beta_rows * V[layer][boundary]
         if layer > 1:
             dz = _slope_at_z(problem, layer, Z[layer], V[layer])
             V[layer - 1] = _pull_back(problem, operator, layer, dz, H[layer - 1])
@@ -398,9 +394,7 @@ def compensated(
     return Estimate(gradient, float(losses @ factor), new_H, new_V, rows_H, rows_V)
 
 
-def lmc(
-    p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode
-) -> Estimate:
+def lmc(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
     """LMC: both passes are compensated."""
     return compensated(p, hist_H, hist_V, batch, beta, "blend", "blend", weights)
 
@@ -443,7 +437,5 @@ def cluster_gcn(p: Problem, batch: Nodes, weights: PerNode, operator: Array | No
 def induced_edges(edge_index: NDArray[np.int64], batch: Nodes) -> NDArray[np.int64]:
     """Return the edges between batch nodes, in the numbering of the whole graph."""
     inside = {int(node) for node in batch}
-    kept = [
-        (int(s), int(d)) for s, d in zip(*edge_index, strict=True) if int(s) in inside and int(d) in inside
-    ]
+    kept = [(int(s), int(d)) for s, d in zip(*edge_index, strict=True) if int(s) in inside and int(d) in inside]
     return np.array(kept, dtype=np.int64).reshape(-1, 2).T

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_state
 from helpers import assert_gradients, path_graph
 from torch import nn
 from torch_geometric.data import Data
+from torch_geometric.nn import GraphConv
 
 from lmc_verify import (
     GCN,
@@ -22,6 +24,7 @@ from lmc_verify import (
     LayeredModel,
     Partition,
     Problem,
+    PyGConv,
     exact_pass,
 )
 from lmc_verify.estimators import EMBEDDING, HistoryWrite
@@ -95,3 +98,31 @@ def test_from_clusters_refuses_an_empty_last_cluster() -> None:
 def test_relabelling_refuses_what_is_no_permutation() -> None:
     with pytest.raises(InvalidInputError, match="permutation"):
         path_graph(4).relabelled(torch.tensor([0, 0, 1, 2]))
+
+
+def test_beta_may_be_any_real_number_or_one_a_node() -> None:
+    assert LMC(beta=np.float32(0.5)) == LMC(beta=torch.tensor(0.5)) == LMC(beta=0.5)  # type: ignore[arg-type]
+    assert LMC(beta=np.array([0.0, 1.0])) == LMC(beta=(0.0, 1.0))  # type: ignore[arg-type]
+
+
+def test_node_ids_are_integers() -> None:
+    with pytest.raises(InvalidInputError, match="integers"):
+        Batch.of(torch.tensor([0.7, 1.2]))
+
+
+def test_histories_of_another_dtype_are_refused() -> None:
+    single = problem().to(dtype=torch.float32)
+    with pytest.raises(InvalidInputError, match="float64"):
+        LMC().estimate(single, LMC().init(problem()), Batch.of([0, 1], 0.5))
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1, 2.5])
+def test_chunks_have_a_whole_number_of_rows(chunk_size: int) -> None:
+    with pytest.raises(InvalidInputError, match="chunk_size"):
+        exact_pass(problem(), chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("aggr", ["max", ["mean", "max"]])
+def test_only_sums_and_means_can_be_declared_aggregate_linear(aggr: str | list[str]) -> None:
+    with torch.random.fork_rng(devices=[]), pytest.raises(InvalidInputError, match="aggregate-linear"):
+        PyGConv(GraphConv(3, 4, aggr=aggr), aggregate_linear=True)

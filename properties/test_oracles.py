@@ -205,9 +205,7 @@ def test_auxiliary_variables_agree_with_central_differences(name: str) -> None:
         for _ in range(5):
             direction = rng.standard_normal(full.H[layer].shape)
             if problem.cut == "post" and layer < L:
-                direction *= (
-                    full.H[layer] > 0
-                )  # the rest of the network is read at values, so kinks do not matter
+                direction *= full.H[layer] > 0  # the rest of the network is read at values, so kinks do not matter
             slope = (loss(full.H[layer] + h * direction) - loss(full.H[layer] - h * direction)) / (2 * h)
             assert slope == pytest.approx(float((full.V[layer] * direction).sum()), rel=1e-6, abs=1e-8)
 
@@ -234,9 +232,7 @@ def test_backward_sgd_mean_and_variance_by_enumeration(name: str, c: int) -> Non
 def test_unequal_inclusion_probabilities_are_unbiased() -> None:
     problem = load("karate-pre").problem
     inclusion = np.linspace(0.2, 0.9, problem.num_nodes)
-    parts = [
-        inclusion[j] * oracles.backward_sgd(problem, [j], inclusion).flat() for j in range(problem.num_nodes)
-    ]
+    parts = [inclusion[j] * oracles.backward_sgd(problem, [j], inclusion).flat() for j in range(problem.num_nodes)]
     assert error(np.sum(parts, axis=0), oracles.exact(problem).gradient.flat()) < 1e-12
 
 
@@ -346,9 +342,7 @@ def test_whole_graph_batches_give_the_exact_gradient(name: str) -> None:
         assert_gradient(got.gradient, full.gradient, 1e-12)
     operator = oracles.gcn_operator(oracles.induced_edges(case.edge_index, everyone), case.problem.num_nodes)
     for chosen in (None, operator):
-        assert_gradient(
-            oracles.cluster_gcn(case.problem, everyone, 1.0, chosen).gradient, full.gradient, 1e-12
-        )
+        assert_gradient(oracles.cluster_gcn(case.problem, everyone, 1.0, chosen).gradient, full.gradient, 1e-12)
 
 
 def test_cluster_gcn_is_exact_on_the_induced_subgraph() -> None:
@@ -372,9 +366,7 @@ def test_cluster_gcn_is_exact_on_the_induced_subgraph() -> None:
 def test_only_the_stated_history_rows_are_written(run: str) -> None:
     case = load("karate-pre")
     rng = np.random.default_rng(1)
-    H, V = (
-        {k: rng.standard_normal(v.shape) for k, v in z.items()} for z in oracles.zero_histories(case.problem)
-    )
+    H, V = ({k: rng.standard_normal(v.shape) for k, v in z.items()} for z in oracles.zero_histories(case.problem))
     batch = case.clusters[2]
     got = step(run, case, H, V, batch, 4.0)
     around = oracles.halo(case.problem.edges, batch)
@@ -401,9 +393,7 @@ def test_weights_scale_gradients_and_loss_but_not_histories() -> None:
 
 
 def test_gcn_operator_by_hand() -> None:
-    edges = np.array(
-        [[0, 1, 1], [1, 1, 2]]
-    )  # 0 -> 1 of weight 3, a self-loop of weight 5, 1 -> 2 of weight 0.5
+    edges = np.array([[0, 1, 1], [1, 1, 2]])  # 0 -> 1 of weight 3, a self-loop of weight 5, 1 -> 2 of weight 0.5
     got = oracles.gcn_operator(edges, 4, np.array([3.0, 5.0, 0.5]))
     want = np.zeros((4, 4))
     want[0, 0], want[1, 1], want[2, 2], want[3, 3] = 1.0, 5 / 8, 1 / 1.5, 1.0

@@ -255,12 +255,32 @@ def expect_exact_when_frozen(case: Case) -> Expectation:
     reasons = []
     if not closed(case.graph, sweep_batches(case)):
         reasons = _fully_compensated(case)
-        policies = case.estimator.policies
-        if not reasons and policies.write_halo and isinstance(policies.forward, Blend) and policies.forward.uses_fresh:
-            reasons = ["blends with incomplete fresh values are written to the halo's histories"]  # matters at L = 1
+        if not reasons and _halo_writes_spoil(case):  # matters at L = 1, where no gradient reads them
+            reasons = ["incomplete fresh values are written to the histories of the halo"]
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
     return Expectation(Outcome.EXACT, "each sweep makes one more layer of histories exact, forward and then backward")
+
+
+def _halo_writes_spoil(case: Case) -> bool:
+    """Whether an estimator that writes halo rows puts incomplete values where an earlier batch wrote exact ones."""
+    policies = case.estimator.policies if isinstance(case.estimator, Compensated) else None
+    if policies is None or not policies.write_halo:
+        return False
+    if not (isinstance(policies.forward, Blend) and policies.forward.uses_fresh):
+        return False
+    source, destination = case.graph.edge_index
+    visited = torch.zeros(case.graph.num_nodes, dtype=torch.bool, device=case.graph.device)
+    for batch in sweep_batches(case):
+        nodes = batch.nodes.to(case.graph.device)
+        halo = case.graph.neighbourhood(nodes)
+        local, incomplete = torch.zeros_like(visited), torch.zeros_like(visited)
+        local[nodes] = local[halo] = True
+        incomplete[destination[~local[source]]] = True
+        if bool((incomplete & visited)[halo].any()):
+            return True
+        visited[nodes] = True
+    return False
 
 
 EXACT_WHEN_FROZEN = Claim(

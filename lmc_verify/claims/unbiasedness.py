@@ -217,7 +217,7 @@ def _exact_rows(case: Case, known: dict[str, Tensor], batch: Tensor) -> dict[str
 
 
 def _zero_auxiliary(case: Case) -> dict[int, Tensor]:
-    """Return where V^l is zero because no labelled node is within L - l messages: histories of zeros are exact there."""
+    """Return where V^l is zero, as no labelled node is within L - l messages: histories of zeros are exact there."""
     source, destination = case.graph.edge_index.cpu()
     zero = ~case.graph.train_mask.cpu()
     out = {case.problem.num_layers: zero}

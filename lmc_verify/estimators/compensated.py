@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from lmc_verify.batches import Batch
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators.base import NORMALISERS, Estimate
@@ -86,7 +88,8 @@ class Compensated(ABC):
 
 
 def _as_beta(beta: float | Sequence[float]) -> float | tuple[float, ...]:
-    return float(beta) if isinstance(beta, (int, float)) else tuple(float(value) for value in beta)
+    values = np.asarray(beta, dtype=np.float64)
+    return float(values) if values.ndim == 0 else tuple(values.tolist())
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ def _check_state(problem: Problem, state: History, policies: Policies) -> None:
                     f"the state has no {kind} history {list(shape)} for layer {layer} (found: {found}); "
                     "make it with this estimator's init(problem)"
                 )
+            if table[layer].dtype != problem.graph.dtype:
+                raise InvalidInputError(
+                    f"the state's histories are {table[layer].dtype}, the problem is {problem.graph.dtype}; "
+                    "make the state with this estimator's init(problem)"
+                )
 
 
 class _Step:

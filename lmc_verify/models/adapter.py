@@ -56,7 +56,8 @@ class PyGConv(Conv):
             aggregate: true for sums and means of linear messages, false for attention, maxima and moments.
 
     Raises:
-        InvalidInputError: the convolution cannot take a bipartite input, or couples rows.
+        InvalidInputError: the convolution cannot take a bipartite input, couples rows, or is declared aggregate-linear
+            with an aggregation that is not.
     """
 
     def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False) -> None:
@@ -78,6 +79,11 @@ class PyGConv(Conv):
             conv.add_self_loops = False
             self.operator = "loops"
         self._takes_weight = "edge_weight" in arguments
+        if aggregate_linear and not isinstance(conv.aggr_module, (SumAggregation, MeanAggregation)):
+            raise InvalidInputError(
+                f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
+                "aggregate-linear; leave aggregate_linear out"
+            )
         if isinstance(conv.aggr_module, MeanAggregation):
             conv.aggr_module = _WholeGraphMean()
 

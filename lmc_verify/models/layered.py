@@ -69,7 +69,7 @@ class ConvLayer(Layer):
 
     Pre-activation, ``H^l = conv(act(norm(H^{l-1})))``: the next layer applies the activation to what it reads, so
     the Jacobian at a row never sees that row's own, possibly incomplete, aggregate. Post-activation,
-    ``H^l = act(norm(conv(H^{l-1})))``. Stacked, both are the same function of the parameters.
+    ``H^l = act(norm(conv(H^{l-1})))``. Stacked without residuals, both are the same function of the parameters.
 
     Args:
         conv: the convolution.

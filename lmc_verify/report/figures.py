@@ -52,7 +52,7 @@ _STYLE: Any = {
     "text.parse_math": False,
 }
 _WIDTH = 800.0
-_CHARACTER = 6.1  # mean width of a character at 11 px
+_CHARACTER = 6.4  # mean width of a character at 11 px
 _ROWS_ONE_BY_ONE = 40
 _PANELS_A_DATA_SET = 6
 # Cases that agree in these differ in the estimator and its own settings only.
@@ -127,7 +127,7 @@ def bias_per_layer(section: ClaimSection, identifier: str) -> str | None:
             axes.set_ylim(len(layers) - 0.4, -0.6)
             shown = [_short(layer) for layer in layers] if index % columns == 0 else [""] * len(layers)
             axes.set_yticks(range(len(layers)), shown)
-            axes.set_title(_short(names[index], 36), fontsize=11, color=_INK, loc="left", pad=5)
+            axes.set_title(_short(names[index], 40), fontsize=11, color=_INK, loc="left", pad=5)
             if index == len(panels) - 1:
                 axes.set_xlabel(unit, fontsize=11, color=_MUTED, loc="right")
         return figure

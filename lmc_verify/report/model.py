@@ -221,6 +221,14 @@ class Report:
         return tuple(item for section in self.sections for item in section.not_run)
 
     @property
+    def not_run_by_reason(self) -> tuple[tuple[str, tuple[NotRun, ...]], ...]:
+        """What was planned and not run, once for each reason."""
+        groups: dict[str, list[NotRun]] = {}
+        for item in self.not_run:
+            groups.setdefault(item.reason, []).append(item)
+        return tuple((reason, tuple(items)) for reason, items in groups.items())
+
+    @property
     def unexpected(self) -> tuple[Case, ...]:
         """The cases that are not as expected, crashed ones included."""
         return tuple(case for case in self.cases if case.failed)

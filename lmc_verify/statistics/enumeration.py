@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,9 @@ class MomentAccumulator:
         self._shift: Vector | None = None
         self._first: Vector = np.zeros(0)
         self._second: Vector = np.zeros(0)
+        self._lost: Vector = np.zeros(0)
         self._norm = 0.0
-        self._mass = 0.0
-        self._atoms = 0
+        self._probabilities: list[float] = []
 
     def add(self, value: Vector, probability: float) -> None:
         """Add one support point.
@@ -63,14 +64,18 @@ class MomentAccumulator:
             self._shift = value.astype(np.float64, copy=True)
             self._first = np.zeros_like(self._shift)
             self._second = np.zeros_like(self._shift)
+            self._lost = np.zeros_like(self._shift)
         elif value.shape != self._shift.shape:
             raise ValueError(f"expected a vector of length {self._shift.shape[0]}, got shape {value.shape}")
         centred = value - self._shift
-        self._first += probability * centred
+        # Compensated summation (Kahan): hundreds of equal weights would otherwise round the same way every time.
+        term = probability * centred - self._lost
+        total = self._first + term
+        self._lost = (total - self._first) - term
+        self._first = total
         self._second += probability * centred * centred
         self._norm += probability * float(np.linalg.norm(value))
-        self._mass += probability
-        self._atoms += 1
+        self._probabilities.append(probability)
 
     def result(self) -> DesignMoments:
         """Return the moments of what was added.
@@ -80,8 +85,9 @@ class MomentAccumulator:
         """
         if self._shift is None:
             raise ValueError("no support point was added")
-        if abs(self._mass - 1) > 1e-9:
-            raise ValueError(f"the probabilities of {self._atoms} support points sum to {self._mass}, not to 1")
-        offset = self._first / self._mass
-        variance = np.maximum(self._second / self._mass - offset * offset, 0.0)
-        return DesignMoments(self._shift + offset, variance, self._norm, self._atoms, self._mass)
+        atoms, mass = len(self._probabilities), math.fsum(self._probabilities)
+        if abs(mass - 1) > 1e-9:
+            raise ValueError(f"the probabilities of {atoms} support points sum to {mass}, not to 1")
+        offset = self._first / mass
+        variance = np.maximum(self._second / mass - offset * offset, 0.0)
+        return DesignMoments(self._shift + offset, variance, self._norm, atoms, mass)

@@ -1,0 +1,318 @@
+"""A suite file means what it says: what is planned is complete, unambiguous and reproducible, and nonsense is refused
+before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmc_verify import cli, suite
+from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.claims import CLAIMS, find_claim
+from lmc_verify.controls import CONTROLS
+from lmc_verify.datasets import dataset_info
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.suite import Suite, code_fingerprint, load_suite, reproduction_command, suite_names, trial_key
+
+REPORTS = Path(__file__).parent.parent / "reports"
+
+# --- the suites of the package -------------------------------------------------------------------------
+
+
+def test_the_package_ships_its_suites() -> None:
+    assert {"smoke", "theorem-check"} <= set(suite_names())
+    for name in suite_names():
+        assert load_suite(name).name == name
+
+
+@pytest.mark.parametrize("name", ["smoke", "theorem-check"])
+def test_a_shipped_suite_can_be_planned(name: str) -> None:
+    plan = load_suite(name).plan()
+    keys = Counter(trial.key for trial in plan)
+    assert max(keys.values()) == 1
+    assert [trial.kind for trial in plan] == sorted((trial.kind for trial in plan), key=["claim", "control"].index)
+    assert [trial.control.name for trial in plan if trial.control is not None] == list(CONTROLS)
+    for trial in plan:
+        assert find_claim(trial.claim).id == trial.claim
+        assert trial.settings.estimator.name in ESTIMATORS
+        assert dataset_info(trial.settings.dataset.name).name == trial.settings.dataset.name
+        assert trial.optional == (trial.kind == "claim" and dataset_info(trial.settings.dataset.name).needs_files)
+        assert trial.expected is not None
+        assert trial.label
+    assert [trial.key for trial in load_suite(name).plan()] == list(keys)
+
+
+def test_theorem_check_leaves_nothing_out() -> None:
+    plan = [trial for trial in load_suite("theorem-check").plan() if trial.kind == "claim"]
+    assert {trial.claim for trial in plan} == set(CLAIMS)
+    assert {trial.settings.estimator.name for trial in plan} == set(ESTIMATORS)
+    unbiased = {trial.settings.estimator.name for trial in plan if trial.claim == "theorem-1/unbiased"}
+    assert unbiased == set(ESTIMATORS)
+    assert {trial.settings.design.name for trial in plan} == {"clusters", "epoch", "fused", "nodes"}
+    assert {trial.settings.model.name for trial in plan} == {"gcn", "sage", "gat"}
+
+
+@pytest.mark.parametrize("name", ["smoke", "theorem-check"])
+def test_expected_outcomes_are_those_of_theory(name: str) -> None:
+    """Building digits is slow: theorem-check is compared on its small data sets."""
+    workspace = Workspace()
+    compared = 0
+    for trial in load_suite(name).plan():
+        small = name == "smoke" or trial.settings.dataset.name != "digits"
+        if trial.kind == "claim" and small and not trial.optional:
+            theory = find_claim(trial.claim).expect(build_case(trial.settings, workspace))
+            assert theory.outcome is trial.expected, f"{trial.command}: {theory.reason}"
+            compared += 1
+    assert compared >= 20
+
+
+def test_a_suite_of_the_package_is_found_by_name_or_path() -> None:
+    assert load_suite("smoke") == load_suite(REPORTS / "smoke.toml") == load_suite(str(REPORTS / "smoke.toml"))
+
+
+# --- suites that cannot be used ------------------------------------------------------------------------
+
+GOOD = """
+name = "tiny"
+title = "Tiny"
+controls = false
+[[check]]
+claim = "theorem-1/unbiased"
+dataset = "karate"
+estimator = ["lmc", "gas"]
+expect = { lmc = "EXACT", gas = "REFUTED" }
+"""
+
+BAD: dict[str, tuple[str, str, str]] = {
+    "unknown claim": ('"theorem-1/unbiased"', '"theorem-1/unbaised"', r"'theorem-1/unbaised'.*'theorem-1/unbiased'"),
+    "unknown estimator": ('["lmc", "gas"]', '["lmc", "gaz"]', r"gaz"),
+    "unknown data set": ('"karate"', '"karatee"', r"'karatee'.*'karate'"),
+    "data set option": ('"karate"', '{ name = "grid", row = 3 }', r"'row'.*'rows'"),
+    "estimator setting": ('["lmc", "gas"]', '[{ name = "lmc", betta = 1 }, "gas"]', r"'betta'.*beta"),
+    "estimator value": ('["lmc", "gas"]', '[{ name = "lmc", beta = 2.0 }, "gas"]', r"beta is 2\.0.*\[0, 1\]"),
+    "estimator type": ('["lmc", "gas"]', '[{ name = "lmc", beta = "much" }, "gas"]', r"beta.*much"),
+    "estimator without name": ('["lmc", "gas"]', "[{ beta = 0.4 }]", r"name"),
+    "normaliser": ('["lmc", "gas"]', '[{ name = "lmc", normaliser = "mean" }, "gas"]', r"'mean'.*batch-mean"),
+    "field of a check": ('dataset = "karate"', 'data_set = "karate"', r"data_set"),
+    "field of a suite": ('title = "Tiny"', 'title = "Tiny"\ncolour = "red"', r"colour"),
+    "field of a model": ("expect", "model = { depth = 3 }\nexpect", r"depth"),
+    "model name": ("expect", 'model = { name = "gnc" }\nexpect', r"'gnc'.*'gcn'"),
+    "model value": ("expect", "model = { layers = 0 }\nexpect", r"layers.*greater than or equal to 1"),
+    "model cut": ("expect", 'model = { activation_cut = "mid" }\nexpect', r"activation_cut.*'pre' or 'post'"),
+    "field of a design": ("expect", "design = { part = 3 }\nexpect", r"part"),
+    "design name": ("expect", 'design = { name = "cluster" }\nexpect', r"'clusters', 'epoch'"),
+    "design type": ("expect", 'design = { parts = "four" }\nexpect', r"parts.*integer"),
+    "histories": ("expect", 'histories = "sweep:3"\nexpect', r"'sweep:3'.*sweeps:K"),
+    "seed type": ("expect", 'seed = "zero"\nexpect', r"seed.*integer"),
+    "negative seed": ("expect", "seed = -1\nexpect", r"seed.*greater than or equal to 0"),
+    "missing expectation": ('expect = { lmc = "EXACT", gas = "REFUTED" }', "", r"expect"),
+    "estimator without expectation": (', gas = "REFUTED"', "", r"expect names estimators \['lmc'\].*\['gas', 'lmc'\]"),
+    "expectation without estimator": ('["lmc", "gas"]', '"lmc"', r"expect names estimators \['gas', 'lmc'\]"),
+    "unknown outcome": ('"REFUTED"', '"REFUSED"', r"'REFUTED'"),
+    "an outcome nobody may expect": ('"REFUTED"', '"ERROR"', r"expect"),
+    "the same trial twice": ('["lmc", "gas"]', '["lmc", "gas", "lmc"]', r"lmc on karate is planned twice"),
+    "the same check twice": ('dataset = "karate"', 'dataset = ["karate", "karate"]', r"planned twice"),
+    "unknown control": ("controls = false", 'controls = ["sign"]', r"'sign'"),
+    "type of controls": ("controls = false", "controls = 3", r"controls"),
+    "name of the suite": ('"tiny"', '"Tiny suite/.."', r"name"),
+    "no title": ('title = "Tiny"', "", r"title"),
+    "check is no table": ("[[check]]", "[check]", r"check.*list"),
+    "not TOML": ("[[check]]", "[[check]", r"not valid TOML.*line"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_malformed_suite_is_refused_by_name(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, message = BAD[what]
+    assert old in GOOD
+    file = tmp_path / "tiny.toml"
+    file.write_text(GOOD.replace(old, new, 1))
+    monkeypatch.setattr("lmc_verify.execution.run_planned", lambda *args: pytest.fail("something was run"))
+    with pytest.raises(InvalidInputError) as caught:
+        load_suite(file).plan()
+    assert re.search(message, str(caught.value), re.DOTALL), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_good_suite_is_good(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(GOOD)
+    assert [trial.expected.value for trial in load_suite(file).plan() if trial.expected] == ["EXACT", "REFUTED"]
+
+
+def test_the_number_of_the_check_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    second = GOOD[GOOD.index("[[check]]") :].replace('dataset = "karate"', 'dataset = "karata"')
+    file.write_text(GOOD + second)
+    with pytest.raises(InvalidInputError, match=r"suite 'tiny', \[\[check\]\] number 2: .*'karata'"):
+        load_suite(file).plan()
+
+
+def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"no suite file .*none\.toml.*smoke"):
+        load_suite(tmp_path / "none.toml")
+    with pytest.raises(UnknownNameError, match="'smok': did you mean 'smoke'"):
+        load_suite("smok")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInputError, match=r"binary\.toml"):
+        load_suite(binary)
+    with pytest.raises(InvalidInputError, match="cannot read the suite file"):
+        load_suite(tmp_path)
+
+
+# --- one command reproduces a trial --------------------------------------------------------------------
+
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz-_0123456789", min_size=1, max_size=8)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
+SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
+VALUES = SCALARS | st.lists(st.floats(0, 1), max_size=4) | st.lists(st.integers(0, 99), max_size=4)
+KEYS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=8).filter(
+    lambda key: key not in ("name", "settings")
+)
+
+
+@st.composite
+def case_settings(draw: st.DrawFn) -> CaseSettings:
+    free = st.dictionaries(KEYS.filter(lambda key: not key.startswith("_")), VALUES, max_size=3)
+    return CaseSettings.model_validate(
+        {
+            "dataset": {"name": draw(WORDS), **draw(free)},
+            "estimator": {"name": draw(WORDS), **draw(free)},
+            "model": {
+                "name": draw(WORDS),
+                "layers": draw(st.integers(1, 64)),
+                "width": draw(st.integers(1, 10**6)),
+                "activation_cut": draw(st.sampled_from(["pre", "post"])),
+                "encoder": draw(st.booleans()),
+                "head": draw(st.booleans()),
+                "norm": draw(st.sampled_from([None, "layer"])),
+                "residual": draw(st.booleans()),
+            },
+            "design": {
+                "name": draw(st.sampled_from(["clusters", "epoch", "fused", "nodes"])),
+                "partition": draw(st.sampled_from(["metis", "random", "contiguous"])),
+                "parts": draw(st.integers(1, 10**6)),
+                "per_batch": draw(st.integers(1, 10**6)),
+                "seen": draw(st.lists(st.integers(0, 99), max_size=4)),
+            },
+            "histories": draw(st.sampled_from(["exact", "zero", "sweeps:0", "sweeps:12"])),
+            "seed": draw(st.integers(0, 2**63)),
+        }
+    )
+
+
+def parsed(command: str) -> tuple[str, CaseSettings]:
+    """Parse a command as the shell and `lmc-verify check` would, and return claim and settings."""
+    program, *words = shlex.split(command)
+    assert program == "lmc-verify"
+    group = typer.main.get_command(cli.app)
+    name, check, rest = group.resolve_command(
+        group.make_context("lmc-verify", list(words), resilient_parsing=True), words
+    )
+    assert name == "check"
+    values = check.make_context("check", list(rest)).params
+    base = {
+        "dataset.name": values["dataset"],
+        "estimator.name": values["estimator"],
+        "histories": values["histories"],
+        "seed": values["seed"],
+    }
+    return values["claim"], cli._case_settings(base, list(values["settings"] or []))
+
+
+@settings(max_examples=200)
+@given(case_settings())
+def test_the_command_of_a_trial_gives_its_settings_back(case: CaseSettings) -> None:
+    claim, again = parsed(reproduction_command("theorem-1/unbiased", case))
+    assert claim == "theorem-1/unbiased"
+    assert again == case
+    assert again.canonical() == case.canonical()
+
+
+@pytest.mark.parametrize("name", ["smoke", "theorem-check"])
+def test_the_commands_of_the_shipped_suites_give_their_trials_back(name: str) -> None:
+    for trial in load_suite(name).plan():
+        if trial.kind == "claim":
+            claim, again = parsed(trial.command)
+            assert trial_key(claim, again) == trial.key, trial.command
+        else:
+            assert trial.command == f"lmc-verify controls {trial.control.name if trial.control else ''}"
+
+
+# --- identity ------------------------------------------------------------------------------------------
+
+OTHER: list[dict[str, Any]] = [
+    {"dataset": {"name": "karate"}},
+    {"dataset": {"name": "digits", "k": 5}},
+    {"estimator": {"name": "gas"}},
+    {"estimator": {"name": "lmc", "beta": 0.4}},
+    {"estimator": {"name": "lmc", "beta": 0.5}},
+    *({"model": {key: value}} for key, value in {
+        "name": "sage", "layers": 2, "width": 17, "activation_cut": "post", "encoder": True, "head": True,
+        "norm": "layer", "residual": True,
+    }.items()),
+    *({"design": {key: value}} for key, value in {
+        "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],
+    }.items()),
+    {"histories": "zero"},
+    {"histories": "sweeps:1"},
+    {"seed": 1},
+]  # fmt: skip
+
+
+def test_every_setting_is_part_of_the_identity() -> None:
+    cases = [CaseSettings(), *(CaseSettings.model_validate(change) for change in OTHER)]
+    keys = {trial_key(claim, case) for claim in ("a", "b") for case in cases}
+    keys |= {trial_key("a", case, control="c") for case in cases}
+    assert len(keys) == 3 * len(cases)
+    changed = {name for change in OTHER for name in change}
+    assert changed == set(CaseSettings.model_fields), "a setting that this test forgets"
+    model = {key for change in OTHER for key in change.get("model", {})}
+    design = {key for change in OTHER for key in change.get("design", {})}
+    assert model == set(type(CaseSettings().model).model_fields)
+    assert design == set(type(CaseSettings().design).model_fields)
+
+
+def test_the_code_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = trial_key("a", CaseSettings())
+    monkeypatch.setattr(suite, "code_fingerprint", lambda: "0.0.0+other")
+    assert trial_key("a", CaseSettings()) != before
+
+
+def test_the_fingerprint_covers_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    files = [tmp_path / "suite.py", tmp_path / "deep" / "other.py"]
+    for file in files:
+        file.write_text("x = 1\n")
+    monkeypatch.setattr(suite, "__file__", str(files[0]))
+    prints = {code_fingerprint.__wrapped__()}
+    for file in files:
+        file.write_text("x = 2\n")
+        prints.add(code_fingerprint.__wrapped__())
+    files[1].rename(tmp_path / "deep" / "renamed.py")
+    prints.add(code_fingerprint.__wrapped__())
+    assert len(prints) == 4
+
+
+def test_equal_settings_have_one_identity() -> None:
+    one = CaseSettings.model_validate({"estimator": {"name": "lmc", "beta": 0.4, "score": "sine"}})
+    other = CaseSettings.model_validate({"estimator": {"score": "sine", "beta": 0.4, "name": "lmc"}, "seed": 0})
+    assert trial_key("a", one) == trial_key("a", other)
+
+
+def test_a_suite_without_controls_plans_none() -> None:
+    base = {"name": "a", "title": "A"}
+    assert Suite.model_validate(base | {"controls": False}).plan() == []
+    assert len(Suite.model_validate(base).plan()) == len(CONTROLS)
+    assert [t.label for t in Suite.model_validate(base | {"controls": ["sound-lmc"]}).plan()] == ["control sound-lmc"]
