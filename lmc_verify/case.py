@@ -36,6 +36,7 @@ __all__ = [
     "Workspace",
     "assemble_case",
     "build_case",
+    "build_design",
     "build_estimator",
     "check_dataset",
     "sweep_batches",
@@ -326,7 +327,7 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     problem = workspace.problem(graph, settings.model, settings.seed)
     return Case(
         problem=problem,
-        design=_build_design(settings, graph, workspace),
+        design=build_design(settings, graph, workspace),
         estimator=build_estimator(settings.estimator),
         exact=workspace.exact(problem),
         histories=settings.histories,
@@ -350,7 +351,12 @@ def assemble_case(
     return Case(problem, design, estimator, exact_pass(problem), _known_histories(histories), seed)
 
 
-def _build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:
+def build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:
+    """Build the batch design of a case.
+
+    Raises:
+        InvalidInputError: it does not fit the graph, such as more parts than nodes.
+    """
     wanted = settings.design
     if wanted.name == "nodes":
         return UniformNodes(graph.num_nodes, wanted.per_batch)

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import tomllib
+import traceback
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -115,9 +116,9 @@ def run(
 ) -> None:
     """Run a suite, record every trial, and write the report."""
     chosen = load_suite(suite)
+    total = len(chosen.plan())  # refuses a suite that does not fit, before a folder is made for it
     folder = out or Path("reports") / "out" / chosen.name
     _writable(folder)
-    total = len(chosen.plan())
     workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
         with progress(total, console=_err()) as listen:
@@ -250,10 +251,10 @@ def _verdict_code(outcome: Outcome, expected: Outcome, strict: bool) -> int:
 def _outcome(name: str | None) -> Outcome | None:
     if name is None:
         return None
-    try:
-        return Outcome(name.upper().replace("-", "_"))
-    except ValueError:
-        raise UnknownNameError("outcome", name, [item.value for item in Outcome]) from None
+    wanted = name.upper().replace("-", "_")
+    if wanted not in Outcome.__members__:
+        raise UnknownNameError("outcome", wanted, Outcome.__members__)
+    return Outcome(wanted)
 
 
 def _case_settings(base: Mapping[str, Any], assignments: list[str]) -> CaseSettings:
@@ -299,7 +300,9 @@ def controls(
         _print_json([trial.to_dict() for trial in trials])
     else:
         print_controls(trials, _out())
-    raise typer.Exit(4 if any(trial.as_expected is False for trial in trials) else 0)
+    crashed = [trial.verdict.outcome is Outcome.ERROR for trial in trials]
+    missed = any(trial.as_expected is False and not crash for trial, crash in zip(trials, crashed, strict=True))
+    raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
 
 
 @app.command("list")
@@ -419,6 +422,9 @@ def main() -> None:
             _print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
         print(f"lmc-verify: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception:  # Python's own exit code for it is 1, which says that a claim has an unexpected verdict
+        traceback.print_exc()
+        sys.exit(5)
 
 
 if __name__ == "__main__":

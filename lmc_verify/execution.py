@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.case import CaseSettings, DatasetSettings, Workspace, build_case, build_design
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.controls import check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
@@ -97,7 +97,7 @@ def run_planned(planned: Planned, workspace: Workspace) -> Trial:
         key=planned.key,
         kind=planned.kind,
         verdict=verdict,
-        expected=None if planned.expected is None else planned.expected.value,
+        expected=_expected(planned),
         command=planned.command,
         seconds=time.perf_counter() - start,
         control=control,
@@ -155,7 +155,8 @@ def run_suite(
             reason = absent.get(planned.settings.dataset.name) if planned.kind == "claim" else None
             if known is not None:
                 reused += 1
-                note(planned, known)
+                # The verdict is reused; what is expected of it is this suite's to say.
+                note(planned, replace(known, expected=_expected(planned)))
             elif reason is not None:
                 note(planned, None, reason)
             else:
@@ -192,25 +193,36 @@ def _run_elsewhere(planned: Planned, data_root: Path | None, download: bool) -> 
 
 
 def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str]:
-    """Load every data set once, before anything runs; return why optional ones are absent.
+    """Load every data set and build every design once, before anything runs; return why optional data are absent.
 
     Raises:
-        InvalidInputError: a data set that is not optional cannot be loaded.
+        LmcVerifyError: a data set that is not optional cannot be loaded, or a design does not fit its graph.
     """
     absent: dict[str, str] = {}
-    seen = set()
+    failures: dict[tuple[DatasetSettings, int], LmcVerifyError | None] = {}
     for planned in plan:
-        wanted = (planned.settings.dataset, planned.settings.seed)
-        if planned.kind != "claim" or wanted in seen:
+        settings = planned.settings
+        wanted = (settings.dataset, settings.seed)
+        if planned.kind != "claim":
             continue
-        seen.add(wanted)
-        try:
-            workspace.graph(*wanted)
-        except LmcVerifyError as error:
-            if not planned.optional:
-                raise
-            absent[planned.settings.dataset.name] = str(error)
+        if wanted not in failures:
+            try:
+                workspace.graph(*wanted)
+                failures[wanted] = None
+            except LmcVerifyError as error:
+                failures[wanted] = error
+        failure = failures[wanted]
+        if failure is None:
+            build_design(settings, workspace.graph(*wanted), workspace)  # more parts than nodes, and the like
+        elif planned.optional:
+            absent[settings.dataset.name] = str(failure)
+        else:
+            raise failure
     return absent
+
+
+def _expected(planned: Planned) -> str | None:
+    return None if planned.expected is None else planned.expected.value
 
 
 def _flat(settings: CaseSettings) -> dict[str, Any]:

@@ -15,14 +15,15 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmc_verify import cli, suite
+from lmc_verify import cli, provenance, suite
 from lmc_verify.case import CaseSettings, Workspace, build_case
 from lmc_verify.claims import CLAIMS, find_claim
 from lmc_verify.controls import CONTROLS
 from lmc_verify.datasets import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
-from lmc_verify.suite import Suite, code_fingerprint, load_suite, reproduction_command, suite_names, trial_key
+from lmc_verify.provenance import code_fingerprint
+from lmc_verify.suite import Suite, load_suite, reproduction_command, suite_names, trial_key
 
 REPORTS = Path(__file__).parent.parent / "reports"
 
@@ -101,6 +102,12 @@ BAD: dict[str, tuple[str, str, str]] = {
     "estimator setting": ('["lmc", "gas"]', '[{ name = "lmc", betta = 1 }, "gas"]', r"'betta'.*beta"),
     "estimator value": ('["lmc", "gas"]', '[{ name = "lmc", beta = 2.0 }, "gas"]', r"beta is 2\.0.*\[0, 1\]"),
     "estimator type": ('["lmc", "gas"]', '[{ name = "lmc", beta = "much" }, "gas"]', r"beta.*much"),
+    "estimator switch": (
+        '["lmc", "gas"]',
+        '[{ name = "lmc", whole_when_complete = "no" }, "gas"]',
+        r"whole_when_complete is 'no'.*true",
+    ),
+    "estimator beta": ('["lmc", "gas"]', '[{ name = "lmc", beta = true }, "gas"]', r"beta is True.*number"),
     "estimator without name": ('["lmc", "gas"]', "[{ beta = 0.4 }]", r"name"),
     "normaliser": ('["lmc", "gas"]', '[{ name = "lmc", normaliser = "mean" }, "gas"]', r"'mean'.*batch-mean"),
     "field of a check": ('dataset = "karate"', 'data_set = "karate"', r"data_set"),
@@ -295,7 +302,7 @@ def test_the_fingerprint_covers_every_module(tmp_path: Path, monkeypatch: pytest
     files = [tmp_path / "suite.py", tmp_path / "deep" / "other.py"]
     for file in files:
         file.write_text("x = 1\n")
-    monkeypatch.setattr(suite, "__file__", str(files[0]))
+    monkeypatch.setattr(provenance, "__file__", str(files[0]))
     prints = {code_fingerprint.__wrapped__()}
     for file in files:
         file.write_text("x = 2\n")
