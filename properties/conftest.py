@@ -1,6 +1,6 @@
 """Hypothesis profiles, and a guard: no test may change global random state.
 
-`HYPOTHESIS_PROFILE=thorough pytest properties` draws a thousand examples a test from fresh seeds; the default profile
+`HYPOTHESIS_PROFILE=thorough pytest properties` draws 400 examples a test from fresh seeds; the default profile
 draws the same forty on every run, so that a red build is reproducible from the log alone.
 """
 
@@ -18,7 +18,7 @@ from hypothesis import settings
 torch.set_num_threads(1)  # the graphs are tiny: more threads only cost time
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40, print_blob=True)
-settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
+settings.register_profile("thorough", deadline=None, max_examples=400, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

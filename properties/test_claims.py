@@ -18,6 +18,7 @@ from lmc_verify.batches import Batch, BatchDesign, Clusters
 from lmc_verify.case import Case, CaseSettings, Workspace, assemble_case, build_case, prepared_state, sweep_batches
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.claims import base as claims_base
+from lmc_verify.claims.base import Residuals
 from lmc_verify.claims.compensation import frozen_sweeps
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import BackwardSGD, Estimate, Estimator, History
@@ -60,7 +61,7 @@ WORKSPACE = Workspace()
 def case_of(estimator: str | dict[str, Any] = "backward-sgd", **settings: Any) -> Case:
     if isinstance(estimator, str):
         estimator = ESTIMATORS[estimator]
-    values = {"dataset": DIRECTED, "model": MODELS["gcn pre"], "design": {"parts": 5, "per_batch": 2}} | settings
+    values = {"dataset": DIRECTED, "model": MODELS["gcn pre"], "design": {"parts": 4, "per_batch": 2}} | settings
     return build_case(CaseSettings.model_validate(values | {"estimator": estimator}), WORKSPACE)
 
 
@@ -277,6 +278,47 @@ def test_a_gradient_that_is_not_a_number_is_refuted() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class NaNOnce:
+    """A sound estimator whose gradient is not a number on the batches that hold one node."""
+
+    base: Estimator
+    node: int
+    name: str = "not a number"
+
+    def init(self, problem: Problem) -> History:
+        return self.base.init(problem)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        estimate = self.base.estimate(problem, state, batch)
+        if self.node not in batch.nodes.tolist():
+            return estimate
+        name = list(estimate.gradient)[-1]
+        return dataclasses.replace(
+            estimate, gradient=estimate.gradient | {name: torch.full_like(estimate.gradient[name], float("nan"))}
+        )
+
+
+def test_one_batch_that_is_not_a_number_is_enough() -> None:
+    sound = case_of("backward-sgd")
+    nodes = sound.graph.num_nodes
+    for node in (0, nodes // 2, nodes - 1):
+        broken = dataclasses.replace(sound, estimator=NaNOnce(BackwardSGD(), node))
+        for claim in (UNBIASED, EQUAL):
+            assert claim.check(broken).outcome is Outcome.REFUTED
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_merging_residuals_keeps_what_is_not_a_number(first: bool) -> None:
+    values = [0.5, float("nan")]
+    one, other = (Residuals({"w": value}, 1.0, 1.0) for value in (values if first else reversed(values)))
+    assert one.merged(other).decision == "refuted"
+    assert Residuals({"w": 0.5}, 1.0, 1.0).merged(Residuals({"w": 2.0, "v": 0.1}, 0.5, 1.0)).by_parameter == {
+        "w": 2.0,
+        "v": 0.1,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class Skewed:
     """Two batches with unequal probabilities and the inclusion weights that go with them."""
 
@@ -400,11 +442,12 @@ def errors_by_sweep(case: Case, sweeps: int) -> list[float]:
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_deadline_of_e2_is_met_and_not_earlier(layers: int, encoder: bool) -> None:
     """On a path whose clusters are visited in order, a message down the order waits a whole sweep for every hop."""
+    columns = 2 * layers + 2
     case = case_of(
         "lmc",
-        dataset={"name": "grid", "rows": 1, "columns": 16, "num_classes": 3, "num_features": 6},
+        dataset={"name": "grid", "rows": 1, "columns": columns, "num_classes": 3, "num_features": 6},
         model={"layers": layers, "width": 12, "encoder": encoder},
-        design={"partition": "contiguous", "parts": 16, "per_batch": 1},
+        design={"partition": "contiguous", "parts": columns, "per_batch": 1},
     )
     due = 2 * layers if encoder else 2 * layers - 1
     assert frozen_sweeps(case) == due

@@ -126,6 +126,16 @@ def test_variance_survives_a_large_common_offset(offset: float) -> None:
     np.testing.assert_allclose(got.mean, offset + np.ones(2), rtol=1e-15)
 
 
+@pytest.mark.parametrize("atoms", [10, 1000, 20_000])
+def test_rounding_does_not_add_up_over_equal_weights(atoms: int) -> None:
+    values = np.ones((atoms, 1))
+    values[0] = 0.0
+    weight = Fraction(1 / atoms)
+    exact = (atoms - 1) * weight / (atoms * weight)
+    error = abs(Fraction(float(moments_of(values, np.full(atoms, 1 / atoms)).mean[0])) - exact)
+    assert error <= 4 * U
+
+
 def test_what_was_added_may_be_changed_afterwards() -> None:
     moments, value = MomentAccumulator(), np.array([1.0, 2.0])
     moments.add(value, 0.5)

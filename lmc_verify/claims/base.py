@@ -13,7 +13,7 @@ from torch import Tensor
 from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
-from lmc_verify.estimators import Compensated, Drop, Held
+from lmc_verify.estimators import Blend, Compensated, Drop, Held, Policies
 from lmc_verify.graph import Graph
 from lmc_verify.models import active_dropout
 from lmc_verify.problem import Gradient, Problem
@@ -293,6 +293,40 @@ def no_halo(case: Case) -> bool:
     if case.design.support_size > MAX_SUPPORT:
         return False
     return closed(case.graph, (batch for batch, _ in case.design.enumerate()))
+
+
+def incomplete_halo(graph: Graph, batches: Iterable[Batch]) -> tuple[bool, bool]:
+    """Whether some halo row of the batches lacks a source, and whether some lacks a destination, in the local set.
+
+    Where none does, as with few batches of a small graph, fresh values and Jacobians at the halo are complete.
+    """
+    source, destination = graph.edge_index
+    no_source = no_destination = False
+    for batch in batches:
+        nodes = batch.nodes.to(graph.device)
+        halo = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
+        halo[graph.neighbourhood(nodes)] = True
+        outside = ~halo
+        outside[nodes] = False
+        no_source = no_source or bool((halo[destination] & outside[source]).any())
+        no_destination = no_destination or bool((halo[source] & outside[destination]).any())
+        if no_source and no_destination:
+            break
+    return no_source, no_destination
+
+
+def compensation_fails(case: Case, policies: Policies, batches: Iterable[Batch]) -> list[str]:
+    """Return why an estimator that keeps the halo is not exact on the batches, although its histories are."""
+    out: list[str] = []
+    no_source, no_destination = incomplete_halo(case.graph, batches)
+    if isinstance(policies.backward, Drop):
+        out.append("messages from the halo are dropped in the backward pass")
+    blends = [policy for policy in (policies.forward, policies.backward) if isinstance(policy, Blend)]
+    if any(policy.uses_fresh for policy in blends) and (no_source or no_destination):
+        out.append("beta > 0 mixes incomplete fresh values into the halo")
+    if isinstance(policies.backward, Blend) and halo_jacobians_fail(case) and no_source:
+        out.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
+    return out
 
 
 def halo_jacobians_fail(case: Case) -> bool:

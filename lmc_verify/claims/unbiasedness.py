@@ -19,9 +19,9 @@ from lmc_verify.claims.base import (
     Claim,
     Expectation,
     Residuals,
+    compensation_fails,
     failed,
     flatten,
-    halo_jacobians_fail,
     layer_evidence,
     loss_conditioning,
     no_halo,
@@ -32,7 +32,7 @@ from lmc_verify.claims.base import (
 )
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, Held
+from lmc_verify.estimators import Compensated, Cut, Held
 from lmc_verify.problem import gradient_norm, gradient_sum
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
 
@@ -152,17 +152,12 @@ def _estimator_fails(case: Case) -> list[str]:
         return []
     if isinstance(policies.forward, Cut):
         return ["edges that leave the batch are cut"]
-    out: list[str] = []
     if not lower:  # L = 1: inputs are exact, and no halo message is needed backward
-        return out
-    if isinstance(policies.backward, Drop):
-        out.append("messages from the halo are dropped in the backward pass")
+        return []
+    batches = (batch for batch, _ in case.design.enumerate()) if case.design.support_size <= MAX_SUPPORT else ()
+    out = compensation_fails(case, policies, batches)
     if case.histories != "exact" and not _warm(case):
         out.append("the histories are not exact")
-    if any(isinstance(policy, Blend) and policy.uses_fresh for policy in (policies.forward, policies.backward)):
-        out.append("beta > 0 mixes incomplete fresh values into the halo")
-    if isinstance(policies.backward, Blend) and halo_jacobians_fail(case):
-        out.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
     return out
 
 
