@@ -7,6 +7,7 @@ from them. Every case is built in float64 and from its own seeds.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -259,7 +260,7 @@ class Case:
             "normaliser": self.normaliser,
             "design": type(design).__name__ if settings is None else settings.design.name,
             "per_batch": getattr(design, "per_batch", getattr(design, "size", None)),
-            "support": design.support_size,
+            "support": design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
             "histories": self.histories,
             "seed": self.seed,
             "dtype": str(graph.dtype).removeprefix("torch."),
@@ -316,6 +317,11 @@ def build_estimator(settings: EstimatorSettings) -> Estimator:
         raise InvalidInputError(f"the settings of estimator {settings.describe()} do not fit: {error}") from error
 
 
+def readable_count(number: int) -> str:
+    """Return a number with thousands separators, or its power of ten where it is astronomic."""
+    return f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
+
+
 def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Case:
     """Build the objects of a case.
 
@@ -347,6 +353,12 @@ def assemble_case(
     if problem.graph.dtype != torch.float64:
         raise InvalidInputError(
             f"the problem is in {problem.graph.dtype}, claims are checked in float64; pass problem.double()"
+        )
+    covered = design.inclusion_probabilities().numel()
+    if covered != problem.graph.num_nodes:
+        raise InvalidInputError(
+            f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
+            "build the design from this graph"
         )
     return Case(problem, design, estimator, exact_pass(problem), _known_histories(histories), seed)
 

@@ -227,8 +227,8 @@ def check(
         _print_json(
             {
                 "verdict": verdict.to_dict(),
-                "expected": expected.value,
-                "as_expected": verdict.outcome is expected,
+                "expected": None if expected is None else expected.value,
+                "as_expected": None if expected is None else verdict.outcome is expected,
                 "reason": reason,
                 "seconds": time.perf_counter() - start,
                 "command": reproduction_command(chosen.id, case_settings),
@@ -240,12 +240,12 @@ def check(
     raise typer.Exit(_verdict_code(verdict.outcome, expected, strict))
 
 
-def _verdict_code(outcome: Outcome, expected: Outcome, strict: bool) -> int:
+def _verdict_code(outcome: Outcome, expected: Outcome | None, strict: bool) -> int:
     if outcome is Outcome.ERROR:
         return 5
     if outcome is Outcome.INCONCLUSIVE and strict:
         return 3
-    return 0 if outcome is expected else 1
+    return 0 if expected is None or outcome is expected else 1
 
 
 def _outcome(name: str | None) -> Outcome | None:

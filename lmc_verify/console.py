@@ -122,14 +122,17 @@ def print_result(result: RunResult, console: Console) -> None:
     console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
 
 
-def print_verdict(verdict: Verdict, expected: Outcome, reason: str, console: Console) -> None:
+def print_verdict(verdict: Verdict, expected: Outcome | None, reason: str, console: Console) -> None:
     """Print one verdict with its evidence."""
     style = _STYLE[verdict.outcome]
     console.print(
         f"[{style}]{verdict.outcome.value}[/] {escape(verdict.claim)}: {escape(verdict.summary)}", soft_wrap=True
     )
-    mark = "as expected" if verdict.outcome is expected else "[bold red]unexpected[/]"
-    console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
+    if expected is None:
+        console.print(f"no expectation: {escape(reason)}", highlight=False, soft_wrap=True)
+    else:
+        mark = "as expected" if verdict.outcome is expected else "[bold red]unexpected[/]"
+        console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
     case = ", ".join(f"{key}={value}" for key, value in verdict.case.items())
     console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
     for item in verdict.assumptions:

@@ -28,10 +28,11 @@ from lmc_verify.case import (
     prepared_state,
 )
 from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite
 from lmc_verify.graph import Block, Graph
-from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.problem import Gradient, Problem, gradient_sum
 from lmc_verify.sparse import CSR
 
 __all__ = ["CONTROLS", "Control", "ControlResult", "check_control", "find_control"]
@@ -147,9 +148,15 @@ def check_control(control: Control, workspace: Workspace | None = None) -> Contr
 
 
 def _effect(sound: Case, broken: Case, *, per_batch: bool) -> float:
-    """Return how far the broken estimates are from the sound ones: the largest difference, or that of the means."""
-    unit = gradient_norm(sound.exact.gradient) or 1.0
+    """Return how far the broken estimates are from the sound ones: the largest difference, or that of the means.
+
+    The unit is that of the checks: the norm of the layer's exact gradient, in the layer where it shows most.
+    """
     states = [prepared_state(case, case.histories) for case in (sound, broken)]
+
+    def size(difference: Gradient) -> float:
+        return max(relative_by_layer(sound.problem, difference, sound.exact.gradient).values())
+
     if per_batch:
         worst = 0.0
         for batch, _ in sound.design.enumerate():
@@ -157,8 +164,8 @@ def _effect(sound: Case, broken: Case, *, per_batch: bool) -> float:
                 case.estimator.estimate(case.problem, state, batch).gradient
                 for case, state in zip((sound, broken), states, strict=True)
             )
-            worst = max(worst, gradient_norm(gradient_sum(one, other, -1.0)))
-        return worst / unit
+            worst = max(worst, size(gradient_sum(one, other, -1.0)))
+        return worst
     means = []
     for case, state in zip((sound, broken), states, strict=True):
         mean = case.problem.zero_gradient()
@@ -166,7 +173,7 @@ def _effect(sound: Case, broken: Case, *, per_batch: bool) -> float:
             gradient = case.estimator.estimate(case.problem, state, batch).gradient
             mean = gradient_sum(mean, gradient, probability)
         means.append(mean)
-    return gradient_norm(gradient_sum(means[0], means[1], -1.0)) / unit
+    return size(gradient_sum(means[0], means[1], -1.0))
 
 
 def find_control(name: str) -> Control:

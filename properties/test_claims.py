@@ -18,8 +18,8 @@ from lmc_verify.batches import Batch, BatchDesign, Clusters
 from lmc_verify.case import Case, CaseSettings, Workspace, assemble_case, build_case, prepared_state, sweep_batches
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.claims import base as claims_base
-from lmc_verify.claims.base import Residuals
-from lmc_verify.claims.compensation import frozen_sweeps
+from lmc_verify.claims.expectation import frozen_sweeps
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals, norm_by_layer
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import BackwardSGD, Estimate, Estimator, History
 from lmc_verify.exact import exact_pass
@@ -69,7 +69,7 @@ def agree(case: Case) -> dict[str, Verdict]:
     verdicts = {name: claim.check(case) for name, claim in CLAIMS.items()}
     for name, claim in CLAIMS.items():
         theory, got = claim.expect(case), verdicts[name]
-        assert got.outcome is theory.outcome, f"{name} on {case.description}\n{got.summary}\ntheory: {theory}"
+        assert theory.outcome in (None, got.outcome), f"{name} on {case.description}\n{got.summary}\ntheory: {theory}"
         assert theory.reason
     return verdicts
 
@@ -85,7 +85,7 @@ def test_every_verdict_is_what_theory_says(dataset: dict[str, Any], model: str, 
     for claim, verdict in agree(case).items():
         assert verdict.claim == claim
         assert verdict.summary
-        assert verdict.case == case.description
+        assert {**verdict.case, "histories": case.histories} == case.description
         assert verdict.seeds == {"root": 0}
         assert verdict.alpha_spent == 0.0
         assert {"graph", "parameters", "partition"} <= set(verdict.hashes)
@@ -147,7 +147,10 @@ def test_theory_knows_shallow_models(layers: int, cut: str, encoder: bool) -> No
 @pytest.mark.parametrize("encoder", [False, True])
 @pytest.mark.parametrize("parts", [2, 12], ids=["two clusters", "twelve clusters"])
 def test_theory_knows_how_many_sweeps_are_needed(parts: int, encoder: bool) -> None:
-    """A batch reads what earlier batches of its sweep wrote: with two clusters fewer sweeps are enough than 2L - 2."""
+    """2L - 2 sweeps are always enough. With two clusters fewer are: theory expects nothing there.
+
+    A batch reads what earlier batches of its sweep wrote.
+    """
     enough = {}
     for sweeps in range(7):
         case = case_of(
@@ -158,7 +161,7 @@ def test_theory_knows_how_many_sweeps_are_needed(parts: int, encoder: bool) -> N
             histories=f"sweeps:{sweeps}",
         )
         verdict, theory = UNBIASED.check(case), UNBIASED.expect(case)
-        assert verdict.outcome is theory.outcome, f"{sweeps} sweeps: {verdict.summary}; theory: {theory.reason}"
+        assert theory.outcome in (None, verdict.outcome), f"{sweeps} sweeps: {verdict.summary}; theory: {theory.reason}"
         enough[sweeps] = verdict.outcome is Outcome.EXACT
     first = min(sweeps for sweeps, exact in enough.items() if exact)
     assert all(exact == (sweeps >= first) for sweeps, exact in enough.items())
@@ -226,7 +229,7 @@ def test_another_order_of_summation_stays_within_the_tolerance(claim: Any, model
 
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-    """A sound estimator with a constant error of the given size (in norms of the exact gradient) added."""
+    """A sound estimator with a constant error of the given size (in norms of the layer's exact gradient) added."""
 
     base: Estimator
     size: float
@@ -239,9 +242,14 @@ class Shifted:
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         estimate = self.base.estimate(problem, state, batch)
         direction = torch.ones_like(estimate.gradient[self.parameter])
-        shift = self.size * gradient_norm(exact_pass(problem).gradient) * direction / direction.norm()
+        unit = norm_by_layer(problem, exact_pass(problem).gradient)[problem.layer_of(self.parameter)]
+        shift = self.size * unit * direction / direction.norm()
         gradient = {n: g + shift if n == self.parameter else g for n, g in estimate.gradient.items()}
         return dataclasses.replace(estimate, gradient=gradient)
+
+
+def tolerances(verdict: Verdict) -> dict[str, float]:
+    return {item.quantity: item.tolerance or 0.0 for item in verdict.evidence if item.group == "residual"}
 
 
 @pytest.mark.parametrize("claim", [UNBIASED, EQUAL], ids=lambda claim: claim.id)
@@ -250,8 +258,8 @@ class Shifted:
     ("size", "outcome"),
     [
         (lambda verdict: 1.1 * verdict.minimum_detectable_effect, Outcome.REFUTED),
-        (lambda verdict: verdict.tolerance / 1000, Outcome.EXACT),
-        (lambda verdict: 10 * verdict.tolerance, Outcome.INCONCLUSIVE),
+        (lambda verdict: min(tolerances(verdict).values()) / 1000, Outcome.EXACT),
+        (lambda verdict: 10 * max(tolerances(verdict).values()), Outcome.INCONCLUSIVE),
     ],
     ids=["above the detectable effect", "a thousandth of the tolerance", "in between"],
 )
@@ -264,7 +272,7 @@ def test_the_detectable_effect_is_detected(
     broken = dataclasses.replace(sound, estimator=Shifted(BackwardSGD(), size(reference), parameter))
     verdict = claim.check(broken)
     assert verdict.outcome is outcome, verdict.summary
-    assert verdict.minimum_detectable_effect == pytest.approx(100 * verdict.tolerance)
+    assert verdict.minimum_detectable_effect == pytest.approx(100 * max(tolerances(verdict).values()))
     if outcome is not Outcome.EXACT:
         assert verdict.residual == pytest.approx(size(reference), rel=0.1)
 
@@ -309,13 +317,88 @@ def test_one_batch_that_is_not_a_number_is_enough() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_merging_residuals_keeps_what_is_not_a_number(first: bool) -> None:
-    values = [0.5, float("nan")]
-    one, other = (Residuals({"w": value}, 1.0, 1.0) for value in (values if first else reversed(values)))
-    assert one.merged(other).decision == "refuted"
-    assert Residuals({"w": 0.5}, 1.0, 1.0).merged(Residuals({"w": 2.0, "v": 0.1}, 0.5, 1.0)).by_parameter == {
-        "w": 2.0,
-        "v": 0.1,
-    }
+    problem = case_of("backward-sgd").problem
+    zero, unit = problem.zero_gradient(), dict.fromkeys(norm_by_layer(problem, problem.zero_gradient()), 1.0)
+    name = next(iter(zero))
+
+    def residual(value: float) -> Residuals:
+        difference = zero | {name: torch.full_like(zero[name], value)}
+        return Residuals.of(problem, difference, reference=zero, terms=1, magnitudes=unit)
+
+    pair = [residual(0.0), residual(float("nan"))]
+    one, other = pair if first else reversed(pair)
+    assert one.merged(other).outcome is Outcome.REFUTED
+    assert residual(0.0).merged(residual(1e-17)).worst == residual(1e-17).worst
+
+
+# --- where rounding could hide a bias --------------------------------------------------------------------
+
+
+def trained(scale: float = 1.0, steps: int = 300) -> Problem:
+    """Karate after training to a near perfect fit, with the last layer then scaled: the loss saturates."""
+    problem = build_case(CaseSettings.model_validate({"dataset": KARATE}), Workspace()).problem
+    optimiser = torch.optim.Adam(problem.model.parameters(), lr=0.05)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        problem.node_losses(problem.model(problem.graph)).sum().backward()
+        optimiser.step()
+    last = problem.model.layers[-1].conv
+    with torch.no_grad():
+        last.lin.weight.mul_(scale)
+        last.bias.mul_(scale)
+    problem.model.zero_grad()
+    return problem
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("biased", ["gas", "cluster-gcn", "lmc beta"])
+def test_nothing_false_is_exact_near_a_perfect_fit(biased: str, scale: float) -> None:
+    problem = trained(scale)
+    design = Clusters(Partition.metis(problem.graph, 4), 2)
+    estimator = case_of(biased).estimator
+    for claim in (UNBIASED, EQUAL, FROZEN):
+        verdict = claim.check(assemble_case(problem, design, estimator))
+        assert verdict.outcome is not Outcome.EXACT, verdict.summary
+        sound = claim.check(assemble_case(problem, design, BackwardSGD()))
+        assert sound.outcome is not Outcome.REFUTED, sound.summary
+        if sound.outcome is Outcome.EXACT:
+            assert max(tolerances(sound).values()) <= RESOLUTION_LIMIT
+
+
+def test_a_gradient_of_zero_proves_nothing() -> None:
+    problem = trained(1e4)
+    assert gradient_norm(exact_pass(problem).gradient) == 0
+    for claim in (UNBIASED, EQUAL):
+        for name in ("backward-sgd", "gas"):
+            case = assemble_case(problem, Clusters(Partition.metis(problem.graph, 4), 2), case_of(name).estimator)
+            assert claim.check(case).outcome is Outcome.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-14, 1e-40])
+def test_a_layer_with_a_small_gradient_hides_nothing(factor: float) -> None:
+    case = case_of("gas", model={"layers": 2, "width": 12})
+    with torch.no_grad():
+        case.problem.model.layer(2).conv.lin.weight.mul_(factor)
+    try:
+        for claim in (UNBIASED, EQUAL, FROZEN):
+            fresh = assemble_case(case.problem, case.design, case.estimator)
+            assert claim.check(fresh).outcome is Outcome.REFUTED
+        assert LAYERS.check(fresh).outcome is Outcome.EXACT
+    finally:
+        with torch.no_grad():
+            case.problem.model.layer(2).conv.lin.weight.div_(factor)
+
+
+def test_a_design_of_another_graph_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="covers 4 nodes, the graph has 40"):
+        assemble_case(case_of("gas").problem, Clusters(Partition.contiguous(4, 2), 1), BackwardSGD())
+
+
+def test_an_astronomic_design_is_counted_in_powers_of_ten() -> None:
+    case = case_of("gas", dataset={"name": "sbm", "num_nodes": 20000}, design={"name": "nodes", "per_batch": 10000})
+    verdict = UNBIASED.check(case)
+    assert verdict.outcome is Outcome.NOT_APPLICABLE
+    assert "about 10^6018 batches" in verdict.summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +465,7 @@ def test_dropout_makes_every_claim_inapplicable(claim: Any) -> None:
 @pytest.mark.parametrize(
     ("claim", "estimator", "settings", "assumption"),
     [
-        (FROZEN, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "each sweep visits every node exactly once"),
+        (FROZEN, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "the design draws clusters"),
         (REDUCTIONS, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "the design draws clusters"),
         (REDUCTIONS, {"name": "lmc", "normaliser": "node-count"}, {}, "inverse inclusion probabilities"),
         (LAYERS, "lmc", {}, "halo messages are dropped in the backward pass"),
@@ -489,14 +572,12 @@ def test_e6_is_a_bias_everywhere_but_in_the_last_layer(model: dict[str, Any], es
     state = case.initial_state()
     for batch, probability in case.design.enumerate():
         mean = gradient_sum(mean, case.estimator.estimate(case.problem, state, batch).gradient, probability)
-    norm = gradient_norm(case.exact.gradient)
-    measured: dict[str, float] = {}
-    for name, value in gradient_sum(mean, case.exact.gradient, -1.0).items():
-        part = case.problem.layer_of(name)
-        measured[part] = max(measured.get(part, 0.0), float(value.norm()) / norm)
+    norms = norm_by_layer(case.problem, case.exact.gradient)
+    difference = gradient_sum(mean, case.exact.gradient, -1.0)
+    measured = {part: value / norms[part] for part, value in norm_by_layer(case.problem, difference).items()}
     for part, value in measured.items():
         if part in (last, "head"):
-            assert value <= verdict.tolerance, part
+            assert value <= 2 * verdict.tolerance, part
         else:
             assert value > verdict.minimum_detectable_effect, part
             assert value > 1e-4, part

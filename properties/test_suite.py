@@ -72,7 +72,7 @@ def test_expected_outcomes_are_those_of_theory(name: str) -> None:
         small = name == "smoke" or trial.settings.dataset.name != "digits"
         if trial.kind == "claim" and small and not trial.optional:
             theory = find_claim(trial.claim).expect(build_case(trial.settings, workspace))
-            assert theory.outcome is trial.expected, f"{trial.command}: {theory.reason}"
+            assert theory.outcome in (None, trial.expected), f"{trial.command}: {theory.reason}"
             compared += 1
     assert compared >= 20
 

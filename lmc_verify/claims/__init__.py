@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from lmc_verify.batches import BatchDesign
 from lmc_verify.case import assemble_case
-from lmc_verify.claims.base import Assumption, Claim, Expectation
-from lmc_verify.claims.compensation import EQUALS_BACKWARD_SGD, EXACT_WHEN_FROZEN, LOWER_LAYERS_BIASED
+from lmc_verify.claims.base import Assumption, Claim
+from lmc_verify.claims.compensation import EQUALS_BACKWARD_SGD, EXACT_WHEN_FROZEN
+from lmc_verify.claims.expectation import Expectation
+from lmc_verify.claims.layer_bias import LOWER_LAYERS_BIASED
 from lmc_verify.claims.reductions import REDUCTIONS
 from lmc_verify.claims.unbiasedness import UNBIASED
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict

@@ -9,22 +9,16 @@ import torch
 
 from lmc_verify.batches import Batch, Clusters
 from lmc_verify.case import Case
-from lmc_verify.claims.base import (
-    NO_DROPOUT,
-    Assumption,
-    Claim,
-    Expectation,
-    Residuals,
-    loss_conditioning,
-    rounding_terms,
-    verdict_of,
-)
+from lmc_verify.claims.base import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, Claim, not_applicable, verdict_of
+from lmc_verify.claims.compensation import Reference
+from lmc_verify.claims.expectation import Expectation
+from lmc_verify.claims.residuals import Residuals, loss_conditioning, norm_by_layer, rounding_terms
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import BackwardSGD, Blend, Compensated, Held, History
-from lmc_verify.exact import exact_pass
+from lmc_verify.estimators import Blend, Compensated, Held
+from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
-from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.problem import Gradient, Problem, gradient_sum
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["REDUCTIONS"]
@@ -34,12 +28,9 @@ ID = "e7/reductions"
 
 def check(case: Case) -> Verdict:
     """Check every reduction on the case's own graph: all clusters, no cut edges, no edges, one layer."""
-    assumptions = REDUCTIONS.checked_assumptions(case)
-    if any(item.holds is False for item in assumptions):
-        broken = next(item for item in assumptions if item.holds is False)
-        return verdict_of(
-            case, ID, Outcome.NOT_APPLICABLE, f"{broken.statement}: {broken.detail}", assumptions=assumptions
-        )
+    inapplicable = not_applicable(case, REDUCTIONS, *(assumption.id for assumption in REDUCTIONS.assumptions))
+    if inapplicable is not None:
+        return inapplicable
     results = {
         "all clusters in one batch": _all_clusters(case),
         "no cut edges": _expected_on(case, _without_cut_edges(case)),
@@ -47,29 +38,42 @@ def check(case: Case) -> Verdict:
     }
     if _single_layer_applies(case):
         results["one layer, against Backward SGD"] = _single_layer(case)
-    tolerance = max(result.tolerance for result in results.values())
-    blocks = {name: result.largest for name, result in results.items()}
-    residuals = Residuals(blocks, tolerance, 1.0)
-    if residuals.outcome is Outcome.EXACT:
+    residuals = Residuals({})
+    for name, result in results.items():
+        residuals = residuals.merged(result.renamed(name))
+    outcome = residuals.outcome
+    if outcome is Outcome.EXACT:
+        worst = residuals.worst
         summary = (
-            f"{len(results)} reductions hold: largest residual {residuals.largest:.1e}, rounding allows {tolerance:.1e}"
+            f"{len(results)} reductions hold: largest residual {worst.value:.1e} of a layer's gradient, rounding "
+            f"allows {worst.tolerance:.1e}"
         )
+    elif outcome is Outcome.REFUTED:
+        failing = [name for name, block in residuals.blocks.items() if block.ratio > 1]
+        summary = f"fails with {', '.join(failing)}: residual up to {residuals.worst.value:.2g} of a layer's gradient"
     else:
-        failing = [name for name, value in blocks.items() if not value <= tolerance]
-        summary = f"fails with {', '.join(failing)}: residual up to {residuals.largest:.2g} of the gradient's norm"
-    extra = [Evidence("reductions checked", len(results), unit="reductions", group="totals")]
+        summary = residuals.explanation
     return verdict_of(
-        case, ID, residuals.outcome, summary, residuals=residuals, evidence=extra, assumptions=assumptions
+        case,
+        ID,
+        outcome,
+        summary,
+        histories="zero",
+        residuals=residuals,
+        evidence=[Evidence("reductions checked", len(results), unit="reductions", group="totals")],
+        assumptions=REDUCTIONS.checked_assumptions(case),
     )
 
 
-def _compare(case: Case, problem: Problem, estimate: Gradient, reference: Gradient) -> Residuals:
-    magnitude = 2 * loss_conditioning(case) * (gradient_norm(estimate) + gradient_norm(reference))
+def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residuals:
+    conditioning, norms = loss_conditioning(problem, exact), norm_by_layer(problem, exact.gradient)
+    sizes = norm_by_layer(problem, estimate)
     return Residuals.of(
-        gradient_sum(estimate, reference, -1.0),
-        reference=reference,
-        terms=rounding_terms(problem, case.graph.num_nodes),
-        magnitude=magnitude,
+        problem,
+        gradient_sum(estimate, exact.gradient, -1.0),
+        reference=exact.gradient,
+        terms=rounding_terms(problem, problem.graph.num_nodes),
+        magnitudes={part: 2 * (sizes[part] + conditioning * norm) for part, norm in norms.items()},
     )
 
 
@@ -77,8 +81,7 @@ def _all_clusters(case: Case) -> Residuals:
     """c = b: the batch is the whole graph and there is no halo."""
     everything = Batch.of(torch.arange(case.graph.num_nodes), 1.0)
     state = case.estimator.init(case.problem)
-    estimate = case.estimator.estimate(case.problem, state, everything)
-    return _compare(case, case.problem, estimate.gradient, case.exact.gradient)
+    return _compare(case.problem, case.estimator.estimate(case.problem, state, everything).gradient, case.exact)
 
 
 def _without_cut_edges(case: Case) -> Problem:
@@ -107,7 +110,7 @@ def _expected_on(case: Case, problem: Problem) -> Residuals:
     mean = problem.zero_gradient()
     for batch, probability in Clusters(case.partition, 1).enumerate():
         mean = gradient_sum(mean, case.estimator.estimate(problem, state, batch).gradient, probability)
-    return _compare(case, problem, mean, exact_pass(problem).gradient)
+    return _compare(problem, mean, exact_pass(problem))
 
 
 def _single_layer_applies(case: Case) -> bool:
@@ -128,22 +131,13 @@ def _single_layer(case: Case) -> Residuals:
     initialise(head, torch_generator(case.seed, "single layer"))
     model = LayeredModel([copy.deepcopy(case.problem.model.layer(1))], head=head)
     problem = Problem(dataclasses.replace(case.graph, x=inputs, _blocks={}), model.eval(), case.problem.loss)
-    exact = exact_pass(problem)
-    reference, reference_state = BackwardSGD(), History.from_exact(problem, exact)
-    state = case.estimator.init(problem)
-    worst: Residuals | None = None
+    one_layer = Case(problem, case.design, case.estimator, exact_pass(problem), "zero", case.seed)
+    reference, state = Reference(one_layer), case.estimator.init(problem)
+    residuals = Residuals({})
     for batch, _ in Clusters(case.partition, 1).enumerate():
-        expected = reference.estimate(problem, reference_state, batch).gradient
         estimate = case.estimator.estimate(problem, state, batch).gradient
-        one = Residuals.of(
-            gradient_sum(estimate, expected, -1.0),
-            reference=exact.gradient,
-            terms=rounding_terms(problem),
-            magnitude=2 * loss_conditioning(case) * (gradient_norm(expected) + gradient_norm(exact.gradient)),
-        )
-        worst = one if worst is None else worst.merged(one)
-    assert worst is not None  # a partition has at least one cluster
-    return worst
+        residuals = reference.compare(estimate, batch)[1].merged(residuals)
+    return residuals
 
 
 def expect(case: Case) -> Expectation:
@@ -166,19 +160,8 @@ REDUCTIONS = Claim(
     theory="The estimators differ only in what they put at the halo; where none is needed, they agree.",
     assumptions=(
         NO_DROPOUT,
-        Assumption(
-            "clusters",
-            "the design draws clusters",
-            lambda case: (case.partition is not None, f"design: {type(case.design).__name__}"),
-        ),
-        Assumption(
-            "inclusion-weights",
-            "batch rows are weighted by inverse inclusion probabilities",
-            lambda case: (
-                case.normaliser == "inclusion",
-                f"normaliser: {getattr(case.estimator, 'normaliser', 'inclusion')}",
-            ),
-        ),
+        CLUSTERS,
+        INCLUSION_WEIGHTS,
     ),
     check=check,
     expect=expect,

@@ -53,7 +53,12 @@ class Blend:
     @property
     def uses_fresh(self) -> bool:
         """Whether any fresh value can enter the blend."""
-        return self.whole_when_complete or self.beta != 0
+        return self.whole_when_complete or self.blends
+
+    @property
+    def blends(self) -> bool:
+        """Whether beta is above zero at some node."""
+        return any(self.beta) if isinstance(self.beta, tuple) else self.beta > 0
 
     def coefficients(self, graph: Graph, local: LocalSet) -> Tensor:
         """Return ``beta_i`` of every halo row as a column [halo, 1]."""

@@ -1,0 +1,131 @@
+"""What theory expects of an estimator on a case. Where only a coincidence could decide, it expects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from lmc_verify.batches import Batch
+from lmc_verify.case import Case
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.estimators import Blend, Compensated, Cut, Drop, Held
+
+__all__ = ["Expectation", "HaloView", "expect_from_halo", "frozen_sweeps", "halo_view", "trains_encoder"]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What theory says of a claim on a case, and why; None where it says nothing."""
+
+    outcome: Outcome | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class HaloView:
+    """What the halos of a set of batches are like.
+
+    Attributes:
+        exists: some batch has a halo.
+        lacks_source: some halo row has a source outside the local set: its fresh embedding is incomplete.
+        lacks_destination: some halo row has a destination outside: its fresh auxiliary variable is incomplete.
+        carries_signal: some halo row that a batch row sends to has an auxiliary variable other than zero in a layer
+            whose messages are needed below.
+    """
+
+    exists: bool = False
+    lacks_source: bool = False
+    lacks_destination: bool = False
+    carries_signal: bool = False
+
+
+def trains_encoder(case: Case) -> bool:
+    """Whether the encoder has trainable parameters: it then counts as layer 0."""
+    return bool(case.problem.parameters_of(case.problem.model.encoder))
+
+
+def frozen_sweeps(case: Case) -> int:
+    """Return the sweep from which every gradient is exact at fixed parameters: 2L - 1, or 2L with a trained encoder.
+
+    The gradient of layer l needs V^l at batch rows, which sweep 2L - l is the first to compute from exact halo values;
+    the encoder is layer 0.
+    """
+    return 2 * case.problem.num_layers - (0 if trains_encoder(case) else 1)
+
+
+def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
+    """Look at the halos of some batches."""
+    graph = case.graph
+    source, destination = graph.edge_index
+    lowest = 1 if trains_encoder(case) else 2
+    signal = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
+    for layer, value in case.exact.auxiliary.items():
+        if layer >= lowest:
+            signal |= (value != 0).any(dim=1)
+    exists = lacks_source = lacks_destination = carries = False
+    for batch in batches:
+        inside, halo = (torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device) for _ in range(2))
+        nodes = batch.nodes.to(graph.device)
+        inside[nodes] = True
+        halo[graph.neighbourhood(nodes)] = True
+        outside = ~(inside | halo)
+        exists |= bool(halo.any())
+        lacks_source |= bool((halo[destination] & outside[source]).any())
+        lacks_destination |= bool((halo[source] & outside[destination]).any())
+        carries |= bool((inside[source] & halo[destination] & signal[destination]).any())
+        if exists and lacks_source and lacks_destination and carries:
+            break
+    return HaloView(exists, lacks_source, lacks_destination, carries)
+
+
+def expect_from_halo(case: Case, batches: Iterable[Batch], *, histories: str) -> Expectation:
+    """Return whether the estimates equal Backward SGD's on the batches, by what is put at the halo.
+
+    Args:
+        case: the case.
+        batches: the batches that are looked at.
+        histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
+    """
+    exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
+    if not isinstance(case.estimator, Compensated):
+        return Expectation(None, "the estimator is not one that theory knows")
+    policies, layers = case.estimator.policies, case.problem.num_layers
+    if isinstance(policies.forward, Held):
+        return exact
+    view = halo_view(case, batches)
+    if not view.exists:
+        return Expectation(Outcome.EXACT, "no message crosses a batch's border")
+    if isinstance(policies.forward, Cut):
+        return Expectation(Outcome.REFUTED, "edges that leave the batch are cut")
+    encoder = trains_encoder(case)
+    if layers == 1 and not encoder:  # inputs are exact, and no halo message is needed backward
+        return exact
+    compensates = isinstance(policies.backward, Blend)
+    reasons: list[str] = []
+    unsure: list[str] = []
+    if isinstance(policies.backward, Drop):
+        reasons.append("messages from the halo are dropped in the backward pass")
+    forward_read = layers > 1 or compensates
+    backward_read = compensates and layers > (1 if encoder else 2)
+    for policy, read, lacking in (
+        (policies.forward, forward_read, view.lacks_source),
+        (policies.backward, backward_read, view.lacks_destination),
+    ):
+        if isinstance(policy, Blend) and read and policy.uses_fresh and lacking:
+            (reasons if policy.blends else unsure).append("incomplete fresh values are mixed into the halo")
+    # Halo Jacobians of layers 2 ... L are read, to get V^1; that of layer 1 only if an encoder is trained.
+    read_layers = range(1 if encoder else 2, layers + 1)
+    linear = all(case.problem.model.layer(index).aggregate_linear for index in read_layers)
+    if compensates and not linear and view.lacks_source:
+        reasons.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
+    if histories == "zero":
+        reasons.append("the histories are not exact")
+    elif histories != "exact" and int(histories.removeprefix("sweeps:")) < frozen_sweeps(case) - 1:
+        unsure.append("after so few sweeps the histories are exact in parts only")
+    if reasons and view.carries_signal:
+        return Expectation(Outcome.REFUTED, "; ".join(dict.fromkeys(reasons)))
+    if reasons or unsure:
+        return Expectation(None, "; ".join(dict.fromkeys([*reasons, *unsure])) + ", which need not show on this case")
+    return exact

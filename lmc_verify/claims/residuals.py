@@ -1,0 +1,213 @@
+"""Residuals against rounding: the decision rule of the exact tier.
+
+Every layer is judged in units of its own exact gradient, so that a layer with a small gradient cannot hide behind the
+others. The tolerance is ``gamma_N * magnitude / unit`` (see `lmc_verify.statistics.rounding`); where rounding alone
+could hide more than `RESOLUTION_LIMIT` of a layer's gradient, no identity is called exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmc_verify.claims.verdict import Evidence, Outcome
+from lmc_verify.exact import ExactPass
+from lmc_verify.problem import Gradient, Problem
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
+
+__all__ = [
+    "RESOLUTION_LIMIT",
+    "UNIT",
+    "Residuals",
+    "flatten",
+    "loss_conditioning",
+    "norm_by_layer",
+    "relative_by_layer",
+    "rounding_terms",
+    "unflatten",
+]
+
+RESOLUTION_LIMIT = 1e-8
+"""Largest tolerance, in units of a layer's exact gradient, at which an identity may still be called exact."""
+
+UNIT = "norm of the layer's exact gradient"
+
+
+def rounding_terms(problem: Problem, support: int = 1) -> int:
+    """Return an upper bound on the chained rounded additions behind one component of an expected gradient.
+
+    Per layer: a dense product (input width), an aggregation (largest in-degree), the same backwards (output width,
+    largest out-degree), and a dozen elementwise operations; then the loss (outputs), the sum over rows (nodes), and the
+    expectation (support points).
+    """
+    graph = problem.graph
+    terms = support + graph.num_nodes + 4 * problem.num_outputs + graph.num_features
+    for index in range(1, problem.num_layers + 1):
+        operator = graph.operator(problem.model.layer(index).operator)
+        in_degree, out_degree = (
+            int((csr.rowptr[1:] - csr.rowptr[:-1]).max()) for csr in (operator.csr, operator.csr_t)
+        )
+        terms += problem.widths[index - 1] + in_degree + problem.widths[index] + out_degree + 12
+    return terms
+
+
+def loss_conditioning(problem: Problem, exact: ExactPass) -> float:
+    """Return how much the loss derivative amplifies relative rounding errors; at least 1.
+
+    For cross entropy the derivative ``p - y`` is a difference of numbers in [0, 1]: near a perfect fit it is much
+    smaller than its terms, whose errors remain. The factor compares ``sqrt(2 |V_L|) / |V_L|``, a bound on the terms'
+    norm, with the norm of the derivative; it is infinite where the derivative vanishes.
+    """
+    with torch.no_grad():
+        outputs = problem.model.predict(exact.embeddings[-1])
+    outputs = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        (derivative,) = torch.autograd.grad(problem.node_losses(outputs).sum(), outputs)
+    norm = float(derivative.norm())
+    terms = math.sqrt(2 * problem.graph.num_labelled) / problem.graph.num_labelled
+    return max(1.0, terms / norm) if norm > 0 else math.inf
+
+
+def flatten(gradient: Gradient) -> Tensor:
+    """Return all entries as one vector, float64, in parameter order."""
+    return torch.cat([value.reshape(-1).double() for value in gradient.values()])
+
+
+def unflatten(vector: Tensor, like: Gradient) -> Gradient:
+    """Undo `flatten`, on the device of `like`."""
+    parts = vector.split([value.numel() for value in like.values()])
+    return {name: part.view_as(value).to(value.device) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+def norm_by_layer(problem: Problem, gradient: Gradient) -> dict[str, float]:
+    """Return the norm of the gradient of every part: encoder, layer 1 ... L, head."""
+    squares: dict[str, float] = {}
+    for name, value in gradient.items():
+        part = problem.layer_of(name)
+        squares[part] = squares.get(part, 0.0) + float(value.double().square().sum())
+    return {part: math.sqrt(square) for part, square in squares.items()}
+
+
+def relative_by_layer(problem: Problem, difference: Gradient, reference: Gradient) -> dict[str, float]:
+    """Return each part's difference norm divided by its reference norm (by 1 where that is zero)."""
+    norms = norm_by_layer(problem, reference)
+    return {part: norm / (norms[part] or 1.0) for part, norm in norm_by_layer(problem, difference).items()}
+
+
+@dataclass(frozen=True)
+class _Residual:
+    value: float
+    tolerance: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times its tolerance the residual is; NaN counts as infinite."""
+        if math.isnan(self.value):
+            return math.inf
+        return self.value / self.tolerance if self.tolerance > 0 else (math.inf if self.value > 0 else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """Residual norms of named blocks, each with its tolerance, in units of its layer's exact gradient.
+
+    A layer whose exact gradient and whose estimates all vanish says nothing and is left out.
+    """
+
+    blocks: Mapping[str, _Residual]
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        difference: Gradient,
+        *,
+        reference: Gradient,
+        terms: int,
+        magnitudes: Mapping[str, float],
+    ) -> Residuals:
+        """Compare a difference of gradients with ``gamma_terms * magnitude``, block by block.
+
+        Args:
+            problem: says which layer a parameter belongs to.
+            difference: should be zero.
+            reference: the exact gradient, whose norms by layer are the units.
+            terms: see `rounding_terms`.
+            magnitudes: by layer, a norm that bounds what was added up, before any cancellation.
+        """
+        norms, blocks = norm_by_layer(problem, reference), {}
+        for name, value in difference.items():
+            part = problem.layer_of(name)
+            unit = norms[part] or magnitudes[part]
+            if unit > 0 or float(value.norm()) > 0:
+                unit = unit or 1.0
+                blocks[name] = _Residual(float(value.norm()) / unit, gamma(terms) * magnitudes[part] / unit)
+        return cls(blocks)
+
+    @property
+    def worst(self) -> _Residual:
+        """The block whose residual is the largest multiple of its tolerance."""
+        return max(self.blocks.values(), key=lambda block: block.ratio, default=_Residual(0.0, 0.0))
+
+    @property
+    def resolution(self) -> float:
+        """The largest tolerance: what rounding alone could hide in some layer."""
+        return max((block.tolerance for block in self.blocks.values()), default=0.0)
+
+    @property
+    def detectable(self) -> float:
+        """The smallest residual that is called a refutation in every layer: the minimum detectable effect."""
+        return REFUTATION_FACTOR * self.resolution
+
+    @property
+    def outcome(self) -> Outcome:
+        """EXACT, REFUTED, INCONCLUSIVE, or NOT_APPLICABLE where there is nothing to compare."""
+        if not self.blocks:
+            return Outcome.NOT_APPLICABLE
+        found = {decide(block.value, block.tolerance) for block in self.blocks.values()}
+        if "refuted" in found:
+            return Outcome.REFUTED
+        if "inconclusive" in found or not self.resolution <= RESOLUTION_LIMIT:
+            return Outcome.INCONCLUSIVE
+        return Outcome.EXACT
+
+    @property
+    def explanation(self) -> str:
+        """Why the outcome is neither EXACT nor REFUTED."""
+        if not self.blocks:
+            return "the exact gradient and every estimate vanish: there is nothing to compare"
+        if not self.resolution <= RESOLUTION_LIMIT:
+            return (
+                f"ill-conditioned here: rounding alone could hide {self.resolution:.1e} of a layer's gradient, at most "
+                f"{RESOLUTION_LIMIT:.0e} is resolved; check at parameters farther from a perfect fit"
+            )
+        worst = self.worst
+        return (
+            f"residual {worst.value:.1e} lies between rounding ({worst.tolerance:.1e}) and the detectable effect "
+            f"({REFUTATION_FACTOR * worst.tolerance:.1e}); a smaller graph or fewer batches would decide"
+        )
+
+    def evidence(self, group: str = "residual", unit: str = UNIT) -> tuple[Evidence, ...]:
+        """Return one piece of evidence a block."""
+        return tuple(
+            Evidence(name, block.value, block.tolerance, unit=unit, group=group) for name, block in self.blocks.items()
+        )
+
+    def only(self, names: set[str]) -> Residuals:
+        """Return the residuals of some blocks."""
+        return Residuals({name: block for name, block in self.blocks.items() if name in names})
+
+    def merged(self, other: Residuals | None) -> Residuals:
+        """Return the worse residual of every block."""
+        blocks = dict(self.blocks)
+        for name, block in (other.blocks if other is not None else {}).items():
+            blocks[name] = max(blocks.get(name, block), block, key=lambda item: item.ratio)
+        return Residuals(blocks)
+
+    def renamed(self, name: str) -> Residuals:
+        """Return the worst residual alone, under a name."""
+        return Residuals({name: self.worst} if self.blocks else {})
