@@ -122,7 +122,11 @@ def run(
     workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
         with progress(total, console=_err()) as listen:
-            result = run_suite(chosen, records, workspace, resume=resume, jobs=jobs, listen=listen)
+            try:
+                result = run_suite(chosen, records, workspace, resume=resume, jobs=jobs, listen=listen)
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
+                raise
         report = build_report(records, result.run_id, _claim_texts())
         paths = write_report(report, folder)
     code = result.exit_code

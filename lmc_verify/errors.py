@@ -1,4 +1,4 @@
-"""Errors of the package: one class for each way a run can end badly, each with its exit code.
+"""Errors of the package, each with the exit code that the command line gives it.
 
 Every message names the value, the limit and what to do next; `suggestion` builds the "did you mean" part.
 """
@@ -9,13 +9,9 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    "CheckFailedError",
-    "ControlFailedError",
-    "InconclusiveError",
     "InfrastructureError",
     "InvalidInputError",
     "LmcVerifyError",
-    "NothingCheckedError",
     "OutputError",
     "RecordsError",
     "UnknownNameError",
@@ -27,12 +23,6 @@ class LmcVerifyError(Exception):
     """Base class of every error that the package raises on purpose."""
 
     exit_code: int = 5
-
-
-class CheckFailedError(LmcVerifyError):
-    """A claim has another verdict than the suite expects."""
-
-    exit_code = 1
 
 
 class InvalidInputError(LmcVerifyError, ValueError):
@@ -57,28 +47,10 @@ class OutputError(InvalidInputError):
     """An output folder or file that cannot be written."""
 
 
-class InconclusiveError(LmcVerifyError):
-    """A verdict is inconclusive and the run is strict."""
-
-    exit_code = 3
-
-
-class ControlFailedError(LmcVerifyError):
-    """A control failed: the verifier itself cannot be trusted. Outranks every verdict."""
-
-    exit_code = 4
-
-
 class InfrastructureError(LmcVerifyError):
     """A trial crashed for a reason that says nothing about the claim."""
 
     exit_code = 5
-
-
-class NothingCheckedError(LmcVerifyError):
-    """The run checked no claim at all."""
-
-    exit_code = 6
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

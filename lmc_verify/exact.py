@@ -131,7 +131,7 @@ def refuse_dropout(problem: Problem) -> None:
     part = active_dropout(problem.model)
     if part is not None:
         raise InvalidInputError(
-            f"dropout is active in {part}: exact values are undefined while units are dropped; "
+            f"dropout is active in {part}: gradients are undefined while units are dropped at random; "
             "call model.eval() before verifying"
         )
 

@@ -131,7 +131,10 @@ def run_suite(
     plan = suite.plan()
     absent = _absent_data(plan, workspace)
     run_id = records.start_run(
-        suite.name, suite.title, {"seed": suite.seed, "description": suite.description}, environment()
+        suite.name,
+        suite.title,
+        {"seed": suite.seed, "description": suite.description, "planned": len(plan)},
+        environment(),
     )
     status = "failed"
     trials: list[Trial] = []

@@ -193,8 +193,21 @@ class Graph:
                 raise InvalidInputError(
                     f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
                 )
+        for key in ("x", "y", "edge_index", "edge_weight", "train_mask", "val_mask", "test_mask"):
+            value = getattr(data, key, None)
+            if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
+                kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+                raise InvalidInputError(f"data.{key} is {kind}, a Graph needs a dense torch.Tensor; convert it first")
+        if data.edge_index.is_floating_point():
+            raise InvalidInputError(
+                f"edge_index must hold integers, got {data.edge_index.dtype}; use edge_index.long()"
+            )
         x = data.x if data.x.is_floating_point() else data.x.float()
         num_nodes = x.shape[0]
+        if data.num_nodes != num_nodes:
+            raise InvalidInputError(
+                f"data.num_nodes is {data.num_nodes}, x has {num_nodes} rows; give every node a feature row"
+            )
 
         def mask(key: str) -> Tensor | None:
             value = getattr(data, key, None)
@@ -468,10 +481,13 @@ def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
                 "for classes use integer labels: y.long()"
             )
         labelled = y[train_mask]
-        if not torch.isfinite(labelled).all() or bool((labelled < 0).any()) or bool((labelled > 1).any()):
+        bad = ~((labelled >= 0) & (labelled <= 1))  # NaN included
+        if bool(bad.any()):
+            row, column = _first(bad)
+            node = int(train_mask.nonzero()[row, 0])
             raise InvalidInputError(
-                "multi-label targets of labelled nodes must lie in [0, 1]; "
-                "take nodes with missing targets out of train_mask"
+                f"labelled node {node} has target {float(labelled[row, column])}, multi-label targets must lie in "
+                "[0, 1]; take nodes with missing targets out of train_mask, or give classes as integers: y.long()"
             )
         return
     if y.dim() != 1 or y.dtype != torch.int64:

@@ -102,8 +102,8 @@ class Partition:
     def metis(cls, graph: Graph, num_parts: int, *, seed: int = 0) -> Partition:
         """Partition with METIS (multilevel k-way, minimal edge cut) on the undirected simple graph.
 
-        METIS may leave clusters empty on small or disconnected graphs; empty ones are dropped, so the result can have
-        fewer than `num_parts` clusters.
+        Where k-way partitioning leaves clusters empty, recursive bisection is used instead. If that leaves some empty
+        too, they are dropped, and the result has fewer than `num_parts` clusters.
 
         Source: Karypis and Kumar, SIAM J. Sci. Comput. 20 (1998).
         """
@@ -127,6 +127,8 @@ class Partition:
         options = pymetis.Options()
         options.seed = seed
         _, membership = pymetis.part_graph(num_parts, adjacency=adjacency, options=options)
+        if len(set(membership)) < num_parts:  # k-way leaves clusters empty where they are small; bisection seldom does
+            _, membership = pymetis.part_graph(num_parts, adjacency=adjacency, options=options, recursive=True)
         return cls.from_labels(torch.tensor(membership), "metis")
 
     @classmethod

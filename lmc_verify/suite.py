@@ -30,6 +30,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmc_verify.case import (
@@ -230,8 +231,8 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
-    """Return the identity of a trial: a hash over claim, case, control and code version."""
-    text = "\n".join([claim, settings.canonical(), control, code_fingerprint()])
+    """Return the identity of a trial: a hash over claim, case, control, and the versions of the code and of torch."""
+    text = "\n".join([claim, settings.canonical(), control, code_fingerprint(), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,6 +16,7 @@ from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.records import Records, Trial
+from lmc_verify.report import build_report
 from lmc_verify.suite import Planned, Suite
 
 CHECK: dict[str, Any] = {
@@ -329,3 +330,23 @@ def test_a_run_needs_a_process(jobs: int, records: Records) -> None:
     with pytest.raises(InvalidInputError, match=f"jobs is {jobs}, it must be at least 1"):
         run_suite(TINY, records, WORKSPACE, jobs=jobs)
     assert records.runs() == []
+
+
+def test_the_report_of_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    shipped = suite.load_suite("smoke")
+    calls = 0
+
+    def stop(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with Records.create_or_open(tmp_path / "records.sqlite") as records:
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(shipped, records, Workspace(), listen=stop)
+        latest = records.latest_run()
+        assert latest is not None
+        report = build_report(records, latest.id, {})
+    assert report.level != "passed"
+    assert f"the run did not finish (2 of {len(shipped.plan())} trials)" in report.headline

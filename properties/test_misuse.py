@@ -11,7 +11,7 @@ from conftest import random_state
 from helpers import assert_gradients, path_graph
 from torch import nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GraphConv
+from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv
 
 from lmc_verify import (
     GCN,
@@ -26,6 +26,7 @@ from lmc_verify import (
     Problem,
     PyGConv,
     exact_pass,
+    load_graph,
 )
 from lmc_verify.estimators import EMBEDDING, HistoryWrite
 from lmc_verify.models import GCNConv
@@ -126,3 +127,53 @@ def test_chunks_have_a_whole_number_of_rows(chunk_size: int) -> None:
 def test_only_sums_and_means_can_be_declared_aggregate_linear(aggr: str | list[str]) -> None:
     with torch.random.fork_rng(devices=[]), pytest.raises(InvalidInputError, match="aggregate-linear"):
         PyGConv(GraphConv(3, 4, aggr=aggr), aggregate_linear=True)
+
+
+def test_an_estimate_is_refused_while_dropout_is_active() -> None:
+    dropped = Problem(path_graph(5), GCN(3, 4, 3, 2, dropout=0.5, dtype=torch.float64))
+    state = LMC().init(dropped)
+    with pytest.raises(InvalidInputError, match=r"dropout is active.*model\.eval"):
+        LMC().estimate(dropped, state, Batch.of([0, 1], 0.5))
+
+
+def test_lazily_initialised_convolutions_are_refused() -> None:
+    with (
+        torch.random.fork_rng(devices=[]),
+        pytest.raises(InvalidInputError, match=r"lazily initialised.*instead of -1"),
+    ):
+        PyGConv(SAGEConv(-1, 4))
+
+
+def test_an_error_inside_a_convolution_is_named() -> None:
+    class Broken(MessagePassing):
+        def forward(self, x, edge_index):  # type: ignore[no-untyped-def]
+            return self.no_such_attribute
+
+    model = LayeredModel([ConvLayer(PyGConv(Broken()))])
+    with pytest.raises(InvalidInputError, match=r"Broken.*AttributeError.*no_such_attribute"):
+        Problem(path_graph(5), model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.eye(4)}, "data.x is ndarray"),
+        ({"x": torch.eye(4).to_sparse()}, "data.x is torch.sparse_coo"),
+        ({"edge_weight": [1.0]}, "data.edge_weight is list"),
+        ({"edge_index": torch.zeros(2, 1)}, "edge_index must hold integers, got torch.float32"),
+        ({"num_nodes": 9}, "data.num_nodes is 9, x has 4 rows"),
+        ({"y": torch.tensor([[0.0], [1.0], [3.0], [0.0]])}, r"node 2 has target 3\.0.*y\.long\(\)"),
+    ],
+    ids=["numpy", "sparse", "list", "float edges", "more nodes than rows", "float classes"],
+)
+def test_data_that_is_no_graph_is_refused(changes: dict[str, object], message: str) -> None:
+    data = Data(x=torch.eye(4), y=torch.arange(4), edge_index=torch.tensor([[0], [1]]))
+    for key, value in changes.items():
+        setattr(data, key, value)
+    with pytest.raises(InvalidInputError, match=message):
+        Graph.from_pyg(data)
+
+
+@pytest.mark.parametrize("parts", [8, 12, 17, 30, 34])
+def test_metis_gives_as_many_clusters_as_were_asked_for(parts: int) -> None:
+    assert Partition.metis(load_graph("karate"), parts).num_parts == parts

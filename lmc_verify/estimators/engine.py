@@ -17,7 +17,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, Write
 from lmc_verify.estimators.policies import Blend, Cut, Drop, HaloPolicy, Held
-from lmc_verify.exact import exact_pass
+from lmc_verify.exact import exact_pass, refuse_dropout
 from lmc_verify.graph import Block, LocalSet
 from lmc_verify.problem import Problem
 
@@ -73,9 +73,11 @@ def estimate_compensated(
         normaliser: see `lmc_verify.NORMALISERS`.
 
     Raises:
-        InvalidInputError: the batch does not belong to the graph, or the state lacks a history that is needed.
+        InvalidInputError: the batch does not belong to the graph, the state lacks a history that is needed, or dropout
+            is active.
     """
     check_batch(problem, batch)
+    refuse_dropout(problem)  # it would draw from torch's global generator, and the estimate would not be pure
     writes: list[Write] = []
     if isinstance(policies.forward, Held) and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact_pass(problem))

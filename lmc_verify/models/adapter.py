@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import Aggregation, MeanAggregation, SumAggregation
 
@@ -68,6 +69,11 @@ class PyGConv(Conv):
                 "derive from lmc_verify.Layer for other kinds of layers"
             )
         check_node_wise(conv)
+        if any(isinstance(parameter, UninitializedParameter) for parameter in conv.parameters()):
+            raise InvalidInputError(
+                f"{type(conv).__name__} has lazily initialised parameters, which would be drawn from torch's global "
+                "generator at first use; give its input widths as numbers instead of -1"
+            )
         arguments = inspect.signature(conv.forward).parameters
         first = next(iter(arguments.values()), None)
         if first is None or first.annotation in (Tensor, "Tensor"):
@@ -97,16 +103,18 @@ class PyGConv(Conv):
             extra["size"] = (columns, rows)
         try:
             out: Any = self.conv((source, target), block.edge_index, **extra)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise _not_bipartite(self.conv) from error
+        except (TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise _not_bipartite(self.conv, f"its forward raised {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor) or out.shape[0] != rows:
-            raise _not_bipartite(self.conv)
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise _not_bipartite(self.conv, f"its forward returned {shape} for {rows} target rows")
         return out
 
 
-def _not_bipartite(conv: nn.Module) -> InvalidInputError:
+def _not_bipartite(conv: nn.Module, reason: str = "its forward takes a single tensor") -> InvalidInputError:
     return InvalidInputError(
-        f"{type(conv).__name__} cannot take a bipartite input (x_source, x_target), which rectangular blocks need; "
+        f"{type(conv).__name__} cannot take a bipartite input (x_source, x_target), which rectangular blocks need: "
+        f"{reason}; "
         "use a convolution that can (SAGEConv, GATConv, GINConv, GraphConv, TransformerConv, ...), the native "
         "lmc_verify.GCN, or derive from lmc_verify.Layer"
     )

@@ -245,8 +245,8 @@ class Report:
 
     @property
     def finished(self) -> bool:
-        """Whether the run was closed."""
-        return self.run.finished is not None
+        """Whether the run came to its end: neither killed nor interrupted."""
+        return self.run.finished is not None and self.run.status != "interrupted"
 
     @property
     def level(self) -> Level:
@@ -264,10 +264,14 @@ class Report:
             parts.reverse()
         if self.not_run:
             parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
-        elif self.cases:
+        elif self.cases and self.finished:
             parts.append("nothing skipped")
         if not self.finished:
-            parts.append("the run did not finish")
+            planned = self.run.settings.get("planned")
+            done = len(self.cases) + len(self.controls) + len(self.not_run)
+            parts.append(
+                f"the run did not finish ({done} of {planned} trials)" if planned else "the run did not finish"
+            )
         sentence = "; ".join(parts)
         return sentence[0].upper() + sentence[1:] + "."
 
