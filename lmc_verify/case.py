@@ -1,21 +1,18 @@
-"""Cases: the settings of one check, and the objects that they describe.
+"""Cases: the graph, problem, design and estimator of one check, built from its settings.
 
-Settings are plain data (a TOML table, a command line); a `Case` holds the graph, problem, design and estimator built
-from them. Every case is built in float64 and from its own seeds.
+Every case is built in float64 and from its own seeds.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.datasets import dataset_info, load_graph
@@ -26,14 +23,10 @@ from lmc_verify.graph import Graph
 from lmc_verify.models import make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Problem
+from lmc_verify.settings import CaseSettings, DatasetSettings, EstimatorSettings, ModelSettings, known_histories
 
 __all__ = [
     "Case",
-    "CaseSettings",
-    "DatasetSettings",
-    "DesignSettings",
-    "EstimatorSettings",
-    "ModelSettings",
     "Workspace",
     "assemble_case",
     "build_case",
@@ -42,90 +35,6 @@ __all__ = [
     "check_dataset",
     "sweep_batches",
 ]
-
-
-def _known_histories(value: str) -> str:
-    head, _, count = value.partition(":")
-    if value in ("exact", "zero") or (head == "sweeps" and count.isdigit()):
-        return value
-    raise InvalidInputError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Named(BaseModel):
-    """A name with free settings, checked by the registry that knows the name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    name: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything but the name."""
-        return dict(self.__pydantic_extra__ or {})
-
-    def describe(self) -> str:
-        """Return name and settings on one line."""
-        return " ".join([self.name, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
-
-
-class DatasetSettings(_Named):
-    """A data set by name, with its options."""
-
-
-class EstimatorSettings(_Named):
-    """An estimator by name, with its settings."""
-
-
-class ModelSettings(_Settings):
-    """A model by name, with widths and depth."""
-
-    name: str = "gcn"
-    layers: int = Field(3, ge=1, le=64)
-    width: int = Field(16, ge=1)
-    activation_cut: Literal["pre", "post"] = "pre"
-    encoder: bool = False
-    head: bool = False
-    norm: Literal["layer"] | None = None
-    residual: bool = False
-
-
-class DesignSettings(_Settings):
-    """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes."""
-
-    name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
-    partition: Literal["metis", "random", "contiguous"] = "metis"
-    parts: int = Field(8, ge=1)
-    per_batch: int = Field(2, ge=1)
-    seen: tuple[int, ...] = ()
-
-
-class CaseSettings(_Settings):
-    """Everything that determines a case.
-
-    Attributes:
-        histories: what histories hold when the estimates are made: ``"exact"`` values, ``"zero"``, or the result of
-            ``"sweeps:k"``, k sweeps over all clusters from zero at the same parameters.
-    """
-
-    dataset: DatasetSettings = DatasetSettings(name="digits")
-    model: ModelSettings = ModelSettings()
-    estimator: EstimatorSettings = EstimatorSettings(name="backward-sgd")
-    design: DesignSettings = DesignSettings()
-    histories: str = "exact"
-    seed: int = Field(0, ge=0)
-
-    @field_validator("histories")
-    @classmethod
-    def _check_histories(cls, value: str) -> str:
-        return _known_histories(value)
-
-    def canonical(self) -> str:
-        """Return the settings as one line of JSON with sorted keys: the identity of the case."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 @dataclass
@@ -360,7 +269,7 @@ def assemble_case(
             f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
             "build the design from this graph"
         )
-    return Case(problem, design, estimator, exact_pass(problem), _known_histories(histories), seed)
+    return Case(problem, design, estimator, exact_pass(problem), known_histories(histories), seed)
 
 
 def build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lmc_verify import __version__
-from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.case import Workspace, build_case
 from lmc_verify.claims import CLAIMS, Outcome, find_claim
 from lmc_verify.console import print_controls, print_result, print_table, print_verdict, progress
 from lmc_verify.controls import CONTROLS, find_control
@@ -35,6 +35,7 @@ from lmc_verify.models import MODELS
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records
 from lmc_verify.report import ClaimText, build_report, write_report
+from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
 
 __all__ = ["app", "main"]

@@ -16,23 +16,14 @@ from typing import Any, Literal
 import torch
 
 from lmc_verify.batches import Batch
-from lmc_verify.case import (
-    Case,
-    CaseSettings,
-    DatasetSettings,
-    DesignSettings,
-    EstimatorSettings,
-    ModelSettings,
-    Workspace,
-    build_case,
-    prepared_state,
-)
+from lmc_verify.case import Case, Workspace, build_case, prepared_state
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite
 from lmc_verify.graph import Block, Graph
 from lmc_verify.problem import Gradient, Problem, gradient_sum
+from lmc_verify.settings import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
 from lmc_verify.sparse import CSR
 
 __all__ = ["CONTROLS", "Control", "ControlResult", "check_control", "find_control"]

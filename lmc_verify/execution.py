@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmc_verify.case import CaseSettings, DatasetSettings, Workspace, build_case, build_design
+from lmc_verify.case import Workspace, build_case, build_design
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.controls import check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records, Trial
+from lmc_verify.settings import CaseSettings, DatasetSettings
 from lmc_verify.suite import Planned, Suite
 
 __all__ = ["RunResult", "run_planned", "run_suite"]

@@ -33,20 +33,13 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmc_verify.case import (
-    CaseSettings,
-    DatasetSettings,
-    DesignSettings,
-    EstimatorSettings,
-    ModelSettings,
-    build_estimator,
-    check_dataset,
-)
+from lmc_verify.case import build_estimator, check_dataset
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.settings import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
 
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lmc_verify.batches import Batch, BatchDesign, Clusters
-from lmc_verify.case import Case, CaseSettings, Workspace, assemble_case, build_case, prepared_state, sweep_batches
+from lmc_verify.case import Case, Workspace, assemble_case, build_case, prepared_state, sweep_batches
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.claims import base as claims_base
 from lmc_verify.claims.expectation import frozen_sweeps
@@ -25,6 +25,7 @@ from lmc_verify.estimators import BackwardSGD, Estimate, Estimator, History
 from lmc_verify.exact import exact_pass
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.settings import CaseSettings
 
 UNBIASED, EQUAL, FROZEN, LAYERS, REDUCTIONS = CLAIMS.values()
 

@@ -22,11 +22,12 @@ import torch
 
 import lmc_verify as lv
 from lmc_verify import cli, execution
-from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.case import Workspace, build_case
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.controls import CONTROLS, check_control
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.models import MODELS
+from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Suite
 
 SUITE = """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmc_verify import controls as controls_module
-from lmc_verify.case import CaseSettings, Workspace, build_case, prepared_state
+from lmc_verify.case import Workspace, build_case, prepared_state
 from lmc_verify.claims import CLAIMS, Claim, Outcome
 from lmc_verify.claims.base import verdict_of
 from lmc_verify.claims.residuals import Residuals, relative_by_layer
@@ -20,6 +20,7 @@ from lmc_verify.errors import UnknownNameError
 from lmc_verify.execution import run_suite
 from lmc_verify.problem import gradient_sum
 from lmc_verify.records import Records
+from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Suite
 
 SOUND = [name for name, control in CONTROLS.items() if control.role == "sound"]

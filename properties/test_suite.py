@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmc_verify import cli, provenance, suite
-from lmc_verify.case import CaseSettings, Workspace, build_case
+from lmc_verify.case import Workspace, build_case
 from lmc_verify.claims import CLAIMS, find_claim
 from lmc_verify.controls import CONTROLS
 from lmc_verify.datasets import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Suite, load_suite, reproduction_command, suite_names, trial_key
 
 REPORTS = Path(__file__).parent.parent / "reports"

@@ -1,0 +1,108 @@
+"""Settings of a case: plain data, from a TOML table or a command line, checked when they are read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lmc_verify.errors import InvalidInputError
+
+__all__ = [
+    "CaseSettings",
+    "DatasetSettings",
+    "DesignSettings",
+    "EstimatorSettings",
+    "ModelSettings",
+    "known_histories",
+]
+
+
+def known_histories(value: str) -> str:
+    """Return the value if it says what histories hold: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
+
+    Raises:
+        InvalidInputError: it says something else.
+    """
+    head, _, count = value.partition(":")
+    if value in ("exact", "zero") or (head == "sweeps" and count.isdigit()):
+        return value
+    raise InvalidInputError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Named(BaseModel):
+    """A name with free settings, checked by the registry that knows the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def describe(self) -> str:
+        """Return name and settings on one line."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in sorted(self.settings.items()))])
+
+
+class DatasetSettings(_Named):
+    """A data set by name, with its options."""
+
+
+class EstimatorSettings(_Named):
+    """An estimator by name, with its settings."""
+
+
+class ModelSettings(_Settings):
+    """A model by name, with widths and depth."""
+
+    name: str = "gcn"
+    layers: int = Field(3, ge=1, le=64)
+    width: int = Field(16, ge=1)
+    activation_cut: Literal["pre", "post"] = "pre"
+    encoder: bool = False
+    head: bool = False
+    norm: Literal["layer"] | None = None
+    residual: bool = False
+
+
+class DesignSettings(_Settings):
+    """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes."""
+
+    name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
+    partition: Literal["metis", "random", "contiguous"] = "metis"
+    parts: int = Field(8, ge=1)
+    per_batch: int = Field(2, ge=1)
+    seen: tuple[int, ...] = ()
+
+
+class CaseSettings(_Settings):
+    """Everything that determines a case.
+
+    Attributes:
+        histories: what histories hold when the estimates are made: ``"exact"`` values, ``"zero"``, or the result of
+            ``"sweeps:k"``, k sweeps over all clusters from zero at the same parameters.
+    """
+
+    dataset: DatasetSettings = DatasetSettings(name="digits")
+    model: ModelSettings = ModelSettings()
+    estimator: EstimatorSettings = EstimatorSettings(name="backward-sgd")
+    design: DesignSettings = DesignSettings()
+    histories: str = "exact"
+    seed: int = Field(0, ge=0)
+
+    @field_validator("histories")
+    @classmethod
+    def _check_histories(cls, value: str) -> str:
+        return known_histories(value)
+
+    def canonical(self) -> str:
+        """Return the settings as one line of JSON with sorted keys: the identity of the case."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
