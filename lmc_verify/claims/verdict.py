@@ -70,9 +70,10 @@ class Verdict:
         outcome: what was found.
         summary: one sentence for a reader, with numbers.
         case: the settings of the case (data set, model, estimator, design, histories, seed).
-        residual: the largest residual, in units of the gradient norm; None if nothing was measured.
+        residual: the residual that is the largest multiple of its tolerance, in units of its layer's exact gradient;
+            None if nothing was measured.
         tolerance: the rounding tolerance that `residual` was held against, same unit.
-        minimum_detectable_effect: the smallest residual that would have been called a refutation, same unit.
+        minimum_detectable_effect: the smallest residual that would have been called a refutation in every layer.
         alpha_spent: error probability spent (0 for the exact tier, which has none).
         evidence: every measured quantity.
         assumptions: the claim's assumptions with their checks.

@@ -87,7 +87,7 @@ def residual_strip(section: ClaimSection, identifier: str) -> str | None:
         _log_axis(axes, low, high)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
-        axes.set_xlabel("residual, in gradient norms", fontsize=11, color=_MUTED)
+        axes.set_xlabel("residual / norm of the layer's exact gradient", fontsize=11, color=_MUTED)
         _marks(axes, rows, low, high)
         return figure
 
@@ -251,7 +251,7 @@ def _bars(axes: Axes, layers: Sequence[Evidence | None], low: float, high: float
     """A bar for each layer, hollow when within its tolerance, and a tick at the tolerance."""
     for y, item in enumerate(layers):
         if item is None:
-            _note(axes, low, y, "not measured")
+            _note(axes, low, y, "no such layer")
             continue
         value, tolerance = abs(item.value), item.tolerance
         if value == 0:
@@ -280,7 +280,7 @@ def _margin(labels: Iterable[str]) -> float:
     return 16.0 + _CHARACTER * max((len(_short(label)) for label in labels), default=0)
 
 
-def _short(label: str, limit: int = 58) -> str:
+def _short(label: str, limit: int = 70) -> str:
     label = " ".join(text.printable(label).split())
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
