@@ -300,7 +300,7 @@ class Graph:
             key: move(getattr(self, key))
             for key in ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
         }
-        return Graph(**fields, name=self.name)  # type: ignore[arg-type]
+        return Graph(**fields, name=self.name)  # type: ignore[arg-type]  # only optional fields can be None
 
     def double(self) -> Graph:
         """Return the graph in float64, the reference precision."""

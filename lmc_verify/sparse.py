@@ -166,7 +166,7 @@ class _SpMM(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, None]:
-        matrix: SparseMatrix = ctx.matrix  # type: ignore[attr-defined]
+        matrix: SparseMatrix = ctx.matrix  # type: ignore[attr-defined]  # set in forward
         return matrix.csr_t.matmul(grad), None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from lmc_verify.seeds import torch_generator
 __all__ = ["GAT", "GCN", "MODELS", "SAGE", "make_model"]
 
 
-class _Stack(LayeredModel):
+class _Stack(LayeredModel, ABC):
     """L convolutions with norm, ReLU and dropout between them.
 
     Args:
@@ -98,8 +99,9 @@ class _Stack(LayeredModel):
         self.in_channels, self.out_channels = in_channels, out_channels
         initialise(self, torch_generator(seed, "parameters"))
 
+    @abstractmethod
     def _conv(self, in_channels: int, out_channels: int, *, dtype: torch.dtype | None, **settings: Any) -> Conv:
-        raise NotImplementedError  # each subclass builds its own convolution
+        """Build one convolution."""
 
 
 class GCN(_Stack):
