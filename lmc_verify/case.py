@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.datasets import dataset_info, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import ESTIMATORS, Estimator, History, make_estimator
+from lmc_verify.estimators import Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
 from lmc_verify.models import make_model
@@ -212,12 +212,6 @@ def build_estimator(settings: EstimatorSettings) -> Estimator:
     Raises:
         InvalidInputError: an unknown name or setting, or a value of another type.
     """
-    for item in fields(ESTIMATORS[settings.name]) if settings.name in ESTIMATORS else ():  # type: ignore[arg-type]
-        value = settings.settings.get(item.name, item.default)
-        if isinstance(item.default, bool) and not isinstance(value, bool):
-            raise InvalidInputError(f"estimator.{item.name} is {value!r}, it must be true or false")
-        if item.name == "beta" and isinstance(value, bool):
-            raise InvalidInputError(f"estimator.beta is {value!r}, it must be a number, or one number a node")
     try:
         return make_estimator(settings.name, **settings.settings)
     except InvalidInputError:

@@ -57,7 +57,7 @@ class Option:
         try:
             if isinstance(value, (bool, np.bool_, str)):
                 raise TypeError
-            number = operator.index(value) if isinstance(self.default, int) else float(value)  # type: ignore[arg-type]
+            number = operator.index(value) if isinstance(self.default, int) else float(value)  # type: ignore[arg-type]  # refused below
         except (TypeError, ValueError):
             raise InvalidInputError(f"{label} must be {kind}, got {value!r}") from None
         if not self.minimum <= number <= self.maximum or math.isinf(number):

@@ -15,7 +15,7 @@ import json
 import math
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -360,11 +360,6 @@ class Records:
             (key, Outcome.ERROR.value),
         )
         return self._trial(rows[0][0]) if rows else None
-
-    def completed(self, keys: Iterable[str]) -> dict[str, Trial]:
-        """Return the stored trial of every key that `find` finds."""
-        found = ((key, self.find(key)) for key in dict.fromkeys(keys))
-        return {key: trial for key, trial in found if trial is not None}
 
     # --- internals ---
 

@@ -191,7 +191,10 @@ def test_batches_reach(feature: Callable[[tuple[Graph, Batch]], bool]) -> None:
 @pytest.mark.parametrize("name", ["GCN", "SAGE", "GAT"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_models_reach_every_kind_and_depth(name: str, layers: int) -> None:
-    find(graph_and(models), lambda pair: type(pair[1]).__name__ == name and pair[1].num_layers == layers, settings=ANY)
+    def wanted(pair: tuple) -> bool:
+        return type(pair[1]).__name__ == name and pair[1].num_layers == layers
+
+    assert wanted(find(graph_and(models), wanted, settings=ANY))
 
 
 def test_models_reach_every_node_wise_part() -> None:

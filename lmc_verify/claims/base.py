@@ -158,16 +158,16 @@ def _beta_zero(case: Case) -> tuple[bool | None, str]:
     return not any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies), ""
 
 
-def _cut_edges(case: Case) -> tuple[bool | None, str]:
-    if case.design.support_size > MAX_SUPPORT:
-        return None, f"{readable_count(case.design.support_size)} batches"
-    return halo_view(case, (batch for batch, _ in case.design.enumerate())).exists, ""
+def _in_halo(finding: str) -> Callable[[Case], tuple[bool | None, str]]:
+    """Return a check of one finding of `HaloView` over the whole design."""
 
+    def check(case: Case) -> tuple[bool | None, str]:
+        if case.design.support_size > MAX_SUPPORT:
+            return None, f"{readable_count(case.design.support_size)} batches"
+        view = halo_view(case, (batch for batch, _ in case.design.enumerate()))
+        return bool(getattr(view, finding)), ""
 
-def _halo_signal(case: Case) -> tuple[bool | None, str]:
-    if case.design.support_size > MAX_SUPPORT:
-        return None, f"{readable_count(case.design.support_size)} batches"
-    return halo_view(case, (batch for batch, _ in case.design.enumerate())).carries_signal, ""
+    return check
 
 
 def _clusters(case: Case) -> tuple[bool | None, str]:
@@ -186,8 +186,8 @@ AGGREGATE_LINEAR = Assumption(
     _aggregate_linear,
 )
 BETA_ZERO = Assumption("beta-zero", "halo values come from the histories alone (beta = 0)", _beta_zero)
-CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _cut_edges)
-HALO_SIGNAL = Assumption("halo-signal", "some halo row has a message to send backward", _halo_signal)
+CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _in_halo("exists"))
+HALO_SIGNAL = Assumption("halo-signal", "some halo row has a message to send backward", _in_halo("carries_signal"))
 CLUSTERS = Assumption("clusters", "the design draws clusters, so that a sweep visits every node once", _clusters)
 INCLUSION_WEIGHTS = Assumption(
     "inclusion-weights",

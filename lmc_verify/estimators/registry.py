@@ -35,9 +35,15 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
     if name not in ESTIMATORS:
         raise UnknownNameError("estimator", name, ESTIMATORS)
     build: Any = ESTIMATORS[name]
-    known = [item.name for item in fields(build)]
-    for setting in settings:
-        if setting not in known:
-            raise InvalidInputError(f"estimator {name!r} has no setting {setting!r}; it has {', '.join(sorted(known))}")
+    defaults = {item.name: item.default for item in fields(build)}
+    for setting, value in settings.items():
+        if setting not in defaults:
+            known = ", ".join(sorted(defaults))
+            raise InvalidInputError(f"estimator {name!r} has no setting {setting!r}; it has {known}")
+        # Python takes "no" for true and True for 1: refuse both.
+        if isinstance(defaults[setting], bool) and not isinstance(value, bool):
+            raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be true or false")
+        if isinstance(defaults[setting], float) and isinstance(value, bool):
+            raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be a number, or one number a node")
     estimator: Estimator = build(**settings)
     return estimator
