@@ -23,7 +23,15 @@ from lmc_verify.graph import Graph
 from lmc_verify.models import make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Problem
-from lmc_verify.settings import CaseSettings, DatasetSettings, EstimatorSettings, ModelSettings, known_histories
+from lmc_verify.settings import (
+    CaseSettings,
+    DatasetSettings,
+    EstimatorSettings,
+    ModelSettings,
+    SamplingSettings,
+    TrainingSettings,
+    known_histories,
+)
 
 __all__ = [
     "Case",
@@ -111,6 +119,8 @@ class Case:
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.
         seed: root seed, for the record.
         settings: what the case was built from, or None if it was assembled from objects.
+        sampling: error level and budget of statistical verdicts.
+        training: the training runs along which convergence is checked.
     """
 
     problem: Problem
@@ -120,6 +130,8 @@ class Case:
     histories: str = "exact"
     seed: int = 0
     settings: CaseSettings | None = None
+    sampling: SamplingSettings = SamplingSettings()
+    training: TrainingSettings = TrainingSettings()
 
     @property
     def graph(self) -> Graph:
@@ -242,11 +254,20 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
         histories=settings.histories,
         seed=settings.seed,
         settings=settings,
+        sampling=settings.sampling,
+        training=settings.training,
     )
 
 
 def assemble_case(
-    problem: Problem, design: BatchDesign, estimator: Estimator, *, histories: str = "exact", seed: int = 0
+    problem: Problem,
+    design: BatchDesign,
+    estimator: Estimator,
+    *,
+    histories: str = "exact",
+    seed: int = 0,
+    sampling: SamplingSettings | None = None,
+    training: TrainingSettings | None = None,
 ) -> Case:
     """Make a case of objects: a user's own graph, model, design or estimator.
 
@@ -263,7 +284,16 @@ def assemble_case(
             f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
             "build the design from this graph"
         )
-    return Case(problem, design, estimator, exact_pass(problem), known_histories(histories), seed)
+    return Case(
+        problem,
+        design,
+        estimator,
+        exact_pass(problem),
+        known_histories(histories),
+        seed,
+        sampling=sampling or SamplingSettings(),
+        training=training or TrainingSettings(),
+    )
 
 
 def build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:

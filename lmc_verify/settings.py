@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -15,6 +16,8 @@ __all__ = [
     "DesignSettings",
     "EstimatorSettings",
     "ModelSettings",
+    "SamplingSettings",
+    "TrainingSettings",
     "known_histories",
 ]
 
@@ -83,6 +86,45 @@ class DesignSettings(_Settings):
     seen: tuple[int, ...] = ()
 
 
+class SamplingSettings(_Settings):
+    """How statistical verdicts are reached; verdicts by enumeration do not read it.
+
+    Attributes:
+        alpha: probability of a false verdict that this check may spend. A suite splits its total over its checks.
+        delta: largest bias, in units of the exact gradient's norm, that still counts as none.
+        draws: most batches that are drawn before a test gives up.
+        seeds: independent training runs of a rate; None for as many as `alpha` needs.
+        replicate: number of the repetition; another one draws afresh and leaves the case as it is.
+    """
+
+    alpha: float = Field(1e-6, gt=0, lt=0.5)
+    delta: float = Field(0.1, gt=0)
+    draws: int = Field(20_000, ge=1)
+    seeds: int | None = Field(None, ge=1)
+    replicate: int = Field(0, ge=0)
+
+
+class TrainingSettings(_Settings):
+    """The training runs along which claims about convergence are checked.
+
+    Attributes:
+        step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
+        steps: steps of a run, where a claim does not take `lengths`.
+        lengths: numbers of steps N, ascending, where a rate in N is claimed.
+    """
+
+    step_size: float = Field(1.0, gt=0)
+    steps: int = Field(60, ge=1)
+    lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
+
+    @field_validator("lengths")
+    @classmethod
+    def _check_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) < 3 or any(left >= right for left, right in pairwise((0, *value))):
+            raise ValueError(f"lengths is {value}, it needs at least three ascending numbers of steps above 0")
+        return value
+
+
 class CaseSettings(_Settings):
     """Everything that determines a case.
 
@@ -95,6 +137,8 @@ class CaseSettings(_Settings):
     model: ModelSettings = ModelSettings()
     estimator: EstimatorSettings = EstimatorSettings(name="backward-sgd")
     design: DesignSettings = DesignSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    training: TrainingSettings = TrainingSettings()
     histories: str = "exact"
     seed: int = Field(0, ge=0)
 

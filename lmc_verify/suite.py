@@ -234,7 +234,7 @@ def reproduction_command(claim: str, settings: CaseSettings) -> str:
     words = ["lmc-verify", "check", claim, "--estimator", settings.estimator.name, "--dataset", settings.dataset.name]
     default = CaseSettings().model_dump(mode="json")
     values = settings.model_dump(mode="json")
-    for part in ("dataset", "estimator", "model", "design"):
+    for part in ("dataset", "estimator", "model", "design", "sampling", "training"):
         for key, value in values[part].items():
             named = part in ("dataset", "estimator")
             if (named and key == "name") or (not named and default[part].get(key) == value):

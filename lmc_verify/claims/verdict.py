@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["AssumptionCheck", "Evidence", "Outcome", "Verdict"]
+__all__ = ["AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 
 
 class Outcome(str, Enum):
@@ -42,6 +42,8 @@ class Evidence:
         tolerance: the limit derived from rounding, or the claim's region; None for a reported quantity.
         unit: the unit of `value` and `tolerance`.
         group: evidence of one group is drawn in one figure, such as ``"bias per layer"``.
+        low: lower end of an interval for `value` at the verdict's error level, or None where nothing was estimated.
+        high: upper end, or None.
     """
 
     quantity: str
@@ -49,6 +51,38 @@ class Evidence:
     tolerance: float | None = None
     unit: str = "gradient norm"
     group: str = "residual"
+    low: float | None = None
+    high: float | None = None
+
+
+Scale = Literal["linear", "semilogy", "loglog"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A measured curve, such as the bias along a training run.
+
+    Attributes:
+        name: what the curve is, for a legend.
+        x: positions, ascending.
+        y: values at `x`, as many.
+        figure: title of the figure; curves of one verdict with the same title are drawn together.
+        x_label: what `x` is, with its unit.
+        y_label: what `y` is, with its unit.
+        low: lower ends of intervals at `x`, or empty.
+        high: upper ends, or empty.
+        scale: of the axes.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    figure: str
+    x_label: str
+    y_label: str
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    scale: Scale = "linear"
 
 
 @dataclass(frozen=True)
@@ -75,7 +109,10 @@ class Verdict:
         tolerance: the rounding tolerance that `residual` was held against, same unit.
         minimum_detectable_effect: the smallest residual that would have been called a refutation in every layer.
         alpha_spent: error probability spent (0 for the exact tier, which has none).
+        log_e_value: natural logarithm of the e-value against the claim (test tier); those of independent draws add.
+        draws: batches or seeds that a statistical verdict used; None in the exact tier.
         evidence: every measured quantity.
+        series: every measured curve.
         assumptions: the claim's assumptions with their checks.
         seeds: the root seed and spawn keys.
         hashes: content hashes of graph, partition, parameters and code version.
@@ -89,7 +126,10 @@ class Verdict:
     tolerance: float | None = None
     minimum_detectable_effect: float | None = None
     alpha_spent: float = 0.0
+    log_e_value: float | None = None
+    draws: int | None = None
     evidence: tuple[Evidence, ...] = ()
+    series: tuple[Series, ...] = ()
     assumptions: tuple[AssumptionCheck, ...] = ()
     seeds: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -106,5 +146,9 @@ class Verdict:
         fields = dict(values)
         fields["outcome"] = Outcome(fields["outcome"])
         fields["evidence"] = tuple(Evidence(**item) for item in fields.get("evidence", ()))
+        fields["series"] = tuple(
+            Series(**{key: tuple(part) if isinstance(part, list) else part for key, part in item.items()})
+            for item in fields.get("series", ())
+        )
         fields["assumptions"] = tuple(AssumptionCheck(**item) for item in fields.get("assumptions", ()))
         return cls(**fields)
