@@ -8,8 +8,9 @@ contributions is unbiased for the sum over all nodes, whatever the design.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -35,11 +36,13 @@ class Batch:
         nodes: int64 [size], ascending and distinct.
         inclusion: float64 [size], the probability that the design puts each node into a batch; in (0, 1].
         clusters: the clusters it is made of, where the design has any.
+        structures: what estimators have worked out about the batch in the graph they last saw it in; a cache.
     """
 
     nodes: Tensor
     inclusion: Tensor
     clusters: tuple[int, ...] | None = None
+    structures: dict[bool, object] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.nodes.dim() != 1 or self.nodes.dtype != torch.int64 or self.nodes.numel() == 0:
@@ -83,6 +86,10 @@ class Batch:
         """Number of nodes."""
         return self.nodes.numel()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the cache behind when the batch is copied or sent to another process."""
+        return {**self.__dict__, "structures": {}}
+
 
 @runtime_checkable
 class BatchDesign(Protocol):
@@ -102,14 +109,32 @@ class BatchDesign(Protocol):
         """Return the probability of each node to be in a batch, float64 [n]."""
 
 
+_KEPT_NODES = 1_000_000
+"""A design keeps the batches it has made, with what estimators work out about them, if batches x nodes is at most this."""
+
+
 class _ClusterDesign:
     """What designs over whole clusters share: building a batch from cluster ids."""
 
     partition: Partition
 
+    @property
+    @abstractmethod
+    def support_size(self) -> int:
+        """Number of distinct batches."""
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, ...], Batch] | None:
+        return {} if self.support_size * self.partition.num_nodes <= _KEPT_NODES else None
+
     def _batch(self, clusters: Sequence[int], inclusion: float) -> Batch:
-        nodes = torch.cat([self.partition.clusters[index] for index in clusters])
-        return Batch.of(nodes, inclusion, tuple(int(index) for index in clusters))
+        chosen = tuple(int(index) for index in clusters)
+        if self._kept is not None and chosen in self._kept:
+            return self._kept[chosen]
+        batch = Batch.of(torch.cat([self.partition.clusters[index] for index in chosen]), inclusion, chosen)
+        if self._kept is not None:
+            self._kept[chosen] = batch
+        return batch
 
 
 @dataclass(frozen=True)

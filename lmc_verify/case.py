@@ -6,13 +6,14 @@ Every case is built in float64 and from its own seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.datasets import dataset_info, load_graph
@@ -20,7 +21,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
-from lmc_verify.models import make_model
+from lmc_verify.models import LayeredModel, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Problem
 from lmc_verify.settings import (
@@ -95,6 +96,7 @@ class Workspace:
                 seed=seed,
                 dtype=torch.float64,
             )
+            _freeze(model, settings.frozen)
             self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
         problem: Problem = self._cache[key]
         return problem
@@ -174,7 +176,11 @@ class Case:
             model = settings.model
             out["activation_cut"] = model.activation_cut
             out.update(
-                {key: getattr(model, key) for key in ("encoder", "head", "residual", "norm") if getattr(model, key)}
+                {
+                    key: getattr(model, key)
+                    for key in ("encoder", "head", "residual", "norm", "frozen")
+                    if getattr(model, key)
+                }
             )
         out |= {
             "estimator": self.estimator.name,
@@ -203,6 +209,27 @@ class Case:
         if self.partition is not None:
             out["partition"] = self.partition.fingerprint
         return out
+
+
+def _freeze(model: LayeredModel, parts: Sequence[str]) -> None:
+    """Exclude the parameters of some parts from training.
+
+    Raises:
+        InvalidInputError: the model has no such part, or nothing is left to train.
+    """
+    known: dict[str, nn.Module | None] = {
+        "encoder": model.encoder,
+        "head": model.head,
+        **{f"layer {index}": model.layer(index) for index in range(1, model.num_layers + 1)},
+    }
+    known = {name: part for name, part in known.items() if part is not None}
+    for name in parts:
+        part = known.get(name)
+        if part is None:
+            raise InvalidInputError(f"model.frozen names {name!r}, the model has {', '.join(known)}; name one of these")
+        part.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInputError(f"model.frozen is {list(parts)}, which leaves nothing to train; leave a part out of it")
 
 
 def check_dataset(settings: DatasetSettings) -> None:

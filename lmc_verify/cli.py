@@ -1,4 +1,5 @@
-"""The command line: ``lmc-verify run | check | report | list | explain | controls | doctor``.
+"""The command line: ``lmc-verify run | check | counterexample | reproduce | report | list | explain | controls |
+doctor``.
 
 Exit codes: 0 as expected, 1 a claim has another verdict than expected, 2 usage or configuration, 3 inconclusive under
 ``--strict``, 4 a control failed, 5 a crash, 6 nothing was checked.
@@ -7,11 +8,9 @@ Exit codes: 0 as expected, 1 a claim has another verdict than expected, 2 usage 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import sys
 import time
-import tomllib
 import traceback
 from collections.abc import Mapping
 from enum import Enum
@@ -19,23 +18,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from lmc_verify import __version__
 from lmc_verify.case import Workspace, build_case
 from lmc_verify.claims import CLAIMS, Outcome, find_claim
+from lmc_verify.commandline import (
+    RECORDS_FILE,
+    DataRootOption,
+    DownloadOption,
+    JsonOption,
+    SetOption,
+    err_console,
+    out_console,
+    print_json,
+    writable,
+)
+from lmc_verify.commandline import case_settings as _case_settings
 from lmc_verify.console import print_controls, print_result, print_table, print_verdict, progress
 from lmc_verify.controls import CONTROLS, find_control
 from lmc_verify.datasets import dataset_info, dataset_names
-from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records
+from lmc_verify.replaycommands import counterexample, reproduce
 from lmc_verify.report import ClaimText, build_report, write_report
-from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
 
 __all__ = ["app", "main"]
@@ -49,15 +58,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RECORDS_FILE = "records.sqlite"
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-DataRootOption = Annotated[
-    Path | None,
-    typer.Option("--data-root", help="Folder with raw files of real data sets (default: $LMC_VERIFY_DATA_ROOT)."),
-]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Download raw files that are missing.")]
-
 
 class Kind(str, Enum):
     """What can be listed."""
@@ -68,33 +68,6 @@ class Kind(str, Enum):
     datasets = "datasets"
     controls = "controls"
     suites = "suites"
-
-
-def _out() -> Console:
-    # Without a terminal, tables must not be squeezed into 80 columns: they go to logs.
-    width = None if sys.stdout.isatty() else max(160, int(os.environ.get("COLUMNS", "0") or 0))
-    return Console(width=width)
-
-
-def _err() -> Console:
-    return Console(stderr=True)
-
-
-def _print_json(document: Any) -> None:
-    # Through the records' encoding: NaN and infinities are not JSON.
-    typer.echo(json.dumps(_finite(document), indent=2, sort_keys=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
-        return value
-    if isinstance(value, float):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _claim_texts() -> dict[str, ClaimText]:
@@ -119,10 +92,10 @@ def run(
     chosen = load_suite(suite)
     total = len(chosen.plan())  # refuses a suite that does not fit, before a folder is made for it
     folder = out or Path("reports") / "out" / chosen.name
-    _writable(folder)
+    writable(folder)
     workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
-        with progress(total, console=_err()) as listen:
+        with progress(total, console=err_console()) as listen:
             try:
                 result = run_suite(chosen, records, workspace, resume=resume, jobs=jobs, listen=listen)
             except KeyboardInterrupt:
@@ -134,9 +107,9 @@ def run(
     if code == 0 and strict and result.inconclusive:
         code = 3
     if as_json:
-        _print_json(_run_document(chosen.name, result, code, paths))
+        print_json(_run_document(chosen.name, result, code, paths))
     else:
-        console = _out()
+        console = out_console()
         print_result(result, console)
         if result.reused:
             console.print(f"{result.reused} trials reused from an earlier run", highlight=False)
@@ -156,18 +129,6 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
     }
 
 
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
-        ) from error
-
-
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
@@ -185,7 +146,7 @@ def report(
         built = build_report(records, latest.id, _claim_texts())
     paths = write_report(built, out or file.parent)
     if as_json:
-        _print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})
+        print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})
         return
     typer.echo(built.headline)
     for key, path in paths.items():
@@ -201,14 +162,7 @@ def check(
     download: DownloadOption = False,
     histories: Annotated[str, typer.Option("--histories", help="exact, zero, or sweeps:K.")] = "exact",
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any setting of the case, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
-        ),
-    ] = None,
+    settings: SetOption = None,
     expect: Annotated[
         str | None, typer.Option("--expect", help="Expected outcome (default: what theory says of this case).")
     ] = None,
@@ -229,7 +183,7 @@ def check(
     trial = run_planned(Planned("claim", chosen.id, case_settings, expected), workspace)
     verdict = trial.verdict
     if as_json:
-        _print_json(
+        print_json(
             {
                 "verdict": verdict.to_dict(),
                 "expected": None if expected is None else expected.value,
@@ -241,7 +195,7 @@ def check(
             }
         )
     else:
-        print_verdict(verdict, expected, reason, _out())
+        print_verdict(verdict, expected, reason, out_console())
     raise typer.Exit(_verdict_code(verdict.outcome, expected, strict))
 
 
@@ -262,31 +216,8 @@ def _outcome(name: str | None) -> Outcome | None:
     return Outcome(wanted)
 
 
-def _case_settings(base: Mapping[str, Any], assignments: list[str]) -> CaseSettings:
-    """Build settings from dotted keys; values are TOML, and bare words are strings."""
-    tree: dict[str, Any] = {}
-    pairs = list(base.items())
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InvalidInputError(f"--set {text!r} is not KEY=VALUE; write for instance --set model.layers=2")
-        try:
-            pairs.append((key, tomllib.loads(f"value = {value}")["value"]))
-        except tomllib.TOMLDecodeError:
-            pairs.append((key, value))
-    for key, value in pairs:
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise InvalidInputError(f"--set {key}: {part!r} is not a table of settings")
-        node[last] = value
-    try:
-        return CaseSettings.model_validate(tree)
-    except ValidationError as error:
-        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise InvalidInputError(f"the case's settings do not fit: {'; '.join(parts)}") from error
+app.command()(counterexample)
+app.command()(reproduce)
 
 
 @app.command()
@@ -302,9 +233,9 @@ def controls(
         for item in chosen
     ]
     if as_json:
-        _print_json([trial.to_dict() for trial in trials])
+        print_json([trial.to_dict() for trial in trials])
     else:
-        print_controls(trials, _out())
+        print_controls(trials, out_console())
     crashed = [trial.verdict.outcome is Outcome.ERROR for trial in trials]
     missed = any(trial.as_expected is False and not crash for trial, crash in zip(trials, crashed, strict=True))
     raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
@@ -318,9 +249,9 @@ def list_names(
     """List estimators, claims, models, data sets, controls or suites."""
     columns, rows = _listing(kind)
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        print_table(columns, rows, _out())
+        print_table(columns, rows, out_console())
 
 
 def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
@@ -362,7 +293,7 @@ def explain(
     item = find_claim(claim)
     how = (item.check.__doc__ or "").strip()
     if as_json:
-        _print_json(
+        print_json(
             {
                 "id": item.id,
                 "title": item.title,
@@ -375,7 +306,7 @@ def explain(
             }
         )
         return
-    console = _out()
+    console = out_console()
     console.print(f"[bold]{item.id}[/]: {item.title}", highlight=False)
     for label, text in (
         ("Statement", item.statement),
@@ -406,9 +337,9 @@ def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> Non
         "data root": "not set" if root is None else f"{root} ({'found' if root.is_dir() else 'missing'})",
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        print_table(["item", "value"], [[key, str(value)] for key, value in found.items()], _out())
+        print_table(["item", "value"], [[key, str(value)] for key, value in found.items()], out_console())
 
 
 def _version_of(package: str) -> str:
@@ -424,7 +355,7 @@ def main() -> None:
         app()
     except LmcVerifyError as error:
         if "--json" in sys.argv:
-            _print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
+            print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
         print(f"lmc-verify: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:  # Python's own exit code for it is 1, which says that a claim has an unexpected verdict

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.controls import MutationScore
 from lmc_verify.execution import Listener, RunResult
 from lmc_verify.records import Trial
 from lmc_verify.suite import Planned
@@ -157,38 +158,34 @@ def print_verdict(verdict: Verdict, expected: Outcome | None, reason: str, conso
 
 
 def print_controls(trials: Sequence[Trial], console: Console) -> None:
-    """Print one line a control and the mutation score."""
-    table = Table(title="Controls", title_justify="left")
-    for name in ("control", "role", "what it is"):
-        table.add_column(name)
+    """Print one line a control, what is to be said of those that did not pass, and the mutation score."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("control", "claim", "role"):
+        table.add_column(name, overflow="fold")
     table.add_column("effect", justify="right")
     table.add_column("detectable", justify="right")
     table.add_column("verdict")
     table.add_column("")
     for trial in trials:
-        control = trial.control or {}
-        verdict = trial.verdict
-        word = {True: "passed", False: "[bold red]FAILED[/]", None: "not decided"}[trial.as_expected]
+        control, verdict = trial.control or {}, trial.verdict
         table.add_row(
-            str(control.get("name")),
+            escape(str(control.get("name"))),
+            escape(verdict.claim),
             str(control.get("role")),
-            escape(str(control.get("description"))),
             _number(control.get("effect")),
             _number(verdict.minimum_detectable_effect),
             verdict.outcome.value,
-            word,
+            {True: "passed", False: "[bold red]FAILED[/]", None: "not decided"}[trial.as_expected],
         )
     console.print(table)
-    defects = [
-        trial for trial in trials if (trial.control or {}).get("role") == "defect" and trial.as_expected is not None
-    ]
-    caught = sum(trial.as_expected is True for trial in defects)
-    if defects:
-        console.print(
-            f"mutation score: {caught} of {len(defects)} defects above the detectable effect caught "
-            f"({100 * caught / len(defects):.0f} %)",
-            highlight=False,
-        )
+    for trial in trials:
+        if trial.as_expected is not True and trial.control is not None:
+            state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+            line = f"{trial.control['name']} ({trial.control['description']}): {state}: {trial.verdict.summary}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if any((trial.control or {}).get("role") == "defect" for trial in trials):
+        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
+        console.print(str(score), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:

@@ -328,6 +328,20 @@ def _grid(
     return GeneratedGraph(x, _symmetric(rows * columns, one, other), y)
 
 
+def _ring(rng: np.random.Generator, *, num_nodes: int, num_features: int, noise: float, flips: float) -> GeneratedGraph:
+    """Return a ring along which features and the one label alternate, so that neighbours disagree.
+
+    Messages between neighbours then point against a node's own: an estimator that drops some of them in the backward
+    pass does not merely shrink the gradient, it may turn its sign.
+    """
+    node = np.arange(num_nodes, dtype=np.int64)
+    sign = (2 * (node % 2) - 1).astype(np.float64)
+    x = sign[:, None] + noise * rng.standard_normal((num_nodes, num_features))
+    y = (sign > 0) ^ (rng.random(num_nodes) < flips)
+    edges = _symmetric(num_nodes, node, (node + 1) % num_nodes)
+    return GeneratedGraph(x.astype(np.float32), edges, y[:, None].astype(np.float32))
+
+
 def _barabasi_albert(
     rng: np.random.Generator,
     *,
@@ -414,6 +428,18 @@ GENERATORS: dict[str, Generator] = {
         {"rows": Option(20, 1), "columns": Option(20, 1), **_common(4, 16)},
         "two-dimensional grid; the classes are vertical stripes",
         "lmc-verify",
+    ),
+    "ring": Generator(
+        _ring,
+        {
+            "num_nodes": Option(24, 3),
+            "num_features": Option(2, 1),
+            "noise": Option(0.5, 0.0),
+            "flips": Option(0.2, 0.0, 1.0),
+        },
+        "ring whose features and label alternate, so that neighbours disagree (heterophily)",
+        "lmc-verify",
+        task="multi-label",
     ),
     "barabasi-albert": Generator(
         _barabasi_albert,

@@ -26,12 +26,14 @@ from typing import Any, Self
 from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "NotRun", "Records", "Run", "Trial"]
+__all__ = ["APPLICATION_ID", "REPLICATE", "SCHEMA_VERSION", "NotRun", "Records", "Run", "Trial", "repeated_case"]
 
 APPLICATION_ID = 0x4C4D4356
 """Marks a SQLite file as records of this package ("LMCV")."""
 SCHEMA_VERSION = 1
 """Version of the tables, kept in the file's ``user_version``."""
+REPLICATE = "replicate"
+"""Key of a case that numbers its repetition; a case without it is repetition 0."""
 
 _MAGIC = b"SQLite format 3\x00"
 _KINDS = ("claim", "control")
@@ -361,6 +363,22 @@ class Records:
         )
         return self._trial(rows[0][0]) if rows else None
 
+    def repetitions(self, claim: str) -> dict[str, tuple[Trial, ...]]:
+        """Return the trials of a claim that measured an e-value, over all runs, by what they repeat.
+
+        Trials of one entry (its key is `repeated_case`) drew independently: there is one for each replicate, in
+        ascending order, so their log e-values add. Where a replicate was recorded more than once, as in a resumed run,
+        the oldest trial counts: a choice that does not look at the evidence.
+        """
+        rows = self._rows("SELECT document FROM trials WHERE kind = 'claim' AND claim = ? ORDER BY id", (claim,))
+        groups: dict[str, dict[int, Trial]] = {}
+        for (text,) in rows:
+            trial = self._trial(text)
+            if trial.verdict.log_e_value is not None:
+                group = groups.setdefault(repeated_case(trial.verdict), {})
+                group.setdefault(_replicate(trial.verdict), trial)
+        return {key: tuple(group[number] for number in sorted(group)) for key, group in groups.items()}
+
     # --- internals ---
 
     def _create(self) -> None:
@@ -438,6 +456,20 @@ class Records:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def repeated_case(verdict: Verdict) -> str:
+    """Return what repetitions of a verdict have in common: claim, case but for the replicate, and every hash.
+
+    The hashes include the version of the code, so evidence of different code is never added up.
+    """
+    case = {key: value for key, value in verdict.case.items() if key != REPLICATE}
+    parts = _plain([verdict.claim, case, verdict.hashes])
+    return json.dumps(parts, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def _replicate(verdict: Verdict) -> int:
+    return int(verdict.case.get(REPLICATE, 0))
 
 
 _RUN_COLUMNS = "id, suite, title, settings, environment, started, finished, status"

@@ -64,7 +64,11 @@ class EstimatorSettings(_Named):
 
 
 class ModelSettings(_Settings):
-    """A model by name, with widths and depth."""
+    """A model by name, with widths and depth.
+
+    Attributes:
+        frozen: parts whose parameters are not trained, such as ``"layer 2"``, ``"encoder"`` or ``"head"``.
+    """
 
     name: str = "gcn"
     layers: int = Field(3, ge=1, le=64)
@@ -74,6 +78,7 @@ class ModelSettings(_Settings):
     head: bool = False
     norm: Literal["layer"] | None = None
     residual: bool = False
+    frozen: tuple[str, ...] = ()
 
 
 class DesignSettings(_Settings):
@@ -111,11 +116,14 @@ class TrainingSettings(_Settings):
         step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
         steps: steps of a run, where a claim does not take `lengths`.
         lengths: numbers of steps N, ascending, where a rate in N is claimed.
+        beta_schedule: whether a run of N steps keeps the estimator's beta or uses ``beta N^(-2/3)``, where a claim
+            leaves the choice.
     """
 
-    step_size: float = Field(1.0, gt=0)
+    step_size: float = Field(0.25, gt=0)
     steps: int = Field(60, ge=1)
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    beta_schedule: Literal["constant", "decaying"] = "constant"
 
     @field_validator("lengths")
     @classmethod

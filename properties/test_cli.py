@@ -130,7 +130,7 @@ def test_the_program_refuses_in_one_line(tmp_path: Path) -> None:
 def test_without_a_command_the_help_is_shown(lmc: Command) -> None:
     result = lmc()
     assert result.code in (0, 2)
-    for name in ("run", "report", "check", "controls", "list", "explain", "doctor"):
+    for name in ("run", "report", "check", "counterexample", "reproduce", "controls", "list", "explain", "doctor"):
         assert name in result.out + result.err
         assert lmc(name, "--help").code == 0
 
@@ -238,6 +238,113 @@ def test_a_suite_of_the_package_is_run_by_name(lmc: Command, monkeypatch: pytest
 
     monkeypatch.setattr(cli, "run_suite", refuse)
     assert lmc("run", "smoke").err == "lmc-verify: this is 'Smoke test of the exact tier'\n"
+
+
+def test_counterexample_and_reproduce(lmc: Command, tmp_path: Path) -> None:
+    words = ["counterexample", "theorem-1/unbiased", "--estimator", "cluster-gcn", "--max-nodes", "3", "--out", "found"]
+    plain, document = lmc(*words), lmc(*words, "--json")
+    assert (plain.code, document.code, plain.err, document.err) == (0, 0, "", "")
+    assert plain.out.startswith("counterexample with 2 nodes and 2 directed edges")
+    for part in ("bias per layer", "edges: 0->1, 1->0", "features: ", "batches: [0], [1]", "layers.0.conv.bias = "):
+        assert part in plain.out
+    values = document.json
+    assert values["found"] is True
+    assert (values["nodes"], values["edges"]) == (2, 2)
+    assert Verdict.from_dict(values["verdict"]).outcome is Outcome.REFUTED
+    assert {file.name for file in tmp_path.iterdir()} == {"found"}
+    name = "theorem-1-unbiased-cluster-gcn"
+    assert {file.name for file in (tmp_path / "found").iterdir()} == {
+        f"{name}.{suffix}" for suffix in ("json", "safetensors", "svg", "png")
+    }
+    replayed = lmc(*values["command"].split()[1:])
+    assert (replayed.code, replayed.out) == (0, "identical: theorem-1/unbiased cluster-gcn (REFUTED)\n")
+    tensors = tmp_path / "found" / f"{name}.safetensors"
+    again = lmc("reproduce", tensors, "--json")
+    assert again.json["identical"] is True
+    assert lmc("reproduce", tensors, "--trial", "1").code == 2
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    tampered = lmc("reproduce", tensors)
+    assert tampered.code == 2
+    assert "damaged or was changed" in tampered.err
+
+
+def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> None:
+    words = ["counterexample", "theorem-1/unbiased", "--estimator", "lmc", "--examples", "10", "--seed", "1"]
+    plain, document = lmc(*words), lmc(*words, "--json")
+    assert (plain.code, document.code) == (0, 0)
+    cases = document.json["cases"]
+    assert document.json["found"] is False
+    assert plain.out == f"no counterexample among {cases} cases; finding none proves nothing\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_reach_the_search(lmc: Command) -> None:
+    words = ["counterexample", "theorem-1/unbiased", "--estimator", "backward-sgd", "--max-nodes", "3"]
+    settings = ["--set", "estimator.normaliser=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
+    values = lmc(*words, *settings, "--json").json
+    assert values["found"] is True
+    assert values["verdict"]["case"]["normaliser"] == "node-count"
+    assert (values["verdict"]["case"]["model"], values["verdict"]["case"]["layers"]) == ("sage", 1)
+
+
+def test_recorded_trials_are_reproduced(tiny: Path, lmc: Command, tmp_path: Path) -> None:
+    assert lmc("run", tiny, "--out", "out").code == 0
+    listing, document = lmc("reproduce", "out"), lmc("reproduce", "out/records.sqlite", "--json")
+    assert (listing.code, document.code) == (0, 0)
+    rows = document.json["trials"]
+    assert [row["outcome"] for row in rows] == ["EXACT", "REFUTED", "EXACT", "REFUTED"]
+    for row in rows:
+        assert row["key"] in listing.out
+    every = lmc("reproduce", "out", "--all")
+    assert every.code == 0
+    assert every.out.count("identical: ") == 4
+    assert "control sign-of-one-layer (REFUTED)" in every.out
+    assert "4 of 4 identical" in every.out
+    one = lmc("reproduce", "out", "--trial", rows[1]["key"], "--json").json
+    assert [item["label"] for item in one["replays"]] == ["theorem-1/unbiased gas on karate"]
+    assert lmc("reproduce", "out", "--trial", "9").code == 2
+    assert "no run 7" in lmc("reproduce", "out", "--run", "7").err
+
+
+def test_a_replay_that_differs_is_1_and_names_the_numbers(
+    tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lmc("run", tiny, "--out", "out").code == 0
+    original = CLAIMS["theorem-1/unbiased"]
+
+    def off(case: Any) -> Verdict:
+        verdict = original.check(case)
+        return dataclasses.replace(verdict, residual=(verdict.residual or 0.0) + 1.0)
+
+    monkeypatch.setitem(CLAIMS, original.id, dataclasses.replace(original, check=off))
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    plain, document = lmc("reproduce", "out", "--trial", "2"), lmc("reproduce", "out", "--all", "--json")
+    assert (plain.code, document.code, document.json["exit_code"]) == (1, 1, 1)
+    assert plain.out.startswith("1 value differs: theorem-1/unbiased gas on karate (REFUTED)\n  verdict.residual: rec")
+    assert f"may explain it: environment.threads: recorded {threads}, now {threads + 1}" in plain.out
+    # "sound-lmc" is a control of another claim, and still the same.
+    assert [item["identical"] for item in document.json["replays"]] == [False, False, True, False]
+
+
+def test_trials_of_another_version_s_commands_are_named(
+    tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmc_verify.suite import Planned
+
+    for command, message in (
+        ("lmc-verify check theorem-1/unbiased --bogus 1", r"not one of this version: .*--bogus.*the version that"),
+        ("make all", r"'make all' is not a check; it cannot be replayed"),
+    ):
+        monkeypatch.setattr(Planned, "command", property(lambda self, text=command: text))
+        assert lmc("run", tiny, "--out", "out").code == 0
+        single = lmc("reproduce", "out", "--trial", "1")
+        assert single.code == 2
+        assert re.search(message, single.err), single.err
+        every = lmc("reproduce", "out", "--all")
+        assert every.code == 2
+        assert "2 of 4 identical" in every.out  # the controls are known by name
+        assert every.out.count("not replayed: ") == 2
 
 
 # --- exit codes ----------------------------------------------------------------------------------------
@@ -365,6 +472,18 @@ BAD: dict[str, tuple[list[str], str]] = {
     "absent data": ([*CHECK, "--dataset", "cora"], r"cora.*(--data-root|data_root|LMC_VERIFY_DATA_ROOT)"),
     "jobs": (["run", "TINY", "--jobs", "0"], r"jobs is 0, it must be at least 1"),
     "records": (["report", "nowhere"], r"no records at nowhere"),
+    "searched claim": (["counterexample", "theorem-1/unbaised", "--estimator", "gas"], r"did you mean 'theorem-1/unb"),
+    "searched estimator": (["counterexample", "theorem-1/unbiased", "--estimator", "gaz"], r"did you mean 'gas'"),
+    "searched data set": (
+        ["counterexample", "theorem-1/unbiased", "--estimator", "gas", "--set", "dataset.name=karate"],
+        r"dataset cannot be set in a search: graphs are drawn",
+    ),
+    "searched nodes": (
+        ["counterexample", "theorem-1/unbiased", "--estimator", "gas", "--max-nodes", "99"],
+        r"max_nodes is 99.*1 \.\.\. 12",
+    ),
+    "replayed file": (["reproduce", "nowhere.json"], r"cannot read the counterexample nowhere\.json"),
+    "replayed records": (["reproduce", "nowhere"], r"no records at nowhere"),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.records import APPLICATION_ID, SCHEMA_VERSION, NotRun, Records, Trial
 
@@ -27,7 +27,11 @@ CASES = st.dictionaries(TEXT, SCALARS | st.lists(SCALARS, max_size=3), max_size=
 
 @st.composite
 def verdicts(draw: st.DrawFn) -> Verdict:
-    evidence = st.builds(Evidence, TEXT, NUMBERS, st.none() | NUMBERS, TEXT, TEXT)
+    ends = st.none() | NUMBERS
+    evidence = st.builds(Evidence, TEXT, NUMBERS, st.none() | NUMBERS, TEXT, TEXT, ends, ends)
+    numbers = st.lists(NUMBERS, max_size=3).map(tuple)
+    scales = st.sampled_from(["linear", "semilogy", "loglog"])
+    series = st.builds(Series, TEXT, numbers, numbers, TEXT, TEXT, TEXT, numbers, numbers, scales)
     assumptions = st.builds(AssumptionCheck, TEXT, TEXT, st.none() | st.booleans(), TEXT)
     return Verdict(
         claim=draw(TEXT),
@@ -38,6 +42,9 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         tolerance=draw(st.none() | NUMBERS),
         minimum_detectable_effect=draw(st.none() | NUMBERS),
         alpha_spent=draw(st.floats(0, 1)),
+        log_e_value=draw(st.none() | NUMBERS),
+        draws=draw(st.none() | st.integers(0, 10**6)),
+        series=tuple(draw(st.lists(series, max_size=2))),
         evidence=tuple(draw(st.lists(evidence, max_size=3))),
         assumptions=tuple(draw(st.lists(assumptions, max_size=3))),
         seeds=draw(st.dictionaries(TEXT, st.integers(), max_size=3)),
@@ -359,3 +366,47 @@ def test_a_closed_store_says_so(path: Path) -> None:
     records.close()
     with pytest.raises(RecordsError, match="closed"):
         records.runs()
+
+
+# --- repetitions ---
+
+
+def a_test(log_e_value: float | None, *, code: str = "1", claim: str = "c", run: int = 0, **case: Any) -> Trial:
+    verdict = Verdict(claim, Outcome.REFUTED, "", case=case, log_e_value=log_e_value, hashes={"code": code})
+    return Trial(f"{claim} {case} {code} {run}", "claim", verdict, None, "", 0.1)
+
+
+def repetitions_of(path: Path, *runs: list[Trial], claim: str = "c") -> list[list[float | None]]:
+    with Records.create_or_open(path) as records:
+        for trials_of_run in runs:
+            run = records.start_run("s", "t", {}, {})
+            for trial in trials_of_run:
+                records.add(run, trial)
+        return [[trial.verdict.log_e_value for trial in group] for group in records.repetitions(claim).values()]
+
+
+def test_repetitions_are_found_in_every_run_and_counted_once_each(path: Path) -> None:
+    first = [a_test(1.0, estimator="gas"), a_test(5.0, estimator="lmc")]
+    second = [a_test(4.0, estimator="gas", replicate=2, run=1), a_test(2.0, estimator="gas", replicate=1)]
+    # The same replicate again draws the same: the oldest counts, whatever the others say.
+    again = [a_test(90.0, estimator="gas", run=2), a_test(90.0, estimator="gas", replicate=0, run=3)]
+    assert repetitions_of(path, first, second, again) == [[1.0, 2.0, 4.0], [5.0]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        a_test(2.0, replicate=1, estimator="fm"),
+        a_test(2.0, replicate=1, estimator="gas", beta=0.1),
+        a_test(2.0, replicate=1, estimator="gas", code="2"),
+    ],
+    ids=["another case", "one more setting", "another code"],
+)
+def test_only_the_replicate_may_differ(path: Path, other: Trial) -> None:
+    assert repetitions_of(path, [a_test(1.0, estimator="gas"), other]) == [[1.0], [2.0]]
+
+
+def test_what_has_no_e_value_is_no_repetition(path: Path) -> None:
+    control = replace(a_test(3.0, replicate=2), kind="control", control={"name": "n", "passed": True})
+    trials_of_run = [a_test(1.0), a_test(None, replicate=1), control, a_test(2.0, claim="d", replicate=3)]
+    assert repetitions_of(path, trials_of_run) == [[1.0]]

@@ -11,19 +11,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
-from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.records import NotRun, Records, Trial
 from lmc_verify.report import (
     ClaimText,
     Report,
     build_report,
+    claims_table,
     render_html,
     render_json,
     render_junit,
@@ -31,6 +35,10 @@ from lmc_verify.report import (
     write_report,
 )
 from lmc_verify.report import text as report_text
+from lmc_verify.report.cases import Case
+from lmc_verify.report.curves import MOST_CURVES, Points, case_plots, claim_plots
+from lmc_verify.report.guarantees import combined_log_e_value
+from lmc_verify.report.lineplot import line_plot
 
 ESTIMATORS = ("backward-sgd", "lmc", "gas", "fm", "cluster-gcn", "lmc-forward-only", "lmc-backward-only")
 HOSTILE = "<b>&\"'`|\x00 ]]> {{ 7 * 7 }}"
@@ -173,6 +181,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    series = (
+        Series(HOSTILE, (1.0, math.nan), (math.inf, 0.0), HOSTILE, HOSTILE, HOSTILE, scale="loglog"),
+        Series("", (), (1.0,), "empty", "", "", (1.0, 2.0), (), "semilogy"),
+    )
+
     def change(trial: Trial) -> Trial:
         verdict = replace(
             trial.verdict,
@@ -183,6 +196,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
                 Evidence(HOSTILE, math.nan, math.inf, HOSTILE, HOSTILE),
                 Evidence(HOSTILE, 1, 2, "", "bias per layer"),
             ),
+            series=series if trial.verdict.claim.startswith(("e7", "e1")) else (),
+            alpha_spent=math.nan if trial.verdict.claim == "e7/reductions" else 1e-9,
+            log_e_value=math.nan,
+            draws=3,
             hashes={HOSTILE: HOSTILE},
             residual=math.nan,
             tolerance=math.inf,
@@ -568,3 +585,425 @@ def test_numbers_are_short(value: float | None, words: str) -> None:
 )
 def test_durations_are_short(seconds: float, words: str) -> None:
     assert report_text.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1e-6, "1e-6"), (4.17e-8, "4.2e-8"), (1e-10, "1e-10"), (0.05, "0.05"), (0.0, "0"), (None, "–")]
+)
+def test_error_levels_are_short(value: float | None, words: str) -> None:
+    assert report_text.level(value) == words
+
+
+@pytest.mark.parametrize(
+    ("logarithm", "words"),
+    [
+        (9.2 * math.log(10), "10^9.2"),
+        (-1.0, "10^-0.4"),
+        (0.0, "10^0.0"),
+        (-0.01, "10^0.0"),
+        (math.inf, "∞"),
+        (None, "–"),
+    ],
+)
+def test_e_values_are_powers_of_ten(logarithm: float | None, words: str) -> None:
+    assert report_text.e_value(logarithm) == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.12, 0.15, "[0.12, 0.15]"), (None, 0.1, "≤ 0.1"), (0.1, math.inf, "≥ 0.1"), (None, None, "–")],
+)
+def test_intervals_show_the_ends_that_they_have(low: float | None, high: float | None, words: str) -> None:
+    assert report_text.interval(low, high) == words
+
+
+# --- statistical verdicts ---
+
+STATISTICAL = {
+    claim: ClaimText(claim, claim, "s", "derived", tier, "")
+    for claim, tier in (("theorem-1/unbiased-sampled", "test"), ("theorem-3/rate", "rate"))
+}
+STEPS = (32.0, 64.0, 128.0, 256.0, 512.0)
+
+
+def a_curve(name: str = "mean", figure: str = "Norm against steps", **changes: Any) -> Series:
+    values = tuple(step**-0.25 for step in STEPS)
+    drawn = Series(name, STEPS, values, figure, "steps N", "norm / first norm", scale="loglog")
+    return replace(drawn, **changes)
+
+
+def a_rate(estimator: str, outcome: str = "SUPPORTED", *series: Series, **case: Any) -> Trial:
+    verdict = Verdict(
+        "theorem-3/rate",
+        Outcome(outcome),
+        "the slope is below -1/6",
+        case={"dataset": "karate", "model": "gcn", "estimator": estimator, **case},
+        alpha_spent=2e-8,
+        draws=1280,
+        minimum_detectable_effect=0.043,
+        evidence=(Evidence("slope", -0.271, -1 / 6, "per log step", "rate", low=-0.312, high=-0.229),),
+        series=series or (a_curve(),),
+    )
+    return Trial(repr((estimator, case)), "claim", verdict, outcome, "lmc-verify check theorem-3/rate", 3.0)
+
+
+def a_sampled(estimator: str, log_e_value: float, outcome: str = "REFUTED", **case: Any) -> Trial:
+    trial = a_rate(estimator, outcome, **case)
+    verdict = replace(trial.verdict, claim="theorem-1/unbiased-sampled", log_e_value=log_e_value, series=())
+    return replace(trial, key=f"sampled {trial.key}", verdict=verdict)
+
+
+def statistical_report(
+    folder: Path, trials: list[Trial], *, total: float | None = 1e-6, earlier: tuple[Trial, ...] = ()
+) -> Report:
+    with Records.create_or_open(folder / "statistical.sqlite") as records:
+        for trial in earlier:
+            records.add(records.start_run("earlier", "Earlier", {}, {}), trial)
+        run = records.start_run("rates", "Rates", {} if total is None else {"alpha_total": total}, {})
+        for trial in trials:
+            records.add(run, trial)
+        records.finish_run(run, "finished")
+        return build_report(records, run, CLAIMS | STATISTICAL)
+
+
+def shown(report: Report) -> str:
+    """The words of the page; parts of a sentence that stand in elements of their own are joined to it."""
+    words = " ".join(" ".join(Page(render_html(report)).text).split())
+    return re.sub(r" (?=[.;,])", "", words)
+
+
+def test_a_statistical_verdict_shows_interval_error_level_and_draws(tmp_path: Path) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc"), a_sampled("gas", 21.2)])
+    page, markdown = shown(built), render_markdown(built)
+    assert "<svg" in render_html(built)
+    for words in ("[-0.312, -0.229]", "error level 2e-8", "independent runs 1,280", "batches drawn 1,280"):
+        assert words in page
+    for words in ("minimum detectable effect 0.043", "e-value against the claim 10^9.2", "Estimate: slope"):
+        assert words in page
+    assert "residual" not in page
+    assert "-0.312, -0.229" in markdown
+    assert "| estimate | interval | error level |" in markdown
+
+
+def test_an_enumerated_verdict_has_error_level_zero(report: Report) -> None:
+    page = shown(report)
+    decided = [case for case in report.cases if case.verdict.outcome is not Outcome.NOT_APPLICABLE]
+    assert page.count("error level 0: enumerated") == len(decided) < len(report.cases)
+    assert "none can be wrong by chance" in page
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_can_be_shown_without_a_residual(tmp_path: Path, outcome: Outcome) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc", outcome.value)])
+    assert f"{report_text.OUTCOME_SYMBOLS[outcome]} {report_text.outcome_word(outcome)}" in shown(built)
+    assert built.totals.counts == {outcome: 1}
+    assert f".{outcome.value}" in render_html(built)  # its colours
+    assert "residual-" not in render_html(built)
+    assert built.matrices[0].rows[0][1][0][0].outcome is outcome
+
+
+# --- the error ledger ---
+
+
+def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
+    spending = a_sampled("gas", 21.2)
+    control = replace(spending, key="control", kind="control", control={"name": "n", "role": "defect", "passed": True})
+    built = statistical_report(
+        tmp_path, [a_rate("lmc"), a_rate("gas"), spending, a_trial("e7/x", "EXACT", None, 1), control]
+    )
+    assert built.errors.spent == pytest.approx(6e-8, rel=1e-12)
+    assert [(row.section.claim.id, len(row.cases)) for row in built.errors.claims] == [
+        ("theorem-1/unbiased-sampled", 1),
+        ("theorem-3/rate", 2),
+    ]
+    page = shown(built)
+    assert "is at most 1e-6. " in page
+    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict by enumeration spent nothing" in page
+    assert "controls, whose answers are known, spent 2e-8 apart from it" in page
+    markdown = render_markdown(built)
+    assert "| theorem-3/rate | 2 | 2e-8 | 4e-8 |" in markdown
+    assert "is at most 1e-6." in markdown
+    document = json.loads(render_json(built))["error_ledger"]
+    assert document["alpha_total"] == 1e-6
+    assert document["alpha_spent"] == built.errors.spent
+    assert [item["alpha_spent"] for item in document["checks"]] == [2e-8] * 3
+    assert built.level == "passed"
+
+
+def test_a_run_that_spent_more_than_it_said_has_failed(tmp_path: Path) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas")], total=3e-8)
+    assert built.level == "failed"
+    assert "spent an error level of 4e-8, more than 3e-8" in built.headline
+    assert "is at most 4e-8." in built.errors.guarantee
+
+
+def test_shares_of_the_total_may_add_up_to_it(tmp_path: Path) -> None:
+    shares = [0.1 + 0.2, 0.3]  # 0.30000000000000004 + 0.3 is more than 0.6
+    trials = [a_rate("lmc"), a_rate("gas")]
+    trials = [
+        replace(trial, verdict=replace(trial.verdict, alpha_spent=share))
+        for trial, share in zip(trials, shares, strict=True)
+    ]
+    assert not statistical_report(tmp_path, trials, total=0.6).errors.overspent
+
+
+def test_without_a_stated_total_the_guarantee_is_what_was_spent(tmp_path: Path) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas")], total=None)
+    assert "is at most 4e-8." in built.errors.guarantee
+
+
+# --- repetitions ---
+
+
+def test_independent_repetitions_of_all_runs_multiply(tmp_path: Path) -> None:
+    tens = [value * math.log(10) for value in (4.0, 3.0, 2.2)]
+    earlier = tuple(a_sampled("gas", value, replicate=k) for k, value in enumerate(tens) if k)
+    built = statistical_report(tmp_path, [a_sampled("gas", tens[0]), a_sampled("lmc", 0.1)], earlier=earlier)
+    gas, lmc = built.cases
+    assert gas.combined_log_e_value == pytest.approx(math.fsum(tens))
+    assert lmc.combined_log_e_value is None
+    words = "vidence of 3 independent repetitions: e = 10^9.2"
+    assert shown(built).count(words) == 1
+    assert words in render_markdown(built)
+    cases = {case["id"]: case for claim in json.loads(render_json(built))["claims"] for case in claim["cases"]}
+    assert cases[gas.anchor]["combined_log_e_value"] == gas.combined_log_e_value
+    assert (cases[gas.anchor]["repetitions"], cases[lmc.anchor]["repetitions"]) == (3, 1)
+    assert "combined_log_e_value" in render_junit(built)
+
+
+def test_a_product_of_zero_and_infinity_is_undefined() -> None:
+    assert combined_log_e_value([1.0, math.inf]) == math.inf
+    assert combined_log_e_value([1.0, -math.inf]) == -math.inf
+    assert math.isnan(combined_log_e_value([math.inf, -math.inf]))
+    assert math.isnan(combined_log_e_value([math.nan, 1.0]))
+
+
+# --- the score of the controls ---
+
+
+def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path: Path) -> None:
+    def change(trial: Trial) -> Trial:
+        changed = {"float16-cast": None, "wrong-normaliser": None, "sign-flipped": False}
+        if trial.control is None or trial.control["name"] not in changed:
+            return trial
+        return replace(trial, control={**trial.control, "passed": changed[trial.control["name"]]})
+
+    built = make_report(tmp_path, change)
+    words = "utation score: 1 of 2 defects above the detectable effect caught (50 %); 2 below it"
+    assert shown(built).count(words) == 2  # on the first screen, and above the table of controls
+    assert words in render_markdown(built)
+    assert json.loads(render_json(built))["mutation_score"] == {"caught": 1, "above": 2, "below": 2}
+    assert "4 of 4 defects above the detectable effect caught (100 %)" in shown(make_report(tmp_path))
+    none = make_report(tmp_path, trials=list(some_trials()))
+    assert json.loads(render_json(none))["mutation_score"] is None
+    assert "utation score" not in shown(none)
+
+
+# --- curves ---
+
+
+def test_the_cases_of_a_claim_are_drawn_together_and_each_alone(tmp_path: Path) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas", "REFUTED")])
+    (section,) = built.sections
+    (plot,) = claim_plots(section)
+    assert [curve.label for curve in plot.curves] == ["lmc", "gas"]
+    assert len({(curve.colour, curve.dash) for curve in plot.curves}) == 2
+    assert plot.notes == ["Curves: mean."]
+    page = Page(render_html(built))
+    drawn = [item for item in page.ids if item.startswith("curves-") and item.endswith("-title")]
+    assert drawn == [f"curves-{section.anchor}-1-title", "curves-case-1-1-title", "curves-case-2-1-title"]
+    text = "".join(page.text)
+    assert "norm / first norm against steps N, log axes. lmc: 5 points, from 0.42 at 32 to 0.21 at 512" in text
+
+
+def test_a_case_that_its_claim_shows_alone_is_drawn_once(tmp_path: Path) -> None:
+    built = statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", a_curve("measured"), a_curve("bound"))])
+    (plot,) = claim_plots(built.sections[0])
+    assert [curve.label for curve in plot.curves] == ["measured", "bound"]
+    assert render_html(built).count('<figure class="curve">') == 1
+
+
+def test_a_curve_that_cases_share_is_drawn_once(tmp_path: Path) -> None:
+    claimed = a_curve("claimed", y=(0.75,) * 5)
+    lmc, gas = a_curve("measured"), a_curve("measured", y=(0.5,) * 5)
+    built = statistical_report(
+        tmp_path, [a_rate("lmc", "SUPPORTED", lmc, claimed), a_rate("gas", "REFUTED", gas, claimed)]
+    )
+    (plot,) = claim_plots(built.sections[0])
+    assert [curve.label for curve in plot.curves] == ["lmc, measured", "claimed", "gas, measured"]
+    assert [curve.shared for curve in plot.curves] == [False, True, False]
+    assert plot.hidden == 0
+    same = statistical_report(
+        tmp_path, [a_rate("fm", "SUPPORTED", lmc, claimed), a_rate("lmc", "SUPPORTED", lmc, claimed)]
+    )
+    labels = [curve.label for curve in claim_plots(same.sections[0])[0].curves]
+    assert labels == ["fm, measured", "fm, claimed", "lmc, measured", "lmc, claimed"]
+
+
+def test_figures_differ_by_title_axes_and_scale(tmp_path: Path) -> None:
+    curves = (a_curve(), a_curve(figure="Loss"), a_curve(scale="linear"), a_curve(x_label="epoch"))
+    built = statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", *curves)])
+    assert [len(plot.curves) for plot in case_plots(built.cases[0])] == [1, 1, 1, 1]
+
+
+def test_many_curves_are_split_by_data_set_and_the_rest_is_counted(tmp_path: Path) -> None:
+    trials = [
+        a_rate(name, "SUPPORTED", a_curve(y=tuple(map(float, range(n, n + 5)))), dataset=data, layers=k)
+        for data in ("karate", "digits")
+        for n, name in enumerate(ESTIMATORS)
+        for k in (2, 3)
+    ]
+    section = statistical_report(tmp_path, trials).sections[0]
+    plots = claim_plots(section)
+    assert [plot.detail for plot in plots] == ["karate", "digits"]
+    for plot in plots:
+        assert len(plot.curves) == MOST_CURVES
+        assert len({curve.label for curve in plot.curves}) == MOST_CURVES
+        assert len({case.verdict.case["layers"] for case in plot.cases}) == 1  # comparable
+        assert plot.hidden == 14 - MOST_CURVES
+        assert "8 further curves in the list of cases." in plot.notes
+
+
+def test_the_markdown_has_short_curves_as_tables(tmp_path: Path) -> None:
+    long = a_curve(x=tuple(map(float, range(50))), y=(1.0,) * 50, figure="Long")
+    markdown = render_markdown(statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", a_curve(), long)]))
+    assert "| steps N | mean |\n|--:|--:|\n| 32 | 0.42 |" in markdown
+    assert "50 points, drawn in the HTML report." in markdown
+
+
+def test_curves_intervals_and_e_values_are_in_json_and_junit(tmp_path: Path) -> None:
+    curve = a_curve(low=(0.1,) * 5, high=(0.9, 0.9, 0.9, 0.9, math.inf))
+    built = statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", curve), a_sampled("gas", math.inf)])
+    document = json.loads(render_json(built), parse_constant=refuse)
+    sampled, rate = (claim["cases"][0]["verdict"] for claim in document["claims"])
+    assert rate["series"][0]["high"] == [0.9, 0.9, 0.9, 0.9, "Infinity"]
+    assert rate["series"][0]["scale"] == "loglog"
+    assert (rate["evidence"][0]["low"], rate["evidence"][0]["high"]) == (-0.312, -0.229)
+    assert sampled["log_e_value"] == "Infinity"
+    root = ElementTree.fromstring(render_junit(built))
+    found = [
+        {item.attrib["name"]: item.attrib["value"] for item in case.iter("property")} for case in root.iter("testcase")
+    ]
+    assert found[1] == {"alpha_spent": "2e-08", "draws": "1280", "minimum_detectable_effect": "0.043"}
+    assert found[0]["log_e_value"] == "inf"
+
+
+ANY = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([0.0, -0.0, 1e-320, 1e308, -1.0, math.nan])
+MOST = st.integers(0, 8)
+
+
+@st.composite
+def any_series(draw: st.DrawFn, figure: str = "f") -> Series:
+    size = draw(MOST)
+    values = st.lists(ANY, min_size=size, max_size=size).map(tuple)
+    scale = draw(st.sampled_from(["linear", "semilogy", "loglog"]))
+    low, high = (draw(values), draw(values)) if draw(st.booleans()) else ((), ())
+    return Series(draw(st.text(max_size=30)), draw(values), draw(values), figure, "x", "y", low, high, scale)
+
+
+@given(any_series())
+def test_every_point_is_on_the_axes_or_at_their_edge_or_counted(series: Series) -> None:
+    points = Points.of(series)
+    on_axes = [y for y in points.y if not math.isnan(y)]
+    assert len(on_axes) + len(points.below) + len(points.above) + points.left_out == len(series.x)
+    assert all(math.isfinite(y) for y in on_axes)
+    assert len(points.x) == len(points.y) == len(series.x) - points.left_out
+    if series.scale != "linear":
+        assert all(y > 0 for y in on_axes)
+        assert len(points.below) >= sum(y <= 0 and 0 < x < 1e290 for x, y in zip(series.x, series.y, strict=True))
+    if series.scale == "loglog":
+        assert all(x > 0 for x in points.x)
+    assert points.left_out >= sum(math.isnan(y) for y in series.y)
+
+
+def drawn_numbers(svg: str) -> list[tuple[float, float]]:
+    """Positions of every path, mark and text of a figure (clip paths and marker shapes apart)."""
+    body = re.sub(r"<defs>.*?</defs>", "", svg, flags=re.DOTALL)
+    found = []
+    for path in re.findall(r' d="([^"]*)"', body):
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", path)]
+        found += list(zip(numbers[::2], numbers[1::2], strict=True))
+    for element in re.findall(r"<(?:use|text)[^>]*>", body):
+        at = re.search(r' x="(-?[\d.]+)" y="(-?[\d.]+)"', element)
+        shift = re.search(r"translate\((-?[\d.]+)[ ,]+(-?[\d.]+)\)", element)
+        place = at or shift
+        if place is not None:
+            found.append((float(place[1]), float(place[2])))
+    return found
+
+
+@settings(max_examples=30)
+@given(st.lists(any_series(), min_size=1, max_size=3))
+@example([a_curve(low=(-math.inf, math.nan, 0.0, 1e308, 1.0), high=(math.inf,) * 5, scale="linear")])
+@example([a_curve(low=(-math.inf, math.nan, 0.0, 1e308, 1.0), high=(math.inf,) * 5)])
+def test_whatever_was_measured_is_drawn_inside_its_figure(curves: list[Series]) -> None:
+    verdict = Verdict("c", Outcome.SUPPORTED, "", series=tuple(curves))
+    trial = Trial("k", "claim", verdict, None, "", 0.1)
+    for plot in case_plots(Case("case-1", "label", trial)):
+        svg = line_plot(plot, "f")
+        ElementTree.fromstring(svg)
+        assert "nan" not in " ".join(re.findall(r' (?:d|x|y)="([^"]*)"', svg))
+        box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+        assert box is not None
+        numbers = drawn_numbers(svg)
+        assert len(numbers) > 4
+        for x, y in numbers:
+            assert -1 <= x <= float(box[1]) + 1
+            assert -1 <= y <= float(box[2]) + 1
+
+
+def test_the_edges_of_log_axes_are_explained(tmp_path: Path) -> None:
+    curve = a_curve(x=(0.0, *STEPS[1:]), y=(1.0, 0.0, math.inf, math.nan, 0.1))
+    built = statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", curve)])
+    page = shown(built)
+    for words in (
+        "1 value of 0 or less, at the lower edge.",
+        "1 infinite value, at the upper edge.",
+        "2 points without a place on the axes left out.",
+    ):
+        assert words in page
+
+
+@pytest.mark.parametrize("last", [1e-9, 1.0, 1e9], ids=["lower edge", "middle", "upper edge"])
+def test_labels_at_the_ends_of_curves_do_not_overlap(tmp_path: Path, last: float) -> None:
+    values = (0.1, 1.0, 10.0, 1.0, last)
+    curves = [a_curve(f"a curve with a long name, number {k}", y=values) for k in range(MOST_CURVES)]
+    built = statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", *curves)])
+    svg = line_plot(claim_plots(built.sections[0])[0], "f")
+    lines = re.findall(r'<text style="([^"]*)"[^>]*(?:y="([\d.]+)"|translate\([\d.]+[ ,]+([\d.]+)\))[^>]*>([^<]*)', svg)
+    heights = sorted(float(y or shift) for style, y, shift, _ in lines if "--curve" in style)
+    assert len(heights) >= 2 * MOST_CURVES
+    assert min(b - a for a, b in pairwise(heights)) > 11
+    (axis,) = (float(y or shift) for _, y, shift, words in lines if words == "steps N")
+    assert heights[0] > 15
+    assert heights[-1] < axis - 15
+
+
+# --- the table of claims and estimators ---
+
+
+def test_the_table_has_a_cell_for_every_claim_and_estimator(tmp_path: Path) -> None:
+    lmc = [a_rate("lmc"), a_rate("lmc", beta=0.4), a_rate("lmc", "REFUTED", beta=1.0)]
+    unexpected = replace(a_rate("gas", "INCONCLUSIVE"), expected="REFUTED")
+    other = [a_rate("fm", "NOT_APPLICABLE"), a_rate("backward-sgd", "SUPPORTED", dataset="sbm blocks=3")]
+    with Records.create_or_open(tmp_path / "t.sqlite") as records:
+        run = records.start_run("s", "t", {}, {})
+        for trial in (*lmc, unexpected, *other, a_rate("a-stranger", "ERROR")):
+            records.add(run, trial)
+        records.not_run(run, "theorem-3/rate", {"dataset": "karate", "estimator": "cluster-gcn"}, "absent")
+        built = build_report(records, run, CLAIMS | STATISTICAL)
+    row = "| `theorem-3/rate` | SUPPORTED | 2 SUPPORTED, 1 REFUTED | – | – | INCONCLUSIVE ✗ | n/a | not run |"
+    head = "| claim | backward-sgd | lmc | lmc-backward-only | lmc-forward-only | gas | fm | cluster-gcn |"
+    lines = claims_table(built).splitlines()
+    assert (lines[0], lines[2]) == (head, row)
+    assert claims_table(built, "karate").splitlines()[2] == row.replace("SUPPORTED | 2", "– | 2")
+    assert claims_table(built, "sbm") == claims_table(built, "sbm blocks=3")
+    assert "| SUPPORTED | – | – | – | – | – | – |" in claims_table(built, "sbm")
+    with pytest.raises(InvalidInputError, match=r"no case of data set 'cora'; it has 'karate', 'sbm blocks=3'"):
+        claims_table(built, "cora")
+
+
+@pytest.mark.parametrize("which", ["report", "hostile"])
+def test_the_table_is_rectangular(which: str, request: pytest.FixtureRequest) -> None:
+    lines = claims_table(request.getfixturevalue(which)).splitlines()
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9}

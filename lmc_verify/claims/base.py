@@ -24,6 +24,7 @@ __all__ = [
     "INCLUSION_WEIGHTS",
     "MAX_SUPPORT",
     "NO_DROPOUT",
+    "UNIFORM",
     "Assumption",
     "Claim",
     "failed",
@@ -91,17 +92,18 @@ def verdict_of(
     residuals: Residuals | None = None,
     evidence: Sequence[Evidence] = (),
     assumptions: Sequence[AssumptionCheck] = (),
+    **numbers: Any,
 ) -> Verdict:
     """Assemble a verdict with the case's description, seeds and hashes.
 
-    `histories` overrides the case's where a claim fixes them itself.
+    `histories` overrides the case's where a claim fixes them itself; `numbers` are further fields of the verdict.
     """
-    numbers: dict[str, Any] = {}
     if residuals is not None and residuals.blocks:
         numbers = {
             "residual": residuals.worst.value,
             "tolerance": residuals.worst.tolerance,
             "minimum_detectable_effect": residuals.detectable,
+            **numbers,
         }
     return Verdict(
         claim=claim,
@@ -193,6 +195,18 @@ INCLUSION_WEIGHTS = Assumption(
     "inclusion-weights",
     "batch rows are weighted by inverse inclusion probabilities of the law they are drawn from",
     _inclusion_weights,
+)
+
+
+def _uniform(case: Case) -> tuple[bool | None, str]:
+    inclusion = case.design.inclusion_probabilities()
+    uniform = bool((inclusion - inclusion[0]).abs().max() <= 1e-12 * inclusion[0])
+    detail = f"inclusion probability {float(inclusion[0]):.3g} at every node" if uniform else "nodes differ"
+    return uniform and not case.conditioned, detail + (", given what the epoch has seen" if case.conditioned else "")
+
+
+UNIFORM = Assumption(
+    "uniform-batches", "(A1) batches are drawn independently, and every node is as likely to be in one", _uniform
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, Held
+from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held
 
 __all__ = ["Expectation", "HaloView", "expect_from_halo", "frozen_sweeps", "halo_view", "trains_encoder"]
 
@@ -89,6 +89,8 @@ def expect_from_halo(case: Case, batches: Iterable[Batch], *, histories: str) ->
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
     """
     exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
+    if isinstance(case.estimator, FullBatch):
+        return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
     if not isinstance(case.estimator, Compensated):
         return Expectation(None, "the estimator is not one that theory knows")
     policies, layers = case.estimator.policies, case.problem.num_layers

@@ -36,7 +36,7 @@ from lmc_verify.estimators import Compensated, Cut, Held
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
 
-__all__ = ["UNBIASED", "bias_evidence", "compare_mean", "enumerate_estimator"]
+__all__ = ["UNBIASED", "bias_evidence", "compare_mean", "enumerate_estimator", "weights_fail"]
 
 ID = "theorem-1/unbiased"
 
@@ -131,13 +131,14 @@ def expect(case: Case) -> Expectation:
     """Return what theory says: unbiased only with full compensation and weights that match the design."""
     if case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
-    reasons = _weights_fail(case)
+    reasons = weights_fail(case)
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories=case.histories)
 
 
-def _weights_fail(case: Case) -> list[str]:
+def weights_fail(case: Case) -> list[str]:
+    """Return why the weights of batch rows are not the inverse of the law that batches are drawn from; empty if so."""
     out: list[str] = []
     if case.conditioned:
         out.append("the weights are those of the marginal law, the batches are drawn given what the epoch has seen")

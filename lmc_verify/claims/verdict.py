@@ -146,9 +146,11 @@ class Verdict:
         fields = dict(values)
         fields["outcome"] = Outcome(fields["outcome"])
         fields["evidence"] = tuple(Evidence(**item) for item in fields.get("evidence", ()))
-        fields["series"] = tuple(
-            Series(**{key: tuple(part) if isinstance(part, list) else part for key, part in item.items()})
-            for item in fields.get("series", ())
-        )
+        fields["series"] = tuple(_series(item) for item in fields.get("series", ()))
         fields["assumptions"] = tuple(AssumptionCheck(**item) for item in fields.get("assumptions", ()))
         return cls(**fields)
+
+
+def _series(values: Mapping[str, Any]) -> Series:
+    """Rebuild a curve, whose tuples JSON has turned into lists."""
+    return Series(**{key: tuple(part) if isinstance(part, list) else part for key, part in values.items()})

@@ -12,9 +12,10 @@ from lmc_verify.estimators.compensated import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.engine import Policies, estimate_compensated
+from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh
 from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held
-from lmc_verify.estimators.registry import ESTIMATORS, make_estimator
+from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
 
 __all__ = [
     "AUXILIARY",
@@ -34,6 +35,7 @@ __all__ = [
     "Drop",
     "Estimate",
     "Estimator",
+    "FullBatch",
     "Held",
     "History",
     "HistoryWrite",
@@ -44,4 +46,5 @@ __all__ = [
     "estimate_compensated",
     "make_estimator",
     "node_weights",
+    "with_beta",
 ]

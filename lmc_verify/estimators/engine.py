@@ -16,9 +16,10 @@ from lmc_verify.batches import Batch
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, Write
+from lmc_verify.estimators.local import local_structure
 from lmc_verify.estimators.policies import Blend, Cut, Drop, HaloPolicy, Held
 from lmc_verify.exact import exact_pass, refuse_dropout
-from lmc_verify.graph import Block, LocalSet
+from lmc_verify.graph import Block
 from lmc_verify.problem import Problem
 
 __all__ = ["Policies", "estimate_compensated"]
@@ -114,32 +115,21 @@ class _Step:
     def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, normaliser: str) -> None:
         self.problem, self.state, self.policies = problem, state, policies
         graph = problem.graph
-        nodes = batch.nodes.to(graph.device)
-        halo = nodes.new_zeros(0) if isinstance(policies.forward, Cut) else graph.neighbourhood(nodes)
-        self.local = LocalSet(torch.cat([nodes, halo]), nodes.numel())
-        self.size = nodes.numel()
+        self.structure = local_structure(graph, batch, cut=isinstance(policies.forward, Cut))
+        self.local = self.structure.nodes
+        self.size = self.local.num_batch
         self.weights = node_weights(problem, batch, normaliser)
         self.gradient = problem.zero_gradient()
         self.loss = 0.0
         self.embeddings: dict[int, Tensor] = {}  # h^l at local rows, l = 1 ... L
         self.auxiliary: dict[int, Tensor] = {}  # V^l at batch rows
-        self._blocks: dict[tuple[str, bool], Block] = {}
         self._tapes: dict[int, _Tape] = {}
         self._encoder = problem.parameters_of(problem.model.encoder)
 
-    # ---------------------------------------------------------------- blocks
-
     def _block(self, kind: str, *, halo: bool) -> Block:
         """Return batch rows (or halo rows) x local columns of an operator."""
-        key = (kind, halo)
-        if key not in self._blocks:
-            graph, policy = self.problem.graph, self.policies.forward
-            if isinstance(policy, Cut) and policy.renormalise:
-                self._blocks[key] = graph.induced_block(kind, self.local)
-            else:
-                rows = self.local.halo if halo else self.local.batch
-                self._blocks[key] = graph.block(kind, rows, self.local)
-        return self._blocks[key]
+        policy = self.policies.forward
+        return self.structure.block(kind, halo=halo, renormalised=isinstance(policy, Cut) and policy.renormalise)
 
     def _needs_input_gradient(self, layer: int) -> bool:
         return not isinstance(self.policies.backward, Held) and (layer > 1 or bool(self._encoder))
@@ -192,7 +182,7 @@ class _Step:
         held = self.state.read(kind, layer, self.local.halo)
         if not policy.uses_fresh or fresh is None:
             return held
-        beta = policy.coefficients(self.problem.graph, self.local)
+        beta = self.structure.coefficients(policy)
         return (1 - beta) * held + beta * fresh
 
     # -------------------------------------------------------------- backward
@@ -269,12 +259,9 @@ class _Step:
 
     def cost(self) -> Cost:
         """Count rows, messages and history bytes (layers 1 ... L together for the bytes)."""
-        graph, policies = self.problem.graph, self.policies
-        pattern = graph.operator("sum")
-        _, sources, _ = pattern.csr.gather_rows(self.local.batch)
-        _, destinations, _ = pattern.csr_t.gather_rows(self.local.batch)
-        inner = int(LocalSet(self.local.batch, self.size).locate(sources)[1].sum())
-        element = graph.x.element_size()
+        policies = self.policies
+        sources, destinations, inner = self.structure.messages
+        element = self.problem.graph.x.element_size()
         widths = sum(self.problem.widths[1:])
         halo, written = self.local.halo.numel(), self.writes()
         read = 0
@@ -284,10 +271,10 @@ class _Step:
             read += halo * sum(self.problem.widths[1:-1])
         return Cost(
             nodes=self.local.nodes.numel(),
-            messages_forward=inner if isinstance(policies.forward, Cut) else sources.numel(),
-            messages_forward_needed=sources.numel(),
-            messages_backward=inner if isinstance(policies.backward, Drop) else destinations.numel(),
-            messages_backward_needed=destinations.numel(),
+            messages_forward=inner if isinstance(policies.forward, Cut) else sources,
+            messages_forward_needed=sources,
+            messages_backward=inner if isinstance(policies.backward, Drop) else destinations,
+            messages_backward_needed=destinations,
             history_bytes=element * (read + sum(write.values.numel() for write in written)),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
@@ -17,11 +17,13 @@ from lmc_verify.estimators.compensated import (
     LMCBackwardOnly,
     LMCForwardOnly,
 )
+from lmc_verify.estimators.full_batch import FullBatch
 
-__all__ = ["ESTIMATORS", "make_estimator"]
+__all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    estimator.name: estimator for estimator in (BackwardSGD, LMC, GAS, FM, ClusterGCN, LMCForwardOnly, LMCBackwardOnly)
+    estimator.name: estimator
+    for estimator in (FullBatch, BackwardSGD, LMC, GAS, FM, ClusterGCN, LMCForwardOnly, LMCBackwardOnly)
 }
 
 
@@ -47,3 +49,18 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
             raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be a number, or one number a node")
     estimator: Estimator = build(**settings)
     return estimator
+
+
+def with_beta(estimator: Estimator, factor: float) -> Estimator:
+    """Return an estimator with its beta multiplied by a factor; estimators without a beta as they are.
+
+    Raises:
+        InvalidInputError: the result lies outside [0, 1].
+    """
+    beta = getattr(estimator, "beta", None)
+    if beta is None or isinstance(estimator, type) or not is_dataclass(estimator):
+        return estimator
+    scaled: Estimator = replace(
+        estimator, beta=tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
+    )
+    return scaled

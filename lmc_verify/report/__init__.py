@@ -8,16 +8,19 @@ import secrets
 from pathlib import Path
 
 from lmc_verify.errors import OutputError
+from lmc_verify.report.cases import ClaimText
 from lmc_verify.report.html import render_html
 from lmc_verify.report.jsonreport import render_json
 from lmc_verify.report.junit import render_junit
 from lmc_verify.report.markdown import render_markdown
-from lmc_verify.report.model import ClaimText, Report, build_report
+from lmc_verify.report.model import Report, build_report
+from lmc_verify.report.table import claims_table
 
 __all__ = [
     "ClaimText",
     "Report",
     "build_report",
+    "claims_table",
     "render_html",
     "render_json",
     "render_junit",

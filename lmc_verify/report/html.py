@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
+from lmc_verify.records import REPLICATE
 from lmc_verify.report import text
+from lmc_verify.report.cases import Case, ClaimSection
+from lmc_verify.report.curves import Plot, case_plots, claim_plots
 from lmc_verify.report.figures import bias_per_layer, residual_strip
-from lmc_verify.report.model import ClaimSection, Report
+from lmc_verify.report.lineplot import curve_key, line_plot
+from lmc_verify.report.model import Report
 
 __all__ = ["render_html"]
 
@@ -30,13 +36,26 @@ def render_html(report: Report) -> str:
     )
     environment.filters.update(number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(word=text.outcome_word, setting=text.setting, name=text.name)
+    environment.filters.update(
+        level=text.level, e_value=text.e_value, tier=text.tier, replicate=_replicate, unbroken=_unbroken
+    )
+    drawn = {section.anchor: _claim_curves(section) for section in report.sections}
     return environment.get_template("report.html.j2").render(
         report=report,
         figures={section.anchor: _figures(section) for section in report.sections},
+        claim_curves=drawn,
+        case_curves={
+            case.anchor: _case_curves(case, [plot for plot, _ in drawn[section.anchor]])
+            for section in report.sections
+            for case in section.cases
+        },
+        interval=text.interval,
+        curve_key=curve_key,
         symbols=text.OUTCOME_SYMBOLS,
         meanings=text.OUTCOME_MEANINGS,
         case_keys=text.case_keys,
         count=text.count,
+        zip=zip,
         many=MANY_CASES,
     )
 
@@ -47,6 +66,34 @@ def _figures(section: ClaimSection) -> dict[str, Markup]:
         "bias": bias_per_layer(section, f"bias-{section.anchor}"),
     }
     return {key: Markup(svg) for key, svg in drawn.items() if svg is not None}
+
+
+_Drawn = list[tuple[Plot, Markup]]
+
+
+def _claim_curves(section: ClaimSection) -> _Drawn:
+    plots = enumerate(claim_plots(section), start=1)
+    return [(plot, Markup(line_plot(plot, f"curves-{section.anchor}-{number}"))) for number, plot in plots]
+
+
+def _case_curves(case: Case, above: list[Plot]) -> _Drawn:
+    """Draw the figures of a case that its claim does not already show alone."""
+    alone = {plot.title for plot in above if plot.cases == (case,)}
+    plots = enumerate(case_plots(case), start=1)
+    return [
+        (plot, Markup(line_plot(plot, f"curves-{case.anchor}-{number}")))
+        for number, plot in plots
+        if plot.title not in alone
+    ]
+
+
+def _unbroken(words: str) -> Markup:
+    """Keep powers of ten such as ``1e-6`` on one line."""
+    return Markup(re.sub(r"[\d.]+e-\d+", r'<span class="nowrap">\g<0></span>', str(escape(words))))
+
+
+def _replicate(case: Mapping[str, Any]) -> str:
+    return text.setting(case.get(REPLICATE, 0))
 
 
 def _finalize(value: Any) -> Any:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lmc_verify.report.model import Case, ClaimSection, Report
+from lmc_verify.report.cases import Case, ClaimSection
+from lmc_verify.report.guarantees import ErrorAccount
+from lmc_verify.report.model import Report
 
 __all__ = ["SCHEMA", "render_json"]
 
@@ -17,7 +19,9 @@ SCHEMA = "lmc-verify/report/1"
 
 _CONVENTIONS = (
     "null: not measured or not given. Numbers that are not finite are the strings 'NaN', 'Infinity', '-Infinity'. "
-    "as_expected: null without an expectation; for a control, whether it passed."
+    "as_expected: null without an expectation; for a control, whether it passed. "
+    "log_e_value: natural logarithm; combined_log_e_value: that of the product over all independent repetitions in the "
+    "records, null with fewer than two."
 )
 
 
@@ -43,6 +47,8 @@ def render_json(report: Report) -> str:
             "work_seconds": report.work_seconds,
             "wall_seconds": report.wall_seconds,
         },
+        "error_ledger": _errors(report.errors),
+        "mutation_score": None if report.mutation_score is None else report.mutation_score.to_dict(),
         "unexpected": [case.anchor for case in report.unexpected],
         "claims": [_section(section) for section in report.sections],
         "controls": [_case(case) for case in report.controls],
@@ -59,11 +65,34 @@ def _section(section: ClaimSection) -> dict[str, Any]:
     }
 
 
+def _errors(account: ErrorAccount) -> dict[str, Any]:
+    return {
+        "alpha_total": account.total,
+        "alpha_spent": account.spent,
+        "guarantee": account.guarantee,
+        "overspent": account.overspent,
+        "enumerated": account.enumerated,
+        "alpha_spent_by_controls": account.controls,
+        "checks": [
+            {
+                "id": case.anchor,
+                "claim": case.verdict.claim,
+                "label": case.label,
+                "alpha_spent": case.verdict.alpha_spent,
+            }
+            for claim in account.claims
+            for case in claim.cases
+        ],
+    }
+
+
 def _case(case: Case) -> dict[str, Any]:
     return {
         "id": case.anchor,
         "label": case.label,
         "as_expected": case.trial.as_expected,
+        "repetitions": len(case.repetitions),
+        "combined_log_e_value": case.combined_log_e_value,
         **case.trial.to_dict(),
     }
 

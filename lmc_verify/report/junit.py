@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 
 from lmc_verify.records import NotRun
 from lmc_verify.report import text
-from lmc_verify.report.model import Case, Report
+from lmc_verify.report.cases import Case
+from lmc_verify.report.model import Report
 
 __all__ = ["render_junit"]
 
@@ -52,6 +53,7 @@ def _testcase(suite: ElementTree.Element, classname: str, case: Case) -> None:
         name=_clean(f"{case.label} [{case.anchor}]"),
         time=f"{trial.seconds:.3f}",
     )
+    _properties(element, case)
     if case.failed:
         wanted = "a control that passes" if trial.kind == "control" else trial.expected or "no crash"
         kind = "error" if case.crashed else "failure"
@@ -65,6 +67,24 @@ def _testcase(suite: ElementTree.Element, classname: str, case: Case) -> None:
     else:
         output = ElementTree.SubElement(element, "system-out")
         output.text = _clean(f"{verdict.outcome.value}: {verdict.summary}")
+
+
+def _properties(element: ElementTree.Element, case: Case) -> None:
+    """Write what a statistical verdict rests on; other verdicts have no properties."""
+    verdict = case.verdict
+    if not case.statistical:
+        return
+    numbers = {
+        "alpha_spent": verdict.alpha_spent,
+        "draws": verdict.draws,
+        "log_e_value": verdict.log_e_value,
+        "combined_log_e_value": case.combined_log_e_value,
+        "minimum_detectable_effect": verdict.minimum_detectable_effect,
+    }
+    group = ElementTree.SubElement(element, "properties")
+    for name, value in numbers.items():
+        if value is not None:
+            ElementTree.SubElement(group, "property", name=name, value=repr(value))
 
 
 def _skipped(suite: ElementTree.Element, item: NotRun) -> None:

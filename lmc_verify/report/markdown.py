@@ -7,6 +7,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lmc_verify.report import text
+from lmc_verify.report.curves import claim_plots
 from lmc_verify.report.model import Report
 
 __all__ = ["render_markdown"]
@@ -24,8 +25,10 @@ def render_markdown(report: Report) -> str:
     )
     environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
+    environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
-    written = template.render(report=report, symbols=text.OUTCOME_SYMBOLS, case_keys=text.case_keys)
+    plots = {section.anchor: claim_plots(section) for section in report.sections}
+    written = template.render(report=report, symbols=text.OUTCOME_SYMBOLS, case_keys=text.case_keys, plots=plots)
     return re.sub(r"\n{3,}", "\n\n", written)
 
 

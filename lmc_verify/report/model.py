@@ -7,156 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from lmc_verify.claims.verdict import AssumptionCheck, Outcome, Verdict
-from lmc_verify.records import NotRun, Records, Run, Trial
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.controls import MutationScore
+from lmc_verify.records import NotRun, Records, Run, Trial, repeated_case
 from lmc_verify.report import text
+from lmc_verify.report.cases import Case, ClaimSection, ClaimText
+from lmc_verify.report.guarantees import ErrorAccount
+from lmc_verify.report.labels import common_settings, distinguishing_labels
 
-__all__ = [
-    "Assumption",
-    "Case",
-    "Cell",
-    "CensusRow",
-    "ClaimSection",
-    "ClaimText",
-    "Matrix",
-    "Report",
-    "build_report",
-]
+__all__ = ["Cell", "CensusRow", "Matrix", "Report", "build_report"]
 
 Level = Literal["passed", "incomplete", "failed"]
 NO_DATASET = "no data set"
 NO_ESTIMATOR = "no estimator"
-_DERIVED = ("support", "edges", "nodes", "seed")
-"""Settings that a label leaves out first when it can."""
-_LEADING = ("dataset", "model", "estimator")
-"""Settings that a label keeps wherever they differ."""
-
-
-@dataclass(frozen=True)
-class ClaimText:
-    """What a claim says, for readers.
-
-    Attributes:
-        id: id of the claim, such as ``"theorem-1/unbiased"``.
-        title: a few words.
-        statement: the claim as its source states it.
-        source: where it is stated, such as ``"LMC, Theorem 1"``.
-        tier: how it is checked: exact, anytime-valid test, or rate.
-        theory: a short paragraph that says why it should (or should not) hold.
-    """
-
-    id: str
-    title: str
-    statement: str
-    source: str
-    tier: str
-    theory: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One trial with its place in the report.
-
-    Attributes:
-        anchor: id to link to.
-        label: the settings that tell it from the other cases of its claim.
-        trial: the trial.
-    """
-
-    anchor: str
-    label: str
-    trial: Trial
-
-    @property
-    def verdict(self) -> Verdict:
-        """The verdict of the trial."""
-        return self.trial.verdict
-
-    @property
-    def crashed(self) -> bool:
-        """Whether the check crashed without being expected to."""
-        return self.verdict.outcome is Outcome.ERROR and self.trial.as_expected is not True
-
-    @property
-    def failed(self) -> bool:
-        """Whether this case alone makes the report a failure."""
-        return self.trial.as_expected is False or self.crashed
-
-    @property
-    def settings(self) -> list[tuple[str, str]]:
-        """Every setting of the case in words, in reading order."""
-        case = self.verdict.case
-        return [(text.name(key), text.setting(case[key], key)) for key in text.case_keys(case)]
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """An assumption of a claim, over all cases of the claim."""
-
-    id: str
-    statement: str
-    holds: int
-    fails: int
-    unchecked: int
-    details: tuple[str, ...]
-
-    @property
-    def verdict(self) -> bool | None:
-        """False if it fails in any case, None if it was checked in none, else True."""
-        return False if self.fails else True if self.holds else None
-
-    @property
-    def words(self) -> str:
-        """How often it holds, in words."""
-        total = self.holds + self.fails + self.unchecked
-        if self.fails:
-            return "fails" if self.fails == total else f"fails in {self.fails} of {text.count(total, 'case')}"
-        if not self.holds:
-            return "not checked"
-        return f"holds; not checked in {self.unchecked} of {total} cases" if self.unchecked else "holds"
-
-
-@dataclass(frozen=True)
-class ClaimSection:
-    """A claim with its cases and what was not run of it."""
-
-    anchor: str
-    claim: ClaimText
-    cases: tuple[Case, ...]
-    not_run: tuple[NotRun, ...]
-    common: tuple[tuple[str, str], ...]
-
-    @property
-    def failed(self) -> tuple[Case, ...]:
-        """The cases that are not as expected."""
-        return tuple(case for case in self.cases if case.failed)
-
-    @cached_property
-    def assumptions(self) -> tuple[Assumption, ...]:
-        """The assumptions of the claim, merged over its cases."""
-        merged: dict[str, list[AssumptionCheck]] = {}
-        for case in self.cases:
-            for check in case.verdict.assumptions:
-                merged.setdefault(check.id, []).append(check)
-        return tuple(
-            Assumption(
-                id=key,
-                statement=checks[0].statement,
-                holds=sum(check.holds is True for check in checks),
-                fails=sum(check.holds is False for check in checks),
-                unchecked=sum(check.holds is None for check in checks),
-                details=tuple(dict.fromkeys(check.detail for check in checks if check.detail)),
-            )
-            for key, checks in merged.items()
-        )
-
-    @property
-    def outcomes(self) -> str:
-        """The outcomes with their counts, in words."""
-        counts = Counter(case.verdict.outcome for case in self.cases)
-        return ", ".join(f"{counts[outcome]} {text.outcome_word(outcome)}" for outcome in Outcome if counts[outcome])
 
 
 @dataclass(frozen=True)
@@ -243,6 +108,18 @@ class Report:
         """How many controls passed."""
         return sum(case.trial.as_expected is True for case in self.controls)
 
+    @cached_property
+    def errors(self) -> ErrorAccount:
+        """The error ledger of the run."""
+        return ErrorAccount.of(self.run.settings, self.sections, self.controls)
+
+    @cached_property
+    def mutation_score(self) -> MutationScore | None:
+        """How many seeded defects were caught; None if none was seeded."""
+        results = [case.trial.control for case in self.controls if case.trial.control is not None]
+        defects = [result for result in results if result.get("role") == "defect" and "passed" in result]
+        return MutationScore.of(defects) if defects else None
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end: neither killed nor interrupted."""
@@ -251,7 +128,7 @@ class Report:
     @property
     def level(self) -> Level:
         """The overall result."""
-        if self.failed_controls or self.unexpected or not self.cases:
+        if self.failed_controls or self.unexpected or self.errors.overspent or not self.cases:
             return "failed"
         whole = self.passed_controls == len(self.controls) > 0 and self.finished and not self.not_run
         return "passed" if whole else "incomplete"
@@ -262,6 +139,9 @@ class Report:
         parts = [self._verdict_words(), self._control_words()]
         if self.failed_controls:  # outranks every verdict
             parts.reverse()
+        if self.errors.overspent:
+            spent, total = text.level(self.errors.spent), text.level(self.errors.total)
+            parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
         if self.not_run:
             parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
         elif self.cases and self.finished:
@@ -362,14 +242,17 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         anchors[anchor] += 1
         if anchors[anchor] > 1:
             anchor = f"{anchor}--{anchors[anchor]}"
-        labels = distinguishing_labels([trial.verdict.case for trial in checked])
+        told = claims.get(claim) or ClaimText(claim, claim, "", "", "", "")
+        described = [trial.verdict.case for trial in checked]
+        repetitions = _repetitions(records, claim, checked)
         cases = tuple(
-            Case(f"case-{index}", label, trial)
-            for index, (label, trial) in enumerate(zip(labels, checked, strict=True), start=number)
+            Case(f"case-{index}", label, trial, told.tier, repeated)
+            for index, (label, trial, repeated) in enumerate(
+                zip(distinguishing_labels(described), checked, repetitions, strict=True), start=number
+            )
         )
         number += len(cases)
-        told = claims.get(claim) or ClaimText(claim, claim, "", "", "", "")
-        sections.append(ClaimSection(anchor, told, cases, tuple(skipped), _common(checked)))
+        sections.append(ClaimSection(anchor, told, cases, tuple(skipped), common_settings(described)))
     controls = [trial for trial in trials if trial.kind == "control"]
     return Report(
         run,
@@ -379,6 +262,13 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
             for index, trial in enumerate(controls, start=1)
         ),
     )
+
+
+def _repetitions(records: Records, claim: str, trials: Sequence[Trial]) -> list[tuple[Trial, ...]]:
+    """Return the repetitions of each trial over all runs; none of one without an e-value."""
+    measured = [trial.verdict.log_e_value is not None for trial in trials]
+    known = records.repetitions(claim) if any(measured) else {}
+    return [known[repeated_case(trial.verdict)] if has else () for has, trial in zip(measured, trials, strict=True)]
 
 
 def _census_row(section: ClaimSection | None, cases: Sequence[Case], skipped: Sequence[NotRun]) -> CensusRow:
@@ -420,46 +310,3 @@ def _cells(cases: Sequence[Case]) -> tuple[Cell, ...]:
             failed = [case for case in group if case.failed]
             cells.append(Cell(outcome, len(group), len(failed), (failed or group)[0]))
     return tuple(cells)
-
-
-def _varying(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = text.case_keys(key for case in cases for key in case)
-    return [key for key in keys if len({_words(case, key) for case in cases}) > 1]
-
-
-def _words(case: Mapping[str, Any], key: str) -> str | None:
-    return text.setting(case[key], key) if key in case else None
-
-
-def distinguishing_labels(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name each case by the fewest settings that tell the cases of a claim apart."""
-    keys = _varying(cases)
-    distinct = len({tuple(_words(case, key) for key in keys) for case in cases})
-    optional = [key for key in reversed(keys) if key not in (*_DERIVED, *_LEADING)]
-    for key in (*_DERIVED, *optional):
-        fewer = [other for other in keys if other != key]
-        if len({tuple(_words(case, other) for other in fewer) for case in cases}) == distinct:
-            keys = fewer
-    for key in ("estimator", "dataset"):
-        if key not in keys and len(keys) < 2 and any(key in case for case in cases):
-            keys = text.case_keys([key, *keys])
-    bare = (*_LEADING, "design", "partition", "dtype")
-    return [
-        " · ".join(
-            text.setting(case[key], key) if key in bare else f"{text.name(key)} {text.setting(case[key], key)}"
-            for key in keys
-            if key in case
-        )
-        or "the only case"
-        for case in cases
-    ]
-
-
-def _common(trials: Sequence[Trial]) -> tuple[tuple[str, str], ...]:
-    cases = [trial.verdict.case for trial in trials]
-    if not cases:
-        return ()
-    varying = set(_varying(cases))
-    return tuple(
-        (text.name(key), text.setting(cases[0][key], key)) for key in text.case_keys(cases[0]) if key not in varying
-    )

@@ -17,6 +17,9 @@ __all__ = [
     "case_keys",
     "count",
     "duration",
+    "e_value",
+    "interval",
+    "level",
     "moment",
     "name",
     "number",
@@ -24,6 +27,7 @@ __all__ = [
     "printable",
     "setting",
     "slug",
+    "tier",
 ]
 
 ABSENT = "–"
@@ -68,12 +72,18 @@ _CASE_KEYS = (
     "histories",
     "seed",
     "dtype",
+    "replicate",
 )
 _NAMES = {
     "dataset": "data set",
     "activation_cut": "cut",
     "per_batch": "parts per batch",
     "support": "batches in the support",
+}
+_TIERS = {
+    "exact": "every batch enumerated",
+    "test": "anytime-valid test on sampled batches",
+    "rate": "fit over independent training runs",
 }
 _UNGROUPED = ("seed", "root", "spawn")
 
@@ -103,6 +113,34 @@ def number(value: float | None) -> str:
     if size < 1e-3 or size >= 1e6:
         return f"{value:.1e}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+
+
+def level(value: float | None) -> str:
+    """Return an error probability, such as ``1e-6`` or ``4.2e-08`` without the zero: ``4.2e-8``."""
+    return ABSENT if value is None else re.sub(r"e([+-])0*", lambda m: f"e{m[1].strip('+')}", f"{value:.2g}")
+
+
+def e_value(logarithm: float | None) -> str:
+    """Return the e-value with this natural logarithm as a power of ten, such as ``10^9.2``."""
+    if logarithm is None:
+        return ABSENT
+    if not math.isfinite(logarithm):
+        return "0" if logarithm == -math.inf else number(logarithm)
+    return f"10^{logarithm / math.log(10) + 0.0:.1f}".replace("^-0.0", "^0.0")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return an interval, such as ``[0.12, 0.15]``; with one end ``≥ 0.12``, with none a dash."""
+    low = None if low == -math.inf else low
+    high = None if high == math.inf else high
+    if low is None:
+        return ABSENT if high is None else f"≤ {number(high)}"
+    return f"≥ {number(low)}" if high is None else f"[{number(low)}, {number(high)}]"
+
+
+def tier(value: str) -> str:
+    """Return how claims of a tier are checked; what is not a tier is returned as it is."""
+    return _TIERS.get(value, value)
 
 
 def setting(value: Any, key: str = "") -> str:

@@ -1,0 +1,18 @@
+"""Explicit bounds of an estimator's error, computed from what is known on the instance."""
+
+from lmc_verify.bounds.instances import batch_bound, enumerated_range, error_interval, exact_terms, range_bound
+from lmc_verify.bounds.results import ErrorBound, ErrorInterval, NoBound, RangeBound
+from lmc_verify.bounds.terms import ExactTerms
+
+__all__ = [
+    "ErrorBound",
+    "ErrorInterval",
+    "ExactTerms",
+    "NoBound",
+    "RangeBound",
+    "batch_bound",
+    "enumerated_range",
+    "error_interval",
+    "exact_terms",
+    "range_bound",
+]

@@ -1,0 +1,28 @@
+"""Counterexamples: the smallest graph, batches and parameters on which a claim is refuted, kept as files that replay.
+
+Example:
+    >>> import lmc_verify as lv
+    >>> from lmc_verify.counterexamples import find_counterexample
+    >>> search = find_counterexample("theorem-1/unbiased", lv.GAS())
+    >>> search.counterexample.instance.graph.num_nodes
+    2
+"""
+
+from lmc_verify.counterexamples.drawing import draw_counterexample, save_drawing
+from lmc_verify.counterexamples.example import Counterexample, Instance, ModelPlan
+from lmc_verify.counterexamples.search import Search, SearchSpace, find_counterexample
+from lmc_verify.counterexamples.storage import FORMAT_VERSION, load_counterexample, save_counterexample
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Counterexample",
+    "Instance",
+    "ModelPlan",
+    "Search",
+    "SearchSpace",
+    "draw_counterexample",
+    "find_counterexample",
+    "load_counterexample",
+    "save_counterexample",
+    "save_drawing",
+]

@@ -1,0 +1,206 @@
+"""Rates from independent training runs: slopes, decay with a floor, and intervals that assume no distribution.
+
+One run (a seed) gives one number, such as a log-log slope. The numbers of independent runs are independent draws from
+one law, and order statistics bound the median of that law whatever it looks like: with n runs, all of them lie above
+the median with probability ``2^-n``. A t-interval would need normal tails far beyond what a few dozen runs can show.
+
+For the test there are three functions: `median_interval` runs it, `detectable_margin` says how far from a limit the
+median must lie to be told apart from it, and `seeds_needed` how many runs an error level asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar, nnls
+from scipy.stats import binom, norm
+
+__all__ = [
+    "FLOOR_FACTOR",
+    "DecayFit",
+    "MedianInterval",
+    "detectable_margin",
+    "fit_decay",
+    "loglog_slope",
+    "median_interval",
+    "near_floor",
+    "seeds_needed",
+]
+
+Vector = npt.NDArray[np.float64]
+
+FLOOR_FACTOR = 5.0
+"""A mean below this multiple of its floor says little about a rate."""
+
+
+@dataclass(frozen=True)
+class MedianInterval:
+    """An interval for the median of a law, from independent draws.
+
+    Attributes:
+        median: of the draws.
+        low: lower end; -inf where there are too few draws for the level.
+        high: upper end; inf where there are too few draws.
+        miss: probability that the interval misses the median, at most; 1 where there are too few draws.
+        draws: number of draws.
+    """
+
+    median: float
+    low: float
+    high: float
+    miss: float
+    draws: int
+
+    def inside(self, lower: float = -math.inf, upper: float = math.inf) -> bool:
+        """Whether the interval lies inside a region."""
+        return lower <= self.low and self.high <= upper and self.miss < 1
+
+    def outside(self, lower: float = -math.inf, upper: float = math.inf) -> bool:
+        """Whether the interval lies beyond one end of a region."""
+        return (self.high < lower or self.low > upper) and self.miss < 1
+
+
+def seeds_needed(alpha: float) -> int:
+    """Return the fewest draws whose smallest and largest bound the median with a miss probability of at most alpha.
+
+    Raises:
+        ValueError: alpha outside (0, 1).
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}, it must lie in (0, 1)")
+    return max(2, math.ceil(1 - math.log2(alpha)))
+
+
+def _cut(draws: int, alpha: float) -> int:
+    """Return how many draws may be left out at either end: the largest k with ``2 P(Bin(n, 1/2) <= k) <= alpha``."""
+    cut = 0
+    while 2 * binom.cdf(cut + 1, draws, 0.5) <= alpha:
+        cut += 1
+    return cut
+
+
+def median_interval(values: Sequence[float], alpha: float) -> MedianInterval:
+    """Return the order-statistic interval for the median, exact for every law without assumptions on its shape.
+
+    Args:
+        values: independent draws from one law. Infinite values are allowed and count as what they are.
+        alpha: largest probability that the interval misses the median.
+
+    Raises:
+        ValueError: no values, or NaN among them, or alpha outside (0, 1).
+    """
+    draws = np.sort(np.asarray(values, dtype=np.float64))
+    if draws.size == 0 or np.isnan(draws).any():
+        raise ValueError(f"the median needs at least one value and no NaN, got {list(values)}")
+    median, count = float(np.median(draws)), draws.size
+    if count < seeds_needed(alpha):
+        return MedianInterval(median, -math.inf, math.inf, 1.0, count)
+    cut = _cut(count, alpha)
+    return MedianInterval(
+        median, float(draws[cut]), float(draws[count - 1 - cut]), float(2 * binom.cdf(cut, count, 0.5)), count
+    )
+
+
+def detectable_margin(deviation: float, seeds: int, alpha: float, power: float = 0.9) -> float:
+    """Return how far from a limit the median must lie for the interval to clear the limit with this power.
+
+    Args:
+        deviation: standard deviation of the draws, which are taken to be normal here (for the power only).
+        seeds: number of draws.
+        alpha: miss probability of the interval.
+        power: probability of a decision.
+
+    Returns:
+        The margin in the unit of `deviation`; infinite where there are too few draws for `alpha`.
+
+    Raises:
+        ValueError: a level or power outside (0, 1), or a negative deviation.
+    """
+    if not 0 < power < 1 or deviation < 0:
+        raise ValueError(f"power is {power} and must lie in (0, 1); deviation is {deviation} and must not be negative")
+    if seeds < seeds_needed(alpha):
+        return math.inf
+    # At most `cut` draws may fall on the wrong side of the limit; find the chance of one that allows it.
+    cut = _cut(seeds, alpha)
+    low, high = 0.0, 0.5
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binom.cdf(cut, seeds, middle) >= power else (low, middle)
+    return float(deviation * -norm.ppf(low))
+
+
+def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the least-squares slope of ``log y`` against ``log x``.
+
+    Raises:
+        ValueError: fewer than two points, different lengths, or a value that is not positive.
+    """
+    abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if abscissa.shape != ordinate.shape or abscissa.size < 2:
+        raise ValueError(f"a slope needs two or more points, got {abscissa.size} abscissae and {ordinate.size} values")
+    if not (abscissa > 0).all() or not (ordinate > 0).all():
+        raise ValueError(f"a log-log slope needs positive values, got x from {abscissa.min()}, y from {ordinate.min()}")
+    centred = np.log(abscissa) - np.log(abscissa).mean()
+    return float(centred @ np.log(ordinate) / (centred @ centred))
+
+
+def near_floor(means: Sequence[float], floor: float) -> bool:
+    """Whether some mean is below `FLOOR_FACTOR` times its floor, so that a slope would show the floor's shape."""
+    return bool((np.asarray(means, dtype=np.float64) < FLOOR_FACTOR * floor).any())
+
+
+@dataclass(frozen=True)
+class DecayFit:
+    """The curve ``floor + amplitude * rate^k``, fitted to positive values in relative terms.
+
+    Attributes:
+        floor: value that remains, at least 0.
+        amplitude: what decays, at step 0, at least 0.
+        rate: factor per step, in (0, 1).
+        error: root mean square of the relative residuals.
+    """
+
+    floor: float
+    amplitude: float
+    rate: float
+    error: float
+
+    def __call__(self, steps: Sequence[float]) -> Vector:
+        """Return the fitted values at some steps."""
+        curve: Vector = self.floor + self.amplitude * self.rate ** np.asarray(steps, dtype=np.float64)
+        return curve
+
+
+def fit_decay(steps: Sequence[float], values: Sequence[float]) -> DecayFit:
+    """Fit decay and floor together, by least squares on relative residuals.
+
+    Given the rate, floor and amplitude solve a non-negative linear least-squares problem; the rate is searched on a
+    grid of half-lives and then refined, so there is no starting point to choose.
+
+    Raises:
+        ValueError: fewer than four points, steps that do not ascend, or a value that is not positive.
+    """
+    k, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if k.shape != y.shape or k.size < 4:
+        raise ValueError(f"decay and floor need four or more points, got {k.size} steps and {y.size} values")
+    if not (np.diff(k) > 0).all() or not (y > 0).all() or not np.isfinite(y).all():
+        raise ValueError("decay and floor need ascending steps and positive finite values")
+
+    def solve(log_half_life: float) -> tuple[Vector, float, float]:
+        rate = 0.5 ** math.exp(-log_half_life)
+        design = np.column_stack([np.ones_like(k), rate ** (k - k[0])]) / y[:, None]
+        weights, residual = nnls(design, np.ones_like(k))
+        return weights, rate, float(residual)
+
+    span = k[-1] - k[0]
+    grid = np.linspace(math.log(0.05), math.log(4 * span), 80)
+    best = int(np.argmin([solve(point)[2] for point in grid]))
+    bracket = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, grid.size - 1)]))
+    refined = minimize_scalar(lambda point: solve(point)[2], bounds=bracket, method="bounded").x
+    point = min((float(refined), float(grid[best])), key=lambda candidate: solve(candidate)[2])
+    (floor, amplitude), rate, residual = solve(point)
+    return DecayFit(float(floor), float(amplitude) * rate ** -float(k[0]), rate, residual / math.sqrt(k.size))

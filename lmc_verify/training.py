@@ -1,0 +1,111 @@
+"""Training runs as the theorems have them: plain stochastic gradient descent with independent batches.
+
+No momentum, no weight decay, no adaptive step: what is verified is the estimator. The problem of a run is a private
+copy, so that the caller's parameters stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lmc_verify.batches import Batch, BatchDesign
+from lmc_verify.estimators import Estimate, Estimator, History
+from lmc_verify.exact import ExactPass, exact_pass
+from lmc_verify.problem import Gradient, Problem, gradient_sum
+
+__all__ = ["TrainingRun", "conditional_bias", "weighted_batches"]
+
+WeightedBatches = Sequence[tuple[Batch, float]]
+"""Every batch of a design with its probability."""
+
+
+def weighted_batches(design: BatchDesign) -> WeightedBatches:
+    """Return every batch of a design with its probability, as a list that can be gone through again."""
+    return list(design.enumerate())
+
+
+def conditional_bias(
+    problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
+) -> tuple[Gradient, ExactPass]:
+    """Return ``E[g | histories] - grad`` at the problem's present parameters, and the exact pass there.
+
+    The expectation is over the next batch alone: the histories are those of the snapshot. Nothing is changed.
+
+    Args:
+        problem: the problem.
+        estimator: the estimator.
+        state: its histories.
+        batches: every batch with its probability.
+        exact: the exact pass at the present parameters, if it is known.
+    """
+    exact = exact or exact_pass(problem)
+    mean = problem.zero_gradient()
+    for batch, probability in batches:
+        mean = gradient_sum(mean, estimator.estimate(problem, state, batch).gradient, probability)
+    return gradient_sum(mean, exact.gradient, -1.0), exact
+
+
+class TrainingRun:
+    """A run of stochastic gradient descent, one step at a time.
+
+    Args:
+        problem: where to start; it is copied, the graph is shared.
+        estimator: gives the gradient estimates.
+        design: the batches are independent draws from it.
+        step_size: eta, constant over the run.
+        generator: of the batches.
+        state: histories to start from, copied; by default the estimator's own initial state.
+
+    Attributes:
+        problem: the run's own problem, at the present parameters.
+        state: the present histories.
+        step_count: number of steps taken.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: Estimator,
+        design: BatchDesign,
+        *,
+        step_size: float,
+        generator: np.random.Generator,
+        state: History | None = None,
+    ) -> None:
+        self.problem = Problem(problem.graph, copy.deepcopy(problem.model), problem.loss)
+        self.estimator, self.design, self.step_size = estimator, design, step_size
+        self.state = estimator.init(self.problem) if state is None else state.clone()
+        self.step_count = 0
+        self._generator = generator
+        self._parameters = {
+            name: parameter
+            for name, parameter in self.problem.model.named_parameters()
+            if name in self.problem.parameter_names
+        }
+
+    def draw(self) -> Batch:
+        """Draw the next batch."""
+        return self.design.draw(self._generator)
+
+    def step(self, batch: Batch | None = None) -> Estimate:
+        """Take one step: estimate, write the histories, move the parameters; return the estimate.
+
+        Args:
+            batch: the batch, by default a fresh draw.
+        """
+        batch = self.draw() if batch is None else batch
+        estimate = self.estimator.estimate(self.problem, self.state, batch)
+        self.state.apply(estimate.writes)
+        self.descend(estimate.gradient)
+        return estimate
+
+    def descend(self, gradient: Gradient) -> None:
+        """Move the parameters by one step against a gradient."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter -= self.step_size * gradient[name]
+        self.step_count += 1
