@@ -6,7 +6,8 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 
 from lmc_verify._version import __version__
 from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
-from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Verdict, check_claim
+from lmc_verify.bounds import batch_bound, range_bound
+from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
 from lmc_verify.datasets import dataset_names, load_data, load_graph
 from lmc_verify.errors import (
     InvalidInputError,
@@ -35,7 +36,9 @@ from lmc_verify.graph import Block, Graph
 from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Layer, LayeredModel, PyGConv, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Gradient, Problem
+from lmc_verify.settings import SamplingSettings, TrainingSettings
 from lmc_verify.sparse import spmm
+from lmc_verify.training import TrainingRun, conditional_bias
 
 __all__ = [
     "CLAIMS",
@@ -77,11 +80,17 @@ __all__ = [
     "Problem",
     "PyGConv",
     "RecordsError",
+    "SamplingSettings",
+    "Series",
+    "TrainingRun",
+    "TrainingSettings",
     "UniformNodes",
     "UnknownNameError",
     "Verdict",
     "__version__",
+    "batch_bound",
     "check_claim",
+    "conditional_bias",
     "dataset_names",
     "exact_pass",
     "load_data",
@@ -89,5 +98,6 @@ __all__ = [
     "make_estimator",
     "make_model",
     "make_partition",
+    "range_bound",
     "spmm",
 ]

@@ -110,7 +110,7 @@ class BatchDesign(Protocol):
 
 
 _KEPT_NODES = 1_000_000
-"""A design keeps the batches it has made, with what estimators work out about them, if batches x nodes is at most this."""
+"""A design keeps its batches, with what estimators work out about them, if batches x nodes is at most this."""
 
 
 class _ClusterDesign:

@@ -132,8 +132,8 @@ class Case:
     histories: str = "exact"
     seed: int = 0
     settings: CaseSettings | None = None
-    sampling: SamplingSettings = SamplingSettings()
-    training: TrainingSettings = TrainingSettings()
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
     @property
     def graph(self) -> Graph:
@@ -198,6 +198,8 @@ class Case:
         if self.partition is not None:
             out["partition"] = self.partition.method
             out["parts"] = self.partition.num_parts
+        if self.sampling.replicate:
+            out["replicate"] = self.sampling.replicate
         if self.conditioned:
             out["seen"] = ",".join(map(str, getattr(design, "seen", ())))
         return out

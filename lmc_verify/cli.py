@@ -44,7 +44,7 @@ from lmc_verify.models import MODELS
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records
 from lmc_verify.replaycommands import counterexample, reproduce
-from lmc_verify.report import ClaimText, build_report, write_report
+from lmc_verify.report import ClaimText, Report, build_report, claims_table, write_report
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
 
 __all__ = ["app", "main"]
@@ -85,6 +85,9 @@ def run(
     data_root: DataRootOption = None,
     download: DownloadOption = False,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    replicate: Annotated[
+        int, typer.Option("--replicate", min=0, help="Repetition: another number repeats statistical checks afresh.")
+    ] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +100,9 @@ def run(
     with Records.create_or_open(folder / RECORDS_FILE) as records:
         with progress(total, console=err_console()) as listen:
             try:
-                result = run_suite(chosen, records, workspace, resume=resume, jobs=jobs, listen=listen)
+                result = run_suite(
+                    chosen, records, workspace, resume=resume, jobs=jobs, replicate=replicate, listen=listen
+                )
             except KeyboardInterrupt:
                 typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
                 raise
@@ -125,8 +130,30 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "trials": [trial.to_dict() for trial in result.trials],
         "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
         "reused": result.reused,
+        "alpha_total": result.alpha_total,
+        "alpha_spent": result.alpha_spent,
         "files": {key: str(path) for key, path in paths.items()},
     }
+
+
+def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
+    """Return the report of the latest run in a folder or records file, and that file."""
+    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    with Records.open(file) as records:
+        latest = records.latest_run(suite)
+        if latest is None:
+            which = f"of suite {suite!r} " if suite else ""
+            raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
+        return build_report(records, latest.id, _claim_texts()), file
+
+
+@app.command()
+def table(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
+) -> None:
+    """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
+    typer.echo(claims_table(_latest_report(folder, None)[0], dataset))
 
 
 @app.command()
@@ -137,13 +164,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML."""
-    file = folder / RECORDS_FILE if folder.is_dir() else folder
-    with Records.open(file) as records:
-        latest = records.latest_run(suite)
-        if latest is None:
-            which = f"of suite {suite!r} " if suite else ""
-            raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
-        built = build_report(records, latest.id, _claim_texts())
+    built, file = _latest_report(folder, suite)
     paths = write_report(built, out or file.parent)
     if as_json:
         print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})

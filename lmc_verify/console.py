@@ -113,6 +113,12 @@ def print_result(result: RunResult, console: Console) -> None:
                 console.print(
                     f"  {trial.control['name']}: {state}: {trial.verdict.summary}", markup=False, highlight=False
                 )
+    statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
+    if statistical:
+        console.print(
+            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} statistical
+            checks", highlight=False,
+        )
     reasons: dict[str, int] = {}
     for _, reason in result.not_run:
         reasons[reason] = reasons.get(reason, 0) + 1

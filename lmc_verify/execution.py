@@ -34,12 +34,14 @@ class RunResult:
         trials: every trial, in the order of the plan.
         not_run: planned trials that were not run, with reasons.
         reused: number of trials taken from an earlier run.
+        alpha_total: error probability that the statistical checks may spend together.
     """
 
     run_id: int
     trials: tuple[Trial, ...]
     not_run: tuple[tuple[Planned, str], ...]
     reused: int
+    alpha_total: float = 1e-6
 
     @property
     def exit_code(self) -> int:
@@ -57,6 +59,11 @@ class RunResult:
         if crashed:
             return 5
         return 0 if claims else 6
+
+    @property
+    def alpha_spent(self) -> float:
+        """Error probability that the statistical checks of the run spent together; controls have their own."""
+        return sum(trial.verdict.alpha_spent for trial in self.trials if trial.kind == "claim")
 
     @property
     def inconclusive(self) -> tuple[Trial, ...]:
@@ -112,6 +119,7 @@ def run_suite(
     *,
     resume: bool = False,
     jobs: int = 1,
+    replicate: int = 0,
     listen: Listener | None = None,
 ) -> RunResult:
     """Run every trial of a suite and record each in its own transaction.
@@ -122,6 +130,7 @@ def run_suite(
         workspace: where data come from.
         resume: take trials with the same identity (claim, case and code) from earlier runs in `records`.
         jobs: processes; 1 runs in this one. Verdicts do not depend on it.
+        replicate: number of the repetition of the statistical checks; another one draws afresh.
         listen: called after each trial.
 
     Raises:
@@ -129,12 +138,18 @@ def run_suite(
     """
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
-    plan = suite.plan()
+    plan = suite.plan(replicate=replicate)
     absent = _absent_data(plan, workspace)
     run_id = records.start_run(
         suite.name,
         suite.title,
-        {"seed": suite.seed, "description": suite.description, "planned": len(plan)},
+        {
+            "seed": suite.seed,
+            "description": suite.description,
+            "planned": len(plan),
+            "alpha_total": suite.alpha_total,
+            "replicate": replicate,
+        },
         environment(),
     )
     status = "failed"
@@ -173,7 +188,7 @@ def run_suite(
         raise
     finally:
         records.finish_run(run_id, status)
-    return RunResult(run_id, tuple(trials), tuple(not_run), reused)
+    return RunResult(run_id, tuple(trials), tuple(not_run), reused, suite.alpha_total)
 
 
 def _run_all(plan: Sequence[Planned], workspace: Workspace, jobs: int) -> Iterator[tuple[Planned, Trial]]:

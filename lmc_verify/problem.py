@@ -161,6 +161,10 @@ class Problem:
             self.graph.to(device, dtype), copy.deepcopy(self.model).to(device=device, dtype=dtype), self.loss
         )
 
+    def copy(self) -> Problem:
+        """Return the problem with its own copy of the model; the graph is shared."""
+        return Problem(self.graph, copy.deepcopy(self.model), self.loss)
+
     def double(self) -> Problem:
         """Return the problem in float64, the reference precision."""
         return self.to(dtype=torch.float64)

@@ -25,21 +25,30 @@ import json
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lmc_verify.case import build_estimator, check_dataset
 from lmc_verify.claims import Outcome, find_claim
-from lmc_verify.controls import CONTROLS, Control, find_control
+from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
-from lmc_verify.settings import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
+from lmc_verify.settings import (
+    CaseSettings,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    SamplingSettings,
+    TrainingSettings,
+)
+from lmc_verify.statistics.ledger import ErrorLedger
 
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
 
@@ -57,6 +66,8 @@ class Check(BaseModel):
     model: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
     design: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
     histories: str | list[str] = "exact"
+    sampling: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    training: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
     seed: int | list[int] | None = None
     expect: OutcomeName | dict[str, OutcomeName]
     optional: bool = False
@@ -72,11 +83,19 @@ class Suite(BaseModel):
     title: str
     description: str = ""
     seed: int = Field(0, ge=0)
-    controls: bool | list[str] = True
+    alpha_total: float = Field(1e-6, gt=0, lt=0.5)
+    """Probability that any statistical verdict of a run is wrong; split evenly over its statistical checks."""
+    controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
+    """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
 
-    def plan(self) -> list[Planned]:
+    def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every trial of the suite, claims first, in the order of the file.
+
+        Statistical checks get their share of `alpha_total`.
+
+        Args:
+            replicate: number of the repetition: another one repeats the statistical checks with fresh draws.
 
         Raises:
             InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a repeated trial.
@@ -91,14 +110,20 @@ class Suite(BaseModel):
             except (ValidationError, InvalidInputError) as error:
                 message = _readable(error) if isinstance(error, ValidationError) else str(error)
                 raise InvalidInputError(f"suite {self.name!r}, [[check]] number {number}: {message}") from error
-        names = list(CONTROLS) if self.controls is True else self.controls or []
-        for name in names:
-            control = find_control(name)
+        planned = {trial.key: trial for trial in _with_shares(list(planned.values()), self.alpha_total, replicate)}
+        for control in self._controls():
             trial = Planned(
                 "control", control.claim, control.broken or control.sound, control.expected, control=control
             )
             planned[trial.key] = trial
         return list(planned.values())
+
+    def _controls(self) -> list[Control]:
+        if isinstance(self.controls, list):
+            return [find_control(name) for name in self.controls]
+        if isinstance(self.controls, bool):
+            return list(CONTROLS.values()) if self.controls else []
+        return seeded_subset(self.seed, self.controls)
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,11 @@ class Planned:
     def key(self) -> str:
         """Identity for resuming: claim, case, control, and code version."""
         return trial_key(self.claim, self.settings, self.control.name if self.control else "")
+
+    @property
+    def statistical(self) -> bool:
+        """Whether its verdict spends error probability."""
+        return find_claim(self.claim).tier != "exact"
 
     @property
     def label(self) -> str:
@@ -207,6 +237,8 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         [ModelSettings.model_validate(item) for item in _list(check.model)],
         [DesignSettings.model_validate(item) for item in _list(check.design)],
         _list(check.histories),
+        [SamplingSettings.model_validate(item) for item in _list(check.sampling)],
+        [TrainingSettings.model_validate(item) for item in _list(check.training)],
         [suite_seed] if check.seed is None else _list(check.seed),
         estimators,
     )
@@ -215,12 +247,40 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
     for model in axes[2]:
         if model.name not in MODELS:
             raise UnknownNameError("model", model.name, MODELS)
-    for claim, dataset, model, design, histories, seed, estimator in product(*axes):
+    if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
+        raise InvalidInputError(
+            "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "
+            "run it with --replicate"
+        )
+    for claim, dataset, model, design, histories, sampling, training, seed, estimator in product(*axes):
         settings = CaseSettings(
-            dataset=dataset, model=model, estimator=estimator, design=design, histories=histories, seed=seed
+            dataset=dataset,
+            model=model,
+            estimator=estimator,
+            design=design,
+            histories=histories,
+            sampling=sampling,
+            training=training,
+            seed=seed,
         )
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional)
+
+
+def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Planned]:
+    """Give statistical checks their share of the total error probability, and the number of the repetition."""
+    names = {trial.key: f"{number}. {trial.label}" for number, trial in enumerate(trials) if trial.statistical}
+    if not names:
+        return trials
+    ledger = ErrorLedger(list(names.values()), total)
+    out = []
+    for trial in trials:
+        if trial.statistical:
+            share = {"alpha": ledger.share(names[trial.key]), "replicate": replicate}
+            sampling = trial.settings.sampling.model_copy(update=share)
+            trial = replace(trial, settings=trial.settings.model_copy(update={"sampling": sampling}))
+        out.append(trial)
+    return out
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:

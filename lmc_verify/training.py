@@ -6,7 +6,6 @@ copy, so that the caller's parameters stay as they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +75,7 @@ class TrainingRun:
         generator: np.random.Generator,
         state: History | None = None,
     ) -> None:
-        self.problem = Problem(problem.graph, copy.deepcopy(problem.model), problem.loss)
+        self.problem = problem.copy()
         self.estimator, self.design, self.step_size = estimator, design, step_size
         self.state = estimator.init(self.problem) if state is None else state.clone()
         self.step_count = 0
@@ -107,5 +106,5 @@ class TrainingRun:
         """Move the parameters by one step against a gradient."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter -= self.step_size * gradient[name]
+                parameter.sub_(gradient[name], alpha=self.step_size)
         self.step_count += 1

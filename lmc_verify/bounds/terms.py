@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lmc_verify.bounds.nodewise import Activation, error_table, flatten_modules, row_norm
 from lmc_verify.bounds.results import Unproven
-from lmc_verify.claims.residuals import rounding_terms
+from lmc_verify.conditioning import rounding_terms
 from lmc_verify.exact import ExactPass, refuse_dropout
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.layered import ConvLayer, LayeredModel

@@ -5,15 +5,24 @@ from __future__ import annotations
 from lmc_verify.batches import BatchDesign
 from lmc_verify.case import assemble_case
 from lmc_verify.claims.base import Assumption, Claim
+from lmc_verify.claims.bias_variance import BIAS_AND_VARIANCE
 from lmc_verify.claims.compensation import EQUALS_BACKWARD_SGD, EXACT_WHEN_FROZEN
+from lmc_verify.claims.contraction import CONTRACTION, CONTRACTION_SAMPLED
+from lmc_verify.claims.convergence import RATE
 from lmc_verify.claims.expectation import Expectation
+from lmc_verify.claims.floors import DECAY_AND_FLOOR, FLOOR_IN_BETA, FLOOR_IN_STEP_SIZE
 from lmc_verify.claims.layer_bias import LOWER_LAYERS_BIASED
+from lmc_verify.claims.posterior import POSTERIOR_BOUND
 from lmc_verify.claims.reductions import REDUCTIONS
+from lmc_verify.claims.sampled import UNBIASED_SAMPLED
+from lmc_verify.claims.smoothness import ASSUMPTIONS
+from lmc_verify.claims.stationarity import FIXED_POINT, RELATIVE_BIAS
 from lmc_verify.claims.unbiasedness import UNBIASED
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.problem import Problem
+from lmc_verify.settings import SamplingSettings, TrainingSettings
 
 __all__ = [
     "CLAIMS",
@@ -23,13 +32,33 @@ __all__ = [
     "Evidence",
     "Expectation",
     "Outcome",
+    "Series",
     "Verdict",
     "check_claim",
     "find_claim",
 ]
 
 CLAIMS: dict[str, Claim] = {
-    claim.id: claim for claim in (UNBIASED, EQUALS_BACKWARD_SGD, EXACT_WHEN_FROZEN, LOWER_LAYERS_BIASED, REDUCTIONS)
+    claim.id: claim
+    for claim in (
+        UNBIASED,
+        UNBIASED_SAMPLED,
+        EQUALS_BACKWARD_SGD,
+        EXACT_WHEN_FROZEN,
+        CONTRACTION,
+        CONTRACTION_SAMPLED,
+        FLOOR_IN_BETA,
+        FLOOR_IN_STEP_SIZE,
+        LOWER_LAYERS_BIASED,
+        REDUCTIONS,
+        BIAS_AND_VARIANCE,
+        ASSUMPTIONS,
+        POSTERIOR_BOUND,
+        DECAY_AND_FLOOR,
+        RATE,
+        FIXED_POINT,
+        RELATIVE_BIAS,
+    )
 }
 
 
@@ -48,6 +77,8 @@ def check_claim(
     *,
     histories: str = "exact",
     seed: int = 0,
+    sampling: SamplingSettings | None = None,
+    training: TrainingSettings | None = None,
 ) -> Verdict:
     """Check a claim on your own problem, batch design and estimator.
 
@@ -57,11 +88,16 @@ def check_claim(
         design: any `BatchDesign`.
         estimator: any `Estimator`.
         histories: what histories hold: ``"exact"`` values, ``"zero"``, or ``"sweeps:K"``.
-        seed: recorded in the verdict.
+        seed: of every draw, recorded in the verdict.
+        sampling: error level and budget of statistical verdicts.
+        training: the training runs along which convergence is checked.
 
     Raises:
         UnknownNameError: an unknown claim.
         InvalidInputError: the problem is not in float64, or an argument does not fit.
     """
     claim = find_claim(claim_id)
-    return claim.check(assemble_case(problem, design, estimator, histories=histories, seed=seed))
+    case = assemble_case(
+        problem, design, estimator, histories=histories, seed=seed, sampling=sampling, training=training
+    )
+    return claim.check(case)

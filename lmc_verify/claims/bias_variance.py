@@ -13,8 +13,9 @@ from lmc_verify.case import Case
 from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.compensation import SOURCE
 from lmc_verify.claims.expectation import Expectation
-from lmc_verify.claims.residuals import UNIT, flatten, loss_conditioning, norm_by_layer, rounding_terms, unflatten
+from lmc_verify.claims.residuals import UNIT, flatten, norm_by_layer, unflatten
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.estimators import BackwardSGD, Held
 from lmc_verify.problem import Gradient, gradient_sum
 from lmc_verify.statistics.enumeration import MomentAccumulator
@@ -203,9 +204,10 @@ BIAS_AND_VARIANCE = Claim(
     source=SOURCE,
     tier="exact",
     theory=(
-        "The error of one batch is dominated by the variance, so it says little about the bias: LMC and GAS differ by a "
-        "few percent in error and by everything in bias. The report shows both beside the error of single batches (the "
-        "quantity of the paper's figure 5). The closed form is the variance of a sum over a sample without replacement."
+        "The error of one batch is dominated by the variance, so it says little about the bias: LMC and GAS differ by "
+        "a few percent in error and by everything in bias. The report shows both beside the error of single batches "
+        "(the quantity of the paper's figure 5). The closed form is the variance of a sum over a sample without "
+        "replacement."
     ),
     assumptions=(
         NO_DROPOUT,

@@ -22,12 +22,11 @@ from lmc_verify.claims.expectation import Expectation, expect_from_halo, frozen_
 from lmc_verify.claims.residuals import (
     UNIT,
     Residuals,
-    loss_conditioning,
     norm_by_layer,
     relative_by_layer,
-    rounding_terms,
 )
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.estimators import BackwardSGD, Compensated, History
 from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
 from lmc_verify.statistics.rounding import decide, gamma

@@ -24,8 +24,8 @@ from lmc_verify.claims.base import (
 )
 from lmc_verify.claims.compensation import SOURCE
 from lmc_verify.claims.expectation import Expectation, halo_view
-from lmc_verify.claims.residuals import rounding_terms
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.conditioning import rounding_terms
 from lmc_verify.estimators import EMBEDDING, Compensated, History, HistoryWrite
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
@@ -168,7 +168,7 @@ def check_sampled(case: Case) -> Verdict:
         ],
         series=(
             Series(
-                "mean, with its time-uniform interval",
+                "mean",
                 tuple(map(float, draws)),
                 means,
                 "Contraction of hist(H^1)",
@@ -176,6 +176,7 @@ def check_sampled(case: Case) -> Verdict:
                 "squared error after / before",
                 lows,
                 highs,
+                "loglog",
             ),
             Series(
                 "claimed 1 - c/b",
@@ -184,6 +185,7 @@ def check_sampled(case: Case) -> Verdict:
                 "Contraction of hist(H^1)",
                 "draws",
                 "squared error after / before",
+                scale="loglog",
             ),
         ),
         assumptions=claim.checked_assumptions(case),

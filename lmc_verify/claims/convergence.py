@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -104,7 +101,7 @@ def check(case: Case) -> Verdict:
     means: Matrix = np.array([[_run(case, length, seed) for length in lengths] for seed in range(seeds)])
     works, control = _control(case, seeds, alpha)
     floor = FLOOR * gradient_norm(case.exact.gradient)
-    if near_floor(means.ravel(), floor):
+    if near_floor(means, floor):
         outcome, slope, slopes = Outcome.INCONCLUSIVE, None, []
         summary = (
             f"slope refused: the smallest mean gradient norm {means.min():.1e} is below {FLOOR_FACTOR:.0f} times its "
@@ -146,8 +143,8 @@ def _decide(
         return Outcome.INCONCLUSIVE, "the control problem of known rate was not judged rightly, so no slope is read"
     lengths, medians = case.training.lengths, np.median(means, axis=0)
     words = (
-        f"the gradient norm goes from {medians[0]:.3g} at N = {lengths[0]} to {medians[-1]:.3g} at {lengths[-1]}: slope "
-        f"{slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs -1/6"
+        f"the gradient norm goes from {medians[0]:.3g} at N = {lengths[0]} to {medians[-1]:.3g} at {lengths[-1]}: "
+        f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs -1/6"
     )
     if slope.inside(upper=SLOPE):
         return Outcome.SUPPORTED, words + "; not refuted on this range of N"
@@ -157,31 +154,18 @@ def _decide(
 
 
 def _series(case: Case, means: Matrix) -> tuple[Series, ...]:
-    lengths = tuple(map(float, case.training.lengths))
-    medians = np.median(means, axis=0)
-    labels = {"figure": "Gradient norm against number of steps", "x_label": "steps N", "y_label": "mean gradient norm"}
+    lengths, medians = tuple(map(float, case.training.lengths)), np.median(means, axis=0)
+    labels = ("Gradient norm against number of steps", "steps N", "mean gradient norm")
+    low, high = (tuple(map(float, ends)) for ends in (means.min(axis=0), means.max(axis=0)))
+    line = tuple(float(medians[0]) * (length / lengths[0]) ** SLOPE for length in lengths)
     return (
-        Series(
-            "median over seeds, smallest to largest",
-            lengths,
-            tuple(map(float, medians)),
-            **labels,
-            low=tuple(map(float, means.min(axis=0))),
-            high=tuple(map(float, means.max(axis=0))),
-            scale="loglog",
-        ),
-        Series(
-            "slope -1/6",
-            lengths,
-            tuple(float(medians[0]) * (length / lengths[0]) ** SLOPE for length in lengths),
-            **labels,
-            scale="loglog",
-        ),
+        Series("median over seeds", lengths, tuple(map(float, medians)), *labels, low, high, "loglog"),
+        Series("slope -1/6", lengths, line, *labels, scale="loglog"),
     )
 
 
 def expect(case: Case) -> Expectation:
-    """Return what theory says: nothing sure on a finite range, so nothing is expected but what an assumption rules out."""
+    """Return what theory says: nothing sure on a finite range, but for what an assumption rules out."""
     broken = next((item for item in RATE.checked_assumptions(case)[:1] if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
@@ -192,15 +176,15 @@ RATE = Claim(
     id="theorem-3/rate",
     title="The gradient norm falls as N^(-1/6)",
     statement=(
-        "With eta = eta_0 N^(-2/3) and beta = beta_0 N^(-2/3), N steps and R uniform on them, E||grad L(theta_R)|| falls "
-        "with a log-log slope of at most -1/6 in N."
+        "With eta = eta_0 N^(-2/3) and beta = beta_0 N^(-2/3), N steps and R uniform on them, E||grad L(theta_R)|| "
+        "falls with a log-log slope of at most -1/6 in N."
     ),
     source="LMC (Shi, Liang and Wang, ICLR 2023), Theorem 3; the schedule is derived from its orders in eps",
     tier="rate",
     theory=(
-        "eta = O(eps^4), beta = O(eps^4) and N = O(eps^-6) give O(eps); in N that is eta and beta of order N^(-2/3) and a "
-        "gradient norm of order N^(-1/6). The bias of LMC falls with eta and beta. That of GAS does not: where it "
-        "outweighs the gradient the norm stays on a plateau, and the slope is near 0."
+        "eta = O(eps^4), beta = O(eps^4) and N = O(eps^-6) give O(eps); in N that is eta and beta of order N^(-2/3) "
+        "and a gradient norm of order N^(-1/6). The bias of LMC falls with eta and beta. That of GAS does not: where "
+        "it outweighs the gradient the norm stays on a plateau, and the slope is near 0."
     ),
     assumptions=(NO_DROPOUT, UNIFORM, SMOOTH, BOUNDED),
     check=check,

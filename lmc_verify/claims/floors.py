@@ -131,7 +131,7 @@ def _slopes(study: _Study, floors: Matrix) -> list[float]:
 def _floor_series(study: _Study, floors: Matrix, figure: str, x_label: str) -> Series:
     order = np.argsort(study.values)
     return Series(
-        "floor: median over seeds, smallest to largest",
+        "median over seeds",
         tuple(float(study.values[index]) for index in order),
         tuple(float(value) for value in np.median(floors, axis=0)[order]),
         figure,
@@ -204,7 +204,8 @@ def _refused(case: Case, claim: Claim, study: _Study) -> Verdict:
         case,
         claim.id,
         Outcome.INCONCLUSIVE,
-        f"some floor is rounding (below {5 * NEGLIGIBLE:.0e} of the gradient's norm): a slope would show rounding; choose "
+        f"some floor is rounding (below {5 * NEGLIGIBLE:.0e} of the gradient's norm): a slope would show rounding; "
+        f"choose "
         "a larger training.step_size or estimator.beta, or another seed if the network has died",
         histories="zero",
         evidence=[
@@ -240,7 +241,7 @@ def check_floor_in_beta(case: Case) -> Verdict:
     )
     if study.vanishes:
         return _without_bias(case, claim, study, Outcome.NOT_APPLICABLE)
-    if near_floor(study.floors.ravel(), NEGLIGIBLE):
+    if near_floor(study.floors, NEGLIGIBLE):
         return _refused(case, claim, study)
     slopes = _slopes(study, study.floors)
     slope = median_interval(slopes, case.sampling.alpha)
@@ -293,7 +294,7 @@ def check_floor_in_step_size(case: Case) -> Verdict:
     )
     if study.vanishes:
         return _without_bias(case, claim, study, Outcome.EXACT)
-    if near_floor(study.floors.ravel(), NEGLIGIBLE):
+    if near_floor(study.floors, NEGLIGIBLE):
         return _refused(case, claim, study)
     slopes = _slopes(study, study.floors)
     slope = median_interval(slopes, case.sampling.alpha)
@@ -341,7 +342,7 @@ def _expect_vanishing(case: Case, frozen: Expectation) -> Expectation:
 
 
 def check_decay_and_floor(case: Case) -> Verdict:
-    """Train with eta = eta_0 eps^2 and beta = beta_0 eps^2 from zero histories; fit decay and floor of the bias together.
+    """Train with eta = eta_0 eps^2, beta = beta_0 eps^2 from zero histories; fit decay and floor of the bias together.
 
     The floor's slope in eps is at least 1 if it is at least 1/2 in eps^2, and the decay is geometric if the fitted rate
     is below 1. eps^2 runs over 1, 1/2, ... 1/16.
@@ -358,7 +359,7 @@ def check_decay_and_floor(case: Case) -> Verdict:
     study = _study(case, "decay and floor", runs, [*early, *_late_steps(case, mixing)], _seeds(case, alpha))
     if study.vanishes:
         return _without_bias(case, claim, study, Outcome.EXACT)
-    if near_floor(study.floors.ravel(), NEGLIGIBLE):
+    if near_floor(study.floors, NEGLIGIBLE):
         return _refused(case, claim, study)
     fits = [[fit_decay(study.steps, curve) for curve in curves] for curves in study.curves]
     floors = np.array([[max(fit.floor, NEGLIGIBLE) for fit in row] for row in fits])
@@ -370,9 +371,9 @@ def check_decay_and_floor(case: Case) -> Verdict:
         outcome = Outcome.INCONCLUSIVE
     largest, smallest = np.median(floors, axis=0)[[0, -1]]
     summary = (
-        f"the bias decays by a factor {rate.median:.3f} a step (in [{rate.low:.3f}, {rate.high:.3f}]) to a floor that falls "
-        f"from {largest:.2g} to {smallest:.2g} of the gradient over eps = 1 ... {study.values[-1]:.2g}: slope in eps "
-        f"{_words(slope)}, the theorem needs 1; "
+        f"the bias decays by a factor {rate.median:.3f} a step (in [{rate.low:.3f}, {rate.high:.3f}]) to a floor that "
+        f"falls from {largest:.2g} to {smallest:.2g} of the gradient over eps = 1 ... {study.values[-1]:.2g}: slope "
+        f"in eps {_words(slope)}, the theorem needs 1; "
         + (
             "not refuted on this range of eps"
             if outcome is Outcome.SUPPORTED
@@ -425,14 +426,14 @@ FLOOR_IN_BETA = Claim(
     id="e4/floor-linear-in-beta",
     title="A constant beta leaves a floor, linear in beta",
     statement=(
-        "At fixed parameters and constant beta > 0 the bias does not vanish however long the histories settle; its floor "
-        "is linear in beta: its log-log slope is 1."
+        "At fixed parameters and constant beta > 0 the bias does not vanish however long the histories settle; its "
+        "floor is linear in beta: its log-log slope is 1."
     ),
     source=SOURCE,
     tier="rate",
     theory=(
-        "A blended halo value is wrong by beta times the error of the fresh, incomplete value, and stays so. GAS, FM and "
-        "other estimators that drop halo messages have a floor at beta = 0, and a slope near 0."
+        "A blended halo value is wrong by beta times the error of the fresh, incomplete value, and stays so. GAS, FM "
+        "and other estimators that drop halo messages have a floor at beta = 0, and a slope near 0."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
     check=check_floor_in_beta,
@@ -443,15 +444,15 @@ FLOOR_IN_STEP_SIZE = Claim(
     id="e5/floor-in-step-size",
     title="The bias falls with the step size",
     statement=(
-        "Along training by stochastic gradient descent with step size eta the mean norm of the bias falls with a log-log "
-        "slope of at least 1/2 in eta."
+        "Along training by stochastic gradient descent with step size eta the mean norm of the bias falls with a "
+        "log-log slope of at least 1/2 in eta."
     ),
     source=f"{_LMC}, Theorem 2, with beta = 0",
     tier="rate",
     theory=(
         "Histories are as old as the last visit of their rows; in that time the parameters move by an amount in "
-        "proportion to eta. The theorem needs a slope of 1/2, plain Lipschitz arguments give 1. What an estimator drops "
-        "does not depend on eta: GAS has slope 0."
+        "proportion to eta. The theorem needs a slope of 1/2, plain Lipschitz arguments give 1. What an estimator "
+        "drops does not depend on eta: GAS has slope 0."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
     check=check_floor_in_step_size,
@@ -462,16 +463,16 @@ DECAY_AND_FLOOR = Claim(
     id="theorem-2/decay-and-floor",
     title="The bias decays to a floor of order eps",
     statement=(
-        "With eta = O(eps^2) and beta = O(eps^2) the bias at step k is at most C eps + C rho^((k-1)/2) for some C > 0 and "
-        "0 < rho < 1 (exponent unconfirmed). Tested as: geometric decay to a floor whose log-log slope in eps is at "
-        "least 1. That some C exists can never be more than not refuted on the tested range."
+        "With eta = O(eps^2) and beta = O(eps^2) the bias at step k is at most C eps + C rho^((k-1)/2) for some C > 0 "
+        "and 0 < rho < 1 (exponent unconfirmed). Tested as: geometric decay to a floor whose log-log slope in eps is "
+        "at least 1. That some C exists can never be more than not refuted on the tested range."
     ),
     source=f"{_LMC}, Theorem 2",
     tier="rate",
     theory=(
         "The transient is that of histories from zero, which are refreshed at random; the floor comes from parameters "
-        "that move (eta) and from incomplete fresh values (beta). What an estimator drops remains at every eps: GAS, FM "
-        "and Cluster-GCN have a floor of slope 0."
+        "that move (eta) and from incomplete fresh values (beta). What an estimator drops remains at every eps: GAS, "
+        "FM and Cluster-GCN have a floor of slope 0."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
     check=check_decay_and_floor,

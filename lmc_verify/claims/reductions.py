@@ -12,8 +12,9 @@ from lmc_verify.case import Case
 from lmc_verify.claims.base import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, Claim, not_applicable, verdict_of
 from lmc_verify.claims.compensation import Reference
 from lmc_verify.claims.expectation import Expectation
-from lmc_verify.claims.residuals import Residuals, loss_conditioning, norm_by_layer, rounding_terms
+from lmc_verify.claims.residuals import Residuals, norm_by_layer
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.estimators import Blend, Compensated, Held
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.models import LayeredModel

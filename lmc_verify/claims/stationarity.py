@@ -1,4 +1,4 @@
-"""Theorem 3 near a stationary point: does the mean update vanish only there, and does the bias shrink with the gradient?
+"""Theorem 3 near a stationary point: does the mean update vanish only there, does the bias shrink with the gradient?
 
 Both claims are about bias alone, so the parameters follow a deterministic path and the bias is enumerated along it: no
 sampling error of the path hides it, and no error probability is spent.
@@ -89,14 +89,18 @@ def check_fixed_point(case: Case) -> Verdict:
         f"{first:.2g})"
     )
     if found is Outcome.EXACT:
-        summary = f"the mean update is the exact gradient all along: largest residual {residuals.worst.value:.1e}; {words}"
+        summary = (
+            f"the mean update is the exact gradient all along: largest residual {residuals.worst.value:.1e}; {words}"
+        )
     elif found is Outcome.REFUTED:
-        summary = f"a plateau: {words}, {ratio:.3g} times the update: training stands still away from a stationary point"
+        summary = (
+            f"a plateau: {words}, {ratio:.3g} times the update: training stands still away from a stationary point"
+        )
     elif residuals.outcome is Outcome.REFUTED:
         summary = f"biased, but not on a plateau yet: {words}; raise training.steps"
     else:
         summary = residuals.explanation
-    labels = {"figure": "Along the mean update", "x_label": "step", "y_label": "norm"}
+    labels = ("Along the mean update", "step", "norm")
     x = tuple(float(step) for step, _, _ in rows)
     return verdict_of(
         case,
@@ -110,8 +114,8 @@ def check_fixed_point(case: Case) -> Verdict:
             Evidence("exact gradient at the end / at the start", last / (first or 1.0), unit="ratio", group="plateau"),
         ],
         series=(
-            Series("exact gradient", x, tuple(row[2] for row in rows), **labels, scale="semilogy"),  # type: ignore[arg-type]
-            Series("mean update", x, tuple(row[1] for row in rows), **labels, scale="semilogy"),  # type: ignore[arg-type]
+            Series("exact gradient", x, tuple(row[2] for row in rows), *labels, scale="semilogy"),
+            Series("mean update", x, tuple(row[1] for row in rows), *labels, scale="semilogy"),
         ),
         assumptions=claim.checked_assumptions(case),
     )
@@ -126,7 +130,9 @@ def expect_fixed_point(case: Case) -> Expectation:
     found = expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
     if found.outcome is Outcome.EXACT and not reasons:
         return found
-    return Expectation(None, "; ".join([*reasons, found.reason]) + ": whether that makes a plateau depends on the problem")
+    return Expectation(
+        None, "; ".join([*reasons, found.reason]) + ": whether that makes a plateau depends on the problem"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- relative bias
@@ -179,8 +185,8 @@ def check_relative_bias(case: Case) -> Verdict:
         outcome = Outcome.INCONCLUSIVE
     start, end = float(np.median(relative[:, 0])), float(np.median(relative[:, -1]))
     summary = (
-        f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} times "
-        f"the gradient"
+        f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} "
+        f"times the gradient"
     )
     if outcome is Outcome.INCONCLUSIVE:
         summary += "; the last snapshots lie on both sides of 1, raise training.steps"
@@ -193,12 +199,18 @@ def check_relative_bias(case: Case) -> Verdict:
         summary,
         histories="zero",
         evidence=[
-            Evidence("largest bias / gradient at the end", float(late.max()), 1.0, unit="gradient norm", group="relative bias"),
+            Evidence(
+                "largest bias / gradient at the end",
+                float(late.max()),
+                1.0,
+                unit="gradient norm",
+                group="relative bias",
+            ),
             Evidence("bias / gradient at the start", start, unit="gradient norm", group="relative bias"),
         ],
         series=(
             Series(
-                "median over histories, smallest to largest",
+                "median over runs",
                 tuple(map(float, snapshots)),
                 tuple(map(float, np.median(relative, axis=0))),
                 "Relative bias along training",
@@ -224,7 +236,9 @@ def expect_relative_bias(case: Case) -> Expectation:
         if expect_from_halo(case, batches, histories="zero").outcome is Outcome.EXACT:
             return Expectation(Outcome.SUPPORTED, "the estimator has no bias at any step")
         if expect_from_halo(case, batches, histories="exact").outcome is Outcome.EXACT:
-            return Expectation(Outcome.SUPPORTED, "the bias comes from stale histories, and these stand still in the end")
+            return Expectation(
+                Outcome.SUPPORTED, "the bias comes from stale histories, and these stand still in the end"
+            )
     return Expectation(None, "a bias remains at exact histories: whether it outgrows the gradient depends on the path")
 
 
@@ -237,9 +251,9 @@ FIXED_POINT = Claim(
     source=_SOURCE,
     tier="exact",
     theory=(
-        "An unbiased estimator's mean update is the gradient. A biased one stands still where gradient and bias cancel: "
-        "GAS comes to rest on a plateau away from every stationary point, most of all where neighbours disagree, so that "
-        "the messages that it drops point against those that it keeps."
+        "An unbiased estimator's mean update is the gradient. A biased one stands still where gradient and bias "
+        "cancel: GAS comes to rest on a plateau away from every stationary point, most of all where neighbours "
+        "disagree, so that the messages that it drops point against those that it keeps."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM),
     check=check_fixed_point,
@@ -257,8 +271,8 @@ RELATIVE_BIAS = Claim(
     theory=(
         "Where the bias exceeds the gradient, updates no longer point downhill on average. With beta = 0, or beta_0 "
         "N^(-2/3), LMC's histories settle as the parameters do and the bias falls faster than the gradient. With a "
-        "constant beta incomplete fresh values keep it up, most of all at beta = 1, where the histories are never used: "
-        "it ends at many times the gradient, and Theorem 3 does not cover that setting."
+        "constant beta incomplete fresh values keep it up, most of all at beta = 1, where the histories are never "
+        "used: it ends at many times the gradient, and Theorem 3 does not cover that setting."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
     check=check_relative_bias,

@@ -24,13 +24,12 @@ from lmc_verify.claims.residuals import (
     UNIT,
     Residuals,
     flatten,
-    loss_conditioning,
     norm_by_layer,
     relative_by_layer,
-    rounding_terms,
     unflatten,
 )
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Compensated, Cut, Held
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum

@@ -153,4 +153,5 @@ class Verdict:
 
 def _series(values: Mapping[str, Any]) -> Series:
     """Rebuild a curve, whose tuples JSON has turned into lists."""
-    return Series(**{key: tuple(part) if isinstance(part, list) else part for key, part in values.items()})
+    fields: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in values.items()}
+    return Series(**fields)

@@ -55,12 +55,16 @@ def with_beta(estimator: Estimator, factor: float) -> Estimator:
     """Return an estimator with its beta multiplied by a factor; estimators without a beta as they are.
 
     Raises:
-        InvalidInputError: the result lies outside [0, 1].
+        InvalidInputError: the result lies outside [0, 1], or the estimator has a beta and is no dataclass.
     """
     beta = getattr(estimator, "beta", None)
-    if beta is None or isinstance(estimator, type) or not is_dataclass(estimator):
+    if beta is None:
         return estimator
-    scaled: Estimator = replace(
-        estimator, beta=tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
-    )
-    return scaled
+    if not is_dataclass(estimator):
+        raise InvalidInputError(
+            f"estimator {estimator.name!r} has a beta and is no dataclass, so its beta cannot be scaled; make it one"
+        )
+    scaled = tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
+    settings: Any = estimator
+    changed: Estimator = replace(settings, beta=scaled)
+    return changed

@@ -1,8 +1,8 @@
 """A control problem whose rate is known: stochastic gradient descent on a quadratic, in its stationary law.
 
-For ``L(x) = |x|^2 / 2`` with gradient noise of unit variance, ``x' = (1 - eta) x - eta noise`` leaves the normal law with
-variance ``eta / (2 - eta)`` a coordinate invariant. Started there, the expected gradient norm is that of every step, so
-its slope over any schedule of step sizes is known in closed form. Whatever measures slopes must find it.
+For ``L(x) = |x|^2 / 2`` with gradient noise of unit variance, ``x' = (1 - eta) x - eta noise`` leaves the normal law
+with variance ``eta / (2 - eta)`` a coordinate invariant. Started there, the expected gradient norm is that of every
+step, so its slope over any schedule of step sizes is known in closed form. Whatever measures slopes must find it.
 """
 
 from __future__ import annotations

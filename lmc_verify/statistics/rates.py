@@ -148,7 +148,7 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(centred @ np.log(ordinate) / (centred @ centred))
 
 
-def near_floor(means: Sequence[float], floor: float) -> bool:
+def near_floor(means: npt.ArrayLike, floor: float) -> bool:
     """Whether some mean is below `FLOOR_FACTOR` times its floor, so that a slope would show the floor's shape."""
     return bool((np.asarray(means, dtype=np.float64) < FLOOR_FACTOR * floor).any())
 

@@ -1,0 +1,151 @@
+"""The explicit bound behind Theorem 2: the error of an estimate from the errors of the histories that it read."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
+from lmc_verify.case import Case, prepared_state
+from lmc_verify.claims.base import NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.expectation import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import BackwardSGD, Compensated, History
+from lmc_verify.exact import exact_pass
+from lmc_verify.problem import gradient_norm, gradient_sum
+from lmc_verify.seeds import generator
+from lmc_verify.training import TrainingRun
+
+__all__ = ["POSTERIOR_BOUND"]
+
+VACUOUS_SLACK = 100.0
+"""A bound that is typically this many times the measured error is called vacuous."""
+
+NEGLIGIBLE = 1e-9
+"""Errors below this part of the gradient are rounding, whose slack says nothing."""
+
+
+def check(case: Case) -> Verdict:
+    """Train from zero histories and compare, at every step, the measured error with its bound, total error included.
+
+    The bound is computed from the histories' known errors and operator norms alone. ``||g - grad||`` is enclosed too:
+    it lies within the bound of Backward SGD's own error on the batch.
+    """
+    claim = POSTERIOR_BOUND
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, PROVEN.id)
+    if inapplicable is not None:
+        return inapplicable
+    training, reference = case.training, BackwardSGD(normaliser=case.normaliser)
+    run = TrainingRun(
+        case.problem,
+        case.estimator,
+        case.design,
+        step_size=training.step_size,
+        generator=generator(case.seed, "a-posteriori bound", case.sampling.replicate),
+        state=prepared_state(case, "zero"),
+    )
+    measured, bounds, outside = np.empty(training.steps), np.empty(training.steps), 0
+    units = np.empty(training.steps)
+    for step in range(training.steps):
+        batch, exact = run.draw(), exact_pass(run.problem)
+        bound = batch_bound(run.problem, exact, run.state, batch, case.estimator, terms=exact_terms(run.problem, exact))
+        assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
+        held = History.from_exact(run.problem, exact)
+        expected = reference.estimate(run.problem, held, batch).gradient
+        enclosed = error_interval(run.problem, exact, batch, bound, normaliser=case.normaliser)
+        estimate = run.step(batch).gradient
+        measured[step] = gradient_norm(gradient_sum(estimate, expected, -1.0))
+        bounds[step], units[step] = bound.total, gradient_norm(exact.gradient)
+        total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
+        rounding = 1e-12 * (total + units[step])
+        outside += not enclosed.low - rounding <= total <= enclosed.high + rounding
+    exceeded = int((measured > bounds).sum())
+    matters = measured > NEGLIGIBLE * units
+    slack = float(np.median(bounds[matters] / measured[matters])) if matters.any() else math.nan
+    if exceeded or outside:
+        outcome = Outcome.REFUTED
+        summary = (
+            f"exceeded on {exceeded:,} of {training.steps:,} steps; total error outside its interval on {outside:,}"
+        )
+    elif not matters.any():
+        outcome = Outcome.SUPPORTED
+        summary = (
+            f"no error to bound on {training.steps:,} steps: at most {measured.max():.1e}, the bound at most "
+            f"{bounds.max():.1e}"
+        )
+    else:
+        outcome = Outcome.VACUOUS if slack > VACUOUS_SLACK else Outcome.SUPPORTED
+        summary = (
+            f"never exceeded on {training.steps:,} steps, nor the interval of the total error left; the bound is "
+            f"typically {slack:.3g} times the measured error (at best "
+            f"{(bounds[matters] / measured[matters]).min():.3g})"
+        )
+    steps = tuple(map(float, range(training.steps)))
+    labels = ("Error along training and its bound", "step", "distance from Backward SGD on the same batch")
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="zero",
+        evidence=[
+            Evidence(
+                "largest measured error / bound",
+                float((measured / np.maximum(bounds, 1e-300)).max()),
+                1.0,
+                "ratio",
+                "bound",
+            ),
+            *(
+                [Evidence("typical bound / measured error", slack, VACUOUS_SLACK, "ratio", "bound")]
+                if matters.any()
+                else []
+            ),
+        ],
+        series=(
+            Series("measured", steps, tuple(map(float, measured)), *labels, scale="semilogy"),
+            Series("bound", steps, tuple(map(float, bounds)), *labels, scale="semilogy"),
+        ),
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def _proven(case: Case) -> tuple[bool | None, str]:
+    if not isinstance(case.estimator, Compensated):
+        return False, f"no bound is proven for the estimator {case.estimator.name!r}"
+    batch = case.design.draw(generator(case.seed, "a-posteriori bound"))
+    found = batch_bound(case.problem, case.exact, prepared_state(case, "zero"), batch, case.estimator)
+    return not isinstance(found, NoBound), found.reason if isinstance(found, NoBound) else ""
+
+
+PROVEN = Assumption("proven-bound", "a bound is proven for this estimator and these layers", _proven)
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: the bound is never exceeded; how much slack it has depends on the case."""
+    broken = next((item for item in POSTERIOR_BOUND.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, f"{broken.statement}: {broken.detail}")
+    return Expectation(None, "the bound holds; whether it is vacuous depends on depth, weights and histories")
+
+
+POSTERIOR_BOUND = Claim(
+    id="theorem-2/a-posteriori-bound",
+    title="An explicit bound on the error is never exceeded",
+    statement=(
+        "At every step the distance of the estimate from Backward SGD on the same batch is at most a bound computed "
+        "from the errors of the histories it read and from operator norms; so the total error lies within that bound "
+        "of Backward SGD's."
+    ),
+    source="derived by propagating node-wise error norms through LMC's forward and backward passes (ICLR 2023)",
+    tier="exact",
+    theory=(
+        "Errors of halo rows spread along edges, at most by the weights' operator norms, forward and then backward; "
+        "the derivative of ReLU can only change where an error exceeds the input's distance from the kink. Where halo "
+        "messages are dropped the whole message counts as error. A bound of more than 100 times the error is vacuous."
+    ),
+    assumptions=(NO_DROPOUT, PROVEN),
+    check=check,
+    expect=expect,
+)
