@@ -116,8 +116,9 @@ def print_result(result: RunResult, console: Console) -> None:
     statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
     if statistical:
         console.print(
-            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} statistical
-            checks", highlight=False,
+            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
+            "statistical checks",
+            highlight=False,
         )
     reasons: dict[str, int] = {}
     for _, reason in result.not_run:
