@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.base import Estimator
@@ -60,7 +60,7 @@ def with_beta(estimator: Estimator, factor: float) -> Estimator:
     beta = getattr(estimator, "beta", None)
     if beta is None:
         return estimator
-    if not is_dataclass(estimator):
+    if not is_dataclass(cast(object, estimator)):
         raise InvalidInputError(
             f"estimator {estimator.name!r} has a beta and is no dataclass, so its beta cannot be scaled; make it one"
         )
