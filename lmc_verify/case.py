@@ -89,6 +89,7 @@ class Workspace:
                 graph.num_outputs,
                 num_layers=settings.layers,
                 activation_cut=settings.activation_cut,
+                activation=settings.activation,
                 encoder=settings.encoder,
                 head=settings.head,
                 norm=settings.norm,
@@ -175,6 +176,8 @@ class Case:
         if settings is not None:
             model = settings.model
             out["activation_cut"] = model.activation_cut
+            if model.activation != "relu":
+                out["activation"] = model.activation
             out.update(
                 {
                     key: getattr(model, key)

@@ -1,8 +1,9 @@
-"""The command line: ``lmc-verify run | check | counterexample | reproduce | report | list | explain | controls |
-doctor``.
+"""The command line: ``lmc-verify run | report | table | check | counterexample | reproduce | controls | list |
+explain | doctor``.
 
-Exit codes: 0 as expected, 1 a claim has another verdict than expected, 2 usage or configuration, 3 inconclusive under
-``--strict``, 4 a control failed, 5 a crash, 6 nothing was checked.
+Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, or the checks spent
+more error probability than there is; 2 usage or configuration; 3 inconclusive under ``--strict``; 4 a control failed; 5
+a crash; 6 nothing was checked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lmc_verify.commandline import (
 )
 from lmc_verify.commandline import case_settings as _case_settings
 from lmc_verify.console import print_controls, print_result, print_table, print_verdict, progress
-from lmc_verify.controls import CONTROLS, find_control
+from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.datasets import dataset_info, dataset_names
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
@@ -91,9 +92,11 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a suite, record every trial, and write the report."""
+    """Run a suite, record every trial and counterexample, and write the report."""
     chosen = load_suite(suite)
-    total = len(chosen.plan())  # refuses a suite that does not fit, before a folder is made for it
+    total = len(chosen.plan()) + len(
+        chosen.searches()
+    )  # refuses a suite that does not fit, before a folder is made for it
     folder = out or Path("reports") / "out" / chosen.name
     writable(folder)
     workspace = Workspace(data_root, download)
@@ -117,8 +120,11 @@ def run(
         console = out_console()
         print_result(result, console)
         if result.reused:
-            console.print(f"{result.reused} trials reused from an earlier run", highlight=False)
+            what = "trials and searches" if result.searches else "trials"
+            console.print(f"{result.reused} {what} reused from an earlier run", highlight=False)
         console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
+        for found in (search.found for search in result.searches if search.found is not None):
+            console.print(f"counterexample: {folder / found.document}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
@@ -128,6 +134,7 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "suite": name,
         "exit_code": code,
         "trials": [trial.to_dict() for trial in result.trials],
+        "counterexamples": [search.to_dict() for search in result.searches],
         "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
         "reused": result.reused,
         "alpha_total": result.alpha_total,
@@ -254,7 +261,8 @@ def controls(
         for item in chosen
     ]
     if as_json:
-        print_json([trial.to_dict() for trial in trials])
+        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
+        print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})
     else:
         print_controls(trials, out_console())
     crashed = [trial.verdict.outcome is Outcome.ERROR for trial in trials]

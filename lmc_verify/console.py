@@ -14,6 +14,7 @@ from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.controls import MutationScore
 from lmc_verify.execution import Listener, RunResult
 from lmc_verify.records import Trial
+from lmc_verify.searches import PlannedSearch, SearchRecord
 from lmc_verify.suite import Planned
 
 __all__ = ["print_controls", "print_result", "print_table", "print_verdict", "progress"]
@@ -29,14 +30,15 @@ _STYLE = {
 }
 
 
-def _mark(trial: Trial) -> str:
+def _mark(trial: Trial | SearchRecord) -> str:
     return {True: "as expected", False: "UNEXPECTED", None: "no expectation"}[trial.as_expected]
 
 
-def _line(planned: Planned, trial: Trial | None, reason: str) -> str:
-    if trial is None:
+def _line(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> str:
+    if result is None:
         return f"not run         {planned.label}: {reason}"
-    return f"{trial.verdict.outcome.value:<15} {_mark(trial):<14} {planned.label} ({trial.seconds:.2f} s)"
+    outcome = result.outcome.upper() if isinstance(result, SearchRecord) else result.verdict.outcome.value
+    return f"{outcome:<15} {_mark(result):<14} {planned.label} ({result.seconds:.2f} s)"
 
 
 @contextmanager
@@ -45,11 +47,11 @@ def progress(total: int, *, console: Console) -> Iterator[Listener]:
     if not console.is_terminal:
         done = 0
 
-        def plain(planned: Planned, trial: Trial | None, reason: str) -> None:
+        def plain(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> None:
             nonlocal done
             done += 1
             console.print(
-                f"[{done}/{total}] {_line(planned, trial, reason)}", markup=False, highlight=False, soft_wrap=True
+                f"[{done}/{total}] {_line(planned, result, reason)}", markup=False, highlight=False, soft_wrap=True
             )
 
         yield plain
@@ -64,10 +66,10 @@ def progress(total: int, *, console: Console) -> Iterator[Listener]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("checking", total=total)
 
-        def rich(planned: Planned, trial: Trial | None, reason: str) -> None:
+        def rich(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> None:
             bar.advance(task)
-            if trial is None or trial.as_expected is False:
-                bar.console.print(_line(planned, trial, reason), markup=False, highlight=False)
+            if result is None or result.as_expected is False:
+                bar.console.print(_line(planned, result, reason), markup=False, highlight=False)
 
         yield rich
 
@@ -117,9 +119,10 @@ def print_result(result: RunResult, console: Console) -> None:
     if statistical:
         console.print(
             f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
-            "statistical checks",
+            f"statistical check{'' if statistical == 1 else 's'}{', MORE THAN THERE IS' if result.overspent else ''}",
             highlight=False,
         )
+    _print_searches(result.searches, console)
     reasons: dict[str, int] = {}
     for _, reason in result.not_run:
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -128,6 +131,17 @@ def print_result(result: RunResult, console: Console) -> None:
     claims = [trial for trial in result.trials if trial.kind == "claim"]
     good = sum(trial.as_expected is True for trial in claims)
     console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
+
+
+def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:
+    if not searches:
+        return
+    good = sum(item.as_expected for item in searches)
+    console.print(f"{good} of {len(searches)} searches for counterexamples as expected", highlight=False)
+    for item in searches:
+        state = "" if item.as_expected else "CRASHED: " if item.crashed else f"expected {item.expected}: "
+        line = f"  {item.claim} {item.estimator}: {state}{item.summary}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_verdict(verdict: Verdict, expected: Outcome | None, reason: str, console: Console) -> None:

@@ -2,17 +2,17 @@
 
 A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
-process loses at most the trial under way.
+process loses at most the trial under way. So it is with searches for counterexamples.
 
-Values are stored as strict JSON. JSON has no NaN and no infinity, so a float that is not finite is stored as
-``{"$float": "nan"}`` (``"inf"``, ``"-inf"``) and comes back as that float. Tuples inside a case come back as
-lists.
+Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a case come back as lists.
+
+Version 2 of the tables added those of searches for counterexamples. A file of version 1 is read as it is, and gets
+the table when its first search is recorded.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import struct
 from collections.abc import Iterator, Mapping
@@ -24,13 +24,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.encoding import decode, encode, plain
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
+from lmc_verify.searches import SearchRecord
 
 __all__ = ["APPLICATION_ID", "REPLICATE", "SCHEMA_VERSION", "NotRun", "Records", "Run", "Trial", "repeated_case"]
 
 APPLICATION_ID = 0x4C4D4356
 """Marks a SQLite file as records of this package ("LMCV")."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the tables, kept in the file's ``user_version``."""
 REPLICATE = "replicate"
 """Key of a case that numbers its repetition; a case without it is repetition 0."""
@@ -39,6 +41,39 @@ _MAGIC = b"SQLite format 3\x00"
 _KINDS = ("claim", "control")
 _BUSY_SECONDS = 30.0
 
+
+def _append_only(table: str, *unique: str) -> tuple[str, ...]:
+    """Return the triggers that keep what a table holds; `unique` names the columns that tell its rows apart."""
+    triggers = [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, 'append-only: {table} cannot be changed'); END"
+        for verb in ("UPDATE", "DELETE")
+    ]
+    if unique:
+        # REPLACE deletes without firing the DELETE trigger unless the connection asks for it.
+        same = " AND ".join(f"{column} = NEW.{column}" for column in unique)
+        triggers.append(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id OR ({same})) "
+            f"BEGIN SELECT RAISE(ABORT, 'append-only: this entry of {table} is already recorded'); END"
+        )
+    return tuple(triggers)
+
+
+_SEARCHES = (
+    """CREATE TABLE searches (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        key TEXT NOT NULL,
+        claim TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        document TEXT NOT NULL,
+        recorded TEXT NOT NULL,
+        UNIQUE (run_id, key)
+    )""",
+    "CREATE INDEX searches_by_key ON searches (key)",
+    *_append_only("searches", "run_id", "key"),
+)
 _SCHEMA = (
     """CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -69,16 +104,9 @@ _SCHEMA = (
         planned_case TEXT NOT NULL,
         reason TEXT NOT NULL
     )""",
-    *(
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, 'append-only: {table} cannot be changed'); END"
-        for table in ("trials", "not_run")
-        for verb in ("UPDATE", "DELETE")
-    ),
-    # REPLACE deletes without firing the DELETE trigger unless the connection asks for it.
-    """CREATE TRIGGER trials_no_replace BEFORE INSERT ON trials
-        WHEN EXISTS (SELECT 1 FROM trials WHERE id = NEW.id OR (run_id = NEW.run_id AND key = NEW.key))
-        BEGIN SELECT RAISE(ABORT, 'append-only: this trial is already recorded'); END""",
+    *_append_only("trials", "run_id", "key"),
+    *_append_only("not_run"),
+    *_SEARCHES,
     """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
         BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
     """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
@@ -271,7 +299,7 @@ class Records:
 
     def start_run(self, suite: str, title: str, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> int:
         """Record that a run begins and return its number."""
-        values = (suite, title, _encode(settings), _encode(environment), _now())
+        values = (suite, title, encode(settings), encode(environment), _now())
         with self._transaction():
             cursor = self._connection.execute(
                 "INSERT INTO runs (suite, title, settings, environment, started) VALUES (?, ?, ?, ?, ?)",
@@ -288,7 +316,7 @@ class Records:
         """
         verdict = trial.verdict
         values = (run_id, trial.key, trial.kind, verdict.claim, verdict.outcome.value)
-        document = _encode(trial.to_dict())
+        document = encode(trial.to_dict())
         with self._transaction():
             self._require_running(run_id)
             self._connection.execute(
@@ -297,9 +325,24 @@ class Records:
                 (*values, document, _now()),
             )
 
+    def add_search(self, run_id: int, search: SearchRecord) -> None:
+        """Append a search for a counterexample to a run, in one transaction.
+
+        Raises:
+            RecordsError: the run is unknown or finished, or already holds a search with this key.
+        """
+        values = (run_id, search.key, search.claim, search.outcome, encode(search.to_dict()), _now())
+        with self._transaction():
+            self._require_running(run_id)
+            self._migrate()
+            self._connection.execute(
+                "INSERT INTO searches (run_id, key, claim, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
     def not_run(self, run_id: int, claim: str, case: Mapping[str, Any], reason: str) -> None:
         """Record a case that was planned and not run, with the reason (such as a data set that is absent)."""
-        document = _encode(case)
+        document = encode(case)
         with self._transaction():
             self._require_running(run_id)
             self._connection.execute(
@@ -346,6 +389,17 @@ class Records:
             for (text,) in self._rows("SELECT document FROM trials WHERE run_id = ? ORDER BY id", (run_id,))
         ]
 
+    def searches(self, run_id: int) -> list[SearchRecord]:
+        """Return the searches for counterexamples of a run in the order in which they were added."""
+        self.run(run_id)
+        return [self._search(text) for text in self._search_documents("run_id = ? ORDER BY id", run_id)]
+
+    def find_search(self, key: str) -> SearchRecord | None:
+        """Return the newest search with this key that did not crash, from any run; None if there is none."""
+        wanted = "key = ? AND outcome <> 'error' ORDER BY id DESC LIMIT 1"
+        found = self._search_documents(wanted, key)
+        return self._search(found[0]) if found else None
+
     def planned_not_run(self, run_id: int) -> list[NotRun]:
         """Return what a run planned and did not run, in the order in which it was recorded."""
         self.run(run_id)
@@ -390,11 +444,24 @@ class Records:
             self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _migrate(self) -> None:
+        """Bring the tables of version 1 to this version, inside the transaction of the entry that needs it."""
+        if self._pragma("user_version") < 2:
+            for statement in _SEARCHES:
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _search_documents(self, condition: str, value: int | str) -> list[str]:
+        if self._rows("PRAGMA user_version")[0][0] < 2:
+            return []
+        return [text for (text,) in self._rows(f"SELECT document FROM searches WHERE {condition}", (value,))]
+
     def _check(self) -> None:
         _refuse_identity(self.path, self._pragma("application_id"), self._pragma("user_version"))
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
-        if found == "ok" and not {"runs", "trials", "not_run"} <= tables:
+        needed = {"runs", "trials", "not_run"} | ({"searches"} if self._pragma("user_version") >= 2 else set())
+        if found == "ok" and not needed <= tables:
             found = "its tables are missing"
         if found != "ok":
             raise _damaged(self.path, found)
@@ -408,7 +475,7 @@ class Records:
 
     def _decode(self, text: str) -> Any:
         try:
-            return _decode(text)
+            return decode(text)
         except ValueError as error:
             raise _damaged(self.path, f"a stored value is not JSON ({error})") from error
 
@@ -417,6 +484,12 @@ class Records:
             return Trial.from_dict(self._decode(text))
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(self.path, f"a stored trial cannot be read ({error})") from error
+
+    def _search(self, text: str) -> SearchRecord:
+        try:
+            return SearchRecord.from_dict(self._decode(text))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(self.path, f"a stored search cannot be read ({error})") from error
 
     def _require_running(self, run_id: int) -> None:
         run = self.run(run_id)
@@ -464,7 +537,7 @@ def repeated_case(verdict: Verdict) -> str:
     The hashes include the version of the code, so evidence of different code is never added up.
     """
     case = {key: value for key, value in verdict.case.items() if key != REPLICATE}
-    parts = _plain([verdict.claim, case, verdict.hashes])
+    parts = plain([verdict.claim, case, verdict.hashes])
     return json.dumps(parts, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
@@ -477,7 +550,7 @@ _RUN_COLUMNS = "id, suite, title, settings, environment, started, finished, stat
 
 def _run(row: tuple[Any, ...]) -> Run:
     number, suite, title, settings, environment, started, finished, status = row
-    return Run(number, suite, title, _decode(settings), _decode(environment), started, finished, status)
+    return Run(number, suite, title, decode(settings), decode(environment), started, finished, status)
 
 
 def _now() -> str:
@@ -536,33 +609,3 @@ def _unwritable(path: Path, error: sqlite3.Error) -> OutputError:
         f"cannot use the records {path}: {error}; "
         "check that its folder exists, is writable and has space, and that no other process holds the file"
     )
-
-
-# --- JSON with floats that are not finite ---
-
-
-def _encode(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-
-
-def _decode(text: str) -> Any:
-    return json.loads(text, object_hook=_untag)
-
-
-def _plain(value: Any) -> Any:
-    """Turn mappings, sequences and scalars (also NumPy's and torch's) into what JSON holds."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(float(value))}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
-
-
-def _untag(item: dict[str, Any]) -> Any:
-    return float(item["$float"]) if item.get("$float") in ("nan", "inf", "-inf") else item

@@ -74,6 +74,7 @@ class ModelSettings(_Settings):
     layers: int = Field(3, ge=1, le=64)
     width: int = Field(16, ge=1)
     activation_cut: Literal["pre", "post"] = "pre"
+    activation: Literal["relu", "tanh", "softplus"] = "relu"
     encoder: bool = False
     head: bool = False
     norm: Literal["layer"] | None = None
@@ -116,13 +117,15 @@ class TrainingSettings(_Settings):
         step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
         steps: steps of a run, where a claim does not take `lengths`.
         lengths: numbers of steps N, ascending, where a rate in N is claimed.
+        repeats: independent runs of each length that one seed averages.
         beta_schedule: whether a run of N steps keeps the estimator's beta or uses ``beta N^(-2/3)``, where a claim
             leaves the choice.
     """
 
-    step_size: float = Field(0.25, gt=0)
+    step_size: float = Field(0.02, gt=0)
     steps: int = Field(60, ge=1)
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    repeats: int = Field(1, ge=1)
     beta_schedule: Literal["constant", "decaying"] = "constant"
 
     @field_validator("lengths")

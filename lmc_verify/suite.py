@@ -16,19 +16,28 @@ and every combination becomes a planned trial with an expected outcome.
     estimator = ["backward-sgd", { name = "lmc", beta = 0.4 }]
     design = { parts = 10, per_batch = 2 }
     expect = { backward-sgd = "EXACT", lmc = "REFUTED" }
+
+A `[[counterexample]]` table asks for the smallest graph on which a claim is refuted, for each of its estimators; where
+there should be none, ``expect = "none"``.
+
+.. code-block:: toml
+
+    [[counterexample]]
+    claim = "theorem-1/unbiased"
+    estimator = ["gas", "fm"]
+    max_nodes = 4
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,9 +45,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmc_verify.case import build_estimator, check_dataset
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
+from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.searches import Expected, PlannedSearch
 from lmc_verify.settings import (
     CaseSettings,
     DatasetSettings,
@@ -52,6 +63,8 @@ from lmc_verify.statistics.ledger import ErrorLedger
 
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
 
+_Table = TypeVar("_Table")
+_Item = TypeVar("_Item", "Planned", PlannedSearch)
 OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
 
 
@@ -74,6 +87,22 @@ class Check(BaseModel):
     """Whether the data set may be absent; its trials are then reported as not run, with the reason."""
 
 
+class CounterexampleTable(BaseModel):
+    """One `[[counterexample]]` table. Estimator, model, design and histories may be one value or a list of values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim: str | list[str]
+    estimator: str | dict[str, Any] | list[str | dict[str, Any]]
+    model: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    """Settings that every case of the search has; those that are not given are drawn. So too of the design."""
+    design: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    histories: str | list[str] = "exact"
+    max_nodes: int = 6
+    examples: int = 200
+    expect: Expected = "found"
+
+
 class Suite(BaseModel):
     """A suite file."""
 
@@ -88,6 +117,7 @@ class Suite(BaseModel):
     controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
     """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
+    counterexample: list[CounterexampleTable] = Field(default_factory=list)
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every trial of the suite, claims first, in the order of the file.
@@ -100,22 +130,38 @@ class Suite(BaseModel):
         Raises:
             InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a repeated trial.
         """
-        planned: dict[str, Planned] = {}
-        for number, check in enumerate(self.check, start=1):
-            try:
-                for trial in _expand(check, self.seed):
-                    if trial.key in planned:
-                        raise InvalidInputError(f"the trial {trial.label} is planned twice; remove one of them")
-                    planned[trial.key] = trial
-            except (ValidationError, InvalidInputError) as error:
-                message = _readable(error) if isinstance(error, ValidationError) else str(error)
-                raise InvalidInputError(f"suite {self.name!r}, [[check]] number {number}: {message}") from error
-        planned = {trial.key: trial for trial in _with_shares(list(planned.values()), self.alpha_total, replicate)}
+        checks = self._expanded("check", self.check, lambda check: _expand(check, self.seed))
+        planned = {trial.key: trial for trial in _with_shares(checks, self.alpha_total, replicate)}
         for control in self._controls():
             trial = Planned(
                 "control", control.claim, control.broken or control.sound, control.expected, control=control
             )
             planned[trial.key] = trial
+        return list(planned.values())
+
+    def searches(self) -> list[PlannedSearch]:
+        """Return every search for a counterexample, in the order of the file.
+
+        Raises:
+            InvalidInputError: an unknown name or setting, a claim that enumeration does not decide, or a search twice.
+        """
+        return self._expanded("counterexample", self.counterexample, lambda table: _expand_searches(table, self.seed))
+
+    def _expanded(
+        self, kind: str, tables: Iterable[_Table], expand: Callable[[_Table], Iterator[_Item]]
+    ) -> list[_Item]:
+        """Expand every table, each item once; errors name the table."""
+        planned: dict[str, _Item] = {}
+        for number, table in enumerate(tables, start=1):
+            try:
+                for item in expand(table):
+                    if item.key in planned:
+                        what = "trial" if kind == "check" else "search"
+                        raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
+                    planned[item.key] = item
+            except (ValidationError, InvalidInputError) as error:
+                message = _readable(error) if isinstance(error, ValidationError) else str(error)
+                raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {message}") from error
         return list(planned.values())
 
     def _controls(self) -> list[Control]:
@@ -267,6 +313,21 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         yield Planned("claim", claim, settings, Outcome(expected), check.optional)
 
 
+def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[PlannedSearch]:
+    axes = (
+        [find_claim(claim).id for claim in _list(table.claim)],
+        [ModelSettings.model_validate(item) for item in _list(table.model)],
+        [DesignSettings.model_validate(item) for item in _list(table.design)],
+        _list(table.histories),
+        [EstimatorSettings.model_validate(_named(item)) for item in _list(table.estimator)],
+    )
+    for claim, model, design, histories, estimator in product(*axes):
+        settings = CaseSettings(estimator=estimator, model=model, design=design, histories=histories, seed=suite_seed)
+        search = PlannedSearch(claim, settings, table.expect, table.max_nodes, table.examples)
+        search.validate()
+        yield search
+
+
 def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Planned]:
     """Give statistical checks their share of the total error probability, and the number of the repetition."""
     names = {trial.key: f"{number}. {trial.label}" for number, trial in enumerate(trials) if trial.statistical}
@@ -299,18 +360,8 @@ def reproduction_command(claim: str, settings: CaseSettings) -> str:
             named = part in ("dataset", "estimator")
             if (named and key == "name") or (not named and default[part].get(key) == value):
                 continue
-            words += ["--set", f"{part}.{key}={_toml(value)}"]
+            words += ["--set", f"{part}.{key}={toml_value(value)}"]
     for key in ("histories", "seed"):
         if values[key] != default[key]:
             words += [f"--{key}", str(values[key])]
     return shlex.join(words)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):  # JSON escapes what TOML wants escaped, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value)

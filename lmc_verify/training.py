@@ -6,12 +6,14 @@ copy, so that the caller's parameters stay as they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from lmc_verify.batches import Batch, BatchDesign
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.problem import Gradient, Problem, gradient_sum
@@ -32,7 +34,9 @@ def conditional_bias(
 ) -> tuple[Gradient, ExactPass]:
     """Return ``E[g | histories] - grad`` at the problem's present parameters, and the exact pass there.
 
-    The expectation is over the next batch alone: the histories are those of the snapshot. Nothing is changed.
+    The expectation is over the next batch alone: the histories are those of the snapshot. Nothing is changed. An
+    estimator that holds exact values and finds them outdated would make an exact pass for every batch; it is given the
+    one at hand.
 
     Args:
         problem: the problem.
@@ -42,6 +46,8 @@ def conditional_bias(
         exact: the exact pass at the present parameters, if it is known.
     """
     exact = exact or exact_pass(problem)
+    if state.exact_for is not None and not state.is_exact_for(problem):
+        state = History.from_exact(problem, exact)
     mean = problem.zero_gradient()
     for batch, probability in batches:
         mean = gradient_sum(mean, estimator.estimate(problem, state, batch).gradient, probability)
@@ -59,6 +65,9 @@ class TrainingRun:
         generator: of the batches.
         state: histories to start from, copied; by default the estimator's own initial state.
 
+    Raises:
+        InvalidInputError: a step size that is negative or not finite; 0 holds the parameters and lets histories settle.
+
     Attributes:
         problem: the run's own problem, at the present parameters.
         state: the present histories.
@@ -75,6 +84,10 @@ class TrainingRun:
         generator: np.random.Generator,
         state: History | None = None,
     ) -> None:
+        if not 0 <= step_size < math.inf:
+            raise InvalidInputError(
+                f"step_size is {step_size}, it must be finite and not negative; choose a smaller one"
+            )
         self.problem = problem.copy()
         self.estimator, self.design, self.step_size = estimator, design, step_size
         self.state = estimator.init(self.problem) if state is None else state.clone()

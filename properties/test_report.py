@@ -718,7 +718,7 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     ]
     page = shown(built)
     assert "is at most 1e-6. " in page
-    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict by enumeration spent nothing" in page
+    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in page
     assert "controls, whose answers are known, spent 2e-8 apart from it" in page
     markdown = render_markdown(built)
     assert "| theorem-3/rate | 2 | 2e-8 | 4e-8 |" in markdown

@@ -4,6 +4,8 @@ before anything runs.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 import shlex
 from collections import Counter
@@ -23,8 +25,9 @@ from lmc_verify.datasets import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.searches import PlannedSearch
 from lmc_verify.settings import CaseSettings
-from lmc_verify.suite import Suite, load_suite, reproduction_command, suite_names, trial_key
+from lmc_verify.suite import Planned, Suite, load_suite, reproduction_command, suite_names, trial_key
 
 REPORTS = Path(__file__).parent.parent / "reports"
 
@@ -32,18 +35,27 @@ REPORTS = Path(__file__).parent.parent / "reports"
 
 
 def test_the_package_ships_its_suites() -> None:
-    assert {"smoke", "theorem-check"} <= set(suite_names())
+    assert {"family", "smoke", "theorem-check"} <= set(suite_names())
     for name in suite_names():
         assert load_suite(name).name == name
 
 
-@pytest.mark.parametrize("name", ["smoke", "theorem-check"])
+SHIPPED = sorted(suite_names())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_suite_can_be_planned(name: str) -> None:
     plan = load_suite(name).plan()
     keys = Counter(trial.key for trial in plan)
     assert max(keys.values()) == 1
     assert [trial.kind for trial in plan] == sorted((trial.kind for trial in plan), key=["claim", "control"].index)
-    assert [trial.control.name for trial in plan if trial.control is not None] == list(CONTROLS)
+    controls = [trial.control for trial in plan if trial.control is not None]
+    assert [control.name for control in controls] == [name for name in CONTROLS if CONTROLS[name] in controls]
+    assert {control.name for control in controls if control.role == "sound"} == {
+        control.name for control in CONTROLS.values() if control.role == "sound"
+    }
+    assert len(controls) == len(CONTROLS) or load_suite(name).controls is not True
+    assert len([control for control in controls if control.role == "defect"]) >= 8
     for trial in plan:
         assert find_claim(trial.claim).id == trial.claim
         assert trial.settings.estimator.name in ESTIMATORS
@@ -52,14 +64,19 @@ def test_a_shipped_suite_can_be_planned(name: str) -> None:
         assert trial.expected is not None
         assert trial.label
     assert [trial.key for trial in load_suite(name).plan()] == list(keys)
+    for search in load_suite(name).searches():
+        assert find_claim(search.claim).tier == "exact"
 
 
 def test_theorem_check_leaves_nothing_out() -> None:
     plan = [trial for trial in load_suite("theorem-check").plan() if trial.kind == "claim"]
     assert {trial.claim for trial in plan} == set(CLAIMS)
     assert {trial.settings.estimator.name for trial in plan} == set(ESTIMATORS)
+    # Full-batch descent draws no batches: it is the problem of known rate beside the others.
     unbiased = {trial.settings.estimator.name for trial in plan if trial.claim == "theorem-1/unbiased"}
-    assert unbiased == set(ESTIMATORS)
+    assert unbiased == set(ESTIMATORS) - {"full-batch"}
+    rates = {trial.settings.estimator.name for trial in plan if trial.claim == "theorem-3/rate"}
+    assert "full-batch" in rates
     assert {trial.settings.design.name for trial in plan} == {"clusters", "epoch", "fused", "nodes"}
     assert {trial.settings.model.name for trial in plan} == {"gcn", "sage", "gat"}
 
@@ -131,7 +148,23 @@ BAD: dict[str, tuple[str, str, str]] = {
     "the same trial twice": ('["lmc", "gas"]', '["lmc", "gas", "lmc"]', r"lmc on karate is planned twice"),
     "the same check twice": ('dataset = "karate"', 'dataset = ["karate", "karate"]', r"planned twice"),
     "unknown control": ("controls = false", 'controls = ["sign"]', r"'sign'"),
-    "type of controls": ("controls = false", "controls = 3", r"controls"),
+    "type of controls": ("controls = false", "controls = 1.5", r"controls"),
+    "more controls than there are": ("controls = false", "controls = 999", r"size is 999.*defects of the catalogue"),
+    "error level": ("controls = false", "alpha_total = 0.0", r"alpha_total.*greater than 0"),
+    "share of the error level": (
+        "expect",
+        "sampling = { alpha = 0.1 }\nexpect",
+        r"sampling\.alpha.*set the suite's alpha",
+    ),
+    "repetition": (
+        "expect",
+        "sampling = [{}, { replicate = 1 }]\nexpect",
+        r"sampling\.replicate.*run it with --replicate",
+    ),
+    "field of the sampling": ("expect", "sampling = { seed = 3 }\nexpect", r"seed"),
+    "draws": ("expect", "sampling = { draws = 0 }\nexpect", r"draws.*greater than or equal to 1"),
+    "field of the training": ("expect", "training = { epochs = 3 }\nexpect", r"epochs"),
+    "lengths": ("expect", "training = { lengths = [8, 4, 16] }\nexpect", r"lengths is \(8, 4, 16\).*ascending"),
     "name of the suite": ('"tiny"', '"Tiny suite/.."', r"name"),
     "no title": ('title = "Tiny"', "", r"title"),
     "check is no table": ("[[check]]", "[check]", r"check.*list"),
@@ -202,10 +235,12 @@ def case_settings(draw: st.DrawFn) -> CaseSettings:
                 "layers": draw(st.integers(1, 64)),
                 "width": draw(st.integers(1, 10**6)),
                 "activation_cut": draw(st.sampled_from(["pre", "post"])),
+                "activation": draw(st.sampled_from(["relu", "tanh", "softplus"])),
                 "encoder": draw(st.booleans()),
                 "head": draw(st.booleans()),
                 "norm": draw(st.sampled_from([None, "layer"])),
                 "residual": draw(st.booleans()),
+                "frozen": draw(st.lists(TEXTS, max_size=2)),
             },
             "design": {
                 "name": draw(st.sampled_from(["clusters", "epoch", "fused", "nodes"])),
@@ -213,6 +248,20 @@ def case_settings(draw: st.DrawFn) -> CaseSettings:
                 "parts": draw(st.integers(1, 10**6)),
                 "per_batch": draw(st.integers(1, 10**6)),
                 "seen": draw(st.lists(st.integers(0, 99), max_size=4)),
+            },
+            "sampling": {
+                "alpha": draw(st.floats(0, 0.5, exclude_min=True, exclude_max=True)),
+                "delta": draw(st.floats(0, 1e300, exclude_min=True)),
+                "draws": draw(st.integers(1, 10**9)),
+                "seeds": draw(st.none() | st.integers(1, 99)),
+                "replicate": draw(st.integers(0, 99)),
+            },
+            "training": {
+                "step_size": draw(st.floats(0, 1e300, exclude_min=True)),
+                "steps": draw(st.integers(1, 10**6)),
+                "lengths": sorted(draw(st.sets(st.integers(1, 10**6), min_size=3, max_size=5))),
+                "beta_schedule": draw(st.sampled_from(["constant", "decaying"])),
+                "repeats": draw(st.integers(1, 9)),
             },
             "histories": draw(st.sampled_from(["exact", "zero", "sweeps:0", "sweeps:12"])),
             "seed": draw(st.integers(0, 2**63)),
@@ -239,6 +288,18 @@ def parsed(command: str) -> tuple[str, CaseSettings]:
     return values["claim"], cli._case_settings(base, list(values["settings"] or []))
 
 
+def searched(command: str) -> PlannedSearch:
+    """Parse a command as the shell and `lmc-verify counterexample` would."""
+    program, name, *words = shlex.split(command)
+    assert (program, name) == ("lmc-verify", "counterexample")
+    values = typer.main.get_command(cli.app).commands[name].make_context(name, words).params
+    base = {"estimator.name": values["estimator"], "histories": values["histories"], "seed": values["seed"]}
+    chosen = cli._case_settings(base, list(values["settings"] or []))
+    return PlannedSearch(
+        values["claim"], chosen, max_nodes=values["max_nodes"], examples=values["examples"], expected="found"
+    )
+
+
 @settings(max_examples=200)
 @given(case_settings())
 def test_the_command_of_a_trial_gives_its_settings_back(case: CaseSettings) -> None:
@@ -248,7 +309,7 @@ def test_the_command_of_a_trial_gives_its_settings_back(case: CaseSettings) -> N
     assert again.canonical() == case.canonical()
 
 
-@pytest.mark.parametrize("name", ["smoke", "theorem-check"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_commands_of_the_shipped_suites_give_their_trials_back(name: str) -> None:
     for trial in load_suite(name).plan():
         if trial.kind == "claim":
@@ -256,6 +317,8 @@ def test_the_commands_of_the_shipped_suites_give_their_trials_back(name: str) ->
             assert trial_key(claim, again) == trial.key, trial.command
         else:
             assert trial.command == f"lmc-verify controls {trial.control.name if trial.control else ''}"
+    for search in load_suite(name).searches():
+        assert searched(search.command) == search
 
 
 # --- identity ------------------------------------------------------------------------------------------
@@ -267,11 +330,17 @@ OTHER: list[dict[str, Any]] = [
     {"estimator": {"name": "lmc", "beta": 0.4}},
     {"estimator": {"name": "lmc", "beta": 0.5}},
     *({"model": {key: value}} for key, value in {
-        "name": "sage", "layers": 2, "width": 17, "activation_cut": "post", "encoder": True, "head": True,
-        "norm": "layer", "residual": True,
+        "name": "sage", "layers": 2, "width": 17, "activation_cut": "post", "activation": "tanh", "encoder": True,
+        "head": True, "norm": "layer", "residual": True, "frozen": ["head"],
     }.items()),
     *({"design": {key: value}} for key, value in {
         "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],
+    }.items()),
+    *({"sampling": {key: value}} for key, value in {
+        "alpha": 1e-3, "delta": 0.2, "draws": 7, "seeds": 3, "replicate": 1,
+    }.items()),
+    *({"training": {key: value}} for key, value in {
+        "step_size": 0.5, "steps": 7, "lengths": [1, 2, 3], "beta_schedule": "decaying", "repeats": 2,
     }.items()),
     {"histories": "zero"},
     {"histories": "sweeps:1"},
@@ -286,10 +355,9 @@ def test_every_setting_is_part_of_the_identity() -> None:
     assert len(keys) == 3 * len(cases)
     changed = {name for change in OTHER for name in change}
     assert changed == set(CaseSettings.model_fields), "a setting that this test forgets"
-    model = {key for change in OTHER for key in change.get("model", {})}
-    design = {key for change in OTHER for key in change.get("design", {})}
-    assert model == set(type(CaseSettings().model).model_fields)
-    assert design == set(type(CaseSettings().design).model_fields)
+    for part in ("model", "design", "sampling", "training"):
+        varied = {key for change in OTHER for key in change.get(part, {})}
+        assert varied == set(type(getattr(CaseSettings(), part)).model_fields), part
 
 
 def test_the_code_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,3 +392,172 @@ def test_a_suite_without_controls_plans_none() -> None:
     assert Suite.model_validate(base | {"controls": False}).plan() == []
     assert len(Suite.model_validate(base).plan()) == len(CONTROLS)
     assert [t.label for t in Suite.model_validate(base | {"controls": ["sound-lmc"]}).plan()] == ["control sound-lmc"]
+
+
+def test_a_number_of_controls_is_a_seeded_subset() -> None:
+    def names(seed: int, size: int) -> list[str]:
+        values = {"name": "a", "title": "A", "seed": seed, "controls": size}
+        return [trial.control.name for trial in Suite.model_validate(values).plan() if trial.control is not None]
+
+    sound = {name for name, control in CONTROLS.items() if control.role == "sound"}
+    for size in (1, 3, len(CONTROLS) - len(sound)):
+        chosen = names(7, size)
+        assert sound <= set(chosen)
+        assert len(chosen) == len(sound) + size
+        assert chosen == [name for name in CONTROLS if name in chosen]
+        assert chosen == names(7, size)
+    assert len({tuple(names(seed, 3)) for seed in range(6)}) > 1
+
+
+# --- the error level, repetitions and training -----------------------------------------------------------
+
+MIXED: dict[str, Any] = {
+    "name": "mixed",
+    "title": "Mixed",
+    "controls": False,
+    "check": [
+        {"claim": "theorem-1/unbiased", "dataset": "karate", "estimator": ["lmc", "gas"], "expect": "EXACT"},
+        {
+            "claim": ["theorem-1/unbiased-sampled", "e5/floor-in-step-size"],
+            "dataset": "karate",
+            "estimator": ["lmc", "gas", "fm"],
+            "sampling": [{}, {"delta": 0.3, "draws": 50}],
+            "training": {"step_size": 0.125, "steps": 9},
+            "expect": "SUPPORTED",
+        },
+    ],
+}
+
+
+def mixed(replicate: int = 0, **changes: Any) -> list[Planned]:
+    return Suite.model_validate(MIXED | changes).plan(replicate=replicate)
+
+
+@given(st.floats(1e-300, 0.5, exclude_max=True), st.integers(1, 2))
+def test_statistical_checks_share_the_error_level_and_exact_ones_keep_theirs(total: float, tables: int) -> None:
+    plan = mixed(alpha_total=total, check=MIXED["check"][-tables:])
+    shares = [trial.settings.sampling.alpha for trial in plan if trial.statistical]
+    assert len(shares) == 12
+    assert all(share == pytest.approx(total / 12, rel=1e-12) for share in shares)
+    assert math.fsum(shares) <= total * (1 + 1e-12)
+    exact = [trial for trial in plan if not trial.statistical]
+    assert len(exact) == (2 if tables == 2 else 0)
+    alone = Suite.model_validate(MIXED | {"check": MIXED["check"][:1]}).plan()
+    assert [trial.key for trial in exact] == [trial.key for trial in alone][: len(exact)]
+    for trial in exact:
+        assert trial.settings.sampling == CaseSettings().sampling
+
+
+def test_another_replicate_changes_the_statistical_checks_only() -> None:
+    for first, again in zip(mixed(), mixed(replicate=1), strict=True):
+        assert (first.key == again.key) is not first.statistical
+        assert again.settings.sampling.replicate == (1 if first.statistical else 0)
+        assert again.settings.sampling.alpha == first.settings.sampling.alpha
+        assert ("sampling.replicate=1" in again.command) is first.statistical
+
+
+def test_sampling_and_training_reach_the_trials() -> None:
+    plan = [trial for trial in mixed() if trial.statistical]
+    found = Counter((trial.settings.sampling.delta, trial.settings.sampling.draws) for trial in plan)
+    default = CaseSettings().sampling
+    assert found == {(default.delta, default.draws): 6, (0.3, 50): 6}
+    for trial in plan:
+        assert (trial.settings.training.step_size, trial.settings.training.steps) == (0.125, 9)
+        assert parsed(trial.command) == (trial.claim, trial.settings)
+
+
+# --- searches for counterexamples ------------------------------------------------------------------------
+
+TABLE: dict[str, Any] = {"claim": "theorem-1/unbiased", "estimator": "gas"}
+
+
+def searches(*tables: dict[str, Any], seed: int = 5) -> list[PlannedSearch]:
+    values = {"name": "tiny", "title": "Tiny", "seed": seed, "counterexample": list(tables)}
+    return Suite.model_validate(values).searches()
+
+
+def test_a_table_is_a_product_of_searches() -> None:
+    table = {
+        "claim": ["theorem-1/unbiased", "e1/equals-backward-sgd"],
+        "estimator": ["gas", {"name": "lmc", "beta": 0.5}],
+        "model": [{}, {"name": "sage", "layers": 2}],
+        "design": {"name": "clusters", "parts": 2},
+        "histories": ["exact", "zero"],
+        "max_nodes": 4,
+        "examples": 30,
+        "expect": "none",
+    }
+    planned = searches(table)
+    assert len(planned) == 16
+    for values in zip(*((search.key, search.name, search.label) for search in planned), strict=True):
+        assert len(set(values)) == 16
+    for search in planned:
+        assert (search.max_nodes, search.examples, search.expected, search.settings.seed) == (4, 30, "none", 5)
+        assert search.space.design == {"name": "clusters", "parts": 2}
+        assert re.fullmatch(r"[a-z0-9-]+", search.name)
+        assert dataclasses.replace(searched(search.command), expected="none") == search
+    assert [search.space.model for search in planned[::4]] == [{}, {"name": "sage", "layers": 2}] * 2
+
+
+def test_a_plain_search_has_a_plain_name() -> None:
+    (search,) = searches(TABLE)
+    assert search.name == "theorem-1-unbiased-gas"
+    assert search.command == "lmc-verify counterexample theorem-1/unbiased --estimator gas --seed 5"
+    assert search.expected == "found"
+    assert searches() == []
+
+
+def test_the_identity_of_a_search_has_every_setting_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [
+        TABLE | change
+        for change in (
+            {},
+            {"claim": "e1/equals-backward-sgd"},
+            {"estimator": "fm"},
+            {"estimator": {"name": "gas", "normaliser": "node-count"}},
+            {"model": {"layers": 3}},  # the value of a case that is not given, which a search draws
+            {"design": {"name": "clusters"}},
+            {"histories": "zero"},
+            {"max_nodes": 5},
+            {"examples": 199},
+        )
+    ]
+    planned = searches(*others)
+    keys = {search.key for search in planned}
+    assert len(keys) == len({search.name for search in planned}) == len(others)
+    assert keys.isdisjoint(search.key for search in searches(*others, seed=6))
+    monkeypatch.setattr("lmc_verify.searches.code_fingerprint", lambda: "0.0.0+other")
+    assert keys.isdisjoint(search.key for search in searches(*others))
+    # What is expected is the suite's to say, and no part of it.
+    assert searches(TABLE)[0].key == searches(TABLE | {"expect": "none"})[0].key
+
+
+BAD_TABLES: dict[str, tuple[dict[str, Any], str]] = {
+    "claim": ({"claim": "theorem-1/unbaised"}, r"'theorem-1/unbaised'.*'theorem-1/unbiased'"),
+    "tier": ({"claim": "theorem-1/unbiased-sampled"}, r"tier 'test'.*decided by enumeration"),
+    "estimator": ({"estimator": "gaz"}, r"'gaz'.*'gas'"),
+    "estimator setting": ({"estimator": {"name": "gas", "beta": 1}}, r"'beta'"),
+    "model": ({"model": {"name": "gnc"}}, r"'gnc'.*'gcn'"),
+    "model value": ({"model": {"layers": 0}}, r"layers.*greater than or equal to 1"),
+    "frozen": ({"model": {"frozen": ["head"]}}, r"model\.frozen cannot be set in a search"),
+    "partition": ({"design": {"partition": "metis"}}, r"design\.partition cannot be set in a search"),
+    "histories": ({"histories": "old"}, r"'old'.*'exact', 'zero'"),
+    "sweeps": ({"histories": "sweeps:1", "design": {"name": "nodes"}}, r"sweeps need a design over clusters"),
+    "nodes": ({"max_nodes": 13}, r"max_nodes is 13.*1 \.\.\. 12"),
+    "examples": ({"examples": 0}, r"examples is 0"),
+    "expectation": ({"expect": "REFUTED"}, r"(?s)expect.*'found' or 'none'"),
+    "field": ({"dataset": "karate"}, r"dataset"),
+    "twice": (
+        {"estimator": ["gas", "gas"]},
+        r"the search counterexample to theorem-1/unbiased for gas is planned twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TABLES)
+def test_a_search_that_cannot_be_made_is_refused(what: str) -> None:
+    change, message = BAD_TABLES[what]
+    with pytest.raises(ValueError, match=message) as caught:
+        searches({"claim": "e1/equals-backward-sgd", "estimator": "fm"}, TABLE | change)
+    if isinstance(caught.value, InvalidInputError):
+        assert str(caught.value).startswith("suite 'tiny', [[counterexample]] number 2: ")

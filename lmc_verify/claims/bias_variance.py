@@ -13,10 +13,10 @@ from lmc_verify.case import Case
 from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.compensation import SOURCE
 from lmc_verify.claims.expectation import Expectation
-from lmc_verify.claims.residuals import UNIT, flatten, norm_by_layer, unflatten
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, flatten, norm_by_layer, unflatten
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.estimators import BackwardSGD, Held
+from lmc_verify.estimators import BackwardSGD, Held, History
 from lmc_verify.problem import Gradient, gradient_sum
 from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
@@ -43,8 +43,7 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
     total = len(parts)
     if total == taken:
         return dict.fromkeys(norm_by_layer(case.problem, case.exact.gradient), 0.0)
-    reference = BackwardSGD()
-    state = reference.init(case.problem)
+    reference, state = BackwardSGD(), History.from_exact(case.problem, case.exact)
     sums = [reference.estimate(case.problem, state, Batch.of(part, 1.0)).gradient for part in parts]
     mean = case.problem.zero_gradient()
     for part in sums:
@@ -116,7 +115,7 @@ def check(case: Case) -> Verdict:
         Outcome.REFUTED
         if "refuted" in decisions
         else Outcome.INCONCLUSIVE
-        if "inconclusive" in decisions or not rounding * conditioning <= 1e-8
+        if "inconclusive" in decisions or not rounding * conditioning <= RESOLUTION_LIMIT
         else Outcome.EXACT
     )
     total = {
@@ -156,21 +155,21 @@ def check(case: Case) -> Verdict:
     )
 
 
-def _identity(name: str, left: float, right: float, unit: float, rounding: float) -> Evidence:
-    """Return the difference of two squares in units of the larger side; both are sums of squares, so nothing cancels.
+_SQUARES = "mean square + squared norm of the layer's exact gradient"
 
-    Where they are tiny beside the gradient, the estimates' own rounding (in units of the gradient) decides.
+
+def _identity(name: str, left: float, right: float, unit: float, rounding: float) -> Evidence:
+    """Return the difference of two mean squares, in units of the larger one plus the squared gradient norm `unit`.
+
+    Both are sums of squares, so nothing cancels in them. The estimates behind them are off by `rounding`, in units of
+    the gradient or of the estimates: a square s by ``2 sqrt(s) rounding sqrt(s + unit)`` and the square of that.
     """
     size = max(left, right)
-    if size == 0:
-        return Evidence(name, 0.0, rounding, unit="relative", group="identities")
-    return Evidence(
-        name,
-        abs(left - right) / size,
-        8 * rounding * (1 + math.sqrt(unit / size) + rounding * unit / size),
-        unit="relative",
-        group="identities",
-    )
+    scale = size + unit
+    if scale == 0:
+        return Evidence(name, 0.0, rounding, unit=_SQUARES, group="identities")
+    tolerance = 8 * rounding * (math.sqrt(size / scale) + rounding)
+    return Evidence(name, abs(left - right) / scale, tolerance, unit=_SQUARES, group="identities")
 
 
 def _by_layer(norms: Mapping[str, float], values: Mapping[str, float], group: str) -> list[Evidence]:

@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lmc_verify.batches import Batch
 from lmc_verify.case import Case
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held
+from lmc_verify.models import active_dropout
 
 __all__ = ["Expectation", "HaloView", "expect_from_halo", "frozen_sweeps", "halo_view", "trains_encoder"]
 
@@ -31,8 +34,8 @@ class HaloView:
         exists: some batch has a halo.
         lacks_source: some halo row has a source outside the local set: its fresh embedding is incomplete.
         lacks_destination: some halo row has a destination outside: its fresh auxiliary variable is incomplete.
-        carries_signal: some halo row that a batch row sends to has an auxiliary variable other than zero in a layer
-            whose messages are needed below.
+        carries_signal: for every trained part below the last layer, some batch would lose a part of its gradient if
+            the messages that the halo sends back to it were dropped. Dead activations on the way can stop them all.
     """
 
     exists: bool = False
@@ -55,16 +58,75 @@ def frozen_sweeps(case: Case) -> int:
     return 2 * case.problem.num_layers - (0 if trains_encoder(case) else 1)
 
 
+class _LostMessages:
+    """What parameter gradients lose, at exact values, where the halo sends nothing back.
+
+    The messages ``sum over halo rows i of (d h_i^l / d h_j^{l-1})^T V_i^l`` to batch rows j are followed through the
+    activations' slopes into the parameters of the part below layer l.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case, self._problem = case, case.problem
+        self._units = norm_by_layer(case.problem, case.exact.gradient)
+        self._tapes: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        layers = range(1 if trains_encoder(case) else 2, case.problem.num_layers + 1)
+        dropping = active_dropout(case.problem.model) is not None  # layers are then random: there are no exact values
+        self._unseen = set() if dropping else {layer for layer in layers if self._below(layer)}
+        self._some = bool(self._unseen)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every trained part below the last layer has been seen to lose something."""
+        return self._some and not self._unseen
+
+    def look(self, inside: Tensor, halo: Tensor) -> None:
+        """Look at one batch, given as masks of its rows and of its halo's [n]."""
+        source, destination = self._case.graph.edge_index
+        receivers = inside[source] & halo[destination]
+        if self._unseen and bool(receivers.any()):
+            self._unseen -= {layer for layer in self._unseen if self._loses(layer, inside, halo)}
+
+    def _below(self, layer: int) -> dict[str, torch.nn.Parameter]:
+        model = self._problem.model
+        return self._problem.parameters_of(model.layer(layer - 1) if layer > 1 else model.encoder)
+
+    def _rows(self, layer: int, h: Tensor) -> Tensor:
+        part, exact = self._problem.model.layer(layer), self._case.exact
+        return part(h, h, exact.embeddings[0], self._case.graph.operator(part.operator))  # type: ignore[no-any-return]
+
+    def _loses(self, layer: int, inside: Tensor, halo: Tensor) -> bool:
+        exact = self._case.exact
+        if layer not in self._tapes:
+            h = exact.embeddings[layer - 1].detach().requires_grad_()
+            with torch.enable_grad():
+                below = (
+                    self._rows(layer - 1, exact.embeddings[layer - 2])
+                    if layer > 1
+                    else self._problem.model.encode(self._case.graph.x)
+                )
+                self._tapes[layer] = (h, self._rows(layer, h), below)
+        h, rows, below = self._tapes[layer]
+        (messages,) = torch.autograd.grad(rows, h, exact.auxiliary[layer] * halo[:, None], retain_graph=True)
+        parameters = self._below(layer)
+        lost = torch.autograd.grad(
+            below,
+            list(parameters.values()),
+            messages * inside[:, None],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        named = dict(zip(parameters, lost, strict=True))
+        return any(
+            norm > RESOLUTION_LIMIT * self._units[part] for part, norm in norm_by_layer(self._problem, named).items()
+        )
+
+
 def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
     """Look at the halos of some batches."""
-    graph = case.graph
+    graph, lost = case.graph, _LostMessages(case)
     source, destination = graph.edge_index
-    lowest = 1 if trains_encoder(case) else 2
-    signal = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
-    for layer, value in case.exact.auxiliary.items():
-        if layer >= lowest:
-            signal |= (value != 0).any(dim=1)
-    exists = lacks_source = lacks_destination = carries = False
+    exists = lacks_source = lacks_destination = False
     for batch in batches:
         inside, halo = (torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device) for _ in range(2))
         nodes = batch.nodes.to(graph.device)
@@ -74,18 +136,19 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
         exists |= bool(halo.any())
         lacks_source |= bool((halo[destination] & outside[source]).any())
         lacks_destination |= bool((halo[source] & outside[destination]).any())
-        carries |= bool((inside[source] & halo[destination] & signal[destination]).any())
-        if exists and lacks_source and lacks_destination and carries:
+        lost.look(inside, halo)
+        if exists and lacks_source and lacks_destination and lost.everywhere:
             break
-    return HaloView(exists, lacks_source, lacks_destination, carries)
+    return HaloView(exists, lacks_source, lacks_destination, lost.everywhere)
 
 
-def expect_from_halo(case: Case, batches: Iterable[Batch], *, histories: str) -> Expectation:
+def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: str) -> Expectation:
     """Return whether the estimates equal Backward SGD's on the batches, by what is put at the halo.
 
     Args:
         case: the case.
-        batches: the batches that are looked at.
+        batches: the batches that are looked at; None where they are too many: then halos are taken to exist and to
+            lack what they can lack, and nothing but "exact" is expected.
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
     """
     exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
@@ -96,10 +159,12 @@ def expect_from_halo(case: Case, batches: Iterable[Batch], *, histories: str) ->
     policies, layers = case.estimator.policies, case.problem.num_layers
     if isinstance(policies.forward, Held):
         return exact
-    view = halo_view(case, batches)
+    view = halo_view(case, batches) if batches is not None else HaloView(True, True, True, False)
     if not view.exists:
         return Expectation(Outcome.EXACT, "no message crosses a batch's border")
     if isinstance(policies.forward, Cut):
+        if batches is None:
+            return Expectation(None, "edges that leave a batch are cut, if there are any")
         return Expectation(Outcome.REFUTED, "edges that leave the batch are cut")
     encoder = trains_encoder(case)
     if layers == 1 and not encoder:  # inputs are exact, and no halo message is needed backward

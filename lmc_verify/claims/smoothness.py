@@ -65,6 +65,8 @@ def check(case: Case) -> Verdict:
     for step in range(training.steps + 1):
         norms.exact(exact)
         norms.state(run.state)
+        if not math.isfinite(norms.constant):  # diverged: operator norms of such weights do not exist
+            break
         if step in marks:
             for found in lipschitz_upper(run.problem):
                 before = upper.get(found.layer, 0.0)
@@ -86,13 +88,15 @@ def check(case: Case) -> Verdict:
         outcome = Outcome.REFUTED
     else:
         outcome = Outcome.SUPPORTED if smooth.smooth else Outcome.INCONCLUSIVE
-    worst = max(lower.values())
-    known = [value for value in upper.values() if value is not None]
-    above = f"at most {max(known):.3g}" if len(known) == len(upper) else "without a proven upper bound"
     parts = [
-        f"layers have Lipschitz constants of at least {worst:.3g}, {above}",
-        f"norms are at most {norms.constant:.3g} along {training.steps} steps" if finite else "a norm is infinite",
+        f"norms are at most {norms.constant:.3g} along {training.steps:,} steps"
+        if finite
+        else "(A3) fails: a norm is infinite, the run has diverged"
     ]
+    if lower:
+        known = [value for value in upper.values() if value is not None]
+        above = f"at most {max(known):.3g}" if len(known) == len(upper) else "without a proven upper bound"
+        parts.insert(0, f"layers have Lipschitz constants of at least {max(lower.values()):.3g}, {above}")
     if crossed:
         parts.insert(0, f"(A2) fails: {crossed:,} of {inputs:,} ReLU inputs change sign from one step to the next")
     elif not smooth.smooth:

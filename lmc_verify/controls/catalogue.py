@@ -14,7 +14,15 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.graph import Graph
 from lmc_verify.seeds import generator
-from lmc_verify.settings import CaseSettings, DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings
+from lmc_verify.settings import (
+    CaseSettings,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    SamplingSettings,
+    TrainingSettings,
+)
 
 __all__ = ["CONTROLS", "find_control", "seeded_subset"]
 
@@ -71,18 +79,38 @@ def _case(
     )
 
 
-_BACKWARD, _LMC, _GAS, _WARM = (
+_LARGE = DesignSettings(partition="random", parts=12, per_batch=4)
+_DRAWS = SamplingSettings(alpha=1e-6, draws=300)
+_RUNS = CaseSettings(
+    dataset=DatasetSettings(name="karate"),
+    model=ModelSettings(layers=2, width=6),
+    design=DesignSettings(parts=4, per_batch=2),
+    estimator=EstimatorSettings(name="lmc"),
+    sampling=SamplingSettings(alpha=2.0**-5, seeds=6),
+    training=TrainingSettings(step_size=0.01),
+)
+
+
+def _drawn(case: CaseSettings, **changes: Any) -> CaseSettings:
+    return case.model_copy(update={"sampling": _DRAWS, **changes})
+
+
+_FULL, _BACKWARD, _LMC, _GAS, _WARM = (
+    _case("full-batch"),
     _case("backward-sgd"),
     _case("lmc"),
     _case("gas"),
     _case("lmc", histories="sweeps:4"),
 )
-_UNBIASED, _EQUAL, _FROZEN, _PATTERN, _REDUCES = (
+_UNBIASED, _SAMPLED, _EQUAL, _FROZEN, _CONTRACTS, _PATTERN, _REDUCES, _SPREAD = (
     "theorem-1/unbiased",
+    "theorem-1/unbiased-sampled",
     "e1/equals-backward-sgd",
     "e2/exact-when-frozen",
+    "e3/contraction",
     "e6/bias-per-layer",
     "e7/reductions",
+    "e8/bias-and-variance",
 )
 
 
@@ -126,6 +154,9 @@ _SOUND = (
     ),
     _sound("sound-bias-per-layer", "GAS with exact histories: only the last layer is unbiased", _PATTERN, _GAS),
     _sound("sound-no-cut-edges", "Cluster-GCN where no edge leaves a batch", _REDUCES, _case("cluster-gcn")),
+    _sound("sound-contraction", "LMC's first history contracts by 1 - c/b", _CONTRACTS, _LMC),
+    _sound("sound-bias-and-variance", "Backward SGD's variance has its closed form", _SPREAD, _BACKWARD),
+    _sound("sound-census", "the full batch's gradient against Backward SGD's on all batches", _SAMPLED, _drawn(_FULL)),
 )
 
 _WEIGHTS = (
@@ -351,7 +382,56 @@ _ARITHMETIC = (
     ),
 )
 
+# The same tests as for claims that cannot be enumerated, on cases that can be: the effect is known exactly. Batches of
+# the small design are drawn without replacement, those of the large one (495 batches, 300 draws) independently.
+
+_STATISTICAL = (
+    _setting(
+        "backward-halo-dropped-drawn",
+        "no message from the halo in the backward pass, on drawn batches",
+        _SAMPLED,
+        _drawn(_LMC, design=_LARGE),
+        _drawn(_case("lmc-forward-only"), design=_LARGE),
+    ),
+    _computed(
+        "sign-of-one-layer-drawn",
+        "the first layer's gradient negated, on drawn batches",
+        _SAMPLED,
+        _drawn(_BACKWARD, design=_LARGE),
+        gradient=defects.scaled("layer 1", -1.0),
+    ),
+    _computed(
+        "halo-leak-census",
+        "halo rows enter the bias gradients, on all batches in random order",
+        _SAMPLED,
+        _drawn(_LMC),
+        gradient=defects.halo_leak(lambda name: name.endswith("bias")),
+    ),
+    _computed(
+        "history-row-forgotten",
+        "the last batch row never written to the histories",
+        _CONTRACTS,
+        _LMC,
+        write=defects.last_row_not_written,
+    ),
+    _computed(
+        "weights-not-scaled",
+        "weights of one where 1 / pi is due",
+        _SPREAD,
+        _BACKWARD,
+        gradient=defects.unweighted,
+    ),
+    _computed(
+        "histories-never-written",
+        "the histories stay zero along training",
+        "e5/floor-in-step-size",
+        _RUNS,
+        write=defects.nothing_written,
+    ),
+)
+
 CONTROLS: dict[str, Control] = {
-    control.name: control for control in (*_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC)
+    control.name: control
+    for control in (*_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC, *_STATISTICAL)
 }
 """Every control by name: the sound ones first."""

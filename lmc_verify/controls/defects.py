@@ -28,14 +28,17 @@ __all__ = [
     "in_neighbours_only",
     "last_bias_missing",
     "last_row_forgotten",
+    "last_row_not_written",
     "mask_shifted",
     "negated_auxiliary",
+    "nothing_written",
     "on_graph",
     "one_step_behind",
     "rounded",
     "rows_misplaced",
     "scaled",
     "skipped_if_unlabelled",
+    "unweighted",
     "without_self_loops",
 ]
 
@@ -166,6 +169,16 @@ def auxiliary_in_batch_units(write: HistoryWrite, batch: Batch) -> HistoryWrite:
     return dataclasses.replace(write, values=write.values / float(batch.inclusion[0]))
 
 
+def last_row_not_written(write: HistoryWrite, batch: Batch) -> HistoryWrite:
+    """Leave the last row of a write out."""
+    return dataclasses.replace(write, nodes=write.nodes[:-1], values=write.values[:-1])
+
+
+def nothing_written(write: HistoryWrite, batch: Batch) -> HistoryWrite:
+    """Leave every row of a write out."""
+    return dataclasses.replace(write, nodes=write.nodes[:0], values=write.values[:0])
+
+
 # ------------------------------------------------------------------------------------------------ the gradient
 
 
@@ -205,6 +218,11 @@ def rounded(dtype: torch.dtype, part: str | None = None) -> OnGradient:
         }
 
     return change
+
+
+def unweighted(gradient: Gradient, inputs: Inputs) -> Gradient:
+    """Take the weights 1 / pi out again (equal for all rows of a batch of clusters)."""
+    return {name: value * float(inputs.batch.inclusion[0]) for name, value in gradient.items()}
 
 
 def last_bias_missing(gradient: Gradient, inputs: Inputs) -> Gradient:

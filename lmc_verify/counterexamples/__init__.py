@@ -10,7 +10,7 @@ Example:
 
 from lmc_verify.counterexamples.drawing import draw_counterexample, save_drawing
 from lmc_verify.counterexamples.example import Counterexample, Instance, ModelPlan
-from lmc_verify.counterexamples.search import Search, SearchSpace, find_counterexample
+from lmc_verify.counterexamples.search import Search, SearchSpace, check_search, find_counterexample
 from lmc_verify.counterexamples.storage import FORMAT_VERSION, load_counterexample, save_counterexample
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ModelPlan",
     "Search",
     "SearchSpace",
+    "check_search",
     "draw_counterexample",
     "find_counterexample",
     "load_counterexample",

@@ -6,6 +6,7 @@ the estimator's halo policies; for estimators outside the compensated family non
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from lmc_verify.problem import gradient_norm, gradient_sum
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["LostMessages", "caption", "draw_counterexample", "lost_messages", "save_drawing"]
+__all__ = ["LostMessages", "caption", "draw_counterexample", "drawing_svg", "lost_messages", "save_drawing"]
 
 Edge = tuple[int, int]
 Point = tuple[float, float]
@@ -111,8 +112,12 @@ def _share(value: float, tolerance: float | None) -> str:
     return "0 (to rounding)" if value <= max(tolerance or 0.0, 1e-12) else f"{value:.2g}"
 
 
-def draw_counterexample(example: Counterexample) -> Figure:
+def draw_counterexample(example: Counterexample, *, captioned: bool = True) -> Figure:
     """Return a figure of the graph with one batch, its halo and the messages that are lost.
+
+    Args:
+        example: the counterexample.
+        captioned: whether `caption` stands below the drawing.
 
     Raises:
         InvalidInputError: more than 12 nodes, which cannot be drawn readably.
@@ -124,8 +129,12 @@ def draw_counterexample(example: Counterexample) -> Figure:
         lost = lost_messages(example)
         groups = _groups(example)
         points = _positions(groups)
-        figure = Figure(figsize=(8.0, 6.4), facecolor=_PAPER)
-        axes = figure.add_axes((0.02, 0.19, 0.62, 0.79))
+        lines = _lines(example)
+        # In inches: room for the legend with the lines below it, and for the nodes.
+        body = max(3.6 if graph.num_nodes <= 3 else 5.2, 2.45 + 0.19 * len(lines))
+        height = body + (1.1 if captioned else 0.0)
+        figure = Figure(figsize=(8.0, height), facecolor=_PAPER)
+        axes = figure.add_axes((0.02, 1 - (body - 0.05) / height, 0.62, (body - 0.1) / height))
         axes.set_axis_off()
         axes.set_aspect("equal")
         spread_x, spread_y = (max(abs(point[axis]) for point in points) for axis in (0, 1))
@@ -134,8 +143,11 @@ def draw_counterexample(example: Counterexample) -> Figure:
         _draw_edges(axes, example, lost, points)
         _draw_nodes(axes, example, lost, groups, points)
         _legend(figure, example, lost, groups)
-        text = "\n".join(textwrap.wrap(caption(example), 108))
-        figure.text(0.03, 0.16, text, fontsize=9.5, color=_INK, va="top", linespacing=1.4)
+        text = "\n".join(lines)
+        figure.text(0.66, 1 - (body - 0.12) / height, text, fontsize=9, color=_INK, va="bottom", linespacing=1.5)
+        if captioned:
+            text = "\n".join(textwrap.wrap(caption(example), 108))
+            figure.text(0.03, 1.05 / height, text, fontsize=9.5, color=_INK, va="top", linespacing=1.4)
     return figure
 
 
@@ -158,6 +170,20 @@ def save_drawing(example: Counterexample, path: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write the drawing {file}: {error.strerror}; choose another folder") from error
     return file
+
+
+def drawing_svg(example: Counterexample, *, captioned: bool = True) -> str:
+    """Return the drawing as the text of an SVG file; the same counterexample gives the same text.
+
+    Args:
+        example: the counterexample.
+        captioned: whether `caption` stands below the drawing.
+    """
+    figure = draw_counterexample(example, captioned=captioned)
+    stream = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------- the parts
@@ -281,18 +307,21 @@ def _legend(figure: Figure, example: Counterexample, lost: LostMessages, groups:
         entries.append(Line2D([], [], linestyle="--", linewidth=2.0, color=_LOST))
         names.append("\n".join(textwrap.wrap(f"lost: {lost.what}", 30)))
     legend = figure.legend(
-        entries, names, loc="upper left", bbox_to_anchor=(0.65, 0.97), frameon=False, fontsize=9.5, labelspacing=0.9
+        entries, names, loc="upper left", bbox_to_anchor=(0.65, 0.98), frameon=False, fontsize=9.5, labelspacing=0.9
     )
     for text in legend.get_texts():
         text.set_color(_INK)
+
+
+def _lines(example: Counterexample) -> list[str]:
+    """Return the model, the histories, the design and the parameters, a line each."""
     model, settings = example.instance.model, example.instance.model.settings
-    lines = [
+    return [
         f"{model.name}, L = {settings['num_layers']}, width {settings['hidden_channels']}",
         f"histories: {example.verdict.case.get('histories', example.histories)}",
         f"{type(example.instance.design).__name__}: {len(example.batches)} batches",
         *_parameter_lines(example),
     ]
-    figure.text(0.66, 0.22, "\n".join(lines), fontsize=9, color=_INK, va="bottom", linespacing=1.5)
 
 
 def _parameter_lines(example: Counterexample) -> list[str]:

@@ -36,12 +36,13 @@ from lmc_verify.counterexamples.example import (
     measured_tensors,
 )
 from lmc_verify.counterexamples.simplify import simplify
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
+from lmc_verify.models import MODELS
 from lmc_verify.settings import CaseSettings, known_histories
 from lmc_verify.testing import graphs, partitions, seeds
 
-__all__ = ["Search", "SearchSpace", "find_counterexample"]
+__all__ = ["Search", "SearchSpace", "check_search", "find_counterexample"]
 
 _MODEL_KEYS = {"layers": "num_layers", "width": "hidden_channels"}
 """Where a setting of the command line has another name as an argument of the models."""
@@ -66,7 +67,7 @@ class SearchSpace:
             are drawn).
 
     Raises:
-        InvalidInputError: max_nodes outside 1 ... 12, or a setting that cannot be pinned.
+        InvalidInputError: max_nodes outside 1 ... 12, a setting that cannot be pinned, or an unknown model.
     """
 
     max_nodes: int = 6
@@ -86,6 +87,13 @@ class SearchSpace:
                 f"design.{bad[0]} cannot be set in a search, clusters are drawn; design.name, design.parts, "
                 "design.per_batch and design.seen can"
             )
+        if self.model.get("frozen"):
+            raise InvalidInputError(
+                "model.frozen cannot be set in a search, every parameter is trained; leave it out, or check the claim "
+                "on a data set"
+            )
+        if self.model.get("name", "gcn") not in MODELS:
+            raise UnknownNameError("model", str(self.model["name"]), MODELS)
         try:
             CaseSettings.model_validate({"model": dict(self.model), "design": dict(self.design)})
         except ValidationError as error:
@@ -149,6 +157,28 @@ class Search:
         )
 
 
+def check_search(claim_id: str, histories: str, space: SearchSpace, examples: int, seed: int) -> None:
+    """Refuse a search that cannot be made; the arguments are those of `find_counterexample`.
+
+    Raises:
+        UnknownNameError: an unknown claim.
+        InvalidInputError: a claim of another tier, or an argument that does not fit.
+    """
+    claim = find_claim(claim_id)
+    if claim.tier != "exact":
+        known = ", ".join(item.id for item in CLAIMS.values() if item.tier == "exact")
+        raise InvalidInputError(
+            f"claim {claim_id!r} is of tier {claim.tier!r}: only claims decided by enumeration have minimal "
+            f"counterexamples; these are {known}"
+        )
+    if examples < 1:
+        raise InvalidInputError(f"examples is {examples}, it must be at least 1")
+    if seed < 0:
+        raise InvalidInputError(f"seed is {seed}, it must be at least 0")
+    if known_histories(histories).startswith("sweeps:") and space.design.get("name") == "nodes":
+        raise InvalidInputError("sweeps need a design over clusters, design.name is 'nodes'; choose clusters")
+
+
 def find_counterexample(
     claim_id: str,
     estimator: Estimator,
@@ -177,19 +207,8 @@ def find_counterexample(
         InvalidInputError: a claim of another tier, or an argument that does not fit.
     """
     claim, space = find_claim(claim_id), space or SearchSpace()
-    if claim.tier != "exact":
-        known = ", ".join(item.id for item in CLAIMS.values() if item.tier == "exact")
-        raise InvalidInputError(
-            f"claim {claim_id!r} is of tier {claim.tier!r}: only claims decided by enumeration have minimal "
-            f"counterexamples; these are {known}"
-        )
-    if examples < 1:
-        raise InvalidInputError(f"examples is {examples}, it must be at least 1")
-    if seed < 0:
-        raise InvalidInputError(f"seed is {seed}, it must be at least 0")
-    needs_clusters = known_histories(histories).startswith("sweeps:")
-    if needs_clusters and space.design.get("name") == "nodes":
-        raise InvalidInputError("sweeps need a design over clusters, design.name is 'nodes'; choose clusters")
+    check_search(claim_id, histories, space, examples, seed)
+    needs_clusters = histories.startswith("sweeps:")
     cases = checks = 0
     found = False
 
@@ -291,6 +310,8 @@ def _instances(draw: st.DrawFn, space: SearchSpace, needs_clusters: bool) -> Ins
         "activation_cut": pinned.get("activation_cut", "pre"),
         "norm": pinned.get("norm"),
     }
+    if "activation" in pinned:
+        plan["activation"] = pinned["activation"]
     for flag in ("encoder", "head", "residual"):
         plan[flag] = pinned[flag] if flag in pinned else draw(st.booleans())
     model = ModelPlan(name, plan)

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from lmc_verify.claims import Verdict, find_claim
 from lmc_verify.counterexamples.example import Counterexample, Instance, ModelPlan, build_design, describe_design
+from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import InvalidInputError, OutputError
 from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
 from lmc_verify.graph import Graph
-from lmc_verify.records import _decode as decode_document
-from lmc_verify.records import _encode as encode_document
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "estimator_settings", "load_counterexample", "save_counterexample"]
 
@@ -80,7 +79,7 @@ def save_counterexample(example: Counterexample, folder: str | Path, name: str |
         "environment": dict(example.environment),
         "tensors": {"file": f"{name}.safetensors", "sha256": hashlib.sha256(data).hexdigest()},
     }
-    plain = json.loads(encode_document(document))
+    plain = json.loads(encode(document))
     plain["sha256"] = _digest(plain)
     folder = Path(folder)
     json_path, tensor_path = folder / f"{name}.json", folder / f"{name}.safetensors"
@@ -145,7 +144,7 @@ def _assemble(
         instance=instance,
         histories=document["histories"],
         seed=document["seed"],
-        verdict=Verdict.from_dict(decode_document(json.dumps(document["verdict"]))),
+        verdict=Verdict.from_dict(decode(json.dumps(document["verdict"]))),
         tensors={key: value for key, value in tensors.items() if key.startswith(_MEASURED)},
         search=document["search"],
         environment=document["environment"],

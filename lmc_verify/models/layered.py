@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -18,6 +18,7 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block, Graph
 
 __all__ = [
+    "ACTIVATIONS",
     "ACTIVATION_CUTS",
     "Conv",
     "ConvLayer",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 ACTIVATION_CUTS = ("pre", "post")
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
+"""Activations by name. ReLU has a kink, which the smoothness assumptions of convergence theorems exclude."""
 
 
 class Layer(nn.Module, ABC):
@@ -197,15 +201,21 @@ def active_dropout(module: nn.Module) -> str | None:
 
 
 def node_wise_part(
-    width: int, *, norm: str | None, dropout: float, device: torch.device | None, dtype: torch.dtype | None
+    width: int,
+    *,
+    norm: str | None,
+    activation: str = "relu",
+    dropout: float,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
 ) -> nn.Module:
-    """Return norm -> ReLU -> dropout for rows of the given width, leaving out what is not asked for."""
+    """Return norm -> activation -> dropout for rows of the given width, leaving out what is not asked for."""
     parts: list[nn.Module] = []
     if norm == "layer":
         parts.append(nn.LayerNorm(width, device=device, dtype=dtype))
     elif norm is not None:
         raise UnknownNameError("norm", norm, ["layer"])
-    parts.append(nn.ReLU())
+    parts.append(ACTIVATIONS[activation]())
     if dropout > 0:
         parts.append(nn.Dropout(dropout))
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

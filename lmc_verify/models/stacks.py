@@ -13,14 +13,14 @@ from torch_geometric.nn import GATConv
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models.adapter import PyGConv, materialise
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
-from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, LayeredModel, node_wise_part
+from lmc_verify.models.layered import ACTIVATION_CUTS, ACTIVATIONS, Conv, ConvLayer, LayeredModel, node_wise_part
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["GAT", "GCN", "MODELS", "SAGE", "make_model"]
 
 
 class _Stack(LayeredModel, ABC):
-    """L convolutions with norm, ReLU and dropout between them.
+    """L convolutions with norm, activation and dropout between them.
 
     Args:
         in_channels: width of the features.
@@ -28,7 +28,8 @@ class _Stack(LayeredModel, ABC):
         out_channels: classes or tasks.
         num_layers: message-passing layers, L >= 1.
         activation_cut: ``"pre"`` (histories keep what the next activation reads; LMC can be exact) or ``"post"``.
-        encoder: add a linear encoder with ReLU, features -> hidden.
+        activation: ``"relu"``, or a smooth one: ``"tanh"`` or ``"softplus"``.
+        encoder: add a linear encoder with the activation, features -> hidden.
         head: add a linear head, hidden -> outputs.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation).
         residual: add each hidden layer's input to its output where the widths agree.
@@ -38,7 +39,7 @@ class _Stack(LayeredModel, ABC):
 
     Raises:
         InvalidInputError: a width or the number of layers below 1, or dropout outside [0, 1).
-        UnknownNameError: an unknown cut or norm.
+        UnknownNameError: an unknown cut, activation or norm.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class _Stack(LayeredModel, ABC):
         num_layers: int = 3,
         *,
         activation_cut: str = "pre",
+        activation: str = "relu",
         encoder: bool = False,
         head: bool = False,
         norm: str | None = None,
@@ -71,6 +73,8 @@ class _Stack(LayeredModel, ABC):
             raise InvalidInputError(f"dropout is {dropout}, it must lie in [0, 1)")
         if activation_cut not in ACTIVATION_CUTS:
             raise UnknownNameError("activation cut", activation_cut, ACTIVATION_CUTS)
+        if activation not in ACTIVATIONS:
+            raise UnknownNameError("activation", activation, ACTIVATIONS)
         first = hidden_channels if encoder else in_channels
         last = hidden_channels if head else out_channels
         widths = [first, *[hidden_channels] * (num_layers - 1), last]
@@ -81,7 +85,9 @@ class _Stack(LayeredModel, ABC):
             post = activation_cut == "post" and index < num_layers - 1
 
             def part(width: int) -> nn.Module:
-                return node_wise_part(width, norm=norm, dropout=dropout, device=None, dtype=dtype)
+                return node_wise_part(
+                    width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
+                )
 
             layers.append(
                 ConvLayer(
@@ -91,10 +97,11 @@ class _Stack(LayeredModel, ABC):
                     residual=residual and widths[index] == widths[index + 1],
                 )
             )
+        act = ACTIVATIONS[activation]
         super().__init__(
             layers,
-            encoder=nn.Sequential(_linear(in_channels, hidden_channels, dtype), nn.ReLU()) if encoder else None,
-            head=nn.Sequential(nn.ReLU(), _linear(hidden_channels, out_channels, dtype)) if head else None,
+            encoder=nn.Sequential(_linear(in_channels, hidden_channels, dtype), act()) if encoder else None,
+            head=nn.Sequential(act(), _linear(hidden_channels, out_channels, dtype)) if head else None,
         )
         self.in_channels, self.out_channels = in_channels, out_channels
         initialise(self, torch_generator(seed, "parameters"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from lmc_verify.errors import OutputError
@@ -28,11 +29,11 @@ __all__ = [
     "write_report",
 ]
 
-_FILES = {
-    "html": ("report.html", render_html),
+_FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
+    "html": ("report.html", lambda report, _: render_html(report)),
     "markdown": ("report.md", render_markdown),
-    "json": ("report.json", render_json),
-    "junit": ("junit.xml", render_junit),
+    "json": ("report.json", lambda report, _: render_json(report)),
+    "junit": ("junit.xml", lambda report, _: render_junit(report)),
 }
 
 
@@ -46,7 +47,7 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
         OutputError: the folder cannot be made or written to.
     """
     folder = Path(out_dir)
-    contents = {key: render(report).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
+    contents = {key: render(report, folder).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
     paths = {key: folder / file for key, (file, _) in _FILES.items()}
     mark = secrets.token_hex(4)
     waiting = {key: folder / f".{path.name}.{mark}.tmp" for key, path in paths.items()}

@@ -94,6 +94,11 @@ class Case:
         return not self.statistical and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
 
     @property
+    def certain(self) -> bool:
+        """Whether there is a verdict, and chance cannot change it."""
+        return self.verdict.alpha_spent == 0 and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+
+    @property
     def error_level(self) -> str:
         """The chance of a wrong verdict, in words."""
         if self.statistical:
@@ -132,12 +137,11 @@ class Case:
         ]
         if not self.statistical or verdict.residual is not None:
             facts += [("residual", text.number(verdict.residual)), ("tolerance", text.number(verdict.tolerance))]
-        facts += [
-            ("minimum detectable effect", text.number(verdict.minimum_detectable_effect)),
-            ("error level", self.error_level),
-        ]
+        if not self.statistical or verdict.minimum_detectable_effect is not None:
+            facts.append(("minimum detectable effect", text.number(verdict.minimum_detectable_effect)))
+        facts.append(("error level", self.error_level))
         if verdict.draws is not None:
-            facts.append(("independent runs" if self.tier == "rate" else "batches drawn", f"{verdict.draws:,}"))
+            facts.append(("batches drawn" if self.tier == "test" else "independent runs", f"{verdict.draws:,}"))
         if verdict.log_e_value is not None:
             facts.append(("e-value against the claim", text.e_value(verdict.log_e_value)))
         if self.combined_log_e_value is not None:
@@ -208,28 +212,41 @@ class ClaimSection:
         )
 
     @property
+    def by_residual(self) -> bool:
+        """Whether the list of cases shows residuals: no case is statistical, or some case has a residual."""
+        return any(item.verdict.residual is not None for item in self.cases) or not any(
+            case.statistical for case in self.cases
+        )
+
+    @property
     def by_interval(self) -> bool:
-        """Whether the list of cases shows estimates with intervals: no case has a residual, some are statistical."""
-        verdicts = [case.verdict for case in self.cases]
-        return any(case.statistical for case in self.cases) and all(item.residual is None for item in verdicts)
+        """Whether the list of cases shows estimates with intervals."""
+        return not self.by_residual and any(case.estimate is not None for case in self.cases)
 
     @property
     def columns(self) -> tuple[str, str, str]:
         """What the list of cases shows of each."""
-        return ("estimate", "interval", "error level") if self.by_interval else ("residual", "tolerance", "detectable")
+        if self.by_residual:
+            return "residual", "tolerance", "detectable"
+        if self.by_interval:
+            return "estimate", "interval", "error level"
+        return "draws" if self.claim.tier == "test" else "runs", "e-value", "error level"
 
     def measures(self, case: Case) -> tuple[str, str, str]:
         """Return the values of `columns` for a case, in words."""
+        verdict = case.verdict
+        if self.by_residual:
+            return (
+                text.number(verdict.residual),
+                text.number(verdict.tolerance),
+                text.number(verdict.minimum_detectable_effect),
+            )
         if self.by_interval:
             found = case.estimate
             low, high = (None, None) if found is None else (found.low, found.high)
             return text.number(found.value if found else None), text.interval(low, high), case.error_level
-        verdict = case.verdict
-        return (
-            text.number(verdict.residual),
-            text.number(verdict.tolerance),
-            text.number(verdict.minimum_detectable_effect),
-        )
+        draws = text.ABSENT if verdict.draws is None else f"{verdict.draws:,}"
+        return draws, text.e_value(verdict.log_e_value), case.error_level
 
     @property
     def estimated(self) -> str:

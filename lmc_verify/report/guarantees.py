@@ -49,13 +49,13 @@ class ErrorAccount:
     Attributes:
         total: what the run set out to spend at most, or None where it did not say.
         claims: the claims with statistical checks.
-        enumerated: number of verdicts that enumeration decided.
+        certain: number of verdicts that spent nothing: enumeration decided them, or the whole support was drawn.
         controls: error probability spent by controls, whose answers are known: it is apart from the total.
     """
 
     total: float | None
     claims: tuple[ClaimSpending, ...]
-    enumerated: int
+    certain: int
     controls: float
 
     @classmethod
@@ -72,7 +72,7 @@ class ErrorAccount:
         return cls(
             total=float(total) if isinstance(total, int | float) and not isinstance(total, bool) else None,
             claims=tuple(claim for claim in claims if claim.cases),
-            enumerated=sum(case.enumerated for section in sections for case in section.cases),
+            certain=sum(case.certain for section in sections for case in section.cases),
             controls=math.fsum(case.verdict.alpha_spent for case in controls),
         )
 
@@ -111,7 +111,7 @@ class ErrorAccount:
         words = f"{text.count(self.checks, 'statistical check')} spent {text.level(self.spent)}"
         if self.total is not None:
             words += f" of {text.level(self.total)}"
-        words += f"; {text.count(self.enumerated, 'verdict')} by enumeration spent nothing"
+        words += f"; {text.count(self.certain, 'verdict')} that chance cannot change spent nothing"
         if self.controls > 0:
             words += f"; controls, whose answers are known, spent {text.level(self.controls)} apart from it"
         return words + "."

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from lmc_verify.records import REPLICATE
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection
+from lmc_verify.report.counterexamples import SearchCase, inline_drawing
 from lmc_verify.report.curves import Plot, case_plots, claim_plots
 from lmc_verify.report.figures import bias_per_layer, residual_strip
 from lmc_verify.report.lineplot import curve_key, line_plot
@@ -37,7 +38,13 @@ def render_html(report: Report) -> str:
     environment.filters.update(number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(word=text.outcome_word, setting=text.setting, name=text.name)
     environment.filters.update(
-        level=text.level, e_value=text.e_value, tier=text.tier, replicate=_replicate, unbroken=_unbroken
+        level=text.level,
+        e_value=text.e_value,
+        tier=text.tier,
+        replicate=_replicate,
+        unbroken=_unbroken,
+        command=_command,
+        sentence=_sentence,
     )
     drawn = {section.anchor: _claim_curves(section) for section in report.sections}
     return environment.get_template("report.html.j2").render(
@@ -49,6 +56,7 @@ def render_html(report: Report) -> str:
             for section in report.sections
             for case in section.cases
         },
+        drawings={search.anchor: _drawing(search) for search in report.counterexamples},
         interval=text.interval,
         curve_key=curve_key,
         symbols=text.OUTCOME_SYMBOLS,
@@ -87,9 +95,29 @@ def _case_curves(case: Case, above: list[Plot]) -> _Drawn:
     ]
 
 
+def _drawing(search: SearchCase) -> Markup | None:
+    if search.found is None:
+        return None
+    title = f"Counterexample to {search.record.claim} for {search.record.estimator}: {search.size}"
+    drawn = inline_drawing(search.found.drawing, f"drawing-{search.anchor}", title)
+    return None if drawn is None else Markup(drawn)
+
+
 def _unbroken(words: str) -> Markup:
     """Keep powers of ten such as ``1e-6`` on one line."""
     return Markup(re.sub(r"[\d.]+e-\d+", r'<span class="nowrap">\g<0></span>', str(escape(words))))
+
+
+def _command(words: str) -> Markup:
+    """Let a command break between its words only, where there is room."""
+    spans = (f'<span class="word">{escape(text.printable(word))}</span>' for word in words.split(" "))
+    return Markup(" ".join(spans))
+
+
+def _sentence(words: object) -> str:
+    """Return words as a sentence, with percentages on one line."""
+    line = str(words)
+    return f"{line[:1].upper()}{line[1:]}.".replace(" %", "\u00a0%")
 
 
 def _replicate(case: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lmc_verify.report.cases import Case, ClaimSection
+from lmc_verify.report.counterexamples import SearchCase
 from lmc_verify.report.guarantees import ErrorAccount
 from lmc_verify.report.model import Report
 
@@ -43,15 +44,21 @@ def render_json(report: Report) -> str:
             "controls": len(report.controls),
             "controls_passed": report.passed_controls,
             "controls_failed": len(report.failed_controls),
+            "counterexamples": len(report.counterexamples),
+            "counterexamples_not_as_expected": len(report.unexpected_searches),
             "not_run": len(report.not_run),
             "work_seconds": report.work_seconds,
             "wall_seconds": report.wall_seconds,
         },
         "error_ledger": _errors(report.errors),
         "mutation_score": None if report.mutation_score is None else report.mutation_score.to_dict(),
-        "unexpected": [case.anchor for case in report.unexpected],
+        "unexpected": [
+            *(case.anchor for case in report.unexpected),
+            *(search.anchor for search in report.unexpected_searches),
+        ],
         "claims": [_section(section) for section in report.sections],
         "controls": [_case(case) for case in report.controls],
+        "counterexamples": [_search(search, report) for search in report.counterexamples],
     }
     return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
@@ -71,7 +78,7 @@ def _errors(account: ErrorAccount) -> dict[str, Any]:
         "alpha_spent": account.spent,
         "guarantee": account.guarantee,
         "overspent": account.overspent,
-        "enumerated": account.enumerated,
+        "certain": account.certain,
         "alpha_spent_by_controls": account.controls,
         "checks": [
             {
@@ -94,6 +101,20 @@ def _case(case: Case) -> dict[str, Any]:
         "repetitions": len(case.repetitions),
         "combined_log_e_value": case.combined_log_e_value,
         **case.trial.to_dict(),
+    }
+
+
+def _search(search: SearchCase, report: Report) -> dict[str, Any]:
+    values = search.record.to_dict()
+    if values["found"] is not None:
+        del values["found"]["drawing"]  # it is the file NAME.svg
+    return {
+        "id": search.anchor,
+        "label": search.label,
+        "as_expected": search.record.as_expected,
+        "reproduce": search.reproduction or None,
+        "refuted_cases": [case.anchor for case in report.cases if search.refutes(case)],
+        **values,
     }
 
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from lmc_verify.records import NotRun
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case
+from lmc_verify.report.counterexamples import SearchCase
 from lmc_verify.report.model import Report
 
 __all__ = ["render_junit"]
@@ -16,7 +17,7 @@ def render_junit(report: Report) -> str:
     """Return JUnit XML.
 
     A trial that is not as expected is a failure, a crashed one an error, a case that was not run is skipped. The
-    controls are a suite of their own.
+    controls are a suite of their own, and so are the searches for counterexamples.
     """
     root = ElementTree.Element("testsuites", name=_clean(report.run.suite))
     for section in report.sections:
@@ -25,6 +26,10 @@ def render_junit(report: Report) -> str:
             _skipped(suite, item)
     if report.controls:
         _suite(root, "controls", report.controls, report)
+    if report.counterexamples:
+        suite = _suite(root, "counterexamples", (), report)
+        for search in report.counterexamples:
+            _searchcase(suite, search)
     for element in (*root, root):
         cases = list(element.iter("testcase"))
         element.set("tests", str(len(cases)))
@@ -67,6 +72,28 @@ def _testcase(suite: ElementTree.Element, classname: str, case: Case) -> None:
     else:
         output = ElementTree.SubElement(element, "system-out")
         output.text = _clean(f"{verdict.outcome.value}: {verdict.summary}")
+
+
+def _searchcase(suite: ElementTree.Element, search: SearchCase) -> None:
+    record = search.record
+    element = ElementTree.SubElement(
+        suite,
+        "testcase",
+        classname="counterexamples",
+        name=_clean(f"{record.claim} {search.label} [{search.anchor}]"),
+        time=f"{record.seconds:.3f}",
+    )
+    if search.failed:
+        problem = ElementTree.SubElement(
+            element,
+            "error" if record.crashed else "failure",
+            type=record.outcome,
+            message=_clean(f"{search.result}, expected {record.expected}"),
+        )
+        problem.text = _clean(f"{record.summary}\nsearch again: {record.command}")
+    else:
+        output = ElementTree.SubElement(element, "system-out")
+        output.text = _clean("\n".join(filter(None, (record.summary, search.reproduction))))
 
 
 def _properties(element: ElementTree.Element, case: Case) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lmc_verify.report import text
 from lmc_verify.report.curves import claim_plots
 from lmc_verify.report.model import Report
+from lmc_verify.searches import FOLDER
 
 __all__ = ["render_markdown"]
 
 
-def render_markdown(report: Report) -> str:
-    """Return the report as GitHub-flavoured Markdown."""
+def render_markdown(report: Report, folder: str | Path | None = None) -> str:
+    """Return the report as GitHub-flavoured Markdown.
+
+    Args:
+        report: the report.
+        folder: where the Markdown will lie, to which links to drawings are relative; by default beside the records.
+    """
+    base = report.folder if folder is None else Path(folder)
     environment = Environment(
         loader=PackageLoader("lmc_verify.report"),
         autoescape=False,
@@ -25,10 +35,17 @@ def render_markdown(report: Report) -> str:
     )
     environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
+    environment.filters.update(inline=_inline)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
     plots = {section.anchor: claim_plots(section) for section in report.sections}
-    written = template.render(report=report, symbols=text.OUTCOME_SYMBOLS, case_keys=text.case_keys, plots=plots)
+    written = template.render(
+        report=report,
+        symbols=text.OUTCOME_SYMBOLS,
+        case_keys=text.case_keys,
+        plots=plots,
+        drawing=lambda found: _link(report.folder / FOLDER / f"{found.name}.svg", base),
+    )
     return re.sub(r"\n{3,}", "\n\n", written)
 
 
@@ -38,6 +55,17 @@ def _escape(value: object) -> str:
     line = line.replace("&", "&amp;").replace("<", "&lt;")
     line = re.sub(r"([\\`*\[\]|~#])", r"\\\1", line)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+def _inline(value: str) -> str:
+    """Keep code on one line and in its cell of a table."""
+    return " ".join(text.printable(value).split()).replace("`", "'").replace("|", "\\|")
+
+
+def _link(file: Path, base: Path) -> str:
+    """Return a file as the target of a link in a Markdown file in the folder `base`."""
+    path = Path(os.path.relpath(file.absolute(), base.absolute())).as_posix()
+    return quote(text.printable(path), safe="/")
 
 
 def _code(value: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from lmc_verify.claims.verdict import Outcome
@@ -14,6 +15,7 @@ from lmc_verify.controls import MutationScore
 from lmc_verify.records import NotRun, Records, Run, Trial, repeated_case
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection, ClaimText
+from lmc_verify.report.counterexamples import SearchCase, search_cases
 from lmc_verify.report.guarantees import ErrorAccount
 from lmc_verify.report.labels import common_settings, distinguishing_labels
 
@@ -69,11 +71,15 @@ class Report:
         run: the run itself.
         sections: a section for each claim, in the order of the claim texts.
         controls: the controls, in the order in which they ran.
+        counterexamples: the searches for counterexamples, in the order in which they ran.
+        folder: the folder of the records, in which the files of counterexamples lie.
     """
 
     run: Run
     sections: tuple[ClaimSection, ...]
     controls: tuple[Case, ...]
+    counterexamples: tuple[SearchCase, ...] = ()
+    folder: Path = Path()
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -97,6 +103,15 @@ class Report:
     def unexpected(self) -> tuple[Case, ...]:
         """The cases that are not as expected, crashed ones included."""
         return tuple(case for case in self.cases if case.failed)
+
+    @property
+    def unexpected_searches(self) -> tuple[SearchCase, ...]:
+        """The searches that are not as expected, crashed ones included."""
+        return tuple(search for search in self.counterexamples if search.failed)
+
+    def counterexamples_to(self, case: Case) -> tuple[SearchCase, ...]:
+        """Return the counterexamples to the claim of a refuted case, for its estimator."""
+        return tuple(search for search in self.counterexamples if search.refutes(case))
 
     @property
     def failed_controls(self) -> tuple[Case, ...]:
@@ -128,7 +143,9 @@ class Report:
     @property
     def level(self) -> Level:
         """The overall result."""
-        if self.failed_controls or self.unexpected or self.errors.overspent or not self.cases:
+        if self.failed_controls or self.unexpected or self.unexpected_searches or self.errors.overspent:
+            return "failed"
+        if not self.cases and not self.counterexamples:
             return "failed"
         whole = self.passed_controls == len(self.controls) > 0 and self.finished and not self.not_run
         return "passed" if whole else "incomplete"
@@ -136,19 +153,21 @@ class Report:
     @property
     def headline(self) -> str:
         """The overall result in one sentence."""
-        parts = [self._verdict_words(), self._control_words()]
-        if self.failed_controls:  # outranks every verdict
-            parts.reverse()
+        parts = [self._verdict_words()] if self.cases or not self.counterexamples else []
+        if self.counterexamples:
+            parts.append(self._search_words())
+        # A failed control outranks every verdict.
+        parts.insert(0 if self.failed_controls else len(parts), self._control_words())
         if self.errors.overspent:
             spent, total = text.level(self.errors.spent), text.level(self.errors.total)
             parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
         if self.not_run:
             parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
-        elif self.cases and self.finished:
+        elif (self.cases or self.counterexamples) and self.finished:
             parts.append("nothing skipped")
         if not self.finished:
             planned = self.run.settings.get("planned")
-            done = len(self.cases) + len(self.controls) + len(self.not_run)
+            done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
             parts.append(
                 f"the run did not finish ({done} of {planned} trials)" if planned else "the run did not finish"
             )
@@ -167,6 +186,13 @@ class Report:
         else:
             return f"{text.count(free, 'verdict')}, none with an expectation"
         return f"{words}, {free} without an expectation" if free else words
+
+    def _search_words(self) -> str:
+        total, wrong = len(self.counterexamples), len(self.unexpected_searches)
+        searches = text.count(total, "search for counterexamples", "searches for counterexamples")
+        if wrong:
+            return f"{wrong} of {searches} {'is' if wrong == 1 else 'are'} not as expected"
+        return f"{total} of {searches} as expected"
 
     def _control_words(self) -> str:
         total, wrong = len(self.controls), len(self.failed_controls)
@@ -200,8 +226,9 @@ class Report:
 
     @property
     def work_seconds(self) -> float:
-        """Sum of the time of all trials."""
-        return sum(case.trial.seconds for case in (*self.cases, *self.controls))
+        """Sum of the time of all trials and searches."""
+        trials = sum(case.trial.seconds for case in (*self.cases, *self.controls))
+        return trials + sum(search.record.seconds for search in self.counterexamples)
 
     @property
     def wall_seconds(self) -> float | None:
@@ -261,6 +288,8 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
             Case(f"control-{index}", str((trial.control or {}).get("name", "unnamed")), trial)
             for index, trial in enumerate(controls, start=1)
         ),
+        search_cases(records.searches(run_id)),
+        records.path.parent,
     )
 
 

@@ -1,10 +1,22 @@
 """Statistics: pure functions on arrays, with no graph in sight."""
 
-from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine, draws_to_detect, smallest_detectable_bias
+from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
+from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
 from lmc_verify.statistics.ledger import ErrorLedger, LedgerRow
+from lmc_verify.statistics.quadratic import expected_norm, known_slope, measured_norms
 from lmc_verify.statistics.radius import BiasRadius, draws_to_bound, resolvable_bias
+from lmc_verify.statistics.rates import (
+    DecayFit,
+    MedianInterval,
+    detectable_margin,
+    fit_decay,
+    loglog_slope,
+    median_interval,
+    near_floor,
+    seeds_needed,
+)
 from lmc_verify.statistics.rounding import UNIT_ROUNDOFF, decide, gamma
 
 __all__ = [
@@ -12,18 +24,29 @@ __all__ = [
     "BettingProcess",
     "BiasRadius",
     "BiasTest",
+    "DecayFit",
     "DesignMoments",
     "ErrorLedger",
     "LedgerRow",
     "MeanInterval",
+    "MedianInterval",
     "MomentAccumulator",
     "combine",
     "decide",
+    "detectable_margin",
     "draws_to_bound",
     "draws_to_detect",
     "draws_to_width",
+    "expected_norm",
+    "fit_decay",
     "gamma",
+    "known_slope",
+    "loglog_slope",
+    "measured_norms",
+    "median_interval",
+    "near_floor",
     "reachable_width",
     "resolvable_bias",
+    "seeds_needed",
     "smallest_detectable_bias",
 ]

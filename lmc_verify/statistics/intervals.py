@@ -24,11 +24,10 @@ from scipy.optimize import brentq
 from lmc_verify.statistics.betting import (
     RANGE_SLACK,
     bet_grid,
-    first_that,
-    guaranteed_log_capital,
     log_mean_exp,
     log_threshold,
 )
+from lmc_verify.statistics.detection import first_that, guaranteed_log_capital
 
 __all__ = ["MeanInterval", "draws_to_width", "mean_upper_bound", "reachable_upper_bound", "reachable_width"]
 

@@ -43,10 +43,10 @@ from lmc_verify.statistics.betting import (
     bet_grid,
     checked_blocks,
     checked_draw,
-    first_that,
     log_mean_exp,
     log_threshold,
 )
+from lmc_verify.statistics.detection import first_that
 from lmc_verify.statistics.intervals import mean_upper_bound, reachable_upper_bound
 
 __all__ = ["BiasRadius", "draws_to_bound", "resolvable_bias"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,11 @@ __all__ = [
 Vector = npt.NDArray[np.float64]
 
 FLOOR_FACTOR = 5.0
-"""A mean below this multiple of its floor says little about a rate."""
+"""A mean up to this multiple of its floor says little about a rate."""
+
+
+_NO_DECAY = 1e-12
+"""An amplitude of at most this part of the floor is rounding."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,23 @@ class MedianInterval:
     miss: float
     draws: int
 
+    @property
+    def exists(self) -> bool:
+        """Whether there were enough draws for an interval."""
+        return self.miss < 1
+
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """Both ends, or None twice where there were too few draws."""
+        return (self.low, self.high) if self.exists else (None, None)
+
     def inside(self, lower: float = -math.inf, upper: float = math.inf) -> bool:
         """Whether the interval lies inside a region."""
-        return lower <= self.low and self.high <= upper and self.miss < 1
+        return self.exists and lower <= self.low and self.high <= upper
 
     def outside(self, lower: float = -math.inf, upper: float = math.inf) -> bool:
         """Whether the interval lies beyond one end of a region."""
-        return (self.high < lower or self.low > upper) and self.miss < 1
+        return self.exists and (self.high < lower or self.low > upper)
 
 
 def seeds_needed(alpha: float) -> int:
@@ -72,15 +87,20 @@ def seeds_needed(alpha: float) -> int:
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}, it must lie in (0, 1)")
-    return max(2, math.ceil(1 - math.log2(alpha)))
+    # 2^(1 - n) <= alpha, without rounding: frexp gives alpha = m 2^e with 1/2 <= m < 1.
+    return 2 - math.frexp(alpha)[1]
 
 
-def _cut(draws: int, alpha: float) -> int:
-    """Return how many draws may be left out at either end: the largest k with ``2 P(Bin(n, 1/2) <= k) <= alpha``."""
+@cache
+def _cut(draws: int, alpha: float) -> tuple[int, float]:
+    """Return how many draws may be left out at either end, and the miss probability then.
+
+    The former is the largest k with ``2 P(Bin(n, 1/2) <= k) <= alpha``.
+    """
     cut = 0
     while 2 * binom.cdf(cut + 1, draws, 0.5) <= alpha:
         cut += 1
-    return cut
+    return cut, float(2 * binom.cdf(cut, draws, 0.5))
 
 
 def median_interval(values: Sequence[float], alpha: float) -> MedianInterval:
@@ -99,10 +119,8 @@ def median_interval(values: Sequence[float], alpha: float) -> MedianInterval:
     median, count = float(np.median(draws)), draws.size
     if count < seeds_needed(alpha):
         return MedianInterval(median, -math.inf, math.inf, 1.0, count)
-    cut = _cut(count, alpha)
-    return MedianInterval(
-        median, float(draws[cut]), float(draws[count - 1 - cut]), float(2 * binom.cdf(cut, count, 0.5)), count
-    )
+    cut, miss = _cut(count, alpha)
+    return MedianInterval(median, float(draws[cut]), float(draws[count - 1 - cut]), miss, count)
 
 
 def detectable_margin(deviation: float, seeds: int, alpha: float, power: float = 0.9) -> float:
@@ -125,7 +143,7 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
     if seeds < seeds_needed(alpha):
         return math.inf
     # At most `cut` draws may fall on the wrong side of the limit; find the chance of one that allows it.
-    cut = _cut(seeds, alpha)
+    cut, _ = _cut(seeds, alpha)
     low, high = 0.0, 0.5
     for _ in range(60):
         middle = (low + high) / 2
@@ -137,41 +155,45 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the least-squares slope of ``log y`` against ``log x``.
 
     Raises:
-        ValueError: fewer than two points, different lengths, or a value that is not positive.
+        ValueError: fewer than two points or one abscissa, different lengths, or a value that is not positive.
     """
     abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if abscissa.shape != ordinate.shape or abscissa.size < 2:
         raise ValueError(f"a slope needs two or more points, got {abscissa.size} abscissae and {ordinate.size} values")
     if not (abscissa > 0).all() or not (ordinate > 0).all():
         raise ValueError(f"a log-log slope needs positive values, got x from {abscissa.min()}, y from {ordinate.min()}")
+    if (abscissa == abscissa[0]).all():
+        raise ValueError(f"a slope needs two different abscissae, all are {abscissa[0]}")
     centred = np.log(abscissa) - np.log(abscissa).mean()
     return float(centred @ np.log(ordinate) / (centred @ centred))
 
 
 def near_floor(means: npt.ArrayLike, floor: float) -> bool:
-    """Whether some mean is below `FLOOR_FACTOR` times its floor, so that a slope would show the floor's shape."""
-    return bool((np.asarray(means, dtype=np.float64) < FLOOR_FACTOR * floor).any())
+    """Whether some mean is at most `FLOOR_FACTOR` times its floor, so that a slope would show the floor's shape."""
+    return bool((np.asarray(means, dtype=np.float64) <= FLOOR_FACTOR * floor).any())
 
 
 @dataclass(frozen=True)
 class DecayFit:
-    """The curve ``floor + amplitude * rate^k``, fitted to positive values in relative terms.
+    """The curve ``floor + amplitude * rate^(k - start)``, fitted to positive values in relative terms.
 
     Attributes:
         floor: value that remains, at least 0.
-        amplitude: what decays, at step 0, at least 0.
-        rate: factor per step, in (0, 1).
+        amplitude: what decays, at step `start`, at least 0.
+        rate: factor per step, in (0, 1); 0 where nothing decays.
         error: root mean square of the relative residuals.
+        start: the first step that was fitted.
     """
 
     floor: float
     amplitude: float
     rate: float
     error: float
+    start: float
 
     def __call__(self, steps: Sequence[float]) -> Vector:
         """Return the fitted values at some steps."""
-        curve: Vector = self.floor + self.amplitude * self.rate ** np.asarray(steps, dtype=np.float64)
+        curve: Vector = self.floor + self.amplitude * self.rate ** (np.asarray(steps, dtype=np.float64) - self.start)
         return curve
 
 
@@ -179,7 +201,9 @@ def fit_decay(steps: Sequence[float], values: Sequence[float]) -> DecayFit:
     """Fit decay and floor together, by least squares on relative residuals.
 
     Given the rate, floor and amplitude solve a non-negative linear least-squares problem; the rate is searched on a
-    grid of half-lives and then refined, so there is no starting point to choose.
+    grid of half-lives, from a twentieth of the smallest gap between steps to four times their span, and then refined,
+    so there is no starting point to choose. A slow decay and a drifting floor look alike: where the fitted rate is near
+    the end of the grid the floor is an extrapolation.
 
     Raises:
         ValueError: fewer than four points, steps that do not ascend, or a value that is not positive.
@@ -196,11 +220,15 @@ def fit_decay(steps: Sequence[float], values: Sequence[float]) -> DecayFit:
         weights, residual = nnls(design, np.ones_like(k))
         return weights, rate, float(residual)
 
-    span = k[-1] - k[0]
-    grid = np.linspace(math.log(0.05), math.log(4 * span), 80)
+    grid = np.linspace(math.log(np.diff(k).min() / 20), math.log(4 * (k[-1] - k[0])), 80)
     best = int(np.argmin([solve(point)[2] for point in grid]))
     bracket = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, grid.size - 1)]))
-    refined = minimize_scalar(lambda point: solve(point)[2], bounds=bracket, method="bounded").x
+    refined = minimize_scalar(
+        lambda point: solve(point)[2], bounds=bracket, method="bounded", options={"xatol": 1e-12}
+    ).x
     point = min((float(refined), float(grid[best])), key=lambda candidate: solve(candidate)[2])
     (floor, amplitude), rate, residual = solve(point)
-    return DecayFit(float(floor), float(amplitude) * rate ** -float(k[0]), rate, residual / math.sqrt(k.size))
+    error, start = residual / math.sqrt(k.size), float(k[0])
+    if amplitude <= _NO_DECAY * floor:  # any rate fits
+        return DecayFit(float(floor), 0.0, 0.0, error, start)
+    return DecayFit(float(floor), float(amplitude), rate, error, start)

@@ -1,0 +1,289 @@
+"""Curves of the bias along training runs, and what the claims about its floor read from them.
+
+The bias at step k is that of the next estimate given the histories of step k, enumerated from a snapshot of them. A run
+gives one curve; independent runs (seeds) give intervals for the median of slopes and rates, without assumptions on
+their distribution (see `lmc_verify.statistics.rates`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmc_verify.case import Case
+from lmc_verify.claims.base import Claim, verdict_of
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import Estimator
+from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
+from lmc_verify.seeds import generator
+from lmc_verify.statistics.rates import (
+    FLOOR_FACTOR,
+    MedianInterval,
+    detectable_margin,
+    loglog_slope,
+    median_interval,
+    near_floor,
+    seeds_needed,
+)
+from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+
+__all__ = ["NEGLIGIBLE", "SNAPSHOTS", "BiasCurves", "FloorSlope", "late_steps", "measure", "mixing_steps", "unreadable"]
+
+Matrix = npt.NDArray[np.float64]
+
+NEGLIGIBLE = 1e-10
+"""A bias below this part of the gradient's norm is rounding: nothing can be learned from its slope."""
+
+SNAPSHOTS = 4
+"""Late snapshots that a floor is averaged over."""
+
+APART = 0.25
+"""Largest distance, in units of the gradient, between the ends of runs whose floors are compared.
+
+After as many steps, runs of different step sizes have come differently far; where the exact gradient has changed in
+between, a floor shows the place and not the step size.
+"""
+
+_Y_LABEL = "bias / gradient at the start"
+
+
+@dataclass(frozen=True)
+class BiasCurves:
+    """Curves of the bias: one for each seed and each value of what is varied.
+
+    Attributes:
+        values: what is varied: beta, a step size, eps.
+        steps: of the snapshots; the last `SNAPSHOTS` of them are late.
+        bias: its norm in units of the exact gradient's norm at the start [seeds, values, steps].
+        gradient: norm of the exact gradient there, in the same unit [seeds, values, steps].
+        distances: how far the exact gradients of a run are from those of the same seed's last run, at the late snapshot
+            where it is most, in the same unit [seeds, values].
+    """
+
+    values: tuple[float, ...]
+    steps: tuple[int, ...]
+    bias: Matrix
+    gradient: Matrix
+    distances: Matrix
+
+    @property
+    def floors(self) -> Matrix:
+        """Mean bias over the late snapshots [seeds, values]."""
+        late: Matrix = self.bias[:, :, -SNAPSHOTS:].mean(axis=2)
+        return late
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether every bias is rounding."""
+        return bool((self.bias <= NEGLIGIBLE).all())
+
+    @property
+    def dead(self) -> bool:
+        """Whether the exact gradient is rounding at some snapshot: a bias of zero then says nothing."""
+        return near_floor(self.gradient, NEGLIGIBLE)
+
+    @property
+    def apart(self) -> float:
+        """How far apart runs of one seed end, as the median over seeds."""
+        return float(np.median(self.distances.max(axis=1)))
+
+    def floor_series(self, figure: str, x_label: str) -> Series:
+        """Return floors against values: median over seeds, with smallest and largest."""
+        order, floors = np.argsort(self.values), self.floors
+        x, y, low, high = (
+            tuple(float(value) for value in np.asarray(row)[order])
+            for row in (self.values, np.median(floors, axis=0), floors.min(axis=0), floors.max(axis=0))
+        )
+        return Series("median over seeds", x, y, figure, x_label, _Y_LABEL, low, high, "loglog")
+
+    def curve_series(self, place: int, name: str, figure: str) -> Series:
+        """Return the curve of one value: median over seeds, with smallest and largest."""
+        curves = self.bias[:, place]
+        y, low, high = (
+            tuple(map(float, row)) for row in (np.median(curves, axis=0), curves.min(axis=0), curves.max(axis=0))
+        )
+        return Series(name, tuple(map(float, self.steps)), y, figure, "step", _Y_LABEL, low, high, "semilogy")
+
+
+def mixing_steps(case: Case) -> int:
+    """Return the number of steps after which histories at fixed parameters have forgotten their start.
+
+    A row is refreshed with probability pi a step, and 2 L layers of histories follow each other; each is given the
+    time in which all but a thousandth of the rows are refreshed.
+    """
+    missed = 1 - float(case.design.inclusion_probabilities().min())
+    if missed <= 0:
+        return 2 * case.problem.num_layers
+    return 2 * case.problem.num_layers * math.ceil(math.log(1e-3) / math.log(missed))
+
+
+def late_steps(case: Case) -> tuple[int, ...]:
+    """Return the steps of the late snapshots, far enough apart for most rows to be refreshed in between."""
+    apart = math.ceil(1 / float(case.design.inclusion_probabilities().min()))
+    return tuple(mixing_steps(case) + apart * index for index in range(SNAPSHOTS))
+
+
+def measure(
+    case: Case, name: str, runs: Sequence[tuple[float, Estimator, float]], steps: Sequence[int], seeds: int
+) -> BiasCurves:
+    """Measure the bias at some steps of runs from the estimators' initial histories.
+
+    Args:
+        case: problem and design; its estimator and step size are not looked at.
+        name: of the study; every (study, replicate, seed) has random batches of its own. The runs of one seed see the
+            same batches: what the age of their histories does to the bias is then common to them, and not noise of the
+            slope.
+        runs: (value of what is varied, estimator, step size).
+        steps: of the snapshots, ascending.
+        seeds: number of independent repetitions of all runs.
+    """
+    batches = weighted_batches(case.design)
+    unit = gradient_norm(case.exact.gradient) or 1.0
+    biases, gradients = np.empty((2, seeds, len(runs), len(steps)))
+    distances = np.empty((seeds, len(runs)))
+    for seed in range(seeds):
+        late: list[list[Gradient]] = []
+        for place, (_, estimator, step_size) in enumerate(runs):
+            run = TrainingRun(
+                case.problem,
+                estimator,
+                case.design,
+                step_size=step_size,
+                generator=generator(case.seed, name, case.sampling.replicate, seed),
+            )
+            late.append([])
+            for index, step in enumerate(steps):
+                while run.step_count < step:
+                    run.step()
+                known = case.exact if step_size == 0 else None
+                bias, exact = conditional_bias(run.problem, estimator, run.state, batches, known)
+                biases[seed, place, index] = gradient_norm(bias) / unit
+                gradients[seed, place, index] = gradient_norm(exact.gradient) / unit
+                if index >= len(steps) - SNAPSHOTS:
+                    late[place].append(exact.gradient)
+        for place, own in enumerate(late):
+            pairs = zip(own, late[-1], strict=True)
+            distances[seed, place] = max(gradient_norm(gradient_sum(one, last, -1.0)) for one, last in pairs) / unit
+    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances)
+
+
+def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outcome) -> Verdict | None:
+    """Return the verdict on curves whose floors have no slope, or None if they have one.
+
+    Args:
+        case: the case.
+        claim: the claim.
+        curves: what was measured.
+        without_bias: the outcome where there is no bias at any step.
+    """
+    if curves.vanishes and not curves.dead:
+        outcome = without_bias
+        summary = f"no bias at any step: at most {curves.bias.max():.1e} of the gradient's norm"
+    elif curves.dead:
+        outcome = Outcome.INCONCLUSIVE
+        summary = (
+            f"the exact gradient falls to {curves.gradient.min():.1e} of its norm at the start, so that a floor of the "
+            "bias says nothing; choose a smaller training.step_size, or another seed if the network has died"
+        )
+    elif near_floor(curves.floors, NEGLIGIBLE):
+        outcome = Outcome.INCONCLUSIVE
+        summary = (
+            f"some floor is rounding (at most {FLOOR_FACTOR * NEGLIGIBLE:.0e} of the gradient's norm): a slope would "
+            "show rounding; choose a larger training.step_size or estimator.beta"
+        )
+    else:
+        return None
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="zero",
+        evidence=[
+            Evidence("largest bias at any step", float(curves.bias.max()), NEGLIGIBLE, group="bias"),
+            *(
+                Evidence(f"smallest floor at {value:.3g}", float(floor), NEGLIGIBLE, group="bias")
+                for value, floor in zip(curves.values, curves.floors.min(axis=0), strict=True)
+            ),
+        ],
+        assumptions=claim.checked_assumptions(case),
+        draws=len(curves.bias),
+    )
+
+
+class FloorSlope:
+    """The log-log slope of the floor against what is varied: one a seed, and an interval for their median.
+
+    Args:
+        curves: the curves.
+        alpha: miss probability of the interval.
+    """
+
+    def __init__(self, curves: BiasCurves, alpha: float) -> None:
+        self._values = [loglog_slope(curves.values, floors) for floors in curves.floors]
+        self._alpha, self._apart = alpha, curves.apart
+        self.interval: MedianInterval = median_interval(self._values, alpha)
+
+    def outcome(self, lower: float, upper: float = math.inf) -> Outcome:
+        """Return what the interval says of a region for the slope: nothing where the runs are too far apart."""
+        if self._apart > APART:
+            return Outcome.INCONCLUSIVE
+        if self.interval.inside(lower, upper):
+            return Outcome.SUPPORTED
+        return Outcome.REFUTED if self.interval.outside(lower, upper) else Outcome.INCONCLUSIVE
+
+    @property
+    def words(self) -> str:
+        """Median and interval, or why there is none, for a summary."""
+        found = self.interval
+        if not found.exists:
+            needed = seeds_needed(self._alpha)
+            return (
+                f"{found.median:.2f}, without an interval: {found.draws} seeds are too few for this level, set "
+                f"sampling.seeds to {needed}"
+            )
+        words = f"{found.median:.2f}, in [{found.low:.2f}, {found.high:.2f}] over {found.draws} seeds"
+        if self._apart > APART:
+            words += (
+                f" (not read: the exact gradients of the runs differ by {self._apart:.2g} of the gradient at the "
+                f"start, at most {APART} is allowed; choose a smaller training.step_size)"
+            )
+        return words
+
+    def verdict(
+        self,
+        case: Case,
+        claim: Claim,
+        outcome: Outcome,
+        summary: str,
+        *,
+        limit: float,
+        evidence: Sequence[Evidence],
+        series: Sequence[Series],
+    ) -> Verdict:
+        """Assemble the verdict: the slope beside its limit, and the margin that it could have been told from it."""
+        found = self.interval
+        margin = None
+        if found.exists:
+            margin = detectable_margin(float(np.std(self._values, ddof=1)), found.draws, self._alpha)
+        return verdict_of(
+            case,
+            claim.id,
+            outcome,
+            summary,
+            histories="zero",
+            evidence=[
+                Evidence("floor", found.median, limit, "log-log slope", "rates", *found.ends),
+                *evidence,
+                Evidence("distance between the ends of runs", self._apart, APART, group="place"),
+            ],
+            series=tuple(series),
+            assumptions=claim.checked_assumptions(case),
+            minimum_detectable_effect=margin,
+            alpha_spent=case.sampling.alpha,
+            draws=found.draws,
+        )
