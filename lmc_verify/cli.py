@@ -160,7 +160,7 @@ def table(
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
 ) -> None:
     """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
-    typer.echo(claims_table(_latest_report(folder, None)[0], dataset))
+    typer.echo(claims_table(_latest_report(folder, None)[0], dataset), nl=False)
 
 
 @app.command()

@@ -122,7 +122,7 @@ class TrainingSettings(_Settings):
             leaves the choice.
     """
 
-    step_size: float = Field(0.02, gt=0)
+    step_size: float = Field(0.005, gt=0)
     steps: int = Field(60, ge=1)
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     repeats: int = Field(1, ge=1)

@@ -178,18 +178,21 @@ def test_the_figures_are_those_of_a_direct_computation(problem: Problem, data: s
             assert_close(f"{group}, {part}", got[group], value, rtol=1e-7, scale=scale)
 
 
-def test_conditioning_bounds_how_much_the_loss_derivative_amplifies() -> None:
-    """Near a perfect fit p - y is much smaller than its terms; where it vanishes, rounding is all there is."""
-    case = karate({"name": "lmc"})
-    at_start = loss_conditioning(case.problem, case.exact)
-    assert 1 <= at_start < 3
-    fitted = Problem(
-        case.graph,
-        GCN(case.graph.num_features, 4, case.graph.num_outputs, num_layers=1, seed=0, dtype=torch.float64).eval(),
-    )
+@pytest.mark.parametrize("margin", [0.0, 5.0, 20.0])
+def test_conditioning_is_how_much_smaller_the_loss_derivative_is_than_its_terms(margin: float) -> None:
+    """All nodes of class 0 with logits (margin, 0): p - y is smaller than its terms by 1 - p = 1 / (1 + e^margin)."""
+    graph = path_graph(5, y=torch.zeros(5, dtype=torch.int64))
+    model = GCN(graph.num_features, 1, 2, num_layers=1, dtype=torch.float64).eval()
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        parameter = dict(fitted.model.named_parameters())["layers.0.conv.bias"]
-        parameter[0] = 1e3  # every node is class 0 for sure: only the labelled nodes of class 0 fit
-    assert loss_conditioning(fitted, exact_pass(fitted)) == pytest.approx(1.0, abs=0.5)
-    assert rounding_terms(case.problem, 10) == rounding_terms(case.problem) + 9
-    assert rounding_terms(case.problem) > 34 + 2 * (4 + 4)
+        parameters["layers.0.conv.lin.weight"].zero_()
+        parameters["layers.0.conv.bias"].copy_(torch.tensor([margin, 0.0]))
+    problem = Problem(graph, model)
+    exact = exact_pass(problem)
+    assert loss_conditioning(problem, exact) == pytest.approx(1 + math.exp(margin))
+    with torch.no_grad():
+        parameters["layers.0.conv.bias"].copy_(torch.tensor([1000.0, 0.0]))
+    assert loss_conditioning(problem, exact_pass(problem)) == math.inf
+    # Layer by layer: a dense product, an aggregation, and both backwards; then outputs, rows and support points.
+    degree = 3  # of an inner node, with its self-loop
+    assert rounding_terms(problem, 10) == 10 + 5 + 4 * 2 + 3 + (3 + degree + 2 + degree + 12)

@@ -25,7 +25,9 @@ from lmc_verify.estimators import HistoryWrite as Write
 from lmc_verify.models import GCN
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Problem
+from lmc_verify.seeds import generator
 from lmc_verify.settings import CaseSettings, SamplingSettings
+from lmc_verify.statistics.intervals import mean_upper_bound
 
 WORKSPACE = Workspace()
 DIRECTED = {"name": "directed", "num_nodes": 30, "num_edges": 120, "num_isolated": 2, "num_self_loops": 2}
@@ -231,6 +233,18 @@ def test_the_interval_covers_the_claimed_factor_and_stops_when_it_is_narrow() ->
     curve = next(curve for curve in verdict.series if curve.name == "mean")
     assert curve.x[-1] == verdict.draws
     assert all(low <= factor <= high for low, high in zip(curve.low, curve.high, strict=True))
+
+
+def test_the_interval_is_the_one_of_the_stated_level() -> None:
+    """The interval of the same draws, each end at half of the level."""
+    case = small(LMC(), draws=40, alpha=0.02, replicate=3)
+    state, rng = prepared_state(case, "zero"), generator(case.seed, "contraction", 3)
+    before = float((case.exact.embeddings[1] ** 2).sum())
+    ratios = np.array([module._after(case, state, case.design.draw(rng)) / before for _ in range(40)])
+    (found,) = CONTRACTION_SAMPLED.check(case).evidence
+    assert found.value == pytest.approx(ratios.mean())
+    assert found.high == pytest.approx(mean_upper_bound(ratios, 0.01))
+    assert found.low == pytest.approx(1 - mean_upper_bound(1 - ratios, 0.01))
 
 
 def test_true_contraction_is_refuted_as_rarely_as_stated() -> None:

@@ -20,6 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import assert_close, from_oracle, oracle_problem
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import lmc_verify as lv
 from lmc_verify.claims import CLAIMS, Outcome
@@ -35,7 +36,7 @@ from lmc_verify.counterexamples import (
     load_counterexample,
     save_drawing,
 )
-from lmc_verify.counterexamples.drawing import caption, lost_messages
+from lmc_verify.counterexamples.drawing import caption, drawing_svg, lost_messages
 from lmc_verify.counterexamples.example import build_design, describe_design, measured_tensors
 from lmc_verify.counterexamples.search import _degenerate
 from lmc_verify.counterexamples.simplify import _without_node
@@ -236,6 +237,17 @@ def test_settings_can_be_pinned() -> None:
     assert isinstance(single.instance.design, lv.UniformNodes)
 
 
+def test_an_activation_can_be_pinned(tmp_path: Path) -> None:
+    space = SearchSpace(max_nodes=2, model={"activation": "tanh", "name": "gcn"})
+    example = found(UNBIASED, lv.GAS(), space=space)
+    assert example.instance.model.settings["activation"] == "tanh"
+    kinds = {type(module) for module in example.instance.problem.model.modules()}
+    assert torch.nn.Tanh in kinds
+    assert torch.nn.ReLU not in kinds
+    file, _ = example.save(tmp_path)
+    assert load_counterexample(file).replay()[0] == example.verdict
+
+
 def test_graphs_are_undirected_unless_asked_for(gas: Counterexample, one_way: Counterexample) -> None:
     def reversed_too(example: Counterexample) -> bool:
         edges = set(map(tuple, example.instance.graph.edge_index.T.tolist()))
@@ -250,6 +262,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "design": (lambda: SearchSpace(design={"partition": "metis"}), r"design\.partition cannot be set"),
     "value": (lambda: SearchSpace(model={"layers": 0}), r"model\.layers"),
     "key": (lambda: SearchSpace(model={"depth": 1}), r"model\.depth"),
+    "frozen": (lambda: SearchSpace(model={"frozen": ("head",)}), r"model\.frozen cannot be set in a search"),
+    "unknown model": (lambda: SearchSpace(model={"name": "gnc"}), r"'gnc'.*'gcn'"),
     "claim": (lambda: find_counterexample("theorem-1/unbaised", lv.GAS()), r"did you mean 'theorem-1/unbiased'"),
     "examples": (lambda: find_counterexample(UNBIASED, lv.GAS(), examples=0), r"examples is 0"),
     "seed": (lambda: find_counterexample(UNBIASED, lv.GAS(), seed=-1), r"seed is -1"),
@@ -491,6 +505,33 @@ def test_a_drawing_names_what_it_shows(gas: Counterexample, tmp_path: Path) -> N
     assert "biased: the mean over all 2 batches" in flat
     assert "0 (to rounding) in layer 2" in " ".join(flat.split())
     assert save_drawing(gas, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_drawing_for_a_page_leaves_the_caption_to_the_page(gas: Counterexample, tmp_path: Path) -> None:
+    bare, whole = drawing_svg(gas, captioned=False), drawing_svg(gas)
+    assert whole == save_drawing(gas, tmp_path / "a.svg").read_text()
+    assert bare == drawing_svg(gas, captioned=False)
+    assert "biased: the mean" in whole
+    assert "biased: the mean" not in bare
+    for text in (bare, whole):
+        assert "cluster 1" in text
+        assert "layer 1 lin.weight = [[" in text
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_legend_lines_and_caption_do_not_overlap(nodes: int, captioned: bool) -> None:
+    example = of(path(nodes, [k % min(8, nodes) for k in range(nodes)], layers=3), lv.ClusterGCN())
+    figure = draw_counterexample(example, captioned=captioned)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legend = figure.legends[0].get_window_extent(renderer)
+    boxes = [text.get_window_extent(renderer) for text in figure.texts]
+    assert len(boxes) == 1 + captioned
+    assert legend.y0 > boxes[0].y1
+    assert boxes[-1].y0 > 0
+    assert legend.y1 < figure.bbox.y1
+    if captioned:
+        assert boxes[0].y0 > boxes[1].y1
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5, 8, 12])

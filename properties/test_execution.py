@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 from lmc_verify import execution, provenance, suite
 from lmc_verify.case import Workspace
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
-from lmc_verify.errors import InvalidInputError, LmcVerifyError
+from lmc_verify.counterexamples import load_counterexample
+from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.records import Records, Trial
 from lmc_verify.report import build_report
+from lmc_verify.reproduction import replay_counterexample
+from lmc_verify.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord, run_search
 from lmc_verify.suite import Planned, Suite
 
 CHECK: dict[str, Any] = {
@@ -48,6 +52,19 @@ def records(tmp_path: Path) -> Any:
 def _no_real_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LMC_VERIFY_DATA_ROOT", raising=False)
     monkeypatch.setenv("LMC_VERIFY_CACHE", str(tmp_path / "cache"))
+
+
+SAMPLED = CHECK | {
+    "claim": "theorem-1/unbiased-sampled",
+    "expect": {"backward-sgd": "SUPPORTED", "lmc": "SUPPORTED", "gas": "REFUTED"},
+}
+GAS_SEARCH = {"claim": "theorem-1/unbiased", "estimator": "gas", "max_nodes": 2}
+LMC_SEARCH = {"claim": "theorem-1/unbiased", "estimator": "lmc", "examples": 5, "expect": "none"}
+
+
+def with_searches(*tables: dict[str, Any], **changes: Any) -> Suite:
+    values = {"name": "tiny", "title": "Tiny", "controls": False, "counterexample": list(tables)}
+    return Suite.model_validate(values | changes)
 
 
 def outcomes(result: RunResult) -> list[str]:
@@ -195,6 +212,150 @@ def test_a_reused_trial_is_held_against_the_new_expectation(records: Records) ->
     assert again.exit_code == 1
 
 
+def test_another_replicate_reuses_what_draws_nothing(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = suite_of(CHECK, SAMPLED, controls=["sound-lmc"])
+    first = run_suite(both, records, WORKSPACE)
+    assert first.exit_code == 0
+    computed: list[Planned] = []
+
+    def counting(planned: Planned, workspace: Workspace) -> Trial:
+        computed.append(planned)
+        return run_planned(planned, workspace)
+
+    monkeypatch.setattr(execution, "run_planned", counting)
+    again = run_suite(both, records, WORKSPACE, resume=True, replicate=1)
+    assert again.reused == 4
+    assert {planned.claim for planned in computed} == {"theorem-1/unbiased-sampled"}
+    assert [planned.settings.sampling.replicate for planned in computed] == [1, 1, 1]
+    stored = [records.run(result.run_id).settings for result in (first, again)]
+    assert [item["replicate"] for item in stored] == [0, 1]
+    assert [item["alpha_total"] for item in stored] == [1e-6, 1e-6]
+    assert again.alpha_total == 1e-6
+    computed.clear()
+    assert run_suite(both, records, WORKSPACE, resume=True, replicate=1).reused == 7
+    assert computed == []
+
+
+# --- searches for counterexamples ------------------------------------------------------------------------
+
+
+def files_of(records: Records) -> dict[str, bytes]:
+    folder = records.path.parent / FOLDER
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())} if folder.exists() else {}
+
+
+def test_searches_are_run_recorded_and_kept_as_files(records: Records) -> None:
+    heard: list[tuple[Any, Any, str]] = []
+    suite = with_searches(GAS_SEARCH, LMC_SEARCH, check=[CHECK])
+    result = run_suite(suite, records, WORKSPACE, listen=lambda *item: heard.append(item))
+    assert result.exit_code == 0
+    assert [search.outcome for search in result.searches] == ["found", "none"]
+    assert [record for _, record, _ in heard] == [*result.trials, *result.searches]
+    assert records.searches(result.run_id) == list(result.searches)
+    assert records.run(result.run_id).settings["planned"] == 5
+    found = result.searches[0].found
+    assert found is not None
+    assert (found.nodes, found.edges, found.layers) == (2, 2, 2)
+    assert (
+        set(files_of(records))
+        == set(found.files)
+        == {f"{found.name}{end}" for end in (".json", ".safetensors", ".svg")}
+    )
+    assert found.intact(records.path.parent / FOLDER)
+    example = load_counterexample(records.path.parent / found.document)
+    assert replay_counterexample(example).identical
+    assert result.searches[0].case["estimator"] == example.estimator.name == "gas"
+    for planned, search in zip(suite.searches(), result.searches, strict=True):
+        assert (search.key, search.claim, search.command) == (planned.key, planned.claim, planned.command)
+        assert search.seconds > 0
+
+
+def test_two_processes_find_the_same(tmp_path: Path) -> None:
+    suite = with_searches(GAS_SEARCH, LMC_SEARCH)
+    kept = []
+    for jobs in (1, 2):
+        with Records.create_or_open(tmp_path / str(jobs) / "records.sqlite") as records:
+            result = run_suite(suite, records, WORKSPACE, jobs=jobs)
+            kept.append([dataclasses.replace(search, seconds=0.0) for search in result.searches])
+            kept.append(files_of(records))
+    # What JSON files say of the machine, such as its threads, may differ between processes.
+    tensors = [{name: data for name, data in files.items() if name.endswith("safetensors")} for files in kept[1::2]]
+    assert tensors[0] == tensors[1]
+    for one, two in zip(kept[0], kept[2], strict=True):
+        assert (one.outcome, one.cases, one.summary) == (two.outcome, two.cases, two.summary)
+        assert (one.found is None) == (two.found is None)
+        if one.found is not None and two.found is not None:
+            assert (one.found.caption, one.found.drawing) == (two.found.caption, two.found.drawing)
+
+
+def rigged_search(monkeypatch: pytest.MonkeyPatch) -> list[PlannedSearch]:
+    """Replace the search by one that finds at once, and return those that are made."""
+    made: list[PlannedSearch] = []
+
+    def quick(planned: PlannedSearch, folder: Path) -> SearchRecord:
+        made.append(planned)
+        folder.mkdir(exist_ok=True)
+        names = [f"{planned.name}{end}" for end in (".json", ".safetensors", ".svg")]
+        for name in names:
+            (folder / name).write_text(f"{name} {planned.settings.seed}")
+        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+        found = FoundExample(planned.name, 2, 2, 2, "caption", {}, "<svg/>", digests)
+        return dataclasses.replace(a_search(planned.expected, True), key=planned.key, found=found)
+
+    monkeypatch.setattr(execution, "run_search", quick)
+    return made
+
+
+def test_a_resumed_run_reuses_searches_whose_files_are_whole(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = rigged_search(monkeypatch)
+    suite = with_searches({"claim": "theorem-1/unbiased", "estimator": ["gas", "fm"]})
+    assert run_suite(suite, records, WORKSPACE).exit_code == 0
+    again = run_suite(suite, records, WORKSPACE, resume=True)
+    assert (len(made), again.reused, len(again.searches)) == (2, 2, 2)
+    other = with_searches({"claim": "theorem-1/unbiased", "estimator": ["gas", "fm"], "expect": "none"})
+    assert run_suite(other, records, WORKSPACE, resume=True).exit_code == 1  # the expectation is this suite's
+    assert len(made) == 2
+    folder = records.path.parent / FOLDER
+    (folder / "theorem-1-unbiased-gas.svg").unlink()
+    (folder / "theorem-1-unbiased-fm.json").write_text("changed")
+    assert run_suite(suite, records, WORKSPACE, resume=True).reused == 0
+    assert len(made) == 4
+    assert run_suite(suite, records, WORKSPACE).reused == 0
+
+
+def test_a_search_that_crashes_is_an_error_and_made_again(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: Any, **options: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    suite = with_searches(LMC_SEARCH, check=[CHECK])
+    with monkeypatch.context() as patch:
+        patch.setattr("lmc_verify.counterexamples.find_counterexample", crash)
+        result = run_suite(suite, records, WORKSPACE)
+    assert result.exit_code == 5
+    assert result.searches[0].crashed
+    assert "RuntimeError: the disk is full (test_execution.py, line " in result.searches[0].summary
+    assert records.run(result.run_id).status == "finished"
+    again = run_suite(suite, records, WORKSPACE, resume=True)
+    assert (again.reused, again.exit_code) == (3, 0)
+
+
+def test_a_folder_in_the_way_of_counterexamples_is_named(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("mine")
+    (search,) = with_searches(GAS_SEARCH).searches()
+    with pytest.raises(OutputError, match=r"cannot write the counterexample.*choose another folder"):
+        run_search(search, tmp_path / FOLDER)
+
+
+@pytest.mark.parametrize("table", [GAS_SEARCH | {"max_nodes": 99}, GAS_SEARCH | {"claim": "theorem-3/rate"}])
+def test_a_search_that_cannot_be_made_is_refused_before_anything_runs(
+    table: dict[str, Any], records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "run_planned", never)
+    with pytest.raises(InvalidInputError, match=r"\[\[counterexample\]\] number 1"):
+        run_suite(with_searches(table, check=[CHECK]), records, WORKSPACE)
+    assert records.runs() == []
+
+
 # --- what goes wrong -----------------------------------------------------------------------------------
 
 
@@ -241,6 +402,7 @@ CRASH = a_trial("claim", outcome=Outcome.ERROR, as_expected=False)
 UNEXPECTED = a_trial("claim", as_expected=False)
 FAILED = a_trial("control", as_expected=False)
 GOOD = a_trial("claim")
+OVERSPENT = dataclasses.replace(GOOD, verdict=dataclasses.replace(GOOD.verdict, alpha_spent=1.001e-6))
 
 
 @pytest.mark.parametrize(
@@ -261,11 +423,47 @@ GOOD = a_trial("claim")
         ((GOOD, a_trial("control", as_expected=False, outcome=Outcome.ERROR)), 5),
         ((), 6),
         ((a_trial("control"),), 6),
+        ((OVERSPENT,), 1),
+        ((OVERSPENT, CRASH), 1),
+        ((OVERSPENT, FAILED), 4),
     ],
 )
 def test_the_worst_outcome_gives_the_exit_code(trials: tuple[Trial, ...], code: int) -> None:
     for order in itertools.permutations(trials):
         assert RunResult(1, order, (), 0).exit_code == code
+
+
+def a_search(expected: str, found: bool, *, cases: int = 1, crashed: bool = False) -> SearchRecord:
+    example = FoundExample("n", 2, 2, 2, "caption", {}, "<svg/>", {}) if found else None
+    return SearchRecord("k", "claim", {"estimator": "gas"}, expected, "s", cases, "command", 1.0, example, crashed)
+
+
+@pytest.mark.parametrize(
+    ("search", "code"),
+    [
+        (a_search("found", True), 0),
+        (a_search("none", False), 0),
+        (a_search("found", False), 1),
+        (a_search("none", True), 1),
+        (a_search("none", False, cases=0), 1),  # nothing was tried
+        (a_search("none", False, cases=0, crashed=True), 5),
+        (a_search("found", False, cases=0, crashed=True), 5),
+    ],
+)
+def test_searches_count_like_verdicts(search: SearchRecord, code: int) -> None:
+    assert RunResult(1, (), (), 0, searches=(search,)).exit_code == code
+    assert RunResult(1, (GOOD,), (), 0, searches=(search, a_search("none", False))).exit_code == code
+    assert RunResult(1, (UNEXPECTED,), (), 0, searches=(search,)).exit_code == 1
+    assert RunResult(1, (GOOD, FAILED), (), 0, searches=(search,)).exit_code == 4
+
+
+def test_shares_of_the_error_level_may_add_up_to_it() -> None:
+    third = dataclasses.replace(GOOD, verdict=dataclasses.replace(GOOD.verdict, alpha_spent=0.1 / 3))
+    result = RunResult(1, (third,) * 3, (), 0, alpha_total=0.1)
+    assert (result.overspent, result.exit_code) == (False, 0)
+    assert RunResult(1, (third,) * 4, (), 0, alpha_total=0.1).overspent
+    control = dataclasses.replace(OVERSPENT, kind="control", control={"name": "c", "passed": True})
+    assert not RunResult(1, (GOOD, control), (), 0).overspent  # what controls are is known
 
 
 def test_a_control_that_fails_outranks_everything(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,14 @@ from lmc_verify.claims import posterior as module
 from lmc_verify.claims.posterior import POSTERIOR_BOUND
 from lmc_verify.claims.smoothness import ASSUMPTIONS
 from lmc_verify.estimators import FM, GAS, LMC, BackwardSGD, ClusterGCN, Estimator, FullBatch
+from lmc_verify.exact import exact_pass
 from lmc_verify.models import GAT, GCN, ConvLayer, GCNConv, LayeredModel
 from lmc_verify.models.convs import initialise
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Problem
-from lmc_verify.seeds import torch_generator
+from lmc_verify.seeds import generator, torch_generator
 from lmc_verify.settings import CaseSettings, TrainingSettings
+from lmc_verify.training import TrainingRun
 
 WORKSPACE = Workspace()
 
@@ -199,6 +201,28 @@ def test_kinks_that_are_crossed_refute_smoothness() -> None:
     assert 0 < crossed < inputs == 20 * 34 * 4  # steps x nodes x width: one ReLU
     share = next(item.value for item in verdict.evidence if item.group == "kinks")
     assert share == crossed / inputs
+
+
+@pytest.mark.parametrize("cut", ["pre", "post"])
+def test_kinks_are_counted_between_the_parameters_of_two_steps(cut: str) -> None:
+    """The first layer's values change sign where the one ReLU that follows them does."""
+    model = GCN(3, 5, 3, num_layers=2, seed=2, activation_cut=cut, dtype=torch.float64)
+    case = small(GAS(), model, steps=4, step_size=2.0)
+    run = TrainingRun(
+        case.problem,
+        case.estimator,
+        case.design,
+        step_size=2.0,
+        generator=generator(case.seed, "assumptions", 0),
+    )
+    crossed, before = 0, case.exact.embeddings[1]
+    for _ in range(4):
+        run.step()
+        after = exact_pass(run.problem).embeddings[1]
+        crossed += int(((before > 0) != (after > 0)).sum())
+        before = after
+    assert crossed > 0
+    assert ASSUMPTIONS.check(case).summary.startswith(f"(A2) fails: {crossed} of {4 * 8 * 5} ReLU inputs")
 
 
 def test_kinks_that_are_not_crossed_decide_nothing() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.encoding import decode, encode, toml_value
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.records import APPLICATION_ID, SCHEMA_VERSION, NotRun, Records, Trial
+from lmc_verify.searches import FoundExample, SearchRecord
 
 TEXT = st.text(max_size=20)
 NUMBERS = st.floats(allow_nan=False) | st.just(math.inf) | st.just(-math.inf)
@@ -76,6 +80,29 @@ def trials(draw: st.DrawFn) -> Trial:
     )
 
 
+@st.composite
+def searches(draw: st.DrawFn) -> SearchRecord:
+    hashes = st.dictionaries(TEXT, TEXT, max_size=3)
+    number = st.integers(0, 99)
+    found = st.builds(FoundExample, TEXT, number, number, number, TEXT, CASES, TEXT, hashes)
+    return SearchRecord(
+        key=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
+        claim=draw(TEXT),
+        case=draw(CASES),
+        expected=draw(st.sampled_from(["found", "none"])),
+        summary=draw(TEXT),
+        cases=draw(number),
+        command=draw(TEXT),
+        seconds=draw(st.floats(0, 1e6)),
+        found=draw(st.none() | found),
+        crashed=draw(st.booleans()),
+    )
+
+
+def a_search(key: str = "k", summary: str = "s", *, crashed: bool = False) -> SearchRecord:
+    return SearchRecord(key, "theorem-1/unbiased", {"estimator": "lmc"}, "none", summary, 3, "", 0.5, crashed=crashed)
+
+
 def a_trial(key: str = "k", outcome: Outcome = Outcome.EXACT, **case: Any) -> Trial:
     return Trial(key, "claim", Verdict("theorem-1/unbiased", outcome, "found", case=case), "EXACT", "lmc-verify", 0.5)
 
@@ -104,6 +131,36 @@ def test_what_was_added_comes_back_equal_and_in_order(added: list[Trial]) -> Non
 @given(trials())
 def test_a_trial_is_rebuilt_from_its_dict(trial: Trial) -> None:
     assert Trial.from_dict(trial.to_dict()) == trial
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(searches(), max_size=4, unique_by=lambda search: search.key))
+def test_searches_come_back_equal_and_in_order(added: list[SearchRecord]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.sqlite"
+        with Records.create_or_open(path) as records:
+            run = records.start_run("s", "t", {}, {})
+            for search in added:
+                records.add_search(run, search)
+        with Records.open(path) as records:
+            assert records.searches(run) == added
+            for search in added:
+                assert records.find_search(search.key) == (None if search.crashed else search)
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)))
+def test_json_keeps_every_value(value: Any) -> None:
+    text = encode(value)
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert decode(text) == value
+
+
+@given(st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT)
+def test_toml_keeps_every_value(value: Any) -> None:
+    for written in (value, [value, value]):
+        again = tomllib.loads(f"value = {toml_value(written)}")["value"]
+        assert again == written
+        assert type(again) is type(written)
 
 
 def test_nan_comes_back_as_nan(path: Path) -> None:
@@ -185,6 +242,10 @@ def test_a_malformed_trial_is_refused() -> None:
         "DELETE FROM runs",
         "UPDATE runs SET status = 'finished'",
         "INSERT OR REPLACE INTO trials SELECT * FROM trials",
+        "UPDATE searches SET outcome = 'found'",
+        "DELETE FROM searches",
+        "INSERT OR REPLACE INTO searches SELECT * FROM searches",
+        "REPLACE INTO searches SELECT 99, run_id, key, claim, outcome, document, recorded FROM searches",
         "REPLACE INTO trials SELECT 99, run_id, key, kind, claim, outcome, document, recorded FROM trials",
     ],
 )
@@ -192,6 +253,7 @@ def test_another_program_cannot_change_a_finished_run(path: Path, statement: str
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {}, {})
         records.add(run, a_trial(outcome=Outcome.REFUTED))
+        records.add_search(run, a_search())
         records.not_run(run, "c", {}, "absent")
         records.finish_run(run, "failed")
     other = sqlite3.connect(path)
@@ -200,6 +262,7 @@ def test_another_program_cannot_change_a_finished_run(path: Path, statement: str
     other.close()
     with Records.open(path) as records:
         assert [trial.verdict.outcome for trial in records.trials(run)] == [Outcome.REFUTED]
+        assert records.searches(run) == [a_search()]
 
 
 def test_a_key_is_recorded_once_in_a_run(path: Path) -> None:
@@ -210,6 +273,10 @@ def test_a_key_is_recorded_once_in_a_run(path: Path) -> None:
             records.add(run, a_trial(seed=1))
         records.add(records.start_run("s", "t", {}, {}), a_trial())
         assert len(records.trials(run)) == 1
+        records.add_search(run, a_search())  # a search may have the key of a trial
+        with pytest.raises(RecordsError, match="already recorded"):
+            records.add_search(run, a_search(summary="other"))
+        assert records.searches(run) == [a_search()]
 
 
 def test_unknown_and_finished_runs_take_no_trial(path: Path) -> None:
@@ -220,6 +287,8 @@ def test_unknown_and_finished_runs_take_no_trial(path: Path) -> None:
         records.finish_run(run, "finished")
         with pytest.raises(RecordsError, match="start a new run"):
             records.add(run, a_trial())
+        with pytest.raises(RecordsError, match="start a new run"):
+            records.add_search(run, a_search())
         with pytest.raises(RecordsError, match="start a new run"):
             records.finish_run(run, "finished")
         with pytest.raises(RecordsError, match=r"no run 9 .* runs 1 to 1"):
@@ -238,6 +307,11 @@ def test_resuming_finds_the_newest_trial_that_did_not_crash(path: Path) -> None:
         assert found is not None
         assert found.verdict.outcome is Outcome.EXACT
         assert records.find("b") is None
+        for summary, crashed in (("old", False), ("new", False), ("crash", True)):
+            run = records.start_run("s", "t", {}, {})
+            records.add_search(run, a_search("c", summary, crashed=crashed))
+        assert records.find_search("c") == a_search("c", "new")
+        assert records.find_search("a") is None
 
 
 @pytest.mark.parametrize("inside", ["before", "after"])
@@ -264,6 +338,73 @@ with records._transaction():
         assert [trial.key for trial in records.trials(run)] == ["kept"]
         records.add(run, a_trial("next"))
         assert records.runs()[0].status == "running"
+
+
+# --- files of an older version ---
+
+
+def version_1(path: Path) -> int:
+    """Make a file as version 1 made it: with a trial, and without the table of searches."""
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
+        records.add(run, a_trial())
+    connection = sqlite3.connect(path)
+    connection.executescript("DROP TABLE searches; PRAGMA user_version = 1;")
+    connection.close()
+    return run
+
+
+def test_a_file_of_version_1_is_read_as_it_is(path: Path) -> None:
+    run = version_1(path)
+    before = path.read_bytes()
+    with Records.open(path) as records:
+        assert records.trials(run) == [a_trial()]
+        assert records.searches(run) == []
+        assert records.find_search("k") is None
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_version_1_gets_the_new_table_with_its_first_search(path: Path) -> None:
+    run = version_1(path)
+    with Records.create_or_open(path) as records:
+        records.add(run, a_trial("another"))
+        with pytest.raises(RecordsError, match="no run 9"):
+            records.add_search(9, a_search())
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    connection.close()
+    with Records.open(path) as records:
+        records.add_search(run, a_search())
+        records.add_search(run, a_search("second"))
+        assert records.searches(run) == [a_search(), a_search("second")]
+        assert [trial.key for trial in records.trials(run)] == ["k", "another"]
+        records.finish_run(run, "finished")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute("DELETE FROM searches")
+        fresh = path.with_name("fresh.sqlite")
+        Records.create_or_open(fresh).close()
+        with sqlite3.connect(fresh) as other:
+            query = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name = 'searches' ORDER BY name"
+            assert connection.execute(query).fetchall() == other.execute(query).fetchall()
+        other.close()
+    connection.close()
+
+
+def test_a_file_that_lost_its_searches_is_damaged(path: Path) -> None:
+    Records.create_or_open(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE searches")
+    connection.commit()
+    connection.close()
+    with pytest.raises(RecordsError, match="its tables are missing"):
+        Records.open(path)
+
+
+def test_a_malformed_search_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'REFUTED'"):
+        replace(a_search(), expected="REFUTED")
 
 
 # --- files that are not ours ---

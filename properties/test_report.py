@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import matplotlib
 import pytest
@@ -36,11 +37,18 @@ from lmc_verify.report import (
 )
 from lmc_verify.report import text as report_text
 from lmc_verify.report.cases import Case
+from lmc_verify.report.counterexamples import inline_drawing
 from lmc_verify.report.curves import MOST_CURVES, Points, case_plots, claim_plots
 from lmc_verify.report.guarantees import combined_log_e_value
 from lmc_verify.report.lineplot import line_plot
+from lmc_verify.searches import FoundExample, SearchRecord
 
 ESTIMATORS = ("backward-sgd", "lmc", "gas", "fm", "cluster-gcn", "lmc-forward-only", "lmc-backward-only")
+HOSTILE_DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"
+viewBox="0 0 1 1" onload="alert(1)"><script>alert(2)</script><style>@import "http://x"; p { display: none }</style>
+<g id="claims" onclick="alert(3)" style="fill: url(https://elsewhere/x) ; stroke: url(#a)"><a href="https://elsewhere">
+<text>in a link</text></a><image xlink:href="https://elsewhere/y.png"/><use xlink:href="https://elsewhere/z.svg#a"/>
+<foreignObject><iframe src="https://elsewhere"/></foreignObject><path id="a" d="M 0 0"/></g></svg>"""
 HOSTILE = "<b>&\"'`|\x00 ]]> {{ 7 * 7 }}"
 CLAIMS = {
     claim.id: claim
@@ -149,6 +157,43 @@ def some_controls() -> Iterator[Trial]:
         yield replace(trial, kind="control", expected=trial.verdict.outcome.value, control=control)
 
 
+DRAWING = """<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/svg11.dtd">
+<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 576 267" version="1.1">
+<metadata>made by hand</metadata><defs><style type="text/css">*{stroke-linejoin: round}</style>
+<clipPath id="p1"><rect x="0" y="0" width="9" height="9"/></clipPath><path id="m1" d="M 0 0 L 1 1"/></defs>
+<g id="figure_1"><path d="M 0 0 L 576 267" clip-path="url(#p1)" style="fill: #ffffff"/>
+<use xlink:href="#m1" x="3" y="4"/><text style="font-size: 9px" x="1" y="2">cluster 0</text></g></svg>"""
+
+
+def a_search(
+    claim: str = "theorem-1/unbiased", estimator: str = "gas", expected: str = "found", found: bool = True, **case: Any
+) -> SearchRecord:
+    key = hashlib.sha256(repr((claim, estimator, case)).encode()).hexdigest()
+    name = f"{report_text.slug(claim)}-{estimator}"
+    caption = f"{estimator} on {claim}: biased: off by 0.29 of the gradient's norm."
+    files = {f"{name}.json": "1", f"{name}.safetensors": "2", f"{name}.svg": "3"}
+    example = FoundExample(name, 2, 2, 2, caption, {"model": "gcn", "design": "Clusters", "support": 2}, DRAWING, files)
+    return SearchRecord(
+        key=key,
+        claim=claim,
+        case={"estimator": estimator, **case, "histories": "exact", "max_nodes": 4, "examples": 60, "seed": 3},
+        expected=expected,
+        summary="counterexample with 2 nodes and 2 directed edges" if found else "no counterexample among 60 cases",
+        cases=7 if found else 60,
+        command=f"lmc-verify counterexample {claim} --estimator {estimator} --seed 3",
+        seconds=5.0,
+        found=example if found else None,
+    )
+
+
+SEARCHES = (
+    a_search(),
+    a_search("theorem-1/unbiased", "lmc", beta=1.0, **{"model.layers": 2}),
+    a_search("e6/bias-per-layer", "fm"),
+    a_search("e1/equals-backward-sgd", "lmc", "none", found=False),
+)
+
+
 def make_report(
     folder: Path,
     change: Callable[[Trial], Trial] = lambda trial: trial,
@@ -156,9 +201,10 @@ def make_report(
     trials: list[Trial] | None = None,
     not_run: tuple[NotRun, ...] = (),
     finish: bool = True,
+    searches: tuple[SearchRecord, ...] = (),
 ) -> Report:
     added = [*some_trials(), *some_controls()] if trials is None else trials
-    path = folder / f"{hashlib.sha256(repr((added, change, not_run)).encode()).hexdigest()[:16]}.sqlite"
+    path = folder / f"{hashlib.sha256(repr((added, change, not_run, searches)).encode()).hexdigest()[:16]}.sqlite"
     with Records.create_or_open(path) as records:
         environment = {"python": "3.11.7", "torch": "2.13.0", "platform": "linux", "threads": 2, "code": "0.1.0"}
         run = records.start_run("theorem-check", "Convergence claims of LMC", {"alpha_total": 1e-6}, environment)
@@ -166,6 +212,8 @@ def make_report(
             records.add(run, change(trial))
         for item in not_run:
             records.not_run(run, item.claim, item.case, item.reason)
+        for search in searches:
+            records.add_search(run, search)
         if finish:
             records.finish_run(run, "finished")
         return build_report(records, run, CLAIMS)
@@ -176,7 +224,7 @@ ABSENT = (NotRun("e6/bias-per-layer", "raw files absent", {"dataset": "flickr", 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return make_report(tmp_path_factory.mktemp("records"), not_run=ABSENT)
+    return make_report(tmp_path_factory.mktemp("records"), not_run=ABSENT, searches=SEARCHES)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +255,18 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
         control = None if trial.control is None else {**trial.control, "name": HOSTILE, "description": HOSTILE}
         return replace(trial, verdict=verdict, command=HOSTILE, expected="VACUOUS", control=control)
 
-    return make_report(tmp_path_factory.mktemp("hostile"), change, not_run=(NotRun(HOSTILE, HOSTILE, {HOSTILE: 1}),))
+    example = FoundExample(HOSTILE, 1, 1, 1, HOSTILE, {"model": HOSTILE}, HOSTILE_DRAWING, {HOSTILE: HOSTILE})
+    search = SearchRecord("1", HOSTILE, {HOSTILE: HOSTILE}, "none", HOSTILE, 1, HOSTILE, math.inf, example)
+    return make_report(
+        tmp_path_factory.mktemp("hostile"),
+        change,
+        not_run=(NotRun(HOSTILE, HOSTILE, {HOSTILE: 1}),),
+        searches=(
+            search,
+            replace(search, key="2", found=replace(example, drawing=HOSTILE)),
+            replace(search, key="3", found=None, crashed=True),
+        ),
+    )
 
 
 def with_outcome(claim: str, outcome: str) -> Callable[[Trial], Trial]:
@@ -427,9 +486,27 @@ def test_a_run_as_expected_says_so(tmp_path: Path) -> None:
             "1 of 38 verdicts is not as expected",
         ),
         ({"change": with_outcome("e7/reductions", "ERROR")}, "failed", "1 of 38 verdicts is not as expected"),
+        (
+            {"searches": (a_search(), a_search(estimator="lmc", expected="none"))},
+            "failed",
+            "1 of 2 searches for counterexamples is not as expected",
+        ),
+        (
+            {"searches": (a_search(found=False),)},
+            "failed",
+            "1 of 1 search for counterexamples is not as expected",
+        ),
+        (
+            {"searches": (replace(a_search(found=False, expected="none"), crashed=True),)},
+            "failed",
+            "1 of 1 search for counterexamples is not as expected",
+        ),
         ({"change": with_missed_control}, "failed", "1 of 5 controls failed, so the verifier itself"),
     ],
-    ids=["not run", "unfinished", "no controls", "nothing", "unexpected", "crashed", "control"],
+    ids=[
+        *("not run", "unfinished", "no controls", "nothing", "unexpected", "crashed", "found", "not found"),
+        *("search crashed", "control"),
+    ],
 )
 def test_what_went_wrong_is_in_the_headline_of_every_format(
     tmp_path: Path, change: dict[str, Any], level: str, words: str
@@ -452,6 +529,152 @@ def test_failures_are_linked_from_the_first_screen(tmp_path: Path) -> None:
 
 def test_a_missed_control_outranks_the_verdicts(tmp_path: Path) -> None:
     assert make_report(tmp_path, with_missed_control).headline.startswith("1 of 5 controls failed")
+
+
+# --- counterexamples ---
+
+
+def test_searches_as_expected_are_in_the_headline(tmp_path: Path) -> None:
+    trials = [trial for trial in (*some_trials(), *some_controls()) if trial.expected]
+    built = make_report(tmp_path, trials=trials, searches=SEARCHES)
+    assert built.level == "passed"
+    assert (
+        "; 4 of 4 searches for counterexamples as expected; 5 of 5 controls passed; nothing skipped." in built.headline
+    )
+    alone = make_report(tmp_path, trials=list(some_controls()), searches=SEARCHES)
+    assert alone.level == "passed"
+    assert alone.headline.startswith("4 of 4 searches for counterexamples as expected; ")
+
+
+def test_a_counterexample_is_drawn_told_and_linked_from_the_cases_that_it_explains(report: Report) -> None:
+    source = render_html(report)
+    page, shown = Page(source), " ".join("".join(Page(source).text).split())
+    assert "Counterexamples" in shown
+    for search in report.counterexamples:
+        assert search.anchor in page.ids
+        assert search.record.command in shown
+        if search.found is None:
+            continue
+        assert f"drawing-{search.anchor}-title" in page.ids
+        for part in (search.found.caption, "2 nodes, 2 directed edges, 2 layers", search.reproduction):
+            assert part in shown
+        assert search.reproduction == f"lmc-verify reproduce counterexamples/{search.found.name}.json"
+    assert "lmc · beta 1 · layers 2: refuted with" in shown
+    assert "no counterexample found" in shown
+
+    def linked(case: Case) -> list[str]:
+        body = source.split(f'<div class="body" id="{case.anchor}">')[1].split("</details>\n</div>")[0]
+        return re.findall(r'href="#(counterexample-\d+)"', body.split("<h4>Reproduce</h4>")[0])
+
+    expected = {("theorem-1/unbiased", "gas"): ["counterexample-1"], ("e6/bias-per-layer", "fm"): ["counterexample-3"]}
+    explained = 0
+    for case in report.cases:
+        wanted = expected.get((case.verdict.claim, case.verdict.case["estimator"]), [])
+        wanted = wanted if case.verdict.outcome is Outcome.REFUTED else []
+        assert linked(case) == wanted, case.label
+        assert [search.anchor for search in report.counterexamples_to(case)] == wanted
+        explained += bool(wanted)
+    assert explained == 4
+
+
+def test_a_counterexample_of_other_settings_explains_nothing(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [{}, {"beta": 1.0}, {"beta": 1.0, "score": "constant"}]
+    trials = [
+        a_trial("theorem-1/unbiased", outcome, None, number, estimator="lmc", **case)
+        for number, case in enumerate(settings)
+        for outcome in ("REFUTED",)
+    ]
+    searches = tuple(a_search(estimator="lmc", **case) for case in settings)
+    built = make_report(tmp_path, trials=trials, searches=searches)
+    for case, search in zip(built.cases, built.counterexamples, strict=True):
+        assert built.counterexamples_to(case) == (search,)
+    exact = make_report(
+        tmp_path, trials=[a_trial("theorem-1/unbiased", "EXACT", None, 1, estimator="gas")], searches=SEARCHES
+    )
+    assert exact.counterexamples_to(exact.cases[0]) == ()
+
+
+def test_unexpected_searches_are_linked_from_the_first_screen(tmp_path: Path) -> None:
+    built = make_report(tmp_path, searches=(a_search(), a_search(estimator="lmc", expected="none")))
+    (search,) = built.unexpected_searches
+    first = render_html(built).split("</section>")[0]
+    assert f'href="#{search.anchor}"' in first
+    assert "expected none" in first
+    assert "counterexample-1" not in first
+    assert search.anchor in json.loads(render_json(built))["unexpected"]
+    assert "expected none" in render_markdown(built).split("## Census")[0]
+
+
+def test_drawings_keep_their_own_ids_and_bring_nothing_else() -> None:
+    drawn = [inline_drawing(DRAWING, name, "<&>") for name in ("a", "b")]
+    assert drawn[0] is not None
+    assert drawn[0].replace('"a-', '"b-').replace("#a-", "#b-") == drawn[1]
+    root = ElementTree.fromstring(drawn[0])
+    assert root.attrib == {"viewBox": "0 0 576 267", "role": "img", "aria-labelledby": "a-title"}
+    assert [element.tag for element in root.iter()] == [
+        *("svg", "title", "defs", "clipPath", "rect", "path", "g", "path", "use", "text"),
+    ]
+    assert root[0].text == "<&>"
+    assert {element.get("id") for element in root.iter()} - {None} == {"a-title", "a-p1", "a-m1", "a-figure_1"}
+    assert "url(#a-p1)" in drawn[0]
+    assert 'href="#a-m1"' in drawn[0]
+    assert "cluster 0" in drawn[0]
+    hostile = inline_drawing(HOSTILE_DRAWING, "h", HOSTILE)
+    assert hostile is not None
+    for word in ("alert", "elsewhere", "onload", "onclick", "style>", "import", "image", "iframe", "http", '"claims"'):
+        assert word not in hostile, word
+    assert 'id="h-claims"' in hostile
+    assert "url(#h-a)" in hostile
+    for broken in ("", "no drawing", "<svg", "<svg viewBox='0 0 1 1'><g></svg>", "<svg/>", "<svgs viewBox='0 0 1 1'/>"):
+        assert inline_drawing(broken, "h", "") is None
+
+
+def test_links_to_drawings_lead_there_from_wherever_the_report_lies(tmp_path: Path) -> None:
+    built = make_report(tmp_path, searches=SEARCHES)
+    folder = tmp_path / "counterexamples"
+    folder.mkdir()
+    for search in built.counterexamples:
+        if search.found is not None:
+            (folder / f"{search.found.name}.svg").write_text(DRAWING)
+    for out in (tmp_path, tmp_path / "a b" / "deep"):
+        text = write_report(built, out)["markdown"].read_text()
+        links = re.findall(r"\]\(([^)]*\.svg)\)", text)
+        assert len(links) == 3
+        for link in links:
+            assert (out / unquote(link)).is_file()
+    assert "](counterexamples/theorem-1-unbiased-gas.svg)" in render_markdown(built)
+
+
+def test_searches_are_in_json_and_junit(report: Report) -> None:
+    document = json.loads(render_json(report))
+    assert [item["id"] for item in document["counterexamples"]] == [item.anchor for item in report.counterexamples]
+    first, *_, last = document["counterexamples"]
+    assert (first["outcome"], first["as_expected"], first["found"]["nodes"]) == ("found", True, 2)
+    assert "drawing" not in first["found"]
+    assert first["refuted_cases"] == [case.anchor for case in report.cases if report.counterexamples[0].refutes(case)]
+    assert (last["outcome"], last["found"], last["reproduce"]) == ("none", None, None)
+    assert (document["result"]["counterexamples"], document["result"]["counterexamples_not_as_expected"]) == (4, 0)
+    root = ElementTree.fromstring(render_junit(report))
+    names = [case.attrib["name"] for case in root.findall("testsuite[@name='counterexamples']/testcase")]
+    assert names[0] == "theorem-1/unbiased gas [counterexample-1]"
+    assert len(names) == 4
+
+
+def test_junit_tells_a_crashed_search_from_an_unexpected_one(tmp_path: Path) -> None:
+    crashed = replace(a_search(found=False), crashed=True, summary="RuntimeError: the disk is full")
+    built = make_report(tmp_path, searches=(crashed, a_search(estimator="fm", expected="none")))
+    root = ElementTree.fromstring(render_junit(built))
+    (error,), (failure,) = root.findall(".//error"), root.findall(".//failure")
+    assert "the disk is full" in (error.text or "")
+    assert failure.attrib["message"] == "refuted with 2 nodes, 2 directed edges, 2 layers, expected none"
+    assert "search again: lmc-verify counterexample" in (failure.text or "")
+
+
+def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
+    with Records.create_or_open(tmp_path / "u.sqlite") as records:
+        run = records.start_run("s", "t", {"planned": 7}, {})
+        records.add_search(run, a_search())
+        assert "the run did not finish (1 of 7 trials)" in build_report(records, run, CLAIMS).headline
 
 
 # --- JSON, JUnit, Markdown ---
@@ -480,8 +703,11 @@ def test_json_is_strict_and_complete(which: str, request: pytest.FixtureRequest)
 def test_junit_counts_failures_errors_and_skips(which: str, request: pytest.FixtureRequest) -> None:
     built: Report = request.getfixturevalue(which)
     root = ElementTree.fromstring(render_junit(built).encode())
-    assert len(root.findall(".//testcase")) == len(built.cases) + len(built.controls) + len(built.not_run)
+    assert len(root.findall(".//testcase")) == sum(
+        map(len, (built.cases, built.controls, built.not_run, built.counterexamples))
+    )
     failed = [case for case in (*built.cases, *built.controls) if case.failed]
+    failed += [search for search in built.counterexamples if search.failed and not search.record.crashed]
     assert int(root.attrib["failures"]) == len(root.findall(".//failure")) == len(failed)
     assert int(root.attrib["skipped"]) == len(root.findall(".//skipped")) == 1
     assert int(root.attrib["tests"]) == sum(int(suite.attrib["tests"]) for suite in root)
@@ -683,6 +909,22 @@ def test_a_statistical_verdict_shows_interval_error_level_and_draws(tmp_path: Pa
     assert "residual" not in page
     assert "-0.312, -0.229" in markdown
     assert "| estimate | interval | error level |" in markdown
+
+
+def test_statistical_cases_without_intervals_show_draws_and_e_values(tmp_path: Path) -> None:
+    def bare(trial: Trial, **changes: Any) -> Trial:
+        return replace(trial, verdict=replace(trial.verdict, evidence=(), **changes))
+
+    whole = bare(a_sampled("lmc", 0.0, "SUPPORTED"), draws=6, alpha_spent=0.0)
+    rate = bare(a_rate("lmc"), log_e_value=None)
+    built = statistical_report(tmp_path, [whole, bare(a_sampled("gas", 21.2), draws=5), rate])
+    sampled, rates = built.sections
+    assert (sampled.columns, rates.columns) == (("draws", "e-value", "error level"), ("runs", "e-value", "error level"))
+    assert [sampled.measures(case) for case in sampled.cases] == [("6", "10^0.0", "0"), ("5", "10^9.2", "2e-8")]
+    assert rates.measures(rates.cases[0])[1:] == ("–", "2e-8")
+    # The whole support was drawn: chance cannot change the verdict, which spent nothing.
+    assert built.errors.certain == 1
+    assert "2 statistical checks spent 4e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in shown(built)
 
 
 def test_an_enumerated_verdict_has_error_level_zero(report: Report) -> None:

@@ -122,7 +122,7 @@ SHIFTS = {
     "half up, half down": (1.0, -1.0) * 20,
     "all different": tuple(float(value) for value in np.linspace(-1, 1, 40)),
 }
-SEEDS = 100
+SEEDS = 60
 
 
 def many(case: Case, monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Verdict]:
@@ -149,7 +149,7 @@ def test_false_alarms_are_as_rare_as_stated(name: str, draws: int, monkeypatch: 
     rest = Outcome.SUPPORTED if draws == 40 else Outcome.INCONCLUSIVE
     assert set(found) <= {rest, Outcome.REFUTED}
     # An e-value stopped by a rule that does not see the future has mean 1 at most. The values are 5 at most where they
-    # stop, so the mean of 100 of them is 1 plus noise of at most 0.2.
+    # stop, so the mean of 60 of them is 1 plus little noise.
     values = [verdict.log_e_value for verdict in verdicts]
     assert all(value is not None for value in values)
     assert np.mean(np.exp(np.array(values, dtype=float))) <= 1.5
@@ -307,6 +307,19 @@ def test_the_advice_is_enough() -> None:
     needed = int(short.summary.split("about ")[1].split()[0].replace(",", ""))
     assert 30 < needed < 2000
     assert check(case, draws=2 * needed, alpha=0.01, delta=0.3).outcome in (Outcome.SUPPORTED, Outcome.REFUTED)
+
+
+def test_the_advice_on_a_bias_asks_for_one_layer_only() -> None:
+    """GAS has no bias in its last layer, where no number of draws would show one."""
+    case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
+    short = check(case, draws=20, alpha=0.01, delta=1e-3)
+    assert short.outcome is Outcome.INCONCLUSIVE
+    needed = int(short.summary.split(" draws would show the bias")[0].split()[-1].replace(",", ""))
+    assert 20 < needed < 2000
+    found = check(case, draws=needed, alpha=0.01, delta=1e-3)
+    assert found.outcome is Outcome.REFUTED
+    assert found.draws is not None
+    assert found.draws <= needed
 
 
 # --- ranges --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from lmc_verify.claims.base import NO_DROPOUT, UNIFORM, Claim, not_applicable, v
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.smoothness import BOUNDED, SMOOTH
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import Estimator, with_beta
+from lmc_verify.estimators import Estimator, FullBatch, with_beta
 from lmc_verify.exact import exact_pass
 from lmc_verify.problem import gradient_norm
 from lmc_verify.seeds import generator
@@ -48,10 +48,10 @@ def scheduled(estimator: Estimator, step_size: float, length: int) -> tuple[Esti
     return with_beta(estimator, factor), step_size * factor
 
 
-def _run(case: Case, length: int, seed: int) -> float:
+def _run(case: Case, length: int, seed: int, repeat: int) -> float:
     """Return the mean exact gradient norm over R uniform on the steps of one run."""
     estimator, size = scheduled(case.estimator, case.training.step_size, length)
-    axes = ("rate", case.sampling.replicate, seed, length)
+    axes = ("rate", case.sampling.replicate, seed, length, repeat)
     samples = min(SAMPLES, length)
     stretches = (np.arange(samples) + generator(case.seed, "R", *axes).random(samples)) * length / samples
     run = TrainingRun(case.problem, estimator, case.design, step_size=size, generator=generator(case.seed, *axes))
@@ -63,6 +63,23 @@ def _run(case: Case, length: int, seed: int) -> float:
             run.step()
         total += times * gradient_norm(exact_pass(run.problem).gradient)
     return total / samples
+
+
+def _mean_norm(case: Case, length: int, seed: int) -> float:
+    """Return the mean over the independent runs that one seed averages."""
+    return float(np.mean([_run(case, length, seed, repeat) for repeat in range(case.training.repeats)]))
+
+
+def _full_batch(case: Case) -> list[float]:
+    """Return full-batch gradient descent's mean gradient norm over all steps of every length: no sampling error."""
+    norms = []
+    for length in case.training.lengths:
+        _, size = scheduled(case.estimator, case.training.step_size, length)
+        unused = generator(case.seed, "full batch")  # it does not look at its batches
+        run = TrainingRun(case.problem, FullBatch(), case.design, step_size=size, generator=unused)
+        batch = run.draw()
+        norms.append(float(np.mean([gradient_norm(run.step(batch).gradient) for _ in range(length)])))
+    return norms
 
 
 def _control(case: Case, seeds: int, alpha: float) -> tuple[bool, list[Evidence]]:
@@ -91,7 +108,8 @@ def check(case: Case) -> Verdict:
     """Train for N steps with eta_0 N^(-2/3) and beta_0 N^(-2/3), N on a grid, with independent seeds for every N.
 
     One seed gives one log-log slope of E||grad L(theta_R)||, R uniform on the steps; the interval for the median slope
-    must lie at or below -1/6. The same test is run on a control problem with a known slope.
+    must lie at or below -1/6. The same test is run on a control problem with a known slope. A slope on a finite range
+    refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent must keep it.
     """
     claim = RATE
     inapplicable = not_applicable(case, claim, NO_DROPOUT.id)
@@ -100,10 +118,11 @@ def check(case: Case) -> Verdict:
     # The control's two intervals and the claim's own share the level.
     alpha = case.sampling.alpha / 3
     seeds, lengths = case.sampling.seeds or seeds_needed(alpha), case.training.lengths
-    means: Matrix = np.array([[_run(case, length, seed) for length in lengths] for seed in range(seeds)])
+    means: Matrix = np.array([[_mean_norm(case, length, seed) for length in lengths] for seed in range(seeds)])
     works, control = _control(case, seeds, alpha)
+    reference = _full_batch(case)
     floor = FLOOR * gradient_norm(case.exact.gradient)
-    if near_floor(means, floor):
+    if near_floor([*means.ravel(), *reference], floor):
         outcome, slope, slopes = Outcome.INCONCLUSIVE, None, []
         summary = (
             f"slope refused: the smallest mean gradient norm {means.min():.1e} is at most {FLOOR_FACTOR:.0f} times its "
@@ -112,7 +131,9 @@ def check(case: Case) -> Verdict:
     else:
         slopes = [loglog_slope(lengths, row) for row in means]
         slope = median_interval(slopes, alpha)
-        outcome, summary = _decide(slope, works, means, case, seeds, alpha)
+        exact_slope = loglog_slope(lengths, reference)
+        control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
+        outcome, summary = _decide(slope, works, exact_slope, means, case, seeds, alpha)
     return verdict_of(
         case,
         claim.id,
@@ -123,7 +144,7 @@ def check(case: Case) -> Verdict:
             *([Evidence("E||grad|| against N", slope.median, SLOPE, _UNIT, "rates", *slope.ends)] if slope else []),
             *control,
         ],
-        series=_series(case, means),
+        series=_series(case, means, reference),
         assumptions=claim.checked_assumptions(case),
         minimum_detectable_effect=(
             detectable_margin(float(np.std(slopes, ddof=1)), seeds, alpha)
@@ -136,7 +157,7 @@ def check(case: Case) -> Verdict:
 
 
 def _decide(
-    slope: MedianInterval, works: bool, means: Matrix, case: Case, seeds: int, alpha: float
+    slope: MedianInterval, works: bool, exact_slope: float, means: Matrix, case: Case, seeds: int, alpha: float
 ) -> tuple[Outcome, str]:
     if not slope.exists:
         needed = seeds_needed(alpha)
@@ -151,17 +172,24 @@ def _decide(
     if slope.inside(upper=SLOPE):
         return Outcome.SUPPORTED, words + "; not refuted on this range of N"
     if slope.outside(upper=SLOPE):
-        return Outcome.REFUTED, words
+        if exact_slope > SLOPE:
+            return (
+                Outcome.INCONCLUSIVE,
+                f"{words}; not even full-batch gradient descent keeps it here (slope {exact_slope:.3f}): the runs are "
+                "too short, raise training.step_size or training.lengths",
+            )
+        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
     return Outcome.INCONCLUSIVE, words + "; longer runs (training.lengths) or more seeds would decide"
 
 
-def _series(case: Case, means: Matrix) -> tuple[Series, ...]:
+def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:
     lengths, medians = tuple(map(float, case.training.lengths)), np.median(means, axis=0)
     labels = ("Gradient norm against number of steps", "steps N", "mean gradient norm")
     low, high = (tuple(map(float, ends)) for ends in (means.min(axis=0), means.max(axis=0)))
     line = tuple(float(medians[0]) * (length / lengths[0]) ** SLOPE for length in lengths)
     return (
         Series("median over seeds", lengths, tuple(map(float, medians)), *labels, low, high, "loglog"),
+        Series("full batch", lengths, tuple(reference), *labels, scale="loglog"),
         Series("slope -1/6", lengths, line, *labels, scale="loglog"),
     )
 

@@ -106,7 +106,14 @@ class _LostMessages:
                 )
                 self._tapes[layer] = (h, self._rows(layer, h), below)
         h, rows, below = self._tapes[layer]
-        (messages,) = torch.autograd.grad(rows, h, exact.auxiliary[layer] * halo[:, None], retain_graph=True)
+        (messages,) = torch.autograd.grad(
+            rows,
+            h,
+            exact.auxiliary[layer] * halo[:, None],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         parameters = self._below(layer)
         lost = torch.autograd.grad(
             below,

@@ -12,12 +12,10 @@ from lmc_verify.case import Case, prepared_state
 from lmc_verify.claims.base import NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.estimators import BackwardSGD, Compensated, Held, History
 from lmc_verify.exact import exact_pass
 from lmc_verify.problem import gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
-from lmc_verify.statistics.rounding import gamma
 from lmc_verify.training import TrainingRun
 
 __all__ = ["POSTERIOR_BOUND"]
@@ -51,17 +49,15 @@ def _step(case: Case, run: TrainingRun) -> _Step | None:
     held = History.from_exact(problem, exact)
     expected = BackwardSGD(normaliser=case.normaliser).estimate(problem, held, batch).gradient
     enclosed = error_interval(problem, exact, batch, bound, normaliser=case.normaliser)
-    # Both gradients round, as do the terms of the loss derivative; where it vanishes nothing is left to round.
-    amplified = loss_conditioning(problem, exact) * unit / float(batch.inclusion.min()) if unit > 0 else 0.0
-    rounding = 2 * gamma(rounding_terms(problem)) * (gradient_norm(expected) + amplified)
     estimate = run.step(batch).gradient
     error = gradient_norm(gradient_sum(estimate, expected, -1.0))
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
+    rounding = 1e-12 * (total + unit)  # of the norms; the bound has its own allowance
     return _Step(
         error,
         bound.total,
         unit,
-        kept=error <= bound.total + rounding,
+        kept=error <= bound.total,
         enclosed=enclosed.low - rounding <= total <= enclosed.high + rounding,
     )
 

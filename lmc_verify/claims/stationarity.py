@@ -298,9 +298,10 @@ RELATIVE_BIAS = Claim(
     tier="exact",
     theory=(
         "Where the bias exceeds the gradient, updates no longer point downhill on average. With beta = 0, or beta_0 "
-        "N^(-2/3), LMC's histories settle as the parameters do and the bias falls faster than the gradient. With a "
-        "constant beta incomplete fresh values keep it up, most of all at beta = 1, where the histories are never "
-        "used: it ends at many times the gradient, and Theorem 3 does not cover that setting."
+        "N^(-2/3), LMC's histories settle as the parameters do and the bias falls with the gradient, and near a "
+        "perfect fit faster. With a constant beta incomplete fresh values keep it up, most of all at beta = 1, "
+        "where the histories are never used: it ends at many times the gradient, and Theorem 3 does not cover that "
+        "setting."
     ),
     assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
     check=check_relative_bias,

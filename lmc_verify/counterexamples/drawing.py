@@ -131,7 +131,7 @@ def draw_counterexample(example: Counterexample, *, captioned: bool = True) -> F
         points = _positions(groups)
         lines = _lines(example)
         # In inches: room for the legend with the lines below it, and for the nodes.
-        body = max(3.6 if graph.num_nodes <= 3 else 5.2, 2.45 + 0.19 * len(lines))
+        body = max(3.6 if graph.num_nodes <= 3 else 5.2, 0.4 + 0.26 * (len(set(groups)) + 6) + 0.19 * len(lines))
         height = body + (1.1 if captioned else 0.0)
         figure = Figure(figsize=(8.0, height), facecolor=_PAPER)
         axes = figure.add_axes((0.02, 1 - (body - 0.05) / height, 0.62, (body - 0.1) / height))

@@ -35,7 +35,6 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
     )
     environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
-    environment.filters.update(inline=_inline)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
     plots = {section.anchor: claim_plots(section) for section in report.sections}
@@ -55,11 +54,6 @@ def _escape(value: object) -> str:
     line = line.replace("&", "&amp;").replace("<", "&lt;")
     line = re.sub(r"([\\`*\[\]|~#])", r"\\\1", line)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
-
-
-def _inline(value: str) -> str:
-    """Keep code on one line and in its cell of a table."""
-    return " ".join(text.printable(value).split()).replace("`", "'").replace("|", "\\|")
 
 
 def _link(file: Path, base: Path) -> str:
