@@ -403,10 +403,11 @@ def test_the_numbers_of_a_verdict_fit_together() -> None:
     }
 
 
-def test_where_nothing_is_drawn_nothing_is_spent() -> None:
+def test_where_the_range_decides_nothing_is_spent() -> None:
+    """Some batches are drawn all the same, to see that the estimator keeps to the range of its policies."""
     verdict = check(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}))
     assert verdict.outcome is Outcome.SUPPORTED
-    assert (verdict.draws, verdict.alpha_spent, verdict.log_e_value) == (0, 0.0, 0.0)
+    assert (verdict.draws, verdict.alpha_spent, verdict.log_e_value) == (25, 0.0, 0.0)
     assert verdict.minimum_detectable_effect is not None
     assert 0 < verdict.minimum_detectable_effect < 1e-8
 

@@ -189,7 +189,11 @@ AGGREGATE_LINEAR = Assumption(
 )
 BETA_ZERO = Assumption("beta-zero", "halo values come from the histories alone (beta = 0)", _beta_zero)
 CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _in_halo("exists"))
-HALO_SIGNAL = Assumption("halo-signal", "some halo row has a message to send backward", _in_halo("carries_signal"))
+HALO_SIGNAL = Assumption(
+    "halo-signal",
+    "every trained part below the last layer would lose something if the halo sent nothing back",
+    _in_halo("carries_signal"),
+)
 CLUSTERS = Assumption("clusters", "the design draws clusters, so that a sweep visits every node once", _clusters)
 INCLUSION_WEIGHTS = Assumption(
     "inclusion-weights",

@@ -146,27 +146,32 @@ def check(case: Case) -> Verdict:
     alpha, target = case.sampling.alpha / 2, case.sampling.delta * unit
     test = BiasTest(bounds, population=population, tolerance=tolerance)
     radius = BiasRadius(bounds, alpha, population=population, tolerance=tolerance)
-    outcome = Outcome.SUPPORTED if radius.upper() <= target else Outcome.INCONCLUSIVE
+    by_range = radius.upper() <= target
+    settled = by_range or not any(bounds.values())  # what remains is to see that some draws keep to the range
+    outcome = Outcome.SUPPORTED if by_range else Outcome.INCONCLUSIVE
     track: list[tuple[int, float, float]] = []
     sample: list[Blocks] = []
     last, look = population or case.sampling.draws, LOOK_EVERY
-    if outcome is Outcome.INCONCLUSIVE and any(bounds.values()):
-        for batch in batches:
-            draw = difference(batch)
-            if len(sample) < SAMPLE_FOR_POWER:
-                sample.append(draw)
-            test.update(draw)
-            radius.update(draw)
-            looking = test.draws in (look, last)
-            if test.rejects(alpha):
-                outcome = Outcome.REFUTED
-            elif looking and radius.upper() <= target:
-                outcome = Outcome.SUPPORTED
-            if looking or outcome is not Outcome.INCONCLUSIVE:
-                track.append((test.draws, radius.upper() / unit, test.log_value / math.log(10)))
-                look = max(test.draws + LOOK_EVERY, math.ceil(LOOK_GROWTH * test.draws))
-            if outcome is not Outcome.INCONCLUSIVE:
+    for batch in batches:
+        draw = difference(batch)
+        if len(sample) < SAMPLE_FOR_POWER:
+            sample.append(draw)
+        test.update(draw)
+        radius.update(draw)
+        looking = test.draws in (look, last)
+        if settled:
+            if looking:
                 break
+            continue
+        if test.rejects(alpha):
+            outcome = Outcome.REFUTED
+        elif looking and radius.upper() <= target:
+            outcome = Outcome.SUPPORTED
+        if looking or outcome is not Outcome.INCONCLUSIVE:
+            track.append((test.draws, radius.upper() / unit, test.log_value / math.log(10)))
+            look = max(test.draws + LOOK_EVERY, math.ceil(LOOK_GROWTH * test.draws))
+        if outcome is not Outcome.INCONCLUSIVE:
+            break
     upper = radius.upper() / unit
     power = _power(case, bounds, tolerance, sample, population)
     words = f"{test.draws:,} draws" + (f" of {population:,} without replacement" if population else "")
@@ -204,7 +209,7 @@ def check(case: Case) -> Verdict:
         series=_series(track, case),
         assumptions=(*claim.checked_assumptions(case), _range_check(proven)),
         minimum_detectable_effect=power.detectable,
-        alpha_spent=case.sampling.alpha if test.draws else 0.0,  # the range alone leaves nothing to chance
+        alpha_spent=0.0 if by_range else case.sampling.alpha,  # the range alone leaves nothing to chance
         log_e_value=test.log_value,
         draws=test.draws,
     )
