@@ -430,7 +430,7 @@ def test_recorded_trials_are_reproduced(tiny: Path, lmc: Command, tmp_path: Path
     assert "4 of 4 identical" in every.out
     one = lmc("reproduce", "out", "--trial", rows[1]["key"], "--json").json
     assert [item["label"] for item in one["replays"]] == ["theorem-1/unbiased gas on karate"]
-    assert lmc("reproduce", "out", "--trial", "9").code == 2
+    assert lmc("reproduce", "out", "--trial", "no key").code == 2
     assert "no run 7" in lmc("reproduce", "out", "--run", "7").err
 
 

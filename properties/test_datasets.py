@@ -157,7 +157,7 @@ def assert_simple_and_symmetric(data: Any) -> None:
 def test_names_are_unique_and_described() -> None:
     names = dataset_names()
     assert names[0] == "digits"
-    assert len(set(names)) == len(names) == 29
+    assert len(set(names)) == len(names) == 30
     for name in names:
         info = dataset_info(name)
         assert info.name == name == name.lower()
@@ -315,6 +315,7 @@ def test_smallest_graph(name: str) -> None:
             "num_isolated": 1,
         },
         "multilabel": {"num_nodes": 1, "num_labels": 1},
+        "ring": {"num_nodes": 3, "num_features": 1},
     }.get(name, {"num_nodes": 1, "num_classes": 1})
     data = load_data(name, **options)
     assert_sound(data, dataset_info(name))
@@ -427,9 +428,10 @@ def test_generated_graphs_are_sound_for_any_seed(name: str, size: int, seed: int
     options: dict[str, Any] = {"rows": size // 5, "columns": 5} if name == "grid" else {"num_nodes": size}
     if name in ("dcsbm", "directed"):
         options["num_edges"] = size * (size - 1) // 8
-    data = load_data(name, seed=seed, signal=signal, **options)
+    options["noise" if name == "ring" else "signal"] = signal
+    data = load_data(name, seed=seed, **options)
     assert_sound(data, dataset_info(name))
-    assert fingerprint(data) == fingerprint(load_data(name, seed=seed, signal=signal, **options))
+    assert fingerprint(data) == fingerprint(load_data(name, seed=seed, **options))
 
 
 # --- raw files --------------------------------------------------------------------------------------------

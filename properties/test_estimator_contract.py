@@ -285,7 +285,7 @@ def test_settings_are_values() -> None:
         LMC().beta = 0.2  # type: ignore[misc]  # frozen, which is what is tested
 
 
-@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"full-batch"}))  # which has no settings
 def test_registry_builds_by_name(name: str) -> None:
     built = make_estimator(name, normaliser="node-count")
     assert (built.name, built.normaliser) == (name, "node-count")
@@ -293,6 +293,12 @@ def test_registry_builds_by_name(name: str) -> None:
     assert hash(built) == hash(make_estimator(name, normaliser="node-count"))
     with pytest.raises(InvalidInputError, match=r"'nope'; it has .*normaliser"):
         make_estimator(name, nope=1)
+
+
+def test_an_estimator_without_settings_says_so() -> None:
+    assert make_estimator("full-batch").name == "full-batch"
+    with pytest.raises(InvalidInputError, match=r"'full-batch' has no setting 'normaliser'; it has none"):
+        make_estimator("full-batch", normaliser="inclusion")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -183,6 +184,34 @@ def test_decay_of_compensated_histories_is_seen() -> None:
     fit = next(item for item in verdict(TWO, LMC_BETA).evidence if item.quantity == "typical error of the fit")
     assert fit.tolerance is not None
     assert fit.value < fit.tolerance
+
+
+@pytest.mark.parametrize(
+    ("shape", "outcome", "words"),
+    [
+        (lambda k, _: 1 + 100 * 0.5**k, Outcome.SUPPORTED, "not refuted on this range of eps"),
+        (lambda k, _: 1 + 100 * 0.999**k, Outcome.INCONCLUSIVE, "no geometric decay is seen within the run"),
+        (lambda k, index: (1 + 1e4 * 0.1**k) * 9.0 ** (index % 2), Outcome.INCONCLUSIVE, "decay and floor do not fit"),
+    ],
+    ids=["decay and floor", "slow decay", "neither"],
+)
+def test_a_falling_floor_needs_a_decay_to_it(
+    monkeypatch: pytest.MonkeyPatch, shape: Callable[[int, int], float], outcome: Outcome, words: str
+) -> None:
+    """On drawn curves whose floors have slope 2 in eps, whatever happens before them."""
+
+    def drawn(case: Case, name: str, runs: Any, steps: Any, seeds: int) -> bias_curves.BiasCurves:
+        curve = np.array([shape(step, index) for index, step in enumerate(steps)])
+        bias = np.array([[1e-3 * eps**2 * curve for eps, _, _ in runs]] * seeds)
+        return bias_curves.BiasCurves(
+            tuple(eps for eps, _, _ in runs), tuple(steps), bias, np.ones_like(bias), np.zeros((seeds, len(runs)))
+        )
+
+    monkeypatch.setattr(floors, "measure", drawn)
+    found = CLAIMS[TWO].check(case_of(TWO, ZERO_BETA))
+    assert found.outcome is outcome, found.summary
+    assert words in found.summary
+    assert evidence(found, "floor") == pytest.approx((2, 2, 2))
 
 
 # --- the curves, by hand ---------------------------------------------------------------------------------

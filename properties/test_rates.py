@@ -322,6 +322,17 @@ def test_measured_norms_have_the_expected_mean_at_every_length() -> None:
         assert abs(float(norms[:, place].mean()) - expected_norm(size)) < error
 
 
+def test_measured_norms_average_all_steps_where_as_many_are_sampled() -> None:
+    """The recursion by hand, from an equal generator: with 8 samples of 8 steps every step counts once."""
+    found = measured_norms([8], [0.4], 5, 8, np.random.default_rng(2))
+    rng = np.random.default_rng(2)
+    x, norms = rng.normal(scale=math.sqrt(0.4 / 1.6), size=(5, DIMENSION)), []
+    for _ in range(8):
+        norms.append(np.linalg.norm(x, axis=1))
+        x = 0.6 * x - 0.4 * rng.normal(size=x.shape)
+    assert found[:, 0] == pytest.approx(np.mean(norms, axis=0), rel=1e-12)
+
+
 def test_seeds_of_the_control_are_independent_and_its_generator_is_all_that_counts() -> None:
     first, again, other = (measured_norms(LENGTHS, SIZES, 60, 4, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)

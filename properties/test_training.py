@@ -35,8 +35,9 @@ from lmc_verify import (
     UniformNodes,
     exact_pass,
     load_graph,
+    training,
 )
-from lmc_verify.estimators import FullBatch, HistoryWrite
+from lmc_verify.estimators import FullBatch, HistoryWrite, engine
 from lmc_verify.estimators.local import LocalStructure, local_structure
 from lmc_verify.partition import Partition
 from lmc_verify.problem import gradient_norm
@@ -284,6 +285,15 @@ def test_bias_takes_the_exact_pass_that_is_known_and_changes_nothing() -> None:
         assert run.state.equals(state)
         assert run.state.exact_for is state.exact_for
         assert_same_bits("parameters", parameters(run.problem), before)
+
+
+def test_bias_makes_one_exact_pass_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, passes = train(BackwardSGD(), steps=2), []
+    for module in (engine, training):
+        monkeypatch.setattr(module, "exact_pass", lambda problem: passes.append(1) or exact_pass(problem))
+    assert not run.state.is_exact_for(run.problem)
+    conditional_bias(run.problem, run.estimator, run.state, weighted_batches(run.design))
+    assert len(passes) == 1
 
 
 def test_backward_sgd_is_exact_at_every_step() -> None:

@@ -40,7 +40,7 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
     defaults = {item.name: item.default for item in fields(build)}
     for setting, value in settings.items():
         if setting not in defaults:
-            known = ", ".join(sorted(defaults))
+            known = ", ".join(sorted(defaults)) or "none"
             raise InvalidInputError(f"estimator {name!r} has no setting {setting!r}; it has {known}")
         # Python takes "no" for true and True for 1: refuse both.
         if isinstance(defaults[setting], bool) and not isinstance(value, bool):
