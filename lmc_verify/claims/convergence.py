@@ -124,8 +124,9 @@ def check(case: Case) -> Verdict:
     floor = FLOOR * gradient_norm(case.exact.gradient)
     if near_floor([*means.ravel(), *reference], floor):
         outcome, slope, slopes = Outcome.INCONCLUSIVE, None, []
+        smallest = min(float(means.min()), *reference)
         summary = (
-            f"slope refused: the smallest mean gradient norm {means.min():.1e} is at most {FLOOR_FACTOR:.0f} times its "
+            f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times its "
             f"rounding floor {floor:.1e}; choose a smaller training.step_size, or another seed if the network has died"
         )
     else:
@@ -186,7 +187,7 @@ def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, 
     lengths, medians = tuple(map(float, case.training.lengths)), np.median(means, axis=0)
     labels = ("Gradient norm against number of steps", "steps N", "mean gradient norm")
     low, high = (tuple(map(float, ends)) for ends in (means.min(axis=0), means.max(axis=0)))
-    line = tuple(float(medians[0]) * (length / lengths[0]) ** SLOPE for length in lengths)
+    line = tuple(reference[0] * (length / lengths[0]) ** SLOPE for length in lengths)
     return (
         Series("median over seeds", lengths, tuple(map(float, medians)), *labels, low, high, "loglog"),
         Series("full batch", lengths, tuple(reference), *labels, scale="loglog"),
