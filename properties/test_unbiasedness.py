@@ -1,4 +1,4 @@
-"""The expectations and identities of THEORY.md hold to rounding, by enumeration; where they must fail, they do.
+"""The expectations and identities of the theory hold to rounding, by enumeration; where they must fail, they do.
 
 Nothing is sampled: the mean over a design is the weighted sum over its whole support. `E1`, `E2`, `E6` and `E7` are the
 statements of section 5; witnesses of a bias are explicit graphs.
