@@ -70,7 +70,8 @@ class Benchmark:
     def setup(self, dataset: str, device: str, dtype: str) -> None:
         """Build the problem; without a CUDA device asv is told to skip the parameter."""
         if device == "cuda" and not torch.cuda.is_available():
-            raise NotImplementedError("torch finds no CUDA device")  # asv's word for "not applicable"
+            # asv skips a parameter whose setup raises NotImplementedError; it knows no other sign.
+            raise NotImplementedError("torch finds no CUDA device")
         self.device = device
         self.problem = make_problem(dataset, device, dtype)
         self.batch = make_batch(dataset)
@@ -110,4 +111,4 @@ def track_threads() -> int:
     return torch.get_num_threads()
 
 
-track_threads.unit = "threads"  # type: ignore[attr-defined]  # asv reads it
+track_threads.unit = "threads"  # type: ignore[attr-defined]  # asv reads the unit off the function, which has no such attribute for mypy

@@ -7,8 +7,9 @@ column = source. Weights, degrees and normalisation always come from the whole g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -361,7 +362,7 @@ class Graph:
 
     def transposed(self) -> Graph:
         """Return the graph with every edge reversed."""
-        return self._replace(edge_index=self.edge_index.flip(0))
+        return self.replaced(edge_index=self.edge_index.flip(0))
 
     def relabelled(self, order: Tensor) -> Graph:
         """Return the same graph with node ``order[k]`` renamed to ``k``.
@@ -379,7 +380,7 @@ class Graph:
         def pick(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[order]
 
-        return self._replace(
+        return self.replaced(
             edge_index=rank[self.edge_index],
             x=self.x[order],
             y=self.y[order],
@@ -404,9 +405,14 @@ class Graph:
     def _masks(self) -> tuple[Tensor | None, ...]:
         return self.train_mask, self.val_mask, self.test_mask
 
-    def _replace(self, **changes: Tensor | None) -> Graph:
-        names = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "name")
-        return Graph(**{name: changes.get(name, getattr(self, name)) for name in names})
+    def replaced(self, **changes: Any) -> Graph:
+        """Return the graph with some of its fields replaced; its operators are built anew.
+
+        Raises:
+            TypeError: a field that a graph does not have.
+            InvalidInputError: as for the graph itself.
+        """
+        return replace(self, _blocks={}, **changes)
 
     def __repr__(self) -> str:
         return (

@@ -148,12 +148,12 @@ def command_lines() -> Iterator[tuple[str, str]]:
         yield from ((name_of(page), line) for line in re.findall(r"`(lmc-verify [^`]+)`", plain(prose)))
 
 
-def parsed(line: str) -> None:
-    """Parse a command line as the program would, and look up what it names; raise if anything does not fit."""
+def parsed(line: str) -> str:
+    """Parse a command line as the program would, look up what it names, and return its command; raise if it is wrong."""
     _, command, *words = shlex.split(line, comments=True)
     parser = COMMANDS[command]
     if not words and any(item.required for item in parser.params):
-        return  # running text names a command
+        return command  # running text names a command
     given = parser.make_context(command, words).params
     placeholder = str(given.get("claim")).isupper()
     if command in ("check", "counterexample", "explain") and not placeholder:
@@ -168,11 +168,12 @@ def parsed(line: str) -> None:
     if command == "controls":
         for name in given["names"] or ():
             find_control(name)
+    return command
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(command_lines())))
 def test_every_command_line_parses(page: str, line: str) -> None:
-    parsed(line)
+    assert parsed(line) == line.split()[1]
 
 
 @pytest.mark.parametrize(

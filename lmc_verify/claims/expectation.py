@@ -92,7 +92,8 @@ class _LostMessages:
 
     def _rows(self, layer: int, h: Tensor) -> Tensor:
         part, exact = self._problem.model.layer(layer), self._case.exact
-        return part(h, h, exact.embeddings[0], self._case.graph.operator(part.operator))  # type: ignore[no-any-return]
+        rows: Tensor = part(h, h, exact.embeddings[0], self._case.graph.operator(part.operator))
+        return rows
 
     def _loses(self, layer: int, inside: Tensor, halo: Tensor) -> bool:
         exact = self._case.exact

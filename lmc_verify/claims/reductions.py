@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import torch
 
@@ -91,17 +90,13 @@ def _without_cut_edges(case: Case) -> Problem:
     source, destination = case.partition.assignment.to(graph.device)[graph.edge_index]
     kept = source == destination
     weight = None if graph.edge_weight is None else graph.edge_weight[kept]
-    return case.problem.with_graph(
-        dataclasses.replace(graph, edge_index=graph.edge_index[:, kept], edge_weight=weight, _blocks={})
-    )
+    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, kept], edge_weight=weight))
 
 
 def _without_edges(case: Case) -> Problem:
     graph = case.graph
     weight = None if graph.edge_weight is None else graph.edge_weight[:0]
-    return case.problem.with_graph(
-        dataclasses.replace(graph, edge_index=graph.edge_index[:, :0], edge_weight=weight, _blocks={})
-    )
+    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
 
 
 def _expected_on(case: Case, problem: Problem) -> Residuals:
@@ -131,7 +126,7 @@ def _single_layer(case: Case) -> Residuals:
     )
     initialise(head, torch_generator(case.seed, "single layer"))
     model = LayeredModel([copy.deepcopy(case.problem.model.layer(1))], head=head)
-    problem = Problem(dataclasses.replace(case.graph, x=inputs, _blocks={}), model.eval(), case.problem.loss)
+    problem = Problem(case.graph.replaced(x=inputs), model.eval(), case.problem.loss)
     one_layer = Case(problem, case.design, case.estimator, exact_pass(problem), "zero", case.seed)
     reference, state = Reference(one_layer), case.estimator.init(problem)
     residuals = Residuals({})

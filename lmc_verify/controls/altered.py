@@ -98,5 +98,7 @@ def alter(base: Estimator, name: str, **alterations: Any) -> Altered:
         name: what is altered; the new name is ``"<base> (<name>)"``.
         alterations: see `Altered`.
     """
-    kind = AlteredMember if isinstance(base, Compensated) else Altered
-    return kind(base, f"{base.name} ({name})", **alterations)  # type: ignore[arg-type]  # kind fits base
+    label = f"{base.name} ({name})"
+    if isinstance(base, Compensated):
+        return AlteredMember(base, label, **alterations)
+    return Altered(base, label, **alterations)

@@ -64,12 +64,12 @@ def without_self_loops(graph: Graph) -> Graph:
 
 def mask_shifted(graph: Graph) -> Graph:
     """Shift the training mask by one node."""
-    return dataclasses.replace(graph, train_mask=graph.train_mask.roll(1), _blocks={})
+    return graph.replaced(train_mask=graph.train_mask.roll(1))
 
 
 def edge_weights_ignored(graph: Graph) -> Graph:
     """Give every edge the weight 1."""
-    return dataclasses.replace(graph, edge_weight=None, _blocks={})
+    return graph.replaced(edge_weight=None)
 
 
 class _InNeighbours(Graph):

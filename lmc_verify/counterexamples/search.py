@@ -6,7 +6,6 @@ searched, because a statistical refutation of one small case would carry an erro
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import tempfile
@@ -299,7 +298,7 @@ def _instances(draw: st.DrawFn, space: SearchSpace, needs_clusters: bool) -> Ins
             multi_label=False,
         )
     )
-    graph = dataclasses.replace(graph, name="counterexample", _blocks={})
+    graph = graph.replaced(name="counterexample", val_mask=None, test_mask=None)
     pinned = dict(space.model)
     name = pinned.pop("name", None) or draw(st.sampled_from(["gcn", "sage"]))
     plan: dict[str, Any] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 from lmc_verify.batches import BatchDesign, UniformNodes
 from lmc_verify.counterexamples.example import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.graph import Graph
 from lmc_verify.partition import Partition
 from lmc_verify.seeds import generator
 
@@ -63,7 +63,7 @@ def _exhaust(instance: Instance, changes: Changes, accept: Accept) -> Instance:
 
 def _fewer_nodes(instance: Instance) -> Iterator[Callable[[], Instance]]:
     for node in range(instance.graph.num_nodes - 1, -1, -1):
-        yield lambda node=node: _without_node(instance, node)  # type: ignore[misc]
+        yield partial(_without_node, instance, node)
 
 
 def _without_node(instance: Instance, node: int) -> Instance:
@@ -78,7 +78,7 @@ def _without_node(instance: Instance, node: int) -> Instance:
         "y": graph.y[kept],
         "train_mask": graph.train_mask[kept],
     }
-    return dataclasses.replace(instance, graph=_graph(graph, **fields), design=_on_nodes(instance.design, kept))
+    return dataclasses.replace(instance, graph=graph.replaced(**fields), design=_on_nodes(instance.design, kept))
 
 
 def _on_nodes(design: BatchDesign, kept: Tensor) -> BatchDesign:
@@ -94,32 +94,28 @@ def _fewer_edges(instance: Instance) -> Iterator[Callable[[], Instance]]:
     """Remove one edge, or an edge with one reverse of it."""
     source, destination = instance.graph.edge_index.tolist()
     for number in range(len(source) - 1, -1, -1):
-        yield lambda number=number: _without_edges(instance, {number})  # type: ignore[misc]
+        yield partial(_without_edges, instance, {number})
     for one, other in itertools.combinations(range(len(source)), 2):
         if (source[one], destination[one]) == (destination[other], source[other]):
-            yield lambda pair=(one, other): _without_edges(instance, set(pair))  # type: ignore[misc]
+            yield partial(_without_edges, instance, {one, other})
 
 
 def _without_edges(instance: Instance, numbers: set[int]) -> Instance:
     graph = instance.graph
     kept = torch.tensor([number not in numbers for number in range(graph.num_edges)], dtype=torch.bool)
     weight = None if graph.edge_weight is None else graph.edge_weight[kept]
-    return dataclasses.replace(
-        instance, graph=_graph(graph, edge_index=graph.edge_index[:, kept].contiguous(), edge_weight=weight)
-    )
+    return _with_graph(instance, edge_index=graph.edge_index[:, kept].contiguous(), edge_weight=weight)
 
 
 def _simpler_weights(instance: Instance) -> Iterator[Callable[[], Instance]]:
     weight = instance.graph.edge_weight
     if weight is None:
         return
-    yield lambda: dataclasses.replace(instance, graph=_graph(instance.graph, edge_weight=None))
+    yield partial(_with_graph, instance, edge_weight=None)
     for digits in (0, 1, 2):  # all at once, so that an undirected graph stays one
         rounded = weight.round(decimals=digits)
         if not torch.equal(rounded, weight) and bool((rounded > 0).all()):
-            yield lambda rounded=rounded: dataclasses.replace(  # type: ignore[misc]
-                instance, graph=_graph(instance.graph, edge_weight=rounded)
-            )
+            yield partial(_with_graph, instance, edge_weight=rounded)
 
 
 def _simpler_design(instance: Instance) -> Iterator[Callable[[], Instance]]:
@@ -156,14 +152,14 @@ def _simpler_labels(instance: Instance) -> Iterator[Callable[[], Instance]]:
         if graph.train_mask[node] and graph.num_labelled > 1:
             mask = graph.train_mask.clone()
             mask[node] = False
-            yield lambda mask=mask: dataclasses.replace(instance, graph=_graph(graph, train_mask=mask))  # type: ignore[misc]
+            yield partial(_with_graph, instance, train_mask=mask)
         if graph.y[node] != 0:
             y = graph.y.clone()
             y[node] = 0
-            yield lambda y=y: dataclasses.replace(instance, graph=_graph(graph, y=y))  # type: ignore[misc]
+            yield partial(_with_graph, instance, y=y)
     if instance.model.settings["out_channels"] > 2:
         for y in (graph.y.clamp(max=1), (graph.y % 2).abs()):
-            small = dataclasses.replace(instance, graph=_graph(graph, y=y))
+            small = _with_graph(instance, y=y)
             yield from _with_model(small, instance.model.but(out_channels=2))
 
 
@@ -184,7 +180,7 @@ def _simpler_model(instance: Instance) -> Iterator[Callable[[], Instance]]:
     for width in range(1, model.settings["hidden_channels"]):
         yield from _with_model(instance, model.but(hidden_channels=width))
     for column in range(graph.num_features if graph.num_features > 1 else 0):
-        narrow = dataclasses.replace(instance, graph=_graph(graph, x=graph.x[:, column : column + 1].contiguous()))
+        narrow = _with_graph(instance, x=graph.x[:, column : column + 1].contiguous())
         yield from _with_model(narrow, model.but(in_channels=1))
 
 
@@ -202,7 +198,7 @@ def _with_model(instance: Instance, model: ModelPlan) -> Iterator[Callable[[], I
 
     yield cut
     for seed in _RESEEDED:
-        yield lambda seed=seed: drawn(seed)  # type: ignore[misc]
+        yield partial(drawn, seed)
 
 
 def _cut(old: Tensor | None, fresh: Tensor) -> Tensor:
@@ -256,7 +252,7 @@ def _integers(instance: Instance, seed: int) -> Instance:
 
     parameters = {name: drawn(value, _plain(name, value)) for name, value in instance.parameters.items()}
     x = drawn(instance.graph.x, _plain("x", instance.graph.x))
-    return dataclasses.replace(instance, graph=_graph(instance.graph, x=x), parameters=parameters)
+    return dataclasses.replace(instance, graph=instance.graph.replaced(x=x), parameters=parameters)
 
 
 def _plain(name: str, tensor: Tensor) -> float:
@@ -285,7 +281,7 @@ def _entry(instance: Instance, name: str, index: int, accept: Accept) -> Instanc
         changed = tensor.clone()
         changed.view(-1)[index] = simpler
         if name == "x":
-            candidate = dataclasses.replace(instance, graph=_graph(instance.graph, x=changed))
+            candidate = _with_graph(instance, x=changed)
         else:
             candidate = dataclasses.replace(instance, parameters={**instance.parameters, name: changed})
         if accept(candidate):
@@ -299,10 +295,8 @@ def _complexity(value: float, plain: float) -> tuple[int, bool, float, bool]:
     return decimals, value != plain, abs(value), value < 0
 
 
-def _graph(graph: Graph, **changes: Any) -> Graph:
-    names = ("edge_index", "x", "y", "train_mask", "edge_weight")
-    fields = {name: changes.get(name, getattr(graph, name)) for name in names}
-    return Graph(**fields, name="counterexample")
+def _with_graph(instance: Instance, **changes: Any) -> Instance:
+    return dataclasses.replace(instance, graph=instance.graph.replaced(**changes))
 
 
 def _partition(design: BatchDesign) -> Partition:

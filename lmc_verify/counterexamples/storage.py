@@ -128,7 +128,8 @@ def _assemble(
         raise InvalidInputError(
             f"the counterexample is of the estimator {stored['name']!r}, {estimator.name!r} was given; give that one"
         )
-    graph = Graph(**{key: tensors.get(key) for key in _GRAPH}, name=document["names"]["graph"])  # type: ignore[arg-type]
+    fields: dict[str, Any] = {key: tensors.get(key) for key in _GRAPH}
+    graph = Graph(**fields, name=document["names"]["graph"])
     prefix = "parameters."
     instance = Instance(
         graph=graph,
