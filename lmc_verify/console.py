@@ -13,9 +13,9 @@ from rich.table import Table
 from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.controls import MutationScore
 from lmc_verify.execution import Listener, RunResult
-from lmc_verify.records import Trial
 from lmc_verify.searches import PlannedSearch, SearchRecord
 from lmc_verify.suite import Planned
+from lmc_verify.trials import Trial
 
 __all__ = ["print_controls", "print_result", "print_table", "print_verdict", "progress"]
 

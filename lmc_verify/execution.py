@@ -19,10 +19,11 @@ from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.controls import check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
-from lmc_verify.records import Records, Trial
+from lmc_verify.records import Records
 from lmc_verify.searches import FOLDER, PlannedSearch, SearchRecord, run_search
 from lmc_verify.settings import CaseSettings, DatasetSettings
 from lmc_verify.suite import Planned, Suite
+from lmc_verify.trials import Trial
 
 __all__ = ["RunResult", "run_planned", "run_suite"]
 

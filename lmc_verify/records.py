@@ -5,210 +5,36 @@ read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELET
 process loses at most the trial under way. So it is with searches for counterexamples.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a case come back as lists.
-
-Version 2 of the tables added those of searches for counterexamples. A file of version 1 is read as it is, and gets
-the table when its first search is recorded.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.encoding import decode, encode, plain
-from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.encoding import decode, encode
+from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.recordsfile import (
+    APPLICATION_ID,
+    SCHEMA,
+    SCHEMA_VERSION,
+    SEARCHES,
+    damaged,
+    refuse_foreign,
+    refuse_identity,
+)
 from lmc_verify.searches import SearchRecord
+from lmc_verify.trials import NotRun, Run, Trial, repeated_case, replicate_of
 
-__all__ = ["APPLICATION_ID", "REPLICATE", "SCHEMA_VERSION", "NotRun", "Records", "Run", "Trial", "repeated_case"]
+__all__ = ["Records"]
 
-APPLICATION_ID = 0x4C4D4356
-"""Marks a SQLite file as records of this package ("LMCV")."""
-SCHEMA_VERSION = 2
-"""Version of the tables, kept in the file's ``user_version``."""
-REPLICATE = "replicate"
-"""Key of a case that numbers its repetition; a case without it is repetition 0."""
-
-_MAGIC = b"SQLite format 3\x00"
-_KINDS = ("claim", "control")
 _BUSY_SECONDS = 30.0
-
-
-def _append_only(table: str, *unique: str) -> tuple[str, ...]:
-    """Return the triggers that keep what a table holds; `unique` names the columns that tell its rows apart."""
-    triggers = [
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, 'append-only: {table} cannot be changed'); END"
-        for verb in ("UPDATE", "DELETE")
-    ]
-    if unique:
-        # REPLACE deletes without firing the DELETE trigger unless the connection asks for it.
-        same = " AND ".join(f"{column} = NEW.{column}" for column in unique)
-        triggers.append(
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
-            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id OR ({same})) "
-            f"BEGIN SELECT RAISE(ABORT, 'append-only: this entry of {table} is already recorded'); END"
-        )
-    return tuple(triggers)
-
-
-_SEARCHES = (
-    """CREATE TABLE searches (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        run_id INTEGER NOT NULL REFERENCES runs (id),
-        key TEXT NOT NULL,
-        claim TEXT NOT NULL,
-        outcome TEXT NOT NULL,
-        document TEXT NOT NULL,
-        recorded TEXT NOT NULL,
-        UNIQUE (run_id, key)
-    )""",
-    "CREATE INDEX searches_by_key ON searches (key)",
-    *_append_only("searches", "run_id", "key"),
-)
-_SCHEMA = (
-    """CREATE TABLE runs (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        suite TEXT NOT NULL,
-        title TEXT NOT NULL,
-        settings TEXT NOT NULL,
-        environment TEXT NOT NULL,
-        started TEXT NOT NULL,
-        finished TEXT,
-        status TEXT NOT NULL DEFAULT 'running'
-    )""",
-    """CREATE TABLE trials (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        run_id INTEGER NOT NULL REFERENCES runs (id),
-        key TEXT NOT NULL,
-        kind TEXT NOT NULL CHECK (kind IN ('claim', 'control')),
-        claim TEXT NOT NULL,
-        outcome TEXT NOT NULL,
-        document TEXT NOT NULL,
-        recorded TEXT NOT NULL,
-        UNIQUE (run_id, key)
-    )""",
-    "CREATE INDEX trials_by_key ON trials (key)",
-    """CREATE TABLE not_run (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        run_id INTEGER NOT NULL REFERENCES runs (id),
-        claim TEXT NOT NULL,
-        planned_case TEXT NOT NULL,
-        reason TEXT NOT NULL
-    )""",
-    *_append_only("trials", "run_id", "key"),
-    *_append_only("not_run"),
-    *_SEARCHES,
-    """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
-        BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
-    """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
-        BEGIN SELECT RAISE(ABORT, 'append-only: a finished run cannot be changed'); END""",
-)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One claim, or one control, checked on one case.
-
-    Attributes:
-        key: identity for resuming: the SHA-256 hex digest over claim, case and code version.
-        kind: ``"claim"`` or ``"control"``.
-        verdict: what was found; for a control, the verdict that its defective (or sound) estimator got.
-        expected: the outcome that the suite expects, such as ``"REFUTED"``; None for no expectation.
-        command: shell command that reproduces the trial.
-        seconds: wall-clock time it took.
-        control: for a control: ``name``, ``description``, ``role`` (``"sound"`` or ``"defect"``), ``effect``
-            (measured size of the defect in gradient norms, or None) and ``passed``.
-    """
-
-    key: str
-    kind: str
-    verdict: Verdict
-    expected: str | None
-    command: str
-    seconds: float
-    control: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            raise InvalidInputError(f"kind of a trial is {self.kind!r}; use 'claim' or 'control'")
-        if (self.kind == "control") != (self.control is not None):
-            raise InvalidInputError(
-                f"a trial of kind {self.kind!r} has control={self.control!r}; "
-                "describe the control of a control, and of nothing else"
-            )
-        if self.expected is not None and self.expected not in Outcome.__members__:
-            known = ", ".join(Outcome.__members__)
-            raise InvalidInputError(f"expected outcome is {self.expected!r}; use None or one of {known}")
-
-    @property
-    def as_expected(self) -> bool | None:
-        """Whether the outcome is the expected one, or the control passed; None if nothing was expected."""
-        if self.control is not None:
-            passed = self.control.get("passed")
-            return None if passed is None else bool(passed)
-        return None if self.expected is None else self.verdict.outcome.value == str(self.expected)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the trial as plain values; floats may be NaN or infinite."""
-        return {
-            "key": self.key,
-            "kind": self.kind,
-            "verdict": self.verdict.to_dict(),
-            "expected": None if self.expected is None else str(self.expected),
-            "command": self.command,
-            "seconds": self.seconds,
-            "control": None if self.control is None else dict(self.control),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Trial:
-        """Rebuild a trial from `to_dict`."""
-        fields = dict(values)
-        fields["verdict"] = Verdict.from_dict(fields["verdict"])
-        return cls(**fields)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a suite.
-
-    Attributes:
-        id: number of the run in its records file.
-        suite: name of the suite.
-        title: title for the report.
-        settings: what the run was asked to do.
-        environment: what it ran on (python, torch, platform, threads, code version).
-        started: UTC time, ISO 8601.
-        finished: UTC time, ISO 8601; None while it runs, and for ever if it was killed.
-        status: ``"running"`` until `Records.finish_run` gives another.
-    """
-
-    id: int
-    suite: str
-    title: str
-    settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    started: str
-    finished: str | None
-    status: str
-
-
-@dataclass(frozen=True)
-class NotRun:
-    """A case that was planned and not run, with the reason."""
-
-    claim: str
-    reason: str
-    case: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Records:
@@ -238,7 +64,7 @@ class Records:
             OutputError: the file cannot be made or written there.
         """
         path = Path(path)
-        _refuse_foreign(path)
+        refuse_foreign(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -258,7 +84,7 @@ class Records:
         path = Path(path)
         if not path.exists():
             raise RecordsError(f"no records at {path}: no such file; check the path, or run a suite first")
-        _refuse_foreign(path)
+        refuse_foreign(path)
         if path.stat().st_size == 0:
             raise RecordsError(f"no records at {path}: the file is empty; check the path, or run a suite first")
         return cls._connect(path, create=False)
@@ -430,7 +256,7 @@ class Records:
             trial = self._trial(text)
             if trial.verdict.log_e_value is not None:
                 group = groups.setdefault(repeated_case(trial.verdict), {})
-                group.setdefault(_replicate(trial.verdict), trial)
+                group.setdefault(replicate_of(trial.verdict), trial)
         return {key: tuple(group[number] for number in sorted(group)) for key, group in groups.items()}
 
     # --- internals ---
@@ -439,7 +265,7 @@ class Records:
         with self._transaction():
             if self._pragma("page_count") > 1 or self._pragma("application_id") == APPLICATION_ID:
                 return  # another process made it while this one waited for the lock
-            for statement in _SCHEMA:
+            for statement in SCHEMA:
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -447,7 +273,7 @@ class Records:
     def _migrate(self) -> None:
         """Bring the tables of version 1 to this version, inside the transaction of the entry that needs it."""
         if self._pragma("user_version") < 2:
-            for statement in _SEARCHES:
+            for statement in SEARCHES:
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -457,14 +283,14 @@ class Records:
         return [text for (text,) in self._rows(f"SELECT document FROM searches WHERE {condition}", (value,))]
 
     def _check(self) -> None:
-        _refuse_identity(self.path, self._pragma("application_id"), self._pragma("user_version"))
+        refuse_identity(self.path, self._pragma("application_id"), self._pragma("user_version"))
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
         needed = {"runs", "trials", "not_run"} | ({"searches"} if self._pragma("user_version") >= 2 else set())
         if found == "ok" and not needed <= tables:
             found = "its tables are missing"
         if found != "ok":
-            raise _damaged(self.path, found)
+            raise damaged(self.path, found)
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -477,19 +303,19 @@ class Records:
         try:
             return decode(text)
         except ValueError as error:
-            raise _damaged(self.path, f"a stored value is not JSON ({error})") from error
+            raise damaged(self.path, f"a stored value is not JSON ({error})") from error
 
     def _trial(self, text: str) -> Trial:
         try:
             return Trial.from_dict(self._decode(text))
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.path, f"a stored trial cannot be read ({error})") from error
+            raise damaged(self.path, f"a stored trial cannot be read ({error})") from error
 
     def _search(self, text: str) -> SearchRecord:
         try:
             return SearchRecord.from_dict(self._decode(text))
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.path, f"a stored search cannot be read ({error})") from error
+            raise damaged(self.path, f"a stored search cannot be read ({error})") from error
 
     def _require_running(self, run_id: int) -> None:
         run = self.run(run_id)
@@ -516,7 +342,7 @@ class Records:
         except sqlite3.OperationalError as error:
             raise _unwritable(self.path, error) from error
         except sqlite3.DatabaseError as error:
-            raise _damaged(self.path, str(error)) from error
+            raise damaged(self.path, str(error)) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -531,20 +357,6 @@ class Records:
                 raise
 
 
-def repeated_case(verdict: Verdict) -> str:
-    """Return what repetitions of a verdict have in common: claim, case but for the replicate, and every hash.
-
-    The hashes include the version of the code, so evidence of different code is never added up.
-    """
-    case = {key: value for key, value in verdict.case.items() if key != REPLICATE}
-    parts = plain([verdict.claim, case, verdict.hashes])
-    return json.dumps(parts, allow_nan=False, sort_keys=True, separators=(",", ":"))
-
-
-def _replicate(verdict: Verdict) -> int:
-    return int(verdict.case.get(REPLICATE, 0))
-
-
 _RUN_COLUMNS = "id, suite, title, settings, environment, started, finished, status"
 
 
@@ -555,53 +367,6 @@ def _run(row: tuple[Any, ...]) -> Run:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-# --- files that are not ours ---
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Read the header of the file, without SQLite, and refuse what is not a records file of this version."""
-    if path.is_dir():
-        raise RecordsError(f"{path} is a folder; name a file in it, such as {path / 'records.sqlite'}")
-    try:
-        with path.open("rb") as stream:
-            header = stream.read(100)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise RecordsError(f"cannot read the records {path}: {error.strerror}; check its permissions") from error
-    if not header:
-        return
-    if not header.startswith(_MAGIC) or len(header) < 100:
-        raise RecordsError(
-            f"{path} is not a records file: it begins with {header[:16]!r}, not with a SQLite header; "
-            "it was left as it was: name another file"
-        )
-    version, application = struct.unpack(">i", header[60:64])[0], struct.unpack(">i", header[68:72])[0]
-    _refuse_identity(path, application, version)
-
-
-def _refuse_identity(path: Path, application: int, version: int) -> None:
-    if application != APPLICATION_ID:
-        raise RecordsError(
-            f"{path} is a SQLite database of another program (application id {application:#x}, "
-            f"records have {APPLICATION_ID:#x}); it was left as it was: name another file"
-        )
-    if version > SCHEMA_VERSION:
-        raise RecordsError(
-            f"{path} has schema version {version} and this version reads up to {SCHEMA_VERSION}; "
-            "it was left as it was: upgrade lmc-verify, or name another file"
-        )
-    if version < 1:
-        raise _damaged(path, f"schema version {version}")
-
-
-def _damaged(path: Path, found: str) -> RecordsError:
-    return RecordsError(
-        f"the records {path} are damaged: {found}; the file was left as it was: "
-        "move it away and run again, or restore it from a copy"
-    )
 
 
 def _unwritable(path: Path, error: sqlite3.Error) -> OutputError:

@@ -26,8 +26,9 @@ from lmc_verify.commandline import (
 from lmc_verify.console import print_table
 from lmc_verify.controls import find_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
-from lmc_verify.records import Records, Run, Trial
+from lmc_verify.records import Records
 from lmc_verify.suite import Planned
+from lmc_verify.trials import Run, Trial
 
 __all__ = ["counterexample", "reproduce"]
 

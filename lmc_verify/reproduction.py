@@ -20,8 +20,8 @@ from lmc_verify.counterexamples import Counterexample
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.execution import run_planned
 from lmc_verify.provenance import environment
-from lmc_verify.records import Trial
 from lmc_verify.suite import Planned
+from lmc_verify.trials import Trial
 
 __all__ = ["Difference", "Replay", "find_trial", "replay_counterexample", "replay_trial"]
 

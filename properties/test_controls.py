@@ -42,9 +42,10 @@ from lmc_verify.estimators import Compensated
 from lmc_verify.execution import run_planned, run_suite
 from lmc_verify.graph import Graph, LocalSet
 from lmc_verify.problem import Gradient, gradient_sum
-from lmc_verify.records import Records, Trial
+from lmc_verify.records import Records
 from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Planned, Suite
+from lmc_verify.trials import Trial
 
 SOUND = [name for name, control in CONTROLS.items() if control.role == "sound"]
 DEFECTS = [name for name, control in CONTROLS.items() if control.role == "defect"]

@@ -149,7 +149,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
 
 
 def parsed(line: str) -> str:
-    """Parse a command line as the program would, look up what it names, and return its command; raise if it is wrong."""
+    """Parse a command line as the program would, look up what it names and return its command; raise if wrong."""
     _, command, *words = shlex.split(line, comments=True)
     parser = COMMANDS[command]
     if not words and any(item.required for item in parser.params):

@@ -17,11 +17,12 @@ from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.counterexamples import load_counterexample
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.execution import RunResult, run_planned, run_suite
-from lmc_verify.records import Records, Trial
+from lmc_verify.records import Records
 from lmc_verify.report import build_report
 from lmc_verify.reproduction import replay_counterexample
 from lmc_verify.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord, run_search
 from lmc_verify.suite import Planned, Suite
+from lmc_verify.trials import Trial
 
 CHECK: dict[str, Any] = {
     "claim": "theorem-1/unbiased",

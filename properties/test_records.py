@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.encoding import decode, encode, toml_value
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
-from lmc_verify.records import APPLICATION_ID, SCHEMA_VERSION, NotRun, Records, Trial
+from lmc_verify.records import Records
+from lmc_verify.recordsfile import APPLICATION_ID, SCHEMA_VERSION
 from lmc_verify.searches import FoundExample, SearchRecord
+from lmc_verify.trials import NotRun, Trial
 
 TEXT = st.text(max_size=20)
 NUMBERS = st.floats(allow_nan=False) | st.just(math.inf) | st.just(-math.inf)
@@ -320,7 +322,8 @@ def test_a_killed_process_loses_at_most_the_trial_under_way(path: Path, inside: 
         run = records.start_run("s", "t", {}, {})
     script = f"""
 import os, sys
-from lmc_verify.records import Records, Trial
+from lmc_verify.records import Records
+from lmc_verify.trials import Trial
 from lmc_verify.claims.verdict import Outcome, Verdict
 records = Records.open({str(path)!r})
 trial = lambda key: Trial(key, "claim", Verdict("c", Outcome.EXACT, ""), None, "", 0.0)

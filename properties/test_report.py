@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
-from lmc_verify.records import NotRun, Records, Trial
+from lmc_verify.records import Records
 from lmc_verify.report import (
     ClaimText,
     Report,
@@ -42,6 +42,7 @@ from lmc_verify.report.curves import MOST_CURVES, Points, case_plots, claim_plot
 from lmc_verify.report.guarantees import combined_log_e_value
 from lmc_verify.report.lineplot import line_plot
 from lmc_verify.searches import FoundExample, SearchRecord
+from lmc_verify.trials import NotRun, Trial
 
 ESTIMATORS = ("backward-sgd", "lmc", "gas", "fm", "cluster-gcn", "lmc-forward-only", "lmc-backward-only")
 HOSTILE_DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"

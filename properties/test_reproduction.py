@@ -21,10 +21,11 @@ from lmc_verify.counterexamples import Counterexample, Instance, ModelPlan
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.execution import run_planned
 from lmc_verify.provenance import environment
-from lmc_verify.records import Records, Trial
+from lmc_verify.records import Records
 from lmc_verify.reproduction import Difference, find_trial, replay_counterexample, replay_trial
 from lmc_verify.settings import CaseSettings
 from lmc_verify.suite import Planned
+from lmc_verify.trials import Trial
 
 SETTINGS = CaseSettings.model_validate(
     {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
-from lmc_verify.records import NotRun, Trial
 from lmc_verify.report import text
 from lmc_verify.report.guarantees import combined_log_e_value
+from lmc_verify.trials import NotRun, Trial
 
 __all__ = ["Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
 

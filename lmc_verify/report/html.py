@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lmc_verify.records import REPLICATE
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection
 from lmc_verify.report.counterexamples import SearchCase, inline_drawing
@@ -17,6 +16,7 @@ from lmc_verify.report.curves import Plot, case_plots, claim_plots
 from lmc_verify.report.figures import bias_per_layer, residual_strip
 from lmc_verify.report.lineplot import curve_key, line_plot
 from lmc_verify.report.model import Report
+from lmc_verify.trials import REPLICATE
 
 __all__ = ["render_html"]
 

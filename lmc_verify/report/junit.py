@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from lmc_verify.records import NotRun
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case
 from lmc_verify.report.counterexamples import SearchCase
 from lmc_verify.report.model import Report
+from lmc_verify.trials import NotRun
 
 __all__ = ["render_junit"]
 

@@ -12,12 +12,13 @@ from typing import Literal
 
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.controls import MutationScore
-from lmc_verify.records import NotRun, Records, Run, Trial, repeated_case
+from lmc_verify.records import Records
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection, ClaimText
 from lmc_verify.report.counterexamples import SearchCase, search_cases
 from lmc_verify.report.guarantees import ErrorAccount
 from lmc_verify.report.labels import common_settings, distinguishing_labels
+from lmc_verify.trials import NotRun, Run, Trial, repeated_case
 
 __all__ = ["Cell", "CensusRow", "Matrix", "Report", "build_report"]
 

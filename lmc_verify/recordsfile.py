@@ -1,0 +1,139 @@
+"""The format of a records file: its tables, which the file itself keeps append-only, and how it is told from others.
+
+Version 2 of the tables added those of searches for counterexamples. A file of version 1 is read as it is, and gets
+the table when its first search is recorded.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from lmc_verify.errors import RecordsError
+
+__all__ = ["APPLICATION_ID", "SCHEMA", "SCHEMA_VERSION", "SEARCHES", "damaged", "refuse_foreign", "refuse_identity"]
+
+APPLICATION_ID = 0x4C4D4356
+"""Marks a SQLite file as records of this package ("LMCV")."""
+SCHEMA_VERSION = 2
+"""Version of the tables, kept in the file's ``user_version``."""
+
+_MAGIC = b"SQLite format 3\x00"
+
+
+def _append_only(table: str, *unique: str) -> tuple[str, ...]:
+    """Return the triggers that keep what a table holds; `unique` names the columns that tell its rows apart."""
+    triggers = [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, 'append-only: {table} cannot be changed'); END"
+        for verb in ("UPDATE", "DELETE")
+    ]
+    if unique:
+        # REPLACE deletes without firing the DELETE trigger unless the connection asks for it.
+        same = " AND ".join(f"{column} = NEW.{column}" for column in unique)
+        triggers.append(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id OR ({same})) "
+            f"BEGIN SELECT RAISE(ABORT, 'append-only: this entry of {table} is already recorded'); END"
+        )
+    return tuple(triggers)
+
+
+SEARCHES = (
+    """CREATE TABLE searches (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        key TEXT NOT NULL,
+        claim TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        document TEXT NOT NULL,
+        recorded TEXT NOT NULL,
+        UNIQUE (run_id, key)
+    )""",
+    "CREATE INDEX searches_by_key ON searches (key)",
+    *_append_only("searches", "run_id", "key"),
+)
+SCHEMA = (
+    """CREATE TABLE runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        suite TEXT NOT NULL,
+        title TEXT NOT NULL,
+        settings TEXT NOT NULL,
+        environment TEXT NOT NULL,
+        started TEXT NOT NULL,
+        finished TEXT,
+        status TEXT NOT NULL DEFAULT 'running'
+    )""",
+    """CREATE TABLE trials (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        key TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('claim', 'control')),
+        claim TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        document TEXT NOT NULL,
+        recorded TEXT NOT NULL,
+        UNIQUE (run_id, key)
+    )""",
+    "CREATE INDEX trials_by_key ON trials (key)",
+    """CREATE TABLE not_run (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        claim TEXT NOT NULL,
+        planned_case TEXT NOT NULL,
+        reason TEXT NOT NULL
+    )""",
+    *_append_only("trials", "run_id", "key"),
+    *_append_only("not_run"),
+    *SEARCHES,
+    """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
+        BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
+    """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
+        BEGIN SELECT RAISE(ABORT, 'append-only: a finished run cannot be changed'); END""",
+)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise RecordsError unless a file's header, read without SQLite, is that of records of a readable version."""
+    if path.is_dir():
+        raise RecordsError(f"{path} is a folder; name a file in it, such as {path / 'records.sqlite'}")
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(100)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise RecordsError(f"cannot read the records {path}: {error.strerror}; check its permissions") from error
+    if not header:
+        return
+    if not header.startswith(_MAGIC) or len(header) < 100:
+        raise RecordsError(
+            f"{path} is not a records file: it begins with {header[:16]!r}, not with a SQLite header; "
+            "it was left as it was: name another file"
+        )
+    version, application = struct.unpack(">i", header[60:64])[0], struct.unpack(">i", header[68:72])[0]
+    refuse_identity(path, application, version)
+
+
+def refuse_identity(path: Path, application: int, version: int) -> None:
+    """Raise RecordsError unless the two numbers of a file's header are those of records of a readable version."""
+    if application != APPLICATION_ID:
+        raise RecordsError(
+            f"{path} is a SQLite database of another program (application id {application:#x}, "
+            f"records have {APPLICATION_ID:#x}); it was left as it was: name another file"
+        )
+    if version > SCHEMA_VERSION:
+        raise RecordsError(
+            f"{path} has schema version {version} and this version reads up to {SCHEMA_VERSION}; "
+            "it was left as it was: upgrade lmc-verify, or name another file"
+        )
+    if version < 1:
+        raise damaged(path, f"schema version {version}")
+
+
+def damaged(path: Path, found: str) -> RecordsError:
+    """Return the error for a file whose content cannot be read."""
+    return RecordsError(
+        f"the records {path} are damaged: {found}; the file was left as it was: "
+        "move it away and run again, or restore it from a copy"
+    )

@@ -1,0 +1,131 @@
+"""What a run leaves behind: trials with their verdicts, the run itself, and what was planned and not run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.encoding import plain
+from lmc_verify.errors import InvalidInputError
+
+__all__ = ["REPLICATE", "NotRun", "Run", "Trial", "repeated_case", "replicate_of"]
+
+REPLICATE = "replicate"
+"""Key of a case that numbers its repetition; a case without it is repetition 0."""
+
+_KINDS = ("claim", "control")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One claim, or one control, checked on one case.
+
+    Attributes:
+        key: identity for resuming: the SHA-256 hex digest over claim, case and code version.
+        kind: ``"claim"`` or ``"control"``.
+        verdict: what was found; for a control, the verdict that its defective (or sound) estimator got.
+        expected: the outcome that the suite expects, such as ``"REFUTED"``; None for no expectation.
+        command: shell command that reproduces the trial.
+        seconds: wall-clock time it took.
+        control: for a control: ``name``, ``description``, ``role`` (``"sound"`` or ``"defect"``), ``effect``
+            (measured size of the defect in gradient norms, or None) and ``passed``.
+    """
+
+    key: str
+    kind: str
+    verdict: Verdict
+    expected: str | None
+    command: str
+    seconds: float
+    control: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise InvalidInputError(f"kind of a trial is {self.kind!r}; use 'claim' or 'control'")
+        if (self.kind == "control") != (self.control is not None):
+            raise InvalidInputError(
+                f"a trial of kind {self.kind!r} has control={self.control!r}; "
+                "describe the control of a control, and of nothing else"
+            )
+        if self.expected is not None and self.expected not in Outcome.__members__:
+            known = ", ".join(Outcome.__members__)
+            raise InvalidInputError(f"expected outcome is {self.expected!r}; use None or one of {known}")
+
+    @property
+    def as_expected(self) -> bool | None:
+        """Whether the outcome is the expected one, or the control passed; None if nothing was expected."""
+        if self.control is not None:
+            passed = self.control.get("passed")
+            return None if passed is None else bool(passed)
+        return None if self.expected is None else self.verdict.outcome.value == str(self.expected)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trial as plain values; floats may be NaN or infinite."""
+        return {
+            "key": self.key,
+            "kind": self.kind,
+            "verdict": self.verdict.to_dict(),
+            "expected": None if self.expected is None else str(self.expected),
+            "command": self.command,
+            "seconds": self.seconds,
+            "control": None if self.control is None else dict(self.control),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Trial:
+        """Rebuild a trial from `to_dict`."""
+        fields = dict(values)
+        fields["verdict"] = Verdict.from_dict(fields["verdict"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite.
+
+    Attributes:
+        id: number of the run in its records file.
+        suite: name of the suite.
+        title: title for the report.
+        settings: what the run was asked to do.
+        environment: what it ran on (python, torch, platform, threads, code version).
+        started: UTC time, ISO 8601.
+        finished: UTC time, ISO 8601; None while it runs, and for ever if it was killed.
+        status: ``"running"`` until `Records.finish_run` gives another.
+    """
+
+    id: int
+    suite: str
+    title: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    started: str
+    finished: str | None
+    status: str
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A case that was planned and not run, with the reason."""
+
+    claim: str
+    reason: str
+    case: Mapping[str, Any] = field(default_factory=dict)
+
+
+def repeated_case(verdict: Verdict) -> str:
+    """Return what repetitions of a verdict have in common: claim, case but for the replicate, and every hash.
+
+    The hashes include the version of the code, so evidence of different code is never added up.
+    """
+    case = {key: value for key, value in verdict.case.items() if key != REPLICATE}
+    parts = plain([verdict.claim, case, verdict.hashes])
+    return json.dumps(parts, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def replicate_of(verdict: Verdict) -> int:
+    """Return the number of the repetition that a verdict is from."""
+    return int(verdict.case.get(REPLICATE, 0))
