@@ -68,8 +68,27 @@ class Partition:
     @cached_property
     def clusters(self) -> tuple[Tensor, ...]:
         """The nodes of each cluster, ascending."""
-        order = torch.argsort(self.assignment, stable=True)
-        return tuple(order.split(self.sizes.tolist()))
+        return tuple(self.order.split(self.sizes.tolist()))
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The nodes cluster by cluster, ascending in each, int64 [n]."""
+        return torch.argsort(self.assignment, stable=True)
+
+    def arrange(self, graph: Graph) -> tuple[Graph, Partition]:
+        """Return the graph with its nodes renamed cluster by cluster, and this partition of it.
+
+        Neighbours are then near each other in memory: passes over the graph are faster, and their results the same up
+        to the order of rows. Node k of the new graph is node ``order[k]`` of the old one.
+
+        Raises:
+            InvalidInputError: the partition is of another number of nodes.
+        """
+        if graph.num_nodes != self.num_nodes:
+            raise InvalidInputError(
+                f"the partition is of {self.num_nodes} nodes, the graph has {graph.num_nodes}; partition this graph"
+            )
+        return graph.relabelled(self.order.to(graph.device)), Partition(self.assignment[self.order], self.method)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -24,12 +24,15 @@ from lmc_verify import (
     BackwardSGD,
     Batch,
     ClusterGCN,
+    Clusters,
     Estimator,
     Graph,
     History,
+    InvalidInputError,
     LayeredModel,
     LMCBackwardOnly,
     LMCForwardOnly,
+    Partition,
     Problem,
     exact_gradient,
     exact_pass,
@@ -43,7 +46,7 @@ from lmc_verify.estimators.closedstep import ClosedStep
 from lmc_verify.exact import _exact_pass
 from lmc_verify.models import ConvLayer, GCNConv
 from lmc_verify.models.affine import affine_layers
-from lmc_verify.testing import batches, betas, graphs, histories, seeds
+from lmc_verify.testing import batches, betas, graphs, histories, partitions, seeds
 
 
 @pytest.fixture(params=["as shipped", "small chunks, poisoned memory"], autouse=True)
@@ -258,3 +261,47 @@ def test_float32_stays_close_to_float64() -> None:
     loss, gradient = exact_gradient(single)
     assert loss == pytest.approx(exact_gradient(double)[0], rel=1e-5)
     assert all(value.dtype == torch.float32 for value in gradient.values())
+
+
+@ways_apart
+@given(st.data())
+def test_gradients_of_all_batches_are_their_estimates(data: st.DataObject) -> None:
+    problem = data.draw(affine_problems())
+    partition = data.draw(partitions(problem.graph, max_parts=4))
+    design = Clusters(partition, data.draw(st.integers(1, partition.num_parts)))
+    reference = BackwardSGD()
+    state = reference.init(problem)
+    found = list(reference.gradients(problem, state, design))
+    assert len(found) == design.support_size
+    for (batch, probability, gradient), (same, chance) in zip(found, design.enumerate(), strict=True):
+        assert (batch.clusters, probability) == (same.clusters, chance)
+        assert_gradients(f"batch {batch.clusters}", gradient, reference.estimate(problem, state, same).gradient)
+
+
+def test_weights_of_whole_batches_are_no_sums_over_clusters() -> None:
+    problem = Problem(load_graph("karate"), GCN(34, 4, 4))
+    reference = BackwardSGD(normaliser="node-count")
+    with pytest.raises(InvalidInputError, match="'node-count', whose weights"):
+        next(reference.gradients(problem, reference.init(problem), Clusters(Partition.contiguous(34, 4), 2)))
+
+
+@given(st.data())
+def test_an_arranged_graph_is_the_same_problem(data: st.DataObject) -> None:
+    problem = data.draw(affine_problems())
+    partition = data.draw(partitions(problem.graph))
+    graph, arranged = partition.arrange(problem.graph)
+    assert bool((arranged.assignment.diff() >= 0).all())
+    assert torch.equal(arranged.sizes, partition.sizes)
+    there = problem.with_graph(graph)
+    for old, new in zip(partition.clusters, arranged.clusters, strict=True):
+        assert torch.equal(problem.graph.x[old], graph.x[new])
+        design, other = Batch.of(old, 0.5), Batch.of(new, 0.5)
+        gas = GAS()
+        left = gas.estimate(problem, gas.init(problem), design).gradient
+        assert_gradients("GAS", gas.estimate(there, gas.init(there), other).gradient, left)
+    assert_gradients("exact", exact_gradient(there)[1], exact_gradient(problem)[1])
+
+
+def test_a_partition_arranges_its_own_graph_only() -> None:
+    with pytest.raises(InvalidInputError, match="of 33 nodes, the graph has 34"):
+        Partition.contiguous(33, 3).arrange(load_graph("karate"))

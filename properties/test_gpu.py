@@ -55,3 +55,25 @@ def test_sparse_product(dtype: torch.dtype) -> None:
     (left,) = torch.autograd.grad(product, dense, cotangent)
     (right,) = torch.autograd.grad(expected, dense, cotangent)
     assert torch.allclose(left, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [lv.LMC(), lv.LMC(beta=0.4), lv.GAS()], ids=["lmc", "lmc that blends", "gas"])
+def test_histories_in_page_locked_memory(estimator: lv.Estimator) -> None:
+    """Rows that are read ahead, on a stream of their own, are those of the device's own tables."""
+    there = _problem("gcn").to("cuda")
+    state = estimator.init(there)
+    host = state.pinned()
+    for batch, _ in lv.Clusters(lv.Partition.random(60, 4), 1).enumerate():
+        one, other = estimator.estimate(there, state, batch), estimator.estimate(there, host, batch)
+        _assert_close(one.gradient, other.gradient)
+        state.apply(one.writes)
+        host.apply(other.writes)
+    for kind in ("embedding", "auxiliary"):
+        for layer, table in state.table(kind).items():
+            assert host.table(kind)[layer].is_pinned()
+            assert torch.allclose(table.cpu(), host.table(kind)[layer], rtol=1e-10, atol=1e-13)
+
+
+def test_exact_gradient() -> None:
+    problem = _problem("gcn")
+    _assert_close(lv.exact_gradient(problem)[1], lv.exact_gradient(problem.to("cuda"))[1])

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmc_verify import GCN, LMC, Batch, Clusters, Partition, Problem, load_graph, memory
+from lmc_verify import GCN, LMC, Batch, Clusters, InvalidInputError, Partition, Problem, load_graph, memory
 from lmc_verify.estimators.local import local_structure
 from lmc_verify.memory import BufferPool, ByteCache
 
@@ -140,3 +141,37 @@ def test_blocks_of_batches_stay_within_the_graphs_budget() -> None:
     number = len(graph.cache)
     del batch
     assert len(graph.cache) == number - 1
+
+
+@pytest.mark.parametrize("place", ["device", "pinned", "mapped"])
+@pytest.mark.parametrize("settings", [{"beta": 0.4}, {}], ids=["blends", "histories alone"])
+def test_estimates_do_not_depend_on_the_place_of_histories(
+    place: str, settings: dict[str, float], tmp_path: Path
+) -> None:
+    graph = load_graph("karate").double()
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, dtype=torch.float64))
+    lmc = LMC(**settings)
+    here = lmc.init(problem)
+    there = {"device": lambda: here.to("cpu"), "pinned": here.pinned, "mapped": lambda: here.mapped(tmp_path)}[place]()
+    assert there.equals(here)
+    for batch, _ in Clusters(Partition.contiguous(34, 3), 1).enumerate():
+        left, right = lmc.estimate(problem, here, batch), lmc.estimate(problem, there, batch)
+        assert all(torch.equal(left.gradient[name], right.gradient[name]) for name in left.gradient)
+        here.apply(left.writes)
+        assert not there.equals(here), "both places share memory"
+        there.apply(right.writes)
+        assert there.equals(here)
+    if place == "mapped":
+        sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+        assert sizes["auxiliary-1.bin"] == 34 * 4 * 8
+        assert len(sizes) == 6
+        stored = torch.from_file(str(tmp_path / "embedding-2.bin"), shared=False, size=34 * 4, dtype=torch.float64)
+        assert torch.equal(stored.view(34, 4), here.embeddings[2])
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    graph = load_graph("karate")
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs))
+    with pytest.raises(InvalidInputError, match=r"cannot map histories to .*file.*name a folder"):
+        LMC().init(problem).mapped(tmp_path / "file")

@@ -52,6 +52,10 @@ class ClosedStep(Step):
         self._fresh_backward = halo and _uses_fresh(policies.backward)
         self._chunk = piece_rows(problem.graph.device, max(problem.widths[1:]), self._all)
         self._given = None if isinstance(policies.forward, Cut) else aggregated_input(problem, layers[0])
+        below = range(1, len(layers))
+        wanted = [(EMBEDDING, index) for index in below] if isinstance(policies.forward, Blend) else []
+        wanted += [(AUXILIARY, index) for index in below] if self._compensates else []
+        self._ahead = state.read_ahead(wanted, self.local.halo)
         self._encoded = self._top = problem.graph.x[:0]
         self._read = problem.graph.x[:0]  # s at local rows, what the next layer aggregates
         self._aggregated: dict[int, Tensor] = {}  # A s at batch rows
@@ -148,7 +152,7 @@ class ClosedStep(Step):
                 self._evaluate(index, piece.product(self._read), local, fresh)
                 h[local] = self._blended(self.policies.forward, EMBEDDING, index, rows, fresh)
         elif len(h) > self.size:
-            self.state.read(EMBEDDING, index, self.local.halo, out=h[self.size :])
+            self._recall(EMBEDDING, index, slice(self.size, self._all), h[self.size :])
 
     def _read_next(self, index: int) -> None:
         """Fill what the layer above this one reads, phi(h^l) at local rows."""
@@ -162,7 +166,7 @@ class ClosedStep(Step):
             if h is not None and rows.start < known:
                 activation.apply(h[rows], out)
             else:
-                self.state.read(EMBEDDING, index, self.local.nodes[rows], out=out)
+                self._recall(EMBEDDING, index, rows, out)
                 activation.apply(out, out)
 
     def _evaluate(self, index: int, aggregated: Tensor, rows: slice, out: Tensor) -> None:
@@ -177,7 +181,7 @@ class ClosedStep(Step):
     def _blended(self, policy: HaloPolicy, kind: str, layer: int, rows: slice, fresh: Tensor) -> Tensor:
         assert isinstance(policy, Blend)  # only blends have fresh values
         beta = self.structure.coefficients(policy)[rows]
-        held = self.state.read(kind, layer, self.local.halo[rows])
+        held = self._recall(kind, layer, slice(self.size + rows.start, self.size + rows.stop))
         return (1 - beta) * held + beta * fresh
 
     # -------------------------------------------------------------- backward
@@ -249,7 +253,7 @@ class ClosedStep(Step):
                 self._send(index, piece.product(v), v[local], local, fresh)
                 below[local] = self._blended(self.policies.backward, AUXILIARY, index - 1, rows, fresh)
         elif with_halo:
-            self.state.read(AUXILIARY, index - 1, self.local.halo, out=below[self.size :])
+            self._recall(AUXILIARY, index - 1, slice(self.size, self._all), below[self.size :])
         return below
 
     def _send(self, index: int, received: Tensor, own: Tensor, rows: slice, out: Tensor) -> None:
@@ -263,6 +267,13 @@ class ClosedStep(Step):
             out.add_(own)
 
     # ---------------------------------------------------------------- pieces
+
+    def _recall(self, kind: str, layer: int, rows: slice, out: Tensor | None = None) -> Tensor:
+        """Return local rows of a history, into `out` if given."""
+        if rows == slice(self.size, self._all) and (kind, layer) in self._ahead:
+            found = self._ahead[kind, layer].get()
+            return found if out is None else out.copy_(found)
+        return self.state.read(kind, layer, self.local.nodes[rows], out=out)
 
     def _layer(self, index: int) -> AffineLayer:
         return self.layers[index - 1]

@@ -21,20 +21,21 @@ Sources: LMC and Backward SGD: Shi, Liang and Wang, ICLR 2023. GAS: Fey et al., 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import torch
 
-from lmc_verify.batches import Batch
-from lmc_verify.errors import UnknownNameError
+from lmc_verify.batches import Batch, Clusters
+from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.base import NORMALISERS, Estimate
 from lmc_verify.estimators.engine import estimate_compensated
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.policies import Blend, Cut, Drop, Held, Policies
 from lmc_verify.exact import exact_pass
-from lmc_verify.problem import Problem
+from lmc_verify.problem import Gradient, Problem
 
 __all__ = [
     "FM",
@@ -106,6 +107,33 @@ class BackwardSGD(Compensated):
     def policies(self) -> Policies:
         """Exact forward, exact backward."""
         return Policies(Held(), Held())
+
+    def gradients(self, problem: Problem, state: History, design: Clusters) -> Iterator[tuple[Batch, float, Gradient]]:
+        """Yield every batch of a cluster design with its probability and its gradient.
+
+        The estimate is a sum over the nodes of the batch, so the sums over clusters give it for every combination:
+        all of them cost about as much as one exact gradient, and one weighted sum each.
+
+        Args:
+            problem: the problem.
+            state: exact values of this problem, from `init`.
+            design: the design.
+
+        Raises:
+            InvalidInputError: the normaliser is not ``"inclusion"``; its weights then depend on the whole batch.
+        """
+        if self.normaliser != "inclusion":
+            raise InvalidInputError(
+                f"the normaliser is {self.normaliser!r}, whose weights are not those of single clusters; use "
+                "'inclusion', or estimate batch by batch"
+            )
+        alone = Clusters(design.partition, 1)
+        sums = [self.estimate(problem, state, batch).gradient for batch, _ in alone.enumerate()]
+        # A cluster alone is weighted with b / 1, in a batch of c with b / c.
+        stacked = {name: torch.stack([part[name] for part in sums]) / design.per_batch for name in sums[0]}
+        for batch, probability in design.enumerate():
+            chosen = torch.tensor(batch.clusters, device=problem.graph.device)
+            yield batch, probability, {name: part[chosen].sum(0) for name, part in stacked.items()}
 
 
 @dataclass(frozen=True)

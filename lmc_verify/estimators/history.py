@@ -1,9 +1,14 @@
-"""Histories: the values of ``H^l`` and ``V^l`` that estimators remember between batches."""
+"""Histories: the values of ``H^l`` and ``V^l`` that estimators remember between batches.
+
+They live where the user says: on the problem's device (`History.to`), in page-locked host memory (`History.pinned`), or
+in memory-mapped files (`History.mapped`). Estimates do not depend on the place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +17,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.exact import ExactPass
 from lmc_verify.problem import Problem
 
-__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "Write"]
+__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "Write"]
 
 EMBEDDING, AUXILIARY = "embedding", "auxiliary"
 
@@ -42,6 +47,32 @@ class Refresh:
 
 
 Write = HistoryWrite | Refresh
+
+
+class RowsAhead:
+    """Rows of a table on the host that are on their way to a GPU.
+
+    Args:
+        table: the table [n, width], on the host.
+        nodes: int64 [rows], on the host.
+        device: where the rows go.
+        stream: the stream that copies.
+    """
+
+    def __init__(self, table: Tensor, nodes: Tensor, device: torch.device, stream: torch.cuda.Stream) -> None:
+        # Only page-locked memory is copied while the device computes; it must live until the copy is done.
+        self._host = torch.empty(nodes.numel(), table.shape[1], dtype=table.dtype, pin_memory=True)
+        torch.index_select(table, 0, nodes, out=self._host)
+        self._stream = stream
+        with torch.cuda.stream(stream):
+            self._rows = self._host.to(device, non_blocking=True)
+
+    def get(self) -> Tensor:
+        """Return the rows; what the current stream does next waits for them."""
+        current = torch.cuda.current_stream(self._rows.device)
+        current.wait_stream(self._stream)
+        self._rows.record_stream(current)
+        return self._rows
 
 
 @dataclass(eq=False)
@@ -96,8 +127,76 @@ class History:
         return self.embeddings if kind == EMBEDDING else self.auxiliary
 
     def read(self, kind: str, layer: int, nodes: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Return rows of one table, as a copy; into `out` [rows, width] if given."""
-        return torch.index_select(self.table(kind)[layer], 0, nodes, out=out)
+        """Return rows of one table on the nodes' device, as a copy; into `out` [rows, width] if given."""
+        table = self.table(kind)[layer]
+        if table.device == nodes.device:
+            return torch.index_select(table, 0, nodes, out=out)
+        rows = table.index_select(0, nodes.to(table.device)).to(nodes.device)
+        return rows if out is None else out.copy_(rows)
+
+    def read_ahead(self, wanted: Iterable[tuple[str, int]], nodes: Tensor) -> Mapping[tuple[str, int], RowsAhead]:
+        """Start to copy rows of several tables from the host to the nodes' device, while it computes something else.
+
+        Returns:
+            By kind and layer, rows that are ready when they are asked for. Empty where nothing has to be copied.
+        """
+        if nodes.device.type != "cuda":
+            return {}
+        stream, host = torch.cuda.Stream(nodes.device), nodes.cpu()
+        found = {}
+        for kind, layer in wanted:
+            table = self.table(kind)[layer]
+            if table.device != nodes.device:
+                found[kind, layer] = RowsAhead(table, host, nodes.device, stream)
+        return found
+
+    def to(self, device: torch.device | str) -> History:
+        """Return the histories with their tables on another device."""
+        return self._moved(lambda name, table: table.to(device, copy=True))
+
+    def pinned(self) -> History:
+        """Return the histories with their tables in page-locked host memory, for graphs beyond a GPU's memory.
+
+        Estimates on a GPU then read the rows of a batch's halo ahead, while the device computes. Without a GPU the
+        tables are in plain host memory.
+        """
+        locked = torch.cuda.is_available()
+        return self._moved(
+            lambda name, table: torch.empty(table.shape, dtype=table.dtype, pin_memory=locked).copy_(table)
+        )
+
+    def mapped(self, folder: str | Path) -> History:
+        """Return the histories with their tables in memory-mapped files, for graphs beyond the host's memory.
+
+        Args:
+            folder: where to write ``embedding-1.bin`` and so on; made if it is not there. Files are overwritten.
+
+        Raises:
+            InvalidInputError: the files cannot be written.
+        """
+        place = Path(folder)
+
+        def mapped(name: str, table: Tensor) -> Tensor:
+            path = place / f"{name}.bin"
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)  # other histories may still be mapped to it
+                file = torch.from_file(str(path), shared=True, size=table.numel(), dtype=table.dtype)
+            except (OSError, RuntimeError) as error:
+                raise InvalidInputError(
+                    f"cannot map histories to {path}: {error}; name a folder that can be written, with "
+                    f"{table.numel() * table.element_size():,} bytes free"
+                ) from error
+            return file.view(table.shape).copy_(table)
+
+        return self._moved(mapped)
+
+    def _moved(self, move: Callable[[str, Tensor], Tensor]) -> History:
+        return History(
+            {layer: move(f"{EMBEDDING}-{layer}", table) for layer, table in self.embeddings.items()},
+            {layer: move(f"{AUXILIARY}-{layer}", table) for layer, table in self.auxiliary.items()},
+            self.exact_for,
+        )
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Write rows, in the order given.
@@ -118,7 +217,8 @@ class History:
                     fresh.exact_for,
                 )
             else:
-                self.table(write.kind)[write.layer][write.nodes] = write.values
+                table = self.table(write.kind)[write.layer]
+                table[write.nodes.to(table.device)] = write.values.to(table.device)
 
     def _check(self, write: HistoryWrite) -> None:
         """Raise InvalidInputError if a write does not fit its table."""
