@@ -159,6 +159,10 @@ def is_missing(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 
+def _value(measured: Measured | None) -> float | None:
+    return None if measured is None else measured.value
+
+
 def compare(
     base: Mapping[str, Measured],
     head: Mapping[str, Measured],
@@ -182,7 +186,7 @@ def compare(
         if before is None or after is None or is_missing(before.value) or is_missing(after.value):
             failed = after is not None and after.value is None and before is not None and not is_missing(before.value)
             state: State = "failed on head" if failed else "not comparable"
-            rows.append(Row(name, known.unit, before and before.value, after and after.value, None, None, None, state))
+            rows.append(Row(name, known.unit, _value(before), _value(after), None, None, None, state))
         elif after.kind == "time":
             one, other = in_rounds(before.samples, rounds), in_rounds(after.samples, rounds)
             if one is None or other is None:
