@@ -7,7 +7,7 @@ import torch
 import lmc_verify as lv
 from lmc_verify.graph import LocalSet
 
-from .common import DATASETS, DTYPES, Benchmark, load_graph, metis, num_clusters, require_dataset
+from .common import DATASETS, DTYPES, Benchmark, DeviceTimer, load_graph, metis, num_clusters, require_dataset
 
 
 class Blocks(Benchmark):
@@ -48,6 +48,7 @@ class Metis:
 
     def setup(self, dataset: str) -> None:
         require_dataset(dataset)
+        self.timer = DeviceTimer("cpu")
         self.graph = load_graph(dataset)
         self.parts = num_clusters(dataset)
 

@@ -10,6 +10,8 @@ from lmc_verify.execution import RunResult, run_suite
 from lmc_verify.records import Records
 from lmc_verify.suite import load_suite
 
+from .common import DeviceTimer
+
 SUITE = Path(__file__).with_name("suite.toml")
 
 
@@ -19,6 +21,7 @@ class SuiteRun:
     repeat = (3, 10, 20.0)
 
     def setup(self) -> None:
+        self.timer = DeviceTimer("cpu")
         self.folder = tempfile.TemporaryDirectory()
         self.run_count = 0
 
