@@ -36,7 +36,7 @@ tool = load_tool("bench_compare")
 NAN = math.nan
 
 
-def timed(ratios: list[float], samples: int = 5) -> tuple[Any, Any]:
+def timed(ratios: list[float], samples: int = tool.SAMPLES_PER_ROUND) -> tuple[Any, Any]:
     """Return samples of base and head whose rounds have these ratios, on a machine whose speed drifts."""
     rng = np.random.default_rng(0)
     base = [[(1 + number) * (1 + 0.01 * rng.random()) for _ in range(samples)] for number in range(len(ratios))]
