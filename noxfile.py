@@ -22,7 +22,7 @@ def install(session: nox.Session, extra: str = "") -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the whole test suite (hypothesis with its deterministic profile); arguments go to pytest."""
-    install(session, "test")
+    install(session, "test,bench")
     environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-n", "2", *(session.posargs or ["properties"]), env=environment)
 
@@ -100,9 +100,35 @@ def gpu(session: nox.Session) -> None:
     session.run("pytest", "-m", "gpu", *(session.posargs or ["properties"]))
 
 
-@nox.session
-def bench(session: nox.Session) -> None:
-    """Run the asv benchmarks once, quickly, in this session's environment."""
+def asv(session: nox.Session, *arguments: str) -> None:
     install(session, "bench")
     session.run("asv", "machine", "--yes", silent=True)
-    session.run("asv", "run", "--python=same", "--quick", "--show-stderr", *session.posargs, env=ENVIRONMENT)
+    session.run("asv", *arguments, env=ENVIRONMENT)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks in this session's environment: once and quickly; `-- --record` measures and keeps results."""
+    arguments = [argument for argument in session.posargs if argument != "--record"]
+    how = ["--quick"] if arguments == session.posargs else ["--set-commit-hash", "HEAD"]
+    asv(session, "run", "--python=same", "--show-stderr", *how, *arguments)
+
+
+@nox.session
+def bench_compare(session: nox.Session) -> None:
+    """Compare two commits side by side, `-- BASE HEAD [--factor F] [--bench PATTERN]`; fails on a regression."""
+    install(session, "bench")
+    session.run("python", "tools/bench_compare.py", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def bench_compare_selftest(session: nox.Session) -> None:
+    """Show that bench_compare fails on a slowed commit and passes on one that changes nothing (slow)."""
+    install(session, "bench")
+    session.run("python", "tools/bench_compare_selftest.py", env=ENVIRONMENT)
+
+
+@nox.session
+def bench_publish(session: nox.Session) -> None:
+    """Make a static site of all recorded results in .asv/html, or in the folder that is given after `--`."""
+    asv(session, "publish", *(["--html-dir", session.posargs[0]] if session.posargs else []))

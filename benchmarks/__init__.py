@@ -1,1 +1,1 @@
-"""asv benchmarks of lmc-verify: `asv run --python=same --quick --show-stderr` runs each one once."""
+"""asv benchmarks of lmc-verify: what is measured, and how to run and compare, is in docs/benchmarks.md."""

@@ -1,63 +1,154 @@
-"""Ratios of times that are measured side by side: they hold on a busy machine, where single times do not."""
+"""What an estimator is worth, as numbers: errors of its gradients, draws to a decision, steps and seconds to a target.
+
+Smaller is better in all of them. Everything but the seconds follows from fixed seeds: on one machine the numbers
+repeat, and a change of theirs is a change of the code.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch_geometric.nn import GCNConv
+import functools
+import math
 
 import lmc_verify as lv
+from lmc_verify.problem import gradient_norm, gradient_sum
+from lmc_verify.seeds import generator
 
-from .common import Benchmark
+from .common import (
+    DEVICES,
+    PER_BATCH,
+    SEED,
+    Benchmark,
+    Reached,
+    load_graph,
+    make_estimator,
+    make_partition,
+    make_problem,
+    metis,
+    require_dataset,
+    train_to_target,
+)
 
+FLOAT64 = ("float64",)  # the reference precision: what is measured is the estimator, not rounding
+SMALL = ("digits", "cora")
 
-class Ratio(Benchmark):
-    unit = "ratio"
+WARM_UP_STEPS, WARM_UP_STEP_SIZE = 60, 0.02
+ERROR_BATCHES = 40
+BIAS_CLUSTERS = 10
 
-    def track_lmc_over_gas(self, *_: str) -> float:
-        """A step of LMC over a step of GAS on the same batch: the price of compensation."""
-        return self.median_ratio(self.step_of("lmc"), self.step_of("gas"))
-
-    def track_exact_over_pyg(self, *_: str) -> float:
-        """The exact pass over full-batch training with the same weights in PyTorch Geometric."""
-        return self.median_ratio(lambda: lv.exact_pass(self.problem), pyg_gradient(self.problem))
-
-    def track_exact_over_autograd(self, *_: str) -> float:
-        """The exact pass over one autograd pass through the same layers: the price of having every V."""
-        return self.median_ratio(lambda: lv.exact_pass(self.problem), autograd_gradient(self.problem))
-
-
-def pyg_gradient(problem: lv.Problem) -> Callable[[], lv.Gradient]:
-    """Return a full-batch forward and backward pass through `torch_geometric.nn.GCNConv`, normalisation cached."""
-    graph, widths = problem.graph, problem.widths
-    convs = torch.nn.ModuleList()
-    with torch.random.fork_rng(devices=[]):  # PyG draws its own weights from the global generator
-        for layer, below, above in zip(problem.model.layers, widths, widths[1:], strict=False):
-            conv = GCNConv(below, above, cached=True).to(graph.device, graph.dtype)
-            conv.load_state_dict(layer.conv.state_dict())
-            convs.append(conv)
-
-    def gradient() -> lv.Gradient:
-        h = graph.x
-        for index, conv in enumerate(convs):
-            h = conv(h.relu() if index else h, graph.edge_index, graph.edge_weight)
-        loss = problem.node_losses(h).sum()
-        return dict(zip(problem.parameter_names, torch.autograd.grad(loss, list(convs.parameters())), strict=True))
-
-    return gradient
+TARGETS = {"digits": 0.9, "dcsbm-20k": 0.985, "cora": 0.7, "karate": 0.3}
+"""Validation accuracies that full-batch training passes early; fixed, so that steps to them can be compared."""
 
 
-def autograd_gradient(problem: lv.Problem) -> Callable[[], lv.Gradient]:
-    """Return a full-batch forward and backward pass through the problem's own layers."""
-    graph, model = problem.graph, problem.model
+@functools.cache
+def warmed_up(dataset: str, device: str, dtype: str, estimator: str, parts: int | None = None) -> lv.TrainingRun:
+    """Return a run after a fixed number of steps, so that histories and parameters are what training makes of them."""
+    partition = make_partition(dataset) if parts is None else metis(dataset, parts)
+    run = lv.TrainingRun(
+        make_problem(dataset, device, dtype),
+        make_estimator(estimator),
+        lv.Clusters(partition, min(PER_BATCH, partition.num_parts)),
+        step_size=WARM_UP_STEP_SIZE,
+        generator=generator(SEED, "warm-up"),
+    )
+    for _ in range(WARM_UP_STEPS):
+        run.step()
+    return run
 
-    def gradient() -> lv.Gradient:
-        h = x0 = model.encode(graph.x)
-        for index in range(1, problem.num_layers + 1):
-            layer = model.layer(index)
-            h = layer(h, h, x0, graph.operator(layer.operator))
-        loss = problem.node_losses(model.predict(h)).sum()
-        return dict(zip(problem.parameter_names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
 
-    return gradient
+class GradientError(Benchmark):
+    params = (("lmc", "gas"), ("digits", "dcsbm-20k", "cora"), DEVICES, FLOAT64)
+    param_names = ("estimator", *Benchmark.param_names)
+    unit = "gradient norms"
+
+    def setup(self, estimator: str, *place: str) -> None:
+        super().setup(*place)
+        self.place = place
+
+    def track_relative_error(self, estimator: str, *_: str) -> float:
+        """Mean distance of an estimate from the exact gradient, over its norm; the variance of batches is in it."""
+        run = warmed_up(*self.place, estimator)
+        exact = lv.exact_pass(run.problem).gradient
+        batches = [run.draw() for _ in range(ERROR_BATCHES)]
+        errors = [
+            gradient_norm(gradient_sum(run.estimator.estimate(run.problem, run.state, batch).gradient, exact, -1.0))
+            for batch in batches
+        ]
+        return math.fsum(errors) / len(errors) / gradient_norm(exact)
+
+    def track_relative_bias(self, estimator: str, *_: str) -> float:
+        """Distance of the mean over all batches, 2 of 10 clusters, from the exact gradient, over its norm."""
+        run = warmed_up(*self.place, estimator, min(BIAS_CLUSTERS, load_graph(self.place[0]).num_nodes // 4))
+        batches = list(run.design.enumerate())
+        bias, exact = lv.conditional_bias(run.problem, run.estimator, run.state, batches)
+        return gradient_norm(bias) / gradient_norm(exact.gradient)
+
+
+DECISIONS = {
+    "refute gas": ("gas", {}, lv.Outcome.REFUTED),
+    "support lmc": ("lmc", {"beta": 0.001, "score": "linear"}, lv.Outcome.SUPPORTED),
+}
+"""LMC with a small beta, as one of zero has a difference from Backward SGD that is proven to be rounding at once."""
+
+
+class DrawsToDecision:
+    params = (tuple(DECISIONS), (*SMALL, "dcsbm-20k"))
+    param_names = ("decision", "dataset")
+    unit = "draws"
+    timeout = 1200
+
+    def setup(self, decision: str, dataset: str) -> None:
+        require_dataset(dataset)
+        graph = load_graph(dataset).double()
+        model = lv.GCN(graph.num_features, 16, graph.num_outputs, num_layers=3, seed=SEED).double()
+        self.problem = lv.Problem(graph, model)
+        partition = make_partition(dataset)
+        self.design = lv.Clusters(partition, max(1, partition.num_parts // 10))
+
+    def track_draws(self, decision: str, dataset: str) -> int:
+        """Batches that the anytime-valid test of `theorem-1/unbiased-sampled` looks at, at an error level of 1e-6."""
+        name, settings, expected = DECISIONS[decision]
+        verdict = lv.check_claim(
+            "theorem-1/unbiased-sampled",
+            self.problem,
+            self.design,
+            lv.make_estimator(name, **settings),
+            seed=SEED,
+            sampling=lv.SamplingSettings(alpha=1e-6, delta=0.1, draws=20_000),
+        )
+        if verdict.outcome is not expected or verdict.draws is None:
+            raise RuntimeError(f"{decision}: the verdict is {verdict.outcome.value}, {verdict.summary}")
+        return verdict.draws
+
+
+class TimeToTarget(Benchmark):
+    params = (("full-batch", "lmc", "gas"), ("digits", "dcsbm-20k", "cora"), DEVICES, ("float32",))
+    param_names = ("estimator", *Benchmark.param_names)
+
+    def setup(self, estimator: str, *place: str) -> None:
+        super().setup(*place)
+        self.place = place
+
+    def track_steps(self, estimator: str, *_: str) -> int:
+        """Steps of plain stochastic gradient descent to the data set's target accuracy on the validation nodes."""
+        return self.reached(estimator).steps
+
+    def track_seconds(self, estimator: str, *_: str) -> float:
+        """Seconds of training to the target; evaluations on the whole graph are not timed."""
+        return self.reached(estimator).seconds
+
+    def reached(self, estimator: str) -> Reached:
+        """Train to the target."""
+        dataset = self.place[0]
+        partition = make_partition(dataset)
+        return train_to_target(
+            self.problem,
+            make_estimator(estimator),
+            lv.Clusters(partition, max(1, partition.num_parts // 4)),
+            TARGETS[dataset],
+            step_size=0.1,
+            most_steps=1000,
+        )
+
+
+TimeToTarget.track_steps.unit = "steps"  # type: ignore[attr-defined]  # asv reads the unit off the function
+TimeToTarget.track_seconds.unit = "seconds"  # type: ignore[attr-defined]  # as above

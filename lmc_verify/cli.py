@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ from lmc_verify.models import MODELS
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records
 from lmc_verify.replaycommands import counterexample, reproduce
-from lmc_verify.report import ClaimText, Report, build_report, claims_table, write_report
+from lmc_verify.report import ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
 
 __all__ = ["app", "main"]
@@ -168,10 +169,15 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: beside the records).")] = None,
     suite: Annotated[str | None, typer.Option("--suite", help="Take the latest run of this suite.")] = None,
+    benchmarks: Annotated[
+        Path | None, typer.Option("--benchmarks", help="Also show asv's results in this folder, such as .asv/results.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML."""
     built, file = _latest_report(folder, suite)
+    if benchmarks is not None:
+        built = replace(built, benchmarks=load_benchmarks(benchmarks))
     paths = write_report(built, out or file.parent)
     if as_json:
         print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})

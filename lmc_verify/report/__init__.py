@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmc_verify.errors import OutputError
+from lmc_verify.report.benchmarks import BenchmarkSection, load_benchmarks
 from lmc_verify.report.cases import ClaimText
 from lmc_verify.report.html import render_html
 from lmc_verify.report.jsonreport import render_json
@@ -18,10 +19,12 @@ from lmc_verify.report.model import Report, build_report
 from lmc_verify.report.table import claims_table
 
 __all__ = [
+    "BenchmarkSection",
     "ClaimText",
     "Report",
     "build_report",
     "claims_table",
+    "load_benchmarks",
     "render_html",
     "render_json",
     "render_junit",

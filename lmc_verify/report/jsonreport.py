@@ -59,6 +59,7 @@ def render_json(report: Report) -> str:
         "claims": [_section(section) for section in report.sections],
         "controls": [_case(case) for case in report.controls],
         "counterexamples": [_search(search, report) for search in report.counterexamples],
+        "benchmarks": None if report.benchmarks is None else report.benchmarks.to_dict(),
     }
     return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 

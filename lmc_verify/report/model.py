@@ -14,6 +14,7 @@ from lmc_verify.claims.verdict import Outcome
 from lmc_verify.controls import MutationScore
 from lmc_verify.records import Records
 from lmc_verify.report import text
+from lmc_verify.report.benchmarks import BenchmarkSection
 from lmc_verify.report.cases import Case, ClaimSection, ClaimText
 from lmc_verify.report.counterexamples import SearchCase, search_cases
 from lmc_verify.report.guarantees import ErrorAccount
@@ -74,6 +75,7 @@ class Report:
         controls: the controls, in the order in which they ran.
         counterexamples: the searches for counterexamples, in the order in which they ran.
         folder: the folder of the records, in which the files of counterexamples lie.
+        benchmarks: what asv recorded, if it was asked for.
     """
 
     run: Run
@@ -81,6 +83,7 @@ class Report:
     controls: tuple[Case, ...]
     counterexamples: tuple[SearchCase, ...] = ()
     folder: Path = Path()
+    benchmarks: BenchmarkSection | None = None
 
     @property
     def cases(self) -> tuple[Case, ...]:
