@@ -393,7 +393,7 @@ class Trainer:
         return {
             "dataset": graph.name,
             "graph": graph.fingerprint,
-            "model": type(model).__name__,
+            "model_name": type(model).__name__.lower(),
             "widths": list(self.problem.widths),
             "parameters": {name: list(value.shape) for name, value in model.named_parameters()},
             "trained": list(self.problem.parameter_names),
