@@ -176,7 +176,7 @@ class Trainer:
             if self.trace.status == "running" and self.step_count == self.trace.planned_steps:
                 self._end("finished")
             elif self.trace.status == "running" and stopping:
-                self._end("interrupted", f"interrupted after {self.step_count} of {self.trace.planned_steps} steps")
+                self._end("interrupted", f"after {self.step_count} of {self.trace.planned_steps} steps")
             if checkpoint is not None and (self.trace.status != "running" or time.perf_counter() - saved > _CHECKPOINT):
                 self.save(checkpoint)
                 saved = time.perf_counter()
@@ -284,8 +284,10 @@ class Trainer:
 
     def _stale(self) -> bool:
         """Whether the best validation accuracy is `patience` evaluations old."""
+        if self.settings.patience is None:
+            return False
         best = self.trace.best()
-        if self.settings.patience is None or best is None:
+        if best is None:
             return False
         since = sum(item.step > best.step for item in self.trace.evaluations)
         return since >= self.settings.patience
