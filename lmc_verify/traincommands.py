@@ -164,6 +164,10 @@ def race_settings(
         tree["target"] = {**tree.get("target", {}), "accuracy": target}
     if estimators:
         tree["contestants"] = list(estimators)
+    if {"epochs", "steps"} & set(changes.get("trainer", {})):  # a length replaces the file's, in either unit
+        tree["trainer"] = {
+            key: value for key, value in tree.get("trainer", {}).items() if key not in ("epochs", "steps")
+        }
     tree = _merged(tree, changes)
     design = tree.pop("design", None)
     contestants = [{"estimator": item} if isinstance(item, str) else item for item in tree.get("contestants", [])]
