@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -198,11 +199,11 @@ def print_race(record: RaceRecord, console: Console) -> None:
             f"{item.arrived} of {item.runs}",
             _median(medians["seconds"], "{:.2f}"),
             _median(medians["steps"], "{:.0f}"),
-            _median(medians["nodes"], "{:.3g}"),
-            _median(medians["best"], "{:.4f}"),
-            _median(medians["test"], "{:.4f}"),
-            _median(medians["total_seconds"], "{:.2f}"),
-            _median(medians["evaluation_seconds"], "{:.2f}"),
+            _median(medians["nodes"], "{:,.0f}"),
+            _median(medians["best"], "{:.3f}"),
+            _median(replace(medians["test"], low=None), "{:.3f}"),
+            _median(replace(medians["total_seconds"], low=None), "{:.1f}"),
+            _median(replace(medians["evaluation_seconds"], low=None), "{:.1f}"),
         )
     console.print(table)
     lines = [

@@ -36,7 +36,7 @@ from lmc_verify.training.evaluation import evaluate, metric_of
 from lmc_verify.training.gradients import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch
+from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch, whole_law
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -132,6 +132,9 @@ class Trainer:
         )
         self._schedule = self._build_schedule(planned, 0)
         self._stream = BatchStream(design, generator(seed, "training", "batches"))
+        # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
+        law: Any = whole_law(design)
+        self._law: BatchDesign = replace(law) if is_dataclass(law) else law
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -246,7 +249,7 @@ class Trainer:
                 self.problem,
                 self.estimator,
                 self.state,
-                self.design,
+                self._law,
                 step=self.step_count,
                 limit=self.settings.gradient_batches,
                 generator=generator(self.seed, "training", "gradient error", self.step_count),
