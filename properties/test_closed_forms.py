@@ -246,6 +246,16 @@ def test_what_is_not_affine_is_differentiated(model: LayeredModel) -> None:
     assert_gradients("LMC", lmc.estimate(problem, lmc.init(problem), whole).gradient, want)
 
 
+def test_dropout_has_a_closed_form_only_where_it_drops_nothing() -> None:
+    graph = load_graph("karate").double()
+    problem = Problem(graph, GCN(34, 6, 4, dropout=0.5, dtype=torch.float64).eval())
+    value = problem.node_losses(problem.model(graph)).sum()
+    assert affine_layers(problem.model) is not None
+    assert_gradients("gradient", exact_gradient(problem)[1], autograd_gradient(problem, value))
+    problem.model.train()
+    assert affine_layers(problem.model) is None
+
+
 def test_float32_stays_close_to_float64() -> None:
     """float32's unit of rounding is 6e-8; a gradient of 34 nodes and three layers stays within 1e-5 of its norm."""
     graph = load_graph("karate")

@@ -190,7 +190,9 @@ def print_profile(problem: lv.Problem) -> None:
 
 def print_primitives(graph: lv.Graph, plain: lv.Graph, rounds: int) -> None:
     """Print the time of one sparse product by dtype, width and way."""
-    print("| dtype | width | torch.sparse CSR, data's order | in one piece | in pieces |\n| :-- | --: | --: | --: | --: |")
+    print(
+        "| dtype | width | torch.sparse CSR, data's order | in one piece | in pieces |\n| :-- | --: | --: | --: | --: |"
+    )
     for dtype in (torch.float32, torch.float64):
         here, there = (where.to(dtype=dtype).operator("gcn").csr for where in (graph, plain))
         for width in (40, 128, 256):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.models.dropout import Dropout
+
 __all__ = ["ACTIVATIONS", "IDENTITY", "ClosedActivation", "closed_activation"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
@@ -64,9 +66,20 @@ IDENTITY = ClosedActivation(
 
 
 def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
-    """Return the closed form of a module, the identity for None, or None for a module without one."""
+    """Return the closed form of a module, the identity for None, or None for a module without one.
+
+    Dropout that drops nothing, in evaluation mode, may stand beside it.
+    """
     if module is None:
         return IDENTITY
+    if type(module) is nn.Sequential:
+        acting = [part for part in module if not _is_idle(part)]
+        return closed_activation(acting[0] if acting else None) if len(acting) < 2 else None
     if type(module) is nn.Softplus and (module.beta, module.threshold) != (1, 20):
         return None
     return _CLOSED.get(type(module))
+
+
+def _is_idle(module: nn.Module) -> bool:
+    """Whether a module is dropout that drops nothing."""
+    return type(module) in (nn.Dropout, Dropout) and (not module.training or module.p == 0)
