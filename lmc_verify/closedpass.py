@@ -80,7 +80,8 @@ class ClosedPass:
         s = h if layer.activation is IDENTITY else self._empty(problem.widths[0])
         product = self._empty(layer.out_channels) if self._multiplies_first(1) else None
         for rows in self._chunks():
-            layer.activation.apply(h[rows], s[rows])
+            if s is not h:
+                layer.activation.apply(h[rows], s[rows])
             if product is not None:
                 torch.mm(s[rows], layer.weight.t(), out=product[rows])
         self.embeddings[0], self._read[0], self._product = h, s, product
@@ -107,7 +108,8 @@ class ClosedPass:
                 out.addmm_(self._read[index - 1][rows], layer.root_weight.t())
             if layer.residual:
                 out.add_(self.embeddings[index - 1][rows])
-            activation.apply(out, s[rows])
+            if activation is not IDENTITY:
+                activation.apply(out, s[rows])
             if product is not None and above is not None:
                 torch.mm(s[rows], above.weight.t(), out=product[rows])
         self._read[index], self._product = s, product

@@ -109,6 +109,20 @@ def test_the_exact_pass_in_closed_form_is_the_exact_pass(problem: Problem, chunk
 
 
 @ways_apart
+@given(affine_problems())
+def test_nothing_is_written_into_what_the_user_gave(problem: Problem) -> None:
+    given_tensors = [problem.graph.x, problem.graph.y, *problem.model.parameters()]
+    lmc = LMC(beta=0.5)
+    state = lmc.init(problem)
+    tables = [*state.embeddings.values(), *state.auxiliary.values()]
+    before = [tensor._version for tensor in (*given_tensors, *tables)]
+    exact_pass(problem)
+    exact_gradient(problem)
+    lmc.estimate(problem, state, Batch.of([0], 0.5))
+    assert [tensor._version for tensor in (*given_tensors, *tables)] == before
+
+
+@ways_apart
 @given(affine_problems(), st.sampled_from([None, 1, 2, 3]))
 def test_the_exact_gradient_is_that_of_the_objective(problem: Problem, chunk_size: int | None) -> None:
     loss, gradient = exact_gradient(problem, chunk_size=chunk_size)

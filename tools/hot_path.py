@@ -1,8 +1,8 @@
-"""Measure the hot path beside plain PyTorch Geometric and beside the machine's limits, and print the tables of the docs.
+"""Measure the hot path beside plain PyTorch Geometric and beside the machine's limits; print the tables of the docs.
 
 Everything is measured in one run on one machine: what is compared takes turns, and medians are shown. Peak memory is
-that of a process of its own, interpreter and libraries included. The reference is a full-batch gradient of PyG's GCNConv
-on a `torch.sparse` CSR adjacency, nodes in the data's own order, with the same weights; no dropout, no batch norm.
+that of a process of its own, interpreter and libraries included. The reference is a full-batch gradient of PyG's
+GCNConv on a `torch.sparse` CSR adjacency, nodes in the data's own order, with the same weights; no dropout, no norm.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -149,9 +150,9 @@ def print_floors(problem: lv.Problem, rounds: int) -> None:
     rate = 2 * n * HIDDEN**2 / best["product"]
     bandwidth = 2 * dense.numel() * dense.element_size() / best["copy"]
     # Forward and dW at every layer, and V of the layer below at all but the first.
-    flops = sum(2 * n * a * b * (2 + (k > 0)) for k, (a, b) in enumerate(zip(widths, widths[1:], strict=False)))
+    flops = sum(2 * n * a * b * (2 + (k > 0)) for k, (a, b) in enumerate(pairwise(widths)))
     # Forward and backward on the narrower side of all layers but the first, which reads A X.
-    sides = [min(a, b) for a, b in list(zip(widths, widths[1:], strict=False))[1:]]
+    sides = [min(a, b) for a, b in list(pairwise(widths))[1:]]
     moved = sum(2 * (2 * n * side * 4 + entries * 8) for side in sides)
     floors = {"dense products": flops / rate, "sparse products": moved / bandwidth}
     print(f"Matrix product: {rate / 1e9:.0f} GFLOP/s. Copy: {bandwidth / 1e9:.1f} GB/s, read and written.\n")

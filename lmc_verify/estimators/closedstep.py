@@ -167,7 +167,8 @@ class ClosedStep(Step):
                 activation.apply(h[rows], out)
             else:
                 self._recall(EMBEDDING, index, rows, out)
-                activation.apply(out, out)
+                if activation is not IDENTITY:
+                    activation.apply(out, out)
 
     def _evaluate(self, index: int, aggregated: Tensor, rows: slice, out: Tensor) -> None:
         """Write the layer's rows, given what they aggregate."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.models.dropout import Dropout
-
 __all__ = ["ACTIVATIONS", "IDENTITY", "ClosedActivation", "closed_activation"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
@@ -21,7 +19,7 @@ class ClosedActivation:
     """``s = phi(h)`` element by element, with its derivative, written into given memory.
 
     Attributes:
-        apply: ``apply(h, out)`` writes phi(h); `out` may be `h`.
+        apply: ``apply(h, out)`` writes phi(h); `out` may be `h`. The identity is worth a look beforehand: it copies.
         pull_back: ``pull_back(grad, h)`` multiplies `grad` by ``phi'(h)`` in place.
         pull_back_value: ``pull_back_value(grad, s)`` does the same from the value, or None where that cannot be done.
     """
@@ -60,9 +58,7 @@ _CLOSED: dict[type[nn.Module], ClosedActivation] = {
         None,
     ),
 }
-IDENTITY = ClosedActivation(
-    lambda h, out: out if out is h else out.copy_(h), lambda grad, h: grad, lambda grad, s: grad
-)
+IDENTITY = ClosedActivation(lambda h, out: out.copy_(h), lambda grad, h: grad, lambda grad, s: grad)
 
 
 def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
@@ -82,4 +78,4 @@ def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
 
 def _is_idle(module: nn.Module) -> bool:
     """Whether a module is dropout that drops nothing."""
-    return type(module) in (nn.Dropout, Dropout) and (not module.training or module.p == 0)
+    return isinstance(module, nn.Dropout) and (not module.training or module.p == 0)
