@@ -25,8 +25,9 @@ __all__ = ["curve_key", "line_plot"]
 _WIDTH, _HEIGHT = 540.0, 230.0
 _TOP, _BOTTOM = 30.0, 44.0
 _LINE = 13.0  # height of a line of text at 11 px
-_MARKERS = ("o", "s", "D", "^", "v", "p")
-_SIGNS = (("●", "○"), ("■", "□"), ("◆", "◇"), ("▲", "△"), ("▼", "▽"), ("⬟", "⬠"))  # the same in text: filled, hollow
+_MARKERS = ("o", "s", "D", "^", "v", "p", "<", ">")
+# The same in text: filled, hollow.
+_SIGNS = (("●", "○"), ("■", "□"), ("◆", "◇"), ("▲", "△"), ("▼", "▽"), ("⬟", "⬠"), ("◀", "◁"), ("▶", "▷"))
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2.5)), (0, (1.2, 2)), (0, (7, 2, 1.2, 2)), (0, (3, 1.5)), (0, (9, 3)))
 _FEW_POINTS = 40  # every point has a marker
 _DECADES_BEYOND = 1.0  # an interval may stretch a log axis so far beyond the values
