@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["decode", "encode", "plain", "toml_value"]
+__all__ = ["decode", "encode", "plain", "toml_value", "untagged"]
 
 
 def encode(value: Any) -> str:
@@ -45,6 +45,15 @@ def plain(value: Any) -> Any:
 
 def _untag(item: dict[str, Any]) -> Any:
     return float(item["$float"]) if item.get("$float") in ("nan", "inf", "-inf") else item
+
+
+def untagged(value: Any) -> Any:
+    """Undo `plain` on values that were read as JSON, or never written: floats that are not finite come back."""
+    if isinstance(value, Mapping):
+        return _untag({key: untagged(item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return [untagged(item) for item in value]
+    return value
 
 
 def toml_value(value: Any) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "EstimatorSettings",
     "ModelSettings",
     "SamplingSettings",
+    "Settings",
     "TrainingSettings",
     "known_histories",
 ]
@@ -34,7 +35,9 @@ def known_histories(value: str) -> str:
     raise InvalidInputError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Settings that are fixed once made, and refuse what they do not know."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -63,10 +66,11 @@ class EstimatorSettings(_Named):
     """An estimator by name, with its settings."""
 
 
-class ModelSettings(_Settings):
+class ModelSettings(Settings):
     """A model by name, with widths and depth.
 
     Attributes:
+        dropout: probability with which training runs drop a unit; claims are checked without dropout.
         frozen: parts whose parameters are not trained, such as ``"layer 2"``, ``"encoder"`` or ``"head"``.
     """
 
@@ -79,10 +83,11 @@ class ModelSettings(_Settings):
     head: bool = False
     norm: Literal["layer"] | None = None
     residual: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
     frozen: tuple[str, ...] = ()
 
 
-class DesignSettings(_Settings):
+class DesignSettings(Settings):
     """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes."""
 
     name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
@@ -92,7 +97,7 @@ class DesignSettings(_Settings):
     seen: tuple[int, ...] = ()
 
 
-class SamplingSettings(_Settings):
+class SamplingSettings(Settings):
     """How statistical verdicts are reached; verdicts by enumeration do not read it.
 
     Attributes:
@@ -110,7 +115,7 @@ class SamplingSettings(_Settings):
     replicate: int = Field(0, ge=0)
 
 
-class TrainingSettings(_Settings):
+class TrainingSettings(Settings):
     """The training runs along which claims about convergence are checked.
 
     Attributes:
@@ -136,7 +141,7 @@ class TrainingSettings(_Settings):
         return value
 
 
-class CaseSettings(_Settings):
+class CaseSettings(Settings):
     """Everything that determines a case.
 
     Attributes:

@@ -289,7 +289,7 @@ def test_bias_takes_the_exact_pass_that_is_known_and_changes_nothing() -> None:
 
 def test_bias_makes_one_exact_pass_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     run, passes = train(BackwardSGD(), steps=2), []
-    for module in (engine, training):
+    for module in (engine, training.descent):
         monkeypatch.setattr(module, "exact_pass", lambda problem: passes.append(1) or exact_pass(problem))
     assert not run.state.is_exact_for(run.problem)
     conditional_bias(run.problem, run.estimator, run.state, weighted_batches(run.design))

@@ -1,0 +1,215 @@
+"""Settings of training runs and of races between estimators: plain data, checked when they are read."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.settings import (
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    Settings,
+)
+from lmc_verify.training.optimisers import check_optimiser, check_schedule
+
+__all__ = ["ContestantSettings", "RaceSettings", "TargetSettings", "TrainerSettings"]
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Dataset = Annotated[DatasetSettings, BeforeValidator(_named)]
+_Estimator = Annotated[EstimatorSettings, BeforeValidator(_named)]
+
+
+class TrainerSettings(Settings):
+    """How a model is trained. An epoch is the number of steps in which a node is met once on average.
+
+    Attributes:
+        optimiser: ``"sgd"``, ``"adam"``, or any class of torch.optim that needs no closure.
+        learning_rate: step size; see `schedule`.
+        optimiser_options: further arguments of the optimiser, such as ``{"weight_decay": 5e-4}``.
+        schedule: ``"none"``, ``"step"``, ``"cosine"``, a class of torch.optim.lr_scheduler, or ``"theorem-3"``: the
+            constant ``learning_rate * N^(-2/3)`` for a run of N steps.
+        schedule_options: further arguments of the schedule, counted in `unit`.
+        beta_schedule: whether the estimator's beta is kept or, for a run of N steps, multiplied by ``N^(-2/3)``.
+        epochs: length of the run; 100 where neither it nor `steps` is given.
+        steps: length of the run in steps, instead of `epochs`.
+        unit: ``"epoch"`` or ``"step"``: what the schedule, `evaluate_every` and `trace_gradient_every` count in.
+        evaluate_every: how often the whole graph is evaluated. Also before the first step and after the last.
+        patience: evaluations without a better validation accuracy after which the run stops; None never stops early.
+        trace_gradient_every: how often the gradient's error is measured; 0 for never. Also before the first step.
+        gradient_batches: a design of no more batches than this is enumerated for that; of a larger one, as many
+            independent batches are drawn.
+    """
+
+    optimiser: str = "adam"
+    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False)
+    optimiser_options: dict[str, Any] = Field(default_factory=dict)
+    schedule: str = "none"
+    schedule_options: dict[str, Any] = Field(default_factory=dict)
+    beta_schedule: Literal["constant", "decaying"] = "constant"
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    unit: Literal["epoch", "step"] = "epoch"
+    evaluate_every: int = Field(1, ge=1)
+    patience: int | None = Field(None, ge=1)
+    trace_gradient_every: int = Field(0, ge=0)
+    gradient_batches: int = Field(64, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is None and values.get("steps") is None:
+            return {**values, "epochs": 100}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainerSettings:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(
+                f"epochs is {self.epochs} and steps is {self.steps}: the length of a run is given once; leave one out"
+            )
+        check_optimiser(self.optimiser, self.optimiser_options)
+        check_schedule(self.schedule, self.schedule_options)
+        return self
+
+    def changed(self, **changes: Any) -> TrainerSettings:
+        """Return the settings with some of them changed; a new length replaces the old one, in either unit.
+
+        Raises:
+            InvalidInputError: settings that do not fit.
+        """
+        values = self.model_dump()
+        if changes.get("epochs") is not None or changes.get("steps") is not None:
+            values |= {"epochs": None, "steps": None}
+        try:
+            return type(self).model_validate(values | changes)
+        except ValidationError as error:
+            raise InvalidInputError(f"the trainer's settings do not fit: {readable(error)}") from error
+
+
+class ContestantSettings(Settings):
+    """One contestant of a race: an estimator with its batch design.
+
+    Attributes:
+        estimator: by name, with its settings.
+        design: its batch design. Full-batch training looks at no batch, and takes one step an epoch.
+        label: what tables and pictures call it; by default the estimator with its settings.
+        trainer: settings in which it departs from the race's, such as ``{"learning_rate": 0.05}``.
+    """
+
+    estimator: _Estimator
+    design: DesignSettings = DesignSettings()
+    label: str = ""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_label(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            values = {"estimator": values}
+        if isinstance(values, dict) and not values.get("label") and "estimator" in values:
+            named = _named(values["estimator"])
+            label = named if isinstance(named, EstimatorSettings) else EstimatorSettings.model_validate(named)
+            return {**values, "label": label.describe()}
+        return values
+
+
+class TargetSettings(Settings):
+    """The accuracy that contestants race to.
+
+    Attributes:
+        accuracy: the target, in [0, 1]; None for the best accuracy of full-batch training on the same data, model and
+            budget: the median over the race's seeds.
+        margin: subtracted from the target.
+        split: whose accuracy it is.
+    """
+
+    accuracy: float | None = Field(None, ge=0, le=1)
+    margin: float = Field(0.0, ge=0, le=1)
+    split: Literal["validation", "test"] = "validation"
+
+
+class RaceSettings(Settings):
+    """A race: contestants on one data set and model, each trained once a seed.
+
+    Attributes:
+        dataset: the data; also from `data_seed`, which is the same for all runs.
+        model: the model; its initial parameters come from the run's seed and are the same for all contestants.
+        contestants: at least one, with distinct labels.
+        trainer: how all are trained.
+        target: the accuracy they race to.
+        seeds: one run of every contestant for each.
+        data_seed: of generated data, random splits and partitions.
+        dtype: precision of the runs.
+        alpha: largest probability that an interval over seeds misses the median.
+        title: heading of tables and pictures.
+        figure: which picture it is for, in the paper's terms: ``"convergence"`` (figure 3), ``"time-to-accuracy"`` (4),
+            ``"gradient-errors"`` (5), ``"batch-sizes"`` (6), ``"ablation"`` (7), or None.
+    """
+
+    dataset: _Dataset = DatasetSettings(name="digits")
+    model: ModelSettings = ModelSettings()
+    contestants: tuple[ContestantSettings, ...] = Field(min_length=1)
+    trainer: TrainerSettings = TrainerSettings()
+    target: TargetSettings = TargetSettings()
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    data_seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "float64"] = "float32"
+    alpha: float = Field(0.1, gt=0, lt=1)
+    title: str = ""
+    figure: Literal["convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation"] | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 0 or len(set(value)) != len(value):
+            raise ValueError(f"seeds are {list(value)}, they must be distinct and not negative")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> RaceSettings:
+        labels = [item.label for item in self.contestants]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"several contestants are called {twice[0]!r}; give each a label of its own")
+        for item in self.contestants:
+            self.trainer_of(item)
+        return self
+
+    def trainer_of(self, contestant: ContestantSettings) -> TrainerSettings:
+        """Return the settings that a contestant is trained with.
+
+        Raises:
+            InvalidInputError: its own settings do not fit.
+        """
+        return self.trainer.changed(**contestant.trainer)
+
+    def canonical(self) -> str:
+        """Return the settings as one line of JSON with sorted keys: the identity of the race."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, values: Any) -> RaceSettings:
+        """Read the settings of a race from plain values, such as a TOML table.
+
+        Raises:
+            InvalidInputError: settings that do not fit; the message names each.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidInputError(f"the race's settings do not fit: {readable(error)}") from error
+
+
+def readable(error: ValidationError) -> str:
+    """Return what a validation found, on one line."""
+    parts = [(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()]
+    return "; ".join(f"{place}: {text}" if place else text for place, text in parts)
