@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -108,7 +108,7 @@ def _draw_row(axes: Axes, y: int, row: DotRow, left: float, right: float, *, log
         axes.hlines(y, low, high, color=colour, linewidth=2.4, alpha=0.45, zorder=2)
     inside = [value for value in row.values if math.isfinite(value) and (value > 0 or not log)]
     # Repetitions lie below the median, so that neither hides the other.
-    look = {"facecolors": CARD, "edgecolors": colour, "linewidths": 1.0, "clip_on": False}
+    look: dict[str, Any] = {"facecolors": CARD, "edgecolors": colour, "linewidths": 1.0, "clip_on": False}
     axes.scatter(inside, [y + 0.27] * len(inside), marker="o", s=16, zorder=3, **look)
     if row.median is not None and math.isfinite(row.median) and (row.median > 0 or not log):
         axes.scatter([row.median], [y], marker=marker, s=52, color=colour, clip_on=False, zorder=4)
