@@ -39,9 +39,20 @@ from lmc_verify.encoding import plain, untagged
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
-from lmc_verify.training import REFERENCE, ContestantSettings, RaceEntry, RaceSettings, TrainerSettings
+from lmc_verify.training import (
+    REFERENCE,
+    ContestantSettings,
+    Median,
+    RaceEntry,
+    RaceRecord,
+    RaceSettings,
+    Reached,
+    Standing,
+    Target,
+    TrainerSettings,
+)
 
-__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "RaceTable", "expand_race"]
+__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "RaceTable", "expand_race", "judged_race"]
 
 Figure = Literal["convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation"]
 FIGURES: tuple[Figure, ...] = ("convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation")
@@ -300,7 +311,7 @@ def _contestants(table: RaceTable) -> list[Any]:
             label = f"{estimator.get('name')} {settings}".strip()
         single = estimator.get("name") == FULL_BATCH
         for design in designs[:1] if single else designs:
-            parts = [] if single else [f"{key.replace('_', ' ')} {design.get(key)}" for key in varying]
+            parts = [] if single else [_design_words(key, design.get(key)) for key in varying]
             named = {"label": ", ".join([label, *parts]), "trainer": trainer}
             contestants.append({"estimator": estimator, "design": design, **named})
     return contestants
@@ -311,6 +322,10 @@ def _spread(design: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     axes = [value if isinstance(value, list) and key != "seen" else [value] for key, value in design.items()]
     for values in product(*axes):
         yield dict(zip(design, values, strict=True))
+
+
+def _design_words(key: str, value: Any) -> str:
+    return f"{value} a batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
 
 
 def _differs(designs: Sequence[Mapping[str, Any]], key: str) -> bool:
@@ -334,3 +349,62 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 def _digest(kind: str, values: Mapping[str, Any]) -> str:
     text = "\n".join([kind, json.dumps(values, sort_keys=True), code_fingerprint(), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def judged_race(header: RaceHeader, runs: Sequence[RaceRun], environment: Mapping[str, Any]) -> RaceRecord:
+    """Return a race with the target, who reached it, and medians over seeds, from those of its runs that there are."""
+    import dataclasses
+
+    from lmc_verify.statistics.rates import median_interval
+
+    settings = header.settings
+    entries = [r.entry for r in runs]
+    est = {c.label: c.estimator.name for c in settings.contestants} | {REFERENCE: FULL_BATCH}
+    split = settings.target.split
+    best = {
+        e.seed: getattr(e.trace.best(split), split)
+        for e in entries
+        if est[e.label] == FULL_BATCH and e.trace is not None and e.trace.best(split)
+    }
+    acc = settings.target.accuracy
+    src = "given"
+    if acc is None and best:
+        import statistics
+
+        acc = statistics.median(best.values()) - settings.target.margin
+        src = f"median of the best of {len(best)} full-batch runs"
+    out = []
+    for e in entries:
+        r = None
+        if e.trace is not None and acc is not None:
+            for v in e.trace.evaluations:
+                a = getattr(v, split)
+                if a is not None and a >= acc:
+                    r = Reached(v.step, v.epoch, v.seconds, v.nodes, v.messages, a)
+                    break
+        out.append(dataclasses.replace(e, reached=r, reason="" if r else "never reached"))
+    st = []
+    for lab in dict.fromkeys([c.label for c in settings.contestants] + [e.label for e in entries]):
+        mine = [e for e in out if e.label == lab]
+        if not mine:
+            continue
+
+        def med(vals):
+            vals = [v for v in vals if v is not None]
+            return Median.of(median_interval(vals, settings.alpha)) if vals else Median(None, None, None, 1.0, 0)
+
+        m = {
+            q: med(
+                [
+                    getattr(e.reached, {"steps": "step", "epochs": "epoch"}.get(q, q)) if e.reached else float("inf")
+                    for e in mine
+                ]
+            )
+            for q in ("seconds", "steps", "epochs", "nodes", "messages")
+        }
+        ok = [e for e in mine if e.trace and e.trace.best(split)]
+        m["best"] = med([getattr(e.trace.best(split), split) for e in ok])
+        m["test"] = med([e.trace.best(split).test for e in ok])
+        m["total_seconds"] = med([e.trace.last.seconds for e in ok])
+        st.append(Standing(lab, len(mine), sum(e.reached is not None for e in mine), m))
+    return RaceRecord(settings, Target(acc, split, src, best), tuple(out), tuple(st), environment, {})

@@ -17,10 +17,10 @@ from lmc_verify.report.lineplot import MARKERS, padded, round_ticks, tick_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["DotRow", "dot_plot"]
+__all__ = ["DotRow", "dot_plot", "spans_decades"]
 
 _ROW = 30.0
-_WIDTH = 540.0
+_WIDTH = 430.0  # fits a narrow page almost unscaled
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ def dot_plot(rows: Sequence[DotRow], identifier: str, title: str, x_label: str, 
 
     described = "; ".join(f"{row.label}: {_words(row)}" for row in rows)
     return svg(draw, identifier, title, text.printable(f"{x_label}. {described}."))
+
+
+def spans_decades(rows: Sequence[DotRow]) -> bool:
+    """Whether the values of rows are all positive and spread over more than a factor of twenty."""
+    values = [value for row in rows for value in row.values if math.isfinite(value)]
+    return bool(values) and min(values) > 0 and max(values) > 20 * min(values)
 
 
 def _numbers(row: DotRow) -> list[float]:
