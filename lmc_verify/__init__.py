@@ -33,12 +33,20 @@ from lmc_verify.estimators import (
 )
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Block, Graph
-from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Layer, LayeredModel, PyGConv, make_model
+from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Dropout, Layer, LayeredModel, PyGConv, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Gradient, Problem
 from lmc_verify.settings import SamplingSettings, TrainingSettings
 from lmc_verify.sparse import spmm
-from lmc_verify.training import TrainingRun, conditional_bias
+from lmc_verify.training import (
+    RaceRecord,
+    RaceSettings,
+    Trace,
+    Trainer,
+    TrainerSettings,
+    TrainingRun,
+    conditional_bias,
+)
 
 __all__ = [
     "CLAIMS",
@@ -58,6 +66,7 @@ __all__ = [
     "Clusters",
     "Conv",
     "ConvLayer",
+    "Dropout",
     "EpochClusters",
     "Estimate",
     "Estimator",
@@ -79,9 +88,14 @@ __all__ = [
     "Partition",
     "Problem",
     "PyGConv",
+    "RaceRecord",
+    "RaceSettings",
     "RecordsError",
     "SamplingSettings",
     "Series",
+    "Trace",
+    "Trainer",
+    "TrainerSettings",
     "TrainingRun",
     "TrainingSettings",
     "UniformNodes",

@@ -27,6 +27,7 @@ from lmc_verify.problem import Problem
 from lmc_verify.settings import (
     CaseSettings,
     DatasetSettings,
+    DesignSettings,
     EstimatorSettings,
     ModelSettings,
     SamplingSettings,
@@ -60,13 +61,13 @@ class Workspace:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
     _exact: dict[Problem, ExactPass] = field(default_factory=dict, repr=False)
 
-    def graph(self, settings: DatasetSettings, seed: int) -> Graph:
-        """Load a data set in float64."""
-        key = f"graph {settings.model_dump_json()} {seed}"
+    def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
+        """Load a data set, by default in float64."""
+        key = f"graph {settings.model_dump_json()} {seed} {dtype}"
         if key not in self._cache:
             self._cache[key] = load_graph(
                 settings.name, data_root=self.data_root, download=self.download, seed=seed, **settings.settings
-            ).double()
+            ).to(dtype=dtype)
         graph: Graph = self._cache[key]
         return graph
 
@@ -79,7 +80,7 @@ class Workspace:
         return partition
 
     def problem(self, graph: Graph, settings: ModelSettings, seed: int) -> Problem:
-        """Build a model for a graph in float64, in evaluation mode."""
+        """Build a model for a graph in the graph's precision, in evaluation mode."""
         key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
         if key not in self._cache:
             model = make_model(
@@ -94,8 +95,9 @@ class Workspace:
                 head=settings.head,
                 norm=settings.norm,
                 residual=settings.residual,
+                dropout=settings.dropout,
                 seed=seed,
-                dtype=torch.float64,
+                dtype=graph.dtype,
             )
             _freeze(model, settings.frozen)
             self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
@@ -181,7 +183,7 @@ class Case:
             out.update(
                 {
                     key: getattr(model, key)
-                    for key in ("encoder", "head", "residual", "norm", "frozen")
+                    for key in ("encoder", "head", "residual", "norm", "dropout", "frozen")
                     if getattr(model, key)
                 }
             )
@@ -280,7 +282,7 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     problem = workspace.problem(graph, settings.model, settings.seed)
     return Case(
         problem=problem,
-        design=build_design(settings, graph, workspace),
+        design=build_design(settings.design, graph, workspace, settings.seed),
         estimator=build_estimator(settings.estimator),
         exact=workspace.exact(problem),
         histories=settings.histories,
@@ -328,21 +330,20 @@ def assemble_case(
     )
 
 
-def build_design(settings: CaseSettings, graph: Graph, workspace: Workspace) -> BatchDesign:
-    """Build the batch design of a case.
+def build_design(wanted: DesignSettings, graph: Graph, workspace: Workspace, seed: int) -> BatchDesign:
+    """Build a batch design on a graph; the seed is that of partitions.
 
     Raises:
         InvalidInputError: it does not fit the graph, such as more parts than nodes.
     """
-    wanted = settings.design
     if wanted.name == "nodes":
         return UniformNodes(graph.num_nodes, wanted.per_batch)
-    partition = workspace.partition(graph, wanted.partition, wanted.parts, settings.seed)
+    partition = workspace.partition(graph, wanted.partition, wanted.parts, seed)
     if wanted.name == "clusters":
         return Clusters(partition, wanted.per_batch)
     if wanted.name == "epoch":
         return EpochClusters(partition, wanted.per_batch, wanted.seen)
-    return FusedClusters(partition, wanted.per_batch, settings.seed)
+    return FusedClusters(partition, wanted.per_batch, seed)
 
 
 def prepared_state(case: Case, histories: str) -> History:

@@ -126,9 +126,13 @@ def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
     return ExactPass(loss, tuple(embeddings), auxiliary, gradient)
 
 
-def refuse_dropout(problem: Problem) -> None:
-    """Raise InvalidInputError if dropout is on: exact values are then undefined."""
-    part = active_dropout(problem.model)
+def refuse_dropout(problem: Problem, *, allow_keyed: bool = False) -> None:
+    """Raise InvalidInputError if dropout is on: exact values are then undefined.
+
+    Keyed dropout (`lmc_verify.models.Dropout`) is a fixed function while its key is: estimates of a training run allow
+    it, exact values and claims do not.
+    """
+    part = active_dropout(problem.model, allow_keyed=allow_keyed)
     if part is not None:
         raise InvalidInputError(
             f"dropout is active in {part}: gradients are undefined while units are dropped at random; "

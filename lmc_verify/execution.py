@@ -285,7 +285,9 @@ def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str
                 failures[wanted] = error
         failure = failures[wanted]
         if failure is None:
-            build_design(settings, workspace.graph(*wanted), workspace)  # more parts than nodes, and the like
+            build_design(
+                settings.design, workspace.graph(*wanted), workspace, settings.seed
+            )  # more parts than nodes, and the like
         elif planned.optional:
             absent[settings.dataset.name] = str(failure)
         else:

@@ -19,7 +19,7 @@ from lmc_verify.losses import LOSSES, node_losses
 from lmc_verify.models.layered import LayeredModel
 from lmc_verify.sparse import CSR
 
-__all__ = ["Gradient", "Problem", "gradient_norm", "gradient_sum"]
+__all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum"]
 
 Gradient = dict[str, Tensor]
 """A gradient by parameter name, in ``model.named_parameters()`` order."""
@@ -59,7 +59,7 @@ class Problem:
             fitting = "bce" if graph.multi_label else "cross_entropy"
             raise InvalidInputError(f"loss {loss!r} does not fit {kind}; use loss={fitting!r}")
         self.graph, self.model, self.loss = graph, model, loss
-        with _evaluating(model):  # dropout would draw from torch's global generator
+        with evaluating(model):  # dropout would draw from torch's global generator
             self.widths = self._probe()
         if self.num_outputs < graph.num_outputs or (graph.multi_label and self.num_outputs != graph.num_outputs):
             raise InvalidInputError(
@@ -186,7 +186,7 @@ class Problem:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every sub-module into evaluation mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -78,7 +78,8 @@ def estimate_compensated(
             is active.
     """
     check_batch(problem, batch)
-    refuse_dropout(problem)  # it would draw from torch's global generator, and the estimate would not be pure
+    # Other dropout would draw from torch's global generator, and the estimate would not be pure.
+    refuse_dropout(problem, allow_keyed=True)
     writes: list[Write] = []
     if isinstance(policies.forward, Held) and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact_pass(problem))

@@ -5,20 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from lmc_verify.batches import Batch
 from lmc_verify.estimators.base import Cost, Estimate, check_batch
 from lmc_verify.estimators.history import History
-from lmc_verify.exact import exact_pass
-from lmc_verify.problem import Problem
+from lmc_verify.exact import exact_pass, refuse_dropout
+from lmc_verify.models.layered import active_dropout
+from lmc_verify.problem import Gradient, Problem
 
 __all__ = ["FullBatch"]
 
 
 @dataclass(frozen=True)
 class FullBatch:
-    """The exact gradient of the whole graph; the batch is drawn and not looked at."""
+    """The exact gradient of the whole graph; the batch is drawn and not looked at.
+
+    With keyed dropout (see `lmc_verify.models.Dropout`), the gradient of the objective with these units dropped.
+    """
 
     name: ClassVar[str] = "full-batch"
+    ignores_batch: ClassVar[bool] = True
 
     def init(self, problem: Problem) -> History:
         """Return an empty state."""
@@ -27,7 +34,27 @@ class FullBatch:
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Return the exact gradient and loss."""
         check_batch(problem, batch)
-        exact = exact_pass(problem)
+        dropping = active_dropout(problem.model) is not None
+        if dropping:
+            refuse_dropout(problem, allow_keyed=True)
+            loss, gradient = _by_autograd(problem)
+        else:
+            exact = exact_pass(problem)
+            loss, gradient = exact.loss, exact.gradient
         messages = problem.graph.num_edges
         cost = Cost(problem.graph.num_nodes, messages, messages, messages, messages, history_bytes=0)
-        return Estimate(exact.gradient, exact.loss, (), cost)
+        return Estimate(gradient, loss, (), cost)
+
+
+def _by_autograd(problem: Problem) -> tuple[float, Gradient]:
+    """Return the objective and its gradient, differentiated through the whole model at once.
+
+    The exact pass evaluates layers and derivatives apart and keeps auxiliary variables, which nothing needs here.
+    """
+    parameters = dict(problem.model.named_parameters())
+    with torch.enable_grad():
+        loss = problem.node_losses(problem.model(problem.graph)).sum()
+    grads = torch.autograd.grad(
+        loss, [parameters[name] for name in problem.parameter_names], allow_unused=True, materialize_grads=True
+    )
+    return float(loss.detach()), dict(zip(problem.parameter_names, grads, strict=True))

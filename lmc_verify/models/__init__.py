@@ -2,6 +2,7 @@
 
 from lmc_verify.models.adapter import PyGConv
 from lmc_verify.models.convs import GCNConv, SAGEConv
+from lmc_verify.models.dropout import Dropout, key_dropout
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, active_dropout
 from lmc_verify.models.stacks import GAT, GCN, MODELS, SAGE, make_model
 
@@ -12,11 +13,13 @@ __all__ = [
     "SAGE",
     "Conv",
     "ConvLayer",
+    "Dropout",
     "GCNConv",
     "Layer",
     "LayeredModel",
     "PyGConv",
     "SAGEConv",
     "active_dropout",
+    "key_dropout",
     "make_model",
 ]

@@ -16,6 +16,7 @@ from torch_geometric import nn as pyg_nn
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block, Graph
+from lmc_verify.models.dropout import Dropout
 
 __all__ = [
     "ACTIVATIONS",
@@ -101,16 +102,37 @@ class ConvLayer(Layer):
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, out]; see `Layer.forward`."""
         read_source, read_target = source, target
+        start = _place(target, source)
         if self.before is not None:
             read_source = self.before(source)
             if target is source:
                 read_target = read_source
             elif self.conv.reads_target:
-                read_target = self.before(target)
+                # A row must be read alike as source and as target: its mask, where units are dropped, is its place's.
+                read_target = self.before(target) if start is None else read_source[start : start + target.shape[0]]
         rows: Tensor = self.conv(read_source, read_target, block)
         if self.after is not None:
+            for part in self.after.modules():
+                if isinstance(part, Dropout):
+                    part.first_row = start or 0
             rows = self.after(rows)
         return rows + target if self.residual else rows
+
+
+def _place(target: Tensor, source: Tensor) -> int | None:
+    """Return the place of the first target row among the source rows, or None where they are other tensors."""
+    if target is source:
+        return 0
+    width = source.shape[1]
+    same = (
+        width > 0
+        and target.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+        and target.dtype == source.dtype
+        and target.stride() == source.stride() == (width, 1)
+    )
+    start, rest = divmod(int(target.storage_offset()) - int(source.storage_offset()), width or 1)
+    inside = 0 <= start <= start + target.shape[0] <= source.shape[0]
+    return start if same and not rest and inside else None
 
 
 class LayeredModel(nn.Module):
@@ -191,9 +213,16 @@ def check_node_wise(module: nn.Module) -> None:
             )
 
 
-def active_dropout(module: nn.Module) -> str | None:
-    """Return the name of a sub-module whose dropout is on (training mode, probability above 0), or None."""
+def active_dropout(module: nn.Module, *, allow_keyed: bool = False) -> str | None:
+    """Return the name of a sub-module whose dropout is on (training mode, probability above 0), or None.
+
+    Args:
+        module: where to look.
+        allow_keyed: pass over dropout whose mask a key determines (see `lmc_verify.models.Dropout`).
+    """
     for name, part in module.named_modules():
+        if allow_keyed and isinstance(part, Dropout) and part.key is not None:
+            continue
         rate = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
         if part.training and isinstance(rate, (int, float)) and rate > 0:
             return name or type(part).__name__
@@ -217,5 +246,5 @@ def node_wise_part(
         raise UnknownNameError("norm", norm, ["layer"])
     parts.append(ACTIVATIONS[activation]())
     if dropout > 0:
-        parts.append(nn.Dropout(dropout))
+        parts.append(Dropout(dropout))
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

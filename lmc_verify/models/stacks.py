@@ -33,7 +33,7 @@ class _Stack(LayeredModel, ABC):
         head: add a linear head, hidden -> outputs.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation).
         residual: add each hidden layer's input to its output where the widths agree.
-        dropout: probability, active in training mode only; verification refuses it.
+        dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
         seed: seed of the initial parameters; no global random state is used.
         dtype: dtype of the parameters, by default float32.
 

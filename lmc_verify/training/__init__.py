@@ -12,6 +12,7 @@ from lmc_verify.training.records import (
 )
 from lmc_verify.training.settings import ContestantSettings, RaceSettings, TargetSettings, TrainerSettings
 from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
+from lmc_verify.training.trainer import Trainer
 
 __all__ = [
     "REFERENCE",
@@ -28,6 +29,7 @@ __all__ = [
     "Target",
     "TargetSettings",
     "Trace",
+    "Trainer",
     "TrainerSettings",
     "TrainingRun",
     "WeightedBatches",

@@ -1,0 +1,173 @@
+"""Checkpoints: one safetensors file whose header holds the rest as JSON. No pickle; replaced in one step.
+
+Tensors, by name: ``parameters.NAME``, ``history.embedding.L`` and ``history.auxiliary.L``, ``exact_for.K`` (the
+parameters for which exact histories are exact), and ``optimiser.K.NAME`` for parameter K.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmc_verify.encoding import decode, encode
+from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.estimators import History
+from lmc_verify.problem import Problem
+
+__all__ = [
+    "pack_history",
+    "pack_optimiser",
+    "read_checkpoint",
+    "unpack_history",
+    "unpack_optimiser",
+    "write_checkpoint",
+    "write_text",
+]
+
+FORMAT, VERSION = "lmc-verify checkpoint", 1
+_HEADER = "lmc-verify"
+
+Tensors = dict[str, Tensor]
+
+
+def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write a checkpoint; an older one of the same name is there until the new one is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = encode({**document, "format": FORMAT, "version": VERSION, "digest": _digest(plain)})
+    _replace(Path(path), lambda file: save_file(plain, file, metadata={_HEADER: header}))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file; an older one of the same name is there until the new one is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _replace(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write {path}: {reason}; choose another folder or make room") from error
+
+
+def read_checkpoint(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+    """Read a checkpoint: its tensors on the CPU, and the rest.
+
+    Raises:
+        InvalidInputError: a file that is missing, damaged, foreign, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"there is no checkpoint {path}; start the run without resuming")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+        document = decode(header) if header is not None else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InvalidInputError(f"{path} is not a checkpoint of lmc-verify; give a file that it has written")
+    if document.get("version") != VERSION:
+        raise InvalidInputError(
+            f"{path} has version {document.get('version')!r}, this version reads {VERSION}; upgrade lmc-verify"
+        )
+    if document.get("digest") != _digest(tensors):
+        raise _damaged(path, "its tensors do not match their hash")
+    return tensors, document
+
+
+def _damaged(path: Path, found: str) -> InvalidInputError:
+    return InvalidInputError(f"the checkpoint {path} is damaged: {found}; restore it, or start the run without it")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name].numpy())
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------- parts of a run
+
+
+def pack_history(state: History) -> Tensors:
+    """Return a state's tables by name."""
+    exact = () if state.exact_for is None else state.exact_for[1]
+    return {
+        **{f"history.embedding.{layer}": table for layer, table in state.embeddings.items()},
+        **{f"history.auxiliary.{layer}": table for layer, table in state.auxiliary.items()},
+        **{f"exact_for.{place}": value for place, value in enumerate(exact)},
+    }
+
+
+def unpack_history(tensors: Mapping[str, Tensor], problem: Problem) -> History:
+    """Undo `pack_history`, on the problem's device."""
+
+    def tables(kind: str) -> dict[int, Tensor]:
+        found = {name: value for name, value in tensors.items() if name.startswith(kind)}
+        return {int(name.removeprefix(kind)): value.to(problem.graph.device) for name, value in found.items()}
+
+    exact = tables("exact_for.")
+    snapshot = tuple(exact[place] for place in range(len(exact)))
+    return History(
+        tables("history.embedding."), tables("history.auxiliary."), (problem, snapshot) if snapshot else None
+    )
+
+
+def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """Return an optimiser's tensors by name, and the rest of its state as JSON values."""
+    state = optimiser.state_dict()
+    tensors, values = {}, {}
+    for place, slots in state["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{place}.{name}"] = value
+            else:
+                values[f"{place}.{name}"] = value
+    return tensors, {"values": values, "groups": state["param_groups"]}
+
+
+def unpack_optimiser(
+    optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
+) -> None:
+    """Undo `pack_optimiser`."""
+    state: dict[int, dict[str, Any]] = {}
+    prefix = "optimiser."
+    found: list[tuple[str, Any]] = [
+        (name.removeprefix(prefix), value) for name, value in tensors.items() if name.startswith(prefix)
+    ]
+    for key, value in [*found, *document["values"].items()]:
+        place, _, name = key.partition(".")
+        state.setdefault(int(place), {})[name] = value
+    groups = [
+        {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
+        for group in document["groups"]
+    ]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,416 @@
+"""The trainer: any estimator, model, data and batch design with any optimiser, measured while it trains.
+
+Training time is the time of batches, estimates, writes to histories and the optimiser. Evaluations, measurements of the
+gradient's error, checkpoints and progress are kept out of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmc_verify.batches import BatchDesign
+from lmc_verify.encoding import plain
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import Estimator, Held, with_beta
+from lmc_verify.models import Dropout, active_dropout, key_dropout
+from lmc_verify.partition import Partition
+from lmc_verify.problem import Problem, evaluating
+from lmc_verify.seeds import generator
+from lmc_verify.training.checkpoint import (
+    pack_history,
+    pack_optimiser,
+    read_checkpoint,
+    unpack_history,
+    unpack_optimiser,
+    write_checkpoint,
+)
+from lmc_verify.training.evaluation import evaluate, metric_of
+from lmc_verify.training.gradients import measure_gradient_error
+from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
+from lmc_verify.training.settings import TrainerSettings
+from lmc_verify.training.stream import BatchStream, steps_per_epoch
+from lmc_verify.training.trace import Evaluation, Trace
+
+__all__ = ["Trainer"]
+
+_NOTICE = 0.5
+"""Seconds of training after which a listener is told of the progress between evaluations."""
+_CHECKPOINT = 60.0
+"""Seconds between checkpoints while a run goes on; one is always made at its end, and when it is interrupted."""
+
+Listener = Callable[["Trainer"], None]
+
+
+class Trainer:
+    """A training run that can be watched, interrupted and resumed.
+
+    The run has its own copy of the model, in training mode; the graph is shared. Everything random comes from `seed`:
+    batches, dropout masks (a function of seed and step) and the draws of gradient traces, which are of another stream.
+    Resumed from a checkpoint it takes the same steps, bit for bit, as if it had never stopped.
+
+    Args:
+        problem: where to start.
+        estimator: gives the gradient estimates.
+        design: gives the batches; `lmc_verify.EpochClusters` gives whole epochs without replacement.
+        settings: see `TrainerSettings`.
+        seed: root seed of the run.
+        description: further entries for the trace's description.
+
+    Raises:
+        InvalidInputError: settings that do not fit the problem: early stopping without validation nodes, dropout that
+            is not keyed or with an estimator that holds exact values, optimiser options that its class refuses.
+
+    Attributes:
+        problem: the run's own problem, at the present parameters.
+        state: the present histories.
+        step_count: steps taken.
+        seconds: training time so far.
+        trace: what was measured so far.
+
+    Example:
+        >>> import lmc_verify as lv
+        >>> graph = lv.load_graph("karate")
+        >>> problem = lv.Problem(graph, lv.GCN(graph.num_features, 8, graph.num_outputs, num_layers=2))
+        >>> design = lv.Clusters(lv.Partition.metis(graph, 4), per_batch=1)
+        >>> trainer = lv.Trainer(problem, lv.LMC(), design, lv.TrainerSettings(epochs=20))
+        >>> trace = trainer.run()
+        >>> trace.status, trace.last.step, trace.last.training_loss < trace.evaluations[0].training_loss
+        ('finished', 80, True)
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: Estimator,
+        design: BatchDesign,
+        settings: TrainerSettings | None = None,
+        *,
+        seed: int = 0,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = settings = settings or TrainerSettings()
+        self.problem, self.design, self.seed = problem.copy(), design, seed
+        covered = design.inclusion_probabilities().numel()
+        if covered != problem.graph.num_nodes:
+            raise InvalidInputError(
+                f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
+                "build the design from this graph"
+            )
+        per_epoch = steps_per_epoch(estimator, design)
+        planned = settings.steps or (settings.epochs or 1) * per_epoch
+        self._unit = per_epoch if settings.unit == "epoch" else 1
+        self.estimator = (
+            with_beta(estimator, planned ** (-2 / 3)) if settings.beta_schedule == "decaying" else estimator
+        )
+        self._check_validation()
+        self.problem.model.train()
+        self._drops = self._check_dropout()
+        with evaluating(self.problem.model):
+            self.state = self.estimator.init(self.problem)
+        self._parameters: list[tuple[str, nn.Parameter]] = [
+            (name, value)
+            for name, value in self.problem.model.named_parameters()
+            if name in set(self.problem.parameter_names)
+        ]
+        self._optimiser = build_optimiser(
+            settings.optimiser,
+            [value for _, value in self._parameters],
+            settings.learning_rate * total_scale(settings.schedule, planned),
+            settings.optimiser_options,
+        )
+        self._schedule = self._build_schedule(planned, 0)
+        self._stream = BatchStream(design, generator(seed, "training", "batches"))
+        self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
+        self._nodes, self._messages = 0, 0
+        self._batch_loss, self._batch_count = 0.0, 0
+        self._rate = self._learning_rate()
+        self.trace = Trace(
+            description=plain({**self._describe(), **(description or {})}),
+            metric=metric_of(problem),
+            steps_per_epoch=per_epoch,
+            planned_steps=planned,
+        )
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def run(
+        self,
+        *,
+        listen: Listener | None = None,
+        stop: Callable[[], bool] | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Trace:
+        """Train to the end, or until `stop` says so; return the trace.
+
+        Args:
+            listen: called with the trainer after every evaluation, and twice a second in between.
+            stop: asked after every step; the run is then ``"interrupted"``, and goes on when `run` is called again.
+            checkpoint: file to keep the run in, written every minute, at the end, and when the run is interrupted.
+
+        Raises:
+            OutputError: the checkpoint cannot be written.
+        """
+        saved = time.perf_counter()
+        if self.trace.status == "interrupted":
+            self.trace = replace(self.trace, status="running", reason="")
+        if not self.trace.evaluations:
+            self._measure()
+        while self.trace.status == "running":
+            stopping = self._train(stop)
+            if self.trace.status == "running" and self._due(self.settings.evaluate_every, at_end=True):
+                self._measure()
+            elif self.trace.status == "running" and self._due(self.settings.trace_gradient_every):
+                self._measure(evaluation=False)
+            if self.trace.status == "running" and self.step_count == self.trace.planned_steps:
+                self._end("finished")
+            elif self.trace.status == "running" and stopping:
+                self._end("interrupted", f"interrupted after {self.step_count} of {self.trace.planned_steps} steps")
+            if checkpoint is not None and (self.trace.status != "running" or time.perf_counter() - saved > _CHECKPOINT):
+                self.save(checkpoint)
+                saved = time.perf_counter()
+            if listen is not None:
+                listen(self)
+        return self.trace
+
+    def _train(self, stop: Callable[[], bool] | None) -> bool:
+        """Take steps until something else is due, and add their time; return whether `stop` asked for an end."""
+        started, stopping = time.perf_counter(), False
+        while True:
+            self._step()
+            stopping = stop is not None and stop()
+            if (
+                stopping
+                or self.trace.status != "running"
+                or self._due(self.settings.evaluate_every, at_end=True)
+                or self._due(self.settings.trace_gradient_every)
+                or time.perf_counter() - started > _NOTICE
+            ):
+                break
+        if self.problem.graph.device.type == "cuda":
+            torch.cuda.synchronize(self.problem.graph.device)
+        self.seconds += time.perf_counter() - started
+        return stopping
+
+    def _step(self) -> None:
+        """Estimate, write the histories, move the parameters."""
+        batch = self._stream.next()
+        if self._drops:
+            key_dropout(self.problem.model, self.seed, "training", self.step_count)
+        estimate = self.estimator.estimate(self.problem, self.state, batch)
+        if not math.isfinite(estimate.loss):
+            self._end("diverged", f"the loss was {estimate.loss} at step {self.step_count + 1}; lower learning_rate")
+            return
+        self.state.apply(estimate.writes)
+        for name, parameter in self._parameters:
+            parameter.grad = estimate.gradient[name]
+        self._optimiser.step()
+        for _, parameter in self._parameters:
+            parameter.grad = None
+        self.step_count += 1
+        cost = estimate.cost
+        self._nodes += cost.nodes
+        self._messages += cost.messages_forward + cost.messages_backward
+        self._batch_loss += estimate.loss
+        self._batch_count += 1
+        self._rate = self._learning_rate()
+        if self._schedule is not None and self.step_count % self._unit == 0:
+            self._schedule.step()
+
+    def _due(self, every: int, *, at_end: bool = False) -> bool:
+        if at_end and self.step_count == self.trace.planned_steps:
+            return True
+        return every > 0 and self.step_count % (every * self._unit) == 0
+
+    def _end(self, status: str, reason: str = "") -> None:
+        self.trace = replace(self.trace, status=status, reason=reason)
+
+    # ------------------------------------------------------------------------------------------- measurements
+
+    def _measure(self, *, evaluation: bool = True) -> None:
+        """Evaluate the whole graph, and the gradient's error where it is due."""
+        started = time.perf_counter()
+        if self._due(self.settings.trace_gradient_every):
+            measured = measure_gradient_error(
+                self.problem,
+                self.estimator,
+                self.state,
+                self.design,
+                step=self.step_count,
+                limit=self.settings.gradient_batches,
+                generator=generator(self.seed, "training", "gradient error", self.step_count),
+            )
+            self.trace = replace(self.trace, gradients=(*self.trace.gradients, measured))
+        scores = evaluate(self.problem) if evaluation else None
+        self._evaluation_seconds += time.perf_counter() - started
+        if scores is None:
+            return
+        row = Evaluation(
+            step=self.step_count,
+            epoch=self.step_count / self.trace.steps_per_epoch,
+            seconds=self.seconds,
+            evaluation_seconds=self._evaluation_seconds,
+            nodes=self._nodes,
+            messages=self._messages,
+            learning_rate=self._rate,
+            batch_loss=self._batch_loss / self._batch_count if self._batch_count else None,
+            training_loss=scores.loss,
+            training=scores.training,
+            validation=scores.validation,
+            test=scores.test,
+        )
+        self._batch_loss, self._batch_count = 0.0, 0
+        self.trace = replace(self.trace, evaluations=(*self.trace.evaluations, row))
+        if not math.isfinite(scores.loss):
+            self._end("diverged", f"the objective was {scores.loss} after step {self.step_count}; lower learning_rate")
+        elif self._stale():
+            best = self.trace.best()
+            found = "" if best is None else f" above {best.validation:.4f} (step {best.step})"
+            self._end(
+                "stopped early",
+                f"no validation {self.trace.metric}{found} in {self.settings.patience} evaluations",
+            )
+
+    def _stale(self) -> bool:
+        """Whether the best validation accuracy is `patience` evaluations old."""
+        best = self.trace.best()
+        if self.settings.patience is None or best is None:
+            return False
+        since = sum(item.step > best.step for item in self.trace.evaluations)
+        return since >= self.settings.patience
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint, from which `restore` goes on; see `lmc_verify.training.checkpoint`.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        tensors: dict[str, Tensor] = {
+            f"parameters.{name}": value for name, value in self.problem.model.state_dict().items()
+        }
+        slots, optimiser = pack_optimiser(self._optimiser)
+        document = {
+            "trace": self.trace.to_dict(),
+            "step": self.step_count,
+            "seconds": self.seconds,
+            "evaluation_seconds": self._evaluation_seconds,
+            "nodes": self._nodes,
+            "messages": self._messages,
+            "batch_loss": [self._batch_loss, self._batch_count],
+            "rate": self._rate,
+            "stream": self._stream.to_dict(),
+            "optimiser": optimiser,
+        }
+        write_checkpoint(path, {**tensors, **pack_history(self.state), **slots}, document)
+
+    def restore(self, path: str | Path) -> None:
+        """Go on from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
+
+        Raises:
+            InvalidInputError: a checkpoint that cannot be read, or is of another run; the message names what differs.
+        """
+        tensors, document = read_checkpoint(path)
+        trace = Trace.from_dict(document["trace"])
+        ours, theirs = self.trace.description, plain(trace.description)
+        for key in [*ours, *theirs]:
+            if ours.get(key) != theirs.get(key):
+                raise InvalidInputError(
+                    f"{path} is of another run: its {key} is {theirs.get(key)!r}, this run's is {ours.get(key)!r}; "
+                    "give the same settings, or start without resuming"
+                )
+        self.problem.model.load_state_dict(
+            {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
+        )
+        self.state = unpack_history(tensors, self.problem)
+        self.step_count, self.seconds = document["step"], document["seconds"]
+        self._schedule = self._build_schedule(trace.planned_steps, self.step_count // self._unit)
+        unpack_optimiser(self._optimiser, tensors, document["optimiser"])
+        self._stream.restore(document["stream"])
+        self._evaluation_seconds, self._rate = document["evaluation_seconds"], document["rate"]
+        self._nodes, self._messages = document["nodes"], document["messages"]
+        self._batch_loss, self._batch_count = document["batch_loss"]
+        self.trace = trace
+
+    # ------------------------------------------------------------------------------------------------- checks
+
+    def _build_schedule(self, planned: int, passed: int) -> Any:
+        settings = self.settings
+        return build_schedule(
+            settings.schedule,
+            self._optimiser,
+            settings.schedule_options,
+            length=planned // self._unit,
+            passed=passed,
+        )
+
+    def _learning_rate(self) -> float:
+        return float(self._optimiser.param_groups[0]["lr"])
+
+    def _check_validation(self) -> None:
+        mask = self.problem.graph.val_mask
+        if self.settings.patience is not None and (mask is None or not bool(mask.any())):
+            raise InvalidInputError(
+                f"patience is {self.settings.patience}, but the graph has no validation nodes to judge by; "
+                "set val_mask, or leave patience out"
+            )
+
+    def _check_dropout(self) -> bool:
+        """Return whether units are dropped, or refuse dropout that no estimate can be made with."""
+        model = self.problem.model
+        if active_dropout(model) is None:
+            return False
+        key_dropout(model, self.seed)
+        part = active_dropout(model, allow_keyed=True)
+        if part is not None:
+            raise InvalidInputError(
+                f"dropout in {part} would draw from torch's global generator; "
+                "use lmc_verify.models.Dropout (the models' dropout= option), or set its probability to 0"
+            )
+        policies = getattr(self.estimator, "policies", None)
+        if isinstance(getattr(policies, "forward", None), Held):
+            raise InvalidInputError(
+                f"estimator {self.estimator.name!r} holds exact values, which are undefined while units are dropped; "
+                "set dropout to 0, or choose another estimator"
+            )
+        return any(isinstance(part, Dropout) for part in model.modules())
+
+    def _describe(self) -> dict[str, Any]:
+        graph, model = self.problem.graph, self.problem.model
+        rates = [part.p for part in model.modules() if isinstance(part, Dropout)]
+        return {
+            "dataset": graph.name,
+            "graph": graph.fingerprint,
+            "model": type(model).__name__,
+            "widths": list(self.problem.widths),
+            "parameters": {name: list(value.shape) for name, value in model.named_parameters()},
+            "trained": list(self.problem.parameter_names),
+            "dropout": max(rates, default=0.0),
+            "loss": self.problem.loss,
+            "estimator": described(self.estimator),
+            "design": described(self.design),
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+            "dtype": str(graph.dtype).removeprefix("torch."),
+            "device": str(graph.device),
+        }
+
+
+def described(item: Any) -> dict[str, Any]:
+    """Return the name and the settings of an estimator or a batch design; what is no data class by its name only."""
+    name = getattr(item, "name", type(item).__name__)
+    if not is_dataclass(item):
+        return {"name": name}
+    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    for key, value in values.items():
+        if isinstance(value, Partition):
+            values[key] = {"method": value.method, "parts": value.num_parts, "hash": value.fingerprint}
+    return {"name": name, **values}
