@@ -13,12 +13,9 @@ from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection
 from lmc_verify.report.counterexamples import SearchCase, inline_drawing
 from lmc_verify.report.curves import Plot, case_plots, claim_plots
-from lmc_verify.report.dotplot import dot_plot, spans_decades
 from lmc_verify.report.figures import bias_per_layer, residual_strip
 from lmc_verify.report.lineplot import curve_key, line_plot
 from lmc_verify.report.model import Report
-from lmc_verify.report.racecurves import FIGURE_TITLES
-from lmc_verify.report.races import RaceSection
 from lmc_verify.report.racetables import percent
 from lmc_verify.trials import REPLICATE
 
@@ -50,7 +47,6 @@ def render_html(report: Report) -> str:
         command=_command,
         sentence=_sentence,
         percent=percent,
-        figure_title=lambda kind: FIGURE_TITLES.get(kind, kind),
     )
     drawn = {section.anchor: _claim_curves(section) for section in report.sections}
     return environment.get_template("report.html.j2").render(
@@ -62,8 +58,6 @@ def render_html(report: Report) -> str:
             for section in report.sections
             for case in section.cases
         },
-        race_curves={race.anchor: _race_curves(race) for race in report.races},
-        race_dots={race.anchor: _race_dots(race) for race in report.races},
         drawings={search.anchor: _drawing(search) for search in report.counterexamples},
         interval=text.interval,
         curve_key=curve_key,
@@ -101,27 +95,6 @@ def _case_curves(case: Case, above: list[Plot]) -> _Drawn:
         for number, plot in plots
         if plot.title not in alone
     ]
-
-
-def _race_curves(race: RaceSection) -> list[tuple[str, _Drawn]]:
-    return [
-        (
-            kind,
-            [
-                (plot, Markup(line_plot(plot, f"curves-{race.anchor}-{kind}-{number}")))
-                for number, plot in enumerate(plots, start=1)
-            ],
-        )
-        for kind, plots in race.plots
-    ]
-
-
-def _race_dots(race: RaceSection) -> Markup | None:
-    rows = race.times
-    if not rows:
-        return None
-    title = f"Training time to the target, {race.dataset}"
-    return Markup(dot_plot(rows, f"times-{race.anchor}", title, "training time (s)", log=spans_decades(rows)))
 
 
 def _drawing(search: SearchCase) -> Markup | None:

@@ -11,7 +11,9 @@ from typing import Any
 from lmc_verify.races import RaceHeader, RaceRun, judged_race
 from lmc_verify.report import text
 from lmc_verify.report.curves import Plot
-from lmc_verify.report.dotplot import DotRow
+from lmc_verify.report.dotplot import DotRow, dot_plot, spans_decades
+from lmc_verify.report.lineplot import line_plot
+from lmc_verify.report.pictures import Picture
 from lmc_verify.report.racecurves import (
     FIGURE_TITLES,
     batch_size_plots,
@@ -89,12 +91,14 @@ class RaceSection:
         header: what was planned.
         runs: what was recorded of every run, in the order in which they were recorded.
         record: the race with target and standings; None if no run was made.
+        place: the beginning of its pictures' names, of no other race's.
     """
 
     anchor: str
     header: RaceHeader
     runs: tuple[RaceRun, ...]
     record: RaceRecord | None
+    place: str
 
     @property
     def title(self) -> str:
@@ -206,6 +210,41 @@ class RaceSection:
             plots += epoch_plots(self.record, chosen, detail)
         return tuple(plots)
 
+    @cached_property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Every picture, drawn."""
+        drawn: list[Picture] = []
+        if self.times:
+            assert self.record is not None
+            target = self.record.target
+            title = f"Training time to {percent(target.accuracy)} {target.split}"
+            log = spans_decades(self.times)
+            svg = dot_plot(self.times, f"{self.anchor}-times", f"{title}, {self.dataset}", "training time (s)", log=log)
+            notes = "Filled: median; bar: its interval; hollow: single runs."
+            if any(row.missing for row in self.times):
+                notes += " ▷ runs that never reached it."
+            drawn.append(
+                Picture(f"{self.place}-time-to-accuracy", "time-to-accuracy", title, self.dataset, svg, None, notes)
+            )
+        for kind, plots in self.plots:
+            for number, plot in enumerate(plots, start=1):
+                identifier = f"{self.anchor}-{kind}-{number}"
+                name = f"{self.place}-{text.slug(plot.title)}"
+                if any(item.name == name for item in drawn):  # ablations have one title for every batch size
+                    name = f"{name}-{number}"
+                svg, notes = line_plot(plot, identifier), " ".join(plot.notes)
+                drawn.append(Picture(name, kind, plot.title, plot.detail, svg, plot, notes))
+        return tuple(drawn)
+
+    @property
+    def picture_groups(self) -> tuple[tuple[str, tuple[Picture, ...]], ...]:
+        """The pictures by kind of figure, with its title."""
+        kinds = dict.fromkeys(item.kind for item in self.pictures)
+        return tuple(
+            (FIGURE_TITLES.get(kind, kind), tuple(item for item in self.pictures if item.kind == kind))
+            for kind in kinds
+        )
+
     @property
     def times(self) -> tuple[DotRow, ...]:
         """The dots of the time to the target; empty where it was not asked for, or there is no target."""
@@ -260,10 +299,17 @@ def race_sections(
     races: Iterable[tuple[RaceHeader, tuple[RaceRun, ...]]], environment: Mapping[str, Any]
 ) -> tuple[RaceSection, ...]:
     """Give every race its place, and find its target and standings."""
-    return tuple(
-        RaceSection(f"race-{number}", header, runs, judged_race(header, runs, environment) if runs else None)
-        for number, (header, runs) in enumerate(races, start=1)
-    )
+    sections: list[RaceSection] = []
+    places: Counter[str] = Counter()
+    for number, (header, runs) in enumerate(races, start=1):
+        settings = header.settings
+        place = text.slug(f"{settings.title or 'race'} {settings.dataset.describe()}")
+        places[place] += 1
+        if places[place] > 1:
+            place = f"{place}-race-{number}"
+        record = judged_race(header, runs, environment) if runs else None
+        sections.append(RaceSection(f"race-{number}", header, runs, record, place))
+    return tuple(sections)
 
 
 def race_groups(races: Sequence[RaceSection]) -> tuple[RaceGroup, ...]:
