@@ -1,6 +1,16 @@
 """Training: plain descent as the theorems have it, the trainer with its traces, and races to an accuracy."""
 
 from lmc_verify.training.descent import TrainingRun, WeightedBatches, conditional_bias, weighted_batches
+from lmc_verify.training.race import (
+    RaceProgress,
+    build_trainer,
+    contestants_of,
+    race_record,
+    race_runs,
+    run_contestant,
+    run_race,
+    warm_up,
+)
 from lmc_verify.training.records import (
     REFERENCE,
     Median,
@@ -10,7 +20,8 @@ from lmc_verify.training.records import (
     Standing,
     Target,
 )
-from lmc_verify.training.settings import ContestantSettings, RaceSettings, TargetSettings, TrainerSettings
+from lmc_verify.training.settings import ContestantSettings, RaceSettings, RunSettings, TargetSettings, TrainerSettings
+from lmc_verify.training.standings import first_reached, judge, target_of
 from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
 from lmc_verify.training.trainer import Trainer
 
@@ -22,9 +33,11 @@ __all__ = [
     "GradientError",
     "Median",
     "RaceEntry",
+    "RaceProgress",
     "RaceRecord",
     "RaceSettings",
     "Reached",
+    "RunSettings",
     "Standing",
     "Target",
     "TargetSettings",
@@ -33,6 +46,16 @@ __all__ = [
     "TrainerSettings",
     "TrainingRun",
     "WeightedBatches",
+    "build_trainer",
     "conditional_bias",
+    "contestants_of",
+    "first_reached",
+    "judge",
+    "race_record",
+    "race_runs",
+    "run_contestant",
+    "run_race",
+    "target_of",
+    "warm_up",
     "weighted_batches",
 ]

@@ -48,9 +48,7 @@ def measure_gradient_error(
         if state.exact_for is not None:  # else every estimate would make the same exact pass
             state = History.from_exact(problem, exact)
         batches: list[tuple[Batch, float]]
-        if getattr(estimator, "ignores_batch", False):
-            drawn, batches = False, [(Batch.of(torch.arange(problem.graph.num_nodes)), 1.0)]
-        elif law.support_size <= limit:
+        if law.support_size <= limit:
             drawn, batches = False, list(law.enumerate())
         else:
             drawn, batches = True, [(law.draw(generator), 1 / limit) for _ in range(limit)]

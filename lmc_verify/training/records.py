@@ -129,9 +129,6 @@ class Median:
         return cls(interval.median, low, high, interval.miss, interval.draws)
 
 
-QUANTITIES = ("seconds", "steps", "epochs", "nodes", "messages", "best", "test", "total_seconds")
-
-
 @dataclass(frozen=True)
 class Standing:
     """How one contestant did over all seeds.
@@ -142,7 +139,7 @@ class Standing:
         arrived: how many reached the target.
         medians: by quantity. To the target: ``seconds``, ``steps``, ``epochs``, ``nodes``, ``messages``. Of the whole
             run: ``best`` (best accuracy of the target's split), ``test`` (test accuracy then), ``total_seconds``
-            (training time).
+            (training time) and ``evaluation_seconds`` (which it does not contain).
     """
 
     label: str
@@ -171,6 +168,12 @@ class RaceRecord:
     standings: tuple[Standing, ...]
     environment: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Number of runs that were not made yet."""
+        labels = {item.label for item in self.entries} | {item.label for item in self.settings.contestants}
+        return len(labels) * len(self.settings.seeds) - len(self.entries)
 
     def of(self, label: str) -> tuple[RaceEntry, ...]:
         """Return the runs of one contestant.

@@ -17,7 +17,7 @@ from lmc_verify.settings import (
 )
 from lmc_verify.training.optimisers import check_optimiser, check_schedule
 
-__all__ = ["ContestantSettings", "RaceSettings", "TargetSettings", "TrainerSettings"]
+__all__ = ["ContestantSettings", "RaceSettings", "RunSettings", "TargetSettings", "TrainerSettings"]
 
 
 def _named(value: Any) -> Any:
@@ -93,6 +93,42 @@ class TrainerSettings(Settings):
             return type(self).model_validate(values | changes)
         except ValidationError as error:
             raise InvalidInputError(f"the trainer's settings do not fit: {readable(error)}") from error
+
+
+class RunSettings(Settings):
+    """One training run by names and numbers.
+
+    Attributes:
+        dataset: the data; also from `data_seed`.
+        model: the model; its initial parameters come from `seed`.
+        estimator: by name, with its settings.
+        design: the batch design; partitions come from `data_seed`.
+        trainer: how it is trained.
+        seed: of initial parameters, batches and dropout.
+        data_seed: of generated data, random splits and partitions.
+        dtype: precision of the run.
+    """
+
+    dataset: _Dataset = DatasetSettings(name="digits")
+    model: ModelSettings = ModelSettings()
+    estimator: _Estimator = EstimatorSettings(name="lmc")
+    design: DesignSettings = DesignSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    seed: int = Field(0, ge=0)
+    data_seed: int = Field(0, ge=0)
+    dtype: Literal["float32", "float64"] = "float32"
+
+    @classmethod
+    def read(cls, values: Any) -> RunSettings:
+        """Read the settings of a run from plain values.
+
+        Raises:
+            InvalidInputError: settings that do not fit; the message names each.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidInputError(f"the run's settings do not fit: {readable(error)}") from error
 
 
 class ContestantSettings(Settings):
@@ -191,6 +227,19 @@ class RaceSettings(Settings):
             InvalidInputError: its own settings do not fit.
         """
         return self.trainer.changed(**contestant.trainer)
+
+    def run_of(self, contestant: ContestantSettings, seed: int) -> RunSettings:
+        """Return the settings of one contestant's run."""
+        return RunSettings(
+            dataset=self.dataset,
+            model=self.model,
+            estimator=contestant.estimator,
+            design=contestant.design,
+            trainer=self.trainer_of(contestant),
+            seed=seed,
+            data_seed=self.data_seed,
+            dtype=self.dtype,
+        )
 
     def canonical(self) -> str:
         """Return the settings as one line of JSON with sorted keys: the identity of the race."""

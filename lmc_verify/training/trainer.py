@@ -36,7 +36,7 @@ from lmc_verify.training.evaluation import evaluate, metric_of
 from lmc_verify.training.gradients import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, steps_per_epoch
+from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -59,7 +59,8 @@ class Trainer:
     Args:
         problem: where to start.
         estimator: gives the gradient estimates.
-        design: gives the batches; `lmc_verify.EpochClusters` gives whole epochs without replacement.
+        design: gives the batches; `lmc_verify.EpochClusters` gives whole epochs without replacement. Estimators that
+            look at no batch (full-batch training) take one step an epoch, whatever it is.
         settings: see `TrainerSettings`.
         seed: root seed of the run.
         description: further entries for the trace's description.
@@ -97,14 +98,17 @@ class Trainer:
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings = settings or TrainerSettings()
-        self.problem, self.design, self.seed = problem.copy(), design, seed
+        self.problem, self.seed = problem.copy(), seed
+        if getattr(estimator, "ignores_batch", False):
+            design = WholeGraph(problem.graph.num_nodes)
+        self.design = design
         covered = design.inclusion_probabilities().numel()
         if covered != problem.graph.num_nodes:
             raise InvalidInputError(
                 f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
                 "build the design from this graph"
             )
-        per_epoch = steps_per_epoch(estimator, design)
+        per_epoch = steps_per_epoch(design)
         planned = settings.steps or (settings.epochs or 1) * per_epoch
         self._unit = per_epoch if settings.unit == "epoch" else 1
         self.estimator = (
