@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -35,24 +36,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmc_verify.case import build_estimator, check_dataset
-from lmc_verify.encoding import plain, untagged
+from lmc_verify.encoding import plain, toml_value, untagged
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
-from lmc_verify.training import (
-    REFERENCE,
-    ContestantSettings,
-    Median,
-    RaceEntry,
-    RaceRecord,
-    RaceSettings,
-    Reached,
-    Standing,
-    Target,
-    TrainerSettings,
-)
+from lmc_verify.training import ContestantSettings, RaceEntry, RaceSettings, RunSettings, race_runs
 
-__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "RaceTable", "expand_race", "judged_race"]
+__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "RaceTable", "expand_race", "run_command"]
 
 Figure = Literal["convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation"]
 FIGURES: tuple[Figure, ...] = ("convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation")
@@ -119,19 +109,9 @@ class PlannedRace:
         return f"{self.settings.title or 'race'} on {self.settings.dataset.describe()}"
 
     @property
-    def sets_target(self) -> bool:
-        """Whether full-batch runs are needed that are no contestant's, to set the target."""
-        full_batch = any(item.estimator.name == FULL_BATCH for item in self.settings.contestants)
-        return self.settings.target.accuracy is None and not full_batch
-
-    @property
     def runs(self) -> tuple[PlannedRun, ...]:
-        """Every run: seeds in turn, and for each seed the contestants in order."""
-        contestants = list(self.settings.contestants)
-        if self.sets_target:
-            reference = {"estimator": FULL_BATCH, "label": REFERENCE}
-            contestants.insert(0, ContestantSettings.model_validate(reference))
-        return tuple(PlannedRun(self, item, seed) for seed in self.settings.seeds for item in contestants)
+        """Every run, those that only set the target included, in the order in which they are made."""
+        return tuple(PlannedRun(self, contestant, seed) for contestant, seed in race_runs(self.settings))
 
     @property
     def header(self) -> RaceHeader:
@@ -148,9 +128,9 @@ class PlannedRun:
     seed: int
 
     @property
-    def trainer(self) -> TrainerSettings:
-        """How it is trained."""
-        return self.race.settings.trainer_of(self.contestant)
+    def settings(self) -> RunSettings:
+        """Everything that the run depends on."""
+        return self.race.settings.run_of(self.contestant, self.seed)
 
     @property
     def key(self) -> str:
@@ -159,24 +139,20 @@ class PlannedRun:
         Runs of different races with one identity are the same run. Names, titles and the target are no part of it, nor
         is the design of full-batch training, which looks at no batch.
         """
-        settings = self.race.settings
-        design = None if self.contestant.estimator.name == FULL_BATCH else self.contestant.design
-        values = {
-            "dataset": settings.dataset.model_dump(mode="json"),
-            "model": settings.model.model_dump(mode="json"),
-            "estimator": self.contestant.estimator.model_dump(mode="json"),
-            "design": None if design is None else design.model_dump(mode="json"),
-            "trainer": self.trainer.model_dump(mode="json"),
-            "data_seed": settings.data_seed,
-            "dtype": settings.dtype,
-            "seed": self.seed,
-        }
+        values = self.settings.model_dump(mode="json")
+        if self.contestant.estimator.name == FULL_BATCH:
+            del values["design"]
         return _digest("run", values)
 
     @property
     def label(self) -> str:
         """One line for progress displays."""
         return f"{self.race.label}: {self.contestant.label}, seed {self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run again."""
+        return run_command(self.settings)
 
 
 @dataclass(frozen=True)
@@ -257,6 +233,27 @@ class RaceRun:
         """Rebuild a run from `to_dict`."""
         fields = {name: untagged(values[name]) for name in ("key", "race", "command", "seconds")}
         return cls(entry=RaceEntry.from_dict(values["entry"]), **fields)
+
+
+def run_command(settings: RunSettings) -> str:
+    """Return the `lmc-verify train` command of a run, with every setting that is not the default."""
+    words = ["lmc-verify", "train", "--dataset", settings.dataset.name, "--estimator", settings.estimator.name]
+    words += ["--seed", str(settings.seed)]
+    default = dict(_flat(RunSettings().model_dump(mode="json")))
+    for key, value in _flat(settings.model_dump(mode="json", exclude={"seed"})):
+        named = key in ("dataset.name", "estimator.name")
+        if named or value is None or (key in default and default[key] == value):
+            continue  # None is the default wherever it is allowed, or what another length of the run implies
+        words += ["--set", f"{key}={toml_value(value)}"]
+    return shlex.join(words)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterator[PlannedRace]:
@@ -349,62 +346,3 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 def _digest(kind: str, values: Mapping[str, Any]) -> str:
     text = "\n".join([kind, json.dumps(values, sort_keys=True), code_fingerprint(), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def judged_race(header: RaceHeader, runs: Sequence[RaceRun], environment: Mapping[str, Any]) -> RaceRecord:
-    """Return a race with the target, who reached it, and medians over seeds, from those of its runs that there are."""
-    import dataclasses
-
-    from lmc_verify.statistics.rates import median_interval
-
-    settings = header.settings
-    entries = [r.entry for r in runs]
-    est = {c.label: c.estimator.name for c in settings.contestants} | {REFERENCE: FULL_BATCH}
-    split = settings.target.split
-    best = {
-        e.seed: getattr(e.trace.best(split), split)
-        for e in entries
-        if est[e.label] == FULL_BATCH and e.trace is not None and e.trace.best(split)
-    }
-    acc = settings.target.accuracy
-    src = "given"
-    if acc is None and best:
-        import statistics
-
-        acc = statistics.median(best.values()) - settings.target.margin
-        src = f"median of the best of {len(best)} full-batch runs"
-    out = []
-    for e in entries:
-        r = None
-        if e.trace is not None and acc is not None:
-            for v in e.trace.evaluations:
-                a = getattr(v, split)
-                if a is not None and a >= acc:
-                    r = Reached(v.step, v.epoch, v.seconds, v.nodes, v.messages, a)
-                    break
-        out.append(dataclasses.replace(e, reached=r, reason="" if r else "never reached"))
-    st = []
-    for lab in dict.fromkeys([c.label for c in settings.contestants] + [e.label for e in entries]):
-        mine = [e for e in out if e.label == lab]
-        if not mine:
-            continue
-
-        def med(vals):
-            vals = [v for v in vals if v is not None]
-            return Median.of(median_interval(vals, settings.alpha)) if vals else Median(None, None, None, 1.0, 0)
-
-        m = {
-            q: med(
-                [
-                    getattr(e.reached, {"steps": "step", "epochs": "epoch"}.get(q, q)) if e.reached else float("inf")
-                    for e in mine
-                ]
-            )
-            for q in ("seconds", "steps", "epochs", "nodes", "messages")
-        }
-        ok = [e for e in mine if e.trace and e.trace.best(split)]
-        m["best"] = med([getattr(e.trace.best(split), split) for e in ok])
-        m["test"] = med([e.trace.best(split).test for e in ok])
-        m["total_seconds"] = med([e.trace.last.seconds for e in ok])
-        st.append(Standing(lab, len(mine), sum(e.reached is not None for e in mine), m))
-    return RaceRecord(settings, Target(acc, split, src, best), tuple(out), tuple(st), environment, {})

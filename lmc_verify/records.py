@@ -270,20 +270,12 @@ class Records:
         known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
         return [(header, tuple(runs.get(header.key, ()))) for header in known]
 
-    def find_race_run(self, key: str, *, run_id: int | None = None) -> RaceRun | None:
-        """Return the newest run of a race with this key that did not crash, whatever its race; None if there is none.
-
-        Args:
-            key: identity of the run.
-            run_id: look in this run of a suite only; by default in all.
-        """
+    def find_race_run(self, key: str) -> RaceRun | None:
+        """Return the newest run with this key that did not crash, of any race; None if there is none."""
         if not self._has("race_runs"):
             return None
-        rows = self._rows(
-            "SELECT document FROM race_runs WHERE key = ?1 AND outcome <> 'failed' AND (?2 IS NULL OR run_id = ?2) "
-            "ORDER BY id DESC LIMIT 1",
-            (key, run_id),
-        )
+        wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
+        rows = self._rows(wanted, (key,))
         return self._stored(RaceRun.from_dict, "run of a race", rows[0][0]) if rows else None
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:

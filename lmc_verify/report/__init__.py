@@ -16,10 +16,12 @@ from lmc_verify.report.junit import render_junit
 from lmc_verify.report.markdown import render_markdown
 from lmc_verify.report.model import Report, build_report
 from lmc_verify.report.pictures import standalone
+from lmc_verify.report.races import RaceSection
 from lmc_verify.report.table import claims_table
 
 __all__ = [
     "ClaimText",
+    "RaceSection",
     "Report",
     "build_report",
     "claims_table",
@@ -41,9 +43,9 @@ _FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
 def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     """Write the report in every format and return format -> path.
 
-    Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered, and
-    written beside their places, before the first file is replaced: what fails on the way leaves an older report as it
-    was.
+    Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered,
+    and written beside their places, before the first file is replaced: what fails on the way leaves an older report as
+    it was.
 
     Raises:
         OutputError: the folder cannot be made or written to.

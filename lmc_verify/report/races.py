@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from lmc_verify.races import RaceHeader, RaceRun, judged_race
+from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.report import text
 from lmc_verify.report.curves import Plot
 from lmc_verify.report.dotplot import DotRow, dot_plot, spans_decades
@@ -31,7 +30,7 @@ from lmc_verify.report.racetables import (
     target_table,
 )
 from lmc_verify.reported import NOTE, SOURCE, Reported, reported_for
-from lmc_verify.training import ContestantSettings, RaceEntry, RaceRecord
+from lmc_verify.training import ContestantSettings, RaceEntry, RaceRecord, race_record
 
 __all__ = ["RaceGroup", "RaceSection", "ReportedTable", "race_groups", "race_sections"]
 
@@ -295,9 +294,7 @@ class RaceGroup:
         return ReportedTable.of(values) if values else None
 
 
-def race_sections(
-    races: Iterable[tuple[RaceHeader, tuple[RaceRun, ...]]], environment: Mapping[str, Any]
-) -> tuple[RaceSection, ...]:
+def race_sections(races: Iterable[tuple[RaceHeader, tuple[RaceRun, ...]]]) -> tuple[RaceSection, ...]:
     """Give every race its place, and find its target and standings."""
     sections: list[RaceSection] = []
     places: Counter[str] = Counter()
@@ -307,7 +304,7 @@ def race_sections(
         places[place] += 1
         if places[place] > 1:
             place = f"{place}-race-{number}"
-        record = judged_race(header, runs, environment) if runs else None
+        record = race_record(header.settings, [item.entry for item in runs]) if runs else None
         sections.append(RaceSection(f"race-{number}", header, runs, record, place))
     return tuple(sections)
 

@@ -77,7 +77,7 @@ def accuracy_table(record: RaceRecord) -> RaceTable:
             _value(item.medians.get("best"), _points),
             _value(item.medians.get("test"), _points),
             _value(item.medians.get("total_seconds"), text.duration),
-            _evaluation_time(record, item.label),
+            _value(item.medians.get("evaluation_seconds"), text.duration),
         )
         for item in record.standings
     )
@@ -183,15 +183,6 @@ def _level(record: RaceRecord) -> str:
     if not misses:
         return f"Medians over {runs}; too few for an interval."
     return f"Medians over {runs} with [intervals], each of which misses its median with probability {max(misses):.2g}."
-
-
-def _evaluation_time(record: RaceRecord, label: str) -> str:
-    spent = sorted(
-        entry.trace.last.evaluation_seconds
-        for entry in record.entries
-        if entry.label == label and entry.trace is not None and entry.trace.last is not None
-    )
-    return text.duration(spent[len(spent) // 2]) if spent else text.ABSENT
 
 
 def _middle(values: Sequence[float]) -> str:
