@@ -109,18 +109,18 @@ def make_runs(
     for planned in plan:
         if planned.key not in known:
             known[planned.key] = records.find_race_run(planned.key) if resume else None
+    earlier = {key for key, found in known.items() if found is not None}
     missing = {planned.key: planned for planned in reversed(plan) if known[planned.key] is None}
     remaining = [planned for planned in plan if missing.get(planned.key) is planned]
     made = _make_all(remaining, workspace, jobs, watch)
     position: dict[str, int] = {}
     for planned in plan:
         found = known[planned.key]
-        again = found is not None
         if found is None:
             found = known[planned.key] = next(made)
         number = position[planned.race.key] = position.get(planned.race.key, -1) + 1
         entry = replace(found.entry, label=planned.contestant.label, position=number)
-        yield planned, replace(found, race=planned.race.key, entry=entry, command=planned.command), again
+        yield planned, replace(found, race=planned.race.key, entry=entry, command=planned.command), planned.key in earlier
 
 
 def _make_all(plan: Sequence[PlannedRun], workspace: Workspace, jobs: int, watch: Watch | None) -> Iterator[RaceRun]:

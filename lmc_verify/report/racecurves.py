@@ -81,7 +81,11 @@ def epoch_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], d
 
 
 def gradient_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], detail: str) -> tuple[Plot, ...]:
-    """Return relative error, bias and standard deviation of the gradient estimates along training, part by part."""
+    """Return relative error, bias and standard deviation of the gradient estimates along training, part by part.
+
+    Full-batch training has no error, and no curve.
+    """
+    contestants = [item for item in contestants if item.estimator.name != "full-batch"]
     parts = dict.fromkeys(
         part
         for entry in record.entries

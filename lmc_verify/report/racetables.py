@@ -121,7 +121,7 @@ def error_tables(record: RaceRecord) -> tuple[RaceTable, ...]:
     measured = [
         (contestant, points)
         for contestant in record.settings.contestants
-        if (points := _gradients(record, contestant.label))
+        if contestant.estimator.name != "full-batch" and (points := _gradients(record, contestant.label))
     ]
     if not measured:
         return ()
