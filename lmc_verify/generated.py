@@ -421,7 +421,7 @@ GENERATORS: dict[str, Generator] = {
             "num_edges": Option(1_157_799, 0, MAX_CANDIDATES),
             "num_classes": Option(40, 1),
             "num_features": Option(128, 1),
-            "signal": Option(0.06, 0.0),
+            "signal": Option(0.1, 0.0),
             "communities_per_class": Option(20, 1),
             "within_community": Option(0.65, 0.0, 1.0),
             "within_class": Option(0.15, 0.0, 1.0),
