@@ -1,9 +1,9 @@
-"""The command line: ``lmc-verify run | report | table | check | counterexample | reproduce | controls | list |
-explain | doctor``.
+"""The command line: ``lmc-verify run | report | table | check | counterexample | reproduce | train | race | controls |
+list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, or the checks spent
-more error probability than there is; 2 usage or configuration; 3 inconclusive under ``--strict``; 4 a control failed; 5
-a crash; 6 nothing was checked.
+more error probability than there is, or a training run diverged; 2 usage or configuration; 3 inconclusive under
+``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted, to be gone on with.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from lmc_verify.records import Records
 from lmc_verify.replaycommands import counterexample, reproduce
 from lmc_verify.report import ClaimText, Report, build_report, claims_table, write_report
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
+from lmc_verify.traincommands import race, train
 
 __all__ = ["app", "main"]
 
@@ -260,6 +261,8 @@ def _outcome(name: str | None) -> Outcome | None:
 
 app.command()(counterexample)
 app.command()(reproduce)
+app.command()(train)
+app.command()(race)
 
 
 @app.command()

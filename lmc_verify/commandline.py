@@ -27,6 +27,7 @@ __all__ = [
     "err_console",
     "out_console",
     "print_json",
+    "settings_tree",
     "writable",
 ]
 
@@ -44,7 +45,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting of the case, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
+        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
     ),
 ]
 
@@ -92,14 +93,27 @@ def writable(folder: Path) -> None:
 
 
 def case_settings(base: Mapping[str, Any], assignments: Sequence[str]) -> CaseSettings:
-    """Build settings from dotted keys; values are TOML, and bare words are strings.
+    """Build the settings of a case from dotted keys, see `settings_tree`.
+
+    Raises:
+        InvalidInputError: a text that is not KEY=VALUE, or settings that do not fit.
+    """
+    try:
+        return CaseSettings.model_validate(settings_tree(base, assignments))
+    except ValidationError as error:
+        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise InvalidInputError(f"the case's settings do not fit: {'; '.join(parts)}") from error
+
+
+def settings_tree(base: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return nested settings from dotted keys; values are TOML, and bare words are strings.
 
     Args:
         base: values by dotted key, such as ``{"dataset.name": "karate"}``.
         assignments: further ``KEY=VALUE`` texts, which win.
 
     Raises:
-        InvalidInputError: a text that is not KEY=VALUE, or settings that do not fit.
+        InvalidInputError: a text that is not KEY=VALUE.
     """
     tree: dict[str, Any] = {}
     pairs = list(base.items())
@@ -119,8 +133,4 @@ def case_settings(base: Mapping[str, Any], assignments: Sequence[str]) -> CaseSe
             if not isinstance(node, dict):
                 raise InvalidInputError(f"--set {key}: {part!r} is not a table of settings")
         node[last] = value
-    try:
-        return CaseSettings.model_validate(tree)
-    except ValidationError as error:
-        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise InvalidInputError(f"the case's settings do not fit: {'; '.join(parts)}") from error
+    return tree

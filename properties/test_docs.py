@@ -18,18 +18,27 @@ import pytest
 import torch
 import typer
 
+from lmc_verify.case import build_estimator, check_dataset
 from lmc_verify.claims import CLAIMS, Claim, Outcome, find_claim
 from lmc_verify.cli import app
-from lmc_verify.commandline import case_settings
+from lmc_verify.commandline import case_settings, settings_tree
 from lmc_verify.controls import find_control
 from lmc_verify.datasets import dataset_info, dataset_names
 from lmc_verify.estimators import ESTIMATORS, make_estimator
 from lmc_verify.suite import Suite
+from lmc_verify.traincommands import race_settings
+from lmc_verify.training import RunSettings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-WITH_CODE = [ROOT / "README.md", DOCS / "guide.md", DOCS / "statistics.md", DOCS / "counterexamples.md"]
+WITH_CODE = [
+    ROOT / "README.md",
+    DOCS / "guide.md",
+    DOCS / "statistics.md",
+    DOCS / "counterexamples.md",
+    DOCS / "training.md",
+]
 SECTIONS = (
     "Statement",
     "Source",
@@ -41,6 +50,7 @@ SECTIONS = (
     "Reproduce",
     "Limits",
 )
+RACE_DEFAULTS: tuple[Any, ...] = ([], None, None, None, [])
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer's own group
 
 claims = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS.keys())
@@ -152,7 +162,7 @@ def parsed(line: str) -> str:
     """Parse a command line as the program would, look up what it names and return its command; raise if wrong."""
     _, command, *words = shlex.split(line, comments=True)
     parser = COMMANDS[command]
-    if not words and any(item.required for item in parser.params):
+    if not words and (command == "race" or any(item.required for item in parser.params)):
         return command  # running text names a command
     given = parser.make_context(command, words).params
     placeholder = str(given.get("claim")).isupper()
@@ -165,6 +175,17 @@ def parsed(line: str) -> str:
         make_estimator(settings.estimator.name, **settings.estimator.settings)
     if command == "check":
         dataset_info(given["dataset"])
+    if command == "train":
+        base = {"dataset.name": given["dataset"], "estimator.name": given["estimator"]}
+        run = RunSettings.read(settings_tree(base, given["settings"] or []))
+        build_estimator(run.estimator)
+        check_dataset(run.dataset)
+    if command == "race" and given["file"] is None:
+        options = (given[name] for name in ("estimator", "dataset", "seeds", "target", "settings"))
+        chosen = race_settings(None, *(value or default for value, default in zip(options, RACE_DEFAULTS, strict=True)))
+        for contestant in chosen.contestants:
+            build_estimator(contestant.estimator)
+        check_dataset(chosen.dataset)
     if command == "controls":
         for name in given["names"] or ():
             find_control(name)
@@ -187,6 +208,9 @@ def test_every_command_line_parses(page: str, line: str) -> None:
         "lmc-verify check theorem-1/unbiased --set model.layer=2",
         "lmc-verify check theorem-1/unbiased --set estimator.beta=0.4",
         "lmc-verify controls no-such-control",
+        "lmc-verify train --set trainer.epoch=3",
+        "lmc-verify train --estimator gus",
+        "lmc-verify race --estimator lmc --dataset karat",
         "lmc-verify list claim",
     ],
 )
@@ -216,6 +240,15 @@ def test_the_guide_shows_a_valid_suite() -> None:
     assert len(planned) > 8
     shares = {trial.settings.sampling.alpha for trial in planned if trial.kind == "claim" and trial.statistical}
     assert shares == {5e-7}, "the guide says what each statistical check gets"
+
+
+def test_the_page_on_training_shows_a_valid_race(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
+    file = tmp_path / "race.toml"
+    file.write_text(block)
+    race = race_settings(file, [], None, None, None, [])
+    assert [item.design.per_batch for item in race.contestants] == [2, 2, 1]
+    assert [race.trainer_of(item).epochs for item in race.contestants] == [100, 60, 60]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -35,6 +35,7 @@ __all__ = [
 
 FORMAT, VERSION = "lmc-verify checkpoint", 1
 _HEADER = "lmc-verify"
+_OPTIMISER = "optimiser."
 
 Tensors = dict[str, Tensor]
 
@@ -144,30 +145,33 @@ def unpack_history(tensors: Mapping[str, Tensor], problem: Problem) -> History:
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
     """Return an optimiser's tensors by name, and the rest of its state as JSON values."""
     state = optimiser.state_dict()
-    tensors, values = {}, {}
+    tensors, values, devices = {}, {}, {}
     for place, slots in state["state"].items():
         for name, value in slots.items():
+            key = f"{place}.{name}"
             if isinstance(value, Tensor):
-                tensors[f"optimiser.{place}.{name}"] = value
+                tensors[_OPTIMISER + key] = value
+                devices[key] = str(value.device)
             else:
-                values[f"{place}.{name}"] = value
-    return tensors, {"values": values, "groups": state["param_groups"]}
+                values[key] = value
+    return tensors, {"values": values, "devices": devices, "groups": state["param_groups"]}
 
 
 def unpack_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
 ) -> None:
-    """Undo `pack_optimiser`."""
-    state: dict[int, dict[str, Any]] = {}
-    prefix = "optimiser."
-    found: list[tuple[str, Any]] = [
-        (name.removeprefix(prefix), value) for name, value in tensors.items() if name.startswith(prefix)
-    ]
-    for key, value in [*found, *document["values"].items()]:
-        place, _, name = key.partition(".")
-        state.setdefault(int(place), {})[name] = value
+    """Undo `pack_optimiser`, on an optimiser over the same parameters."""
     groups = [
         {key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()}
         for group in document["groups"]
     ]
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    optimiser.load_state_dict({"state": {}, "param_groups": groups})
+    # The state itself is set by hand: load_state_dict casts it to the parameters' precision, which is another number
+    # where an optimiser keeps single precision beside double (NAdam).
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    slots: dict[str, Any] = dict(document["values"])
+    for key, device in document["devices"].items():
+        slots[key] = tensors[_OPTIMISER + key].to(device)
+    for key, value in slots.items():
+        place, _, name = key.partition(".")
+        optimiser.state[parameters[int(place)]][name] = value

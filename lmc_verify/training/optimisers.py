@@ -171,12 +171,19 @@ def build_schedule(
         defaults = {"step_size": max(1, length // 3)}
     elif build is lr_scheduler.OneCycleLR and not {"total_steps", "epochs"} & set(options):
         defaults = {"total_steps": length + 1}
+    values = {**defaults, **options}
     try:
-        schedule: lr_scheduler.LRScheduler = build(optimiser, **{**defaults, **options})
-    except (TypeError, ValueError, KeyError) as error:
+        # Some options are first read by a step: one is tried where it moves nothing.
+        _step(build(torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9), **values), 1)
+        schedule: lr_scheduler.LRScheduler = build(optimiser, **values)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise InvalidInputError(f"schedule {name!r} cannot be built with {dict(options)}: {error}") from error
+    _step(schedule, passed)
+    return schedule
+
+
+def _step(schedule: lr_scheduler.LRScheduler, times: int) -> None:
     with warnings.catch_warnings():  # torch warns of a schedule that is stepped before its optimiser
         warnings.simplefilter("ignore", UserWarning)
-        for _ in range(passed):
+        for _ in range(times):
             schedule.step()
-    return schedule

@@ -36,7 +36,7 @@ from lmc_verify.training.evaluation import evaluate, metric_of
 from lmc_verify.training.gradients import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch
+from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch, whole_law
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -132,6 +132,9 @@ class Trainer:
         )
         self._schedule = self._build_schedule(planned, 0)
         self._stream = BatchStream(design, generator(seed, "training", "batches"))
+        # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
+        law: Any = whole_law(design)
+        self._law: BatchDesign = replace(law) if is_dataclass(law) else law
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -176,7 +179,7 @@ class Trainer:
             if self.trace.status == "running" and self.step_count == self.trace.planned_steps:
                 self._end("finished")
             elif self.trace.status == "running" and stopping:
-                self._end("interrupted", f"interrupted after {self.step_count} of {self.trace.planned_steps} steps")
+                self._end("interrupted", f"after {self.step_count} of {self.trace.planned_steps} steps")
             if checkpoint is not None and (self.trace.status != "running" or time.perf_counter() - saved > _CHECKPOINT):
                 self.save(checkpoint)
                 saved = time.perf_counter()
@@ -246,7 +249,7 @@ class Trainer:
                 self.problem,
                 self.estimator,
                 self.state,
-                self.design,
+                self._law,
                 step=self.step_count,
                 limit=self.settings.gradient_batches,
                 generator=generator(self.seed, "training", "gradient error", self.step_count),
@@ -284,8 +287,10 @@ class Trainer:
 
     def _stale(self) -> bool:
         """Whether the best validation accuracy is `patience` evaluations old."""
+        if self.settings.patience is None:
+            return False
         best = self.trace.best()
-        if self.settings.patience is None or best is None:
+        if best is None:
             return False
         since = sum(item.step > best.step for item in self.trace.evaluations)
         return since >= self.settings.patience
@@ -393,7 +398,7 @@ class Trainer:
         return {
             "dataset": graph.name,
             "graph": graph.fingerprint,
-            "model": type(model).__name__,
+            "model_name": type(model).__name__.lower(),
             "widths": list(self.problem.widths),
             "parameters": {name: list(value.shape) for name, value in model.named_parameters()},
             "trained": list(self.problem.parameter_names),

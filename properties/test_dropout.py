@@ -1,0 +1,275 @@
+"""Dropout in training runs is a fixed function while its key is: estimates stay pure, and a row is dropped alike
+wherever it is read. No global generator decides, and no claim is made of a model that drops.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, path_graph
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from lmc_verify import (
+    FM,
+    GAS,
+    GCN,
+    LMC,
+    SAGE,
+    BackwardSGD,
+    Batch,
+    ClusterGCN,
+    ConvLayer,
+    Dropout,
+    Estimator,
+    FullBatch,
+    History,
+    InvalidInputError,
+    LayeredModel,
+    Problem,
+    exact_pass,
+    load_graph,
+)
+from lmc_verify.models import GCNConv, SAGEConv, active_dropout, key_dropout
+from lmc_verify.models.convs import initialise
+from lmc_verify.seeds import torch_generator
+
+ESTIMATORS: dict[str, Estimator] = {
+    "full-batch": FullBatch(),
+    "lmc": LMC(beta=0.4),
+    "gas": GAS(),
+    "fm": FM(),
+    "cluster-gcn": ClusterGCN(renormalise=False),
+}
+MODELS: dict[str, Callable[..., LayeredModel]] = {"gcn": GCN, "sage": SAGE}
+
+
+def keyed(p: float, seed: int = 0, *axes: int) -> Dropout:
+    module = Dropout(p)
+    key_dropout(module, seed, *axes)
+    return module
+
+
+def dropping(model: str = "gcn", cut: str = "pre", p: float = 0.4, *, activation: str = "tanh", **more: Any) -> Problem:
+    graph = load_graph("karate").double()
+    built = MODELS[model](
+        graph.num_features, 6, graph.num_outputs, 3, activation_cut=cut, activation=activation, dropout=p,
+        dtype=torch.float64, **more,
+    )  # fmt: skip
+    key_dropout(built, 3, 5)
+    return Problem(graph, built.train())
+
+
+# --- the module ------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.floats(0, 0.95), st.integers(0, 2**32), st.integers(0, 99))
+def test_units_are_zero_or_scaled_and_the_mask_is_the_key_s(
+    rows: int, width: int, p: float, seed: int, step: int
+) -> None:
+    x = torch.linspace(1, 2, rows * width, dtype=torch.float64).view(rows, width)
+    module = keyed(p, seed, step)
+    out = module(x)
+    kept = out != 0
+    assert_close("kept units", out[kept], (x * (1 / (1 - p)))[kept], rtol=1e-15)
+    assert torch.equal(keyed(p, seed, step)(x), out), "the same key, another mask"
+    assert torch.equal(module(x), out)
+    assert p > 0 or bool(kept.all())
+
+
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 20), st.integers(1, 7))
+def test_rows_have_the_mask_of_their_place(rows: int, more: int, first: int, width: int) -> None:
+    """In whatever order longer and shorter pieces are asked for."""
+    whole = keyed(0.5)(torch.ones(first + rows + more, width))
+    for module in (keyed(0.5), copy.deepcopy(keyed(0.5))):
+        module.first_row = first
+        assert torch.equal(module(torch.ones(rows, width)), whole[first : first + rows])
+        module.first_row = 0
+        assert torch.equal(module(torch.ones(first + rows + more, width)), whole)
+        assert torch.equal(module(torch.ones(rows, width)), whole[:rows])
+
+
+def test_keys_places_and_widths_have_masks_of_their_own() -> None:
+    x = torch.ones(50, 20)
+    model = nn.Sequential(Dropout(0.5), Dropout(0.5))
+    key_dropout(model, 0, "training", 7)
+    masks = [model[0](x), model[1](x), keyed(0.5, 0, 8)(x), keyed(0.5, 1, 7)(x)]
+    key_dropout(model, 0, "training", 8)
+    masks.append(model[0](x))
+    for index, left in enumerate(masks):
+        assert all(not torch.equal(left, right) for right in masks[:index])
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_units_are_dropped_with_their_probability(p: float) -> None:
+    """200 keys x 500 units; a count outside the two-sided binomial bound has probability below 1e-9."""
+    x = torch.ones(25, 20, dtype=torch.float64)
+    outs = torch.stack([keyed(p, 11, step)(x) for step in range(200)])
+    count, total = int((outs == 0).sum()), outs.numel()
+    assert binom.ppf(5e-10, total, p) <= count <= binom.isf(5e-10, total, p)
+    # Every unit by itself: 500 of them, 1e-9 together.
+    low, high = binom.ppf(1e-12, 200, p), binom.isf(1e-12, 200, p)
+    each = (outs == 0).sum(dim=0)
+    assert low <= int(each.min()) <= int(each.max()) <= high
+    # The expectation of the output is its input.
+    assert abs(float(outs.mean()) - 1) < 7 * math.sqrt(p / (1 - p) / total)
+
+
+def test_evaluation_mode_and_probability_zero_drop_nothing() -> None:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert keyed(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+def test_derivative_is_the_mask() -> None:
+    x = torch.ones(6, 5, dtype=torch.float64, requires_grad=True)
+    module = keyed(0.4)
+    (grad,) = torch.autograd.grad(module(x).sum(), x)
+    assert torch.equal(grad, module(torch.ones(6, 5, dtype=torch.float64)))
+
+
+def test_no_key_and_bad_probabilities_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"has no key: call .*key_dropout.*model\.eval\(\)"):
+        Dropout(0.5)(torch.ones(2, 2))
+    for p in (-0.1, 1.0, float("nan")):
+        with pytest.raises(InvalidInputError, match=r"dropout is .*\[0, 1\)"):
+            Dropout(p)
+
+
+def test_masks_stay_behind_when_the_module_travels() -> None:
+    module = keyed(0.5)
+    want = module(torch.ones(30, 8))
+    for traveller in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert traveller._kept is None
+        assert torch.equal(traveller(torch.ones(30, 8)), want)
+    assert len(pickle.dumps(module)) == len(pickle.dumps(keyed(0.5)))
+
+
+# --- estimates -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["pre", "post"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_estimates_are_pure_while_units_are_dropped(estimator: str, model: str, cut: str) -> None:
+    problem, method = dropping(model, cut), ESTIMATORS[estimator]
+    problem.model.eval()
+    state = method.init(problem)
+    problem.model.train()
+    before, batch = state.clone(), Batch.of(range(0, 34, 2), 0.5)
+    first = method.estimate(problem, state, batch)
+    again = method.estimate(problem, state, Batch.of(range(0, 34, 2), 0.5))
+    assert_same_bits("the same key", again.gradient, first.gradient)
+    assert again.loss == first.loss
+    assert state.equals(before)
+    key_dropout(problem.model, 3, 6)
+    other = method.estimate(problem, state, batch)
+    assert any(not torch.equal(other.gradient[name], value) for name, value in first.gradient.items())
+    key_dropout(problem.model, 3, 5)
+    assert_same_bits("the key again", method.estimate(problem, state, batch).gradient, first.gradient)
+
+
+@pytest.mark.parametrize("cut", ["pre", "post"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_batch_of_all_nodes_gives_the_gradient_of_the_model_with_these_units(
+    estimator: str, model: str, cut: str
+) -> None:
+    problem, method = dropping(model, cut), ESTIMATORS[estimator]
+    want = autograd_gradient(problem, problem.node_losses(problem.model(problem.graph)).sum())
+    state = History.zeros(problem)
+    got = method.estimate(problem, state, Batch.of(range(34)))
+    assert_gradients("the whole graph as batch", got.gradient, want)
+    plain = exact_pass(Problem(problem.graph, copy.deepcopy(problem.model).eval())).gradient
+    assert any(not torch.allclose(plain[name], want[name]) for name in want), "nothing was dropped"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradient_is_the_slope_of_the_loss_at_this_key(model: str) -> None:
+    """Central differences in one direction, with an error of order h^2."""
+    problem = dropping(model)
+    gradient = FullBatch().estimate(problem, History(), Batch.of([0])).gradient
+    generator, losses = torch.Generator().manual_seed(1), []
+    direction = {name: torch.randn(g.shape, generator=generator, dtype=g.dtype) for name, g in gradient.items()}
+    for h in (1e-5, -1e-5):
+        moved = problem.copy()
+        with torch.no_grad():
+            for name, parameter in moved.model.named_parameters():
+                parameter += h * direction[name]
+        losses.append(FullBatch().estimate(moved, History(), Batch.of([0])).loss)
+    slope = sum(float((gradient[name] * value).sum()) for name, value in direction.items())
+    assert abs((losses[0] - losses[1]) / 2e-5 - slope) < 1e-8 * max(1, abs(slope))
+
+
+class Recorder(nn.Module):
+    """Dropout that notes what it was given and what it returned."""
+
+    def __init__(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.inner, self.seen = Dropout(0.5), seen
+
+    def forward(self, rows: Tensor) -> Tensor:
+        out = self.inner(rows)
+        self.seen.append((rows.detach(), out.detach()))
+        return out
+
+
+@pytest.mark.parametrize("estimator", ["lmc", "gas", "fm"])
+def test_a_row_is_dropped_alike_as_source_and_target_of_batch_and_halo(estimator: str) -> None:
+    """A SAGE layer reads every local row as a source and again as a target; rows are told apart by their values."""
+    graph, seen = path_graph(9), []
+    first = ConvLayer(SAGEConv(3, 5, dtype=torch.float64))
+    second = ConvLayer(SAGEConv(5, 4, dtype=torch.float64), before=nn.Sequential(nn.Tanh(), Recorder(seen)))
+    third = ConvLayer(GCNConv(4, 3, dtype=torch.float64), before=nn.Sequential(nn.Tanh(), Dropout(0.5)))
+    model = LayeredModel([first, second, third])
+    initialise(model, torch_generator(0))
+    problem = Problem(graph, model.train())
+    key_dropout(model, 0)
+    state = History.zeros(problem)
+    for table in state.embeddings.values():
+        table += torch.rand(table.shape, generator=torch.Generator().manual_seed(2), dtype=table.dtype)
+    seen.clear()
+    ESTIMATORS[estimator].estimate(problem, state, Batch.of([2, 3, 6], 1 / 3))
+    masks: dict[tuple[float, ...], Tensor] = {}
+    for rows, outs in seen:
+        for row, out in zip(rows, outs, strict=True):
+            kept = masks.setdefault(tuple(row.tolist()), out != 0)
+            assert torch.equal(kept, out != 0)
+    assert len(masks) == 7, "batch 2 3 6 and halo 1 4 5 7"
+
+
+# --- who may drop ----------------------------------------------------------------------------------------
+
+
+def test_only_keyed_dropout_passes_and_only_where_it_is_allowed() -> None:
+    problem = dropping()
+    assert active_dropout(problem.model, allow_keyed=True) is None
+    assert active_dropout(problem.model) == "layers.1.before.1"
+    for refused in (lambda: exact_pass(problem), lambda: BackwardSGD().init(problem)):
+        with pytest.raises(InvalidInputError, match=r"dropout is active in layers\.1\.before\.1"):
+            refused()
+    problem.model.eval()
+    state = BackwardSGD().init(problem)
+    problem.model.train()
+    with torch.no_grad():
+        next(problem.model.parameters()).add_(1.0)
+    with pytest.raises(InvalidInputError, match="dropout is active"):
+        BackwardSGD().estimate(problem, state, Batch.of([0, 1], 0.5))
+    unkeyed = Problem(problem.graph, GCN(34, 6, 4, 3, dropout=0.4, dtype=torch.float64))
+    for method in ESTIMATORS.values():
+        with pytest.raises(InvalidInputError, match="dropout is active"):
+            method.estimate(unkeyed, History.zeros(unkeyed), Batch.of([0, 1], 0.5))
+    layer = problem.model.layer(2)
+    assert isinstance(layer, ConvLayer)
+    layer.before = nn.Sequential(nn.Tanh(), nn.Dropout(0.5))
+    with pytest.raises(InvalidInputError, match="dropout is active"):
+        GAS().estimate(problem, History.zeros(problem), Batch.of([0, 1], 0.5))
