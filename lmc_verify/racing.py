@@ -120,7 +120,11 @@ def make_runs(
             found = known[planned.key] = next(made)
         number = position[planned.race.key] = position.get(planned.race.key, -1) + 1
         entry = replace(found.entry, label=planned.contestant.label, position=number)
-        yield planned, replace(found, race=planned.race.key, entry=entry, command=planned.command), planned.key in earlier
+        yield (
+            planned,
+            replace(found, race=planned.race.key, entry=entry, command=planned.command),
+            planned.key in earlier,
+        )
 
 
 def _make_all(plan: Sequence[PlannedRun], workspace: Workspace, jobs: int, watch: Watch | None) -> Iterator[RaceRun]:
