@@ -36,7 +36,7 @@ from lmc_verify.commandline import (
     writable,
 )
 from lmc_verify.commandline import case_settings as _case_settings
-from lmc_verify.console import print_controls, print_result, print_table, print_verdict, progress
+from lmc_verify.console import print_controls, print_races, print_result, print_table, print_verdict, progress
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.datasets import dataset_info, dataset_names
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
@@ -91,22 +91,33 @@ def run(
     replicate: Annotated[
         int, typer.Option("--replicate", min=0, help="Repetition: another number repeats statistical checks afresh.")
     ] = 0,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Variant of the suite's races, such as quick (default: its first).")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a suite, record every trial and counterexample, and write the report."""
+    """Run a suite, record every trial, counterexample and training run of a race, and write the report."""
     chosen = load_suite(suite)
-    total = len(chosen.plan()) + len(
-        chosen.searches()
-    )  # refuses a suite that does not fit, before a folder is made for it
+    # Planning refuses a suite that does not fit, before a folder is made for it.
+    runs = sum(len(race.runs) for race in chosen.races(preset))
+    total = len(chosen.plan()) + len(chosen.searches()) + runs
     folder = out or Path("reports") / "out" / chosen.name
     writable(folder)
     workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
-        with progress(total, console=err_console()) as listen:
+        with progress(total, console=err_console()) as display:
             try:
                 result = run_suite(
-                    chosen, records, workspace, resume=resume, jobs=jobs, replicate=replicate, listen=listen
+                    chosen,
+                    records,
+                    workspace,
+                    resume=resume,
+                    jobs=jobs,
+                    replicate=replicate,
+                    preset=preset,
+                    listen=display.listen,
+                    watch=display.watch,
                 )
             except KeyboardInterrupt:
                 typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
@@ -121,8 +132,10 @@ def run(
     else:
         console = out_console()
         print_result(result, console)
+        print_races(report.races, console)
         if result.reused:
-            what = "trials and searches" if result.searches else "trials"
+            kinds = {"trials": result.trials, "searches": result.searches, "training runs": result.race_runs}
+            what = " and ".join(kind for kind, items in kinds.items() if items)
             console.print(f"{result.reused} {what} reused from an earlier run", highlight=False)
         console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
         for found in (search.found for search in result.searches if search.found is not None):
@@ -137,6 +150,7 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "exit_code": code,
         "trials": [trial.to_dict() for trial in result.trials],
         "counterexamples": [search.to_dict() for search in result.searches],
+        "races": [{**header.to_dict(), "runs": [item.to_dict() for item in runs]} for header, runs in result.races],
         "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
         "reused": result.reused,
         "alpha_total": result.alpha_total,

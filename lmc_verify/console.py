@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,13 +14,18 @@ from rich.table import Table
 
 from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.controls import MutationScore
-from lmc_verify.execution import Listener, RunResult
-from lmc_verify.searches import PlannedSearch, SearchRecord
-from lmc_verify.suite import Planned
+from lmc_verify.execution import AnyPlanned, AnyResult, Listener, RunResult
+from lmc_verify.races import RaceRun
+from lmc_verify.report import RaceSection
+from lmc_verify.report.text import duration
+from lmc_verify.searches import SearchRecord
+from lmc_verify.training import RaceProgress
 from lmc_verify.trials import Trial
 
-__all__ = ["print_controls", "print_result", "print_table", "print_verdict", "progress"]
+__all__ = ["Display", "print_controls", "print_races", "print_result", "print_table", "print_verdict", "progress"]
 
+_SURE_AFTER = 10.0
+"""Seconds after which the time left is estimated."""
 _STYLE = {
     Outcome.EXACT: "green",
     Outcome.SUPPORTED: "green",
@@ -34,27 +41,54 @@ def _mark(trial: Trial | SearchRecord) -> str:
     return {True: "as expected", False: "UNEXPECTED", None: "no expectation"}[trial.as_expected]
 
 
-def _line(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> str:
+@dataclass(frozen=True)
+class Display:
+    """What shows the progress of a run: `listen` after each part of it, `watch` while a run of a race is under way."""
+
+    listen: Listener
+    watch: Callable[[RaceProgress], None] | None = None
+
+
+def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
     if result is None:
         return f"not run         {planned.label}: {reason}"
+    if isinstance(result, RaceRun):
+        return f"{result.outcome:<15} {_standing(result):<14} {planned.label} ({result.seconds:.2f} s)"
     outcome = result.outcome.upper() if isinstance(result, SearchRecord) else result.verdict.outcome.value
     return f"{outcome:<15} {_mark(result):<14} {planned.label} ({result.seconds:.2f} s)"
 
 
-@contextmanager
-def progress(total: int, *, console: Console) -> Iterator[Listener]:
-    """Yield a listener that shows progress: a bar on a terminal, one line a trial elsewhere."""
-    if not console.is_terminal:
-        done = 0
+def _standing(run: RaceRun) -> str:
+    """Say how good a run of a race is, or why there is nothing to say."""
+    best = run.entry.trace.best() if run.entry.trace is not None else None
+    return run.entry.reason if best is None else f"best {best.validation:.2%}"
 
-        def plain(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> None:
+
+def _left(seconds: float, done: int, total: int) -> str:
+    """Estimate the time left from the time that the parts before took; nothing where it would be a guess."""
+    if seconds < _SURE_AFTER or done == total:
+        return ""
+    return f", about {duration(seconds / done * (total - done))} left"
+
+
+@contextmanager
+def progress(total: int, *, console: Console) -> Iterator[Display]:
+    """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left."""
+    if not console.is_terminal:
+        done, start = 0, time.monotonic()
+
+        def plain(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             nonlocal done
             done += 1
+            left = _left(time.monotonic() - start, done, total)
             console.print(
-                f"[{done}/{total}] {_line(planned, result, reason)}", markup=False, highlight=False, soft_wrap=True
+                f"[{done}/{total}{left}] {_line(planned, result, reason)}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
-        yield plain
+        yield Display(plain)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -66,12 +100,20 @@ def progress(total: int, *, console: Console) -> Iterator[Listener]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("checking", total=total)
 
-        def rich(planned: Planned | PlannedSearch, result: Trial | SearchRecord | None, reason: str) -> None:
+        def rich(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             bar.advance(task)
-            if result is None or result.as_expected is False:
+            wrong = (
+                result.crashed if isinstance(result, RaceRun) else result is not None and result.as_expected is False
+            )
+            if result is None or wrong:
                 bar.console.print(_line(planned, result, reason), markup=False, highlight=False)
 
-        yield rich
+        def watch(race: RaceProgress) -> None:
+            trace = race.trainer.trace
+            words = f"{race.label}, seed {race.seed}: step {race.trainer.step_count}/{trace.planned_steps}"
+            bar.update(task, description=escape(words))
+
+        yield Display(rich, watch)
 
 
 def _number(value: float | None) -> str:
@@ -79,7 +121,30 @@ def _number(value: float | None) -> str:
 
 
 def print_result(result: RunResult, console: Console) -> None:
-    """Print the verdict table of a run, its controls, and what was not run."""
+    """Print the verdict table of a run, its controls, and what was not run; races are printed by `print_races`."""
+    claims = [trial for trial in result.trials if trial.kind == "claim"]
+    if claims or not result.race_runs:
+        _print_verdicts(claims, console)
+    _print_controls(result, console)
+    statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
+    if statistical:
+        console.print(
+            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
+            f"statistical check{'' if statistical == 1 else 's'}{', MORE THAN THERE IS' if result.overspent else ''}",
+            highlight=False,
+        )
+    _print_searches(result.searches, console)
+    reasons: dict[str, int] = {}
+    for _, reason in result.not_run:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        console.print(f"not run: {count} trials: {reason}", markup=False, highlight=False, soft_wrap=True)
+    good = sum(trial.as_expected is True for trial in claims)
+    if claims or not result.race_runs:
+        console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
+
+
+def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
     table = Table(title="Verdicts", title_justify="left")
     for name in ("claim", "data set", "estimator", "case"):
         table.add_column(name, overflow="fold")
@@ -87,7 +152,7 @@ def print_result(result: RunResult, console: Console) -> None:
     table.add_column("tolerance", justify="right")
     table.add_column("verdict")
     table.add_column("")
-    for trial in (item for item in result.trials if item.kind == "claim"):
+    for trial in claims:
         verdict, case = trial.verdict, trial.verdict.case
         details = [str(case.get("model", "")), str(case.get("activation_cut", "")), str(case.get("design", ""))]
         details += [f"{key}={case[key]}" for key in ("normaliser", "beta") if case.get(key) not in (None, "inclusion")]
@@ -105,6 +170,9 @@ def print_result(result: RunResult, console: Console) -> None:
             "" if trial.as_expected else f"[bold red]expected {trial.expected}[/]",
         )
     console.print(table)
+
+
+def _print_controls(result: RunResult, console: Console) -> None:
     controls = [trial for trial in result.trials if trial.kind == "control"]
     if controls:
         passed = sum(trial.as_expected is True for trial in controls)
@@ -115,22 +183,24 @@ def print_result(result: RunResult, console: Console) -> None:
                 console.print(
                     f"  {trial.control['name']}: {state}: {trial.verdict.summary}", markup=False, highlight=False
                 )
-    statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
-    if statistical:
-        console.print(
-            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
-            f"statistical check{'' if statistical == 1 else 's'}{', MORE THAN THERE IS' if result.overspent else ''}",
-            highlight=False,
-        )
-    _print_searches(result.searches, console)
-    reasons: dict[str, int] = {}
-    for _, reason in result.not_run:
-        reasons[reason] = reasons.get(reason, 0) + 1
-    for reason, count in reasons.items():
-        console.print(f"not run: {count} trials: {reason}", markup=False, highlight=False, soft_wrap=True)
-    claims = [trial for trial in result.trials if trial.kind == "claim"]
-    good = sum(trial.as_expected is True for trial in claims)
-    console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
+
+
+def print_races(races: Sequence[RaceSection], console: Console) -> None:
+    """Print the first tables of every race, and which races were not run."""
+    for race in races:
+        console.print(f"\n{escape(race.title)} on {escape(race.dataset)}: {escape(race.state)}", highlight=False)
+        if race.header.reason:
+            console.print(f"not run: {race.header.reason}", markup=False, highlight=False, soft_wrap=True)
+        for item in race.crashed:
+            line = f"CRASHED: {item.entry.label}, seed {item.entry.seed}: {item.entry.reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for shown in race.tables:
+            table = Table(title=escape(shown.title), title_justify="left")
+            for number, column in enumerate(shown.columns):
+                table.add_column(escape(column), overflow="fold", justify="right" if number else "left")
+            for row in shown.rows:
+                table.add_row(*(escape(cell) for cell in row))
+            console.print(table)
 
 
 def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:

@@ -1,6 +1,6 @@
 """Running a suite, one trial after another or over joblib's processes; each result is recorded as it comes.
 
-Searches for counterexamples come after the trials.
+Searches for counterexamples come after the trials, races after them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.controls import check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
+from lmc_verify.races import PlannedRun, RaceHeader, RaceRun
+from lmc_verify.racing import check_races, make_runs
 from lmc_verify.records import Records
 from lmc_verify.searches import FOLDER, PlannedSearch, SearchRecord, run_search
 from lmc_verify.settings import CaseSettings, DatasetSettings
 from lmc_verify.suite import Planned, Suite
+from lmc_verify.training import RaceProgress
 from lmc_verify.trials import Trial
 
 __all__ = ["RunResult", "run_planned", "run_suite"]
 
-Listener = Callable[[Planned | PlannedSearch, Trial | SearchRecord | None, str], None]
-"""Called after each trial and each search: what was planned, the result (None if it was not run), and why not."""
+AnyPlanned = Planned | PlannedSearch | PlannedRun
+AnyResult = Trial | SearchRecord | RaceRun
+Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
+"""Called after each trial, search and run of a race: what was planned, the result (None if not made), why not."""
 
 _Result = TypeVar("_Result")
 _ROUNDING = 1e-9  # relative: shares are quotients of the total, and their sum may exceed it by rounding
@@ -45,6 +50,7 @@ class RunResult:
         reused: number of trials and searches taken from an earlier run.
         alpha_total: error probability that the statistical checks may spend together.
         searches: every search for a counterexample.
+        races: every race with its runs.
     """
 
     run_id: int
@@ -53,13 +59,20 @@ class RunResult:
     reused: int
     alpha_total: float = 1e-6
     searches: tuple[SearchRecord, ...] = ()
+    races: tuple[tuple[RaceHeader, tuple[RaceRun, ...]], ...] = ()
+
+    @property
+    def race_runs(self) -> tuple[RaceRun, ...]:
+        """Every run of every race."""
+        return tuple(item for _, runs in self.races for item in runs)
 
     @property
     def exit_code(self) -> int:
         """The exit code of the run, leaving `--strict` aside.
 
-        4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is; 5 a trial
-        or search crashed; 6 nothing was checked; else 0.
+        4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is; 5 a
+        trial, a search or a run of a race crashed; 6 nothing was checked; else 0. A run that diverges, or never reaches
+        its target, is a result.
         """
         claims = [trial for trial in self.trials if trial.kind == "claim"]
         crashed = [trial for trial in self.trials if trial.verdict.outcome is Outcome.ERROR]
@@ -69,9 +82,9 @@ class RunResult:
         unexpected = any(trial.as_expected is False for trial in claims if trial not in crashed)
         if unexpected or self.overspent or any(not (item.as_expected or item.crashed) for item in self.searches):
             return 1
-        if crashed or any(item.crashed for item in self.searches):
+        if crashed or any(item.crashed for item in self.searches) or any(item.crashed for item in self.race_runs):
             return 5
-        return 0 if claims or self.searches else 6
+        return 0 if claims or self.searches or self.race_runs else 6
 
     @property
     def alpha_spent(self) -> float:
@@ -138,9 +151,11 @@ def run_suite(
     resume: bool = False,
     jobs: int = 1,
     replicate: int = 0,
+    preset: str | None = None,
     listen: Listener | None = None,
+    watch: Callable[[RaceProgress], None] | None = None,
 ) -> RunResult:
-    """Run every trial and every search of a suite and record each in its own transaction.
+    """Run every trial, every search and every race of a suite; record each trial, search and run in its transaction.
 
     Counterexamples are written into the folder ``counterexamples`` beside the records.
 
@@ -148,34 +163,41 @@ def run_suite(
         suite: the suite.
         records: where trials are appended; an interrupted run keeps what it has finished.
         workspace: where data come from.
-        resume: take trials and searches with the same identity (claim, case and code) from earlier runs in `records`;
-            a search whose files are gone or changed is made again.
+        resume: take trials, searches and runs of races with the same identity (claim or training run, case and code)
+            from earlier runs in `records`; a search whose files are gone or changed is made again.
         jobs: processes; 1 runs in this one. Verdicts do not depend on it.
         replicate: number of the repetition of the statistical checks; another one draws afresh.
-        listen: called after each trial and each search.
+        preset: variant of the races; by default the suite's first.
+        listen: called after each trial, each search and each run of a race.
+        watch: called while a run of a race is under way, with one process only.
 
     Raises:
         InvalidInputError: the suite or its data do not fit. Trials recorded before stay recorded.
     """
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
-    plan, searches = suite.plan(replicate=replicate), suite.searches()
+    plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
     absent = _absent_data(plan, workspace)
+    headers = check_races(races, workspace)
+    runs = [run for race, header in zip(races, headers, strict=True) if not header.reason for run in race.runs]
     run_id = records.start_run(
         suite.name,
         suite.title,
         {
             "seed": suite.seed,
             "description": suite.description,
-            "planned": len(plan) + len(searches),
+            "planned": len(plan) + len(searches) + sum(header.planned for header in headers),
             "alpha_total": suite.alpha_total,
             "replicate": replicate,
+            **({} if suite.preset(preset) is None else {"preset": suite.preset(preset)}),
+            **({"jobs": jobs} if races else {}),
         },
         environment(),
     )
     status = "failed"
     trials: list[Trial] = []
     searched: list[SearchRecord] = []
+    raced: dict[str, list[RaceRun]] = {header.key: [] for header in headers}
     not_run: list[tuple[Planned, str]] = []
     reused = 0
 
@@ -210,13 +232,25 @@ def run_suite(
             searched.append(record)
             if listen is not None:
                 listen(search, record, "")
+        for race, header in zip(races, headers, strict=True):
+            records.add_race(run_id, header)
+            if header.reason and listen is not None:
+                for run in race.runs:
+                    listen(run, None, header.reason)
+        for run, made, again in make_runs(runs, records, workspace, resume=resume, jobs=jobs, watch=watch):
+            reused += again
+            records.add_race_run(run_id, made)
+            raced[made.race].append(made)
+            if listen is not None:
+                listen(run, made, "")
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
         records.finish_run(run_id, status)
-    return RunResult(run_id, tuple(trials), tuple(not_run), reused, suite.alpha_total, tuple(searched))
+    found = tuple((header, tuple(raced[header.key])) for header in headers)
+    return RunResult(run_id, tuple(trials), tuple(not_run), reused, suite.alpha_total, tuple(searched), found)
 
 
 def _run_all(plan: Sequence[Planned], workspace: Workspace, jobs: int) -> Iterator[tuple[Planned, Trial]]:
@@ -285,9 +319,8 @@ def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str
                 failures[wanted] = error
         failure = failures[wanted]
         if failure is None:
-            build_design(
-                settings.design, workspace.graph(*wanted), workspace, settings.seed
-            )  # more parts than nodes, and the like
+            # More parts than nodes, and the like.
+            build_design(settings.design, workspace.graph(*wanted), workspace, settings.seed)
         elif planned.optional:
             absent[settings.dataset.name] = str(failure)
         else:

@@ -387,6 +387,7 @@ def _common(num_classes: int, num_features: int) -> dict[str, Option]:
     }
 
 
+_BLOCK_MODEL = "Karrer and Newman, Stochastic blockmodels and community structure in networks, Phys. Rev. E (2011)"
 _PROBABILITIES = {"p_in": Option(0.02, 0.0, 1.0), "p_out": Option(0.002, 0.0, 1.0)}
 
 GENERATORS: dict[str, Generator] = {
@@ -409,7 +410,25 @@ GENERATORS: dict[str, Generator] = {
         },
         "degree-corrected block model with power-law degrees and communities inside the classes; num_edges "
         "counts undirected edges",
-        "Karrer and Newman, Stochastic blockmodels and community structure in networks, Phys. Rev. E (2011)",
+        _BLOCK_MODEL,
+    ),
+    # ogbn-arxiv has 169,343 nodes, 1,157,799 undirected edges, 128 features and 40 classes. The signal is so weak that
+    # features alone say little and neighbours within three hops a lot.
+    "arxiv-like": Generator(
+        _dcsbm,
+        {
+            "num_nodes": Option(169_343, 1),
+            "num_edges": Option(1_157_799, 0, MAX_CANDIDATES),
+            "num_classes": Option(40, 1),
+            "num_features": Option(128, 1),
+            "signal": Option(0.1, 0.0),
+            "communities_per_class": Option(20, 1),
+            "within_community": Option(0.65, 0.0, 1.0),
+            "within_class": Option(0.15, 0.0, 1.0),
+            "exponent": Option(2.6, 2.05, 100.0),
+        },
+        "dcsbm of the size of ogbn-arxiv: 40 classes of 20 communities",
+        _BLOCK_MODEL,
     ),
     "directed": Generator(
         _directed,

@@ -2,7 +2,7 @@
 
 A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
-process loses at most the trial under way. So it is with searches for counterexamples.
+process loses at most the trial under way. So it is with searches for counterexamples, and with every run of a race.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a case come back as lists.
 """
@@ -10,24 +10,26 @@ Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a cas
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.recordsfile import (
+    ADDED,
     APPLICATION_ID,
     SCHEMA,
     SCHEMA_VERSION,
-    SEARCHES,
     damaged,
     refuse_foreign,
     refuse_identity,
+    tables_of,
 )
 from lmc_verify.searches import SearchRecord
 from lmc_verify.trials import NotRun, Run, Trial, repeated_case, replicate_of
@@ -35,6 +37,7 @@ from lmc_verify.trials import NotRun, Run, Trial, repeated_case, replicate_of
 __all__ = ["Records"]
 
 _BUSY_SECONDS = 30.0
+_Entry = TypeVar("_Entry")
 
 
 class Records:
@@ -166,6 +169,35 @@ class Records:
                 values,
             )
 
+    def add_race(self, run_id: int, race: RaceHeader) -> None:
+        """Append what is known of a race before its first run, in one transaction.
+
+        Raises:
+            RecordsError: the run is unknown or finished, or already holds this race.
+        """
+        values = (run_id, race.key, race.settings.title, encode(race.to_dict()), _now())
+        with self._transaction():
+            self._require_running(run_id)
+            self._migrate()
+            self._connection.execute(
+                "INSERT INTO races (run_id, key, title, document, recorded) VALUES (?, ?, ?, ?, ?)", values
+            )
+
+    def add_race_run(self, run_id: int, item: RaceRun) -> None:
+        """Append one run of a race, in one transaction.
+
+        Raises:
+            RecordsError: the run of the suite is unknown or finished, or already holds this run of the race.
+        """
+        values = (run_id, item.race, item.key, item.outcome, encode(item.to_dict()), _now())
+        with self._transaction():
+            self._require_running(run_id)
+            self._migrate()
+            self._connection.execute(
+                "INSERT INTO race_runs (run_id, race, key, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
     def not_run(self, run_id: int, claim: str, case: Mapping[str, Any], reason: str) -> None:
         """Record a case that was planned and not run, with the reason (such as a data set that is absent)."""
         document = encode(case)
@@ -226,6 +258,26 @@ class Records:
         found = self._search_documents(wanted, key)
         return self._search(found[0]) if found else None
 
+    def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
+        """Return the races of a run, each with its runs, in the order in which they were added."""
+        self.run(run_id)
+        if not self._has("races"):
+            return []
+        headers = self._rows("SELECT document FROM races WHERE run_id = ? ORDER BY id", (run_id,))
+        runs: dict[str, list[RaceRun]] = {}
+        for race, text in self._rows("SELECT race, document FROM race_runs WHERE run_id = ? ORDER BY id", (run_id,)):
+            runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "run of a race", text))
+        known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
+        return [(header, tuple(runs.get(header.key, ()))) for header in known]
+
+    def find_race_run(self, key: str) -> RaceRun | None:
+        """Return the newest run with this key that did not crash, of any race; None if there is none."""
+        if not self._has("race_runs"):
+            return None
+        wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
+        rows = self._rows(wanted, (key,))
+        return self._stored(RaceRun.from_dict, "run of a race", rows[0][0]) if rows else None
+
     def planned_not_run(self, run_id: int) -> list[NotRun]:
         """Return what a run planned and did not run, in the order in which it was recorded."""
         self.run(run_id)
@@ -271,14 +323,17 @@ class Records:
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _migrate(self) -> None:
-        """Bring the tables of version 1 to this version, inside the transaction of the entry that needs it."""
-        if self._pragma("user_version") < 2:
-            for statement in SEARCHES:
-                self._connection.execute(statement)
+        """Bring older tables to this version, inside the transaction of the entry that needs it."""
+        found = self._pragma("user_version")
+        for version, statements in ADDED.items():
+            if found < version:
+                for statement in statements:
+                    self._connection.execute(statement)
+        if found < SCHEMA_VERSION:
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _search_documents(self, condition: str, value: int | str) -> list[str]:
-        if self._rows("PRAGMA user_version")[0][0] < 2:
+        if not self._has("searches"):
             return []
         return [text for (text,) in self._rows(f"SELECT document FROM searches WHERE {condition}", (value,))]
 
@@ -286,11 +341,14 @@ class Records:
         refuse_identity(self.path, self._pragma("application_id"), self._pragma("user_version"))
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
-        needed = {"runs", "trials", "not_run"} | ({"searches"} if self._pragma("user_version") >= 2 else set())
-        if found == "ok" and not needed <= tables:
+        if found == "ok" and not tables_of(self._pragma("user_version")) <= tables:
             found = "its tables are missing"
         if found != "ok":
             raise damaged(self.path, found)
+
+    def _has(self, table: str) -> bool:
+        """Whether the file is of a version that has this table."""
+        return table in tables_of(int(self._rows("PRAGMA user_version")[0][0]))
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -306,16 +364,18 @@ class Records:
             raise damaged(self.path, f"a stored value is not JSON ({error})") from error
 
     def _trial(self, text: str) -> Trial:
-        try:
-            return Trial.from_dict(self._decode(text))
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self.path, f"a stored trial cannot be read ({error})") from error
+        return self._stored(Trial.from_dict, "trial", text)
 
     def _search(self, text: str) -> SearchRecord:
+        return self._stored(SearchRecord.from_dict, "search", text)
+
+    def _stored(self, build: Callable[[Any], _Entry], what: str, text: str) -> _Entry:
         try:
-            return SearchRecord.from_dict(self._decode(text))
+            return build(self._decode(text))
+        except RecordsError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self.path, f"a stored search cannot be read ({error})") from error
+            raise damaged(self.path, f"a stored {what} cannot be read ({error})") from error
 
     def _require_running(self, run_id: int) -> None:
         run = self.run(run_id)

@@ -1,7 +1,7 @@
 """The format of a records file: its tables, which the file itself keeps append-only, and how it is told from others.
 
-Version 2 of the tables added those of searches for counterexamples. A file of version 1 is read as it is, and gets
-the table when its first search is recorded.
+Version 2 of the tables added that of searches for counterexamples, version 3 those of races. An older file is read as
+it is, and gets the tables that it lacks when the first entry that needs one is recorded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,20 @@ from pathlib import Path
 
 from lmc_verify.errors import RecordsError
 
-__all__ = ["APPLICATION_ID", "SCHEMA", "SCHEMA_VERSION", "SEARCHES", "damaged", "refuse_foreign", "refuse_identity"]
+__all__ = [
+    "ADDED",
+    "APPLICATION_ID",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "damaged",
+    "refuse_foreign",
+    "refuse_identity",
+    "tables_of",
+]
 
 APPLICATION_ID = 0x4C4D4356
 """Marks a SQLite file as records of this package ("LMCV")."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the tables, kept in the file's ``user_version``."""
 
 _MAGIC = b"SQLite format 3\x00"
@@ -39,7 +48,7 @@ def _append_only(table: str, *unique: str) -> tuple[str, ...]:
     return tuple(triggers)
 
 
-SEARCHES = (
+_SEARCHES = (
     """CREATE TABLE searches (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         run_id INTEGER NOT NULL REFERENCES runs (id),
@@ -53,6 +62,32 @@ SEARCHES = (
     "CREATE INDEX searches_by_key ON searches (key)",
     *_append_only("searches", "run_id", "key"),
 )
+_RACES = (
+    """CREATE TABLE races (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        key TEXT NOT NULL,
+        title TEXT NOT NULL,
+        document TEXT NOT NULL,
+        recorded TEXT NOT NULL,
+        UNIQUE (run_id, key)
+    )""",
+    """CREATE TABLE race_runs (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        race TEXT NOT NULL,
+        key TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        document TEXT NOT NULL,
+        recorded TEXT NOT NULL,
+        UNIQUE (run_id, race, key)
+    )""",
+    "CREATE INDEX race_runs_by_key ON race_runs (key)",
+    *_append_only("races", "run_id", "key"),
+    *_append_only("race_runs", "run_id", "race", "key"),
+)
+ADDED = {2: _SEARCHES, 3: _RACES}
+"""What each version added to the one before."""
 SCHEMA = (
     """CREATE TABLE runs (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -85,12 +120,19 @@ SCHEMA = (
     )""",
     *_append_only("trials", "run_id", "key"),
     *_append_only("not_run"),
-    *SEARCHES,
+    *_SEARCHES,
+    *_RACES,
     """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
         BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
     """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
         BEGIN SELECT RAISE(ABORT, 'append-only: a finished run cannot be changed'); END""",
 )
+
+
+def tables_of(version: int) -> set[str]:
+    """Return the tables that a file of a version has."""
+    added = {2: {"searches"}, 3: {"races", "race_runs"}}
+    return {"runs", "trials", "not_run"}.union(*(tables for since, tables in added.items() if since <= version))
 
 
 def refuse_foreign(path: Path) -> None:

@@ -26,6 +26,9 @@ there should be none, ``expect = "none"``.
     claim = "theorem-1/unbiased"
     estimator = ["gas", "fm"]
     max_nodes = 4
+
+A `[[race]]` table plans training runs of several estimators on the same data, see `lmc_verify.races`; `presets` are the
+names of its variants, such as a quick one, the default one first.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.races import PlannedRace, RaceTable, expand_race
 from lmc_verify.searches import Expected, PlannedSearch
 from lmc_verify.settings import (
     CaseSettings,
@@ -64,7 +68,8 @@ from lmc_verify.statistics.ledger import ErrorLedger
 __all__ = ["Planned", "Suite", "code_fingerprint", "load_suite", "reproduction_command", "suite_names", "trial_key"]
 
 _Table = TypeVar("_Table")
-_Item = TypeVar("_Item", "Planned", PlannedSearch)
+_Item = TypeVar("_Item", "Planned", PlannedSearch, PlannedRace)
+_PLANNED = {"check": "trial", "counterexample": "search", "race": "race"}
 OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
 
 
@@ -118,6 +123,9 @@ class Suite(BaseModel):
     """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
     counterexample: list[CounterexampleTable] = Field(default_factory=list)
+    race: list[RaceTable] = Field(default_factory=list)
+    presets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(default_factory=list)
+    """Names of the variants of its races; the first is the default."""
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every trial of the suite, claims first, in the order of the file.
@@ -147,6 +155,40 @@ class Suite(BaseModel):
         """
         return self._expanded("counterexample", self.counterexample, lambda table: _expand_searches(table, self.seed))
 
+    def races(self, preset: str | None = None) -> list[PlannedRace]:
+        """Return every race under a preset, in the order of the file.
+
+        Args:
+            preset: one of `presets`; by default the first, if the suite has any.
+
+        Raises:
+            InvalidInputError: an unknown preset, name or setting, or a race twice.
+        """
+        chosen = self.preset(preset)
+        for number, table in enumerate(self.race, start=1):
+            for name in table.presets:
+                if name not in self.presets:
+                    known = ", ".join(self.presets) or "none: list them in presets"
+                    raise InvalidInputError(
+                        f"suite {self.name!r}, [[race]] number {number}: preset {name!r} is not one of the suite's "
+                        f"presets ({known})"
+                    )
+        return self._expanded("race", self.race, lambda table: expand_race(table, chosen, self.seed))
+
+    def preset(self, name: str | None = None) -> str | None:
+        """Return the preset that is meant: `name`, or the default; None if the suite has none.
+
+        Raises:
+            InvalidInputError: the suite has no such preset.
+        """
+        if name is None:
+            return self.presets[0] if self.presets else None
+        if not self.presets:
+            raise InvalidInputError(f"suite {self.name!r} has no presets; run it without --preset {name}")
+        if name not in self.presets:
+            raise UnknownNameError("preset", name, self.presets)
+        return name
+
     def _expanded(
         self, kind: str, tables: Iterable[_Table], expand: Callable[[_Table], Iterator[_Item]]
     ) -> list[_Item]:
@@ -156,7 +198,7 @@ class Suite(BaseModel):
             try:
                 for item in expand(table):
                     if item.key in planned:
-                        what = "trial" if kind == "check" else "search"
+                        what = _PLANNED[kind]
                         raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
                     planned[item.key] = item
             except (ValidationError, InvalidInputError) as error:

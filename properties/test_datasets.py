@@ -32,6 +32,7 @@ from lmc_verify.datasets import DatasetInfo, dataset_info, dataset_names, load_d
 from lmc_verify.errors import InfrastructureError, InvalidInputError, OutputError, UnknownNameError
 
 OFFLINE = [name for name in dataset_names() if not dataset_info(name).needs_files]
+SMALLER = {"arxiv-like": {"num_nodes": 2000, "num_edges": 9000}}  # options that keep a test fast
 GENERATED = [name for name in OFFLINE if dataset_info(name).family == "generated"]
 MASKS = ("train_mask", "val_mask", "test_mask")
 
@@ -157,7 +158,7 @@ def assert_simple_and_symmetric(data: Any) -> None:
 def test_names_are_unique_and_described() -> None:
     names = dataset_names()
     assert names[0] == "digits"
-    assert len(set(names)) == len(names) == 30
+    assert len(set(names)) == len(names) == 31
     for name in names:
         info = dataset_info(name)
         assert info.name == name == name.lower()
@@ -241,24 +242,25 @@ def test_offline_data_sets_are_sound_deterministic_and_leave_random_states(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LMC_VERIFY_CACHE", str(tmp_path / "file" / "cache"))  # unusable, and not needed
+    smaller = SMALLER.get(name, {})
     prints = []
     for global_seed in (1, 2):
         random.seed(global_seed)
         np.random.seed(global_seed)  # noqa: NPY002
         torch.manual_seed(global_seed)
         before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()  # noqa: NPY002
-        data = load_data(name, seed=7)
+        data = load_data(name, seed=7, **smaller)
         assert random.getstate() == before[0]
         assert str(np.random.get_state()) == before[1]  # noqa: NPY002
         assert torch.equal(torch.get_rng_state(), before[2])
         assert_sound(data, dataset_info(name))
         prints.append(fingerprint(data))
     assert prints[0] == prints[1]
-    assert fingerprint(load_data(name, seed=8)) != prints[0]
+    assert fingerprint(load_data(name, seed=8, **smaller)) != prints[0]
     info = dataset_info(name)
     if info.num_nodes is not None:
         assert (data.num_nodes, data.num_edges) == (info.num_nodes, info.num_edges)
-    assert fingerprint(load_data(name, seed=7, **dict(info.options))) == prints[0]
+    assert fingerprint(load_data(name, seed=7, **(dict(info.options) | smaller))) == prints[0]
     assert capfd.readouterr() == ("", "")
 
 
@@ -299,7 +301,11 @@ def test_karate_keeps_its_training_nodes() -> None:
 
 @pytest.mark.parametrize("name", [name for name in GENERATED if name not in ("directed",)])
 def test_undirected_generators_give_simple_graphs(name: str) -> None:
-    assert_simple_and_symmetric(load_data(name, seed=3))
+    data = load_data(name, seed=3)
+    assert_simple_and_symmetric(data)
+    if name == "arxiv-like":  # as many as ogbn-arxiv has, each undirected edge twice
+        assert (data.num_nodes, data.num_edges) == (169_343, 2 * 1_157_799)
+        assert (data.x.size(1), int(data.y.max()) + 1) == (128, 40)
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -307,6 +313,7 @@ def test_smallest_graph(name: str) -> None:
     options: dict[str, Any] = {
         "grid": {"rows": 1, "columns": 1, "num_classes": 1},
         "dcsbm": {"num_nodes": 1, "num_classes": 1, "communities_per_class": 1, "num_edges": 0},
+        "arxiv-like": {"num_nodes": 1, "num_classes": 1, "communities_per_class": 1, "num_edges": 0},
         "directed": {
             "num_nodes": 1,
             "num_classes": 1,
@@ -426,8 +433,10 @@ def test_coins_choose_distinct_positions_in_range(total: int, probability: float
 @settings(max_examples=40, deadline=None)
 def test_generated_graphs_are_sound_for_any_seed(name: str, size: int, seed: int, signal: float) -> None:
     options: dict[str, Any] = {"rows": size // 5, "columns": 5} if name == "grid" else {"num_nodes": size}
-    if name in ("dcsbm", "directed"):
+    if name in ("dcsbm", "arxiv-like", "directed"):
         options["num_edges"] = size * (size - 1) // 8
+    if name == "arxiv-like":
+        options |= {"num_classes": 4, "communities_per_class": 4}
     options["noise" if name == "ring" else "signal"] = signal
     data = load_data(name, seed=seed, **options)
     assert_sound(data, dataset_info(name))

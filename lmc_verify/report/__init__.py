@@ -16,11 +16,14 @@ from lmc_verify.report.jsonreport import render_json
 from lmc_verify.report.junit import render_junit
 from lmc_verify.report.markdown import render_markdown
 from lmc_verify.report.model import Report, build_report
+from lmc_verify.report.pictures import standalone
+from lmc_verify.report.races import RaceSection
 from lmc_verify.report.table import claims_table
 
 __all__ = [
     "BenchmarkSection",
     "ClaimText",
+    "RaceSection",
     "Report",
     "build_report",
     "claims_table",
@@ -43,8 +46,9 @@ _FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
 def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     """Write the report in every format and return format -> path.
 
-    All formats are rendered, and written beside their places, before the first file is replaced: what fails on the
-    way leaves an older report as it was.
+    Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered,
+    and written beside their places, before the first file is replaced: what fails on the way leaves an older report as
+    it was.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -52,10 +56,14 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     folder = Path(out_dir)
     contents = {key: render(report, folder).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
     paths = {key: folder / file for key, (file, _) in _FILES.items()}
+    for picture in (picture for race in report.races for picture in race.pictures):
+        contents[picture.file] = standalone(picture).encode("utf-8", "replace")
+        paths[picture.file] = folder / picture.file
     mark = secrets.token_hex(4)
-    waiting = {key: folder / f".{path.name}.{mark}.tmp" for key, path in paths.items()}
+    waiting = {key: path.parent / f".{path.name}.{mark}.tmp" for key, path in paths.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
         for key, content in contents.items():
             with waiting[key].open("xb") as stream:
                 stream.write(content)
@@ -75,4 +83,4 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
         with contextlib.suppress(OSError):
             for path in waiting.values():
                 path.unlink(missing_ok=True)
-    return paths
+    return {key: paths[key] for key in _FILES}

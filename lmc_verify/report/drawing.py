@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ACCENT", "BAD", "CARD", "CHARACTER", "CURVES", "INK", "MUTED", "RULE", "canvas", "frame", "short", "svg"]
 
 INK, MUTED, RULE, ACCENT, BAD, CARD = (f"#0102{number:02x}" for number in range(1, 7))
-CURVES = tuple(f"#0102{number:02x}" for number in range(16, 22))
+CURVES = tuple(f"#0102{number:02x}" for number in range(16, 24))
 """Colours of curves, in order: as many as a reader can tell apart."""
 _VARIABLES = {
     INK: "var(--ink)",

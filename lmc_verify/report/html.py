@@ -16,6 +16,7 @@ from lmc_verify.report.curves import Plot, case_plots, claim_plots
 from lmc_verify.report.figures import bias_per_layer, residual_strip
 from lmc_verify.report.lineplot import curve_key, line_plot
 from lmc_verify.report.model import Report
+from lmc_verify.report.racetables import percent
 from lmc_verify.trials import REPLICATE
 
 __all__ = ["render_html"]
@@ -45,6 +46,7 @@ def render_html(report: Report) -> str:
         unbroken=_unbroken,
         command=_command,
         sentence=_sentence,
+        percent=percent,
     )
     drawn = {section.anchor: _claim_curves(section) for section in report.sections}
     return environment.get_template("report.html.j2").render(

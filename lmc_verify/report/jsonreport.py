@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lmc_verify.encoding import untagged
 from lmc_verify.report.cases import Case, ClaimSection
 from lmc_verify.report.counterexamples import SearchCase
 from lmc_verify.report.guarantees import ErrorAccount
 from lmc_verify.report.model import Report
+from lmc_verify.report.races import RaceSection
+from lmc_verify.reported import reported_for
 
 __all__ = ["SCHEMA", "render_json"]
 
@@ -22,13 +25,15 @@ _CONVENTIONS = (
     "null: not measured or not given. Numbers that are not finite are the strings 'NaN', 'Infinity', '-Infinity'. "
     "as_expected: null without an expectation; for a control, whether it passed. "
     "log_e_value: natural logarithm; combined_log_e_value: that of the product over all independent repetitions in the "
-    "records, null with fewer than two."
+    "records, null with fewer than two. races: seconds are training time unless they are of a whole run; reported: "
+    "values of the paper, not measured."
 )
 
 
 def render_json(report: Report) -> str:
     """Return the report as JSON (no NaN, no infinity), with a `schema` field."""
     totals = report.totals
+    figures = tuple(dict.fromkeys(figure for race in report.races for figure in race.header.figures))
     document = {
         "schema": SCHEMA,
         "conventions": _CONVENTIONS,
@@ -46,6 +51,10 @@ def render_json(report: Report) -> str:
             "controls_failed": len(report.failed_controls),
             "counterexamples": len(report.counterexamples),
             "counterexamples_not_as_expected": len(report.unexpected_searches),
+            "races": len(report.races),
+            "race_runs": len(report.race_runs),
+            "race_runs_crashed": len(report.crashed_race_runs),
+            "races_not_run": len(report.races_not_run),
             "not_run": len(report.not_run),
             "work_seconds": report.work_seconds,
             "wall_seconds": report.wall_seconds,
@@ -60,6 +69,8 @@ def render_json(report: Report) -> str:
         "controls": [_case(case) for case in report.controls],
         "counterexamples": [_search(search, report) for search in report.counterexamples],
         "benchmarks": None if report.benchmarks is None else report.benchmarks.to_dict(),
+        "races": [_race(race) for race in report.races],
+        "reported": [asdict(item) for item in reported_for(figures)] if figures else [],
     }
     return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
@@ -116,6 +127,26 @@ def _search(search: SearchCase, report: Report) -> dict[str, Any]:
         "reproduce": search.reproduction or None,
         "refuted_cases": [case.anchor for case in report.cases if search.refutes(case)],
         **values,
+    }
+
+
+def _race(race: RaceSection) -> dict[str, Any]:
+    """Return a race: `record` as lmc-verify race writes it, without the environment, which is that of the run."""
+    record = None if race.record is None else race.record.to_dict()
+    if record is not None:
+        del record["environment"], record["provenance"]
+    runs = [{key: value for key, value in item.to_dict().items() if key != "entry"} for item in race.runs]
+    return {
+        "id": race.anchor,
+        "title": race.title,
+        "dataset": race.dataset,
+        "figures": list(race.header.figures),
+        "planned": race.header.planned,
+        "not_run_because": race.header.reason or None,
+        "settings": race.header.settings.model_dump(mode="json"),
+        "runs": runs,
+        "pictures": [item.file for item in race.pictures],
+        "record": None if record is None else untagged(record),
     }
 
 

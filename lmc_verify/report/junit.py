@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from lmc_verify.races import RaceRun
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case
 from lmc_verify.report.counterexamples import SearchCase
 from lmc_verify.report.model import Report
+from lmc_verify.report.races import RaceSection
 from lmc_verify.trials import NotRun
 
 __all__ = ["render_junit"]
@@ -17,7 +19,8 @@ def render_junit(report: Report) -> str:
     """Return JUnit XML.
 
     A trial that is not as expected is a failure, a crashed one an error, a case that was not run is skipped. The
-    controls are a suite of their own, and so are the searches for counterexamples.
+    controls are a suite of their own, and so are the searches for counterexamples and every race. A run of a race that
+    crashed is an error; one that diverged or never reached its target is a result.
     """
     root = ElementTree.Element("testsuites", name=_clean(report.run.suite))
     for section in report.sections:
@@ -30,6 +33,15 @@ def render_junit(report: Report) -> str:
         suite = _suite(root, "counterexamples", (), report)
         for search in report.counterexamples:
             _searchcase(suite, search)
+    for race in report.races:
+        suite = _suite(root, f"race: {race.title}, {race.dataset}", (), report)
+        for run in race.runs:
+            _racecase(suite, race, run)
+        if race.header.reason:
+            element = ElementTree.SubElement(
+                suite, "testcase", classname=_clean(race.title), name=_clean(race.dataset), time="0.000"
+            )
+            ElementTree.SubElement(element, "skipped", message=_clean(race.header.reason))
     for element in (*root, root):
         cases = list(element.iter("testcase"))
         element.set("tests", str(len(cases)))
@@ -94,6 +106,25 @@ def _searchcase(suite: ElementTree.Element, search: SearchCase) -> None:
     else:
         output = ElementTree.SubElement(element, "system-out")
         output.text = _clean("\n".join(filter(None, (record.summary, search.reproduction))))
+
+
+def _racecase(suite: ElementTree.Element, race: RaceSection, run: RaceRun) -> None:
+    entry = run.entry
+    element = ElementTree.SubElement(
+        suite,
+        "testcase",
+        classname=_clean(race.title),
+        name=_clean(f"{race.dataset}, {entry.label}, seed {entry.seed} [{race.anchor}]"),
+        time=f"{run.seconds:.3f}",
+    )
+    if run.crashed:
+        problem = ElementTree.SubElement(element, "error", type=entry.status, message=_clean(entry.reason))
+        problem.text = _clean(f"make it again: {run.command}")
+    else:
+        judged = next((item for item in race.lines if (item.label, item.seed) == (entry.label, entry.seed)), None)
+        words = [] if judged is None else [f"target: {judged.reached}", f"best accuracy: {judged.best}"]
+        output = ElementTree.SubElement(element, "system-out")
+        output.text = _clean("\n".join([entry.status, *words]))
 
 
 def _properties(element: ElementTree.Element, case: Case) -> None:

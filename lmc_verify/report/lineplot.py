@@ -20,13 +20,14 @@ from lmc_verify.report.drawing import CARD, CHARACTER, CURVES, MUTED, RULE, canv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["curve_key", "line_plot"]
+__all__ = ["MARKERS", "curve_key", "line_plot", "padded", "round_ticks", "tick_label"]
 
 _WIDTH, _HEIGHT = 540.0, 230.0
 _TOP, _BOTTOM = 30.0, 44.0
 _LINE = 13.0  # height of a line of text at 11 px
-_MARKERS = ("o", "s", "D", "^", "v", "p")
-_SIGNS = (("●", "○"), ("■", "□"), ("◆", "◇"), ("▲", "△"), ("▼", "▽"), ("⬟", "⬠"))  # the same in text: filled, hollow
+MARKERS = ("o", "s", "D", "^", "v", "p", "<", ">")
+# The same in text: filled, hollow.
+_SIGNS = (("●", "○"), ("■", "□"), ("◆", "◇"), ("▲", "△"), ("▼", "▽"), ("⬟", "⬠"), ("◀", "◁"), ("▶", "▷"))
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2.5)), (0, (1.2, 2)), (0, (7, 2, 1.2, 2)), (0, (3, 1.5)), (0, (9, 3)))
 _FEW_POINTS = 40  # every point has a marker
 _DECADES_BEYOND = 1.0  # an interval may stretch a log axis so far beyond the values
@@ -38,11 +39,11 @@ def line_plot(plot: Plot, identifier: str) -> str:
     Values that a log axis does not have are drawn at its edge; `Plot.notes` says so in words.
     """
     low, high = _limits(plot)
-    ticks = _ticks(low, high, log=plot.scale != "linear", most=6)
+    ticks = round_ticks(low, high, log=plot.scale != "linear", most=6)
 
     def draw() -> Figure:
         labels = [_wrapped(curve.label) for curve in plot.curves]
-        left = 14.0 + CHARACTER * max((len(_tick(value)) for value in ticks), default=3)
+        left = 14.0 + CHARACTER * max((len(tick_label(value)) for value in ticks), default=3)
         right = 24.0 + CHARACTER * max((len(line) for label in labels for line in label), default=0)
         height = max(_HEIGHT, _LINE * sum(map(len, labels)) + 6.0 * len(labels))
         figure, (axes,) = canvas(left, [height], top=_TOP, bottom=_BOTTOM, width=_WIDTH, right=right)
@@ -92,7 +93,7 @@ def _set_axes(figure: Figure, axes: Axes, plot: Plot, low: float, high: float, t
         axes.set_xscale("log")
     if plot.scale != "linear":
         axes.set_yscale("log")
-    left, right = _padded([x for curve in plot.curves for x in curve.points.x], log=log_x, pad=0.03)
+    left, right = padded([x for curve in plot.curves for x in curve.points.x], log=log_x, pad=0.03)
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
     frame(axes)
@@ -106,7 +107,7 @@ def _set_axes(figure: Figure, axes: Axes, plot: Plot, low: float, high: float, t
     for axis, places in ((axes.xaxis, positions), (axes.yaxis, ticks)):
         axis.set_major_locator(FixedLocator(list(places)))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(lambda value, _: _tick(value))
+        axis.set_major_formatter(lambda value, _: tick_label(value))
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_xlabel(short(plot.x_label, int(width / CHARACTER)), fontsize=11, color=MUTED, labelpad=5)
     figure.text(
@@ -136,14 +137,14 @@ def _limits(plot: Plot) -> tuple[float, float]:
     if log and values:
         factor = 10**_DECADES_BEYOND
         ends = [min(max(end, min(values) / factor), max(values) * factor) for end in ends]
-    low, high = _padded([*values, *ends], log=log, pad=0.07)
+    low, high = padded([*values, *ends], log=log, pad=0.07)
     edge = any(curve.points.below for curve in plot.curves)
     if not log and not edge and values and 0 <= min([*values, *ends]) < 0.4 * max([*values, *ends]):
         low = 0.0  # a height that starts at 0 can be compared
     return low, high
 
 
-def _padded(values: Sequence[float], *, log: bool, pad: float) -> tuple[float, float]:
+def padded(values: Sequence[float], *, log: bool, pad: float) -> tuple[float, float]:
     """The range of values with room at both ends, never empty."""
     if not values:
         return (0.1, 10.0) if log else (0.0, 1.0)
@@ -160,7 +161,7 @@ def _padded(values: Sequence[float], *, log: bool, pad: float) -> tuple[float, f
     return low - pad * (high - low), high + pad * (high - low)
 
 
-def _ticks(low: float, high: float, *, log: bool, most: int) -> list[float]:
+def round_ticks(low: float, high: float, *, log: bool, most: int) -> list[float]:
     """A few round values within the range."""
     if log:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
@@ -183,13 +184,13 @@ def _measured_ticks(plot: Plot, left: float, right: float, width: float, *, log:
     if 1 < len(measured) <= 8:
         start, end = (math.log(left), math.log(right)) if log else (left, right)
         places = [width * ((math.log(x) if log else x) - start) / (end - start) for x in measured]
-        room = [CHARACTER * (len(_tick(a)) + len(_tick(b))) / 2 + 6 for a, b in pairwise(measured)]
+        room = [CHARACTER * (len(tick_label(a)) + len(tick_label(b))) / 2 + 6 for a, b in pairwise(measured)]
         if all(b - a >= needed for (a, b), needed in zip(pairwise(places), room, strict=True)):
             return measured
-    return _ticks(left, right, log=log, most=6)
+    return round_ticks(left, right, log=log, most=6)
 
 
-def _tick(value: float) -> str:
+def tick_label(value: float) -> str:
     """A tick label without superfluous digits: ``0.02``, ``512``, ``1e-4``."""
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.6g}".replace("-", "−")
@@ -202,7 +203,7 @@ def _tick(value: float) -> str:
 
 def _draw_curve(axes: Axes, curve: Curve, low: float, high: float) -> None:
     points, colour = curve.points, _colour(curve)
-    marker, hollow = _MARKERS[curve.colour % len(_MARKERS)], curve.dash > 0
+    marker, hollow = MARKERS[curve.colour % len(MARKERS)], curve.dash > 0
     if points.low:
         _draw_intervals(axes, curve, low, high, colour)
     look: dict[str, Any] = {
@@ -218,7 +219,7 @@ def _draw_curve(axes: Axes, curve: Curve, low: float, high: float) -> None:
     }
     if len(points.x) > _FEW_POINTS:
         step = len(points.x) // 8
-        look["markevery"] = (curve.colour * step // len(_MARKERS), step)  # markers of close curves do not hide
+        look["markevery"] = (curve.colour * step // len(MARKERS), step)  # markers of close curves do not hide
     axes.plot(points.x, points.y, clip_on=False, **look)
     for places, edge, sign in ((points.below, low, "v"), (points.above, high, "^")):
         if places:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lmc_verify.report import text
 from lmc_verify.report.curves import claim_plots
 from lmc_verify.report.model import Report
+from lmc_verify.report.racetables import percent
 from lmc_verify.searches import FOLDER
 
 __all__ = ["render_markdown"]
@@ -35,6 +36,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
     )
     environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
+    environment.filters.update(percent=percent)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
     plots = {section.anchor: claim_plots(section) for section in report.sections}
@@ -44,6 +46,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
         case_keys=text.case_keys,
         plots=plots,
         drawing=lambda found: _link(report.folder / FOLDER / f"{found.name}.svg", base),
+        picture_link=lambda picture: quote(picture.file, safe="/"),  # they are written beside the Markdown
     )
     return re.sub(r"\n{3,}", "\n\n", written)
 

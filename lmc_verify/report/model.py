@@ -12,6 +12,7 @@ from typing import Literal
 
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.controls import MutationScore
+from lmc_verify.races import RaceRun
 from lmc_verify.records import Records
 from lmc_verify.report import text
 from lmc_verify.report.benchmarks import BenchmarkSection
@@ -19,6 +20,7 @@ from lmc_verify.report.cases import Case, ClaimSection, ClaimText
 from lmc_verify.report.counterexamples import SearchCase, search_cases
 from lmc_verify.report.guarantees import ErrorAccount
 from lmc_verify.report.labels import common_settings, distinguishing_labels
+from lmc_verify.report.races import RaceGroup, RaceSection, race_groups, race_sections
 from lmc_verify.trials import NotRun, Run, Trial, repeated_case
 
 __all__ = ["Cell", "CensusRow", "Matrix", "Report", "build_report"]
@@ -76,6 +78,7 @@ class Report:
         counterexamples: the searches for counterexamples, in the order in which they ran.
         folder: the folder of the records, in which the files of counterexamples lie.
         benchmarks: what asv recorded, if it was asked for.
+        races: the races, in the order in which they were planned.
     """
 
     run: Run
@@ -84,6 +87,7 @@ class Report:
     counterexamples: tuple[SearchCase, ...] = ()
     folder: Path = Path()
     benchmarks: BenchmarkSection | None = None
+    races: tuple[RaceSection, ...] = ()
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -102,6 +106,31 @@ class Report:
         for item in self.not_run:
             groups.setdefault(item.reason, []).append(item)
         return tuple((reason, tuple(items)) for reason, items in groups.items())
+
+    @property
+    def race_groups(self) -> tuple[RaceGroup, ...]:
+        """The races by title."""
+        return race_groups(self.races)
+
+    @property
+    def race_runs(self) -> tuple[RaceRun, ...]:
+        """Every run of every race."""
+        return tuple(item for race in self.races for item in race.runs)
+
+    @property
+    def crashed_race_runs(self) -> tuple[RaceRun, ...]:
+        """The runs of races that raised an error."""
+        return tuple(item for item in self.race_runs if item.crashed)
+
+    @property
+    def races_not_run(self) -> tuple[RaceSection, ...]:
+        """The races that were planned and not run."""
+        return tuple(race for race in self.races if race.header.reason)
+
+    @property
+    def checked(self) -> bool:
+        """Whether there is anything to report on: a case, a search or a run of a race."""
+        return bool(self.cases or self.counterexamples or self.race_runs)
 
     @property
     def unexpected(self) -> tuple[Case, ...]:
@@ -147,19 +176,20 @@ class Report:
     @property
     def level(self) -> Level:
         """The overall result."""
-        if self.failed_controls or self.unexpected or self.unexpected_searches or self.errors.overspent:
+        wrong = self.failed_controls or self.unexpected or self.unexpected_searches or self.crashed_race_runs
+        if wrong or self.errors.overspent or not self.checked:
             return "failed"
-        if not self.cases and not self.counterexamples:
-            return "failed"
-        whole = self.passed_controls == len(self.controls) > 0 and self.finished and not self.not_run
-        return "passed" if whole else "incomplete"
+        complete = self.finished and not self.not_run and not self.races_not_run
+        return "passed" if complete and self.passed_controls == len(self.controls) > 0 else "incomplete"
 
     @property
     def headline(self) -> str:
         """The overall result in one sentence."""
-        parts = [self._verdict_words()] if self.cases or not self.counterexamples else []
+        parts = [self._verdict_words()] if self.cases or not self.checked else []
         if self.counterexamples:
             parts.append(self._search_words())
+        if self.race_runs:
+            parts.append(self._race_words())
         # A failed control outranks every verdict.
         parts.insert(0 if self.failed_controls else len(parts), self._control_words())
         if self.errors.overspent:
@@ -167,13 +197,17 @@ class Report:
             parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
         if self.not_run:
             parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
-        elif (self.cases or self.counterexamples) and self.finished:
+        if self.races_not_run:
+            parts.append(f"{text.count(len(self.races_not_run), 'planned race')} not run")
+        if self.checked and self.finished and not self.not_run and not self.races_not_run:
             parts.append("nothing skipped")
         if not self.finished:
             planned = self.run.settings.get("planned")
             done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
+            done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
+            what = "parts" if self.races else "trials"
             parts.append(
-                f"the run did not finish ({done} of {planned} trials)" if planned else "the run did not finish"
+                f"the run did not finish ({done} of {planned} {what})" if planned else "the run did not finish"
             )
         sentence = "; ".join(parts)
         return sentence[0].upper() + sentence[1:] + "."
@@ -197,6 +231,15 @@ class Report:
         if wrong:
             return f"{wrong} of {searches} {'is' if wrong == 1 else 'are'} not as expected"
         return f"{total} of {searches} as expected"
+
+    def _race_words(self) -> str:
+        races = [race for race in self.races if race.runs]
+        runs = len(self.race_runs)
+        words = f"{text.count(len(races), 'race')} with {text.count(runs, 'training run')}"
+        crashed, diverged = len(self.crashed_race_runs), sum(len(race.diverged) for race in races)
+        parts = [f"{crashed} crashed"] if crashed else []
+        parts += [f"{diverged} diverged"] if diverged else []
+        return f"{words}, {', '.join(parts)}" if parts else words
 
     def _control_words(self) -> str:
         total, wrong = len(self.controls), len(self.failed_controls)
@@ -230,9 +273,10 @@ class Report:
 
     @property
     def work_seconds(self) -> float:
-        """Sum of the time of all trials and searches."""
+        """Sum of the time of all trials, searches and runs of races."""
         trials = sum(case.trial.seconds for case in (*self.cases, *self.controls))
-        return trials + sum(search.record.seconds for search in self.counterexamples)
+        searches = sum(search.record.seconds for search in self.counterexamples)
+        return trials + searches + sum(item.seconds for item in self.race_runs)
 
     @property
     def wall_seconds(self) -> float | None:
@@ -294,6 +338,7 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         ),
         search_cases(records.searches(run_id)),
         records.path.parent,
+        race_sections(records.races(run_id)),
     )
 
 

@@ -1,0 +1,139 @@
+"""Making the runs of races, one after another or over joblib's processes; each is recorded as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from lmc_verify.case import Workspace
+from lmc_verify.errors import InvalidInputError, LmcVerifyError
+from lmc_verify.races import PlannedRace, PlannedRun, RaceHeader, RaceRun
+from lmc_verify.records import Records
+from lmc_verify.training import RaceProgress, build_trainer, contestants_of, run_contestant, warm_up
+
+__all__ = ["check_races", "make_runs"]
+
+Watch = Callable[[RaceProgress], None]
+"""Called while a run is under way, in this process only."""
+
+
+@dataclass
+class _Worker:
+    """A process that makes runs: what it has loaded, and which contestants have taken the step that does not count."""
+
+    workspace: Workspace
+    warm: set[str] = field(default_factory=set)
+
+    def make(self, planned: PlannedRun, watch: Watch | None = None) -> RaceRun:
+        """Make one run. An error is recorded as such; bad input is raised, for the caller to mend.
+
+        Raises:
+            InvalidInputError: the settings do not fit the data.
+        """
+        settings = planned.settings
+        start = time.perf_counter()
+        key = settings.model_copy(update={"seed": 0}).model_dump_json()
+        if key not in self.warm:
+            self.warm.add(key)
+            try:
+                warm_up(settings, self.workspace)
+            except InvalidInputError:
+                raise
+            except Exception:  # the run itself will raise it again, and is recorded with it
+                pass
+        race = planned.race.settings
+        entry = run_contestant(race, planned.contestant, planned.seed, self.workspace, listen=watch)
+        assert entry is not None  # runs are given up only when asked to
+        return RaceRun(planned.key, planned.race.key, entry, planned.command, time.perf_counter() - start)
+
+
+@cache
+def _worker_of_process(data_root: Path | None, download: bool) -> _Worker:
+    return _Worker(Workspace(data_root, download))
+
+
+def _make_elsewhere(planned: PlannedRun, data_root: Path | None, download: bool) -> RaceRun:
+    return _worker_of_process(data_root, download).make(planned)
+
+
+def check_races(races: Sequence[PlannedRace], workspace: Workspace) -> list[RaceHeader]:
+    """Load every data set and build every contestant once, before anything runs; return what to record of each race.
+
+    Raises:
+        LmcVerifyError: a data set that is not optional cannot be loaded, or a contestant does not fit its data.
+    """
+    headers = []
+    for race in races:
+        settings = race.settings
+        first = settings.run_of(settings.contestants[0], settings.seeds[0])
+        try:
+            build_trainer(first, workspace)
+        except LmcVerifyError as error:
+            if not race.optional or not _absent(race, workspace):
+                raise
+            headers.append(replace(race.header, reason=str(error)))
+            continue
+        for contestant in contestants_of(settings):
+            build_trainer(settings.run_of(contestant, settings.seeds[0]), workspace)
+        headers.append(race.header)
+    return headers
+
+
+def _absent(race: PlannedRace, workspace: Workspace) -> bool:
+    """Whether it is the data set itself that cannot be loaded."""
+    try:
+        workspace.graph(race.settings.dataset, race.settings.data_seed)
+    except LmcVerifyError:
+        return True
+    return False
+
+
+def make_runs(
+    plan: Sequence[PlannedRun],
+    records: Records,
+    workspace: Workspace,
+    *,
+    resume: bool,
+    jobs: int,
+    watch: Watch | None = None,
+) -> Iterator[tuple[PlannedRun, RaceRun, bool]]:
+    """Yield every run with what is to be recorded of it, and whether it was taken from an earlier one, in order.
+
+    A run that several races have in common is made once: the others take it over. So they do from earlier runs of the
+    suite, with `resume`.
+    """
+    known: dict[str, RaceRun | None] = {}
+    for planned in plan:
+        if planned.key not in known:
+            known[planned.key] = records.find_race_run(planned.key) if resume else None
+    earlier = {key for key, found in known.items() if found is not None}
+    missing = {planned.key: planned for planned in reversed(plan) if known[planned.key] is None}
+    remaining = [planned for planned in plan if missing.get(planned.key) is planned]
+    made = _make_all(remaining, workspace, jobs, watch)
+    position: dict[str, int] = {}
+    for planned in plan:
+        found = known[planned.key]
+        if found is None:
+            found = known[planned.key] = next(made)
+        number = position[planned.race.key] = position.get(planned.race.key, -1) + 1
+        entry = replace(found.entry, label=planned.contestant.label, position=number)
+        yield (
+            planned,
+            replace(found, race=planned.race.key, entry=entry, command=planned.command),
+            planned.key in earlier,
+        )
+
+
+def _make_all(plan: Sequence[PlannedRun], workspace: Workspace, jobs: int, watch: Watch | None) -> Iterator[RaceRun]:
+    if jobs == 1 or len(plan) < 2:
+        worker = _Worker(workspace)
+        for planned in plan:
+            yield worker.make(planned, watch)
+        return
+    from joblib import Parallel, delayed
+
+    items = [(planned, workspace.data_root, workspace.download) for planned in plan]
+    yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_make_elsewhere)(*item) for item in items)
