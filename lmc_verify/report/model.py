@@ -338,7 +338,7 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         ),
         search_cases(records.searches(run_id)),
         records.path.parent,
-        race_sections(records.races(run_id)),
+        races=race_sections(records.races(run_id)),
     )
 
 
