@@ -2,21 +2,23 @@
 
 A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Tests keep the error level
 that the suite gives them. Rates, which take many training runs at that level, get a far larger one: fewer seeds make
-narrower intervals, so an alarm is more likely here than in the suite.
+narrower intervals, so an alarm is more likely here than in the suite. Where an estimator is exactly unbiased the
+expected e-value of a repetition is at most 1; how large they became is printed beside the outcomes.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from joblib import Parallel, delayed
 
 from lmc_verify.case import Workspace
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.execution import run_planned
 from lmc_verify.suite import Planned, load_suite
 
@@ -41,14 +43,15 @@ def repeated(suite: str, replicate: int) -> list[Planned]:
     return chosen
 
 
-def run(suite: str, replicate: int) -> list[tuple[str, str, str]]:
-    """Run one repetition; return claim, outcome and summary of every trial."""
+def run(suite: str, replicate: int) -> list[tuple[str, Verdict]]:
+    """Run one repetition; return label and verdict of every trial."""
     workspace = Workspace()
-    found = []
-    for planned in repeated(suite, replicate):
-        verdict = run_planned(planned, workspace).verdict
-        found.append((planned.label, verdict.outcome.value, verdict.summary))
-    return found
+    return [(_name(planned), run_planned(planned, workspace).verdict) for planned in repeated(suite, replicate)]
+
+
+def _name(planned: Planned) -> str:
+    histories = planned.settings.histories
+    return planned.label if histories == "exact" else f"{planned.label} histories={histories}"
 
 
 def main() -> int:
@@ -59,18 +62,22 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     counts: Counter[tuple[str, str]] = Counter()
+    evidence: defaultdict[str, list[float]] = defaultdict(list)
     alarms = 0
     work = (delayed(run)(options.suite, replicate) for replicate in range(1, options.runs + 1))
     for done, found in enumerate(Parallel(n_jobs=options.jobs, return_as="generator")(work), start=1):
-        for label, outcome, summary in found:
-            counts[label, outcome] += 1
-            if outcome in ("REFUTED", "ERROR"):
+        for label, verdict in found:
+            counts[label, verdict.outcome.value] += 1
+            if verdict.log_e_value is not None:
+                evidence[label].append(verdict.log_e_value / math.log(10))
+            if verdict.outcome in (Outcome.REFUTED, Outcome.ERROR):
                 alarms += 1
-                print(f"ALARM in repetition {done}: {label}: {outcome}: {summary}", flush=True)
+                print(f"ALARM in repetition {done}: {label}: {verdict.outcome.value}: {verdict.summary}", flush=True)
         if done % 20 == 0:
             print(f"{done} repetitions, {alarms} alarms", flush=True)
     for (label, outcome), number in sorted(counts.items()):
-        print(f"{number:6,} {outcome:13} {label}")
+        largest = f", largest e-value 10^{max(evidence[label]):.1f}" if evidence[label] else ""
+        print(f"{number:6,} {outcome:13} {label}{largest}")
     print(f"{alarms} false alarms in {sum(counts.values()):,} verdicts of {options.runs} repetitions")
     return 1 if alarms else 0
 
