@@ -218,7 +218,7 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check one claim on one case; exit with 0 if the verdict is the expected one."""
+    """Check one claim on one case; exit with 0 if the verdict is the expected one, or leaves open what theory says."""
     chosen = find_claim(claim)
     case_settings = _case_settings(
         {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed}, settings or []
@@ -231,12 +231,16 @@ def check(
     expected, reason = (theory.outcome, f"theory: {theory.reason}") if wanted is None else (wanted, "as asked for")
     trial = run_planned(Planned("claim", chosen.id, case_settings, expected), workspace)
     verdict = trial.verdict
+    # Theory does not know how much data there is: a verdict that decides nothing does not contradict it. Who asks for
+    # an outcome, here or in a suite, asks for a decision.
+    undecided = verdict.outcome is Outcome.INCONCLUSIVE and expected is not Outcome.INCONCLUSIVE and wanted is None
+    as_expected = None if expected is None or undecided else verdict.outcome is expected
     if as_json:
         print_json(
             {
                 "verdict": verdict.to_dict(),
                 "expected": None if expected is None else expected.value,
-                "as_expected": None if expected is None else verdict.outcome is expected,
+                "as_expected": as_expected,
                 "reason": reason,
                 "seconds": time.perf_counter() - start,
                 "command": reproduction_command(chosen.id, case_settings),
@@ -244,16 +248,16 @@ def check(
             }
         )
     else:
-        print_verdict(verdict, expected, reason, out_console())
-    raise typer.Exit(_verdict_code(verdict.outcome, expected, strict))
+        print_verdict(verdict, expected, reason, out_console(), as_expected=as_expected)
+    raise typer.Exit(_verdict_code(verdict.outcome, as_expected, strict))
 
 
-def _verdict_code(outcome: Outcome, expected: Outcome | None, strict: bool) -> int:
+def _verdict_code(outcome: Outcome, as_expected: bool | None, strict: bool) -> int:
     if outcome is Outcome.ERROR:
         return 5
-    if outcome is Outcome.INCONCLUSIVE and strict:
-        return 3
-    return 0 if expected is None or outcome is expected else 1
+    if as_expected is False:
+        return 1
+    return 3 if strict and outcome is Outcome.INCONCLUSIVE else 0
 
 
 def _outcome(name: str | None) -> Outcome | None:

@@ -214,8 +214,18 @@ def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_verdict(verdict: Verdict, expected: Outcome | None, reason: str, console: Console) -> None:
-    """Print one verdict with its evidence."""
+def print_verdict(
+    verdict: Verdict, expected: Outcome | None, reason: str, console: Console, *, as_expected: bool | None
+) -> None:
+    """Print one verdict with its evidence.
+
+    Args:
+        verdict: the verdict.
+        expected: what was expected, or None.
+        reason: why that was expected, or nothing.
+        console: where to print.
+        as_expected: whether the verdict is what was expected; None if nothing was, or if the verdict decides nothing.
+    """
     style = _STYLE[verdict.outcome]
     console.print(
         f"[{style}]{verdict.outcome.value}[/] {escape(verdict.claim)}: {escape(verdict.summary)}", soft_wrap=True
@@ -223,7 +233,11 @@ def print_verdict(verdict: Verdict, expected: Outcome | None, reason: str, conso
     if expected is None:
         console.print(f"no expectation: {escape(reason)}", highlight=False, soft_wrap=True)
     else:
-        mark = "as expected" if verdict.outcome is expected else "[bold red]unexpected[/]"
+        mark = {
+            True: "as expected",
+            False: "[bold red]unexpected[/]",
+            None: "neither confirmed nor contradicted",
+        }[as_expected]
         console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
     case = ", ".join(f"{key}={value}" for key, value in verdict.case.items())
     console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)

@@ -494,13 +494,45 @@ def test_not_applicable_may_be_expected_with_a_dash(lmc: Command) -> None:
 def test_inconclusive_is_3_when_strict(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged("theorem-1/unbiased", monkeypatch, Outcome.INCONCLUSIVE)
     words = ["check", "theorem-1/unbiased", *SMALL]
-    assert lmc(*words).code == 1  # theory says EXACT
     assert lmc(*words, "--expect", "INCONCLUSIVE").code == 0
     assert lmc(*words, "--expect", "INCONCLUSIVE", "--strict").code == 3
     text = SUITE.replace('expect = { lmc = "EXACT", gas = "REFUTED" }', 'expect = "INCONCLUSIVE"')
     tiny.write_text(re.sub("controls = .*", "controls = false", text))
     assert lmc("run", tiny).code == 0
     assert lmc("run", tiny, "--strict", "--json").code == 3
+
+
+def test_what_is_not_decided_does_not_contradict_theory(lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    rigged("theorem-1/unbiased", monkeypatch, Outcome.INCONCLUSIVE)
+    words = ["check", "theorem-1/unbiased", *SMALL]
+    result = lmc(*words)  # theory says EXACT
+    assert result.code == 0
+    assert "expected EXACT, neither confirmed nor contradicted: theory:" in result.out
+    document = lmc(*words, "--json").json
+    assert (document["expected"], document["as_expected"]) == ("EXACT", None)
+    assert lmc(*words, "--strict").code == 3
+
+
+@pytest.mark.parametrize("strict", [[], ["--strict"]])
+def test_who_asks_for_an_outcome_asks_for_a_decision(
+    strict: list[str], tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigged("theorem-1/unbiased", monkeypatch, Outcome.INCONCLUSIVE)
+    words = ["check", "theorem-1/unbiased", *SMALL, *strict]
+    assert lmc(*words, "--expect", "EXACT").code == 1
+    assert lmc(*words, "--expect", "EXACT", "--json").json["as_expected"] is False
+    tiny.write_text(re.sub("controls = .*", "controls = false", SUITE))  # a suite always says what it expects
+    assert lmc("run", tiny, *strict).code == 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REFUTED, Outcome.VACUOUS, Outcome.NOT_APPLICABLE])
+def test_every_other_outcome_contradicts_theory(
+    outcome: Outcome, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rigged("theorem-1/unbiased", monkeypatch, outcome)
+    result = lmc("check", "theorem-1/unbiased", *SMALL, "--strict")
+    assert result.code == 1
+    assert "expected EXACT, unexpected: theory:" in result.out
 
 
 def test_an_unexpected_verdict_of_a_suite_is_1(tiny: Path, lmc: Command) -> None:

@@ -5,6 +5,7 @@ Small cases with few seeds, at the level that these allow: n seeds bound a media
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lmc_verify.estimators import LMC, Estimate
 from lmc_verify.exact import exact_pass
 from lmc_verify.problem import gradient_norm
 from lmc_verify.settings import CaseSettings
-from lmc_verify.statistics import loglog_slope, seeds_needed
+from lmc_verify.statistics import loglog_slope, seeds_needed, seeds_to_detect
 from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
 
 E4, E5, TWO, THREE = "e4/floor-linear-in-beta", "e5/floor-in-step-size", "theorem-2/decay-and-floor", "theorem-3/rate"
@@ -285,6 +286,30 @@ def test_too_few_seeds_decide_nothing_and_the_number_is_named(claim: str) -> Non
     assert found.minimum_detectable_effect is None
     assert all(item.low is None and item.high is None for item in found.evidence)
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("claim", "limit"), [(E4, 1.2), (E4, 0.8), (E5, 0.5), (TWO, 1.0), (THREE, -1 / 6)])
+def test_an_interval_on_both_sides_of_the_limit_names_the_seeds_that_would_decide(
+    claim: str, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = seeds_needed(0.02 / SHARES[claim])
+    slopes = [limit + 0.1 + (0.3 if number % 2 else -0.3) for number in range(seeds)]
+    given = itertools.cycle(slopes)
+    for module in (bias_curves, convergence):
+        monkeypatch.setattr(module, "loglog_slope", lambda *_: next(given))
+    monkeypatch.setattr(convergence, "_control", lambda *_: (True, []))
+    found = CLAIMS[claim].check(with_seeds(claim, LMC_BETA, seeds, SHORT_RATE if claim == THREE else None))
+    assert found.outcome is Outcome.INCONCLUSIVE, found.summary
+    gap, deviation = abs(float(np.median(slopes)) - limit), float(np.std(slopes, ddof=1))
+    needed = seeds_to_detect(gap, deviation, 0.02 / SHARES[claim])
+    assert f"about {needed:,} seeds would decide, if slopes scatter as they did: set sampling.seeds" in found.summary
+    assert "sampling.replicate" in found.summary  # fresh seeds: the interval is for a number fixed beforehand
+
+
+def test_a_slope_on_the_limit_is_not_decided_by_seeds() -> None:
+    assert (
+        bias_curves.more_seeds([0.4, 0.5, 0.6], 0.3, 0.5) == "the slope lies too near the limit for any number of seeds"
+    )
 
 
 @pytest.mark.parametrize(("claim", "estimator"), [(E5, GAS_), (TWO, ZERO_BETA)])

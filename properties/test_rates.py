@@ -23,6 +23,7 @@ from lmc_verify.statistics import (
     median_interval,
     near_floor,
     seeds_needed,
+    seeds_to_detect,
 )
 from lmc_verify.statistics.quadratic import DIMENSION
 from lmc_verify.statistics.rates import FLOOR_FACTOR
@@ -166,6 +167,40 @@ def test_margin_is_infinite_without_an_interval_and_scales_with_the_deviation() 
     for changes in ({"deviation": -1.0}, {"power": 0.0}, {"power": 1.0}):
         with pytest.raises(ValueError, match="power is"):
             detectable_margin(**({"deviation": 1.0, "seeds": 9, "alpha": 0.1, "power": 0.9} | changes))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.01, 1e-6])
+@pytest.mark.parametrize("margin", [0.1, 0.7, 5.0])
+def test_seeds_and_margin_are_inverse(margin: float, alpha: float) -> None:
+    needed = seeds_to_detect(margin, 1.0, alpha)
+    assert needed is not None
+    assert needed >= seeds_needed(alpha)
+    assert detectable_margin(1.0, needed, alpha) <= margin < detectable_margin(1.0, needed - 1, alpha)
+    assert seeds_to_detect(3 * margin, 3.0, alpha) == needed
+    assert seeds_to_detect(margin, 0.0, alpha) == seeds_needed(alpha)
+
+
+def test_the_seeds_that_are_asked_for_decide() -> None:
+    needed = seeds_to_detect(0.5, 1.0, 0.01)
+    draws = np.random.default_rng(3).normal(0.5, 1.0, (RUNS, needed or 0))
+    count = sum(median_interval(row, 0.01).inside(lower=0) for row in draws.tolist())
+    assert count >= int(stats.binom.ppf(TEST_ALARM, RUNS, 0.9))
+
+
+def test_on_the_limit_no_number_of_seeds_decides() -> None:
+    assert seeds_to_detect(1e-9, 1.0, 0.01) is None
+    for margin in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="margin is"):
+            seeds_to_detect(margin, 1.0, 0.01)
+
+
+@given(st.integers(1, 3000), st.floats(1e-9, 0.5))
+def test_the_cut_is_the_largest_that_the_level_allows(draws: int, alpha: float) -> None:
+    assume(draws >= seeds_needed(alpha))
+    found = median_interval(range(draws), alpha)
+    cut = int(found.low)
+    assert found.high == draws - 1 - cut
+    assert 2 * stats.binom.cdf(cut, draws, 0.5) <= alpha < 2 * stats.binom.cdf(cut + 1, draws, 0.5)
 
 
 # --- slopes ----------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from lmc_verify.report import text as report_text
 from lmc_verify.report.cases import Case
 from lmc_verify.report.counterexamples import inline_drawing
 from lmc_verify.report.curves import MOST_CURVES, Points, case_plots, claim_plots
+from lmc_verify.report.drawing import both_ends
 from lmc_verify.report.guarantees import combined_log_e_value
 from lmc_verify.report.lineplot import line_plot
 from lmc_verify.searches import FoundExample, SearchRecord
@@ -1250,3 +1251,11 @@ def test_the_table_has_a_cell_for_every_claim_and_estimator(tmp_path: Path) -> N
 def test_the_table_is_rectangular(which: str, request: pytest.FixtureRequest) -> None:
     lines = claims_table(request.getfixturevalue(which)).splitlines()
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9}
+
+
+def test_a_title_that_is_cut_keeps_both_ends() -> None:
+    assert both_ends("digits · lmc", 38) == "digits · lmc"
+    cut = [both_ends(f"directed num_edges=800 num_nodes=200 · {name}", 38) for name in ("lmc", "gas", "backward-sgd")]
+    assert all(len(title) <= 38 and "…" in title and title.startswith("directed num_edges") for title in cut)
+    assert [title.rsplit(" · ")[-1] for title in cut] == ["lmc", "gas", "backward-sgd"]
+    assert len({both_ends(f"{'x' * 50}{number}", 9) for number in range(10)}) == 10

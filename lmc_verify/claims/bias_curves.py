@@ -28,10 +28,21 @@ from lmc_verify.statistics.rates import (
     median_interval,
     near_floor,
     seeds_needed,
+    seeds_to_detect,
 )
 from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
 
-__all__ = ["NEGLIGIBLE", "SNAPSHOTS", "BiasCurves", "FloorSlope", "late_steps", "measure", "mixing_steps", "unreadable"]
+__all__ = [
+    "NEGLIGIBLE",
+    "SNAPSHOTS",
+    "BiasCurves",
+    "FloorSlope",
+    "late_steps",
+    "measure",
+    "mixing_steps",
+    "more_seeds",
+    "unreadable",
+]
 
 Matrix = npt.NDArray[np.float64]
 
@@ -215,6 +226,21 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
     )
 
 
+def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:
+    """Say how many seeds would decide on which side of the nearest limit the median slope lies.
+
+    They must be fresh: the interval holds for a number of seeds that does not depend on what they showed.
+    """
+    gap, deviation = min(abs(float(np.median(slopes)) - limit) for limit in limits), float(np.std(slopes, ddof=1))
+    needed = seeds_to_detect(gap, deviation, alpha) if gap > 0 else None
+    if needed is None:
+        return "the slope lies too near the limit for any number of seeds"
+    return (
+        f"about {needed:,} seeds would decide, if slopes scatter as they did: set sampling.seeds, and another "
+        "sampling.replicate for fresh ones"
+    )
+
+
 class FloorSlope:
     """The log-log slope of the floor against what is varied: one a seed, and an interval for their median.
 
@@ -227,11 +253,14 @@ class FloorSlope:
         self._values = [loglog_slope(curves.values, floors) for floors in curves.floors]
         self._alpha, self._apart = alpha, curves.apart
         self.interval: MedianInterval = median_interval(self._values, alpha)
+        self._advice = ""
 
     def outcome(self, lower: float, upper: float = math.inf) -> Outcome:
         """Return what the interval says of a region for the slope: nothing where the runs are too far apart."""
         if self._apart > APART:
             return Outcome.INCONCLUSIVE
+        if self.interval.exists and not (self.interval.inside(lower, upper) or self.interval.outside(lower, upper)):
+            self._advice = "; " + more_seeds(self._values, self._alpha, lower, upper)
         if self.interval.inside(lower, upper):
             return Outcome.SUPPORTED
         return Outcome.REFUTED if self.interval.outside(lower, upper) else Outcome.INCONCLUSIVE
@@ -274,7 +303,7 @@ class FloorSlope:
             case,
             claim.id,
             outcome,
-            summary,
+            summary + self._advice,
             histories="zero",
             evidence=[
                 Evidence("floor", found.median, limit, "log-log slope", "rates", *found.ends),

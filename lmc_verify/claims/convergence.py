@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lmc_verify.case import Case
 from lmc_verify.claims.base import NO_DROPOUT, UNIFORM, Claim, not_applicable, verdict_of
+from lmc_verify.claims.bias_curves import more_seeds
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.smoothness import BOUNDED, SMOOTH
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
@@ -19,7 +20,6 @@ from lmc_verify.seeds import generator
 from lmc_verify.statistics.quadratic import known_slope, measured_norms
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
-    MedianInterval,
     detectable_margin,
     loglog_slope,
     median_interval,
@@ -134,7 +134,7 @@ def check(case: Case) -> Verdict:
         slope = median_interval(slopes, alpha)
         exact_slope = loglog_slope(lengths, reference)
         control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
-        outcome, summary = _decide(slope, works, exact_slope, means, case, seeds, alpha)
+        outcome, summary = _decide(slopes, works, exact_slope, means, case, alpha)
     return verdict_of(
         case,
         claim.id,
@@ -158,8 +158,9 @@ def check(case: Case) -> Verdict:
 
 
 def _decide(
-    slope: MedianInterval, works: bool, exact_slope: float, means: Matrix, case: Case, seeds: int, alpha: float
+    slopes: list[float], works: bool, exact_slope: float, means: Matrix, case: Case, alpha: float
 ) -> tuple[Outcome, str]:
+    slope, seeds = median_interval(slopes, alpha), len(slopes)
     if not slope.exists:
         needed = seeds_needed(alpha)
         return Outcome.INCONCLUSIVE, f"{seeds} seeds give no interval at this level: set sampling.seeds to {needed}"
@@ -180,7 +181,7 @@ def _decide(
                 "too short, raise training.step_size or training.lengths",
             )
         return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
-    return Outcome.INCONCLUSIVE, words + "; longer runs (training.lengths) or more seeds would decide"
+    return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
 
 
 def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:

@@ -23,7 +23,21 @@ from lmc_verify.report import text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ACCENT", "BAD", "CARD", "CHARACTER", "CURVES", "INK", "MUTED", "RULE", "canvas", "frame", "short", "svg"]
+__all__ = [
+    "ACCENT",
+    "BAD",
+    "CARD",
+    "CHARACTER",
+    "CURVES",
+    "INK",
+    "MUTED",
+    "RULE",
+    "both_ends",
+    "canvas",
+    "frame",
+    "short",
+    "svg",
+]
 
 INK, MUTED, RULE, ACCENT, BAD, CARD = (f"#0102{number:02x}" for number in range(1, 7))
 CURVES = tuple(f"#0102{number:02x}" for number in range(16, 24))
@@ -56,6 +70,15 @@ def short(label: str, limit: int = 70) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
+def both_ends(label: str, limit: int) -> str:
+    """Return a label on one line, cut in the middle where it is too long: how it ends tells it from its neighbours."""
+    label = " ".join(text.printable(label).split())
+    if len(label) <= limit:
+        return label
+    tail = (limit - 1) // 2
+    return f"{label[: limit - 1 - tail].rstrip()}…{label[len(label) - tail :].lstrip()}"
+
+
 def canvas(
     left: float,
     heights: Sequence[float],
@@ -71,7 +94,7 @@ def canvas(
     total = top + sum(heights) + between * (len(heights) - 1) + bottom
     figure = Figure(figsize=(width / 72, total / 72), dpi=72)
     FigureCanvasSVG(figure)
-    gap = 18.0
+    gap = 36.0  # the first and the last tick label of neighbours stand out by half their width
     panel = (width - left - right - gap * (columns - 1)) / columns
     grid = []
     y = top

@@ -13,7 +13,20 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection, comparable
-from lmc_verify.report.drawing import ACCENT, BAD, CARD, CHARACTER, INK, MUTED, RULE, canvas, frame, short, svg
+from lmc_verify.report.drawing import (
+    ACCENT,
+    BAD,
+    CARD,
+    CHARACTER,
+    INK,
+    MUTED,
+    RULE,
+    both_ends,
+    canvas,
+    frame,
+    short,
+    svg,
+)
 from lmc_verify.report.labels import distinguishing_labels
 
 if TYPE_CHECKING:
@@ -26,6 +39,7 @@ BIAS_GROUP = "bias per layer"
 
 _ROWS_ONE_BY_ONE = 40
 _PANELS_A_DATA_SET = 6
+_TITLE = 38  # characters that fit above a panel
 _DECADES = 40  # what is smaller or larger than any such power of ten is drawn at the end of the axis
 
 
@@ -93,7 +107,7 @@ def bias_per_layer(section: ClaimSection, identifier: str) -> str | None:
             axes.set_ylim(len(layers) - 0.4, -0.6)
             shown = [short(layer) for layer in layers] if index % columns == 0 else [""] * len(layers)
             axes.set_yticks(range(len(layers)), shown)
-            axes.set_title(short(names[index], 40), fontsize=11, color=INK, loc="left", pad=5)
+            axes.set_title(both_ends(names[index], _TITLE), fontsize=11, color=INK, loc="left", pad=5)
             if index == len(panels) - 1:
                 axes.set_xlabel(unit, fontsize=11, color=MUTED, loc="right")
         return figure

@@ -16,6 +16,7 @@ from lmc_verify.statistics.rates import (
     median_interval,
     near_floor,
     seeds_needed,
+    seeds_to_detect,
 )
 from lmc_verify.statistics.rounding import UNIT_ROUNDOFF, decide, gamma
 
@@ -48,5 +49,6 @@ __all__ = [
     "reachable_width",
     "resolvable_bias",
     "seeds_needed",
+    "seeds_to_detect",
     "smallest_detectable_bias",
 ]

@@ -5,7 +5,8 @@ one law, and order statistics bound the median of that law whatever it looks lik
 the median with probability ``2^-n``. A t-interval would need normal tails far beyond what a few dozen runs can show.
 
 For the test there are three functions: `median_interval` runs it, `detectable_margin` says how far from a limit the
-median must lie to be told apart from it, and `seeds_needed` how many runs an error level asks for.
+median must lie to be told apart from it, and `seeds_to_detect` how many runs tell a given distance apart. An error
+level alone asks for `seeds_needed`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtr, ndtri
 
+from lmc_verify.statistics.detection import first_that
+
 __all__ = [
     "FLOOR_FACTOR",
     "DecayFit",
@@ -29,6 +32,7 @@ __all__ = [
     "median_interval",
     "near_floor",
     "seeds_needed",
+    "seeds_to_detect",
 ]
 
 Vector = npt.NDArray[np.float64]
@@ -96,9 +100,10 @@ def _cut(draws: int, alpha: float) -> tuple[int, float]:
 
     The former is the largest k with ``2 P(Bin(n, 1/2) <= k) <= alpha``.
     """
-    cut = 0
-    while 2 * bdtr(cut + 1, draws, 0.5) <= alpha:
-        cut += 1
+    cut, beyond = 0, draws + 1
+    while beyond - cut > 1:
+        middle = (cut + beyond) // 2
+        cut, beyond = (middle, beyond) if 2 * bdtr(middle, draws, 0.5) <= alpha else (cut, middle)
     return cut, float(2 * bdtr(cut, draws, 0.5))
 
 
@@ -148,6 +153,26 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
         middle = (low + high) / 2
         low, high = (middle, high) if bdtr(cut, seeds, middle) >= power else (low, middle)
     return float(deviation * -ndtri(low))
+
+
+def seeds_to_detect(margin: float, deviation: float, alpha: float, power: float = 0.9) -> int | None:
+    """Return how many draws tell a median at this distance from a limit apart; the inverse of `detectable_margin`.
+
+    Args:
+        margin: distance of the median from the limit.
+        deviation: standard deviation of the draws, which are taken to be normal here (for the power only).
+        alpha: miss probability of the interval.
+        power: probability of a decision.
+
+    Returns:
+        The number of draws; None where a million would not do.
+
+    Raises:
+        ValueError: a margin that is not positive, a level or power outside (0, 1), or a negative deviation.
+    """
+    if not margin > 0:
+        raise ValueError(f"the margin is {margin}, it must be positive: on the limit itself nothing can be told apart")
+    return first_that(lambda draws: detectable_margin(deviation, draws, alpha, power) <= margin, limit=2**20)
 
 
 def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
