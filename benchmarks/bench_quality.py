@@ -35,8 +35,10 @@ WARM_UP_STEPS, WARM_UP_STEP_SIZE = 60, 0.02
 ERROR_BATCHES = 40
 BIAS_CLUSTERS = 10
 
-TARGETS = {"digits": 0.9, "dcsbm-20k": 0.985, "cora": 0.7, "karate": 0.3}
-"""Validation accuracies that full-batch training passes early; fixed, so that steps to them can be compared."""
+TARGETS = {"digits": 0.9, "cora": 0.7, "karate": 0.3}
+"""Validation accuracies that full-batch training passes early; fixed, so that steps to them can be compared.
+
+The generated graph is left out: five steps learn it."""
 
 
 @functools.cache
@@ -121,7 +123,7 @@ class DrawsToDecision:
 
 
 class TimeToTarget(Benchmark):
-    params = (("full-batch", "lmc", "gas"), ("digits", "dcsbm-20k", "cora"), DEVICES, ("float32",))
+    params = (("full-batch", "lmc", "gas"), SMALL, DEVICES, ("float32",))
     param_names = ("estimator", *Benchmark.param_names)
 
     def setup(self, estimator: str, *place: str) -> None:
