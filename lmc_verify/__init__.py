@@ -31,7 +31,7 @@ from lmc_verify.estimators import (
     LMCForwardOnly,
     make_estimator,
 )
-from lmc_verify.exact import ExactPass, exact_pass
+from lmc_verify.exact import ExactPass, exact_gradient, exact_pass
 from lmc_verify.graph import Block, Graph
 from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Dropout, Layer, LayeredModel, PyGConv, make_model
 from lmc_verify.partition import Partition, make_partition
@@ -106,6 +106,7 @@ __all__ = [
     "check_claim",
     "conditional_bias",
     "dataset_names",
+    "exact_gradient",
     "exact_pass",
     "load_data",
     "load_graph",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -36,13 +36,11 @@ class Batch:
         nodes: int64 [size], ascending and distinct.
         inclusion: float64 [size], the probability that the design puts each node into a batch; in (0, 1].
         clusters: the clusters it is made of, where the design has any.
-        structures: what estimators have worked out about the batch in the graph they last saw it in; a cache.
     """
 
     nodes: Tensor
     inclusion: Tensor
     clusters: tuple[int, ...] | None = None
-    structures: dict[bool, object] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.nodes.dim() != 1 or self.nodes.dtype != torch.int64 or self.nodes.numel() == 0:
@@ -86,10 +84,6 @@ class Batch:
         """Number of nodes."""
         return self.nodes.numel()
 
-    def __getstate__(self) -> dict[str, object]:
-        """Leave the cache behind when the batch is copied or sent to another process."""
-        return {**self.__dict__, "structures": {}}
-
 
 @runtime_checkable
 class BatchDesign(Protocol):
@@ -110,7 +104,7 @@ class BatchDesign(Protocol):
 
 
 _KEPT_NODES = 1_000_000
-"""A design keeps its batches, with what estimators work out about them, if batches x nodes is at most this."""
+"""If batches x nodes is at most this, a design gives the same objects again, so that graphs can keep their blocks."""
 
 
 class _ClusterDesign:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.closedpass import ClosedPass
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graph import LocalSet
+from lmc_verify.models.affine import affine_layers
 from lmc_verify.models.layered import active_dropout
 from lmc_verify.problem import Gradient, Problem
 
-__all__ = ["ExactPass", "exact_pass"]
+__all__ = ["ExactPass", "exact_gradient", "exact_pass"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,19 +44,62 @@ def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
 
     Args:
         problem: the problem; its dtype is the dtype of every result (float64 is the reference).
-        chunk_size: rows evaluated at a time. None takes all of them at once; smaller chunks bound the memory of the
-            autograd graph, results agree to rounding.
+        chunk_size: rows evaluated at a time; smaller chunks bound the memory of the autograd graph, results agree to
+            rounding. None takes as many as suit the machine where all layers have a closed form, else all at once.
 
     Raises:
         InvalidInputError: dropout is active (call ``model.eval()``), or `chunk_size` is below 1.
 
     Source: auxiliary variables and the recursion are equations of backward message passing in [LMC, ICLR 2023].
     """
+    return _exact_pass(problem, chunk_size, closed=True)
+
+
+def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[float, Gradient]:
+    """Compute the exact loss and gradient, without keeping embeddings and auxiliary variables.
+
+    Takes about half of the memory of `exact_pass`, and less time, where all layers have a closed form (see
+    `lmc_verify.models.affine`).
+
+    Args:
+        problem: the problem.
+        chunk_size: see `exact_pass`.
+
+    Returns:
+        The loss, and the gradient by parameter name.
+
+    Raises:
+        InvalidInputError: see `exact_pass`.
+    """
+    _check(problem, chunk_size)
+    layers = affine_layers(problem.model)
+    if layers is None:
+        exact = _exact_pass(problem, chunk_size, closed=False)
+        return exact.loss, exact.gradient
+    closed = ClosedPass(problem, layers, keep=False, chunk_size=chunk_size)
+    closed.forward()
+    closed.backward()
+    return closed.loss, closed.gradient
+
+
+def _check(problem: Problem, chunk_size: int | None) -> None:
     refuse_dropout(problem)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidInputError(
             f"chunk_size is {chunk_size}, it must be a whole number of at least 1, or None for all rows at once"
         )
+
+
+def _exact_pass(problem: Problem, chunk_size: int | None, *, closed: bool) -> ExactPass:
+    """Make the exact pass in closed form where there is one and it is wanted, else layer by layer with autograd."""
+    _check(problem, chunk_size)
+    layers = affine_layers(problem.model) if closed else None
+    if layers is not None:
+        done = ClosedPass(problem, layers, keep=True, chunk_size=chunk_size)
+        done.forward()
+        done.backward()
+        kept = tuple(done.embeddings[index] for index in range(problem.num_layers + 1))
+        return ExactPass(done.loss, kept, done.auxiliary, done.gradient)
     graph, model = problem.graph, problem.model
     gradient = problem.zero_gradient()
     chunks = list(_chunks(problem, chunk_size))

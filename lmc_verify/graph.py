@@ -19,6 +19,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.memory import DEFAULT_CACHE_BYTES, ByteCache
 from lmc_verify.sparse import CSR
 from lmc_verify.validation import validate_graph
 
@@ -27,6 +28,9 @@ __all__ = ["OPERATORS", "Block", "Graph", "LocalSet", "normalised_edges"]
 OPERATORS = ("gcn", "mean", "sum", "loops")
 """Operators that layers aggregate with: symmetric GCN normalisation with self-loops; mean over the in-edges; sum of
 weighted in-edges; unit weights with exactly one self-loop a node (attention layers)."""
+
+_SEARCH = 64
+"""Nodes are looked up in a table of all nodes unless that is so many times larger than what is looked up."""
 
 
 def normalised_edges(
@@ -83,10 +87,16 @@ class Block:
 
     @property
     def csr_t(self) -> CSR:
-        """The transpose, built on first use and kept."""
+        """The transpose, built on first use and kept; the matrix itself where it is symmetric."""
         if "t" not in self._cache:
-            self._cache["t"] = self.csr.transpose()
+            transposed = self.csr.transpose()
+            self._cache["t"] = self.csr if transposed.equals(self.csr) else transposed
         return self._cache["t"]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the matrix equals its transpose, bit for bit."""
+        return self.csr_t is self.csr
 
     @property
     def complete(self) -> bool:
@@ -152,6 +162,8 @@ class Graph:
         edge_weight: float [m] or None.
         val_mask, test_mask: bool [n] or None.
         name: for messages and reports.
+        cache_bytes: memory that the graph may keep what is worked out from it in, apart from its operators: half of it
+            for ``A X``, if that fits, and half for the blocks of batches that come again.
 
     Raises:
         InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels.
@@ -165,7 +177,9 @@ class Graph:
     val_mask: Tensor | None = None
     test_mask: Tensor | None = None
     name: str = "graph"
+    cache_bytes: int = DEFAULT_CACHE_BYTES
     _blocks: dict[str, Block] = field(default_factory=dict, repr=False)
+    _aggregated: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         validate_graph(self)
@@ -301,7 +315,7 @@ class Graph:
             key: move(getattr(self, key))
             for key in ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
         }
-        return Graph(**fields, name=self.name)  # type: ignore[arg-type]  # only optional fields can be None
+        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes)  # type: ignore[arg-type]  # only optional fields can be None
 
     def double(self) -> Graph:
         """Return the graph in float64, the reference precision."""
@@ -314,14 +328,40 @@ class Graph:
             self._blocks[kind] = _block_from_edges(edges, weight, self.num_nodes)
         return self._blocks[kind]
 
+    @cached_property
+    def cache(self) -> ByteCache:
+        """What estimators work out about batches in this graph."""
+        return ByteCache(self.cache_bytes // 2)
+
+    def aggregated_features(self, kind: str) -> Tensor | None:
+        """Return ``A X`` [n, f] of an operator, computed once, or None if it does not fit into half of the cache."""
+        if self.x.numel() * self.x.element_size() > self.cache_bytes // 2:
+            return None
+        if kind not in self._aggregated:
+            self._aggregated[kind] = self.operator(kind).csr.matmul(self.x)
+        return self._aggregated[kind]
+
     def block(self, kind: str, rows: Tensor, columns: LocalSet) -> Block:
         """Cut the piece rows x columns out of an operator, values as in the whole graph."""
         whole = self.operator(kind)
-        position, column, value = whole.csr.gather_rows(rows)
-        index, inside = columns.locate(column)
-        position, index, value = position[inside], index[inside], value[inside]
-        csr = CSR.from_coo(position, index, value, rows.numel(), columns.nodes.numel())
-        return Block(csr, whole.in_degree[rows])
+        return Block(self._cut(whole.csr, rows, columns), whole.in_degree[rows])
+
+    def transposed_block(self, kind: str, rows: Tensor, columns: LocalSet) -> CSR:
+        """Cut the piece rows x columns out of an operator's transpose: row j sends messages to its columns."""
+        return self._cut(self.operator(kind).csr_t, rows, columns)
+
+    def _cut(self, whole: CSR, rows: Tensor, columns: LocalSet) -> CSR:
+        chosen = whole.select_rows(rows)
+        return chosen.renamed(self._names(columns, chosen.col), columns.nodes.numel())
+
+    def _names(self, local: LocalSet, nodes: Tensor) -> Tensor:
+        """Return the local index of each of the given nodes, -1 for those outside the local set."""
+        if self.num_nodes > _SEARCH * nodes.numel():  # too few to write down a name for every node
+            index, inside = local.locate(nodes.long())
+            return torch.where(inside, index, -1)
+        names = torch.full((self.num_nodes,), -1, dtype=torch.int32, device=self.device)
+        names[local.nodes] = torch.arange(local.nodes.numel(), dtype=torch.int32, device=self.device)
+        return names.index_select(0, nodes)
 
     def induced_block(self, kind: str, nodes: LocalSet) -> Block:
         """Return the operator of the subgraph induced by the nodes, normalised by the **subgraph's** degrees.
@@ -339,26 +379,40 @@ class Graph:
     def neighbourhood(self, batch: Tensor) -> Tensor:
         """Return the halo: nodes with an edge from or to a batch node, the batch excluded; ascending ids."""
         pattern = self.operator("sum")
-        _, sources, _ = pattern.csr.gather_rows(batch)
-        _, destinations, _ = pattern.csr_t.gather_rows(batch)
-        near: Tensor = torch.unique(torch.cat([sources, destinations]))
-        inside = LocalSet(batch, batch.numel()).locate(near)[1]
-        return near[~inside]
+        ways = {id(way): way for way in (pattern.csr, pattern.csr_t)}
+        near = torch.cat([way.select_rows(batch).col for way in ways.values()]).long()
+        if self.num_nodes > _SEARCH * near.numel():
+            distinct: Tensor = torch.unique(near)
+            return distinct[~LocalSet(batch, batch.numel()).locate(distinct)[1]]
+        mark = torch.zeros(self.num_nodes, dtype=torch.bool, device=self.device)
+        mark[near] = True
+        mark[batch] = False
+        found: Tensor = mark.nonzero()[:, 0]
+        return found
 
     def local_degree_ratio(self, local: LocalSet) -> Tensor:
         """Return the share of each halo row's in-edges (self-loops apart) that come from inside the local set.
 
         A row without in-edges misses no message: its share is 1.
         """
-        pattern = self.operator("sum")
-        position, column, _ = pattern.csr.gather_rows(local.halo)
+        position, column, _ = self.operator("sum").csr.gather_rows(local.halo)
         proper = column != local.halo[position]
-        inside = local.locate(column)[1] & proper
+        inside = (self._names(local, column) >= 0) & proper
         size = local.halo.numel()
         total = torch.bincount(position[proper], minlength=size)
         kept = torch.bincount(position[inside], minlength=size)
         ratio = kept.to(self.dtype) / total.clamp(min=1).to(self.dtype)
         return torch.where(total == 0, torch.ones_like(ratio), ratio)
+
+    def messages(self, batch: Tensor) -> tuple[int, int]:
+        """Return the number of edges into the batch and out of it."""
+        pattern = self.operator("sum")
+        return tuple(int((way.rowptr[batch + 1] - way.rowptr[batch]).sum()) for way in (pattern.csr, pattern.csr_t))  # type: ignore[return-value]
+
+    def inner_messages(self, batch: Tensor) -> int:
+        """Return the number of edges between nodes of the batch."""
+        sources = self.operator("sum").csr.select_rows(batch).col
+        return int((self._names(LocalSet(batch, batch.numel()), sources) >= 0).sum())
 
     def transposed(self) -> Graph:
         """Return the graph with every edge reversed."""
@@ -412,7 +466,7 @@ class Graph:
             TypeError: a field that a graph does not have.
             InvalidInputError: as for the graph itself.
         """
-        return replace(self, _blocks={}, **changes)
+        return replace(self, _blocks={}, _aggregated={}, **changes)
 
     def __repr__(self) -> str:
         return (

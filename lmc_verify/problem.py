@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block, Graph
 from lmc_verify.losses import LOSSES, node_losses
+from lmc_verify.memory import BufferPool
 from lmc_verify.models.layered import LayeredModel
 from lmc_verify.sparse import CSR
 
@@ -118,6 +119,15 @@ class Problem:
     def parameter_names(self) -> tuple[str, ...]:
         """Names of the trainable parameters, in ``named_parameters()`` order."""
         return tuple(name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    @cached_property
+    def buffers(self) -> BufferPool:
+        """Memory for the large results of passes over this problem, used again when they are garbage."""
+        return BufferPool()
+
+    def name_of(self, parameter: nn.Parameter) -> str:
+        """Return a parameter's name in the model."""
+        return self._name_of[id(parameter)]
 
     @cached_property
     def _name_of(self) -> dict[int, str]:

@@ -1,24 +1,36 @@
 """Compressed sparse rows and the one sparse product that the package uses.
 
 `spmm` multiplies a sparse block with dense rows and differentiates with the block's stored transpose, so
-neither direction ever scatters. Which primitive is fastest depends on dtype and device; `CSR.matmul` picks it.
+neither direction ever scatters. Which primitive is fastest depends on dtype and device; `CSR.matmul` picks it. On a CPU
+it works on pieces of rows whose results fit into the cache (see `CSR.pieces`).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
-__all__ = ["CSR", "SparseMatrix", "index_dtype", "spmm"]
+__all__ = ["CSR", "SparseMatrix", "index_dtype", "piece_rows", "spmm"]
+
+PIECE_ELEMENTS = 2**20
+"""Elements of a result that is worked on at a time on a CPU: 4 MiB of float32. Larger results are written to memory
+that the operating system maps page by page, which takes longer than the product itself."""
+
+
+def piece_rows(device: torch.device, width: int, num_rows: int) -> int:
+    """Return how many rows of a given width are worked on at a time: all of them on a GPU."""
+    return max(PIECE_ELEMENTS // max(width, 1), 1) if device.type == "cpu" else max(num_rows, 1)
 
 
 def index_dtype(num_rows: int, num_columns: int, num_entries: int) -> torch.dtype:
@@ -45,52 +57,122 @@ class CSR:
         return self.rowptr.numel() - 1
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.num_rows, self.num_columns
+
+    @property
     def num_entries(self) -> int:
         """Number of stored entries, duplicates included."""
         return self.col.numel()
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory held by the three arrays."""
+        return sum(part.numel() * part.element_size() for part in (self.rowptr, self.col, self.value))
+
     @classmethod
     def from_coo(cls, row: Tensor, col: Tensor, value: Tensor, num_rows: int, num_columns: int) -> CSR:
         """Build from coordinates in any order; entries of a row are sorted by column, ties keep their order."""
-        order = torch.argsort(col, stable=True)
-        order = order[torch.argsort(row[order], stable=True)]
-        return cls.from_sorted(row[order], col[order], value[order], num_rows, num_columns)
+        dtype = index_dtype(num_rows, num_columns, col.numel())
+        row, col = row.to(dtype), col.to(dtype)
+        order = _stable_order(col, num_columns)
+        order = order.index_select(0, _stable_order(row.index_select(0, order), num_rows))
+        return cls._from_ordered(row, col.index_select(0, order), value.index_select(0, order), num_rows, num_columns)
 
     @classmethod
     def from_sorted(cls, row: Tensor, col: Tensor, value: Tensor, num_rows: int, num_columns: int) -> CSR:
         """Build from coordinates whose rows already ascend."""
         dtype = index_dtype(num_rows, num_columns, col.numel())
-        rowptr = torch.zeros(num_rows + 1, dtype=dtype, device=row.device)
-        rowptr[1:] = torch.bincount(row, minlength=num_rows).cumsum(0)
-        return cls(rowptr, col.to(dtype), value, num_columns)
+        return cls._from_ordered(row, col.to(dtype), value, num_rows, num_columns)
+
+    @classmethod
+    def _from_ordered(cls, rows: Tensor, col: Tensor, value: Tensor, num_rows: int, num_columns: int) -> CSR:
+        """Build from columns and values that are in order; `rows` are only counted."""
+        rowptr = torch.zeros(num_rows + 1, dtype=col.dtype, device=col.device)
+        torch.cumsum(torch.bincount(rows, minlength=num_rows), 0, dtype=col.dtype, out=rowptr[1:])
+        return cls(rowptr, col, value, num_columns)
 
     @cached_property
     def row(self) -> Tensor:
         """Row index of every entry [entries], int64."""
-        counts = (self.rowptr[1:] - self.rowptr[:-1]).long()
-        rows = torch.arange(self.num_rows, device=self.rowptr.device)
-        return rows.repeat_interleave(counts, output_size=self.num_entries)
+        return self._rows().long()
+
+    def _rows(self) -> Tensor:
+        rows = torch.arange(self.num_rows, dtype=self.rowptr.dtype, device=self.rowptr.device)
+        return rows.repeat_interleave(self.rowptr.diff(), output_size=self.num_entries)
 
     def transpose(self) -> CSR:
-        """Return the transposed matrix, rows sorted by column."""
+        """Return the transposed matrix; the entries of a row keep the order in which their rows had them."""
         # Entries are visited row by row, so a stable sort by column leaves them sorted by (column, row).
-        order = torch.argsort(self.col, stable=True)
-        return CSR.from_sorted(
-            self.col[order].long(), self.row[order], self.value[order], self.num_columns, self.num_rows
-        )
+        order = _stable_order(self.col, self.num_columns)
+        rows = self._rows().index_select(0, order)
+        return CSR._from_ordered(self.col, rows, self.value.index_select(0, order), self.num_columns, self.num_rows)
 
-    def gather_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the entries of the given rows: (position of the row in `rows`, column, value).
+    def equals(self, other: CSR) -> bool:
+        """Whether both matrices store the same entries in the same order, bit for bit."""
+        pairs = ((self.rowptr, other.rowptr), (self.col, other.col), (self.value, other.value))
+        return self.num_columns == other.num_columns and all(torch.equal(left, right) for left, right in pairs)
+
+    @cached_property
+    def _pieces(self) -> dict[int, Sequence[tuple[slice, CSR]]]:
+        return {}
+
+    def pieces(self, size: int) -> Sequence[tuple[slice, CSR]]:
+        """Return the matrix in pieces of at most `size` consecutive rows, as (rows, piece); entries are shared."""
+        if size >= self.num_rows:
+            return [(slice(0, self.num_rows), self)]
+        if size not in self._pieces:
+            starts = list(range(0, self.num_rows, size))
+            stops = [*starts[1:], self.num_rows]
+            bounds = self.rowptr[torch.tensor([*starts, self.num_rows], device=self.rowptr.device)].tolist()
+            self._pieces[size] = [
+                (
+                    slice(start, stop),
+                    CSR(
+                        self.rowptr[start : stop + 1] - first,
+                        self.col[first:last],
+                        self.value[first:last],
+                        self.num_columns,
+                    ),
+                )
+                for start, stop, first, last in zip(starts, stops, bounds, bounds[1:], strict=False)
+            ]
+        return self._pieces[size]
+
+    def select_rows(self, rows: Tensor) -> CSR:
+        """Return the given rows [rows] as a matrix of their own, columns as they are.
 
         Vectorised: cost is proportional to the number of entries returned.
         """
-        start = self.rowptr[rows].long()
-        counts = self.rowptr[rows + 1].long() - start
-        total = int(counts.sum())
-        position = torch.arange(rows.numel(), device=rows.device).repeat_interleave(counts, output_size=total)
-        first = counts.cumsum(0) - counts
-        entry = torch.arange(total, device=rows.device) + (start - first)[position]
-        return position, self.col[entry].long(), self.value[entry]
+        start = self.rowptr[rows]
+        counts = self.rowptr[rows + 1] - start
+        rowptr = self.rowptr.new_zeros(rows.numel() + 1)
+        torch.cumsum(counts, 0, dtype=rowptr.dtype, out=rowptr[1:])
+        total = int(rowptr[-1])
+        shift = (start - rowptr[:-1]).repeat_interleave(counts, output_size=total)
+        entry = torch.arange(total, dtype=rowptr.dtype, device=rows.device).add_(shift)
+        return CSR(rowptr, self.col.index_select(0, entry), self.value.index_select(0, entry), self.num_columns)
+
+    def gather_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the entries of the given rows: (position of the row in `rows`, column, value)."""
+        chosen = self.select_rows(rows)
+        return chosen.row, chosen.col.long(), chosen.value
+
+    def renamed(self, names: Tensor, num_columns: int) -> CSR:
+        """Return the matrix with other columns; entries without one are left out.
+
+        Args:
+            names: the new column of every entry [entries], below `num_columns`; negative for none.
+            num_columns: number of columns of the result.
+        """
+        dtype = self.rowptr.dtype
+        inside = names >= 0
+        if bool(inside.all()):
+            return CSR(self.rowptr, names.to(dtype), self.value, num_columns)
+        before = torch.zeros(self.num_entries + 1, dtype=dtype, device=names.device)
+        torch.cumsum(inside, 0, dtype=dtype, out=before[1:])
+        return CSR(before[self.rowptr], names[inside].to(dtype), self.value[inside], num_columns)
 
     @cached_property
     def _torch(self) -> Tensor:
@@ -105,12 +187,28 @@ class CSR:
                 check_invariants=False,
             )
 
-    def matmul(self, dense: Tensor) -> Tensor:
+    def matmul(self, dense: Tensor, out: Tensor | None = None) -> Tensor:
         """Return `self @ dense` for dense [columns, width], without a gradient rule.
 
         float32 on a CPU goes through `embedding_bag`, which reads the rows in place; float64 and CUDA go
         through torch's CSR product, which is faster there.
+
+        Args:
+            dense: [columns, width].
+            out: where to put the result [rows, width], or None for a new tensor.
         """
+        pieces = self.pieces(piece_rows(dense.device, dense.shape[1], self.num_rows))
+        if len(pieces) == 1:
+            product = self.product(dense)
+            return product if out is None else out.copy_(product)
+        if out is None:
+            out = dense.new_empty(self.num_rows, dense.shape[1])
+        for rows, piece in pieces:
+            out[rows] = piece.product(dense)
+        return out
+
+    def product(self, dense: Tensor) -> Tensor:
+        """Return `self @ dense` in one piece; see `matmul`."""
         if self.num_entries == 0 or dense.shape[1] == 0:
             return dense.new_zeros(self.num_rows, dense.shape[1])
         if dense.device.type == "cpu" and dense.dtype == torch.float32:
@@ -129,6 +227,16 @@ class CSR:
         """Return the dense matrix [rows, columns]; duplicates are added."""
         dense = self.value.new_zeros(self.num_rows, self.num_columns)
         return dense.index_put_((self.row, self.col.long()), self.value, accumulate=True)
+
+
+def _stable_order(key: Tensor, bound: int) -> Tensor:
+    """Return the order [entries] that sorts keys in 0 ... bound-1 and leaves equal ones as they are."""
+    if key.device.type != "cpu":
+        return torch.argsort(key, stable=True)
+    # One entry a row, in the column of its key: by columns, that is sorted. scipy counts where torch would compare.
+    every = torch.arange(key.numel() + 1, dtype=key.dtype).numpy()
+    entries = sparse.csr_matrix((every[:-1], key.numpy(), every), shape=(key.numel(), bound))
+    return torch.from_numpy(entries.tocsc().data)
 
 
 class SparseMatrix(Protocol):

@@ -66,6 +66,8 @@ def validate_graph(graph: Graph) -> None:
             "no node is labelled: train_mask has 0 True values, the objective needs at least 1; set train_mask"
         )
     _validate_labels(y, graph.train_mask, n)
+    if graph.cache_bytes < 0:
+        raise InvalidInputError(f"cache_bytes is {graph.cache_bytes}, it must be at least 0; 0 keeps nothing")
 
 
 def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:

@@ -6,7 +6,6 @@ The bias that is enumerated along it is that of the next estimate, and what batc
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -379,18 +378,9 @@ def test_messages_are_counted_by_edges(data: st.DataObject) -> None:
     batch = data.draw(batches(problem.graph))
     source, destination = problem.graph.edge_index
     sent, received = torch.isin(source, batch.nodes), torch.isin(destination, batch.nodes)
-    into, out, inner = LocalStructure(problem.graph, batch, cut=False).messages
-    assert (into, out, inner) == (int(received.sum()), int(sent.sum()), int((sent & received).sum()))
-
-
-def test_batches_leave_what_they_remember_behind_when_they_travel() -> None:
-    problem = karate()
-    batch = clusters(problem).draw(np.random.default_rng(0))
-    LMC(beta=0.3).estimate(problem, LMC().init(problem), batch)
-    assert batch.structures
-    for traveller in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch), copy.copy(batch)):
-        assert traveller.structures == {}
-        assert torch.equal(traveller.nodes, batch.nodes)
-        assert traveller.clusters == batch.clusters
-    assert batch.structures, "sending a batch must not empty it"
-    assert len(pickle.dumps(batch)) == len(pickle.dumps(fresh(batch)))
+    structure = LocalStructure(problem.graph, batch, cut=False)
+    assert (*structure.messages, structure.inner_messages) == (
+        int(received.sum()),
+        int(sent.sum()),
+        int((sent & received).sum()),
+    )

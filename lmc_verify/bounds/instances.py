@@ -17,8 +17,8 @@ from lmc_verify.bounds.terms import ExactTerms
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
 from lmc_verify.estimators.compensated import BackwardSGD, Compensated
-from lmc_verify.estimators.engine import Policies
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
+from lmc_verify.estimators.policies import Policies
 from lmc_verify.exact import ExactPass
 from lmc_verify.problem import Problem, gradient_sum
 

@@ -20,8 +20,7 @@ from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, Fuse
 from lmc_verify.bounds.results import Unproven
 from lmc_verify.bounds.terms import absolute
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators.engine import Policies
-from lmc_verify.estimators.policies import Blend, Cut
+from lmc_verify.estimators.policies import Blend, Cut, Policies
 from lmc_verify.graph import Graph, LocalSet
 from lmc_verify.sparse import CSR
 

@@ -11,10 +11,10 @@ from lmc_verify.estimators.compensated import (
     LMCBackwardOnly,
     LMCForwardOnly,
 )
-from lmc_verify.estimators.engine import Policies, estimate_compensated
+from lmc_verify.estimators.engine import estimate_compensated
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh
-from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held
+from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held, Policies
 from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
 
 __all__ = [

@@ -30,9 +30,9 @@ import numpy as np
 from lmc_verify.batches import Batch
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators.base import NORMALISERS, Estimate
-from lmc_verify.estimators.engine import Policies, estimate_compensated
+from lmc_verify.estimators.engine import estimate_compensated
 from lmc_verify.estimators.history import History
-from lmc_verify.estimators.policies import Blend, Cut, Drop, Held
+from lmc_verify.estimators.policies import Blend, Cut, Drop, Held, Policies
 from lmc_verify.exact import exact_pass
 from lmc_verify.problem import Problem
 

@@ -95,9 +95,9 @@ class History:
         """Return the tables of one kind by layer."""
         return self.embeddings if kind == EMBEDDING else self.auxiliary
 
-    def read(self, kind: str, layer: int, nodes: Tensor) -> Tensor:
-        """Return rows of one table, as a copy."""
-        return self.table(kind)[layer].index_select(0, nodes)
+    def read(self, kind: str, layer: int, nodes: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Return rows of one table, as a copy; into `out` [rows, width] if given."""
+        return torch.index_select(self.table(kind)[layer], 0, nodes, out=out)
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Write rows, in the order given.

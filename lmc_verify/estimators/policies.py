@@ -12,7 +12,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Graph, LocalSet
 
-__all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held"]
+__all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held", "Policies"]
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
@@ -102,3 +102,39 @@ class Drop:
 
 
 HaloPolicy = Blend | Held | Cut | Drop
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The two halo policies of an estimator, and whether blended halo rows of H are written back.
+
+    Raises:
+        InvalidInputError: a combination without meaning.
+    """
+
+    forward: HaloPolicy
+    backward: HaloPolicy
+    write_halo: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forward, Drop) or isinstance(self.backward, Cut):
+            raise InvalidInputError("Cut belongs to the forward pass and Drop to the backward pass; swap them")
+        if isinstance(self.forward, Held) != isinstance(self.backward, Held):
+            raise InvalidInputError("exact values are held in both passes or in neither: use Held() twice")
+        if isinstance(self.forward, Cut) and not isinstance(self.backward, Drop):
+            raise InvalidInputError("without a halo in the forward pass there is none in the backward pass: use Drop()")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether halo rows send messages backward from a history."""
+        return isinstance(self.backward, Blend)
+
+    @property
+    def writes_embeddings(self) -> bool:
+        """Whether a history of H is kept."""
+        return isinstance(self.forward, Blend)
+
+    @property
+    def writes_auxiliary(self) -> bool:
+        """Whether a history of V is kept."""
+        return isinstance(self.backward, Blend)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,10 +16,10 @@ from torch_geometric import nn as pyg_nn
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block, Graph
+from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.models.dropout import Dropout
 
 __all__ = [
-    "ACTIVATIONS",
     "ACTIVATION_CUTS",
     "Conv",
     "ConvLayer",
@@ -30,9 +30,6 @@ __all__ = [
 ]
 
 ACTIVATION_CUTS = ("pre", "post")
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
-"""Activations by name. ReLU has a kink, which the smoothness assumptions of convergence theorems exclude."""
 
 
 class Layer(nn.Module, ABC):

@@ -11,9 +11,10 @@ from torch import nn
 from torch_geometric.nn import GATConv
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.models.adapter import PyGConv, materialise
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
-from lmc_verify.models.layered import ACTIVATION_CUTS, ACTIVATIONS, Conv, ConvLayer, LayeredModel, node_wise_part
+from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, LayeredModel, node_wise_part
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["GAT", "GCN", "MODELS", "SAGE", "make_model"]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from lmc_verify.statistics.betting import bet_grid, log_threshold
 
@@ -129,6 +128,8 @@ def smallest_detectable_bias(
     Raises:
         ValueError: an argument outside its range.
     """
+    from scipy.optimize import brentq  # importing it takes half a second
+
     _checked_plan(alpha, power, deviation, spread, blocks)
     grid = bet_grid() if bets is None else np.asarray(bets, dtype=np.float64)
     needed = log_threshold(alpha) + math.log(blocks * grid.size)

@@ -19,7 +19,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from lmc_verify.statistics.betting import (
     RANGE_SLACK,
@@ -71,6 +70,8 @@ def mean_upper_bound(values: Array, alpha: float, population: int | None = None)
     Raises:
         ValueError: a value outside [0, 1], alpha outside (0, 1), or more values than the population has points.
     """
+    from scipy.optimize import brentq  # importing it takes half a second
+
     level = log_threshold(alpha)
     values = np.asarray(values, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():

@@ -37,7 +37,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 
 from lmc_verify.statistics.betting import (
     bet_grid,
@@ -79,6 +78,8 @@ def _invert(
     known: float, weight: float, variances: Array, steps: int, bound: float, level: float, high: float
 ) -> float:
     """Return the largest ||mu|| <= high with ``log_mixture((weight ||mu|| - known) / (2 bound)) <= level``."""
+
+    from scipy.optimize import brentq  # importing it takes half a second
 
     def excess(norm: float) -> float:
         return log_mixture(max(weight * norm - known, 0.0) / (2 * bound), variances, steps) - level

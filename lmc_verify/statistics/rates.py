@@ -17,8 +17,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar, nnls
-from scipy.stats import binom, norm
+from scipy.special import bdtr, ndtri
 
 __all__ = [
     "FLOOR_FACTOR",
@@ -98,9 +97,9 @@ def _cut(draws: int, alpha: float) -> tuple[int, float]:
     The former is the largest k with ``2 P(Bin(n, 1/2) <= k) <= alpha``.
     """
     cut = 0
-    while 2 * binom.cdf(cut + 1, draws, 0.5) <= alpha:
+    while 2 * bdtr(cut + 1, draws, 0.5) <= alpha:
         cut += 1
-    return cut, float(2 * binom.cdf(cut, draws, 0.5))
+    return cut, float(2 * bdtr(cut, draws, 0.5))
 
 
 def median_interval(values: Sequence[float], alpha: float) -> MedianInterval:
@@ -147,8 +146,8 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
     low, high = 0.0, 0.5
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if binom.cdf(cut, seeds, middle) >= power else (low, middle)
-    return float(deviation * -norm.ppf(low))
+        low, high = (middle, high) if bdtr(cut, seeds, middle) >= power else (low, middle)
+    return float(deviation * -ndtri(low))
 
 
 def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -213,6 +212,8 @@ def fit_decay(steps: Sequence[float], values: Sequence[float]) -> DecayFit:
         raise ValueError(f"decay and floor need four or more points, got {k.size} steps and {y.size} values")
     if not (np.diff(k) > 0).all() or not (y > 0).all() or not np.isfinite(y).all():
         raise ValueError("decay and floor need ascending steps and positive finite values")
+
+    from scipy.optimize import minimize_scalar, nnls  # importing it takes half a second
 
     def solve(log_half_life: float) -> tuple[Vector, float, float]:
         rate = 0.5 ** math.exp(-log_half_life)
