@@ -64,23 +64,31 @@ def _standing(run: RaceRun) -> str:
     return run.entry.reason if best is None else f"best {best.validation:.2%}"
 
 
-def _left(seconds: float, done: int, total: int) -> str:
-    """Estimate the time left from the time that the parts before took; nothing where it would be a guess."""
-    if seconds < _SURE_AFTER or done == total:
-        return ""
-    return f", about {duration(seconds / done * (total - done))} left"
+class _Clock:
+    """Estimates the time left from the parts of one kind that came before; parts of another kind say nothing of it."""
+
+    def __init__(self) -> None:
+        self.kind, self.done, self.start, self.last = "", 0, time.monotonic(), time.monotonic()
+
+    def left(self, kind: str, remaining: int) -> str:
+        """Count a part; return the estimate in words, nothing where it would be a guess."""
+        if kind != self.kind:
+            self.kind, self.done, self.start = kind, 0, self.last
+        self.done, self.last = self.done + 1, time.monotonic()
+        passed = self.last - self.start
+        return f", about {duration(passed / self.done * remaining)} left" if remaining and passed > _SURE_AFTER else ""
 
 
 @contextmanager
 def progress(total: int, *, console: Console) -> Iterator[Display]:
     """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left."""
     if not console.is_terminal:
-        done, start = 0, time.monotonic()
+        done, clock = 0, _Clock()
 
         def plain(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             nonlocal done
             done += 1
-            left = _left(time.monotonic() - start, done, total)
+            left = clock.left(type(planned).__name__, total - done)
             console.print(
                 f"[{done}/{total}{left}] {_line(planned, result, reason)}",
                 markup=False,

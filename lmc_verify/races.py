@@ -44,8 +44,7 @@ from lmc_verify.training import ContestantSettings, RaceEntry, RaceSettings, Run
 
 __all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "RaceTable", "expand_race", "run_command"]
 
-Figure = Literal["convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation"]
-FIGURES: tuple[Figure, ...] = ("convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation")
+FIGURES = ("convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation")
 """Kinds of pictures, in the order of the paper's figures 3 to 7."""
 
 FULL_BATCH = "full-batch"
@@ -68,7 +67,7 @@ class RaceTable(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    figure: Figure | list[Figure] = Field(default_factory=list)
+    figure: str | list[str] = Field(default_factory=list)
     dataset: str | dict[str, Any] | list[str | dict[str, Any]]
     estimator: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     design: dict[str, Any] | list[dict[str, Any]] | None = None
@@ -94,7 +93,7 @@ class PlannedRace:
     """
 
     settings: RaceSettings
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[str, ...] = ()
     optional: bool = False
 
     @property
@@ -266,19 +265,42 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     change = table.presets.get(preset, {}) if preset is not None else {}
     if change is False:
         return
-    changed = _merged(table.model_dump(exclude={"presets"}, exclude_unset=True), change)
     if "presets" in change:
         raise InvalidInputError("a preset cannot have presets of its own; move them up")
-    table = RaceTable.model_validate(changed)
+    base = table.model_dump(exclude={"presets"}, exclude_unset=True)
+    lengths = {"epochs", "steps"}
+    if lengths & set(change.get("trainer", ())):  # a new length replaces the old one, in either unit
+        base["trainer"] = {key: value for key, value in base.get("trainer", {}).items() if key not in lengths}
+    table = RaceTable.model_validate(_merged(base, change))
     contestants = _contestants(table)
-    figures = tuple(table.figure) if isinstance(table.figure, list) else (table.figure,)
+    figures = _figures(table)
     seeds = table.seeds if isinstance(table.seeds, list) else list(range(suite_seed, suite_seed + table.seeds))
     datasets = table.dataset if isinstance(table.dataset, list) else [table.dataset]
     for dataset in datasets:
         values = {"data_seed": suite_seed, **table.others, "dataset": dataset, "contestants": contestants}
         settings = RaceSettings.read({**values, "seeds": seeds, "figure": figures[0] if figures else None})
         _check_names(settings)
-        yield PlannedRace(settings, tuple(sorted(set(figures), key=FIGURES.index)), table.optional)
+        race = PlannedRace(settings, figures, table.optional)
+        _refuse_twins(race)
+        yield race
+
+
+def _refuse_twins(race: PlannedRace) -> None:
+    labels: dict[str, str] = {}
+    for run in race.runs:
+        label = labels.setdefault(run.key, run.contestant.label)
+        if label != run.contestant.label:
+            raise InvalidInputError(
+                f"contestants {label!r} and {run.contestant.label!r} are trained alike; leave one of them out"
+            )
+
+
+def _figures(table: RaceTable) -> tuple[str, ...]:
+    wanted = _list(table.figure)
+    for name in wanted:
+        if name not in FIGURES:
+            raise UnknownNameError("figure", name, FIGURES)
+    return tuple(name for name in FIGURES if name in wanted)
 
 
 def _check_names(settings: RaceSettings) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from race_helpers import a_race, a_run, a_trace
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.encoding import decode, encode, toml_value
@@ -347,14 +349,81 @@ with records._transaction():
 
 
 def version_1(path: Path) -> int:
-    """Make a file as version 1 made it: with a trial, and without the table of searches."""
+    """Make a file as version 1 made it: with a trial, and without the tables of searches and races."""
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
         records.add(run, a_trial())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE searches; PRAGMA user_version = 1;")
+    connection.executescript("DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 1;")
     connection.close()
     return run
+
+
+def version_2(path: Path) -> int:
+    """Make a file as version 2 made it: with a trial and a search, and without the tables of races."""
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
+        records.add(run, a_trial())
+        records.add_search(run, a_search())
+    connection = sqlite3.connect(path)
+    connection.executescript("DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 2;")
+    connection.close()
+    return run
+
+
+@pytest.mark.parametrize("make", [version_1, version_2])
+def test_an_older_file_is_read_as_it_is_and_gets_the_tables_of_races_with_its_first_race(
+    path: Path, make: Callable[[Path], int]
+) -> None:
+    run = make(path)
+    before = path.read_bytes()
+    searches = [a_search()] if make is version_2 else []
+    with Records.open(path) as records:
+        assert records.trials(run) == [a_trial()]
+        assert records.searches(run) == searches
+        assert records.races(run) == []
+        assert records.find_race_run("k") is None
+    assert path.read_bytes() == before
+    race = a_race()
+    with Records.open(path) as records:
+        records.add_race(run, race.header)
+        records.add_race_run(run, a_run(race.runs[0], a_trace([0.5])))
+        assert [header.key for header, _ in records.races(run)] == [race.key]
+        assert (records.trials(run), records.searches(run)) == ([a_trial()], searches)
+    fresh = path.with_name("fresh.sqlite")
+    Records.create_or_open(fresh).close()
+    query = (
+        "SELECT type, name, sql FROM sqlite_master WHERE tbl_name IN ('searches', 'races', 'race_runs') ORDER BY name"
+    )
+    found = []
+    for file in (path, fresh):
+        connection = sqlite3.connect(file)
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        found.append(connection.execute(query).fetchall())
+        connection.close()
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("table", ["races", "race_runs"])
+def test_races_cannot_be_changed_and_their_tables_are_missed(path: Path, table: str) -> None:
+    race = a_race()
+    with Records.create_or_open(path) as records:
+        run = records.start_run("s", "t", {}, {})
+        records.add_race(run, race.header)
+        records.add_race_run(run, a_run(race.runs[0], a_trace([0.5])))
+    connection = sqlite3.connect(path)
+    for change in (
+        f"DELETE FROM {table}",
+        f"UPDATE {table} SET key = 'x'",
+        f"REPLACE INTO {table} SELECT * FROM {table}",
+    ):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(change)
+    connection.execute(f"DROP TABLE {table}")
+    connection.commit()
+    connection.close()
+    with pytest.raises(RecordsError, match="its tables are missing"):
+        Records.open(path)
 
 
 def test_a_file_of_version_1_is_read_as_it_is(path: Path) -> None:

@@ -390,6 +390,16 @@ def test_counts_are_sums_over_all_estimates() -> None:
     assert trace.column("batch_loss") == [None, sum(losses[:4]) / 4, sum(losses[4:]) / 2]
 
 
+def test_measurements_leave_the_run_s_own_batches_alone() -> None:
+    """Graphs keep what they find out about a batch: a run that is measured must not find it there."""
+    spy = Spy()
+    settings = TrainerSettings(steps=6, unit="step", trace_gradient_every=6, gradient_batches=99)
+    Trainer(karate(), spy, clusters(), settings).run()
+    measured, ran = spy.batches[:6] + spy.batches[12:], spy.batches[6:12]
+    assert len(measured) == 12
+    assert not {id(batch) for batch in measured} & {id(batch) for batch in ran}
+
+
 class Clock:
     """A clock that goes by what is done, not by itself."""
 

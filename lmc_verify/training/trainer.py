@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +133,7 @@ class Trainer:
         self._schedule = self._build_schedule(planned, 0)
         self._stream = BatchStream(design, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
-        law: Any = whole_law(design)
-        self._law: BatchDesign = replace(law) if is_dataclass(law) else law
+        self._law = _fresh(whole_law(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -411,6 +410,15 @@ class Trainer:
             "dtype": str(graph.dtype).removeprefix("torch."),
             "device": str(graph.device),
         }
+
+
+def _fresh(design: BatchDesign) -> BatchDesign:
+    """Return a design that shares no batches with another one; what is no data class as it is."""
+    if not is_dataclass(cast(object, design)):
+        return design
+    settings: Any = design
+    fresh: BatchDesign = replace(settings)
+    return fresh
 
 
 def described(item: Any) -> dict[str, Any]:
