@@ -222,6 +222,7 @@ class Benchmark:
     timeout = 1200
     number = 1
     warmup_time = 0.2
+    ratio_seconds = 5.0
     repeat: Any = (5, 60, 5.0)  # at least 5 samples, at most 60, more than 5 only within 5 seconds
 
     def setup(self, dataset: str, device: str, dtype: str) -> None:
@@ -245,16 +246,32 @@ class Benchmark:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def ratios(self, work: Callable[[], object], reference: Callable[[], object], repeats: int = 9) -> dict[str, Any]:
+    def ratios(
+        self,
+        work: Callable[[], object],
+        reference: Callable[[], object],
+        *,
+        least: int = 9,
+        most: int = 61,
+    ) -> dict[str, Any]:
         """Return the time of `work` over that of `reference`, once for each round, in the form of asv's samples.
 
         Both are called in every round, in turns first and second, so that what disturbs the machine meets both; asv
         shows the median of the ratios with its interval.
+
+        Args:
+            work: what is measured.
+            reference: what it is measured against.
+            least: rounds in any case.
+            most: rounds at most; more than `least` only within `ratio_seconds`.
         """
         work()
         reference()
-        samples = []
-        for number in range(repeats):
+        samples: list[float] = []
+        start = self.timer()
+        for number in range(most):
+            if number >= least and self.timer() - start > self.ratio_seconds:
+                break
             pair = (work, reference) if number % 2 == 0 else (reference, work)
             first, second = (self.seconds(function) for function in pair)
             samples.append(first / second if number % 2 == 0 else second / first)

@@ -35,6 +35,11 @@ TINY = {"dataset": ("karate",), "device": ("cpu",), "dtype": ("float64",), "widt
 TINY_OF = {"DrawsToDecision": {"dataset": ("digits",)}}  # karate's 8 batches are a census, which needs no test
 
 
+@pytest.fixture(autouse=True)
+def few_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(COMMON.Benchmark, "ratio_seconds", 0.0)
+
+
 def benchmarks(device: str = "cpu") -> Iterator[Any]:
     """Yield every benchmark with every combination of its parameters on the tiny graph, discovered as asv does."""
     for name, module in MODULES.items():
@@ -332,6 +337,7 @@ def test_ratios_are_of_calls_side_by_side_in_both_orders() -> None:
     benchmark.setup("karate", "cpu", "float64")
     now, calls = [0.0], []
     benchmark.timer = lambda: now[0]
+    benchmark.ratio_seconds = 1e6
 
     def taking(name: str, seconds: float) -> Callable[[], None]:
         def work() -> None:
@@ -340,8 +346,15 @@ def test_ratios_are_of_calls_side_by_side_in_both_orders() -> None:
 
         return work
 
-    result = benchmark.ratios(taking("work", 3.0), taking("reference", 2.0), repeats=4)
+    result = benchmark.ratios(taking("work", 3.0), taking("reference", 2.0), least=2, most=4)
     assert result == {"samples": [1.5] * 4, "number": 1}
+    benchmark.ratio_seconds = 22.0
+    within = benchmark.ratios(taking("work", 3.0), taking("reference", 2.0), least=3, most=99)
+    assert len(within["samples"]) == 5  # of five seconds each
+    benchmark.ratio_seconds = 1.0
+    over = benchmark.ratios(taking("work", 3.0), taking("reference", 2.0), least=3, most=99)
+    assert len(over["samples"]) == 3
+    del calls[10:]
     assert calls[2:] == ["work", "reference", "reference", "work"] * 2  # after one warm-up each
 
 

@@ -102,7 +102,7 @@ class BenchmarkSection:
         rows: ratios first, then times, memory and other numbers.
         machines: the machines of the rows.
         failed: benchmarks whose newest result is a failure, with parameters.
-        skipped: number of parameters that could not run.
+        skipped: combinations of parameters that were not selected, or could not run.
     """
 
     source: str
