@@ -12,10 +12,18 @@ from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held
+from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled
 from lmc_verify.models import active_dropout
 
-__all__ = ["Expectation", "HaloView", "expect_from_halo", "frozen_sweeps", "halo_view", "trains_encoder"]
+__all__ = [
+    "Expectation",
+    "HaloView",
+    "expect_from_halo",
+    "expect_from_sample",
+    "frozen_sweeps",
+    "halo_view",
+    "trains_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,45 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
         if exists and lacks_source and lacks_destination and lost.everywhere:
             break
     return HaloView(exists, lacks_source, lacks_destination, lost.everywhere)
+
+
+def expect_from_sample(case: Case) -> Expectation:
+    """Return whether the gradient is unbiased over batches and samples, for an estimator that samples messages.
+
+    Args:
+        case: the case; its design can be enumerated.
+    """
+    estimator, problem = case.estimator, case.problem
+    assert isinstance(estimator, Sampled)
+    if case.design.support_size == case.base_design.support_size and estimator.samples_messages:
+        complete = estimator.corrected or not estimator.reweights
+        return Expectation(
+            Outcome.EXACT if complete else None, "the budget covers every message: nothing is left to chance"
+        )
+    if estimator.corrected:
+        if case.histories == "exact" or (problem.num_layers == 1 and not trains_encoder(case)):
+            return Expectation(
+                Outcome.EXACT, "with exact histories the forward pass is exact, and layers are sampled independently"
+            )
+        if case.histories != "zero":
+            return Expectation(None, "after some sweeps histories are exact in parts only")
+    if not _sample_shows(case):
+        return Expectation(None, "the sample need not reach the loss on this case")
+    reason = "the histories are not exact" if estimator.corrected else "activations and the loss are not linear"
+    return Expectation(Outcome.REFUTED, reason)
+
+
+def _sample_shows(case: Case) -> bool:
+    """Whether the loss differs between some of the first samples of one batch."""
+    state, seen = case.initial_state(), dict[tuple[int, ...], float]()
+    for number, (batch, _) in enumerate(case.design.enumerate()):
+        loss = case.estimator.estimate(case.problem, state, batch).loss
+        first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
+        if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
+            return True
+        if number > 500:
+            break
+    return False
 
 
 def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: str) -> Expectation:

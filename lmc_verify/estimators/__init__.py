@@ -1,6 +1,6 @@
 """Gradient estimators: settings without tensors, pure estimates, explicit writes."""
 
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, Estimator, node_weights
+from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, Estimator, Sampling, batch_law, node_weights
 from lmc_verify.estimators.compensated import (
     FM,
     GAS,
@@ -14,8 +14,11 @@ from lmc_verify.estimators.compensated import (
 from lmc_verify.estimators.engine import Policies, estimate_compensated
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh
+from lmc_verify.estimators.laws import LayerLaw, SampledDesign
+from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held
 from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
+from lmc_verify.estimators.sampled import Sampled
 
 __all__ = [
     "AUXILIARY",
@@ -23,9 +26,11 @@ __all__ = [
     "ESTIMATORS",
     "FM",
     "GAS",
+    "LABOR",
     "LMC",
     "NORMALISERS",
     "SCORES",
+    "VRGCN",
     "BackwardSGD",
     "Blend",
     "ClusterGCN",
@@ -41,8 +46,14 @@ __all__ = [
     "HistoryWrite",
     "LMCBackwardOnly",
     "LMCForwardOnly",
+    "LayerLaw",
+    "NeighbourSampling",
     "Policies",
     "Refresh",
+    "Sampled",
+    "SampledDesign",
+    "Sampling",
+    "batch_law",
     "estimate_compensated",
     "make_estimator",
     "node_weights",

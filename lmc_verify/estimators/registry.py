@@ -18,12 +18,25 @@ from lmc_verify.estimators.compensated import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 
 __all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     estimator.name: estimator
-    for estimator in (FullBatch, BackwardSGD, LMC, GAS, FM, ClusterGCN, LMCForwardOnly, LMCBackwardOnly)
+    for estimator in (
+        FullBatch,
+        BackwardSGD,
+        LMC,
+        GAS,
+        FM,
+        ClusterGCN,
+        LMCForwardOnly,
+        LMCBackwardOnly,
+        NeighbourSampling,
+        VRGCN,
+        LABOR,
+    )
 }
 
 
