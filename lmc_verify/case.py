@@ -18,7 +18,7 @@ from torch import nn
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, OneBatch, UniformNodes
 from lmc_verify.datasets import dataset_info, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, Sampling, batch_law, make_estimator
+from lmc_verify.estimators import Estimator, History, Sampling, batch_law, make_estimator, unwrapped
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
 from lmc_verify.models import LayeredModel, make_model
@@ -167,8 +167,7 @@ class Case:
     @property
     def base_design(self) -> BatchDesign:
         """The design of the batches, without the samples of the estimator."""
-        base: BatchDesign = getattr(self.design, "base", self.design)
-        return base
+        return unwrapped(self.design)
 
     def initial_state(self) -> History:
         """Return a state with the histories that the case asks for."""

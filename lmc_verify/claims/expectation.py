@@ -166,11 +166,9 @@ def expect_from_sample(case: Case) -> Expectation:
     """
     estimator, problem = case.estimator, case.problem
     assert isinstance(estimator, Sampled)
-    if case.design.support_size == case.base_design.support_size and estimator.samples_messages:
-        complete = estimator.corrected or not estimator.reweights
-        return Expectation(
-            Outcome.EXACT if complete else None, "the budget covers every message: nothing is left to chance"
-        )
+    base = getattr(case.design, "base", case.base_design)
+    if case.design.support_size == base.support_size and not estimator.reweights:
+        return Expectation(Outcome.EXACT, "the budget covers every message: nothing is left to chance")
     if estimator.corrected:
         if case.histories == "exact" or (problem.num_layers == 1 and not trains_encoder(case)):
             return Expectation(

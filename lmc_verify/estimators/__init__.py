@@ -1,6 +1,15 @@
 """Gradient estimators: settings without tensors, pure estimates, explicit writes."""
 
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, Estimator, Sampling, batch_law, node_weights
+from lmc_verify.estimators.base import (
+    NORMALISERS,
+    Cost,
+    Estimate,
+    Estimator,
+    Sampling,
+    batch_law,
+    node_weights,
+    unwrapped,
+)
 from lmc_verify.estimators.compensated import (
     FM,
     GAS,
@@ -13,21 +22,26 @@ from lmc_verify.estimators.compensated import (
 )
 from lmc_verify.estimators.engine import Policies, estimate_compensated
 from lmc_verify.estimators.full_batch import FullBatch
-from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh
+from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
 from lmc_verify.estimators.laws import LayerLaw, SampledDesign
+from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.mvs import MVS
 from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held
 from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
 from lmc_verify.estimators.sampled import Sampled
 
 __all__ = [
+    "ASGCN",
     "AUXILIARY",
     "EMBEDDING",
     "ESTIMATORS",
     "FM",
     "GAS",
     "LABOR",
+    "LADIES",
     "LMC",
+    "MVS",
     "NORMALISERS",
     "SCORES",
     "VRGCN",
@@ -40,6 +54,7 @@ __all__ = [
     "Drop",
     "Estimate",
     "Estimator",
+    "FastGCN",
     "FullBatch",
     "Held",
     "History",
@@ -53,9 +68,11 @@ __all__ = [
     "Sampled",
     "SampledDesign",
     "Sampling",
+    "VectorWrite",
     "batch_law",
     "estimate_compensated",
     "make_estimator",
     "node_weights",
+    "unwrapped",
     "with_beta",
 ]

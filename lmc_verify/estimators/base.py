@@ -13,7 +13,17 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History, Write
 from lmc_verify.problem import Gradient, Problem
 
-__all__ = ["NORMALISERS", "Cost", "Estimate", "Estimator", "Sampling", "batch_law", "check_batch", "node_weights"]
+__all__ = [
+    "NORMALISERS",
+    "Cost",
+    "Estimate",
+    "Estimator",
+    "Sampling",
+    "batch_law",
+    "check_batch",
+    "node_weights",
+    "unwrapped",
+]
 
 NORMALISERS = ("inclusion", "node-count", "batch-mean")
 """How contributions of batch rows are scaled up to the whole graph.
@@ -100,8 +110,15 @@ def batch_law(estimator: Estimator, problem: Problem, state: History, design: Ba
 
     A law that this function returned before may take the place of the design it was made of.
     """
-    base: BatchDesign = getattr(design, "base", design)
+    base = unwrapped(design)
     return estimator.sampling(problem, state, base) if isinstance(estimator, Sampling) else base
+
+
+def unwrapped(design: BatchDesign) -> BatchDesign:
+    """Return the design that a law of batches with samples was made of."""
+    while hasattr(design, "base"):
+        design = design.base
+    return design
 
 
 def node_weights(problem: Problem, batch: Batch, normaliser: str) -> Tensor:

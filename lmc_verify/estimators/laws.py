@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.batches import AnyGenerator, Batch, BatchDesign
+from lmc_verify.estimators.base import unwrapped
 from lmc_verify.graph import Block
 from lmc_verify.models import ConvLayer, Layer
 from lmc_verify.partition import Partition
@@ -93,6 +94,11 @@ def layer_sample(layer: Layer, operator: Block, rows: Tensor, kept: Kept) -> Lay
     )
 
 
+def _weights(batch: Batch) -> Tensor | None:
+    """Return the weights that the base design gives the batch's rows, if any."""
+    return None if batch.sample is None else batch.sample.weights
+
+
 @dataclass(frozen=True, eq=False)
 class SampledDesign:
     """A batch design whose batches also carry a sample, drawn by one law a layer.
@@ -111,7 +117,7 @@ class SampledDesign:
     @property
     def partition(self) -> Partition | None:
         """The clusters that the base design draws from, or None."""
-        partition = getattr(self.base, "partition", None)
+        partition = getattr(unwrapped(self.base), "partition", None)
         return partition if isinstance(partition, Partition) else None
 
     def inclusion_probabilities(self) -> Tensor:
@@ -128,14 +134,14 @@ class SampledDesign:
             layer, operator = self._layer(index)
             layers.append(layer_sample(layer, operator, rows, self.laws[index - 1].draw(operator, rows, source)))
             rows = layers[-1].columns
-        return replace(batch, sample=Sample(tuple(reversed(layers))))
+        return replace(batch, sample=Sample(tuple(reversed(layers)), _weights(batch)))
 
     def enumerate(self) -> Iterator[tuple[Batch, float]]:
         """Yield every batch with every sample and the probability of both."""
         for batch, probability in self.base.enumerate():
             rows = batch.nodes.to(self.problem.graph.device)
             for layers, share in self._below(self.problem.num_layers, rows):
-                yield replace(batch, sample=Sample(layers)), probability * share
+                yield replace(batch, sample=Sample(layers, _weights(batch))), probability * share
 
     @property
     def support_size(self) -> int:

@@ -18,6 +18,8 @@ from lmc_verify.estimators.compensated import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.mvs import MVS
 from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 
 __all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
@@ -36,6 +38,10 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
         NeighbourSampling,
         VRGCN,
         LABOR,
+        FastGCN,
+        LADIES,
+        ASGCN,
+        MVS,
     )
 }
 

@@ -31,6 +31,7 @@ __all__ = [
     "Sampled",
     "corrected_histories",
     "estimate_sampled",
+    "evaluate_sampled",
     "layers_without_weighted_sums",
     "require_weighted_sums",
     "values_enter_linearly",
@@ -122,22 +123,23 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
     def drawn(*shape: int) -> Tensor:
         return (torch.rand(*shape, generator=rng, dtype=torch.float64) * 4 - 2).to(parameter)
 
-    source, target, x0 = drawn(columns, width), drawn(rows, width), drawn(rows, x0_width)
+    source, other, target, x0 = (drawn(n, w) for n, w in ((columns, width),) * 2 + ((rows, width), (rows, x0_width)))
     row = torch.arange(rows).repeat_interleave(columns).to(parameter.device)
     column = torch.arange(columns).repeat(rows).to(parameter.device)
     value = drawn(rows * columns).abs() + 0.1
     degree = torch.full((rows,), columns, device=parameter.device)
 
-    def rows_at(factor: float) -> Tensor:
+    def rows_at(factor: float, source: Tensor = source) -> Tensor:
         out: Tensor = layer(source, target, x0, Block(CSR.from_coo(row, column, factor * value, rows, columns), degree))
         return out
 
     with torch.no_grad():
-        zero, one, two = rows_at(0.0), rows_at(1.0), rows_at(2.0)
+        zero, one, two, moved = rows_at(0.0), rows_at(1.0), rows_at(2.0), rows_at(1.0, other)
     size = float(one.abs().max()) + float(two.abs().max())
     unit = 1e4 * float(torch.finfo(parameter.dtype).eps)
     affine = float(((two - one) - (one - zero)).abs().max()) <= unit * size
-    return affine and float((one - zero).abs().max()) > unit * size
+    reads_sources, reads_values = (float((value - one).abs().max()) > unit * size for value in (moved, zero))
+    return affine and (reads_values or not reads_sources)
 
 
 def layers_without_weighted_sums(problem: Problem) -> tuple[int, ...]:
@@ -162,6 +164,13 @@ def require_weighted_sums(problem: Problem, estimator: str) -> None:
 
 
 def estimate_sampled(problem: Problem, batch: Batch, normaliser: str, state: History | None) -> Estimate:
+    """Return the estimate of `evaluate_sampled` alone."""
+    return evaluate_sampled(problem, batch, normaliser, state)[0]
+
+
+def evaluate_sampled(
+    problem: Problem, batch: Batch, normaliser: str, state: History | None
+) -> tuple[Estimate, Mapping[int, Tensor]]:
     """Estimate the gradient of the batch's weighted loss through the sampled blocks.
 
     Args:
@@ -169,6 +178,10 @@ def estimate_sampled(problem: Problem, batch: Batch, normaliser: str, state: His
         batch: the batch with its sample.
         normaliser: see `lmc_verify.NORMALISERS`; a sample with weights of its own overrides it.
         state: the histories that correct what was not sampled, or None to leave that out.
+
+    Returns:
+        The estimate, and the computed embeddings: ``h^l`` at the columns of layer l + 1 by l = 0 ... L - 1, ``h^L`` at
+        the batch.
 
     Raises:
         InvalidInputError: the batch carries no sample of this problem, the state lacks a history, or dropout is active.
@@ -190,7 +203,7 @@ def estimate_sampled(problem: Problem, batch: Batch, normaliser: str, state: His
         gradient = dict(zip(parameters, grads, strict=True))
     else:
         gradient = problem.zero_gradient()
-    return Estimate(gradient, float(loss.detach()), run.writes(), run.cost())
+    return Estimate(gradient, float(loss.detach()), run.writes(), run.cost()), run.computed
 
 
 def _check_sample(problem: Problem, batch: Batch) -> Sample:
@@ -237,7 +250,7 @@ class _Pass:
 
     def __init__(self, problem: Problem, sample: Sample, state: History | None) -> None:
         self.problem, self.sample, self.state = problem, sample, state
-        self._computed: dict[int, Tensor] = {}
+        self.computed: dict[int, Tensor] = {}
         self._forward = self._backward = self._needed = self._read = 0
 
     def embeddings(self) -> Tensor:
@@ -248,7 +261,7 @@ class _Pass:
         every: Tensor = torch.unique(torch.cat(encoded_rows))
         x0 = model.encode(problem.graph.x[every])
         h = x0[torch.searchsorted(every, layers[0].columns)]
-        self._computed[0] = h
+        self.computed[0] = h
         for index, own in enumerate(layers, 1):
             layer = model.layer(index)
             block, source = self._block(index, layer, own, h)
@@ -257,7 +270,7 @@ class _Pass:
             target = h[inside] if present else h.new_zeros(own.rows.numel(), h.shape[1])  # then it is not read
             read_x0 = x0[torch.searchsorted(every, own.rows)] if layer.reads_x0 else x0[:0]
             h = layer(source, target, read_x0, block)
-            self._computed[index] = h
+            self.computed[index] = h
         return h
 
     def _block(self, index: int, layer: Layer, own: LayerSample, h: Tensor) -> tuple[Block, Tensor]:
@@ -304,7 +317,7 @@ class _Pass:
             return ()
         rows = {index - 1: own.columns for index, own in enumerate(self.sample.layers, 1)}
         return tuple(
-            HistoryWrite(EMBEDDING, layer, rows[layer], self._computed[layer].detach())
+            HistoryWrite(EMBEDDING, layer, rows[layer], self.computed[layer].detach())
             for layer in corrected_histories_shapes(self.problem)
             if rows[layer].numel()
         )
