@@ -211,6 +211,8 @@ class Case:
         if settings is not None:
             for key, value in settings.estimator.settings.items():
                 out.setdefault(key, value)
+        if hasattr(design, "normalisation"):
+            out["normalisation"] = design.normalisation
         if self.partition is not None:
             out["partition"] = self.partition.method
             out["parts"] = self.partition.num_parts

@@ -15,6 +15,7 @@ from lmc_verify.claims.floors import DECAY_AND_FLOOR, FLOOR_IN_BETA, FLOOR_IN_ST
 from lmc_verify.claims.layer_bias import LOWER_LAYERS_BIASED
 from lmc_verify.claims.linearised import LINEAR_CONTROL
 from lmc_verify.claims.ordering import BELOW_BASELINE, FEWER_VERTICES
+from lmc_verify.claims.own_objective import EXACT_IN_SPAN, UNBIASED_OWN_OBJECTIVE
 from lmc_verify.claims.posterior import POSTERIOR_BOUND
 from lmc_verify.claims.reductions import REDUCTIONS
 from lmc_verify.claims.sampled import UNBIASED_SAMPLED
@@ -66,6 +67,8 @@ CLAIMS: dict[str, Claim] = {
         LINEAR_CONTROL,
         BELOW_BASELINE,
         FEWER_VERTICES,
+        UNBIASED_OWN_OBJECTIVE,
+        EXACT_IN_SPAN,
     )
 }
 

@@ -12,7 +12,7 @@ from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled
+from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled, Shadow
 from lmc_verify.models import active_dropout
 
 __all__ = [
@@ -182,6 +182,17 @@ def expect_from_sample(case: Case) -> Expectation:
     return Expectation(Outcome.REFUTED, reason)
 
 
+def _expect_own_objective(case: Case) -> Expectation:
+    """Return whether shaDow's objective is the whole graph's."""
+    assert isinstance(case.estimator, Shadow)
+    if not case.estimator.renormalise and case.estimator.depth >= case.problem.num_layers:
+        return Expectation(None, "the ego networks reach as far as the layers: the mean is exact, batches differ")
+    loss, _ = case.estimator.objective(case.problem)
+    if abs(loss - case.exact.loss) > RESOLUTION_LIMIT * abs(case.exact.loss):
+        return Expectation(Outcome.REFUTED, "the ego networks' objective is not the whole graph's")
+    return Expectation(None, "the two objectives need not differ on this case")
+
+
 def _sample_shows(case: Case) -> bool:
     """Whether the loss differs between some of the first samples of one batch."""
     state, seen = case.initial_state(), dict[tuple[int, ...], float]()
@@ -207,6 +218,8 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
     exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
     if isinstance(case.estimator, FullBatch):
         return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
+    if isinstance(case.estimator, Shadow):
+        return _expect_own_objective(case)
     if not isinstance(case.estimator, Compensated):
         return Expectation(None, "the estimator is not one that theory knows")
     policies, layers = case.estimator.policies, case.problem.num_layers

@@ -29,7 +29,10 @@ from lmc_verify.estimators.mvs import MVS
 from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held
 from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
+from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.sampled import Sampled
+from lmc_verify.estimators.shadow import Shadow
+from lmc_verify.estimators.top import TOP
 
 __all__ = [
     "ASGCN",
@@ -44,6 +47,7 @@ __all__ = [
     "MVS",
     "NORMALISERS",
     "SCORES",
+    "TOP",
     "VRGCN",
     "BackwardSGD",
     "Blend",
@@ -56,6 +60,9 @@ __all__ = [
     "Estimator",
     "FastGCN",
     "FullBatch",
+    "GraphSAINTEdge",
+    "GraphSAINTNode",
+    "GraphSAINTWalk",
     "Held",
     "History",
     "HistoryWrite",
@@ -68,6 +75,7 @@ __all__ = [
     "Sampled",
     "SampledDesign",
     "Sampling",
+    "Shadow",
     "VectorWrite",
     "batch_law",
     "estimate_compensated",

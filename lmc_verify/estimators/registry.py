@@ -21,6 +21,9 @@ from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.mvs import MVS
 from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.shadow import Shadow
+from lmc_verify.estimators.top import TOP
 
 __all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
 
@@ -42,6 +45,11 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
         LADIES,
         ASGCN,
         MVS,
+        GraphSAINTNode,
+        GraphSAINTEdge,
+        GraphSAINTWalk,
+        Shadow,
+        TOP,
     )
 }
 
