@@ -142,6 +142,8 @@ class Case:
         if isinstance(self.estimator, Sampling):
             law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
             object.__setattr__(self, "design", law)
+        else:
+            object.__setattr__(self, "design", unwrapped(self.design))
 
     @property
     def graph(self) -> Graph:

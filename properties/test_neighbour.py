@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dense_sampling
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from helpers import assert_close, expectation, from_oracle, oracle_problem, path
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lmc_verify import GCN, Graph, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim, exact_pass
+from lmc_verify import GAS, GCN, Graph, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim, exact_pass
 from lmc_verify.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_law
@@ -206,6 +208,20 @@ def test_histories_settle_in_training_and_bias_vanishes() -> None:
 def test_bad_fan_outs_are_refused(value: object, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         NeighbourSampling(fan_out=value)  # type: ignore[arg-type]  # what is tested
+
+
+def test_only_laws_with_samples_are_unwrapped() -> None:
+    """A user's own design may have a `base` as well."""
+
+    class Restricted(UniformNodes):
+        base = UniformNodes(4, 4)
+
+    own, problem = Restricted(4, 1), tiny()
+    case = assemble_case(problem, own, NeighbourSampling(fan_out=1))
+    assert case.base_design is own
+    assert isinstance(case.design, SampledDesign)
+    assert replace(case, estimator=GAS()).design is own
+    assert replace(case, estimator=VRGCN(fan_out=1)).base_design is own
 
 
 def test_fan_outs_by_layer() -> None:

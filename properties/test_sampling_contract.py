@@ -40,7 +40,8 @@ from lmc_verify import (
     make_model,
 )
 from lmc_verify import exact_pass as exact
-from lmc_verify.estimators import ESTIMATORS, Sampled, batch_law, make_estimator
+from lmc_verify.claims import CLAIMS
+from lmc_verify.estimators import CATALOGUE, ESTIMATORS, Sampled, batch_law, make_estimator
 from lmc_verify.testing import designs, graphs, histories, problems, seeds
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -358,6 +359,14 @@ def test_settings_only(name: str) -> None:
     assert make_estimator(name) in (ESTIMATORS[name](), make_estimator(name))
     with pytest.raises(InvalidInputError, match="no setting 'nope'"):
         make_estimator(name, nope=1)
+
+
+def test_every_estimator_is_in_the_catalogue_with_claims_that_exist() -> None:
+    assert set(CATALOGUE) == set(ESTIMATORS)
+    for info in CATALOGUE.values():
+        assert info.claims
+        assert set(info.claims) <= set(CLAIMS)
+        assert all((info.family, info.cost, info.memory, info.source))
 
 
 def test_every_registered_sampler_is_tested() -> None:

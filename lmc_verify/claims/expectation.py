@@ -12,7 +12,17 @@ from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled, Shadow
+from lmc_verify.estimators import (
+    Blend,
+    Compensated,
+    Cut,
+    Drop,
+    FullBatch,
+    Held,
+    Sampled,
+    SampledDesign,
+    Shadow,
+)
 from lmc_verify.models import active_dropout
 
 __all__ = [
@@ -166,7 +176,7 @@ def expect_from_sample(case: Case) -> Expectation:
     """
     estimator, problem = case.estimator, case.problem
     assert isinstance(estimator, Sampled)
-    base = getattr(case.design, "base", case.base_design)
+    base = case.design.base if isinstance(case.design, SampledDesign) else case.base_design
     if case.design.support_size == base.support_size and not estimator.reweights:
         return Expectation(Outcome.EXACT, "the budget covers every message: nothing is left to chance")
     if estimator.corrected:

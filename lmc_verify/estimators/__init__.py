@@ -10,6 +10,7 @@ from lmc_verify.estimators.base import (
     node_weights,
     unwrapped,
 )
+from lmc_verify.estimators.catalogue import CATALOGUE, EstimatorInfo
 from lmc_verify.estimators.compensated import (
     FM,
     GAS,
@@ -37,6 +38,7 @@ from lmc_verify.estimators.top import TOP
 __all__ = [
     "ASGCN",
     "AUXILIARY",
+    "CATALOGUE",
     "EMBEDDING",
     "ESTIMATORS",
     "FM",
@@ -58,6 +60,7 @@ __all__ = [
     "Drop",
     "Estimate",
     "Estimator",
+    "EstimatorInfo",
     "FastGCN",
     "FullBatch",
     "GraphSAINTEdge",

@@ -102,7 +102,10 @@ class Sampling(Protocol):
         """Whether the law depends on the state or the parameters, and is asked anew at every step."""
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
-        """Return the law of batches that carry a sample, on top of a design of batches."""
+        """Return the law of batches that carry a sample, on top of a design of batches.
+
+        The law has two attributes more than a design: ``carries_samples = True``, and ``base``, the design.
+        """
 
 
 def batch_law(estimator: Estimator, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
@@ -115,9 +118,9 @@ def batch_law(estimator: Estimator, problem: Problem, state: History, design: Ba
 
 
 def unwrapped(design: BatchDesign) -> BatchDesign:
-    """Return the design that a law of batches with samples was made of."""
-    while hasattr(design, "base"):
-        design = design.base
+    """Return the design that a law of batches with samples was made of; other designs as they are."""
+    while getattr(design, "carries_samples", False):
+        design = getattr(design, "base")  # noqa: B009  # the protocol of designs does not have it
     return design
 
 

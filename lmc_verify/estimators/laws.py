@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,6 +109,7 @@ class SampledDesign:
         laws: layer 1 first; given the rows that each needs, the layers' samples are independent.
     """
 
+    carries_samples: ClassVar[bool] = True
     base: BatchDesign
     problem: Problem
     laws: tuple[LayerLaw, ...]

@@ -39,6 +39,7 @@ class WeightedNodes:
         size: s.
     """
 
+    carries_samples: ClassVar[bool] = True
     base: BatchDesign
     probabilities: Tensor
     size: int

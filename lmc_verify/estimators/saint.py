@@ -238,6 +238,7 @@ class Subgraphs:
         seed: of those.
     """
 
+    carries_samples: ClassVar[bool] = True
     base: BatchDesign
     problem: Problem
     atoms: Atoms
