@@ -58,7 +58,7 @@ def claims_table(report: Report, dataset: str | None = None) -> str:
         if dataset is None or _is(_dataset(case), dataset)
     }
     others = [name for name in ESTIMATORS if name not in COMPENSATED_FAMILY and name in named and name != "full-batch"]
-    columns = [*COMPENSATED_FAMILY, *others] if named & set(COMPENSATED_FAMILY) else others
+    columns = others if others and not named & set(COMPENSATED_FAMILY) else [*COMPENSATED_FAMILY, *others]
     rows = []
     for section in report.sections:
         cells = [_cell(section, estimator, dataset) for estimator in columns]
