@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.partition import Partition
+from lmc_verify.samples import Sample
 from lmc_verify.seeds import as_generator
 
-__all__ = ["Batch", "BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "UniformNodes"]
+__all__ = ["Batch", "BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "OneBatch", "UniformNodes"]
 
 AnyGenerator = np.random.Generator | torch.Generator
 
@@ -36,11 +37,13 @@ class Batch:
         nodes: int64 [size], ascending and distinct.
         inclusion: float64 [size], the probability that the design puts each node into a batch; in (0, 1].
         clusters: the clusters it is made of, where the design has any.
+        sample: what the estimator's own randomness decided, where it has any; see `Estimator`.
     """
 
     nodes: Tensor
     inclusion: Tensor
     clusters: tuple[int, ...] | None = None
+    sample: Sample | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.nodes.dim() != 1 or self.nodes.dtype != torch.int64 or self.nodes.numel() == 0:
@@ -328,6 +331,38 @@ class FusedClusters(_ClusterDesign):
     def inclusion_probabilities(self) -> Tensor:
         """``1 / batches`` for every node."""
         return self._uniform.inclusion_probabilities()
+
+
+@dataclass(frozen=True, eq=False)
+class OneBatch:
+    """Always the same batch: the design of a sweep's step, to which an estimator adds its samples.
+
+    Attributes:
+        batch: the batch.
+        num_nodes: nodes of the graph.
+    """
+
+    batch: Batch
+    num_nodes: int
+
+    @property
+    def support_size(self) -> int:
+        """One."""
+        return 1
+
+    def draw(self, generator: AnyGenerator) -> Batch:
+        """Return the batch."""
+        return self.batch
+
+    def enumerate(self) -> Iterator[tuple[Batch, float]]:
+        """Yield the batch."""
+        yield self.batch, 1.0
+
+    def inclusion_probabilities(self) -> Tensor:
+        """Return 1 at the batch's nodes and 0 elsewhere."""
+        inside = torch.zeros(self.num_nodes, dtype=torch.float64)
+        inside[self.batch.nodes] = 1.0
+        return inside
 
 
 def _check_size(name: str, value: int, limit: int, what: str) -> None:

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, OneBatch, UniformNodes
 from lmc_verify.datasets import dataset_info, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, make_estimator
+from lmc_verify.estimators import Estimator, History, Sampling, batch_law, make_estimator, unwrapped
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
 from lmc_verify.models import LayeredModel, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Problem
+from lmc_verify.seeds import generator
 from lmc_verify.settings import (
     CaseSettings,
     DatasetSettings,
@@ -118,7 +119,8 @@ class Case:
 
     Attributes:
         problem: in float64, in evaluation mode.
-        design: the batch design.
+        design: the law of the batches: the design that was given and, with it, the samples of an estimator that has
+            randomness of its own, at the case's initial state.
         estimator: the estimator under test.
         exact: the exact pass of `problem`.
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.
@@ -138,6 +140,13 @@ class Case:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.estimator, Sampling):
+            law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
+            object.__setattr__(self, "design", law)
+        else:
+            object.__setattr__(self, "design", unwrapped(self.design))
+
     @property
     def graph(self) -> Graph:
         """The graph of the problem."""
@@ -146,7 +155,7 @@ class Case:
     @property
     def partition(self) -> Partition | None:
         """The clusters that the design draws from, or None."""
-        partition = getattr(self.design, "partition", None)
+        partition = getattr(self.base_design, "partition", None)
         return partition if isinstance(partition, Partition) else None
 
     @property
@@ -157,7 +166,12 @@ class Case:
     @property
     def conditioned(self) -> bool:
         """Whether the design is conditioned on clusters that an epoch has already visited."""
-        return bool(getattr(self.design, "seen", ()))
+        return bool(getattr(self.base_design, "seen", ()))
+
+    @property
+    def base_design(self) -> BatchDesign:
+        """The design of the batches, without the samples of the estimator."""
+        return unwrapped(self.design)
 
     def initial_state(self) -> History:
         """Return a state with the histories that the case asks for."""
@@ -167,6 +181,7 @@ class Case:
     def description(self) -> dict[str, Any]:
         """The case as flat values for records and reports."""
         graph, problem, design, settings = self.graph, self.problem, self.design, self.settings
+        base = self.base_design
         out: dict[str, Any] = {
             "dataset": graph.name if settings is None else settings.dataset.describe(),
             "nodes": graph.num_nodes,
@@ -190,8 +205,8 @@ class Case:
         out |= {
             "estimator": self.estimator.name,
             "normaliser": self.normaliser,
-            "design": type(design).__name__ if settings is None else settings.design.name,
-            "per_batch": getattr(design, "per_batch", getattr(design, "size", None)),
+            "design": type(base).__name__ if settings is None else settings.design.name,
+            "per_batch": getattr(base, "per_batch", getattr(base, "size", None)),
             "support": design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
             "histories": self.histories,
             "seed": self.seed,
@@ -200,13 +215,15 @@ class Case:
         if settings is not None:
             for key, value in settings.estimator.settings.items():
                 out.setdefault(key, value)
+        if hasattr(design, "normalisation"):
+            out["normalisation"] = design.normalisation
         if self.partition is not None:
             out["partition"] = self.partition.method
             out["parts"] = self.partition.num_parts
         if self.sampling.replicate:
             out["replicate"] = self.sampling.replicate
         if self.conditioned:
-            out["seen"] = ",".join(map(str, getattr(design, "seen", ())))
+            out["seen"] = ",".join(map(str, getattr(base, "seen", ())))
         return out
 
     @cached_property
@@ -358,8 +375,12 @@ def prepared_state(case: Case, histories: str) -> History:
     if histories == "exact":
         return state.filled(case.exact)
     if histories.startswith("sweeps:"):
+        rng = generator(case.seed, "samples of sweeps")
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
+                if isinstance(case.estimator, Sampling):
+                    law = batch_law(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
+                    batch = law.draw(rng)
                 state.apply(case.estimator.estimate(case.problem, state, batch).writes)
     return state
 
@@ -373,7 +394,7 @@ def sweep_batches(case: Case) -> list[Any]:
     if case.partition is None:
         raise InvalidInputError("sweeps need a design over clusters, this case draws single nodes; set design.name")
     groups = case.partition.num_parts
-    per_batch = min(int(getattr(case.design, "per_batch", 1)), groups)
+    per_batch = min(int(getattr(case.base_design, "per_batch", 1)), groups)
     assignment = torch.arange(groups) // per_batch
     fused = Partition(assignment[case.partition.assignment], "sweep")
     return [batch for batch, _ in Clusters(fused, 1).enumerate()]

@@ -40,7 +40,7 @@ from lmc_verify.console import print_controls, print_races, print_result, print_
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.datasets import dataset_info, dataset_names
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
-from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.estimators import CATALOGUE, ESTIMATORS
 from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.models import MODELS
 from lmc_verify.provenance import environment
@@ -312,7 +312,13 @@ def list_names(
 
 def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
     if kind is Kind.estimators:
-        return ["name", "description"], [[name, _first_line(item)] for name, item in ESTIMATORS.items()]
+        known = {name: CATALOGUE.get(name) for name in ESTIMATORS}
+        return ["name", "family", "claims", "cost a step", "memory", "source"], [
+            [name, "", "", "", "", ""]
+            if info is None
+            else [name, info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
+            for name, info in known.items()
+        ]
     if kind is Kind.models:
         return ["name", "description"], [[name, _first_line(item)] for name, item in MODELS.items()]
     if kind is Kind.claims:

@@ -166,7 +166,7 @@ def test_list(kind: str, names: set[str], lmc: Command) -> None:
     for row in rows:
         assert all(isinstance(value, str) for value in row.values())
         assert row.get("name", row.get("id")) in plain.out
-        assert row.get("description", row.get("title"))
+        assert row.get("description", row.get("title", row.get("source")))
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

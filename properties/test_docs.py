@@ -35,6 +35,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 WITH_CODE = [
     ROOT / "README.md",
     DOCS / "guide.md",
+    DOCS / "matrix.md",
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
     DOCS / "training.md",

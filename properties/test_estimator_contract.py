@@ -285,7 +285,7 @@ def test_settings_are_values() -> None:
         LMC().beta = 0.2  # type: ignore[misc]  # frozen, which is what is tested
 
 
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"full-batch"}))  # which has no settings
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"full-batch"}))  # which has no setting
 def test_registry_builds_by_name(name: str) -> None:
     built = make_estimator(name, normaliser="node-count")
     assert (built.name, built.normaliser) == (name, "node-count")

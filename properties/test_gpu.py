@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import lmc_verify as lv
-from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.estimators import ESTIMATORS, batch_law
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +38,10 @@ def test_estimates(name: str) -> None:
     there = problem.to("cuda")
     estimator = lv.make_estimator(name)
     state, state_there = estimator.init(problem), estimator.init(there)
-    for batch, _ in lv.Clusters(lv.Partition.metis(problem.graph, 4), 1).enumerate():
+    law = batch_law(estimator, problem, state, lv.Clusters(lv.Partition.metis(problem.graph, 4), 1))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        batch = law.draw(rng)
         one, other = estimator.estimate(problem, state, batch), estimator.estimate(there, state_there, batch)
         _assert_close(one.gradient, other.gradient)
         state.apply(one.writes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lmc_verify.batches import BatchDesign
 from lmc_verify.case import assemble_case
+from lmc_verify.claims.aggregation import UNBIASED_AGGREGATION, UNBIASED_AGGREGATION_SAMPLED
 from lmc_verify.claims.base import Assumption, Claim
 from lmc_verify.claims.bias_variance import BIAS_AND_VARIANCE
 from lmc_verify.claims.compensation import EQUALS_BACKWARD_SGD, EXACT_WHEN_FROZEN
@@ -12,6 +13,9 @@ from lmc_verify.claims.convergence import RATE
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.floors import DECAY_AND_FLOOR, FLOOR_IN_BETA, FLOOR_IN_STEP_SIZE
 from lmc_verify.claims.layer_bias import LOWER_LAYERS_BIASED
+from lmc_verify.claims.linearised import LINEAR_CONTROL
+from lmc_verify.claims.ordering import BELOW_BASELINE, FEWER_VERTICES
+from lmc_verify.claims.own_objective import EXACT_IN_SPAN, UNBIASED_OWN_OBJECTIVE
 from lmc_verify.claims.posterior import POSTERIOR_BOUND
 from lmc_verify.claims.reductions import REDUCTIONS
 from lmc_verify.claims.sampled import UNBIASED_SAMPLED
@@ -58,6 +62,13 @@ CLAIMS: dict[str, Claim] = {
         RATE,
         FIXED_POINT,
         RELATIVE_BIAS,
+        UNBIASED_AGGREGATION,
+        UNBIASED_AGGREGATION_SAMPLED,
+        LINEAR_CONTROL,
+        BELOW_BASELINE,
+        FEWER_VERTICES,
+        UNBIASED_OWN_OBJECTIVE,
+        EXACT_IN_SPAN,
     )
 }
 

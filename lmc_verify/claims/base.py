@@ -10,7 +10,7 @@ from lmc_verify.case import Case, readable_count
 from lmc_verify.claims.expectation import Expectation, halo_view
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
-from lmc_verify.estimators import Blend, Compensated, Drop
+from lmc_verify.estimators import Blend, Compensated, Drop, Sampling
 from lmc_verify.models import active_dropout
 from lmc_verify.provenance import code_fingerprint
 
@@ -24,6 +24,7 @@ __all__ = [
     "INCLUSION_WEIGHTS",
     "MAX_SUPPORT",
     "NO_DROPOUT",
+    "NO_SAMPLING",
     "UNIFORM",
     "Assumption",
     "Claim",
@@ -211,6 +212,13 @@ def _uniform(case: Case) -> tuple[bool | None, str]:
 
 UNIFORM = Assumption(
     "uniform-batches", "(A1) batches are drawn independently, and every node is as likely to be in one", _uniform
+)
+
+
+NO_SAMPLING = Assumption(
+    "no-sampling",
+    "the estimator adds no randomness of its own to the batches",
+    lambda case: (not isinstance(case.estimator, Sampling), case.estimator.name),
 )
 
 

@@ -46,6 +46,10 @@ class Reference:
         self.conditioning = loss_conditioning(case.problem, case.exact)
         self.norms = norm_by_layer(case.problem, case.exact.gradient)
 
+    def expected(self, batch: Batch) -> Gradient:
+        """Return Backward SGD's estimate on a batch."""
+        return self.estimator.estimate(self.case.problem, self.state, batch).gradient
+
     def compare(self, estimate: Gradient, batch: Batch) -> tuple[Gradient, Residuals]:
         """Return the difference from Backward SGD on a batch, and its residuals.
 
@@ -53,7 +57,7 @@ class Reference:
         batch's weights scale up.
         """
         case = self.case
-        expected = self.estimator.estimate(case.problem, self.state, batch).gradient
+        expected = self.expected(batch)
         difference = gradient_sum(estimate, expected, -1.0)
         weight = 1 / float(batch.inclusion.min())
         sizes = norm_by_layer(case.problem, expected)

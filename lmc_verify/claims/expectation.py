@@ -12,10 +12,28 @@ from lmc_verify.batches import Batch
 from lmc_verify.case import Case
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held
+from lmc_verify.estimators import (
+    Blend,
+    Compensated,
+    Cut,
+    Drop,
+    FullBatch,
+    Held,
+    Sampled,
+    SampledDesign,
+    Shadow,
+)
 from lmc_verify.models import active_dropout
 
-__all__ = ["Expectation", "HaloView", "expect_from_halo", "frozen_sweeps", "halo_view", "trains_encoder"]
+__all__ = [
+    "Expectation",
+    "HaloView",
+    "expect_from_halo",
+    "expect_from_sample",
+    "frozen_sweeps",
+    "halo_view",
+    "trains_encoder",
+]
 
 
 @dataclass(frozen=True)
@@ -150,6 +168,54 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
     return HaloView(exists, lacks_source, lacks_destination, lost.everywhere)
 
 
+def expect_from_sample(case: Case) -> Expectation:
+    """Return whether the gradient is unbiased over batches and samples, for an estimator that samples messages.
+
+    Args:
+        case: the case; its design can be enumerated.
+    """
+    estimator, problem = case.estimator, case.problem
+    assert isinstance(estimator, Sampled)
+    base = case.design.base if isinstance(case.design, SampledDesign) else case.base_design
+    if case.design.support_size == base.support_size and not estimator.reweights:
+        return Expectation(Outcome.EXACT, "the budget covers every message: nothing is left to chance")
+    if estimator.corrected:
+        if case.histories == "exact" or (problem.num_layers == 1 and not trains_encoder(case)):
+            return Expectation(
+                Outcome.EXACT, "with exact histories the forward pass is exact, and layers are sampled independently"
+            )
+        if case.histories != "zero":
+            return Expectation(None, "after some sweeps histories are exact in parts only")
+    if not _sample_shows(case):
+        return Expectation(None, "the sample need not reach the loss on this case")
+    reason = "the histories are not exact" if estimator.corrected else "activations and the loss are not linear"
+    return Expectation(Outcome.REFUTED, reason)
+
+
+def _expect_own_objective(case: Case) -> Expectation:
+    """Return whether shaDow's objective is the whole graph's."""
+    assert isinstance(case.estimator, Shadow)
+    if not case.estimator.renormalise and case.estimator.depth >= case.problem.num_layers:
+        return Expectation(None, "the ego networks reach as far as the layers: the mean is exact, batches differ")
+    loss, _ = case.estimator.objective(case.problem)
+    if abs(loss - case.exact.loss) > RESOLUTION_LIMIT * abs(case.exact.loss):
+        return Expectation(Outcome.REFUTED, "the ego networks' objective is not the whole graph's")
+    return Expectation(None, "the two objectives need not differ on this case")
+
+
+def _sample_shows(case: Case) -> bool:
+    """Whether the loss differs between some of the first samples of one batch."""
+    state, seen = case.initial_state(), dict[tuple[int, ...], float]()
+    for number, (batch, _) in enumerate(case.design.enumerate()):
+        loss = case.estimator.estimate(case.problem, state, batch).loss
+        first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
+        if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
+            return True
+        if number > 500:
+            break
+    return False
+
+
 def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: str) -> Expectation:
     """Return whether the estimates equal Backward SGD's on the batches, by what is put at the halo.
 
@@ -162,6 +228,8 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
     exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
     if isinstance(case.estimator, FullBatch):
         return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
+    if isinstance(case.estimator, Shadow):
+        return _expect_own_objective(case)
     if not isinstance(case.estimator, Compensated):
         return Expectation(None, "the estimator is not one that theory knows")
     policies, layers = case.estimator.policies, case.problem.num_layers

@@ -8,7 +8,15 @@ import torch
 
 from lmc_verify.batches import Batch, Clusters
 from lmc_verify.case import Case
-from lmc_verify.claims.base import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, Claim, not_applicable, verdict_of
+from lmc_verify.claims.base import (
+    CLUSTERS,
+    INCLUSION_WEIGHTS,
+    NO_DROPOUT,
+    NO_SAMPLING,
+    Claim,
+    not_applicable,
+    verdict_of,
+)
 from lmc_verify.claims.compensation import Reference
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
@@ -158,6 +166,7 @@ REDUCTIONS = Claim(
         NO_DROPOUT,
         CLUSTERS,
         INCLUSION_WEIGHTS,
+        NO_SAMPLING,
     ),
     check=check,
     expect=expect,

@@ -34,7 +34,7 @@ from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, norm_by_layer
 from lmc_verify.claims.unbiasedness import UNBIASED
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.estimators import BackwardSGD, FullBatch, History
+from lmc_verify.estimators import BackwardSGD, FullBatch, History, Sampled
 from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.betting import BiasTest
@@ -368,7 +368,7 @@ def expect(case: Case) -> Expectation:
     if _draws(case)[1] is None:
         # A loose range, or a difference that is zero on average only, takes an unknown number of draws.
         loose = not isinstance(found, NoBound) and not all(_is_negligible(case, found.layers).values())
-        if loose or isinstance(case.estimator, FullBatch):
+        if loose or isinstance(case.estimator, FullBatch | Sampled):
             return Expectation(None, f"{exact.reason}; whether the draws suffice to show it depends on the range")
     return Expectation(Outcome.SUPPORTED, exact.reason)
 

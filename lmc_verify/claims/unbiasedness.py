@@ -19,7 +19,7 @@ from lmc_verify.claims.base import (
     not_applicable,
     verdict_of,
 )
-from lmc_verify.claims.expectation import Expectation, expect_from_halo, frozen_sweeps
+from lmc_verify.claims.expectation import Expectation, expect_from_halo, expect_from_sample, frozen_sweeps
 from lmc_verify.claims.residuals import (
     UNIT,
     Residuals,
@@ -31,7 +31,7 @@ from lmc_verify.claims.residuals import (
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Compensated, Cut, Held
+from lmc_verify.estimators import Compensated, Cut, Held, Sampled
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
 
@@ -133,6 +133,8 @@ def expect(case: Case) -> Expectation:
     reasons = weights_fail(case)
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
+    if isinstance(case.estimator, Sampled):
+        return expect_from_sample(case)
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories=case.histories)
 
 
@@ -166,7 +168,10 @@ def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
 def _histories(case: Case) -> tuple[bool | None, str]:
     if isinstance(case.estimator, Compensated) and isinstance(case.estimator.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
-    warm = case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
+    if isinstance(case.estimator, Sampled) and not case.estimator.corrected:
+        return True, "the estimator reads no history"
+    family = isinstance(case.estimator, Compensated)
+    warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
     return case.histories == "exact" or warm, f"histories: {case.histories}"
 
 

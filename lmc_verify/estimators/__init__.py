@@ -1,6 +1,16 @@
 """Gradient estimators: settings without tensors, pure estimates, explicit writes."""
 
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, Estimator, node_weights
+from lmc_verify.estimators.base import (
+    NORMALISERS,
+    Cost,
+    Estimate,
+    Estimator,
+    Sampling,
+    batch_law,
+    node_weights,
+    unwrapped,
+)
+from lmc_verify.estimators.catalogue import CATALOGUE, EstimatorInfo
 from lmc_verify.estimators.compensated import (
     FM,
     GAS,
@@ -13,19 +23,34 @@ from lmc_verify.estimators.compensated import (
 )
 from lmc_verify.estimators.engine import estimate_compensated
 from lmc_verify.estimators.full_batch import FullBatch
-from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh
+from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
+from lmc_verify.estimators.laws import LayerLaw, SampledDesign
+from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.mvs import MVS
+from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held, Policies
 from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
+from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.sampled import Sampled
+from lmc_verify.estimators.shadow import Shadow
+from lmc_verify.estimators.top import TOP
 
 __all__ = [
+    "ASGCN",
     "AUXILIARY",
+    "CATALOGUE",
     "EMBEDDING",
     "ESTIMATORS",
     "FM",
     "GAS",
+    "LABOR",
+    "LADIES",
     "LMC",
+    "MVS",
     "NORMALISERS",
     "SCORES",
+    "TOP",
+    "VRGCN",
     "BackwardSGD",
     "Blend",
     "ClusterGCN",
@@ -35,16 +60,30 @@ __all__ = [
     "Drop",
     "Estimate",
     "Estimator",
+    "EstimatorInfo",
+    "FastGCN",
     "FullBatch",
+    "GraphSAINTEdge",
+    "GraphSAINTNode",
+    "GraphSAINTWalk",
     "Held",
     "History",
     "HistoryWrite",
     "LMCBackwardOnly",
     "LMCForwardOnly",
+    "LayerLaw",
+    "NeighbourSampling",
     "Policies",
     "Refresh",
+    "Sampled",
+    "SampledDesign",
+    "Sampling",
+    "Shadow",
+    "VectorWrite",
+    "batch_law",
     "estimate_compensated",
     "make_estimator",
     "node_weights",
+    "unwrapped",
     "with_beta",
 ]

@@ -8,12 +8,22 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch
+from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History, Write
 from lmc_verify.problem import Gradient, Problem
 
-__all__ = ["NORMALISERS", "Cost", "Estimate", "Estimator", "check_batch", "node_weights"]
+__all__ = [
+    "NORMALISERS",
+    "Cost",
+    "Estimate",
+    "Estimator",
+    "Sampling",
+    "batch_law",
+    "check_batch",
+    "node_weights",
+    "unwrapped",
+]
 
 NORMALISERS = ("inclusion", "node-count", "batch-mean")
 """How contributions of batch rows are scaled up to the whole graph.
@@ -31,8 +41,10 @@ class Cost:
 
     Attributes:
         nodes: rows evaluated, batch and halo.
-        messages_forward: messages into batch rows that the forward pass kept, of `messages_forward_needed`.
-        messages_backward: messages out of batch rows that the backward pass kept, of `messages_backward_needed`.
+        messages_forward: messages into batch rows that the forward pass kept, of `messages_forward_needed`. Estimators
+            that sample messages count every layer: messages into the rows that the layer above needs.
+        messages_backward: messages out of batch rows that the backward pass kept, of `messages_backward_needed`;
+            where messages are sampled, those of the forward pass that carry a gradient.
         history_bytes: bytes read from and written to histories.
     """
 
@@ -66,7 +78,8 @@ class Estimator(Protocol):
     """A gradient estimator: settings only, hashable and comparable; tensors live in the state.
 
     `estimate` is pure: it changes neither the state, nor the problem, nor any global, and gives the same bits when
-    called again. ``state.apply(estimate.writes)`` is the only mutation.
+    called again. ``state.apply(estimate.writes)`` is the only mutation. Randomness of its own belongs to the batch: see
+    `Sampling`.
     """
 
     @property
@@ -78,6 +91,37 @@ class Estimator(Protocol):
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch."""
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """An estimator with randomness of its own, which is drawn together with the batch and travels in `Batch.sample`."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the law depends on the state or the parameters, and is asked anew at every step."""
+
+    def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
+        """Return the law of batches that carry a sample, on top of a design of batches.
+
+        The law has two attributes more than a design: ``carries_samples = True``, and ``base``, the design.
+        """
+
+
+def batch_law(estimator: Estimator, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
+    """Return the law that an estimator's batches are drawn from: the design, with the estimator's own samples if any.
+
+    A law that this function returned before may take the place of the design it was made of.
+    """
+    base = unwrapped(design)
+    return estimator.sampling(problem, state, base) if isinstance(estimator, Sampling) else base
+
+
+def unwrapped(design: BatchDesign) -> BatchDesign:
+    """Return the design that a law of batches with samples was made of; other designs as they are."""
+    while getattr(design, "carries_samples", False):
+        design = getattr(design, "base")  # noqa: B009  # the protocol of designs does not have it
+    return design
 
 
 def node_weights(problem: Problem, batch: Batch, normaliser: str) -> Tensor:

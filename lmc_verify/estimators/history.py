@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.exact import ExactPass
 from lmc_verify.problem import Problem
 
-__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "Write"]
+__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "VectorWrite", "Write"]
 
 EMBEDDING, AUXILIARY = "embedding", "auxiliary"
 
@@ -46,7 +47,20 @@ class Refresh:
     tables: History
 
 
-Write = HistoryWrite | Refresh
+@dataclass(frozen=True, eq=False)
+class VectorWrite:
+    """A write that replaces one vector of the state.
+
+    Attributes:
+        name: which vector.
+        values: its new values.
+    """
+
+    name: str
+    values: Tensor
+
+
+Write = HistoryWrite | Refresh | VectorWrite
 
 
 class RowsAhead:
@@ -84,12 +98,14 @@ class History:
     Attributes:
         embeddings: H by layer.
         auxiliary: V by layer; empty for estimators that keep none.
+        vectors: what an estimator learns that belongs to no node, by name, such as a proposal.
         exact_for: the problem, and its parameter values, for which the tables are exact; or None.
     """
 
     embeddings: dict[int, Tensor] = field(default_factory=dict)
     auxiliary: dict[int, Tensor] = field(default_factory=dict)
     exact_for: tuple[Problem, tuple[Tensor, ...]] | None = field(default=None, repr=False)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def zeros(cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True) -> History:
@@ -120,6 +136,7 @@ class History:
         return History(
             {layer: exact.embeddings[layer].clone() for layer in self.embeddings},
             {layer: exact.auxiliary[layer].clone() for layer in self.auxiliary},
+            vectors={name: value.clone() for name, value in self.vectors.items()},
         )
 
     def table(self, kind: str) -> Mapping[int, Tensor]:
@@ -196,6 +213,7 @@ class History:
             {layer: move(f"{EMBEDDING}-{layer}", table) for layer, table in self.embeddings.items()},
             {layer: move(f"{AUXILIARY}-{layer}", table) for layer, table in self.auxiliary.items()},
             self.exact_for,
+            {name: value.clone() for name, value in self.vectors.items()},
         )
 
     def apply(self, writes: Iterable[Write]) -> None:
@@ -208,6 +226,8 @@ class History:
         for write in writes:
             if isinstance(write, HistoryWrite):
                 self._check(write)
+            elif isinstance(write, VectorWrite):
+                self._check_vector(write)
         for write in writes:
             if isinstance(write, Refresh):
                 fresh = write.tables
@@ -216,6 +236,8 @@ class History:
                     fresh.auxiliary,
                     fresh.exact_for,
                 )
+            elif isinstance(write, VectorWrite):
+                self.vectors[write.name] = write.values.clone()
             else:
                 table = self.table(write.kind)[write.layer]
                 table[write.nodes.to(table.device)] = write.values.to(table.device)
@@ -239,6 +261,17 @@ class History:
             "apply writes to the state of the estimator that made them"
         )
 
+    def _check_vector(self, write: VectorWrite) -> None:
+        """Raise InvalidInputError if a write does not fit its vector."""
+        found = self.vectors.get(write.name)
+        if found is None or (found.shape, found.dtype) != (write.values.shape, write.values.dtype):
+            what = "no such vector" if found is None else f"a {found.dtype} vector of shape {tuple(found.shape)}"
+            raise InvalidInputError(
+                f"cannot write {write.values.dtype} {tuple(write.values.shape)} as {write.name!r}: this state has "
+                f"{what}; "
+                "apply writes to the state of the estimator that made them"
+            )
+
     def is_exact_for(self, problem: Problem) -> bool:
         """Whether the tables hold this problem's exact values at its present parameters."""
         return self.exact_for is not None and self.exact_for[0] is problem and problem.has_parameters(self.exact_for[1])
@@ -249,11 +282,16 @@ class History:
             {layer: value.clone() for layer, value in self.embeddings.items()},
             {layer: value.clone() for layer, value in self.auxiliary.items()},
             self.exact_for,
+            {name: value.clone() for name, value in self.vectors.items()},
         )
 
     def equals(self, other: History) -> bool:
         """Whether every table is equal, bit for bit."""
-        pairs = ((self.embeddings, other.embeddings), (self.auxiliary, other.auxiliary))
+        pairs: tuple[tuple[dict[Any, Tensor], dict[Any, Tensor]], ...] = (
+            (self.embeddings, other.embeddings),
+            (self.auxiliary, other.auxiliary),
+            (self.vectors, other.vectors),
+        )
         return all(
             left.keys() == right.keys() and all(torch.equal(left[layer], right[layer]) for layer in left)
             for left, right in pairs
@@ -262,5 +300,5 @@ class History:
     @property
     def num_bytes(self) -> int:
         """Memory held by the tables."""
-        tables = [*self.embeddings.values(), *self.auxiliary.values()]
+        tables = [*self.embeddings.values(), *self.auxiliary.values(), *self.vectors.values()]
         return sum(table.numel() * table.element_size() for table in tables)

@@ -18,12 +18,39 @@ from lmc_verify.estimators.compensated import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.mvs import MVS
+from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.shadow import Shadow
+from lmc_verify.estimators.top import TOP
 
 __all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     estimator.name: estimator
-    for estimator in (FullBatch, BackwardSGD, LMC, GAS, FM, ClusterGCN, LMCForwardOnly, LMCBackwardOnly)
+    for estimator in (
+        FullBatch,
+        BackwardSGD,
+        LMC,
+        GAS,
+        FM,
+        ClusterGCN,
+        LMCForwardOnly,
+        LMCBackwardOnly,
+        NeighbourSampling,
+        VRGCN,
+        LABOR,
+        FastGCN,
+        LADIES,
+        ASGCN,
+        MVS,
+        GraphSAINTNode,
+        GraphSAINTEdge,
+        GraphSAINTWalk,
+        Shadow,
+        TOP,
+    )
 }
 
 

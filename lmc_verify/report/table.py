@@ -1,4 +1,4 @@
-"""The claims x estimators table: what a run found for the compensated family, short enough for a README."""
+"""The claims x estimators table: what a run found, short enough for a README."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case, ClaimSection
 from lmc_verify.report.model import Report
@@ -30,7 +31,9 @@ _UNEXPECTED = "✗"
 
 
 def claims_table(report: Report, dataset: str | None = None) -> str:
-    """Return a Markdown table of the verdicts: a row for each claim, a column for each estimator of the family.
+    """Return a Markdown table of the verdicts: a row for each claim, a column for each estimator.
+
+    The compensated family comes first, whole if the run has one of it; then the other estimators of the run.
 
     A cell names the outcome of its cases; with several outcomes, each with its count. ``n/a``: an assumption of the
     claim fails; ``✗``: not what the suite expects; ``not run``: planned and not run; ``–``: not planned.
@@ -48,12 +51,20 @@ def claims_table(report: Report, dataset: str | None = None) -> str:
     if dataset is not None and not any(_is(name, dataset) for name in known):
         names = ", ".join(repr(name) for name in known) or "no case at all"
         raise InvalidInputError(f"run {report.run.id} has no case of data set {dataset!r}; it has {names}")
+    named = {
+        str(case.get("estimator"))
+        for section in report.sections
+        for case in (*_settings(section.cases), *_planned(section))
+        if dataset is None or _is(_dataset(case), dataset)
+    }
+    others = [name for name in ESTIMATORS if name not in COMPENSATED_FAMILY and name in named and name != "full-batch"]
+    columns = others if others and not named & set(COMPENSATED_FAMILY) else [*COMPENSATED_FAMILY, *others]
     rows = []
     for section in report.sections:
-        cells = [_cell(section, estimator, dataset) for estimator in COMPENSATED_FAMILY]
+        cells = [_cell(section, estimator, dataset) for estimator in columns]
         if any(cell != text.ABSENT for cell in cells):
             rows.append([f"`{_plain(section.claim.id)}`", *cells])
-    head = ["claim", *COMPENSATED_FAMILY]
+    head = ["claim", *columns]
     lines = [head, [":--"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

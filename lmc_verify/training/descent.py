@@ -14,7 +14,7 @@ import torch
 
 from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History
+from lmc_verify.estimators import Estimate, Estimator, History, batch_law
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.problem import Gradient, Problem, gradient_sum
 
@@ -89,8 +89,9 @@ class TrainingRun:
                 f"step_size is {step_size}, it must be finite and not negative; choose a smaller one"
             )
         self.problem = problem.copy()
-        self.estimator, self.design, self.step_size = estimator, design, step_size
+        self.estimator, self.step_size = estimator, step_size
         self.state = estimator.init(self.problem) if state is None else state.clone()
+        self.design = batch_law(estimator, self.problem, self.state, design)
         self.step_count = 0
         self._generator = generator
         self._parameters = {
@@ -100,7 +101,9 @@ class TrainingRun:
         }
 
     def draw(self) -> Batch:
-        """Draw the next batch."""
+        """Draw the next batch, from the estimator's own law where it has one that depends on the state."""
+        if getattr(self.estimator, "adaptive", False):
+            self.design = batch_law(self.estimator, self.problem, self.state, self.design)
         return self.design.draw(self._generator)
 
     def step(self, batch: Batch | None = None) -> Estimate:

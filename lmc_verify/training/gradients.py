@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from lmc_verify.batches import Batch, BatchDesign
-from lmc_verify.estimators import Estimator, History
+from lmc_verify.estimators import Estimator, History, batch_law
 from lmc_verify.exact import exact_pass
 from lmc_verify.problem import Gradient, Problem, evaluating
 from lmc_verify.statistics.enumeration import MomentAccumulator
@@ -42,7 +42,7 @@ def measure_gradient_error(
         limit: a design of at most this many batches is enumerated; of a larger one as many are drawn.
         generator: of the draws.
     """
-    law = whole_law(design)
+    law = batch_law(estimator, problem, state, whole_law(design))
     with evaluating(problem.model):
         exact = exact_pass(problem)
         if state.exact_for is not None:  # else every estimate would make the same exact pass

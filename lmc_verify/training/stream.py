@@ -90,6 +90,10 @@ class BatchStream:
         self._taken += 1
         return batch
 
+    def follow(self, design: BatchDesign) -> None:
+        """Draw from another law from here on, such as that of an estimator whose law depends on its state."""
+        self._design = design
+
     def _shuffle(self) -> None:
         design: Any = self._design if self._first else whole_law(self._design)
         self._mark = self._state()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lmc_verify.batches import BatchDesign
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, Held, with_beta
+from lmc_verify.estimators import Estimator, Held, batch_law, with_beta
 from lmc_verify.models import Dropout, active_dropout, key_dropout
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Problem, evaluating
@@ -131,7 +131,8 @@ class Trainer:
             settings.optimiser_options,
         )
         self._schedule = self._build_schedule(planned, 0)
-        self._stream = BatchStream(design, generator(seed, "training", "batches"))
+        law = batch_law(self.estimator, self.problem, self.state, design)
+        self._stream = BatchStream(law, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
         self._law = _fresh(whole_law(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
@@ -207,6 +208,8 @@ class Trainer:
 
     def _step(self) -> None:
         """Estimate, write the histories, move the parameters."""
+        if getattr(self.estimator, "adaptive", False):
+            self._stream.follow(batch_law(self.estimator, self.problem, self.state, self.design))
         batch = self._stream.next()
         if self._drops:
             key_dropout(self.problem.model, self.seed, "training", self.step_count)

@@ -1,0 +1,218 @@
+"""Claims about estimators with another view of the graph: shaDow's own objective, and TOP's message invariance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from lmc_verify.batches import Batch
+from lmc_verify.case import Case
+from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.compensation import Reference
+from lmc_verify.claims.expectation import Expectation
+from lmc_verify.claims.residuals import Residuals
+from lmc_verify.claims.unbiasedness import bias_evidence, compare_mean
+from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.estimators import TOP, Shadow
+from lmc_verify.estimators.base import node_weights
+from lmc_verify.exact import exact_pass
+from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.seeds import torch_generator
+
+__all__ = ["EXACT_IN_SPAN", "UNBIASED_OWN_OBJECTIVE"]
+
+SPAN = 1e-9
+"""Largest error of ``H_halo = R H_batch``, relative to the embeddings' norm, that counts as none."""
+
+PERTURBATIONS = 2
+"""Further parameter points at which the invariance is looked at: gradients need it around the case's parameters."""
+
+
+def _own_objective(case: Case) -> tuple[bool | None, str]:
+    return isinstance(case.estimator, Shadow), case.estimator.name
+
+
+OWN_OBJECTIVE = Assumption("own-objective", "the estimator has an objective of its own", _own_objective)
+
+
+def check_own_objective(case: Case) -> Verdict:
+    """Enumerate the design and compare the mean estimate with the gradient of the estimator's own objective."""
+    claim = UNBIASED_OWN_OBJECTIVE
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, OWN_OBJECTIVE.id)
+    if inapplicable is not None:
+        return inapplicable
+    assert isinstance(case.estimator, Shadow)
+    loss, gradient = case.estimator.objective(case.problem)
+    own = replace(case, exact=replace(case.exact, loss=loss, gradient=gradient))
+    moments, bias, residuals = compare_mean(own)
+    unit = gradient_norm(case.exact.gradient) or 1.0
+    apart = gradient_norm(gradient_sum(gradient, case.exact.gradient, -1.0)) / unit
+    outcome = residuals.outcome
+    words = {
+        Outcome.EXACT: f"the mean over all {moments.atoms:,} batches is the gradient of the estimator's own objective",
+        Outcome.REFUTED: f"biased by {gradient_norm(bias) / (gradient_norm(gradient) or 1.0):.2g} of its own gradient",
+    }
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        f"{words.get(outcome, residuals.explanation)}; that is {apart:.2g} of the gradient's norm away from the whole "
+        "graph's",
+        residuals=residuals,
+        evidence=[
+            *bias_evidence(case.problem, bias, gradient, residuals),
+            Evidence("own gradient less the whole graph's", apart, group="totals"),
+        ],
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def expect_own_objective(case: Case) -> Expectation:
+    """Return what theory says: a sum over targets, each with its inverse inclusion probability."""
+    broken = next((item for item in UNBIASED_OWN_OBJECTIVE.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if case.normaliser != "inclusion" or case.conditioned:
+        return Expectation(None, "targets are not weighted by the inverse of the law that they are drawn from")
+    return Expectation(
+        Outcome.EXACT, "the objective is a sum over targets, and each is weighted by its inverse probability"
+    )
+
+
+UNBIASED_OWN_OBJECTIVE = Claim(
+    id="shadow/unbiased-own-objective",
+    title="Unbiased for its own objective",
+    statement=(
+        "The expectation of the gradient estimate over the batch design equals the gradient of the estimator's own "
+        "objective, the loss of every target on its own ego network."
+    ),
+    source="shaDow-GNN (Zeng et al., NeurIPS 2021); derived",
+    tier="exact",
+    theory=(
+        "A target's loss depends on its ego network alone, so the objective is a sum over targets; weighting those "
+        "of the "
+        "batch by inverse inclusion probabilities is unbiased. Against the whole graph's objective it is biased, "
+        "unless "
+        "the ego networks reach as far as the layers and keep the whole graph's weights."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, OWN_OBJECTIVE),
+    check=check_own_objective,
+    expect=expect_own_objective,
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- TOP
+
+
+def _is_top(case: Case) -> tuple[bool | None, str]:
+    return isinstance(case.estimator, TOP), case.estimator.name
+
+
+def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
+    other, rng = problem.copy(), torch_generator(seed, "message invariance", number)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            noise = torch.rand(parameter.shape, generator=rng, dtype=torch.float64) - 0.5
+            parameter.add_(noise.to(parameter) * (1 + parameter.abs().max()))
+    return other
+
+
+def _in_span(case: Case) -> tuple[bool | None, str]:
+    """Whether ``H_halo = R H_batch`` for every batch and layer, here and at further parameters."""
+    if not isinstance(case.estimator, TOP):
+        return None, ""
+    state, worst = case.estimator.init(case.problem), 0.0
+    points = [case.exact, *(exact_pass(_perturbed(case.problem, case.seed, k)) for k in range(PERTURBATIONS))]
+    for batch, _ in case.design.enumerate():
+        found = case.estimator.invariance(case.problem, state, batch.nodes.to(case.graph.device))
+        for exact in points:
+            for h in exact.embeddings[:-1]:
+                error = float((h[found.halo] - found.coefficients @ h[found.batch]).norm())
+                worst = max(worst, error / (float(h.norm()) or 1.0))
+    return worst <= SPAN, f"largest error of R H_batch at the halo: {worst:.1e} of the embeddings' norm"
+
+
+IS_TOP = Assumption("top", "the estimator is TOP", _is_top)
+IN_SPAN = Assumption(
+    "halo-in-span",
+    "in every layer below the last the halo's embeddings are the fitted combinations of the batch's, also at perturbed "
+    "parameters",
+    _in_span,
+)
+
+
+def batch_gradient(problem: Problem, batch: Batch, normaliser: str) -> Gradient:
+    """Return the gradient of the batch's weighted loss through the whole graph."""
+    parameters = {name: p for name, p in problem.model.named_parameters() if p.requires_grad}
+    nodes = batch.nodes.to(problem.graph.device)
+    with torch.enable_grad():
+        losses = problem.node_losses(problem.model(problem.graph)[nodes], nodes)
+        loss = losses @ node_weights(problem, batch, normaliser)
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+class _WholeGraph(Reference):
+    """Compares with the gradient of the batch's own loss through the whole graph, in place of Backward SGD's."""
+
+    def expected(self, batch: Batch) -> Gradient:
+        """Return the gradient of the batch's loss."""
+        return batch_gradient(self.case.problem, batch, self.case.normaliser)
+
+
+def check_in_span(case: Case) -> Verdict:
+    """Compare every batch's estimate with the gradient of its loss through the whole graph."""
+    claim = EXACT_IN_SPAN
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, IS_TOP.id, IN_SPAN.id)
+    if inapplicable is not None:
+        return inapplicable
+    reference, state = _WholeGraph(case), case.initial_state()
+    residuals, batches = Residuals({}), 0
+    for batch, _ in case.design.enumerate():
+        batches += 1
+        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        residuals = reference.compare(estimate, batch)[1].merged(residuals)
+    outcome = residuals.outcome
+    words = {
+        Outcome.EXACT: f"on all {batches:,} batches the estimate is the gradient of the batch's loss",
+        Outcome.REFUTED: f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's",
+    }
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        words.get(outcome, residuals.explanation)
+        + f": largest difference {residuals.worst.value:.1e}, rounding allows {residuals.worst.tolerance:.1e}",
+        residuals=residuals,
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def expect_in_span(case: Case) -> Expectation:
+    """Return what theory says: exact wherever the assumptions hold."""
+    broken = next((item for item in EXACT_IN_SPAN.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    return Expectation(
+        Outcome.EXACT, "the halo's embeddings are the same function of the parameters as their combinations"
+    )
+
+
+EXACT_IN_SPAN = Claim(
+    id="top/exact-in-span",
+    title="Exact where the halo lies in the span of the batch",
+    statement=(
+        "If, whatever the parameters, the halo's embeddings are the fitted combinations of the batch's in every layer "
+        "below the last, the estimate of every batch is the gradient of the batch's loss through the whole graph."
+    ),
+    source="TOP (Shi et al., ICLR 2025); derived",
+    tier="exact",
+    theory=(
+        "Replacing the halo's embeddings by equal functions of the parameters changes neither values nor derivatives. "
+        "Equality at one parameter point would make the loss exact and not the gradient."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, IS_TOP, IN_SPAN),
+    check=check_in_span,
+    expect=expect_in_span,
+)

@@ -1,0 +1,173 @@
+"""shaDow-GNN: each target's embedding comes from the model on its own ego network, whatever the model's depth.
+
+That is another objective than the whole graph's: ``1/|V_L| sum_v loss(head(h_v^L on G_v), y_v)``, with ``G_v`` the
+graph induced by the nodes that reach v within `depth` hops. Its gradient is what a mini-batch estimates without bias.
+
+Source: Zeng et al., Decoupling the Depth and Scope of Graph Neural Networks, NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lmc_verify.batches import Batch
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
+from lmc_verify.estimators.history import History
+from lmc_verify.estimators.laws import row_entries
+from lmc_verify.exact import refuse_dropout
+from lmc_verify.graph import Block, Graph, normalised_edges
+from lmc_verify.problem import Gradient, Problem
+from lmc_verify.sparse import CSR
+
+__all__ = ["Shadow"]
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """shaDow: the model on the ego network of every target; unbiased for the objective that this defines.
+
+    Attributes:
+        depth: hops, against the direction of messages, within which nodes belong to an ego network.
+        renormalise: normalise by the ego network's degrees (the published method), or keep the whole graph's weights;
+            then, with a depth of at least the model's layers, the objective is the whole graph's.
+        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
+
+    Raises:
+        InvalidInputError: a depth below 0.
+        UnknownNameError: an unknown normaliser.
+    """
+
+    name: ClassVar[str] = "shadow"
+    depth: int = 1
+    renormalise: bool = True
+    normaliser: str = field(default="inclusion", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.depth, int) or self.depth < 0:
+            raise InvalidInputError(f"depth is {self.depth}, it must be a whole number of at least 0")
+        if self.normaliser not in NORMALISERS:
+            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
+
+    def init(self, problem: Problem) -> History:
+        """Return an empty state."""
+        return History()
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        """Estimate the gradient of the ego networks' objective from the batch's targets."""
+        check_batch(problem, batch)
+        refuse_dropout(problem)
+        graph, model = problem.graph, problem.model
+        nodes = batch.nodes.to(graph.device)
+        egos = _Egos(graph, nodes, self.depth)
+        with torch.enable_grad():
+            x0 = model.encode(graph.x[egos.nodes])
+            h, needed = x0, 0
+            for index in range(1, problem.num_layers + 1):
+                block = egos.block(model.layer(index).operator, self.renormalise)
+                needed += block.csr.num_entries
+                h = model.layer(index)(h, h, x0, block)
+            losses = problem.node_losses(model.predict(h[egos.roots]), nodes)
+            loss = losses @ node_weights(problem, batch, self.normaliser)
+        gradient = _gradient(problem, loss)
+        cost = Cost(egos.nodes.numel(), needed, needed, needed, needed, history_bytes=0)
+        return Estimate(gradient, float(loss.detach()), (), cost)
+
+    def objective(self, problem: Problem) -> tuple[float, Gradient]:
+        """Return loss and gradient of the ego networks' objective, one target after the other.
+
+        Written apart from `estimate`: each ego network becomes a graph of its own.
+        """
+        refuse_dropout(problem)
+        graph, total = problem.graph, 0.0
+        gradient = problem.zero_gradient()
+        for target in graph.train_mask.nonzero()[:, 0].tolist():
+            nodes = _reaching(graph, target, self.depth)
+            with torch.enable_grad():
+                outputs = _outputs(problem, nodes, self.renormalise)
+                loss = problem.node_losses(outputs[nodes == target], torch.tensor([target], device=graph.device)).sum()
+            total += float(loss.detach())
+            for name, value in _gradient(problem, loss).items():
+                gradient[name] = gradient[name] + value
+        return total, gradient
+
+
+def _gradient(problem: Problem, loss: Tensor) -> Gradient:
+    if not loss.requires_grad:
+        return problem.zero_gradient()
+    parameters = {name: p for name, p in problem.model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+class _Egos:
+    """The disjoint union of the ego networks of some targets; a row is a pair (target, node), ordered."""
+
+    def __init__(self, graph: Graph, targets: Tensor, depth: int) -> None:
+        self.graph, n = graph, graph.num_nodes
+        pattern = graph.operator("sum")
+        keys = torch.arange(targets.numel(), device=targets.device) * n + targets
+        self._keys, frontier = keys, keys
+        for _ in range(depth):
+            position, entry = row_entries(pattern, frontier % n)
+            reached = (frontier // n)[position] * n + pattern.csr.col[entry].long()
+            self._keys, before = torch.unique(torch.cat([self._keys, reached])), self._keys
+            frontier = self._keys[~torch.isin(self._keys, before)]
+        self.nodes = self._keys % n
+        self.roots = torch.searchsorted(self._keys, keys)
+
+    def block(self, kind: str, renormalise: bool) -> Block:
+        """Return the operator of all ego networks together."""
+        operator = self.graph.operator("sum" if renormalise else kind)
+        position, entry = row_entries(operator, self.nodes)
+        n, size = self.graph.num_nodes, self._keys.numel()
+        wanted = (self._keys // n)[position] * n + operator.csr.col[entry].long()
+        place = torch.searchsorted(self._keys, wanted).clamp(max=size - 1)
+        inside = self._keys[place] == wanted
+        row, column, value = position[inside], place[inside], operator.csr.value[entry[inside]]
+        if not renormalise:
+            return Block(CSR.from_coo(row, column, value, size, size), operator.in_degree[self.nodes])
+        weight = None if self.graph.edge_weight is None else value
+        edges, values = normalised_edges(kind, torch.stack([column, row]), weight, size, self.graph.dtype)
+        degree = torch.bincount(edges[1], minlength=size)
+        return Block(CSR.from_coo(edges[1], edges[0], values, size, size), degree)
+
+
+def _reaching(graph: Graph, target: int, depth: int) -> Tensor:
+    """Return the nodes from which the target is reached within `depth` messages, ascending."""
+    inside = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
+    inside[target] = True
+    source, destination = graph.edge_index
+    for _ in range(depth):
+        reached = source[inside[destination]]
+        inside[reached] = True
+    return inside.nonzero()[:, 0]
+
+
+def _outputs(problem: Problem, nodes: Tensor, renormalise: bool) -> Tensor:
+    """Return the model's outputs on the graph that the nodes induce."""
+    graph, model = problem.graph, problem.model
+    rank = torch.full((graph.num_nodes,), -1, device=graph.device)
+    rank[nodes] = torch.arange(nodes.numel(), device=graph.device)
+    x0 = model.encode(graph.x[nodes])
+    h = x0
+    for index in range(1, problem.num_layers + 1):
+        kind = model.layer(index).operator
+        if renormalise:
+            kept = (rank[graph.edge_index] >= 0).all(dim=0)
+            weight = None if graph.edge_weight is None else graph.edge_weight[kept]
+            edges, values = normalised_edges(kind, rank[graph.edge_index[:, kept]], weight, nodes.numel(), graph.dtype)
+            degree = torch.bincount(edges[1], minlength=nodes.numel())
+        else:
+            csr = graph.operator(kind).csr
+            row, column = rank[csr.row], rank[csr.col.long()]
+            kept = (row >= 0) & (column >= 0)
+            edges, values = torch.stack([column[kept], row[kept]]), csr.value[kept]
+            degree = graph.operator(kind).in_degree[nodes]
+        block = Block(CSR.from_coo(edges[1], edges[0], values, nodes.numel(), nodes.numel()), degree)
+        h = model.layer(index)(h, h, x0, block)
+    return model.predict(h)

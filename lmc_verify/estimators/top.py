@@ -1,0 +1,131 @@
+"""TOP: messages from outside of the batch are turned into messages from inside, by message invariance.
+
+The embeddings of a batch's halo are taken to be fixed linear combinations of the batch's, ``H_halo = R H_batch`` in
+every layer and at all parameters. R is fitted for each batch, by least squares on embeddings that need no parameters:
+``Z, A Z, ..., A^(L-1) Z`` with ``Z = [1, X]`` (a bias adds the same to every row, so combinations should sum to 1).
+Where the invariance holds, as for nodes with the same surroundings, the batch's outputs and their gradients are exact
+without reading the halo.
+
+Source: Shi et al., Accurate and Scalable Graph Neural Networks via Message Invariance, ICLR 2025 (arXiv 2502.19693).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lmc_verify.batches import Batch
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
+from lmc_verify.estimators.history import History
+from lmc_verify.estimators.laws import row_entries
+from lmc_verify.exact import refuse_dropout
+from lmc_verify.graph import Graph, LocalSet
+from lmc_verify.problem import Problem
+
+__all__ = ["TOP", "Invariance"]
+
+BASIS = "basis"
+
+
+@dataclass(frozen=True, eq=False)
+class Invariance:
+    """The halo of a batch as combinations of the batch.
+
+    Attributes:
+        batch: int64 [batch], ascending.
+        halo: int64 [halo], nodes outside of the batch that send it a message, ascending.
+        coefficients: R [halo, batch].
+    """
+
+    batch: Tensor
+    halo: Tensor
+    coefficients: Tensor
+
+
+@dataclass(frozen=True)
+class TOP:
+    """TOP (message invariance): the halo's embeddings as fitted combinations of the batch's.
+
+    Attributes:
+        tolerance: singular values of the batch's basis below this share of the largest count as zero.
+        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
+
+    Raises:
+        InvalidInputError: a tolerance outside [0, 1).
+        UnknownNameError: an unknown normaliser.
+    """
+
+    name: ClassVar[str] = "top"
+    tolerance: float = 1e-10
+    normaliser: str = field(default="inclusion", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise InvalidInputError(f"tolerance is {self.tolerance}, it must lie in [0, 1)")
+        if self.normaliser not in NORMALISERS:
+            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
+
+    def init(self, problem: Problem) -> History:
+        """Return a state with the basis ``Z, A Z, ..., A^(L-1) Z``, ``Z = [1, X]`` [n, L * (1 + features)]."""
+        graph = problem.graph
+        parts = [torch.cat([torch.ones_like(graph.x[:, :1]), graph.x], dim=1)]
+        for index in range(1, problem.num_layers):
+            parts.append(graph.operator(problem.model.layer(index).operator).csr.matmul(parts[-1]))
+        return History(vectors={BASIS: torch.cat(parts, dim=1)})
+
+    def invariance(self, problem: Problem, state: History, nodes: Tensor) -> Invariance:
+        """Return the halo of some nodes with its fitted coefficients.
+
+        Raises:
+            InvalidInputError: the state holds no basis of this graph.
+        """
+        basis, graph = state.vectors.get(BASIS), problem.graph
+        if basis is None or basis.shape[0] != graph.num_nodes:
+            raise InvalidInputError(
+                f"the state has no basis of {graph.num_nodes} nodes; make it with this estimator's init(problem)"
+            )
+        halo = _senders(graph, problem, nodes)
+        inverse = torch.linalg.pinv(basis[nodes], rtol=self.tolerance)
+        return Invariance(nodes, halo, basis[halo] @ inverse)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        """Estimate the gradient from the batch alone."""
+        check_batch(problem, batch)
+        refuse_dropout(problem)
+        graph, model = problem.graph, problem.model
+        nodes = batch.nodes.to(graph.device)
+        found = self.invariance(problem, state, nodes)
+        local = LocalSet(torch.cat([nodes, found.halo]), nodes.numel())
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        messages = 0
+        with torch.enable_grad():
+            x0 = model.encode(graph.x[nodes])
+            h = x0
+            for index in range(1, problem.num_layers + 1):
+                layer = model.layer(index)
+                block = graph.block(layer.operator, nodes, local)
+                messages += block.csr.num_entries
+                h = layer(torch.cat([h, found.coefficients @ h]), h, x0, block)
+            losses = problem.node_losses(model.predict(h), nodes)
+            loss = losses @ node_weights(problem, batch, self.normaliser)
+        gradient = problem.zero_gradient()
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+            gradient = dict(zip(parameters, grads, strict=True))
+        cost = Cost(nodes.numel(), messages, messages, messages, messages, history_bytes=0)
+        return Estimate(gradient, float(loss.detach()), (), cost)
+
+
+def _senders(graph: Graph, problem: Problem, nodes: Tensor) -> Tensor:
+    """Return the nodes outside of `nodes` that send one of them a message in some layer, ascending."""
+    found = []
+    for kind in {problem.model.layer(index).operator for index in range(1, problem.num_layers + 1)}:
+        operator = graph.operator(kind)
+        _, entry = row_entries(operator, nodes)
+        found.append(operator.csr.col[entry].long())
+    sources: Tensor = torch.unique(torch.cat(found))
+    return sources[~torch.isin(sources, nodes)]
