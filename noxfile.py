@@ -53,6 +53,14 @@ def family(session: nox.Session) -> None:
 
 
 @nox.session
+def figures(session: nox.Session) -> None:
+    """Remake figures 3 to 7 of the paper, quick preset (under 40 minutes on two cores); `-- --preset full` for all."""
+    install(session)
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("lmc-verify", "run", "reports/figures.toml", "--jobs", "2", *session.posargs, env=environment)
+
+
+@nox.session
 def controls(session: nox.Session) -> None:
     """Run every control and print the mutation score."""
     install(session)

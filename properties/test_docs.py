@@ -236,7 +236,7 @@ def test_python_blocks_are_on_pages_that_are_run() -> None:
 
 
 def test_the_guide_shows_a_valid_suite() -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+    block, _ = re.findall(r"```toml\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
     planned = Suite.model_validate(tomllib.loads(block)).plan()
     assert len(planned) > 8
     shares = {trial.settings.sampling.alpha for trial in planned if trial.kind == "claim" and trial.statistical}
@@ -250,6 +250,15 @@ def test_the_page_on_training_shows_a_valid_race(tmp_path: Path) -> None:
     race = race_settings(file, [], None, None, None, [])
     assert [item.design.per_batch for item in race.contestants] == [2, 2, 1]
     assert [race.trainer_of(item).epochs for item in race.contestants] == [100, 60, 60]
+
+
+def test_the_guide_shows_valid_races() -> None:
+    _, block = re.findall(r"```toml\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+    suite = Suite.model_validate({"name": "guide", "title": "", **tomllib.loads(block)})
+    quick, full = suite.races(), suite.races("full")
+    assert [len(race.runs) for race in quick] == [3 * 5, 3 * 5], "full batch once, two estimators with two designs"
+    assert [len(race.runs) for race in full] == [5 * 5, 5 * 5]
+    assert {race.settings.trainer.epochs for race in full} == {200}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -26,6 +26,7 @@ from lmc_verify.report import (
     write_report,
 )
 from lmc_verify.report.dotplot import DotRow, dot_plot
+from lmc_verify.report.lineplot import line_plot
 from lmc_verify.report.racecurves import colour_of
 from lmc_verify.training import Trace
 
@@ -220,6 +221,8 @@ def test_every_kind_of_figure_has_its_curves(tmp_path: Path) -> None:
         ("full-batch", "lmc", "gas"), (1.0, 2.0, 5.0, 10.0)
     )
     assert len(drawn["parts"]["ablation"]) == 2
+    for _, plots in report.races[2].plots:
+        assert all([curve.label for curve in plot.curves] == ["full-batch", "lmc", "gas"] for plot in plots)
     assert [plot.detail.split(",")[0] for _, plots in report.races[2].plots for plot in plots] == [
         "1 cluster a batch",
         "10 clusters a batch",
@@ -258,6 +261,19 @@ def test_gradient_errors_are_relative_and_full_batch_has_none(tmp_path: Path) ->
     (deviation,) = (plot for plot in plots if plot.title == "Relative standard deviation, layer 1")
     assert [curve.series.y for curve in deviation.curves] == [(1.0, 1.0), (1.0, 1.0)]
     assert deviation.curves[0].series.x == (0.0, 4.0)
+
+
+def test_layers_share_a_scale(tmp_path: Path) -> None:
+    def uneven(planned: PlannedRun) -> Trace:
+        point = a_gradient(0)
+        return a_trace([0.1, 0.9], gradients=[replace(point, bias={"layer 1": 0.002, "layer 2": 20.0, "all": 2.0})])
+
+    (race,) = report_of(tmp_path, raced(a_race(FIGURES), uneven)).races
+    bias = [plot for plot in dict(race.plots)["gradient-errors"] if plot.title.startswith("Relative bias")]
+    assert {plot.shown for plot in bias} == {(0.001, 10.0)}
+    drawn = {plot.title: line_plot(plot, "p") for plot in bias}
+    labels = [re.findall(r">([\d.e−]+)</text>", svg) for svg in drawn.values()]
+    assert labels[0] == labels[1] == labels[2]
 
 
 def test_a_vanishing_gradient_is_infinite_and_still_drawn(tmp_path: Path) -> None:

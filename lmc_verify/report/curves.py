@@ -106,6 +106,7 @@ class Plot:
         curves: at most `MOST_CURVES`.
         cases: the cases whose curves are drawn.
         hidden: number of curves that there was no room for.
+        shown: further values that the vertical axis shows, so that several figures have one scale.
     """
 
     title: str
@@ -116,6 +117,7 @@ class Plot:
     curves: tuple[Curve, ...]
     cases: tuple[Case, ...]
     hidden: int = 0
+    shown: tuple[float, ...] = ()
 
     @property
     def notes(self) -> list[str]:

@@ -125,6 +125,8 @@ def _limits(plot: Plot) -> tuple[float, float]:
     """The vertical range: every value, and of the intervals what does not dwarf the values."""
     log = plot.scale != "linear"
     values = [y for curve in plot.curves for y in curve.points.y if not math.isnan(y)]
+    if values:
+        values += [y for y in plot.shown if abs(y) < LARGEST and (y > 0 or not log)]
     ends = [
         end
         for curve in plot.curves

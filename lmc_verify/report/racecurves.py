@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmc_verify.claims.verdict import Scale, Series
@@ -19,11 +20,11 @@ from lmc_verify.training import ContestantSettings, GradientError, RaceEntry, Ra
 
 __all__ = [
     "FIGURE_TITLES",
+    "ablation_plots",
     "batch_size_plots",
     "colour_of",
     "common_label",
     "convergence_plots",
-    "epoch_plots",
     "gradient_plots",
     "time_rows",
 ]
@@ -74,10 +75,26 @@ def convergence_plots(record: RaceRecord, contestants: Sequence[ContestantSettin
     return tuple(plot for plot in plots if plot.curves)
 
 
-def epoch_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], detail: str) -> tuple[Plot, ...]:
-    """Return accuracy against epochs alone, of some contestants."""
-    wanted = convergence_plots(record, contestants, detail)
-    return tuple(plot for plot in wanted if plot.x_label == "epochs" and plot.scale == "linear")
+def ablation_plots(record: RaceRecord, detail: str) -> tuple[Plot, ...]:
+    """Return accuracy against epochs, a figure for each batch size; full-batch training is in all of them."""
+    contestants = record.settings.contestants
+    sizes = sorted({item.design.per_batch for item in contestants if item.estimator.name != "full-batch"})
+    names = {
+        item.label: common_label([other for other in contestants if other.estimator == item.estimator])
+        for item in contestants
+    }
+    plots: list[Plot] = []
+    for size in sizes:
+        chosen = [item for item in contestants if item.estimator.name == "full-batch" or item.design.per_batch == size]
+        found = convergence_plots(record, chosen, f"{text.count(size, 'cluster')} a batch, {detail}")
+        for plot in (item for item in found if item.x_label == "epochs" and item.scale == "linear"):
+            labels = [names[curve.label] for curve in plot.curves]
+            if len(set(labels)) == len(labels):  # the batch size is in the figure's title
+                curves = tuple(replace(curve, label=label) for curve, label in zip(plot.curves, labels, strict=True))
+                plot = replace(plot, curves=curves)
+            plots.append(plot)
+    drawn = [y for plot in plots for curve in plot.curves for y in curve.points.y if not math.isnan(y)]
+    return tuple(replace(plot, shown=(min(drawn), max(drawn)) if drawn else ()) for plot in plots)
 
 
 def gradient_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], detail: str) -> tuple[Plot, ...]:
@@ -98,13 +115,17 @@ def gradient_plots(record: RaceRecord, contestants: Sequence[ContestantSettings]
         ("Relative bias", "‖E g − ∇L‖ / ‖∇L‖", lambda point, part: point.relative_bias[part]),
         ("Relative standard deviation", "√E‖g − E g‖² / ‖∇L‖", _relative_deviation),
     )
-    plots = []
+    plots: list[Plot] = []
     for name, y_label, value in quantities:
+        group = []
         for part in parts:
             title = f"{name}, {'all layers' if part == 'all' else part}"
             series = _series(record, contestants, _gradients(part, value), title, "epochs", y_label, "semilogy")
-            plots.append(_plot(title, detail, "epochs", y_label, "semilogy", series))
-    return tuple(plot for plot in plots if plot.curves)
+            group.append(_plot(title, detail, "epochs", y_label, "semilogy", series))
+        drawn = [y for plot in group for curve in plot.curves for y in curve.points.y if not math.isnan(y)]
+        shown = (min(drawn), max(drawn)) if drawn else ()
+        plots += [replace(plot, shown=shown) for plot in group if plot.curves]
+    return tuple(plots)
 
 
 def batch_size_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], detail: str) -> tuple[Plot, ...]:

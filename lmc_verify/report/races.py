@@ -15,9 +15,9 @@ from lmc_verify.report.lineplot import line_plot
 from lmc_verify.report.pictures import Picture
 from lmc_verify.report.racecurves import (
     FIGURE_TITLES,
+    ablation_plots,
     batch_size_plots,
     convergence_plots,
-    epoch_plots,
     gradient_plots,
     time_rows,
 )
@@ -30,7 +30,7 @@ from lmc_verify.report.racetables import (
     target_table,
 )
 from lmc_verify.reported import NOTE, SOURCE, Reported, reported_for
-from lmc_verify.training import ContestantSettings, RaceEntry, RaceRecord, race_record
+from lmc_verify.training import RaceEntry, RaceRecord, race_record
 
 __all__ = ["RaceGroup", "RaceSection", "ReportedTable", "race_groups", "race_sections"]
 
@@ -193,21 +193,8 @@ class RaceSection:
             elif figure == "batch-sizes":
                 found.append((figure, batch_size_plots(record, contestants, self.dataset)))
             elif figure == "ablation":
-                found.append((figure, self._by_batch_size(contestants)))
+                found.append((figure, ablation_plots(record, self.dataset)))
         return tuple((figure, plots) for figure, plots in found if plots)
-
-    def _by_batch_size(self, contestants: Sequence[ContestantSettings]) -> tuple[Plot, ...]:
-        """Return accuracy against epochs, a figure for each batch size; full-batch training is in all."""
-        assert self.record is not None
-        sizes = sorted({item.design.per_batch for item in contestants if item.estimator.name != "full-batch"})
-        plots: list[Plot] = []
-        for size in sizes:
-            chosen = [
-                item for item in contestants if item.estimator.name == "full-batch" or item.design.per_batch == size
-            ]
-            detail = f"{text.count(size, 'cluster')} a batch, {self.dataset}"
-            plots += epoch_plots(self.record, chosen, detail)
-        return tuple(plots)
 
     @cached_property
     def pictures(self) -> tuple[Picture, ...]:
