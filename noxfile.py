@@ -123,6 +123,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def hot_path(session: nox.Session) -> None:
+    """Measure exact gradients and epochs beside PyG and the machine's limits; prints the tables of docs/performance.md."""
+    install(session)
+    session.run("python", "tools/hot_path.py", *session.posargs)
+
+
+@nox.session
 def bench_compare(session: nox.Session) -> None:
     """Compare two commits side by side, `-- BASE HEAD [--factor F] [--bench PATTERN]`; fails on a regression."""
     install(session, "bench")

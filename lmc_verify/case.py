@@ -80,6 +80,14 @@ class Workspace:
         partition: Partition = self._cache[key]
         return partition
 
+    def arranged(self, graph: Graph, partition: Partition) -> tuple[Graph, Partition]:
+        """Rename a graph's nodes cluster by cluster; see `lmc_verify.Partition.arrange`."""
+        key = f"arranged {graph.fingerprint} {partition.fingerprint}"
+        if key not in self._cache:
+            self._cache[key] = partition.arrange(graph)
+        arranged: tuple[Graph, Partition] = self._cache[key]
+        return arranged
+
     def problem(self, graph: Graph, settings: ModelSettings, seed: int) -> Problem:
         """Build a model for a graph in the graph's precision, in evaluation mode."""
         key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
