@@ -124,7 +124,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def hot_path(session: nox.Session) -> None:
-    """Measure exact gradients and epochs beside PyG and the machine's limits; prints the tables of docs/performance.md."""
+    """Measure exact gradients and epochs beside PyG and the machine's limits; prints docs/performance.md's tables."""
     install(session)
     session.run("python", "tools/hot_path.py", *session.posargs)
 
