@@ -33,7 +33,21 @@ from lmc_verify.estimators import (
 )
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Block, Graph
-from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Layer, LayeredModel, PyGConv, make_model
+from lmc_verify.models import (
+    APPNP,
+    GAT,
+    GCN,
+    GCNII,
+    GIN,
+    PNA,
+    SAGE,
+    Conv,
+    ConvLayer,
+    Layer,
+    LayeredModel,
+    PyGConv,
+    make_model,
+)
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Gradient, Problem
 from lmc_verify.settings import SamplingSettings, TrainingSettings
@@ -41,13 +55,17 @@ from lmc_verify.sparse import spmm
 from lmc_verify.training import TrainingRun, conditional_bias
 
 __all__ = [
+    "APPNP",
     "CLAIMS",
     "FM",
     "GAS",
     "GAT",
     "GCN",
+    "GCNII",
+    "GIN",
     "LMC",
     "NORMALISERS",
+    "PNA",
     "SAGE",
     "AssumptionCheck",
     "BackwardSGD",

@@ -21,7 +21,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
-from lmc_verify.models import LayeredModel, make_model
+from lmc_verify.models import LayeredModel, check_options, graph_settings, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Problem
 from lmc_verify.settings import (
@@ -82,6 +82,7 @@ class Workspace:
         """Build a model for a graph in float64, in evaluation mode."""
         key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
         if key not in self._cache:
+            check_options(settings.name, settings.options)
             model = make_model(
                 settings.name,
                 graph.num_features,
@@ -96,6 +97,8 @@ class Workspace:
                 residual=settings.residual,
                 seed=seed,
                 dtype=torch.float64,
+                **graph_settings(settings.name, graph),
+                **settings.options,
             )
             _freeze(model, settings.frozen)
             self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
@@ -185,6 +188,7 @@ class Case:
                     if getattr(model, key)
                 }
             )
+            out.update(model.options)
         out |= {
             "estimator": self.estimator.name,
             "normaliser": self.normaliser,

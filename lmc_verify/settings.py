@@ -67,6 +67,7 @@ class ModelSettings(_Settings):
     """A model by name, with widths and depth.
 
     Attributes:
+        options: what only this model has, such as ``heads`` of GAT or ``alpha`` of GCNII and APPNP.
         frozen: parts whose parameters are not trained, such as ``"layer 2"``, ``"encoder"`` or ``"head"``.
     """
 
@@ -79,6 +80,7 @@ class ModelSettings(_Settings):
     head: bool = False
     norm: Literal["layer"] | None = None
     residual: bool = False
+    options: dict[str, bool | int | float | str] = {}
     frozen: tuple[str, ...] = ()
 
 

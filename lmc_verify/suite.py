@@ -47,7 +47,7 @@ from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.models import MODELS
+from lmc_verify.models import check_options
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.searches import Expected, PlannedSearch
 from lmc_verify.settings import (
@@ -291,8 +291,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
     for chosen in axes[1]:
         check_dataset(chosen)
     for model in axes[2]:
-        if model.name not in MODELS:
-            raise UnknownNameError("model", model.name, MODELS)
+        check_options(model.name, model.options)
     if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
         raise InvalidInputError(
             "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "
@@ -360,7 +359,11 @@ def reproduction_command(claim: str, settings: CaseSettings) -> str:
             named = part in ("dataset", "estimator")
             if (named and key == "name") or (not named and default[part].get(key) == value):
                 continue
-            words += ["--set", f"{part}.{key}={toml_value(value)}"]
+            nested = (
+                {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+            )
+            for path, item in nested.items():
+                words += ["--set", f"{part}.{path}={toml_value(item)}"]
     for key in ("histories", "seed"):
         if values[key] != default[key]:
             words += [f"--{key}", str(values[key])]

@@ -68,6 +68,13 @@ def _in_family(case: Case) -> tuple[bool | None, str]:
     return isinstance(case.estimator, Compensated), case.estimator.name
 
 
+def _explained(case: Case, claim: Claim) -> str:
+    """Return which assumptions of a refuted claim fail, to end its summary with."""
+    broken = [item for item in claim.checked_assumptions(case) if item.holds is False]
+    named = [f"{item.id} ({item.detail})" if item.detail else item.id for item in broken]
+    return f"; assumptions that fail: {', '.join(named)}" if named else ""
+
+
 FAMILY = Assumption("compensated-family", "the estimator has halo policies and histories", _in_family)
 
 
@@ -102,7 +109,7 @@ def check_equals_backward_sgd(case: Case) -> Verdict:
     elif outcome is Outcome.REFUTED:
         summary = (
             f"differs from Backward SGD on {differing:,} of {batches:,} batches, by up to "
-            f"{max(worst_by_layer.values()):.2g} of a layer's gradient"
+            f"{max(worst_by_layer.values()):.2g} of a layer's gradient{_explained(case, claim)}"
         )
     else:
         summary = residuals.explanation
@@ -196,6 +203,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
         summary = (
             f"gradients still differ from Backward SGD's by {by_sweep[-1].value:.2g} of the gradient's norm after "
             f"{due + 1} sweeps (first sweep: {by_sweep[0].value:.2g}); histories off by up to {off:.2g} when due"
+            f"{_explained(case, claim)}"
         )
     else:
         summary = residuals.explanation

@@ -91,6 +91,10 @@ class SearchSpace:
                 "model.frozen cannot be set in a search, every parameter is trained; leave it out, or check the claim "
                 "on a data set"
             )
+        if self.model.get("options"):
+            raise InvalidInputError(
+                "model.options cannot be set in a search; leave it out, or check the claim on a data set"
+            )
         if self.model.get("name", "gcn") not in MODELS:
             raise UnknownNameError("model", str(self.model["name"]), MODELS)
         try:

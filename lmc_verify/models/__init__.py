@@ -2,21 +2,35 @@
 
 from lmc_verify.models.adapter import PyGConv
 from lmc_verify.models.convs import GCNConv, SAGEConv
+from lmc_verify.models.gin import GIN, GINConv
+from lmc_verify.models.initial import APPNP, GCNII, APPNPLayer, GCNIILayer
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, active_dropout
-from lmc_verify.models.stacks import GAT, GCN, MODELS, SAGE, make_model
+from lmc_verify.models.pna import PNAConv
+from lmc_verify.models.registry import MODELS, check_options, graph_settings, make_model
+from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE
 
 __all__ = [
+    "APPNP",
     "GAT",
     "GCN",
+    "GCNII",
+    "GIN",
     "MODELS",
+    "PNA",
     "SAGE",
+    "APPNPLayer",
     "Conv",
     "ConvLayer",
     "GCNConv",
+    "GCNIILayer",
+    "GINConv",
     "Layer",
     "LayeredModel",
+    "PNAConv",
     "PyGConv",
     "SAGEConv",
     "active_dropout",
+    "check_options",
+    "graph_settings",
     "make_model",
 ]
