@@ -1,4 +1,4 @@
-"""Hypothesis strategies for graphs, partitions, batches, models, problems and histories; public, for users' own tests.
+"""For users' own tests: hypothesis strategies for graphs, models, batches, ..., and a probe of layers.
 
 Example:
     >>> from hypothesis import given
@@ -7,6 +7,7 @@ Example:
     ... def test_mine(problem): ...
 """
 
+from lmc_verify.testing.jacobians import aggregate_dependence
 from lmc_verify.testing.strategies import (
     batches,
     betas,
@@ -19,4 +20,15 @@ from lmc_verify.testing.strategies import (
     seeds,
 )
 
-__all__ = ["batches", "betas", "designs", "graphs", "histories", "models", "partitions", "problems", "seeds"]
+__all__ = [
+    "aggregate_dependence",
+    "batches",
+    "betas",
+    "designs",
+    "graphs",
+    "histories",
+    "models",
+    "partitions",
+    "problems",
+    "seeds",
+]
