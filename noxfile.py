@@ -101,6 +101,15 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def plugin(session: nox.Session) -> None:
+    """Install the template of a plug-in package (examples/plugin), and run its tests and its estimator's checks."""
+    install(session, "test")
+    session.install("-c", "constraints.txt", "examples/plugin")
+    session.run("pytest", "examples/plugin/tests", *session.posargs, env=ENVIRONMENT)
+    session.run("lmc-verify", "check-estimator", "gas-scaled", env=ENVIRONMENT)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the asv benchmarks once, quickly, in this session's environment."""
     install(session, "bench")

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
-from lmc_verify.datasets import dataset_info, load_graph
+from lmc_verify.datasets import dataset_info, dataset_registry, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, make_estimator
+from lmc_verify.estimators import ESTIMATORS, Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
-from lmc_verify.models import LayeredModel, check_options, graph_settings, make_model
+from lmc_verify.models import MODELS, LayeredModel, check_options, graph_settings, make_model
 from lmc_verify.partition import Partition, make_partition
+from lmc_verify.plugins import plugin_versions
 from lmc_verify.problem import Problem
 from lmc_verify.settings import (
     CaseSettings,
@@ -41,6 +42,7 @@ __all__ = [
     "build_case",
     "build_design",
     "build_estimator",
+    "case_plugins",
     "check_dataset",
     "sweep_batches",
 ]
@@ -217,7 +219,20 @@ class Case:
         out = {"graph": self.graph.fingerprint, "parameters": self.problem.parameter_fingerprint()}
         if self.partition is not None:
             out["partition"] = self.partition.fingerprint
-        return out
+        return out | (case_plugins(self.settings) if self.settings is not None else {})
+
+
+def case_plugins(settings: CaseSettings) -> dict[str, str]:
+    """Return the fingerprints of the plug-ins that a case is built from, by kind and name.
+
+    Raises:
+        PluginError: one of them cannot be used.
+    """
+    return plugin_versions(
+        (dataset_registry(), settings.dataset.name),
+        (MODELS, settings.model.name),
+        (ESTIMATORS, settings.estimator.name),
+    )
 
 
 def _freeze(model: LayeredModel, parts: Sequence[str]) -> None:

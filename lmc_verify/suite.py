@@ -42,12 +42,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmc_verify.case import build_estimator, check_dataset
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.case import build_estimator, case_plugins, check_dataset
+from lmc_verify.claims import CLAIMS, Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import check_options
+from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.searches import Expected, PlannedSearch
 from lmc_verify.settings import (
@@ -344,8 +345,13 @@ def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Pl
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
-    """Return the identity of a trial: a hash over claim, case, control, and the versions of the code and of torch."""
-    text = "\n".join([claim, settings.canonical(), control, code_fingerprint(), torch.__version__])
+    """Return the identity of a trial: a hash over claim, case, control, and the versions of the code and of torch.
+
+    The versions of plug-ins that the trial uses are part of it.
+    """
+    plugins = plugin_versions((CLAIMS, claim)) | case_plugins(settings)
+    versions = [code_fingerprint(), torch.__version__, *(f"{name} {version}" for name, version in plugins.items())]
+    text = "\n".join([claim, settings.canonical(), control, *versions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -29,7 +29,13 @@ from lmc_verify.suite import Suite
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-WITH_CODE = [ROOT / "README.md", DOCS / "guide.md", DOCS / "statistics.md", DOCS / "counterexamples.md"]
+WITH_CODE = [
+    ROOT / "README.md",
+    DOCS / "guide.md",
+    DOCS / "statistics.md",
+    DOCS / "counterexamples.md",
+    DOCS / "plugins.md",
+]
 SECTIONS = (
     "Statement",
     "Source",

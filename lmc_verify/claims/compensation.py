@@ -27,7 +27,7 @@ from lmc_verify.claims.residuals import (
 )
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.estimators import BackwardSGD, Compensated, History
+from lmc_verify.estimators import BackwardSGD, Compensated, FullBatch, History
 from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
 from lmc_verify.statistics.rounding import decide, gamma
 
@@ -132,6 +132,9 @@ def expect_equals_backward_sgd(case: Case) -> Expectation:
     """Return what theory says of E1."""
     if case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
+    if isinstance(case.estimator, FullBatch) and not whole:
+        return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
 
 

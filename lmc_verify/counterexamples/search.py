@@ -169,7 +169,7 @@ def check_search(claim_id: str, histories: str, space: SearchSpace, examples: in
     """
     claim = find_claim(claim_id)
     if claim.tier != "exact":
-        known = ", ".join(item.id for item in CLAIMS.values() if item.tier == "exact")
+        known = ", ".join(item.id for item in CLAIMS.usable().values() if item.tier == "exact")
         raise InvalidInputError(
             f"claim {claim_id!r} is of tier {claim.tier!r}: only claims decided by enumeration have minimal "
             f"counterexamples; these are {known}"

@@ -1,7 +1,7 @@
 """Layered models: the layer contract, native convolutions, the PyG adapter, and the models built from them."""
 
 from lmc_verify.models.adapter import PyGConv
-from lmc_verify.models.convs import GCNConv, SAGEConv
+from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
 from lmc_verify.models.gin import GIN, GINConv
 from lmc_verify.models.initial import APPNP, GCNII, APPNPLayer, GCNIILayer
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, active_dropout
@@ -32,5 +32,6 @@ __all__ = [
     "active_dropout",
     "check_options",
     "graph_settings",
+    "initialise",
     "make_model",
 ]

@@ -11,10 +11,11 @@ from lmc_verify.models.gin import GIN
 from lmc_verify.models.initial import APPNP, GCNII
 from lmc_verify.models.layered import LayeredModel
 from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE
+from lmc_verify.plugins import Plugin, Registry
 
 __all__ = ["MODELS", "check_options", "graph_settings", "make_model"]
 
-MODELS: Mapping[str, Callable[..., LayeredModel]] = {
+_OWN: dict[str, Callable[..., LayeredModel]] = {
     "gcn": GCN,
     "gcnii": GCNII,
     "sage": SAGE,
@@ -23,6 +24,16 @@ MODELS: Mapping[str, Callable[..., LayeredModel]] = {
     "gat": GAT,
     "pna": PNA,
 }
+
+
+def _model(plugin: Plugin, item: Any) -> Callable[..., LayeredModel]:
+    if not callable(item):
+        raise TypeError(f"it is a {type(item).__name__}, a model's class is needed")
+    build: Callable[..., LayeredModel] = item
+    return build
+
+
+MODELS: Registry[Callable[..., LayeredModel]] = Registry("model", "lmc_verify.models", _OWN.items(), _model)
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -53,7 +64,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 def graph_settings(name: str, graph: Graph) -> dict[str, Any]:
     """Return the arguments of a model that its graph determines, such as PNA's degree histogram."""
-    derive: Callable[[Graph], dict[str, Any]] | None = getattr(MODELS.get(name), "graph_settings", None)
+    if name not in MODELS:
+        raise UnknownNameError("model", name, MODELS)
+    derive: Callable[[Graph], dict[str, Any]] | None = getattr(MODELS[name], "graph_settings", None)
     return {} if derive is None else derive(graph)
 
 
@@ -66,4 +79,7 @@ def make_model(name: str, *args: Any, **settings: Any) -> LayeredModel:
     """
     if name not in MODELS:
         raise UnknownNameError("model", name, MODELS)
-    return MODELS[name](*args, **settings)
+    model = MODELS[name](*args, **settings)
+    if not isinstance(model, LayeredModel):
+        raise InvalidInputError(f"model {name!r} gives a {type(model).__name__}, a LayeredModel is needed")
+    return model

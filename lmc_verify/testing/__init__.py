@@ -1,4 +1,4 @@
-"""For users' own tests: hypothesis strategies for graphs, models, batches, ..., and a probe of layers.
+"""For users' own tests: hypothesis strategies, conformance checks of estimators, and a probe of layers.
 
 Example:
     >>> from hypothesis import given
@@ -7,6 +7,7 @@ Example:
     ... def test_mine(problem): ...
 """
 
+from lmc_verify.testing.conformance import Census, CheckResult, Status, check_estimator, parametrize_with_checks
 from lmc_verify.testing.jacobians import aggregate_dependence
 from lmc_verify.testing.strategies import (
     batches,
@@ -21,13 +22,18 @@ from lmc_verify.testing.strategies import (
 )
 
 __all__ = [
+    "Census",
+    "CheckResult",
+    "Status",
     "aggregate_dependence",
     "batches",
     "betas",
+    "check_estimator",
     "designs",
     "graphs",
     "histories",
     "models",
+    "parametrize_with_checks",
     "partitions",
     "problems",
     "seeds",
