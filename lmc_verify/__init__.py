@@ -32,6 +32,7 @@ from lmc_verify.estimators import (
     make_estimator,
 )
 from lmc_verify.exact import ExactPass, exact_pass
+from lmc_verify.fixed_point import FixedPointPass, fixed_point_pass
 from lmc_verify.graph import Block, Graph
 from lmc_verify.models import (
     APPNP,
@@ -46,6 +47,7 @@ from lmc_verify.models import (
     Layer,
     LayeredModel,
     PyGConv,
+    RecurrentGNN,
     make_model,
 )
 from lmc_verify.partition import Partition, make_partition
@@ -81,6 +83,7 @@ __all__ = [
     "Estimator",
     "Evidence",
     "ExactPass",
+    "FixedPointPass",
     "FullBatch",
     "FusedClusters",
     "Gradient",
@@ -98,6 +101,7 @@ __all__ = [
     "Problem",
     "PyGConv",
     "RecordsError",
+    "RecurrentGNN",
     "SamplingSettings",
     "Series",
     "TrainingRun",
@@ -111,6 +115,7 @@ __all__ = [
     "conditional_bias",
     "dataset_names",
     "exact_pass",
+    "fixed_point_pass",
     "load_data",
     "load_graph",
     "make_estimator",

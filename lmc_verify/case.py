@@ -21,7 +21,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS, Estimator, History, make_estimator
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
-from lmc_verify.models import MODELS, LayeredModel, check_options, graph_settings, make_model
+from lmc_verify.models import MODELS, LayeredModel, check_jump, check_options, graph_settings, make_model
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.problem import Problem
@@ -85,6 +85,7 @@ class Workspace:
         key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
         if key not in self._cache:
             check_options(settings.name, settings.options)
+            check_jump(settings.name, settings.jump)
             model = make_model(
                 settings.name,
                 graph.num_features,
@@ -99,6 +100,7 @@ class Workspace:
                 residual=settings.residual,
                 seed=seed,
                 dtype=torch.float64,
+                **({} if settings.jump is None else {"jump": settings.jump}),
                 **graph_settings(settings.name, graph),
                 **settings.options,
             )
@@ -186,7 +188,7 @@ class Case:
             out.update(
                 {
                     key: getattr(model, key)
-                    for key in ("encoder", "head", "residual", "norm", "frozen")
+                    for key in ("encoder", "head", "residual", "norm", "jump", "frozen")
                     if getattr(model, key)
                 }
             )

@@ -67,6 +67,7 @@ class ModelSettings(_Settings):
     """A model by name, with widths and depth.
 
     Attributes:
+        jump: jumping knowledge: the head reads every layer's embedding.
         options: what only this model has, such as ``heads`` of GAT or ``alpha`` of GCNII and APPNP.
         frozen: parts whose parameters are not trained, such as ``"layer 2"``, ``"encoder"`` or ``"head"``.
     """
@@ -80,6 +81,7 @@ class ModelSettings(_Settings):
     head: bool = False
     norm: Literal["layer"] | None = None
     residual: bool = False
+    jump: Literal["concat", "max"] | None = None
     options: dict[str, bool | int | float | str] = {}
     frozen: tuple[str, ...] = ()
 

@@ -47,7 +47,7 @@ from lmc_verify.claims import CLAIMS, Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.models import check_options
+from lmc_verify.models import check_jump, check_options
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.searches import Expected, PlannedSearch
@@ -293,6 +293,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         check_dataset(chosen)
     for model in axes[2]:
         check_options(model.name, model.options)
+        check_jump(model.name, model.jump)
     if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
         raise InvalidInputError(
             "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "

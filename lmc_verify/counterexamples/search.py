@@ -35,9 +35,9 @@ from lmc_verify.counterexamples.example import (
     measured_tensors,
 )
 from lmc_verify.counterexamples.simplify import simplify
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator
-from lmc_verify.models import MODELS
+from lmc_verify.models import check_jump
 from lmc_verify.settings import CaseSettings, known_histories
 from lmc_verify.testing import graphs, partitions, seeds
 
@@ -95,8 +95,7 @@ class SearchSpace:
             raise InvalidInputError(
                 "model.options cannot be set in a search; leave it out, or check the claim on a data set"
             )
-        if self.model.get("name", "gcn") not in MODELS:
-            raise UnknownNameError("model", str(self.model["name"]), MODELS)
+        check_jump(str(self.model.get("name", "gcn")), self.model.get("jump"))
         try:
             CaseSettings.model_validate({"model": dict(self.model), "design": dict(self.design)})
         except ValidationError as error:
@@ -313,8 +312,9 @@ def _instances(draw: st.DrawFn, space: SearchSpace, needs_clusters: bool) -> Ins
         "activation_cut": pinned.get("activation_cut", "pre"),
         "norm": pinned.get("norm"),
     }
-    if "activation" in pinned:
-        plan["activation"] = pinned["activation"]
+    for key in ("activation", "jump"):
+        if pinned.get(key) is not None:
+            plan[key] = pinned[key]
     for flag in ("encoder", "head", "residual"):
         plan[flag] = pinned[flag] if flag in pinned else draw(st.booleans())
     model = ModelPlan(name, plan)

@@ -4,9 +4,11 @@ from lmc_verify.models.adapter import PyGConv
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
 from lmc_verify.models.gin import GIN, GINConv
 from lmc_verify.models.initial import APPNP, GCNII, APPNPLayer, GCNIILayer
+from lmc_verify.models.jumping import JumpingHead, JumpingLayer
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, active_dropout
 from lmc_verify.models.pna import PNAConv
-from lmc_verify.models.registry import MODELS, check_options, graph_settings, make_model
+from lmc_verify.models.recurrent import RecurrentGNN, RecurrentLayer
+from lmc_verify.models.registry import MODELS, check_jump, check_options, graph_settings, make_model
 from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE
 
 __all__ = [
@@ -24,12 +26,17 @@ __all__ = [
     "GCNConv",
     "GCNIILayer",
     "GINConv",
+    "JumpingHead",
+    "JumpingLayer",
     "Layer",
     "LayeredModel",
     "PNAConv",
     "PyGConv",
+    "RecurrentGNN",
+    "RecurrentLayer",
     "SAGEConv",
     "active_dropout",
+    "check_jump",
     "check_options",
     "graph_settings",
     "initialise",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmc_verify.graph import Block
 from lmc_verify.models.convs import initialise
 from lmc_verify.models.layered import ACTIVATIONS, Conv, ConvLayer, Layer, LayeredModel, node_wise_part
-from lmc_verify.models.stacks import check_settings, linear
+from lmc_verify.models.stacks import check_settings, linear, with_jumps
 from lmc_verify.seeds import torch_generator
 from lmc_verify.sparse import spmm
 
@@ -79,6 +79,7 @@ class GIN(LayeredModel):
         head: add a linear head, hidden -> outputs.
         norm: None or ``"layer"`` (node-wise LayerNorm behind each network but the last).
         residual: add each layer's input to its output where the widths agree.
+        jump: None, or jumping knowledge: a linear head reads every layer's embedding, ``"concat"`` or ``"max"``.
         dropout: probability, active in training mode only; verification refuses it.
         eps: initial epsilon.
         train_eps: whether epsilon is trained.
@@ -105,6 +106,7 @@ class GIN(LayeredModel):
         head: bool = False,
         norm: str | None = None,
         residual: bool = False,
+        jump: str | None = None,
         dropout: float = 0.0,
         eps: float = 0.0,
         train_eps: bool = False,
@@ -124,13 +126,13 @@ class GIN(LayeredModel):
         )
         act, pre = ACTIVATIONS[activation], activation_cut == "pre"
         first = hidden_channels if encoder else in_channels
-        last = hidden_channels if head else out_channels
+        last = hidden_channels if head or jump else out_channels
         widths = [first, *[hidden_channels] * (num_layers - 1), last]
         inner = [linear(below, hidden_channels, dtype) for below in widths[:-1]]
         outer = [linear(hidden_channels, above, dtype) for above in widths[1:]]
         between = [
             node_wise_part(width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype)
-            for width in widths[1:-1]
+            for width in widths[1:]
         ]
         layers: list[Layer] = []
         for index in range(num_layers):
@@ -147,7 +149,12 @@ class GIN(LayeredModel):
             conv = GINConv(nn.Sequential(*parts), eps=eps, train_eps=train_eps)
             layers.append(ConvLayer(conv, before=before, after=after, residual=residual and kept[0] == kept[1]))
         tail: list[nn.Module] = [act(), outer[-1]] if pre else []
-        if head:
+        if jump is not None:
+            kept_widths = [widths[0], *[hidden_channels] * num_layers]
+            last_read = nn.Sequential(*tail, between[-1])
+            layers, ends = with_jumps(layers, kept_widths, last_read, out_channels, jump=jump, dtype=dtype)
+            tail = list(ends)
+        elif head:
             tail += [act(), linear(hidden_channels, out_channels, dtype)]
         super().__init__(
             layers,

@@ -13,7 +13,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.graph import Block
 from lmc_verify.models.convs import initialise
 from lmc_verify.models.layered import ACTIVATIONS, Layer, LayeredModel, node_wise_part
-from lmc_verify.models.stacks import check_settings, linear
+from lmc_verify.models.stacks import check_settings, linear, with_jumps
 from lmc_verify.seeds import torch_generator
 from lmc_verify.sparse import spmm
 
@@ -123,6 +123,7 @@ class GCNII(LayeredModel):
         head="accepted and without effect: there always is a linear head.",
         where=" between layers",
         more="""
+        jump: None, or jumping knowledge: the head reads every layer's embedding, ``"concat"`` or ``"max"``.
         theta: strength of the weight matrices, which falls with depth: ``beta_l = log(theta / l + 1)``.
         shared_weights: one matrix for the aggregate and the encoder's output.""",
     )
@@ -141,6 +142,7 @@ class GCNII(LayeredModel):
         head: bool = True,
         norm: str | None = None,
         residual: bool = False,
+        jump: str | None = None,
         dropout: float = 0.0,
         alpha: float = 0.1,
         theta: float = 0.5,
@@ -158,7 +160,13 @@ class GCNII(LayeredModel):
         _check_share(alpha)
         if not theta > 0:
             raise InvalidInputError(f"theta is {theta}, it must be above 0")
-        layers = []
+        layers: list[Layer] = []
+
+        def part() -> nn.Module:
+            return node_wise_part(
+                hidden_channels, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
+            )
+
         for index in range(num_layers):
             conv = GCN2Conv(
                 hidden_channels,
@@ -170,17 +178,18 @@ class GCNII(LayeredModel):
             )
             pre = activation_cut == "pre" and index > 0
             post = activation_cut == "post" and index < num_layers - 1
-            part = node_wise_part(
-                hidden_channels, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-            )
             layers.append(
-                GCNIILayer(conv, before=part if pre else None, after=part if post else None, residual=residual)
+                GCNIILayer(conv, before=part() if pre else None, after=part() if post else None, residual=residual)
             )
         act = ACTIVATIONS[activation]
+        ends = nn.Sequential(act(), linear(hidden_channels, out_channels, dtype))
+        if jump is not None:
+            widths = [hidden_channels] * (num_layers + 1)
+            layers, ends = with_jumps(layers, widths, part(), out_channels, jump=jump, dtype=dtype)
         super().__init__(
             layers,
             encoder=nn.Sequential(linear(in_channels, hidden_channels, dtype), act()),
-            head=nn.Sequential(act(), linear(hidden_channels, out_channels, dtype)),
+            head=ends,
         )
         self.in_channels, self.out_channels = in_channels, out_channels
         initialise(self, torch_generator(seed, "parameters"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ from lmc_verify.graph import Graph
 from lmc_verify.models.gin import GIN
 from lmc_verify.models.initial import APPNP, GCNII
 from lmc_verify.models.layered import LayeredModel
+from lmc_verify.models.recurrent import RecurrentGNN
 from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE
 from lmc_verify.plugins import Plugin, Registry
 
-__all__ = ["MODELS", "check_options", "graph_settings", "make_model"]
+__all__ = ["MODELS", "check_jump", "check_options", "graph_settings", "make_model"]
 
 _OWN: dict[str, Callable[..., LayeredModel]] = {
     "gcn": GCN,
@@ -23,6 +25,7 @@ _OWN: dict[str, Callable[..., LayeredModel]] = {
     "appnp": APPNP,
     "gat": GAT,
     "pna": PNA,
+    "recurrent": RecurrentGNN,
 }
 
 
@@ -60,6 +63,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise InvalidInputError(
                 f"model.options.{option} is {value!r}, it must be of the type of its default, {default!r}"
             )
+
+
+def check_jump(name: str, jump: str | None) -> None:
+    """Raise InvalidInputError if jumping knowledge is asked of a model that does not have it."""
+    if name not in MODELS:
+        raise UnknownNameError("model", name, MODELS)
+    if jump is not None and "jump" not in inspect.signature(MODELS[name]).parameters:
+        raise InvalidInputError(f"model {name!r} has no jumping knowledge; leave model.jump out")
 
 
 def graph_settings(name: str, graph: Graph) -> dict[str, Any]:

@@ -14,11 +14,20 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Graph
 from lmc_verify.models.adapter import PyGConv, materialise
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
-from lmc_verify.models.layered import ACTIVATION_CUTS, ACTIVATIONS, Conv, ConvLayer, LayeredModel, node_wise_part
+from lmc_verify.models.jumping import JumpingHead, carried
+from lmc_verify.models.layered import (
+    ACTIVATION_CUTS,
+    ACTIVATIONS,
+    Conv,
+    ConvLayer,
+    Layer,
+    LayeredModel,
+    node_wise_part,
+)
 from lmc_verify.models.pna import PNAConv
 from lmc_verify.seeds import torch_generator
 
-__all__ = ["GAT", "GCN", "PNA", "SAGE", "check_settings", "linear"]
+__all__ = ["GAT", "GCN", "PNA", "SAGE", "check_settings", "linear", "with_jumps"]
 
 
 class _Stack(LayeredModel, ABC):
@@ -35,6 +44,7 @@ class _Stack(LayeredModel, ABC):
         head: add a linear head, hidden -> outputs.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation).
         residual: add each hidden layer's input to its output where the widths agree.
+        jump: None, or jumping knowledge: a linear head reads every layer's embedding, ``"concat"`` or ``"max"``.
         dropout: probability, active in training mode only; verification refuses it.
         seed: seed of the initial parameters; no global random state is used.
         dtype: dtype of the parameters, by default float32.
@@ -59,6 +69,7 @@ class _Stack(LayeredModel, ABC):
         head: bool = False,
         norm: str | None = None,
         residual: bool = False,
+        jump: str | None = None,
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype | None = None,
@@ -76,19 +87,17 @@ class _Stack(LayeredModel, ABC):
             activation=activation,
         )
         first = hidden_channels if encoder else in_channels
-        last = hidden_channels if head else out_channels
+        last = hidden_channels if head or jump else out_channels
         widths = [first, *[hidden_channels] * (num_layers - 1), last]
-        layers = []
+        layers: list[Layer] = []
+
+        def part(width: int) -> nn.Module:
+            return node_wise_part(width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype)
+
         for index in range(num_layers):
             conv = self._conv(widths[index], widths[index + 1], dtype=dtype, **conv_settings)
             pre = activation_cut == "pre" and index > 0
             post = activation_cut == "post" and index < num_layers - 1
-
-            def part(width: int) -> nn.Module:
-                return node_wise_part(
-                    width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-                )
-
             layers.append(
                 ConvLayer(
                     conv,
@@ -98,10 +107,13 @@ class _Stack(LayeredModel, ABC):
                 )
             )
         act = ACTIVATIONS[activation]
+        ends = nn.Sequential(act(), linear(hidden_channels, out_channels, dtype)) if head else None
+        if jump is not None:
+            layers, ends = with_jumps(layers, widths, part(last), out_channels, jump=jump, dtype=dtype)
         super().__init__(
             layers,
             encoder=nn.Sequential(linear(in_channels, hidden_channels, dtype), act()) if encoder else None,
-            head=nn.Sequential(act(), linear(hidden_channels, out_channels, dtype)) if head else None,
+            head=ends,
         )
         self.in_channels, self.out_channels = in_channels, out_channels
         initialise(self, torch_generator(seed, "parameters"))
@@ -212,6 +224,33 @@ def check_settings(sizes: Mapping[str, int], *, dropout: float, activation_cut: 
         raise UnknownNameError("activation cut", activation_cut, ACTIVATION_CUTS)
     if activation not in ACTIVATIONS:
         raise UnknownNameError("activation", activation, ACTIVATIONS)
+
+
+def with_jumps(
+    layers: Sequence[Layer],
+    widths: Sequence[int],
+    last_read: nn.Module,
+    out_channels: int,
+    *,
+    jump: str,
+    dtype: torch.dtype | None,
+) -> tuple[list[Layer], nn.Sequential]:
+    """Return layers that carry every embedding along, and the linear head that reads all of them.
+
+    The head reads ``H^l`` as layer l + 1 does, with the same modules, and ``H^L`` through `last_read`.
+
+    Args:
+        layers: layers with the attributes ``before`` and ``after``; embeddings are as wide as the last one.
+        widths: of ``H^0 ... H^L``.
+        last_read: the node-wise part that follows the last layer.
+        out_channels: classes or tasks.
+        jump: a name in `lmc_verify.models.jumping.JUMPS`.
+        dtype: of the head.
+    """
+    reads = [cast(nn.Module, layer.before) or nn.Identity() for layer in layers[1:]]
+    head = JumpingHead([*reads, last_read], widths[1:], jump)
+    outputs = linear(widths[-1] * (len(layers) if jump == "concat" else 1), out_channels, dtype)
+    return carried(layers, widths[:-1]), nn.Sequential(head, outputs)
 
 
 def linear(in_channels: int, out_channels: int, dtype: torch.dtype | None) -> nn.Linear:

@@ -197,7 +197,7 @@ def models(
         max_hidden: largest hidden width.
         aggregate_linear: only models whose every layer is aggregate-linear: no attention, extrema or moments, and the
             pre-activation cut.
-        plain: no encoder, head, norm or residual connection beyond those that a model always has.
+        plain: no encoder, head, norm, residual connection or jumping knowledge beyond those that a model always has.
 
     Raises:
         UnknownNameError: a kind that is not known.
@@ -212,6 +212,8 @@ def models(
         for flag in ("encoder", "head", "residual"):
             settings[flag] = draw(st.booleans())
         settings["norm"] = draw(st.sampled_from([None, "layer"]))
+        if kind != "appnp":
+            settings["jump"] = draw(st.sampled_from([None, None, "concat", "max"]))
     if kind == "gat":
         settings["heads"] = draw(st.integers(1, 2))
     elif kind == "gin":
