@@ -184,6 +184,7 @@ def models(
     max_layers: int = 3,
     max_hidden: int = 4,
     aggregate_linear: bool = False,
+    jumps: bool = True,
     plain: bool = False,
 ) -> LayeredModel:
     """Models that fit a graph (widths, dtype, at least two outputs for classes), parameters at a generic point.
@@ -197,6 +198,7 @@ def models(
         max_hidden: largest hidden width.
         aggregate_linear: only models whose every layer is aggregate-linear: no attention, extrema or moments, and the
             pre-activation cut.
+        jumps: whether models may have jumping knowledge.
         plain: no encoder, head, norm, residual connection or jumping knowledge beyond those that a model always has.
 
     Raises:
@@ -212,7 +214,7 @@ def models(
         for flag in ("encoder", "head", "residual"):
             settings[flag] = draw(st.booleans())
         settings["norm"] = draw(st.sampled_from([None, "layer"]))
-        if kind != "appnp":
+        if jumps and kind != "appnp":
             settings["jump"] = draw(st.sampled_from([None, None, "concat", "max"]))
     if kind == "gat":
         settings["heads"] = draw(st.integers(1, 2))
@@ -236,6 +238,7 @@ def problems(
     min_layers: int = 1,
     max_layers: int = 3,
     aggregate_linear: bool = False,
+    jumps: bool = True,
     plain: bool = False,
 ) -> Problem:
     """Problems: a graph, a model that fits it, and the loss that its labels ask for.
@@ -247,6 +250,7 @@ def problems(
         min_layers: see `models`.
         max_layers: see `models`.
         aggregate_linear: only problems for which LMC with beta = 0 and exact histories is exact; see `models`.
+        jumps: see `models`.
         plain: see `models`.
     """
     if not isinstance(graph, Graph):
@@ -258,6 +262,7 @@ def problems(
             min_layers=min_layers,
             max_layers=max_layers,
             aggregate_linear=aggregate_linear,
+            jumps=jumps,
             plain=plain,
         )
     )
