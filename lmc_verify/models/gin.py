@@ -81,7 +81,7 @@ class GIN(LayeredModel):
         norm: None or ``"layer"`` (node-wise LayerNorm behind each network but the last).
         residual: add each layer's input to its output where the widths agree.
         jump: None, or jumping knowledge: a linear head reads every layer's embedding, ``"concat"`` or ``"max"``.
-        dropout: probability, active in training mode only; verification refuses it.
+        dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
         eps: initial epsilon.
         train_eps: whether epsilon is trained.
         seed: seed of the initial parameters; no global random state is used.

@@ -13,7 +13,8 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.graph import Block
 from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.models.convs import initialise
-from lmc_verify.models.layered import Layer, LayeredModel, node_wise_part
+from lmc_verify.models.dropout import at_place
+from lmc_verify.models.layered import Layer, LayeredModel, node_wise_part, place_of
 from lmc_verify.models.stacks import check_settings, linear, with_jumps
 from lmc_verify.seeds import torch_generator
 from lmc_verify.sparse import spmm
@@ -64,7 +65,7 @@ class GCNIILayer(Layer):
         """Return the rows [rows, channels]; see `Layer.forward`."""
         rows: Tensor = self.conv(source if self.before is None else self.before(source), x0_target, block)
         if self.after is not None:
-            rows = self.after(rows)
+            rows = at_place(self.after, rows, place_of(target, source) or 0)
         return rows + target if self.residual else rows
 
 
@@ -101,7 +102,7 @@ _ARGUMENTS = """
         head: {head}
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation{where}).
         residual: add each layer's input to its output.
-        dropout: probability, active in training mode only; verification refuses it.
+        dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
         alpha: share of the encoder's output in every layer, in [0, 1].{more}
         seed: seed of the initial parameters; no global random state is used.
         dtype: dtype of the parameters, by default float32.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.graph import Block
-from lmc_verify.models.layered import Layer
+from lmc_verify.models.layered import Layer, place_of
 
 __all__ = ["JUMPS", "JumpingHead", "JumpingLayer", "carried"]
 
@@ -47,7 +47,10 @@ class JumpingLayer(Layer):
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, carried + out]; see `Layer.forward`."""
         read = source[:, -self.width :].contiguous()
-        own = read if target is source else target[:, -self.width :]
+        start = place_of(target, source)
+        # A piece of what is read, where it is one: a row must be read alike as source and as target.
+        own = target[:, -self.width :] if start is None else read[start : start + target.shape[0]]
+        own = read if target is source else own
         rows: Tensor = self.inner(read, own, x0_target, block)
         return torch.cat([target, rows], dim=1) if self.carries else rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.graph import Block
 from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.models.convs import GCNConv, initialise
-from lmc_verify.models.layered import Layer, LayeredModel, node_wise_part
+from lmc_verify.models.dropout import at_place
+from lmc_verify.models.layered import Layer, LayeredModel, node_wise_part, place_of
 from lmc_verify.models.stacks import check_settings, linear
 from lmc_verify.seeds import torch_generator
 
@@ -34,7 +35,7 @@ class RecurrentLayer(Layer):
         """Return the rows [rows, width]; see `Layer.forward`."""
         read = source if self.before is None else self.before(source)
         rows: Tensor = self.conv(read, target, block) + x0_target
-        return rows if self.after is None else cast(Tensor, self.after(rows))
+        return rows if self.after is None else at_place(self.after, rows, place_of(target, source) or 0)
 
 
 class RecurrentGNN(LayeredModel):
@@ -58,7 +59,8 @@ class RecurrentGNN(LayeredModel):
         head: accepted and without effect: there always is a linear head.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation); the layer may then not contract.
         residual: must be False: ``H + f(H, X)`` has no fixed point of its own.
-        dropout: probability, active in training mode only; verification refuses it.
+        dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
+            A step drops the same units in every application of the layer (Gal and Ghahramani, NeurIPS 2016).
         contraction: spectral norm of the initial weight matrix, above 0.
         seed: seed of the initial parameters; no global random state is used.
         dtype: dtype of the parameters, by default float32.

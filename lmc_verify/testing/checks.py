@@ -8,7 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from lmc_verify.case import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.datasets import load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite
+from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, batch_law
 from lmc_verify.graph import Graph
 from lmc_verify.models import GCN, SAGE, LayeredModel
 from lmc_verify.partition import Partition, make_partition
@@ -76,16 +76,16 @@ class Subject:
         """Return a state that some steps have written to."""
         problem = problem or self.problem
         state = self.estimator.init(problem)
-        for batch in self.batches(problem, state, self.design, steps):
+        source = generator(self.seed, "conformance steps")
+        for _ in range(steps):  # the law may depend on the state
+            batch = batch_law(self.estimator, problem, state, self.design).draw(source)
             state.apply(self.estimator.estimate(problem, state, batch).writes)
         return state
 
     def batches(self, problem: Problem, state: History, design: BatchDesign, count: int = 1) -> list[Batch]:
         """Draw batches of a design, with the estimator's own samples if it takes any."""
-        law: Any = getattr(self.estimator, "sampling", None)
-        drawn_from: BatchDesign = law(problem, state, design) if callable(law) else design
-        source = generator(self.seed, "conformance batches")
-        return [drawn_from.draw(source) for _ in range(count)]
+        law, source = batch_law(self.estimator, problem, state, design), generator(self.seed, "conformance batches")
+        return [law.draw(source) for _ in range(count)]
 
     def prepared(self, problem: Problem | None = None) -> tuple[Problem, History, Batch]:
         """Return problem, state and a batch."""
@@ -393,13 +393,11 @@ def works_on_a_second_device(subject: Subject) -> None:
 
 
 def accepts_every_batch(subject: Subject) -> None:
-    """One node, every node, a batch without labels, and a graph without edges: finite gradients of every parameter."""
+    """One node, every node, and a batch without labels: finite gradients of every parameter."""
     problem, graph = subject.problem, subject.problem.graph
     alone = torch.zeros(graph.num_nodes, dtype=torch.int64)
     alone[0] = 1
     everything = Partition(torch.zeros(graph.num_nodes, dtype=torch.int64), "everything")
-    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
-    edgeless = problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
     mask = torch.ones_like(graph.train_mask)
     mask[0] = False
     unlabelled = problem.with_graph(graph.replaced(train_mask=mask, val_mask=None, test_mask=None))
@@ -407,16 +405,32 @@ def accepts_every_batch(subject: Subject) -> None:
     for what, where, design in (
         ("a batch of one node", problem, single),
         ("a batch of every node", problem, Clusters(everything, 1)),
-        ("a graph without edges", edgeless, subject.design),
         ("a batch without labels", unlabelled, single),
     ):
         try:
             gradient = subject.first(where, design).gradient
         except Exception as error:
             raise AssertionError(f"{what}: it raised {type(error).__name__}: {error}") from error
-        _has_keys(where, gradient)
-        bad = [name for name, value in gradient.items() if not bool(torch.isfinite(value).all())]
-        _require(not bad, f"{what}: the gradient of {bad} is not finite")
+        _is_usable(what, where, gradient)
+
+
+def accepts_a_graph_without_edges(subject: Subject) -> None:
+    """Finite gradients there too; a law that draws edges may say that there are none."""
+    problem, graph = subject.problem, subject.problem.graph
+    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
+    edgeless = problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+    state = subject.estimator.init(edgeless)
+    try:
+        batch = subject.batches(edgeless, state, subject.design)[0]
+    except InvalidInputError as refusal:
+        raise NotApplicableError(f"the estimator's law has nothing to draw: {refusal}") from refusal
+    _is_usable("a graph without edges", edgeless, subject.estimator.estimate(edgeless, state, batch).gradient)
+
+
+def _is_usable(what: str, problem: Problem, gradient: Gradient) -> None:
+    _has_keys(problem, gradient)
+    bad = [name for name, value in gradient.items() if not bool(torch.isfinite(value).all())]
+    _require(not bad, f"{what}: the gradient of {bad} is not finite")
 
 
 class _Fixed(Clusters):
@@ -433,8 +447,9 @@ class _Fixed(Clusters):
 
 def refuses_foreign_batches(subject: Subject) -> None:
     """A batch with a node that the graph does not have is an InvalidInputError."""
-    problem, state, _ = subject.prepared()
-    foreign = Batch.of([0, problem.graph.num_nodes], 0.5)
+    problem, state, batch = subject.prepared()
+    nodes = torch.cat([batch.nodes[:-1], torch.tensor([problem.graph.num_nodes])])
+    foreign = replace(batch, nodes=nodes)  # with a sample, if the estimator takes any: the node is what is wrong
     try:
         subject.estimator.estimate(problem, state, foreign)
     except InvalidInputError:
@@ -445,6 +460,22 @@ def refuses_foreign_batches(subject: Subject) -> None:
             "lmc_verify.estimators.base.check_batch raises one"
         ) from error
     raise AssertionError("a batch of another graph is accepted")
+
+
+def refuses_batches_without_a_sample(subject: Subject) -> None:
+    """An estimator with randomness of its own refuses a batch that does not carry it: it must not draw in secret."""
+    if not isinstance(subject.estimator, Sampling):
+        raise NotApplicableError("the estimator adds no randomness of its own to the batches")
+    problem, state, batch = subject.prepared()
+    try:
+        subject.estimator.estimate(problem, state, replace(batch, sample=None))
+    except InvalidInputError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"a batch without a sample gives {type(error).__name__} ({error}), an InvalidInputError is needed"
+        ) from error
+    raise AssertionError("a batch without a sample is accepted")
 
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -461,7 +492,9 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "works in single precision": works_in_single_precision,
     "works on a second device": works_on_a_second_device,
     "accepts every batch": accepts_every_batch,
+    "accepts a graph without edges": accepts_a_graph_without_edges,
     "refuses foreign batches": refuses_foreign_batches,
+    "refuses batches without a sample": refuses_batches_without_a_sample,
 }
 """Every check by name, beside the claims (`check_claim_verdict`)."""
 
