@@ -42,11 +42,9 @@ class AutogradStep(Step):
             x = problem.graph.x[self.local.nodes]
             self._encoded = model.encode(x[:size])  # only these rows are differentiated
         with torch.no_grad():
-            x0 = (
-                torch.cat([self._encoded.detach(), model.encode(x[size:], size)])
-                if size < len(x)
-                else self._encoded.detach()
-            )
+            x0 = self._encoded.detach()
+            if size < len(x):
+                x0 = torch.cat([x0, model.encode(x[size:], size)])
         h = x0
         halo_rows = self.local.halo.numel() > 0
         for index in range(1, problem.num_layers + 1):
