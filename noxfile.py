@@ -108,6 +108,15 @@ def gpu(session: nox.Session) -> None:
     session.run("pytest", "-m", "gpu", *(session.posargs or ["properties"]))
 
 
+@nox.session
+def plugin(session: nox.Session) -> None:
+    """Install the template of a plug-in package (examples/plugin), and run its tests and its estimator's checks."""
+    install(session, "test")
+    session.install("-c", "constraints.txt", "examples/plugin")
+    session.run("pytest", "examples/plugin/tests", *session.posargs, env=ENVIRONMENT)
+    session.run("lmc-verify", "check-estimator", "gas-scaled", env=ENVIRONMENT)
+
+
 def asv(session: nox.Session, *arguments: str) -> None:
     install(session, "bench")
     session.run("asv", "machine", "--yes", silent=True)
@@ -124,7 +133,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def hot_path(session: nox.Session) -> None:
-    """Measure exact gradients and epochs beside PyG and the machine's limits; prints docs/performance.md's tables."""
+    """Measure exact gradients and epochs beside PyG and the machine's limits: the tables of docs/performance.md."""
     install(session)
     session.run("python", "tools/hot_path.py", *session.posargs)
 

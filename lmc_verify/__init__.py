@@ -32,8 +32,25 @@ from lmc_verify.estimators import (
     make_estimator,
 )
 from lmc_verify.exact import ExactPass, exact_gradient, exact_pass
+from lmc_verify.fixed_point import FixedPointPass, fixed_point_pass
 from lmc_verify.graph import Block, Graph
-from lmc_verify.models import GAT, GCN, SAGE, Conv, ConvLayer, Dropout, Layer, LayeredModel, PyGConv, make_model
+from lmc_verify.models import (
+    APPNP,
+    GAT,
+    GCN,
+    GCNII,
+    GIN,
+    PNA,
+    SAGE,
+    Conv,
+    ConvLayer,
+    Dropout,
+    Layer,
+    LayeredModel,
+    PyGConv,
+    RecurrentGNN,
+    make_model,
+)
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Gradient, Problem
 from lmc_verify.settings import SamplingSettings, TrainingSettings
@@ -49,13 +66,17 @@ from lmc_verify.training import (
 )
 
 __all__ = [
+    "APPNP",
     "CLAIMS",
     "FM",
     "GAS",
     "GAT",
     "GCN",
+    "GCNII",
+    "GIN",
     "LMC",
     "NORMALISERS",
+    "PNA",
     "SAGE",
     "AssumptionCheck",
     "BackwardSGD",
@@ -72,6 +93,7 @@ __all__ = [
     "Estimator",
     "Evidence",
     "ExactPass",
+    "FixedPointPass",
     "FullBatch",
     "FusedClusters",
     "Gradient",
@@ -91,6 +113,7 @@ __all__ = [
     "RaceRecord",
     "RaceSettings",
     "RecordsError",
+    "RecurrentGNN",
     "SamplingSettings",
     "Series",
     "Trace",
@@ -108,6 +131,7 @@ __all__ = [
     "dataset_names",
     "exact_gradient",
     "exact_pass",
+    "fixed_point_pass",
     "load_data",
     "load_graph",
     "make_estimator",

@@ -28,6 +28,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.history import History
 from lmc_verify.exact import ExactPass, refuse_dropout
 from lmc_verify.models.convs import GCNConv, SAGEConv
+from lmc_verify.models.jumping import JumpingLayer
 from lmc_verify.models.layered import ConvLayer
 from lmc_verify.problem import Gradient, Problem, gradient_norm
 from lmc_verify.sparse import CSR
@@ -91,11 +92,13 @@ def lipschitz_upper(problem: Problem) -> tuple[LipschitzEstimate, ...]:
 
     For ``after(A before(H) W^T + before(H) R^T) + H``: the constants of the node-wise parts times ``|A| |W| + |R|``,
     plus one for the residual connection. ``|A|^2`` is at most the largest row sum times the largest column sum of
-    ``|A_ij|``. LayerNorm has at most the constant ``max|weight| / sqrt(eps)``. ``x0`` counts as fixed.
+    ``|A_ij|``. A layer with the constant c that carries its input along (jumping knowledge) has ``sqrt(1 + c^2)``.
+    LayerNorm has at most the constant ``max|weight| / sqrt(eps)``. ``x0`` counts as fixed.
     """
     found = []
     for index in range(1, problem.num_layers + 1):
-        layer = problem.model.layer(index)
+        outer = problem.model.layer(index)
+        layer = outer.inner if type(outer) is JumpingLayer else outer
         value, source = None, f"no proof for {type(getattr(layer, 'conv', layer)).__name__}"
         if type(layer) is ConvLayer and type(layer.conv) in (GCNConv, SAGEConv):
             before, after = _node_wise_constant(layer.before), _node_wise_constant(layer.after)
@@ -110,6 +113,8 @@ def lipschitz_upper(problem: Problem) -> tuple[LipschitzEstimate, ...]:
                     assert isinstance(layer.conv, SAGEConv)  # by the check above
                     inner = norm * _spectral(layer.conv.lin_l.weight) + _spectral(layer.conv.lin_r.weight)
                 value, source = before * inner * after + layer.residual, "operator norms"
+                if type(outer) is JumpingLayer and outer.carries:  # |(h, f(h))|^2 <= (1 + c^2) |h|^2
+                    value = math.hypot(1.0, value)
         found.append(LipschitzEstimate(index, value, "at most", source))
     return tuple(found)
 

@@ -16,13 +16,22 @@ import torch
 from torch import nn
 
 from lmc_verify.batches import BatchDesign, Clusters, EpochClusters, FusedClusters, OneBatch, UniformNodes
-from lmc_verify.datasets import dataset_info, load_graph
+from lmc_verify.datasets import dataset_info, dataset_registry, load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, Sampling, batch_law, make_estimator, unwrapped
+from lmc_verify.estimators import (
+    ESTIMATORS,
+    Estimator,
+    History,
+    Sampling,
+    batch_law,
+    make_estimator,
+    unwrapped,
+)
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.graph import Graph
-from lmc_verify.models import LayeredModel, make_model
+from lmc_verify.models import MODELS, LayeredModel, check_jump, check_options, graph_settings, make_model
 from lmc_verify.partition import Partition, make_partition
+from lmc_verify.plugins import plugin_versions
 from lmc_verify.problem import Problem
 from lmc_verify.seeds import generator
 from lmc_verify.settings import (
@@ -43,6 +52,7 @@ __all__ = [
     "build_case",
     "build_design",
     "build_estimator",
+    "case_plugins",
     "check_dataset",
     "sweep_batches",
 ]
@@ -92,6 +102,8 @@ class Workspace:
         """Build a model for a graph in the graph's precision, in evaluation mode."""
         key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
         if key not in self._cache:
+            check_options(settings.name, settings.options)
+            check_jump(settings.name, settings.jump)
             model = make_model(
                 settings.name,
                 graph.num_features,
@@ -107,6 +119,9 @@ class Workspace:
                 dropout=settings.dropout,
                 seed=seed,
                 dtype=graph.dtype,
+                **({} if settings.jump is None else {"jump": settings.jump}),
+                **graph_settings(settings.name, graph),
+                **settings.options,
             )
             _freeze(model, settings.frozen)
             self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
@@ -206,10 +221,11 @@ class Case:
             out.update(
                 {
                     key: getattr(model, key)
-                    for key in ("encoder", "head", "residual", "norm", "dropout", "frozen")
+                    for key in ("encoder", "head", "residual", "norm", "jump", "dropout", "frozen")
                     if getattr(model, key)
                 }
             )
+            out.update(model.options)
         out |= {
             "estimator": self.estimator.name,
             "normaliser": self.normaliser,
@@ -240,7 +256,20 @@ class Case:
         out = {"graph": self.graph.fingerprint, "parameters": self.problem.parameter_fingerprint()}
         if self.partition is not None:
             out["partition"] = self.partition.fingerprint
-        return out
+        return out | (case_plugins(self.settings) if self.settings is not None else {})
+
+
+def case_plugins(settings: CaseSettings) -> dict[str, str]:
+    """Return the fingerprints of the plug-ins that a case is built from, by kind and name.
+
+    Raises:
+        PluginError: one of them cannot be used.
+    """
+    return plugin_versions(
+        (dataset_registry(), settings.dataset.name),
+        (MODELS, settings.model.name),
+        (ESTIMATORS, settings.estimator.name),
+    )
 
 
 def _freeze(model: LayeredModel, parts: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
-"""The command line: ``lmc-verify run | report | table | check | counterexample | reproduce | train | race | controls |
-list | explain | doctor``.
+"""The command line: ``lmc-verify run | report | table | check | check-estimator | counterexample | reproduce | train |
+race | controls | list | explain | doctor``.
 
-Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, or the checks spent
-more error probability than there is, or a training run diverged; 2 usage or configuration; 3 inconclusive under
-``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted, to be gone on with.
+Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
+conformance check, or the checks spent more error probability than there is, or a training run diverged; 2 usage or
+configuration; 3 inconclusive under ``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted,
+to be gone on with.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -36,13 +37,15 @@ from lmc_verify.commandline import (
     writable,
 )
 from lmc_verify.commandline import case_settings as _case_settings
+from lmc_verify.conformancecommand import check_estimator
 from lmc_verify.console import print_controls, print_races, print_result, print_table, print_verdict, progress
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
-from lmc_verify.datasets import dataset_info, dataset_names
+from lmc_verify.datasets import dataset_registry
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
-from lmc_verify.estimators import CATALOGUE, ESTIMATORS
+from lmc_verify.estimators import CATALOGUE, ESTIMATORS, EstimatorInfo
 from lmc_verify.execution import RunResult, run_planned, run_suite
 from lmc_verify.models import MODELS
+from lmc_verify.plugins import Registry
 from lmc_verify.provenance import environment
 from lmc_verify.records import Records
 from lmc_verify.replaycommands import counterexample, reproduce
@@ -76,7 +79,7 @@ class Kind(str, Enum):
 def _claim_texts() -> dict[str, ClaimText]:
     return {
         claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
-        for claim in CLAIMS.values()
+        for claim in CLAIMS.usable().values()
     }
 
 
@@ -271,6 +274,7 @@ def _outcome(name: str | None) -> Outcome | None:
 
 app.command()(counterexample)
 app.command()(reproduce)
+app.command("check-estimator")(check_estimator)
 app.command()(train)
 app.command()(race)
 
@@ -297,13 +301,23 @@ def controls(
     raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
 
 
+_REGISTRIES: dict[Kind, Callable[[], Registry[Any]]] = {
+    Kind.estimators: lambda: ESTIMATORS,
+    Kind.models: lambda: MODELS,
+    Kind.claims: lambda: CLAIMS,
+    Kind.datasets: dataset_registry,
+}
+
+
 @app.command("list")
 def list_names(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     as_json: JsonOption = False,
 ) -> None:
-    """List estimators, claims, models, data sets, controls or suites."""
+    """List estimators, claims, models, data sets, controls or suites; plug-ins that cannot be used come last."""
     columns, rows = _listing(kind)
+    broken = _REGISTRIES[kind]().broken() if kind in _REGISTRIES else {}
+    rows += [[name, *[""] * (len(columns) - 2), message] for name, message in broken.items()]
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
@@ -312,22 +326,18 @@ def list_names(
 
 def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
     if kind is Kind.estimators:
-        known = {name: CATALOGUE.get(name) for name in ESTIMATORS}
         return ["name", "family", "claims", "cost a step", "memory", "source"], [
-            [name, "", "", "", "", ""]
-            if info is None
-            else [name, info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
-            for name, info in known.items()
+            [name, *_estimator_row(CATALOGUE.get(name), item)] for name, item in ESTIMATORS.usable().items()
         ]
     if kind is Kind.models:
-        return ["name", "description"], [[name, _first_line(item)] for name, item in MODELS.items()]
+        return ["name", "description"], [[name, _first_line(item)] for name, item in MODELS.usable().items()]
     if kind is Kind.claims:
-        return ["id", "tier", "title"], [[item.id, item.tier, item.title] for item in CLAIMS.values()]
+        return ["id", "tier", "title"], [[item.id, item.tier, item.title] for item in CLAIMS.usable().values()]
     if kind is Kind.controls:
         return ["name", "role", "description"], [[c.name, c.role, c.description] for c in CONTROLS.values()]
     if kind is Kind.suites:
         return ["name", "title"], [[name, load_suite(file).title] for name, file in suite_names().items()]
-    infos = [dataset_info(name) for name in dataset_names()]
+    infos = [entry.info for entry in dataset_registry().usable().values()]
     return ["name", "family", "task", "nodes", "edges", "files", "description"], [
         [
             info.name,
@@ -340,6 +350,14 @@ def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
         ]
         for info in infos
     ]
+
+
+def _estimator_row(info: EstimatorInfo | None, item: Any) -> list[str]:
+    """Return family, claims, cost, memory and source; of a plug-in, its claims and what it says of itself."""
+    if info is None:
+        claims = getattr(item, "claims", None)
+        return ["plug-in", ", ".join(claims) if isinstance(claims, Mapping) else "", "", "", _first_line(item)]
+    return [info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
 
 
 def _first_line(item: Any) -> str:
@@ -384,6 +402,17 @@ def explain(
         console.print(f"- {assumption.id}: {assumption.statement}", markup=False, highlight=False)
 
 
+def _plugins_found() -> str:
+    """Return which plug-ins are installed, and why those that cannot be used cannot."""
+    found = []
+    for kind, registry in _REGISTRIES.items():
+        broken = registry().broken()
+        names = [name for name in registry() if registry().plugin(name) is not None and name not in broken]
+        found += [f"{kind.value}: {', '.join(names)}"] if names else []
+        found += broken.values()
+    return "; ".join(found) or "none"
+
+
 @app.command()
 def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> None:
     """Report versions, devices, and which data sets can be loaded from the data root."""
@@ -396,6 +425,7 @@ def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> Non
         **{name: _version_of(name) for name in packages},
         **{key: value for key, value in environment().items() if key in ("python", "platform", "threads", "code")},
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
+        "plug-ins": _plugins_found(),
         "data root": "not set" if root is None else f"{root} ({'found' if root.is_dir() else 'missing'})",
     }
     if as_json:

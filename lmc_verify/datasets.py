@@ -13,7 +13,9 @@ function here reads or writes a global random state.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
+import math
 import operator
 import os
 from collections.abc import Callable, Mapping
@@ -30,6 +32,7 @@ from torch_geometric.data import Data
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.generated import GENERATORS, Option, Task, check_options, make_rng
 from lmc_verify.graph import Graph
+from lmc_verify.plugins import Plugin, Registry
 from lmc_verify.rawfiles import (
     CACHE_VARIABLE,
     ROOT_VARIABLE,
@@ -43,9 +46,9 @@ from lmc_verify.rawfiles import (
     silent,
 )
 
-__all__ = ["DatasetInfo", "dataset_info", "dataset_names", "load_data", "load_graph"]
+__all__ = ["DatasetInfo", "dataset_info", "dataset_names", "dataset_registry", "load_data", "load_graph"]
 
-Family = Literal["embedded", "generated", "pyg", "ogb"]
+Family = Literal["embedded", "generated", "pyg", "ogb", "plug-in"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class _Request:
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names of all data sets, those that need no files first."""
-    return tuple(_registry())
+    return tuple(dataset_registry())
 
 
 def dataset_info(name: str) -> DatasetInfo:
@@ -370,9 +373,8 @@ def _make(
     return _Entry(info, options, load)
 
 
-@functools.cache
-def _registry() -> dict[str, _Entry]:
-    """Return all data sets by name, those that need no files first."""
+def _own_entries() -> list[_Entry]:
+    """Return the package's data sets, those that need no files first."""
     digits = "handwritten digits, each joined to its nearest neighbours (edges for the default 'neighbors')"
     optical = "UCI optical recognition of handwritten digits, as in scikit-learn"
     zachary = "Zachary, An information flow model for conflict and fission in small groups (1977)"
@@ -398,11 +400,47 @@ def _registry() -> dict[str, _Entry]:
                 task="multi-label" if name in ("ppi", "yelp") else "single-label",
             )
         )
-    return {entry.info.name: entry for entry in entries}
+    return entries
+
+
+def _from_plugin(plugin: Plugin, load: Any) -> _Entry:
+    """Return the entry of a plug-in's function ``load(*, seed, **options) -> Data``.
+
+    The options and their defaults are those of the function's signature; the first line of its docstring describes it.
+    """
+    if not callable(load):
+        raise TypeError(f"it is a {type(load).__name__}, a function load(*, seed, **options) -> Data is needed")
+    parameters = dict(inspect.signature(load).parameters)
+    seeded = parameters.pop("seed", None) is not None
+    for name, parameter in parameters.items():
+        if not isinstance(parameter.default, (int, float)):
+            raise TypeError(f"its option {name!r} needs a default that is a number, true or false")
+    options = {name: Option(parameter.default, -math.inf) for name, parameter in parameters.items()}
+    description = (load.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    task: Task = getattr(load, "task", "single-label")
+
+    def run(request: _Request) -> Data:
+        seed = {"seed": request.seed} if seeded else {}
+        data = load(**seed, **request.options)
+        if not isinstance(data, Data):
+            raise InvalidInputError(
+                f"data set {plugin.name!r} ({plugin}) gave a {type(data).__name__}, it must give a "
+                "torch_geometric.data.Data"
+            )
+        return data
+
+    return _make(run, options, plugin.name, "plug-in", description, plugin.distribution, task=task)
+
+
+@functools.cache
+def dataset_registry() -> Registry[_Entry]:
+    """Return all data sets by name."""
+    own = ((entry.info.name, entry) for entry in _own_entries())
+    return Registry("data set", "lmc_verify.datasets", own, _from_plugin)
 
 
 def _entry(name: str) -> _Entry:
-    registry = _registry()
+    registry = dataset_registry()
     if name not in registry:
         raise UnknownNameError("data set", name, registry)
     return registry[name]

@@ -13,6 +13,7 @@ __all__ = [
     "InvalidInputError",
     "LmcVerifyError",
     "OutputError",
+    "PluginError",
     "RecordsError",
     "UnknownNameError",
     "suggestion",
@@ -37,6 +38,10 @@ class UnknownNameError(InvalidInputError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
+
+
+class PluginError(InvalidInputError):
+    """A plug-in that cannot be used: it does not load, is not what its group asks for, or takes a name twice."""
 
 
 class RecordsError(InvalidInputError):

@@ -70,7 +70,9 @@ class ModelSettings(Settings):
     """A model by name, with widths and depth.
 
     Attributes:
+        jump: jumping knowledge: the head reads every layer's embedding.
         dropout: probability with which training runs drop a unit; claims are checked without dropout.
+        options: what only this model has, such as ``heads`` of GAT or ``alpha`` of GCNII and APPNP.
         frozen: parts whose parameters are not trained, such as ``"layer 2"``, ``"encoder"`` or ``"head"``.
     """
 
@@ -83,7 +85,9 @@ class ModelSettings(Settings):
     head: bool = False
     norm: Literal["layer"] | None = None
     residual: bool = False
+    jump: Literal["concat", "max"] | None = None
     dropout: float = Field(0.0, ge=0, lt=1)
+    options: dict[str, bool | int | float | str] = {}
     frozen: tuple[str, ...] = ()
 
 

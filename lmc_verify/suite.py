@@ -45,12 +45,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmc_verify.case import build_estimator, check_dataset
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.case import build_estimator, case_plugins, check_dataset
+from lmc_verify.claims import CLAIMS, Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.models import MODELS
+from lmc_verify.models import check_jump, check_options
+from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.races import PlannedRace, RaceTable, expand_race
 from lmc_verify.searches import Expected, PlannedSearch
@@ -333,8 +334,8 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
     for chosen in axes[1]:
         check_dataset(chosen)
     for model in axes[2]:
-        if model.name not in MODELS:
-            raise UnknownNameError("model", model.name, MODELS)
+        check_options(model.name, model.options)
+        check_jump(model.name, model.jump)
     if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
         raise InvalidInputError(
             "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "
@@ -387,8 +388,13 @@ def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Pl
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
-    """Return the identity of a trial: a hash over claim, case, control, and the versions of the code and of torch."""
-    text = "\n".join([claim, settings.canonical(), control, code_fingerprint(), torch.__version__])
+    """Return the identity of a trial: a hash over claim, case, control, and the versions of the code and of torch.
+
+    The versions of plug-ins that the trial uses are part of it.
+    """
+    plugins = plugin_versions((CLAIMS, claim)) | case_plugins(settings)
+    versions = [code_fingerprint(), torch.__version__, *(f"{name} {version}" for name, version in plugins.items())]
+    text = "\n".join([claim, settings.canonical(), control, *versions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -402,7 +408,11 @@ def reproduction_command(claim: str, settings: CaseSettings) -> str:
             named = part in ("dataset", "estimator")
             if (named and key == "name") or (not named and default[part].get(key) == value):
                 continue
-            words += ["--set", f"{part}.{key}={toml_value(value)}"]
+            nested = (
+                {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+            )
+            for path, item in nested.items():
+                words += ["--set", f"{part}.{path}={toml_value(item)}"]
     for key in ("histories", "seed"):
         if values[key] != default[key]:
             words += [f"--{key}", str(values[key])]

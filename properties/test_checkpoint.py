@@ -5,6 +5,7 @@ optimiser and random streams. A checkpoint that is damaged, foreign or of anothe
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lmc_verify import (
     GAS,
     GAT,
     GCN,
+    GIN,
     LMC,
     SAGE,
     BackwardSGD,
@@ -37,7 +39,10 @@ from lmc_verify import (
     TrainerSettings,
     UniformNodes,
     load_graph,
+    make_estimator,
 )
+from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.models import MODELS as BY_NAME
 from lmc_verify.training import checkpoint as checkpoint_module
 from lmc_verify.training.checkpoint import read_checkpoint, write_checkpoint, write_text
 
@@ -48,6 +53,7 @@ DESIGNS: dict[str, Any] = {
     "nodes": UniformNodes(34, 8),
 }
 MODELS: dict[str, Any] = {"gcn": GCN, "sage": SAGE, "gat": GAT}
+EVERY_MODEL: dict[str, Any] = {**BY_NAME, "gcn jump": partial(GCN, jump="concat"), "gin jump": partial(GIN, jump="max")}
 METHODS = [FullBatch(), BackwardSGD(), LMC(beta=0.3), GAS(), FM(), ClusterGCN()]
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimiser_options": {"momentum": 0.9}},
@@ -66,7 +72,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def made(model: str = "gcn", method: Any = None, design: str = "epoch", dropout: float = 0.0, **more: Any) -> Trainer:
     graph = load_graph("karate").double()
-    built = MODELS[model](34, 4, graph.num_outputs, 2, seed=1, dropout=dropout, dtype=torch.float64)
+    built = EVERY_MODEL[model](34, 4, graph.num_outputs, 2, seed=1, dropout=dropout, dtype=torch.float64)
     values = {"steps": 9, "unit": "step", "evaluate_every": 4, "learning_rate": 0.05, **more}
     seed = values.pop("seed", 3)
     return Trainer(
@@ -127,6 +133,28 @@ def test_a_resumed_run_is_the_whole_run(
     assert_same_bits("parameters, histories and optimiser", bits(last), bits(whole))
     assert last._stream.to_dict() == whole._stream.to_dict()
     assert last.state.is_exact_for(last.problem) == whole.state.is_exact_for(whole.problem)
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        *((model, LMC(beta=0.3)) for model in EVERY_MODEL),
+        *(("gcn", make_estimator(name)) for name in ESTIMATORS if name != "lmc"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_runs_of_every_model_and_of_every_estimator_are_resumed(tmp_path: Path, model: str, method: Any) -> None:
+    """Layers that share their parameters, and what an estimator has learnt about no node in particular, included."""
+    file = tmp_path / "run.safetensors"
+    values: dict[str, Any] = {"dropout": 0.3 if method.name == "lmc" else 0.0, "optimiser": "adam"}
+    whole = made(model, method, **values)
+    want = whole.run()
+    assert want.status == "finished"
+    interrupted(made(model, method, **values), 5, file)
+    last = made(model, method, **values)
+    last.restore(file)
+    assert last.run().without_times() == want.without_times()
+    assert_same_bits("parameters, histories and optimiser", bits(last), bits(whole))
 
 
 def test_times_add_up_over_interruptions(tmp_path: Path) -> None:

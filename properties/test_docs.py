@@ -38,6 +38,7 @@ WITH_CODE = [
     DOCS / "matrix.md",
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
+    DOCS / "plugins.md",
     DOCS / "training.md",
 ]
 SECTIONS = (

@@ -216,18 +216,20 @@ def joint_gradient(
                 gradient[name] += grad
 
     encoded = model.encode(graph.x[nodes])
-    leaves, outputs, h = [], [], encoded.detach()
+    leaves, starts, outputs, h = [], [], [], encoded.detach()
     for index in range(1, problem.num_layers + 1):
         layer = model.layer(index)
         leaves.append(h.clone().requires_grad_())
         block = graph.block(layer.operator, nodes, local)
-        outputs.append(layer(leaves[-1], leaves[-1], encoded.detach(), block))
+        starts.append(encoded.detach().clone().requires_grad_())
+        outputs.append(layer(leaves[-1], leaves[-1], starts[-1], block))
         h = outputs[-1].detach().clone()
         h[size:] = (1 - betas[0]) * state.embeddings[index][halo] + betas[0] * h[size:]
 
     top = h.requires_grad_()
     losses = problem.node_losses(model.predict(top), nodes)
     (v,) = torch.autograd.grad(losses.sum(), top, retain_graph=True)
+    read_again = torch.zeros_like(encoded)  # what layers that read the encoder's output send back to it
     collect(model.head, losses, factor[:, 0])
     for index in range(problem.num_layers, 0, -1):
         v = v.clone()
@@ -236,9 +238,13 @@ def joint_gradient(
         elif index < problem.num_layers:
             v[size:] = (1 - betas[1]) * state.auxiliary[index][halo] + betas[1] * v[size:]
         collect(model.layer(index), outputs[index - 1], factor * v)
-        (v,) = torch.autograd.grad(outputs[index - 1], leaves[index - 1], v, retain_graph=True)
+        inputs = (leaves[index - 1], starts[index - 1])
+        v, again = torch.autograd.grad(
+            outputs[index - 1], inputs, v, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        read_again += again
     if encoded.requires_grad:
-        collect(model.encoder, encoded, factor * v)
+        collect(model.encoder, encoded, factor * (v + read_again))
     return gradient
 
 

@@ -25,7 +25,9 @@ from lmc_verify import (
     UniformNodes,
     exact_pass,
 )
+from lmc_verify.models import JumpingLayer, make_model
 from lmc_verify.testing import batches, betas, designs, graphs, histories, models, partitions, problems
+from lmc_verify.testing.strategies import KINDS
 
 ANY = settings(
     max_examples=2000,
@@ -201,10 +203,19 @@ def test_models_reach_every_node_wise_part() -> None:
     def rich(pair: tuple) -> bool:
         model = pair[1]
         normed = any("LayerNorm" in type(part).__name__ for part in model.modules())
-        residual = any(layer.residual for layer in model.layers)
+        residual = any(getattr(layer, "residual", False) for layer in model.modules())
         return bool(model.encoder is not None and model.head is not None and normed and residual)
 
     assert rich(find(graph_and(models), rich, settings=ANY))
+
+
+def test_models_of_every_kind_and_with_jumping_knowledge_are_drawn() -> None:
+    for kind in KINDS:
+        name = type(make_model(kind, 2, 2, 2)).__name__
+        assert find(graph_and(models), lambda pair, name=name: type(pair[1]).__name__ == name, settings=ANY)
+    assert find(
+        graph_and(models), lambda pair: any(isinstance(layer, JumpingLayer) for layer in pair[1].layers), settings=ANY
+    )
 
 
 @given(problems())

@@ -241,6 +241,8 @@ def case_settings(draw: st.DrawFn) -> CaseSettings:
                 "head": draw(st.booleans()),
                 "norm": draw(st.sampled_from([None, "layer"])),
                 "residual": draw(st.booleans()),
+                "jump": draw(st.sampled_from([None, "concat", "max"])),
+                "options": draw(st.dictionaries(KEYS, SCALARS, max_size=2)),
                 "frozen": draw(st.lists(TEXTS, max_size=2)),
             },
             "design": {
@@ -333,7 +335,8 @@ OTHER: list[dict[str, Any]] = [
     {"estimator": {"name": "lmc", "beta": 0.5}},
     *({"model": {key: value}} for key, value in {
         "name": "sage", "layers": 2, "width": 17, "activation_cut": "post", "activation": "tanh", "encoder": True,
-        "head": True, "norm": "layer", "residual": True, "dropout": 0.5, "frozen": ["head"],
+        "head": True, "norm": "layer", "residual": True, "jump": "max", "dropout": 0.5, "options": {"heads": 2},
+        "frozen": ["head"],
     }.items()),
     *({"design": {key: value}} for key, value in {
         "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],

@@ -25,6 +25,7 @@ from lmc_verify.claims.unbiasedness import UNBIASED
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators import Estimator
+from lmc_verify.plugins import Plugin, Registry
 from lmc_verify.problem import Problem
 from lmc_verify.settings import SamplingSettings, TrainingSettings
 
@@ -42,35 +43,44 @@ __all__ = [
     "find_claim",
 ]
 
-CLAIMS: dict[str, Claim] = {
-    claim.id: claim
-    for claim in (
-        UNBIASED,
-        UNBIASED_SAMPLED,
-        EQUALS_BACKWARD_SGD,
-        EXACT_WHEN_FROZEN,
-        CONTRACTION,
-        CONTRACTION_SAMPLED,
-        FLOOR_IN_BETA,
-        FLOOR_IN_STEP_SIZE,
-        LOWER_LAYERS_BIASED,
-        REDUCTIONS,
-        BIAS_AND_VARIANCE,
-        ASSUMPTIONS,
-        POSTERIOR_BOUND,
-        DECAY_AND_FLOOR,
-        RATE,
-        FIXED_POINT,
-        RELATIVE_BIAS,
-        UNBIASED_AGGREGATION,
-        UNBIASED_AGGREGATION_SAMPLED,
-        LINEAR_CONTROL,
-        BELOW_BASELINE,
-        FEWER_VERTICES,
-        UNBIASED_OWN_OBJECTIVE,
-        EXACT_IN_SPAN,
-    )
-}
+_OWN = (
+    UNBIASED,
+    UNBIASED_SAMPLED,
+    EQUALS_BACKWARD_SGD,
+    EXACT_WHEN_FROZEN,
+    CONTRACTION,
+    CONTRACTION_SAMPLED,
+    FLOOR_IN_BETA,
+    FLOOR_IN_STEP_SIZE,
+    LOWER_LAYERS_BIASED,
+    REDUCTIONS,
+    BIAS_AND_VARIANCE,
+    ASSUMPTIONS,
+    POSTERIOR_BOUND,
+    DECAY_AND_FLOOR,
+    RATE,
+    FIXED_POINT,
+    RELATIVE_BIAS,
+    UNBIASED_AGGREGATION,
+    UNBIASED_AGGREGATION_SAMPLED,
+    LINEAR_CONTROL,
+    BELOW_BASELINE,
+    FEWER_VERTICES,
+    UNBIASED_OWN_OBJECTIVE,
+    EXACT_IN_SPAN,
+)
+
+
+def _claim(plugin: Plugin, item: object) -> Claim:
+    """Return a plug-in's claim, if its id is the plug-in's name."""
+    if not isinstance(item, Claim):
+        raise TypeError(f"it is a {type(item).__name__}, a lmc_verify.claims.Claim is needed")
+    if item.id != plugin.name:
+        raise ValueError(f"its id is {item.id!r}, the entry point's name is {plugin.name!r}; both must be one")
+    return item
+
+
+CLAIMS: Registry[Claim] = Registry("claim", "lmc_verify.claims", ((claim.id, claim) for claim in _OWN), _claim)
 
 
 def find_claim(claim_id: str) -> Claim:

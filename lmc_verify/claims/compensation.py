@@ -27,7 +27,7 @@ from lmc_verify.claims.residuals import (
 )
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.estimators import BackwardSGD, Compensated, History
+from lmc_verify.estimators import BackwardSGD, Compensated, FullBatch, History
 from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
 from lmc_verify.statistics.rounding import decide, gamma
 
@@ -72,6 +72,13 @@ def _in_family(case: Case) -> tuple[bool | None, str]:
     return isinstance(case.estimator, Compensated), case.estimator.name
 
 
+def _explained(case: Case, claim: Claim) -> str:
+    """Return which assumptions of a refuted claim fail, to end its summary with."""
+    broken = [item for item in claim.checked_assumptions(case) if item.holds is False]
+    named = [f"{item.id} ({item.detail})" if item.detail else item.id for item in broken]
+    return f"; assumptions that fail: {', '.join(named)}" if named else ""
+
+
 FAMILY = Assumption("compensated-family", "the estimator has halo policies and histories", _in_family)
 
 
@@ -106,7 +113,7 @@ def check_equals_backward_sgd(case: Case) -> Verdict:
     elif outcome is Outcome.REFUTED:
         summary = (
             f"differs from Backward SGD on {differing:,} of {batches:,} batches, by up to "
-            f"{max(worst_by_layer.values()):.2g} of a layer's gradient"
+            f"{max(worst_by_layer.values()):.2g} of a layer's gradient{_explained(case, claim)}"
         )
     else:
         summary = residuals.explanation
@@ -129,6 +136,9 @@ def expect_equals_backward_sgd(case: Case) -> Expectation:
     """Return what theory says of E1."""
     if case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
+    if isinstance(case.estimator, FullBatch) and not whole:
+        return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
 
 
@@ -200,6 +210,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
         summary = (
             f"gradients still differ from Backward SGD's by {by_sweep[-1].value:.2g} of the gradient's norm after "
             f"{due + 1} sweeps (first sweep: {by_sweep[0].value:.2g}); histories off by up to {off:.2g} when due"
+            f"{_explained(case, claim)}"
         )
     else:
         summary = residuals.explanation

@@ -13,6 +13,7 @@ from lmc_verify.claims.base import (
     INCLUSION_WEIGHTS,
     NO_DROPOUT,
     NO_SAMPLING,
+    Assumption,
     Claim,
     not_applicable,
     verdict_of,
@@ -22,7 +23,7 @@ from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.estimators import Blend, Compensated, Held
+from lmc_verify.estimators import Blend, Compensated, Held, Shadow
 from lmc_verify.exact import ExactPass, exact_pass
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
@@ -152,6 +153,18 @@ def expect(case: Case) -> Expectation:
     return Expectation(Outcome.EXACT, "where no message crosses a batch's border, nothing is left to compensate")
 
 
+def _whole_objective(case: Case) -> tuple[bool | None, str]:
+    estimator = case.estimator
+    whole = not isinstance(estimator, Shadow) or (
+        not estimator.renormalise and estimator.depth >= case.problem.num_layers
+    )
+    return whole, "" if whole else f"{estimator.name} estimates the loss of every target on its own ego network"
+
+
+WHOLE_OBJECTIVE = Assumption(
+    "whole-objective", "what the estimator estimates is the gradient of the whole graph's objective", _whole_objective
+)
+
 REDUCTIONS = Claim(
     id=ID,
     title="Reductions to the exact gradient",
@@ -167,6 +180,7 @@ REDUCTIONS = Claim(
         CLUSTERS,
         INCLUSION_WEIGHTS,
         NO_SAMPLING,
+        WHOLE_OBJECTIVE,
     ),
     check=check,
     expect=expect,

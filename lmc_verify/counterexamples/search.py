@@ -35,9 +35,9 @@ from lmc_verify.counterexamples.example import (
     measured_tensors,
 )
 from lmc_verify.counterexamples.simplify import simplify
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator
-from lmc_verify.models import MODELS
+from lmc_verify.models import check_jump
 from lmc_verify.settings import CaseSettings, known_histories
 from lmc_verify.testing import graphs, partitions, seeds
 
@@ -91,8 +91,11 @@ class SearchSpace:
                 "model.frozen cannot be set in a search, every parameter is trained; leave it out, or check the claim "
                 "on a data set"
             )
-        if self.model.get("name", "gcn") not in MODELS:
-            raise UnknownNameError("model", str(self.model["name"]), MODELS)
+        if self.model.get("options"):
+            raise InvalidInputError(
+                "model.options cannot be set in a search; leave it out, or check the claim on a data set"
+            )
+        check_jump(str(self.model.get("name", "gcn")), self.model.get("jump"))
         try:
             CaseSettings.model_validate({"model": dict(self.model), "design": dict(self.design)})
         except ValidationError as error:
@@ -165,7 +168,7 @@ def check_search(claim_id: str, histories: str, space: SearchSpace, examples: in
     """
     claim = find_claim(claim_id)
     if claim.tier != "exact":
-        known = ", ".join(item.id for item in CLAIMS.values() if item.tier == "exact")
+        known = ", ".join(item.id for item in CLAIMS.usable().values() if item.tier == "exact")
         raise InvalidInputError(
             f"claim {claim_id!r} is of tier {claim.tier!r}: only claims decided by enumeration have minimal "
             f"counterexamples; these are {known}"
@@ -309,8 +312,9 @@ def _instances(draw: st.DrawFn, space: SearchSpace, needs_clusters: bool) -> Ins
         "activation_cut": pinned.get("activation_cut", "pre"),
         "norm": pinned.get("norm"),
     }
-    if "activation" in pinned:
-        plan["activation"] = pinned["activation"]
+    for key in ("activation", "jump"):
+        if pinned.get(key) is not None:
+            plan[key] = pinned[key]
     for flag in ("encoder", "head", "residual"):
         plan[flag] = pinned[flag] if flag in pinned else draw(st.booleans())
     model = ModelPlan(name, plan)

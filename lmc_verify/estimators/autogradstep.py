@@ -42,9 +42,9 @@ class AutogradStep(Step):
             x = problem.graph.x[self.local.nodes]
             self._encoded = model.encode(x[:size])  # only these rows are differentiated
         with torch.no_grad():
-            x0 = (
-                torch.cat([self._encoded.detach(), model.encode(x[size:])]) if size < len(x) else self._encoded.detach()
-            )
+            x0 = self._encoded.detach()
+            if size < len(x):
+                x0 = torch.cat([x0, model.encode(x[size:], size)])
         h = x0
         halo_rows = self.local.halo.numel() > 0
         for index in range(1, problem.num_layers + 1):
@@ -131,7 +131,7 @@ class AutogradStep(Step):
             return v_batch, None
         h_halo = top[size:].detach().requires_grad_()
         with torch.enable_grad():
-            halo_losses = problem.node_losses(problem.model.predict(h_halo), self.local.halo)
+            halo_losses = problem.node_losses(problem.model.predict(h_halo, size), self.local.halo)
         (v_halo,) = _vjp(halo_losses, [h_halo], torch.ones_like(halo_losses))
         return v_batch, v_halo
 

@@ -81,8 +81,8 @@ class ClosedStep(Step):
         if model.encoder is not None:
             with torch.enable_grad():
                 self._encoded = model.encode(x.index_select(0, self.local.batch))  # only these rows are differentiated
-            parts = [self._encoded.detach(), *([model.encode(x[self.local.halo])] if self._all > self.size else [])]
-            self.embeddings[0] = torch.cat(parts)
+            halo = [model.encode(x[self.local.halo], self.size)] if self._all > self.size else []
+            self.embeddings[0] = torch.cat([self._encoded.detach(), *halo])
         elif self._given is None or self._fresh_forward or layer.root_weight is not None or layer.residual:
             self.embeddings[0] = self._empty(self._all, x.shape[1])
             torch.index_select(x, 0, self.local.nodes, out=self.embeddings[0])
@@ -206,7 +206,7 @@ class ClosedStep(Step):
         problem = self.problem
         h = embeddings.detach().requires_grad_()
         with torch.enable_grad():
-            losses = problem.node_losses(problem.model.predict(h), self.local.nodes[rows])
+            losses = problem.node_losses(problem.model.predict(h, rows.start), self.local.nodes[rows])
         if rows.stop <= self.size:
             self.loss += float(losses.detach() @ self.weights[rows])
             self._differentiate(losses, problem.parameters_of(problem.model.head), self.weights[rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
@@ -24,34 +25,47 @@ from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
 from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.plugins import Plugin, Registry
 
 __all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {
-    estimator.name: estimator
-    for estimator in (
-        FullBatch,
-        BackwardSGD,
-        LMC,
-        GAS,
-        FM,
-        ClusterGCN,
-        LMCForwardOnly,
-        LMCBackwardOnly,
-        NeighbourSampling,
-        VRGCN,
-        LABOR,
-        FastGCN,
-        LADIES,
-        ASGCN,
-        MVS,
-        GraphSAINTNode,
-        GraphSAINTEdge,
-        GraphSAINTWalk,
-        Shadow,
-        TOP,
-    )
-}
+_OWN: tuple[Any, ...] = (
+    FullBatch,
+    BackwardSGD,
+    LMC,
+    GAS,
+    FM,
+    ClusterGCN,
+    LMCForwardOnly,
+    LMCBackwardOnly,
+    NeighbourSampling,
+    VRGCN,
+    LABOR,
+    FastGCN,
+    LADIES,
+    ASGCN,
+    MVS,
+    GraphSAINTNode,
+    GraphSAINTEdge,
+    GraphSAINTWalk,
+    Shadow,
+    TOP,
+)
+
+
+def _named_estimator(plugin: Plugin, item: Any) -> Callable[..., Estimator]:
+    """Return a plug-in's estimator class, or factory, if estimators of it have the plug-in's name."""
+    if not callable(item):
+        raise TypeError(f"it is a {type(item).__name__}, an estimator's class is needed")
+    if isinstance(getattr(item, "name", plugin.name), str) and getattr(item, "name", plugin.name) != plugin.name:
+        raise ValueError(f"its name is {item.name!r}, the entry point's is {plugin.name!r}; both must be one")
+    build: Callable[..., Estimator] = item
+    return build
+
+
+ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
+    "estimator", "lmc_verify.estimators", ((item.name, item) for item in _OWN), _named_estimator
+)
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:
@@ -64,7 +78,7 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
     if name not in ESTIMATORS:
         raise UnknownNameError("estimator", name, ESTIMATORS)
     build: Any = ESTIMATORS[name]
-    defaults = {item.name: item.default for item in fields(build)}
+    defaults = _defaults(build)
     for setting, value in settings.items():
         if setting not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
@@ -76,6 +90,13 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
             raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be a number, or one number a node")
     estimator: Estimator = build(**settings)
     return estimator
+
+
+def _defaults(build: Any) -> dict[str, Any]:
+    """Return the settings of an estimator's class or factory with their defaults."""
+    if is_dataclass(build):
+        return {item.name: item.default for item in fields(build) if item.init}
+    return {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
 
 
 def with_beta(estimator: Estimator, factor: float) -> Estimator:

@@ -51,7 +51,8 @@ class TOP:
     """TOP (message invariance): the halo's embeddings as fitted combinations of the batch's.
 
     Attributes:
-        tolerance: singular values of the batch's basis below this share of the largest count as zero.
+        tolerance: singular values of the batch's basis below this share of the largest count as zero; so do those
+            below what rounding makes of zero, the matrix's longer side times the dtype's epsilon.
         normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
 
     Raises:
@@ -89,7 +90,9 @@ class TOP:
                 f"the state has no basis of {graph.num_nodes} nodes; make it with this estimator's init(problem)"
             )
         halo = _senders(graph, problem, nodes)
-        inverse = torch.linalg.pinv(basis[nodes], rtol=self.tolerance)
+        rows = basis[nodes]
+        rounding = max(rows.shape) * torch.finfo(rows.dtype).eps
+        inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
         return Invariance(nodes, halo, basis[halo] @ inverse)
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:

@@ -9,21 +9,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.aggr import Aggregation, MeanAggregation, SumAggregation
+from torch_geometric.nn.aggr import (
+    Aggregation,
+    DegreeScalerAggregation,
+    MeanAggregation,
+    MultiAggregation,
+    StdAggregation,
+    SumAggregation,
+    VarAggregation,
+)
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block
 from lmc_verify.models.layered import Conv, check_node_wise
 
 __all__ = ["PyGConv"]
 
 
-class _WholeGraphMean(Aggregation):
-    """A mean that divides by the in-degree in the whole graph, also at rows whose sources are partly outside."""
+class _ReadsInDegree(Aggregation):
+    """An aggregation whose constants are in-degrees of the whole graph, also at rows with sources outside."""
 
     def __init__(self) -> None:
         super().__init__()
         self.in_degree: Tensor | None = None
+
+    def degrees(self, like: Tensor, dim: int) -> Tensor:
+        """Return the in-degrees of the rows, in the dtype of `like` and shaped to be broadcast along `dim`."""
+        if self.in_degree is None:
+            raise RuntimeError("the whole-graph in-degrees are set by PyGConv.forward only")
+        shape = [1] * like.dim()
+        shape[dim] = -1
+        return self.in_degree.to(like.dtype).view(shape)
+
+
+class _WholeGraphMean(_ReadsInDegree):
+    """A mean that divides by the in-degree in the whole graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.sum = SumAggregation()
 
     def forward(
@@ -35,12 +58,101 @@ class _WholeGraphMean(Aggregation):
         dim: int = -2,
     ) -> Tensor:
         """Return sums over the local sources divided by the whole graph's in-degrees."""
-        if self.in_degree is None:
-            raise RuntimeError("the whole-graph in-degrees are set by PyGConv.forward only")
         total: Tensor = self.sum(x, index, ptr, dim_size, dim)
-        shape = [1] * total.dim()
-        shape[dim] = -1
-        return total / self.in_degree.clamp(min=1).to(total.dtype).view(shape)
+        return total / self.degrees(total, dim).clamp(min=1)
+
+
+class _WholeGraphVariance(_ReadsInDegree):
+    """``E[x^2] - E[x]^2``, both means over the in-degree in the whole graph: absent messages count as zeros."""
+
+    def __init__(self, *, semi_grad: bool) -> None:
+        super().__init__()
+        self.semi_grad = semi_grad
+        self.sum = SumAggregation()
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
+        """Return the variances over the local sources."""
+        total: Tensor = self.sum(x, index, ptr, dim_size, dim)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.semi_grad):
+            squares: Tensor = self.sum(x * x, index, ptr, dim_size, dim)
+        degree = self.degrees(total, dim).clamp(min=1)
+        return squares / degree - (total / degree).square()
+
+
+class _WholeGraphScaler(_ReadsInDegree):
+    """Degree scalers (PNA) that read the in-degree in the whole graph; buffers are named as in PyTorch Geometric.
+
+    A graph without edges has an average degree of zero: the scalers then divide by one.
+    """
+
+    KNOWN = ("identity", "amplification", "attenuation", "linear", "inverse_linear")
+    avg_deg_lin: Tensor
+    avg_deg_log: Tensor
+
+    def __init__(self, scaled: DegreeScalerAggregation) -> None:
+        super().__init__()
+        self.aggr = whole_graph_constants(scaled.aggr)
+        self.scaler = list(scaled.scaler)
+        for name in self.scaler:
+            if name not in self.KNOWN:
+                raise UnknownNameError("degree scaler", name, self.KNOWN)
+        if isinstance(scaled.avg_deg_lin, nn.Parameter):
+            raise InvalidInputError("degree scalers with trained averages (train_norm) are not supported; leave it out")
+        self.register_buffer("avg_deg_lin", _positive(scaled.avg_deg_lin))
+        self.register_buffer("avg_deg_log", _positive(scaled.avg_deg_log))
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
+        """Return the aggregate once for each scaler, side by side."""
+        out: Tensor = self.aggr(x, index, ptr, dim_size, dim)
+        degree = self.degrees(out, dim)
+        log, least = (degree + 1).log(), degree.clamp(min=1)
+        factors = {
+            "identity": torch.ones_like(degree),
+            "amplification": log / self.avg_deg_log,
+            "attenuation": self.avg_deg_log / (least + 1).log(),
+            "linear": degree / self.avg_deg_lin,
+            "inverse_linear": self.avg_deg_lin / least,
+        }
+        return torch.cat([out * factors[name] for name in self.scaler], dim=-1)
+
+
+def _positive(average: Tensor) -> Tensor:
+    return torch.where(average > 0, average, torch.ones_like(average)).detach().clone()
+
+
+def whole_graph_constants(aggregation: Aggregation) -> Aggregation:
+    """Return an aggregation whose means, moments and degree scalers take their degrees from the whole graph.
+
+    Standard deviations and several aggregations are changed in place, others are replaced.
+    """
+    if isinstance(aggregation, _ReadsInDegree):
+        return aggregation
+    if isinstance(aggregation, MeanAggregation):
+        return _WholeGraphMean()
+    if isinstance(aggregation, DegreeScalerAggregation):
+        return _WholeGraphScaler(aggregation)
+    if isinstance(aggregation, VarAggregation):
+        return _WholeGraphVariance(semi_grad=aggregation.semi_grad)
+    if isinstance(aggregation, StdAggregation):
+        aggregation.var_aggr = whole_graph_constants(aggregation.var_aggr)
+    elif isinstance(aggregation, MultiAggregation):
+        aggregation.aggrs = nn.ModuleList([whole_graph_constants(part) for part in aggregation.aggrs])
+        aggregation.fused_aggr = None  # the fused kernels would count local sources
+    return aggregation
 
 
 class PyGConv(Conv):
@@ -48,7 +160,7 @@ class PyGConv(Conv):
 
     The convolution is used with the bipartite input ``(source, target)``. Two of its settings are taken over, because
     they would be computed from the local piece instead of the whole graph: self-loops (``add_self_loops``) come from
-    the operator, and a mean aggregation divides by the whole graph's in-degrees.
+    the operator; means, moments and degree scalers divide by the whole graph's in-degrees.
 
     Args:
         conv: any `MessagePassing` module whose ``forward`` accepts ``(x_source, x_target)``; it belongs to the adapter
@@ -90,13 +202,13 @@ class PyGConv(Conv):
                 f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
                 "aggregate-linear; leave aggregate_linear out"
             )
-        if isinstance(conv.aggr_module, MeanAggregation):
-            conv.aggr_module = _WholeGraphMean()
+        conv.aggr_module = whole_graph_constants(conv.aggr_module)
+        self._degree_readers = [part for part in conv.modules() if isinstance(part, _ReadsInDegree)]
 
     def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, out]."""
-        if isinstance(self.conv.aggr_module, _WholeGraphMean):
-            self.conv.aggr_module.in_degree = block.in_degree
+        for part in self._degree_readers:
+            part.in_degree = block.in_degree
         extra: dict[str, Any] = {"edge_weight": block.edge_weight} if self._takes_weight else {}
         rows, columns = block.shape
         if "size" in inspect.signature(self.conv.forward).parameters:
@@ -115,19 +227,24 @@ def _not_bipartite(conv: nn.Module, reason: str = "its forward takes a single te
     return InvalidInputError(
         f"{type(conv).__name__} cannot take a bipartite input (x_source, x_target), which rectangular blocks need: "
         f"{reason}; "
-        "use a convolution that can (SAGEConv, GATConv, GINConv, GraphConv, TransformerConv, ...), the native "
-        "lmc_verify.GCN, or derive from lmc_verify.Layer"
+        "use a convolution that can (SAGEConv, GATConv, GINConv, GraphConv, TransformerConv, ...), lmc_verify.GCN, "
+        "lmc_verify.models.PNAConv, or derive from lmc_verify.Layer"
     )
 
 
 def materialise(conv_type: type[nn.Module], *args: Any, dtype: torch.dtype | None, **settings: Any) -> nn.Module:
     """Build a module without running its initialiser, which would draw from the global generator.
 
-    Every parameter is left uninitialised; `lmc_verify.models.convs.initialise` fills them.
+    Every parameter is left uninitialised; `lmc_verify.models.convs.initialise` fills them. Buffers are filled by the
+    module's own method ``refill_buffers``.
     """
     with torch.device("meta"):
         module = conv_type(*args, **settings)
-    if any(True for _ in module.buffers()):
+    refill = getattr(module, "refill_buffers", None)
+    if refill is None and any(True for _ in module.buffers()):
         raise RuntimeError(f"{conv_type.__name__} has buffers, which must not be left uninitialised")
     module = module.to_empty(device="cpu")
-    return module if dtype is None else module.to(dtype)
+    module = module if dtype is None else module.to(dtype)
+    if refill is not None:
+        refill()
+    return module

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.seeds import spawn_key
 
-__all__ = ["Dropout", "key_dropout"]
+__all__ = ["Dropout", "at_place", "key_dropout"]
 
 
 class Dropout(nn.Dropout):
@@ -73,6 +73,22 @@ class Dropout(nn.Dropout):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mask behind when the module is copied or sent to another process."""
         return {**self.__dict__, "_kept": None}
+
+
+def at_place(part: nn.Module, rows: Tensor, first_row: int) -> Tensor:
+    """Return what a node-wise part gives for rows whose first one has this place among all rows of its layer.
+
+    The part is left as it was: parts are shared, between layers and with a head that reads every layer.
+    """
+    dropping = [module for module in part.modules() if isinstance(module, Dropout)] if first_row else []
+    for module in dropping:
+        module.first_row = first_row
+    try:
+        out: Tensor = part(rows)
+    finally:
+        for module in dropping:
+            module.first_row = 0
+    return out
 
 
 def key_dropout(model: nn.Module, seed: int, *axes: str | int) -> None:

@@ -17,7 +17,7 @@ from torch_geometric import nn as pyg_nn
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graph import Block, Graph
 from lmc_verify.models.activations import ACTIVATIONS
-from lmc_verify.models.dropout import Dropout
+from lmc_verify.models.dropout import Dropout, at_place
 
 __all__ = [
     "ACTIVATION_CUTS",
@@ -27,6 +27,8 @@ __all__ = [
     "LayeredModel",
     "active_dropout",
     "check_node_wise",
+    "node_wise_part",
+    "place_of",
 ]
 
 ACTIVATION_CUTS = ("pre", "post")
@@ -99,7 +101,7 @@ class ConvLayer(Layer):
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, out]; see `Layer.forward`."""
         read_source, read_target = source, target
-        start = _place(target, source)
+        start = place_of(target, source)
         if self.before is not None:
             read_source = self.before(source)
             if target is source:
@@ -109,14 +111,11 @@ class ConvLayer(Layer):
                 read_target = self.before(target) if start is None else read_source[start : start + target.shape[0]]
         rows: Tensor = self.conv(read_source, read_target, block)
         if self.after is not None:
-            for part in self.after.modules():
-                if isinstance(part, Dropout):
-                    part.first_row = start or 0
-            rows = self.after(rows)
+            rows = at_place(self.after, rows, start or 0)
         return rows + target if self.residual else rows
 
 
-def _place(target: Tensor, source: Tensor) -> int | None:
+def place_of(target: Tensor, source: Tensor) -> int | None:
     """Return the place of the first target row among the source rows, or None where they are other tensors."""
     if target is source:
         return 0
@@ -169,13 +168,13 @@ class LayeredModel(nn.Module):
         """Whether every layer is aggregate-linear (see `Layer`)."""
         return all(self.layer(index).aggregate_linear for index in range(1, self.num_layers + 1))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return ``H^0`` for rows of features."""
-        return x if self.encoder is None else cast(Tensor, self.encoder(x))
+    def encode(self, x: Tensor, first_row: int = 0) -> Tensor:
+        """Return ``H^0`` for rows of features, the first of which has this place among the rows that are evaluated."""
+        return x if self.encoder is None else at_place(self.encoder, x, first_row)
 
-    def predict(self, embeddings: Tensor) -> Tensor:
-        """Return outputs for rows of ``H^L``."""
-        return embeddings if self.head is None else cast(Tensor, self.head(embeddings))
+    def predict(self, embeddings: Tensor, first_row: int = 0) -> Tensor:
+        """Return outputs for rows of ``H^L``, the first of which has this place among the rows that are evaluated."""
+        return embeddings if self.head is None else at_place(self.head, embeddings, first_row)
 
     def forward(self, graph: Graph) -> Tensor:
         """Return the outputs of every node [n, outputs], in one piece, differentiable by plain autograd."""

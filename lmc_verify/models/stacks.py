@@ -1,23 +1,26 @@
-"""GCN, SAGE and GAT as layered models, and the registry of models by name."""
+"""GCN, SAGE, GAT and PNA as layered models: convolutions with a node-wise part between them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch_geometric.nn import GATConv
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.graph import Graph
 from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.models.adapter import PyGConv, materialise
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
-from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, LayeredModel, node_wise_part
+from lmc_verify.models.jumping import JumpingHead, carried
+from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, Layer, LayeredModel, node_wise_part
+from lmc_verify.models.pna import PNAConv
 from lmc_verify.seeds import torch_generator
 
-__all__ = ["GAT", "GCN", "MODELS", "SAGE", "make_model"]
+__all__ = ["GAT", "GCN", "PNA", "SAGE", "check_settings", "linear", "with_jumps"]
 
 
 class _Stack(LayeredModel, ABC):
@@ -34,6 +37,7 @@ class _Stack(LayeredModel, ABC):
         head: add a linear head, hidden -> outputs.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation).
         residual: add each hidden layer's input to its output where the widths agree.
+        jump: None, or jumping knowledge: a linear head reads every layer's embedding, ``"concat"`` or ``"max"``.
         dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
         seed: seed of the initial parameters; no global random state is used.
         dtype: dtype of the parameters, by default float32.
@@ -42,6 +46,8 @@ class _Stack(LayeredModel, ABC):
         InvalidInputError: a width or the number of layers below 1, or dropout outside [0, 1).
         UnknownNameError: an unknown cut, activation or norm.
     """
+
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -56,40 +62,35 @@ class _Stack(LayeredModel, ABC):
         head: bool = False,
         norm: str | None = None,
         residual: bool = False,
+        jump: str | None = None,
         dropout: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype | None = None,
         **conv_settings: Any,
     ) -> None:
-        sizes = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "num_layers": num_layers,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InvalidInputError(f"{name} is {value}, it must be at least 1")
-        if not 0 <= dropout < 1:
-            raise InvalidInputError(f"dropout is {dropout}, it must lie in [0, 1)")
-        if activation_cut not in ACTIVATION_CUTS:
-            raise UnknownNameError("activation cut", activation_cut, ACTIVATION_CUTS)
-        if activation not in ACTIVATIONS:
-            raise UnknownNameError("activation", activation, ACTIVATIONS)
+        check_settings(
+            {
+                "in_channels": in_channels,
+                "hidden_channels": hidden_channels,
+                "out_channels": out_channels,
+                "num_layers": num_layers,
+            },
+            dropout=dropout,
+            activation_cut=activation_cut,
+            activation=activation,
+        )
         first = hidden_channels if encoder else in_channels
-        last = hidden_channels if head else out_channels
+        last = hidden_channels if head or jump else out_channels
         widths = [first, *[hidden_channels] * (num_layers - 1), last]
-        layers = []
+        layers: list[Layer] = []
+
+        def part(width: int) -> nn.Module:
+            return node_wise_part(width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype)
+
         for index in range(num_layers):
             conv = self._conv(widths[index], widths[index + 1], dtype=dtype, **conv_settings)
             pre = activation_cut == "pre" and index > 0
             post = activation_cut == "post" and index < num_layers - 1
-
-            def part(width: int) -> nn.Module:
-                return node_wise_part(
-                    width, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-                )
-
             layers.append(
                 ConvLayer(
                     conv,
@@ -99,10 +100,13 @@ class _Stack(LayeredModel, ABC):
                 )
             )
         act = ACTIVATIONS[activation]
+        ends = nn.Sequential(act(), linear(hidden_channels, out_channels, dtype)) if head else None
+        if jump is not None:
+            layers, ends = with_jumps(layers, widths, part(last), out_channels, jump=jump, dtype=dtype)
         super().__init__(
             layers,
-            encoder=nn.Sequential(_linear(in_channels, hidden_channels, dtype), act()) if encoder else None,
-            head=nn.Sequential(act(), _linear(hidden_channels, out_channels, dtype)) if head else None,
+            encoder=nn.Sequential(linear(in_channels, hidden_channels, dtype), act()) if encoder else None,
+            head=ends,
         )
         self.in_channels, self.out_channels = in_channels, out_channels
         initialise(self, torch_generator(seed, "parameters"))
@@ -138,6 +142,7 @@ class GAT(_Stack):
     """
 
     __doc__ += (_Stack.__doc__ or "").split("between them.", 1)[1]
+    options: ClassVar[Mapping[str, Any]] = {"heads": 1}
 
     def _conv(
         self,
@@ -152,16 +157,95 @@ class GAT(_Stack):
         return PyGConv(conv)
 
 
-def _linear(in_channels: int, out_channels: int, dtype: torch.dtype | None) -> nn.Module:
-    linear: nn.Module = nn.utils.skip_init(nn.Linear, in_channels, out_channels, dtype=dtype)
-    return linear
+class PNA(_Stack):
+    """Principal neighbourhood aggregation [Corso et al., NeurIPS 2020] through the PyG adapter; not aggregate-linear.
+
+    Extrema and moments at a halo row see only part of its neighbours, so compensation cannot be exact. Keyword
+    ``degrees`` is the histogram of the graph's in-degrees that normalises the degree scalers, see
+    `PNA.graph_settings`; ``aggregators``, ``scalers`` and ``towers`` are those of `torch_geometric.nn.PNAConv`.
+    """
+
+    __doc__ += (_Stack.__doc__ or "").split("between them.", 1)[1]
+
+    options: ClassVar[Mapping[str, Any]] = {"towers": 1}
+
+    @staticmethod
+    def graph_settings(graph: Graph) -> dict[str, Any]:
+        """Return the settings that a graph determines: its in-degree histogram."""
+        return {"degrees": tuple(torch.bincount(graph.operator("sum").in_degree).tolist())}
+
+    def _conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dtype: torch.dtype | None,
+        degrees: Sequence[int] = PNAConv.UNIT_DEGREES,
+        aggregators: Sequence[str] = PNAConv.AGGREGATORS,
+        scalers: Sequence[str] = PNAConv.SCALERS,
+        towers: int = 1,
+        **settings: Any,
+    ) -> Conv:
+        if towers < 1 or out_channels % towers:
+            raise InvalidInputError(
+                f"towers is {towers}, it must divide every layer's width, {out_channels} here; with outputs that it "
+                "does not divide, add a head"
+            )
+        histogram = torch.tensor(list(degrees), dtype=torch.float64)
+        conv = materialise(
+            PNAConv,
+            in_channels,
+            out_channels,
+            aggregators=list(aggregators),
+            scalers=list(scalers),
+            deg=histogram,
+            towers=towers,
+            dtype=dtype,
+            **settings,
+        )
+        return PyGConv(conv)
 
 
-MODELS: dict[str, Callable[..., LayeredModel]] = {"gcn": GCN, "sage": SAGE, "gat": GAT}
+def check_settings(sizes: Mapping[str, int], *, dropout: float, activation_cut: str, activation: str) -> None:
+    """Raise an error that names the first setting of a model that does not fit."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise InvalidInputError(f"{name} is {value}, it must be at least 1")
+    if not 0 <= dropout < 1:
+        raise InvalidInputError(f"dropout is {dropout}, it must lie in [0, 1)")
+    if activation_cut not in ACTIVATION_CUTS:
+        raise UnknownNameError("activation cut", activation_cut, ACTIVATION_CUTS)
+    if activation not in ACTIVATIONS:
+        raise UnknownNameError("activation", activation, ACTIVATIONS)
 
 
-def make_model(name: str, *args: Any, **settings: Any) -> LayeredModel:
-    """Build a model by name (see `MODELS`)."""
-    if name not in MODELS:
-        raise UnknownNameError("model", name, MODELS)
-    return MODELS[name](*args, **settings)
+def with_jumps(
+    layers: Sequence[Layer],
+    widths: Sequence[int],
+    last_read: nn.Module,
+    out_channels: int,
+    *,
+    jump: str,
+    dtype: torch.dtype | None,
+) -> tuple[list[Layer], nn.Sequential]:
+    """Return layers that carry every embedding along, and the linear head that reads all of them.
+
+    The head reads ``H^l`` as layer l + 1 does, with the same modules, and ``H^L`` through `last_read`.
+
+    Args:
+        layers: layers with the attributes ``before`` and ``after``; embeddings are as wide as the last one.
+        widths: of ``H^0 ... H^L``.
+        last_read: the node-wise part that follows the last layer.
+        out_channels: classes or tasks.
+        jump: a name in `lmc_verify.models.jumping.JUMPS`.
+        dtype: of the head.
+    """
+    reads = [cast(nn.Module, layer.before) or nn.Identity() for layer in layers[1:]]
+    head = JumpingHead([*reads, last_read], widths[1:], jump)
+    outputs = linear(widths[-1] * (len(layers) if jump == "concat" else 1), out_channels, dtype)
+    return carried(layers, widths[:-1]), nn.Sequential(head, outputs)
+
+
+def linear(in_channels: int, out_channels: int, dtype: torch.dtype | None) -> nn.Linear:
+    """Return an uninitialised linear map; `initialise` fills it."""
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, in_channels, out_channels, dtype=dtype))

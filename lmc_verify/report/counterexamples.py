@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from lmc_verify.claims.verdict import Outcome
+from lmc_verify.errors import PluginError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.report import text
 from lmc_verify.report.cases import Case
@@ -135,8 +136,11 @@ def _name(key: str) -> str:
 def _estimator(case: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the estimator of a case with all its settings, in words."""
     name = str(case.get("estimator"))
-    kind: Any = ESTIMATORS.get(name)
-    if kind is None:
+    try:
+        kind: Any = ESTIMATORS.get(name)
+    except PluginError:  # a report can be rendered without the plug-in that it is about
+        kind = None
+    if not dataclasses.is_dataclass(kind):
         return (name,)
     return (name, *(text.setting(case.get(item.name, item.default)) for item in dataclasses.fields(kind)))
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for graphs, partitions, batches, models, problems and histories; public, for users' own tests.
+"""For users' own tests: hypothesis strategies, conformance checks of estimators, and a probe of layers.
 
 Example:
     >>> from hypothesis import given
@@ -7,6 +7,8 @@ Example:
     ... def test_mine(problem): ...
 """
 
+from lmc_verify.testing.conformance import Census, CheckResult, Status, check_estimator, parametrize_with_checks
+from lmc_verify.testing.jacobians import aggregate_dependence
 from lmc_verify.testing.strategies import (
     batches,
     betas,
@@ -19,4 +21,20 @@ from lmc_verify.testing.strategies import (
     seeds,
 )
 
-__all__ = ["batches", "betas", "designs", "graphs", "histories", "models", "partitions", "problems", "seeds"]
+__all__ = [
+    "Census",
+    "CheckResult",
+    "Status",
+    "aggregate_dependence",
+    "batches",
+    "betas",
+    "check_estimator",
+    "designs",
+    "graphs",
+    "histories",
+    "models",
+    "parametrize_with_checks",
+    "partitions",
+    "problems",
+    "seeds",
+]

@@ -9,7 +9,7 @@ absolute rounding errors stay near 1e-15. No global random state is read or set.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, Fuse
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators.history import History
 from lmc_verify.graph import Graph
-from lmc_verify.models import GAT, GCN, SAGE, LayeredModel
+from lmc_verify.models import LayeredModel, graph_settings, make_model
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Problem
 
 __all__ = ["batches", "betas", "designs", "graphs", "histories", "models", "partitions", "problems", "seeds"]
 
-_LINEAR_KINDS = ("gcn", "sage")
-_KINDS: dict[str, Callable[..., LayeredModel]] = {"gcn": GCN, "sage": SAGE, "gat": GAT}
+KINDS = ("gcn", "sage", "gin", "gcnii", "appnp", "gat", "pna")
+"""Names of the models that are drawn; failures shrink towards the first."""
+
+_LINEAR_KINDS = KINDS[:5]
 
 
 def seeds() -> st.SearchStrategy[int]:
@@ -177,11 +179,12 @@ def models(
     draw: st.DrawFn,
     graph: Graph,
     *,
-    kinds: Sequence[str] = ("gcn", "sage", "gat"),
+    kinds: Sequence[str] = KINDS,
     min_layers: int = 1,
     max_layers: int = 3,
     max_hidden: int = 4,
     aggregate_linear: bool = False,
+    jumps: bool = True,
     plain: bool = False,
 ) -> LayeredModel:
     """Models that fit a graph (widths, dtype, at least two outputs for classes), parameters at a generic point.
@@ -189,19 +192,21 @@ def models(
     Args:
         draw: supplied by Hypothesis.
         graph: the graph.
-        kinds: names among gcn, sage and gat.
+        kinds: names among `KINDS`.
         min_layers: least number of message-passing layers.
         max_layers: largest number of message-passing layers.
         max_hidden: largest hidden width.
-        aggregate_linear: only models whose every layer is aggregate-linear (GCN and SAGE, pre-activation cut).
-        plain: no encoder, head, norm or residual connection.
+        aggregate_linear: only models whose every layer is aggregate-linear: no attention, extrema or moments, and the
+            pre-activation cut.
+        jumps: whether models may have jumping knowledge.
+        plain: no encoder, head, norm, residual connection or jumping knowledge beyond those that a model always has.
 
     Raises:
         UnknownNameError: a kind that is not known.
     """
     for name in kinds:
-        if name not in _KINDS:
-            raise UnknownNameError("model", name, _KINDS)
+        if name not in KINDS:
+            raise UnknownNameError("model", name, KINDS)
     kind = draw(st.sampled_from([name for name in kinds if not aggregate_linear or name in _LINEAR_KINDS]))
     layers = draw(st.integers(min_layers, max_layers))
     settings: dict[str, Any] = {"activation_cut": "pre" if aggregate_linear else draw(st.sampled_from(["pre", "post"]))}
@@ -209,12 +214,19 @@ def models(
         for flag in ("encoder", "head", "residual"):
             settings[flag] = draw(st.booleans())
         settings["norm"] = draw(st.sampled_from([None, "layer"]))
+        if jumps and kind != "appnp":
+            settings["jump"] = draw(st.sampled_from([None, None, "concat", "max"]))
     if kind == "gat":
         settings["heads"] = draw(st.integers(1, 2))
+    elif kind == "gin":
+        settings["train_eps"] = draw(st.booleans())
+    elif kind == "gcnii":
+        settings["shared_weights"] = draw(st.booleans())
+    settings |= graph_settings(kind, graph)
     outputs = graph.num_outputs if graph.multi_label else max(2, graph.num_outputs)
     hidden = draw(st.integers(1, max_hidden))
-    model = _KINDS[kind](graph.num_features, hidden, outputs, layers, **settings, seed=draw(seeds()), dtype=graph.dtype)
-    return model.eval()
+    sizes = (graph.num_features, hidden, outputs, layers)
+    return make_model(kind, *sizes, **settings, seed=draw(seeds()), dtype=graph.dtype).eval()
 
 
 @st.composite
@@ -222,10 +234,11 @@ def problems(
     draw: st.DrawFn,
     graph: Graph | st.SearchStrategy[Graph] | None = None,
     *,
-    kinds: Sequence[str] = ("gcn", "sage", "gat"),
+    kinds: Sequence[str] = KINDS,
     min_layers: int = 1,
     max_layers: int = 3,
     aggregate_linear: bool = False,
+    jumps: bool = True,
     plain: bool = False,
 ) -> Problem:
     """Problems: a graph, a model that fits it, and the loss that its labels ask for.
@@ -237,6 +250,7 @@ def problems(
         min_layers: see `models`.
         max_layers: see `models`.
         aggregate_linear: only problems for which LMC with beta = 0 and exact histories is exact; see `models`.
+        jumps: see `models`.
         plain: see `models`.
     """
     if not isinstance(graph, Graph):
@@ -248,6 +262,7 @@ def problems(
             min_layers=min_layers,
             max_layers=max_layers,
             aggregate_linear=aggregate_linear,
+            jumps=jumps,
             plain=plain,
         )
     )

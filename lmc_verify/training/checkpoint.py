@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file whose header holds the rest as JSON. No pickle; replaced in one step.
 
-Tensors, by name: ``parameters.NAME``, ``history.embedding.L`` and ``history.auxiliary.L``, ``exact_for.K`` (the
-parameters for which exact histories are exact), and ``optimiser.K.NAME`` for parameter K.
+Tensors, by name: ``parameters.NAME``, ``history.embedding.L``, ``history.auxiliary.L`` and ``history.vector.NAME``,
+``exact_for.K`` (the parameters for which exact histories are exact), and ``optimiser.K.NAME`` for parameter K.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], document: 
     Raises:
         OutputError: it cannot be written.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain: Tensors = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        kept = value.detach().cpu().contiguous()
+        memory = kept.untyped_storage().data_ptr()
+        # A layer that is applied again and again has several names; the format gives each a tensor of its own.
+        plain[name] = kept.clone() if memory in seen else kept
+        seen.add(memory)
     header = encode({**document, "format": FORMAT, "version": VERSION, "digest": _digest(plain)})
     _replace(Path(path), lambda file: save_file(plain, file, metadata={_HEADER: header}))
 
@@ -125,6 +132,7 @@ def pack_history(state: History) -> Tensors:
     return {
         **{f"history.embedding.{layer}": table for layer, table in state.embeddings.items()},
         **{f"history.auxiliary.{layer}": table for layer, table in state.auxiliary.items()},
+        **{f"history.vector.{name}": value for name, value in state.vectors.items()},
         **{f"exact_for.{place}": value for place, value in enumerate(exact)},
     }
 
@@ -139,7 +147,14 @@ def unpack_history(tensors: Mapping[str, Tensor], problem: Problem) -> History:
     exact = tables("exact_for.")
     snapshot = tuple(exact[place] for place in range(len(exact)))
     return History(
-        tables("history.embedding."), tables("history.auxiliary."), (problem, snapshot) if snapshot else None
+        tables("history.embedding."),
+        tables("history.auxiliary."),
+        (problem, snapshot) if snapshot else None,
+        vectors={
+            name.removeprefix("history.vector."): value.to(problem.graph.device)
+            for name, value in tensors.items()
+            if name.startswith("history.vector.")
+        },
     )
 
 

@@ -1,0 +1,52 @@
+"""A claim: the loss estimates of all batches have the objective as their mean."""
+
+from __future__ import annotations
+
+from lmc_verify.case import Case
+from lmc_verify.claims import Claim, Evidence, Expectation, Outcome, Verdict
+from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, not_applicable, verdict_of
+from lmc_verify.conditioning import rounding_terms
+from lmc_verify.statistics.rounding import decide, gamma
+
+__all__ = ["LOSS_UNBIASED"]
+
+
+def check(case: Case) -> Verdict:
+    """Enumerate the design, and compare the mean loss estimate with the objective."""
+    inapplicable = not_applicable(case, LOSS_UNBIASED, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    if inapplicable is not None:
+        return inapplicable
+    state, mean = case.initial_state(), 0.0
+    for batch, probability in case.design.enumerate():
+        mean += probability * case.estimator.estimate(case.problem, state, batch).loss
+    off = abs(mean - case.exact.loss) / case.exact.loss
+    tolerance = 4 * gamma(rounding_terms(case.problem, case.design.support_size))
+    outcome = {"exact": Outcome.EXACT, "refuted": Outcome.REFUTED}.get(decide(off, tolerance), Outcome.INCONCLUSIVE)
+    return verdict_of(
+        case,
+        LOSS_UNBIASED.id,
+        outcome,
+        f"the mean loss estimate is off by {off:.2g} of the objective, rounding allows {tolerance:.1e}",
+        evidence=[Evidence("mean loss estimate", off, tolerance, unit="objective")],
+        assumptions=LOSS_UNBIASED.checked_assumptions(case),
+        residual=off,
+        tolerance=tolerance,
+    )
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says."""
+    return Expectation(None, "it depends on what the estimator puts at the halo")
+
+
+LOSS_UNBIASED = Claim(
+    id="example/loss-unbiased",
+    title="Unbiased loss estimates",
+    statement="The expected loss estimate equals the objective.",
+    source="an example",
+    tier="exact",
+    theory="With exact embeddings at the halo, the last layer's batch rows are exact; inclusion weights do the rest.",
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT),
+    check=check,
+    expect=expect,
+)

@@ -1,0 +1,519 @@
+"""The conformance checks: each takes a subject and raises an AssertionError whose message says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmc_verify.batches import Batch, BatchDesign, Clusters
+from lmc_verify.case import assemble_case
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.datasets import load_graph
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, batch_law
+from lmc_verify.graph import Graph
+from lmc_verify.models import GCN, SAGE, LayeredModel
+from lmc_verify.partition import Partition, make_partition
+from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.seeds import generator
+
+__all__ = [
+    "CHECKS",
+    "NotApplicableError",
+    "SkippedError",
+    "Subject",
+    "check_claim_verdict",
+    "global_state_kept",
+    "subjects",
+]
+
+SINGLE_PRECISION = 1e-3
+"""Largest relative distance of a float32 gradient from the float64 one. The cases are well conditioned: sound
+estimators are within 1e-5."""
+
+
+class NotApplicableError(Exception):
+    """The check has nothing to say about the estimator on this case."""
+
+
+class SkippedError(Exception):
+    """The check cannot be run here."""
+
+
+@dataclass(eq=False)
+class Subject:
+    """An estimator on one conformance case.
+
+    Attributes:
+        estimator: the estimator under test.
+        problem: in float64, evaluation mode.
+        partition: clusters of its graph.
+        seed: of the batches.
+    """
+
+    estimator: Estimator
+    problem: Problem
+    partition: Partition
+    seed: int
+
+    @cached_property
+    def design(self) -> Clusters:
+        """Two of the clusters, without replacement."""
+        return Clusters(self.partition, 2)
+
+    def state(self, problem: Problem | None = None, *, steps: int = 2) -> History:
+        """Return a state that some steps have written to."""
+        problem = problem or self.problem
+        state = self.estimator.init(problem)
+        source = generator(self.seed, "conformance steps")
+        for _ in range(steps):  # the law may depend on the state
+            batch = batch_law(self.estimator, problem, state, self.design).draw(source)
+            state.apply(self.estimator.estimate(problem, state, batch).writes)
+        return state
+
+    def batches(self, problem: Problem, state: History, design: BatchDesign, count: int = 1) -> list[Batch]:
+        """Draw batches of a design, with the estimator's own samples if it takes any."""
+        law, source = batch_law(self.estimator, problem, state, design), generator(self.seed, "conformance batches")
+        return [law.draw(source) for _ in range(count)]
+
+    def prepared(self, problem: Problem | None = None) -> tuple[Problem, History, Batch]:
+        """Return problem, state and a batch."""
+        problem = problem or self.problem
+        state = self.state(problem)
+        return problem, state, self.batches(problem, state, self.design)[0]
+
+    def first(self, problem: Problem, design: BatchDesign) -> Estimate:
+        """Return an estimate from a fresh state and a batch of a design."""
+        state = self.estimator.init(problem)
+        return self.estimator.estimate(problem, state, self.batches(problem, state, design)[0])
+
+
+def subjects(estimator: Estimator, seed: int) -> Iterator[tuple[str, Callable[[], Subject]]]:
+    """Yield the conformance cases by name; each is built afresh for every check, so that none disturbs another."""
+    yield "gcn on a directed weighted graph", partial(_directed, estimator, seed)
+    yield "sage on a multi-label graph", partial(_multi_label, estimator, seed)
+
+
+def _directed(estimator: Estimator, seed: int) -> Subject:
+    sizes: dict[str, Any] = {"num_nodes": 24, "num_edges": 90, "num_classes": 3, "num_features": 4}
+    graph = load_graph("directed", seed=seed, num_self_loops=2, num_isolated=2, **sizes).double()
+    model = GCN(graph.num_features, 5, graph.num_outputs, num_layers=3, seed=seed, dtype=torch.float64)
+    return _subject(estimator, Problem(graph, model.eval()), seed)
+
+
+def _multi_label(estimator: Estimator, seed: int) -> Subject:
+    graph = load_graph(
+        "multilabel", seed=seed, num_nodes=20, num_labels=3, num_features=4, p_in=0.4, p_out=0.1
+    ).double()
+    settings: dict[str, Any] = {"encoder": True, "head": True, "norm": "layer", "residual": True}
+    model: LayeredModel = SAGE(
+        graph.num_features, 4, graph.num_outputs, num_layers=2, seed=seed, dtype=torch.float64, **settings
+    )
+    return _subject(estimator, Problem(graph, model.eval(), "bce"), seed)
+
+
+def _subject(estimator: Estimator, problem: Problem, seed: int) -> Subject:
+    return Subject(estimator, problem, make_partition(problem.graph, "random", 4, seed=seed), seed)
+
+
+# ---------------------------------------------------------------------------------------------------- what is compared
+
+
+def _require(holds: bool, message: str) -> None:
+    """Raise AssertionError unless something holds; unlike an assert statement, also under ``python -O``."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def _same_bits(left: Estimate, right: Estimate) -> str:
+    """Return what differs between two estimates, or an empty string."""
+    if list(left.gradient) != list(right.gradient):
+        return "the gradient's parameters"
+    for name, value in left.gradient.items():
+        if not torch.equal(value, right.gradient[name]):
+            return f"the gradient of {name}"
+    if left.loss != right.loss:
+        return f"the loss ({left.loss} and {right.loss})"
+    if len(left.writes) != len(right.writes):
+        return "the number of writes"
+    for one, other in zip(left.writes, right.writes, strict=True):
+        if isinstance(one, HistoryWrite) and isinstance(other, HistoryWrite):
+            if (one.kind, one.layer) != (other.kind, other.layer) or not torch.equal(one.values, other.values):
+                return f"the rows written for {one.kind} {one.layer}"
+        elif type(one) is not type(other):
+            return "the kinds of writes"
+    return ""
+
+
+def _relative(got: Gradient, want: Gradient) -> float:
+    return gradient_norm(gradient_sum(got, want, -1.0)) / (gradient_norm(want) or 1.0)
+
+
+def _global_state() -> dict[str, Any]:
+    numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002  # read, to see that nobody changes it
+    return {
+        "torch's random state": torch.get_rng_state().numpy().tobytes(),
+        "numpy's random state": repr(numpy_state),
+        "Python's random state": random.getstate(),
+        "grad mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+    }
+
+
+@contextmanager
+def global_state_kept() -> Iterator[None]:
+    """Put every global generator, and the default dtype, back afterwards."""
+    numpy_state, python_state, dtype = np.random.get_state(), random.getstate(), torch.get_default_dtype()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed every global generator, and put all of them back afterwards."""
+    with global_state_kept():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        yield
+
+
+def _storages(values: Any) -> set[int]:
+    return {value.untyped_storage().data_ptr() for value in values if value.numel()}
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def is_an_estimator(subject: Subject) -> None:
+    """It has a name, `init` and `estimate`."""
+    estimator = subject.estimator
+    _require(isinstance(estimator, Estimator), "it lacks name, init or estimate")
+    _require(isinstance(estimator.name, str) and bool(estimator.name), f"its name is {estimator.name!r}, not a text")
+
+
+def is_settings_only(subject: Subject) -> None:
+    """It is a value: hashable, equal to its copies, and survives pickling; it holds no tensor."""
+    estimator = subject.estimator
+    hash(estimator)
+    again = pickle.loads(pickle.dumps(estimator))
+    for made, how in ((copy.deepcopy(estimator), "copied"), (again, "pickled")):
+        _require(made == estimator, f"it is not equal to itself when {how}")
+    held = [item.name for item in fields(estimator)] if is_dataclass(estimator) else list(vars(estimator))
+    tensors = [name for name in held if isinstance(getattr(estimator, name, None), Tensor)]
+    _require(not tensors, f"its settings {tensors} are tensors; tensors live in the state")
+
+
+def state_is_a_history(subject: Subject) -> None:
+    """`init` gives the same `History` every time, and changes nothing."""
+    problem, estimator = subject.problem, subject.estimator
+    snapshot = problem.parameter_snapshot()
+    state, again = estimator.init(problem), estimator.init(problem)
+    _require(isinstance(state, History), f"init gives a {type(state).__name__}, a History is needed")
+    _require(state.equals(again), "init gives another state when it is called again")
+    _require(problem.has_parameters(snapshot), "init changes the parameters")
+    shapes = {(problem.graph.num_nodes, problem.widths[layer]) for layer in range(problem.num_layers + 1)}
+    for kind, table in (("embedding", state.embeddings), ("auxiliary", state.auxiliary)):
+        for layer, value in table.items():
+            _require(tuple(value.shape) in shapes, f"the {kind} history {layer} has shape {tuple(value.shape)}")
+            _require(value.dtype == problem.graph.dtype, f"the {kind} history {layer} is {value.dtype}")
+            _require(value.device == problem.graph.device, f"the {kind} history {layer} is on {value.device}")
+
+
+def estimate_is_pure(subject: Subject) -> None:
+    """An estimate changes neither state, nor problem, nor anything global; the first one neither."""
+    problem = subject.problem
+    state = subject.estimator.init(problem)
+    for batch in subject.batches(problem, state, subject.design, 2):
+        kept, snapshot, graph = state.clone(), problem.parameter_snapshot(), _fingerprint(problem)
+        flags = [(p.requires_grad, p.grad is None) for p in problem.model.parameters()]
+        modes = [module.training for module in problem.model.modules()]
+        nodes, inclusion, before = batch.nodes.clone(), batch.inclusion.clone(), _global_state()
+        estimate = subject.estimator.estimate(problem, state, batch)
+        changed = [name for name, value in _global_state().items() if value != before[name]]
+        _require(not changed, f"it changes {', '.join(changed)}")
+        _require(state.equals(kept), "it changes the state; return the rows in Estimate.writes instead")
+        _require(problem.has_parameters(snapshot), "it changes the parameters")
+        _require(_fingerprint(problem) == graph, "it changes the graph")
+        _require(
+            [(p.requires_grad, p.grad is None) for p in problem.model.parameters()] == flags,
+            "it leaves a .grad, or changes requires_grad; use torch.autograd.grad",
+        )
+        _require([module.training for module in problem.model.modules()] == modes, "it changes the model's mode")
+        _require(torch.equal(batch.nodes, nodes), "it changes the batch")
+        _require(torch.equal(batch.inclusion, inclusion), "it changes the batch")
+        state.apply(estimate.writes)
+
+
+def _fingerprint(problem: Problem) -> str:
+    """Return the graph's fingerprint as it is now; the graph itself keeps its first one."""
+    return Graph(**{key: getattr(problem.graph, key) for key in _GRAPH}).fingerprint
+
+
+_GRAPH = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "name")
+
+
+def estimate_is_deterministic(subject: Subject) -> None:
+    """The same state and batch give the same bits: again, without grad mode, and whatever the global seeds are."""
+    problem, state, batch = subject.prepared()
+    estimate = partial(subject.estimator.estimate, problem, state, batch)
+    with _global_seed(1):
+        first = estimate()
+    for how, seed in (("again", 1), ("after other random numbers", 2)):
+        with _global_seed(seed):
+            differs = _same_bits(first, estimate())
+        _require(
+            not differs, f"called {how} it gives another result: {differs} changed; draw with the batch, not inside"
+        )
+    with torch.no_grad():
+        differs = _same_bits(first, estimate())
+    _require(not differs, f"under torch.no_grad() it gives another result: {differs} changed")
+
+
+def estimate_does_not_depend_on_copies(subject: Subject) -> None:
+    """Nothing is remembered outside of the state: copies of problem and state give the same bits."""
+    problem, state, batch = subject.prepared()
+    other = Subject(copy.deepcopy(subject.estimator), problem.copy(), subject.partition, subject.seed)
+    want = subject.estimator.estimate(problem, state, batch)
+    state_there = other.state()
+    got = other.estimator.estimate(other.problem, state_there, batch)
+    differs = _same_bits(want, got)
+    _require(not differs, f"a copy of the estimator on a copy of the problem gives another result: {differs} changed")
+
+
+def gradient_has_every_parameter(subject: Subject) -> None:
+    """The gradient's keys are the trainable parameters in order, with their shapes, and frozen ones have none."""
+    problem, state, batch = subject.prepared()
+    _has_keys(problem, subject.estimator.estimate(problem, state, batch).gradient)
+    frozen = problem.copy()
+    frozen.model.layer(problem.num_layers).requires_grad_(False)
+    frozen = Problem(frozen.graph, frozen.model, frozen.loss)
+    _has_keys(frozen, subject.first(frozen, subject.design).gradient)
+
+
+def _has_keys(problem: Problem, gradient: Gradient) -> None:
+    wanted = list(problem.parameter_names)
+    _require(list(gradient) == wanted, f"the gradient's keys are {list(gradient)}, the trainable parameters {wanted}")
+    parameters = dict(problem.model.named_parameters())
+    for name, value in gradient.items():
+        _require(
+            value.shape == parameters[name].shape,
+            f"the gradient of {name} has shape {tuple(value.shape)}, the parameter {tuple(parameters[name].shape)}",
+        )
+
+
+def gradient_is_finite_and_detached(subject: Subject) -> None:
+    """The gradient is finite, has the problem's dtype and device, no graph, and memory of its own."""
+    problem, state, batch = subject.prepared()
+    gradient = subject.estimator.estimate(problem, state, batch).gradient
+    for name, value in gradient.items():
+        _require(value.dtype == problem.graph.dtype, f"the gradient of {name} is {value.dtype}")
+        _require(value.device == problem.graph.device, f"the gradient of {name} is on {value.device}")
+        _require(bool(torch.isfinite(value).all()), f"the gradient of {name} is not finite")
+        _require(not value.requires_grad, f"the gradient of {name} requires a gradient; detach it")
+    held = _storages([*problem.model.parameters(), *state.embeddings.values(), *state.auxiliary.values()])
+    shared = [name for name, value in gradient.items() if _storages([value]) & held]
+    _require(not shared, f"the gradient of {shared} shares memory with parameters or histories; clone it")
+
+
+def loss_and_cost_are_numbers(subject: Subject) -> None:
+    """The loss is a finite float; costs are counts."""
+    problem, state, batch = subject.prepared()
+    estimate = subject.estimator.estimate(problem, state, batch)
+    _require(isinstance(estimate.loss, float), f"the loss is a {type(estimate.loss).__name__}, a float is needed")
+    _require(math.isfinite(estimate.loss), f"the loss is {estimate.loss}")
+    for item in fields(estimate.cost):
+        value = getattr(estimate.cost, item.name)
+        _require(isinstance(value, int) and value >= 0, f"cost.{item.name} is {value!r}, a count is needed")
+
+
+def writes_are_applied(subject: Subject) -> None:
+    """Writes fit the state, change written rows only, and the estimator goes on from there."""
+    problem, state, batch = subject.prepared()
+    estimate = subject.estimator.estimate(problem, state, batch)
+    _require(isinstance(estimate.writes, tuple), f"writes is a {type(estimate.writes).__name__}, a tuple is needed")
+    after = state.clone()
+    after.apply(estimate.writes)
+    rows: dict[tuple[str, int], Tensor] = {}
+    for write in estimate.writes:
+        if not isinstance(write, HistoryWrite):
+            return  # a refresh replaces everything
+        rows[write.kind, write.layer] = torch.cat([rows.get((write.kind, write.layer), write.nodes[:0]), write.nodes])
+        _require(not write.values.requires_grad, f"the rows written for {write.kind} {write.layer} require a gradient")
+    for kind, table in (("embedding", state.embeddings), ("auxiliary", state.auxiliary)):
+        for layer, value in table.items():
+            changed = (value != after.table(kind)[layer]).any(dim=1).nonzero()[:, 0]
+            outside = changed[~torch.isin(changed, rows.get((kind, layer), changed[:0]))]
+            _require(not outside.numel(), f"rows {outside.tolist()} of {kind} {layer} changed and were not written")
+    _has_keys(problem, subject.estimator.estimate(problem, after, batch).gradient)
+
+
+def works_in_single_precision(subject: Subject) -> None:
+    """In float32 the gradient is float32 and near the float64 one."""
+    problem, state, batch = subject.prepared()
+    want = subject.estimator.estimate(problem, state, batch).gradient
+    single = problem.to(dtype=torch.float32)
+    got = subject.estimator.estimate(single, subject.state(single), batch).gradient
+    wrong = sorted({str(value.dtype) for value in got.values()} - {"torch.float32"})
+    _require(not wrong, f"in float32 it gives gradients in {', '.join(wrong)}")
+    off = _relative({name: value.double() for name, value in got.items()}, want)
+    _require(off <= SINGLE_PRECISION, f"in float32 the gradient is off by {off:.1e} of its norm")
+
+
+def works_on_a_second_device(subject: Subject) -> None:
+    """On a CUDA device the gradient is there, and equals the CPU's to rounding."""
+    if not torch.cuda.is_available():
+        raise SkippedError("torch finds no CUDA device")
+    problem, state, batch = subject.prepared()
+    want = subject.estimator.estimate(problem, state, batch).gradient
+    there = problem.to("cuda")
+    got = subject.estimator.estimate(there, subject.state(there), batch).gradient
+    _require(
+        all(value.device.type == "cuda" for value in got.values()), "on a CUDA device it gives gradients elsewhere"
+    )
+    off = _relative({name: value.cpu() for name, value in got.items()}, want)
+    _require(off <= 1e-9, f"on a CUDA device the gradient is off by {off:.1e} of its norm")
+
+
+def accepts_every_batch(subject: Subject) -> None:
+    """One node, every node, and a batch without labels: finite gradients of every parameter."""
+    problem, graph = subject.problem, subject.problem.graph
+    alone = torch.zeros(graph.num_nodes, dtype=torch.int64)
+    alone[0] = 1
+    everything = Partition(torch.zeros(graph.num_nodes, dtype=torch.int64), "everything")
+    mask = torch.ones_like(graph.train_mask)
+    mask[0] = False
+    unlabelled = problem.with_graph(graph.replaced(train_mask=mask, val_mask=None, test_mask=None))
+    single = _Fixed(Partition(alone, "one node and the rest"), 1)
+    for what, where, design in (
+        ("a batch of one node", problem, single),
+        ("a batch of every node", problem, Clusters(everything, 1)),
+        ("a batch without labels", unlabelled, single),
+    ):
+        try:
+            gradient = subject.first(where, design).gradient
+        except Exception as error:
+            raise AssertionError(f"{what}: it raised {type(error).__name__}: {error}") from error
+        _is_usable(what, where, gradient)
+
+
+def accepts_a_graph_without_edges(subject: Subject) -> None:
+    """Finite gradients there too; a law that draws edges may say that there are none."""
+    problem, graph = subject.problem, subject.problem.graph
+    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
+    edgeless = problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+    state = subject.estimator.init(edgeless)
+    try:
+        batch = subject.batches(edgeless, state, subject.design)[0]
+    except InvalidInputError as refusal:
+        raise NotApplicableError(f"the estimator's law has nothing to draw: {refusal}") from refusal
+    _is_usable("a graph without edges", edgeless, subject.estimator.estimate(edgeless, state, batch).gradient)
+
+
+def _is_usable(what: str, problem: Problem, gradient: Gradient) -> None:
+    _has_keys(problem, gradient)
+    bad = [name for name, value in gradient.items() if not bool(torch.isfinite(value).all())]
+    _require(not bad, f"{what}: the gradient of {bad} is not finite")
+
+
+class _Fixed(Clusters):
+    """The cluster with number `chosen`, whatever is drawn."""
+
+    def __init__(self, partition: Partition, chosen: int) -> None:
+        super().__init__(partition, 1)
+        self._chosen = chosen
+
+    def draw(self, generator: Any) -> Batch:
+        """Return the chosen cluster."""
+        return [batch for batch, _ in self.enumerate()][self._chosen]
+
+
+def refuses_foreign_batches(subject: Subject) -> None:
+    """A batch with a node that the graph does not have is an InvalidInputError."""
+    problem, state, batch = subject.prepared()
+    nodes = torch.cat([batch.nodes[:-1], torch.tensor([problem.graph.num_nodes])])
+    foreign = replace(batch, nodes=nodes)  # with a sample, if the estimator takes any: the node is what is wrong
+    try:
+        subject.estimator.estimate(problem, state, foreign)
+    except InvalidInputError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"a batch of another graph gives {type(error).__name__} ({error}), an InvalidInputError is needed; "
+            "lmc_verify.estimators.base.check_batch raises one"
+        ) from error
+    raise AssertionError("a batch of another graph is accepted")
+
+
+def refuses_batches_without_a_sample(subject: Subject) -> None:
+    """An estimator with randomness of its own refuses a batch that does not carry it: it must not draw in secret."""
+    if not isinstance(subject.estimator, Sampling):
+        raise NotApplicableError("the estimator adds no randomness of its own to the batches")
+    problem, state, batch = subject.prepared()
+    try:
+        subject.estimator.estimate(problem, state, replace(batch, sample=None))
+    except InvalidInputError:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"a batch without a sample gives {type(error).__name__} ({error}), an InvalidInputError is needed"
+        ) from error
+    raise AssertionError("a batch without a sample is accepted")
+
+
+CHECKS: dict[str, Callable[[Subject], None]] = {
+    "is an estimator": is_an_estimator,
+    "is settings only": is_settings_only,
+    "state is a history": state_is_a_history,
+    "estimate is pure": estimate_is_pure,
+    "estimate is deterministic": estimate_is_deterministic,
+    "estimate does not depend on copies": estimate_does_not_depend_on_copies,
+    "gradient has every parameter": gradient_has_every_parameter,
+    "gradient is finite and detached": gradient_is_finite_and_detached,
+    "loss and cost are numbers": loss_and_cost_are_numbers,
+    "writes are applied": writes_are_applied,
+    "works in single precision": works_in_single_precision,
+    "works on a second device": works_on_a_second_device,
+    "accepts every batch": accepts_every_batch,
+    "accepts a graph without edges": accepts_a_graph_without_edges,
+    "refuses foreign batches": refuses_foreign_batches,
+    "refuses batches without a sample": refuses_batches_without_a_sample,
+}
+"""Every check by name, beside the claims (`check_claim_verdict`)."""
+
+
+def check_claim_verdict(subject: Subject, *, claim: str, declared: Outcome | None) -> None:
+    """Compare a claim's verdict with the declared outcome, or with theory's; E7 is expected to be exact."""
+    found = find_claim(claim)
+    case = assemble_case(subject.problem, subject.design, subject.estimator, seed=subject.seed)
+    theory = found.expect(case)
+    expected, source = (declared, "declared") if declared is not None else (theory.outcome, f"theory: {theory.reason}")
+    if expected is None and claim == "e7/reductions":
+        expected, source = Outcome.EXACT, "every estimator reduces, unless it declares otherwise"
+    if expected is None:
+        raise NotApplicableError(f"nothing is declared, and theory expects nothing: {theory.reason}")
+    if expected is Outcome.NOT_APPLICABLE:
+        raise NotApplicableError(source)
+    verdict = found.check(case)
+    if verdict.outcome is Outcome.NOT_APPLICABLE and declared is None:
+        raise NotApplicableError(verdict.summary)
+    _require(
+        verdict.outcome is expected, f"{claim} is {verdict.outcome}, expected {expected} ({source}): {verdict.summary}"
+    )

@@ -1,0 +1,219 @@
+"""Conformance: does an estimator keep the contract of `lmc_verify.Estimator`, and the claims that it declares?
+
+`check_estimator` runs every check on every conformance case and returns one result each, failed or not; a `Census`
+says how many were run, did not apply, or were skipped. `parametrize_with_checks` makes a pytest test of each.
+
+An estimator may declare claims in an attribute ``claims``: the expected outcome by claim id, such as
+``{"theorem-1/unbiased": "EXACT", "e7/reductions": "REFUTED"}``. Claims that it does not declare are expected to come
+out as theory says, where theory knows the estimator; every estimator is expected to reduce to the exact gradient where
+no message crosses a batch's border (E7).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from lmc_verify.claims import find_claim
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators import Estimator
+from lmc_verify.testing.checks import (
+    CHECKS,
+    NotApplicableError,
+    SkippedError,
+    Subject,
+    check_claim_verdict,
+    global_state_kept,
+    subjects,
+)
+
+__all__ = ["Census", "CheckResult", "Status", "check_estimator", "parametrize_with_checks"]
+
+CLAIMS_OF_EVERY_ESTIMATOR = ("e7/reductions", "theorem-1/unbiased", "e1/equals-backward-sgd")
+
+
+class Status(str, Enum):
+    """What became of a check. The value is what tables print."""
+
+    PASSED = "passed"
+    FAILED = "FAILED"
+    NOT_APPLICABLE = "not applicable"
+    """The check has nothing to say about this estimator on this case; the detail says why."""
+    SKIPPED = "skipped"
+    """The check could not be run here, for instance without a second device."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The result of one check on one case.
+
+    Attributes:
+        check: name of the check, such as ``"estimate is pure"``.
+        case: the case that it was run on.
+        status: what became of it.
+        detail: what went wrong, or why it did not run; empty where it passed.
+    """
+
+    check: str
+    case: str
+    status: Status
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Census:
+    """How many checks were run, and how many were not.
+
+    Attributes:
+        passed: run, and as they should be.
+        failed: run, and not as they should be.
+        not_applicable: not run: nothing to check for this estimator.
+        skipped: not run: not possible here.
+    """
+
+    passed: int
+    failed: int
+    not_applicable: int
+    skipped: int
+
+    @classmethod
+    def of(cls, results: Iterable[CheckResult]) -> Census:
+        """Count results."""
+        counts = Counter(result.status for result in results)
+        return cls(*(counts[status] for status in Status))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.passed + self.failed} checks run, {self.failed} failed; {self.not_applicable} not applicable, "
+            f"{self.skipped} skipped"
+        )
+
+
+def check_estimator(
+    estimator: Estimator,
+    *,
+    claims: Mapping[str, str | Outcome] | None = None,
+    only: Collection[str] | None = None,
+    seed: int = 0,
+) -> list[CheckResult]:
+    """Run every conformance check on an estimator; nothing is raised where one fails.
+
+    Args:
+        estimator: an instance, with the settings that are to be checked.
+        claims: expected outcome by claim id; by default what the estimator declares in its attribute ``claims``.
+        only: names of the checks to run; None runs all.
+        seed: of the cases, models and batches.
+
+    Raises:
+        InvalidInputError: a class instead of an instance, or an unknown claim, outcome or check.
+
+    Example:
+        >>> import lmc_verify as lv
+        >>> from lmc_verify.testing import Census, check_estimator
+        >>> results = check_estimator(lv.GAS())
+        >>> Census.of(results).failed
+        0
+    """
+    runs = list(_runs(estimator, claims, seed))
+    known = dict.fromkeys(run.check for run in runs)
+    for name in only or ():
+        if name not in known:
+            raise UnknownNameError("check", name, known)
+    return [_result(run) for run in runs if only is None or run.check in only]
+
+
+def parametrize_with_checks(
+    estimators: Iterable[Estimator], *, claims: Mapping[str, str | Outcome] | None = None, seed: int = 0
+) -> Any:
+    """Return a `pytest.mark.parametrize` over the checks of estimators; the test's argument ``check`` is called.
+
+    A check that does not apply, or cannot be run here, is skipped with its reason.
+
+    Raises:
+        InvalidInputError: as `check_estimator`.
+
+    Example:
+        >>> from lmc_verify.testing import parametrize_with_checks
+        >>> @parametrize_with_checks([lv.GAS()])  # doctest: +SKIP
+        ... def test_conformance(check):
+        ...     check()
+    """
+    import pytest
+
+    params = [
+        pytest.param(partial(_in_pytest, run), id=f"{_name(estimator)}-{run.check}-{run.case}".replace(" ", "_"))
+        for estimator in estimators
+        for run in _runs(estimator, claims, seed)
+    ]
+    return pytest.mark.parametrize("check", params)
+
+
+@dataclass(frozen=True)
+class _Run:
+    check: str
+    case: str
+    call: Callable[[], None]
+
+
+def _name(estimator: object) -> str:
+    return str(getattr(estimator, "name", type(estimator).__name__))
+
+
+def _runs(estimator: Estimator, claims: Mapping[str, str | Outcome] | None, seed: int) -> Iterator[_Run]:
+    if isinstance(estimator, type):
+        raise InvalidInputError(f"check_estimator needs an instance, got the class {estimator.__name__}; call it first")
+    declared = _declared(getattr(estimator, "claims", None) or {} if claims is None else claims)
+    for case, build in subjects(estimator, seed):
+        for name, check in CHECKS.items():
+            yield _Run(name, case, partial(_call, check, build))
+        for claim in dict.fromkeys([*CLAIMS_OF_EVERY_ESTIMATOR, *declared]):
+            check = partial(check_claim_verdict, claim=claim, declared=declared.get(claim))
+            yield _Run(f"claim {claim}", case, partial(_call, check, build))
+
+
+def _declared(claims: Mapping[str, str | Outcome]) -> dict[str, Outcome]:
+    outcomes = {}
+    for claim, outcome in claims.items():
+        if str(outcome) not in Outcome.__members__:
+            raise InvalidInputError(
+                f"the claim {claim!r} is declared with outcome {str(outcome)!r}; give one of "
+                f"{', '.join(Outcome.__members__)}"
+            )
+        outcomes[find_claim(claim).id] = Outcome(str(outcome))
+    return outcomes
+
+
+def _call(check: Callable[[Subject], None], build: Callable[[], Subject]) -> None:
+    with global_state_kept():  # whatever the estimator does to it
+        check(build())
+
+
+def _result(run: _Run) -> CheckResult:
+    try:
+        run.call()
+    except NotApplicableError as reason:
+        return CheckResult(run.check, run.case, Status.NOT_APPLICABLE, str(reason))
+    except SkippedError as reason:
+        return CheckResult(run.check, run.case, Status.SKIPPED, str(reason))
+    except AssertionError as error:
+        return CheckResult(run.check, run.case, Status.FAILED, str(error))
+    except Exception as error:  # whatever a foreign estimator raises
+        return CheckResult(run.check, run.case, Status.FAILED, f"it raised {type(error).__name__}: {error}")
+    return CheckResult(run.check, run.case, Status.PASSED)
+
+
+def _in_pytest(run: _Run) -> None:
+    import pytest
+
+    try:
+        run.call()
+    except (NotApplicableError, SkippedError) as reason:
+        pytest.skip(str(reason))
