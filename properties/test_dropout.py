@@ -247,6 +247,22 @@ def test_a_row_is_dropped_alike_as_source_and_target_of_batch_and_halo(estimator
     assert len(masks) == 7, "batch 2 3 6 and halo 1 4 5 7"
 
 
+def test_batch_and_halo_rows_have_masks_of_their_own_after_a_convolution() -> None:
+    """With the post-activation cut both are evaluated apart: together they have the mask of all local rows."""
+    graph, seen = path_graph(9), []
+    first = ConvLayer(GCNConv(3, 16, dtype=torch.float64), after=nn.Sequential(nn.Tanh(), Recorder(seen)))
+    model = LayeredModel([ConvLayer(GCNConv(3, 3, dtype=torch.float64)), first, ConvLayer(SAGEConv(16, 3).double())])
+    initialise(model, torch_generator(0))
+    problem = Problem(graph, model.train())
+    key_dropout(model, 0)
+    seen.clear()
+    LMC(beta=0.5).estimate(problem, History.zeros(problem), Batch.of([2, 3, 6], 1 / 3))
+    (_, batch), (_, halo) = seen
+    assert (len(batch), len(halo)) == (3, 4)
+    whole = keyed(0.5, 0)(torch.ones(7, 16)) != 0
+    assert torch.equal(torch.cat([batch, halo]) != 0, whole)
+
+
 # --- who may drop ----------------------------------------------------------------------------------------
 
 

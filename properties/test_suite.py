@@ -330,7 +330,7 @@ OTHER: list[dict[str, Any]] = [
     {"estimator": {"name": "lmc", "beta": 0.5}},
     *({"model": {key: value}} for key, value in {
         "name": "sage", "layers": 2, "width": 17, "activation_cut": "post", "activation": "tanh", "encoder": True,
-        "head": True, "norm": "layer", "residual": True, "frozen": ["head"],
+        "head": True, "norm": "layer", "residual": True, "dropout": 0.5, "frozen": ["head"],
     }.items()),
     *({"design": {key: value}} for key, value in {
         "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],

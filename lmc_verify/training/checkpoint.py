@@ -87,7 +87,8 @@ def read_checkpoint(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            # Copied: what is read may be a view of the file, and histories are written to.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a mapping
         document = decode(header) if header is not None else None
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, str(error)) from error
