@@ -201,7 +201,7 @@ def test_unknown_presets_are_named() -> None:
         ('dataset = "karat"', "unknown data set 'karat': did you mean 'karate'"),
         ('dataset = { name = "karate", size = 3 }', "has no option 'size'"),
         ('figure = "convergance"', "unknown figure 'convergance': did you mean 'convergence'"),
-        ('model = { name = "gnc" }', "unknown model 'gnc': did you mean 'gcn'"),
+        ('model = { name = "gnc" }', "unknown model 'gnc': did you mean 'gin' or 'gcn'"),
         ("model = { depth = 3 }", "model.depth"),
         ("design = { per_batch = [0, 1] }", "per_batch"),
         ("trainer = { epochs = 0 }", "trainer.epochs"),
