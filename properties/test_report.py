@@ -676,7 +676,11 @@ def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
     with Records.create_or_open(tmp_path / "u.sqlite") as records:
         run = records.start_run("s", "t", {"planned": 7}, {})
         records.add_search(run, a_search())
-        assert "the run did not finish (1 of 7 trials)" in build_report(records, run, CLAIMS).headline
+        report = build_report(records, run, CLAIMS)
+    assert "the run did not finish (1 of 7 trials)" in report.headline
+    for rendered in (render_markdown(report), render_html(report)):
+        assert "What the run did not come to." in rendered
+        assert "every planned case was run" not in rendered
 
 
 # --- JSON, JUnit, Markdown ---
