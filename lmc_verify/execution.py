@@ -178,7 +178,8 @@ def run_suite(
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
     plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
     absent = _absent_data(plan, workspace)
-    headers = check_races(races, workspace)
+    place = (workspace.data_root, workspace.download)
+    headers = check_races(races, *place)
     runs = [run for race, header in zip(races, headers, strict=True) if not header.reason for run in race.runs]
     run_id = records.start_run(
         suite.name,
@@ -237,7 +238,7 @@ def run_suite(
             if header.reason and listen is not None:
                 for run in race.runs:
                     listen(run, None, header.reason)
-        for run, made, again in make_runs(runs, records, workspace, resume=resume, jobs=jobs, watch=watch):
+        for run, made, again in make_runs(runs, records, *place, resume=resume, jobs=jobs, watch=watch):
             reused += again
             records.add_race_run(run_id, made)
             raced[made.race].append(made)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
+
+import torch
 
 from lmc_verify.case import Workspace
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
@@ -20,12 +24,15 @@ Watch = Callable[[RaceProgress], None]
 """Called while a run is under way, in this process only."""
 
 
-@dataclass
 class _Worker:
-    """A process that makes runs: what it has loaded, and which contestants have taken the step that does not count."""
+    """A process that makes runs. It keeps one data set at a time: the large ones do not fit beside each other."""
 
-    workspace: Workspace
-    warm: set[str] = field(default_factory=set)
+    def __init__(self, data_root: Path | None, download: bool) -> None:
+        self.place = (data_root, download)
+        self.workspace = Workspace(*self.place)
+        self.held: tuple[object, ...] = ()
+        self.warm: set[str] = set()
+        """Contestants that have taken the step that does not count."""
 
     def make(self, planned: PlannedRun, watch: Watch | None = None) -> RaceRun:
         """Make one run. An error is recorded as such; bad input is raised, for the caller to mend.
@@ -33,8 +40,11 @@ class _Worker:
         Raises:
             InvalidInputError: the settings do not fit the data.
         """
-        settings = planned.settings
         start = time.perf_counter()
+        settings = planned.settings
+        wanted = (settings.dataset, settings.data_seed, settings.dtype)
+        if wanted != self.held:
+            self.workspace, self.held, self.warm = Workspace(*self.place), wanted, set()
         key = settings.model_copy(update={"seed": 0}).model_dump_json()
         if key not in self.warm:
             self.warm.add(key)
@@ -52,49 +62,48 @@ class _Worker:
 
 @cache
 def _worker_of_process(data_root: Path | None, download: bool) -> _Worker:
-    return _Worker(Workspace(data_root, download))
+    return _Worker(data_root, download)
 
 
 def _make_elsewhere(planned: PlannedRun, data_root: Path | None, download: bool) -> RaceRun:
     return _worker_of_process(data_root, download).make(planned)
 
 
-def check_races(races: Sequence[PlannedRace], workspace: Workspace) -> list[RaceHeader]:
+def check_races(races: Sequence[PlannedRace], data_root: Path | None, download: bool) -> list[RaceHeader]:
     """Load every data set and build every contestant once, before anything runs; return what to record of each race.
 
     Raises:
         LmcVerifyError: a data set that is not optional cannot be loaded, or a contestant does not fit its data.
     """
-    headers = []
-    for race in races:
-        settings = race.settings
-        first = settings.run_of(settings.contestants[0], settings.seeds[0])
-        try:
-            build_trainer(first, workspace)
-        except LmcVerifyError as error:
-            if not race.optional or not _absent(race, workspace):
-                raise
-            headers.append(replace(race.header, reason=str(error)))
-            continue
-        for contestant in contestants_of(settings):
-            build_trainer(settings.run_of(contestant, settings.seeds[0]), workspace)
-        headers.append(race.header)
-    return headers
+    headers = {}
+    # Races on one data set are checked together, so that it is loaded once and no other is kept meanwhile.
+    for _, group in groupby(sorted(races, key=_data), key=_data):
+        workspace = Workspace(data_root, download)
+        for race in group:
+            settings = race.settings
+            try:
+                workspace.graph(settings.dataset, settings.data_seed, getattr(torch, settings.dtype))
+            except LmcVerifyError as error:
+                if not race.optional:
+                    raise
+                headers[race.key] = replace(race.header, reason=str(error))
+                continue
+            for contestant in contestants_of(settings):
+                build_trainer(settings.run_of(contestant, settings.seeds[0]), workspace)
+            headers[race.key] = race.header
+    return [headers[race.key] for race in races]
 
 
-def _absent(race: PlannedRace, workspace: Workspace) -> bool:
-    """Whether it is the data set itself that cannot be loaded."""
-    try:
-        workspace.graph(race.settings.dataset, race.settings.data_seed)
-    except LmcVerifyError:
-        return True
-    return False
+def _data(race: PlannedRace) -> str:
+    settings = race.settings
+    return f"{settings.dataset.model_dump_json()} {settings.data_seed} {settings.dtype}"
 
 
 def make_runs(
     plan: Sequence[PlannedRun],
     records: Records,
-    workspace: Workspace,
+    data_root: Path | None,
+    download: bool,
     *,
     resume: bool,
     jobs: int,
@@ -112,7 +121,7 @@ def make_runs(
     earlier = {key for key, found in known.items() if found is not None}
     missing = {planned.key: planned for planned in reversed(plan) if known[planned.key] is None}
     remaining = [planned for planned in plan if missing.get(planned.key) is planned]
-    made = _make_all(remaining, workspace, jobs, watch)
+    made = _make_all(remaining, data_root, download, jobs, watch)
     position: dict[str, int] = {}
     for planned in plan:
         found = known[planned.key]
@@ -127,13 +136,18 @@ def make_runs(
         )
 
 
-def _make_all(plan: Sequence[PlannedRun], workspace: Workspace, jobs: int, watch: Watch | None) -> Iterator[RaceRun]:
+def _make_all(
+    plan: Sequence[PlannedRun], data_root: Path | None, download: bool, jobs: int, watch: Watch | None
+) -> Iterator[RaceRun]:
     if jobs == 1 or len(plan) < 2:
-        worker = _Worker(workspace)
+        worker = _Worker(data_root, download)
         for planned in plan:
             yield worker.make(planned, watch)
         return
     from joblib import Parallel, delayed
 
-    items = [(planned, workspace.data_root, workspace.download) for planned in plan]
-    yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_make_elsewhere)(*item) for item in items)
+    with warnings.catch_warnings():
+        # joblib replaces a process that has grown, as it does with a larger data set.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
+        items = [(planned, data_root, download) for planned in plan]
+        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_make_elsewhere)(*item) for item in items)

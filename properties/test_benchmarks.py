@@ -105,7 +105,7 @@ def test_the_suite_measures_what_it_promises() -> None:
         f"bench_exact-peakmem_exact_pass-{place}",
         f"bench_exact-peakmem_inputs-{place}",
         "bench_exact-track_exact_pass-karate-cuda-float64",
-        *(f"bench_estimators-time_step-{name}-{place}" for name in lv.estimators.ESTIMATORS),
+        *(f"bench_estimators-time_step-{name}-{place}" for name in COMMON.ESTIMATORS),
         *(f"bench_estimators-peakmem_epoch-{name}-{place}" for name in ("lmc", "gas")),
         f"bench_blocks-time_block-{place}",
         f"bench_blocks-time_halo-{place}",

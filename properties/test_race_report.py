@@ -263,6 +263,20 @@ def test_gradient_errors_are_relative_and_full_batch_has_none(tmp_path: Path) ->
     assert deviation.curves[0].series.x == (0.0, 4.0)
 
 
+def test_accuracies_from_chance_do_not_flatten_what_comes_after(tmp_path: Path) -> None:
+    def late(planned: PlannedRun) -> Trace:
+        return a_trace([0.1, 0.2, *(0.8 + number / 100 for number in range(11))])
+
+    (race,) = report_of(tmp_path, raced(a_race(FIGURES), late)).races
+    accuracy, _, loss, _ = dict(race.plots)["convergence"]
+    for curve in accuracy.curves:
+        assert curve.points.below == (0.0, 2.0)
+        assert min(y for y in curve.points.y if not math.isnan(y)) == 0.8
+        assert curve.series.y[:2] == (0.1, 0.2), "the values themselves are kept"
+    assert "▽ 6 values below the axis, at the lower edge." in accuracy.notes
+    assert all(curve.points.below == () for curve in loss.curves)
+
+
 def test_layers_share_a_scale(tmp_path: Path) -> None:
     def uneven(planned: PlannedRun) -> Trace:
         point = a_gradient(0)

@@ -12,6 +12,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import lmc_verify as lv
 from benchmarks.pyg import csr_gradient
@@ -33,23 +35,26 @@ HIDDEN, LAYERS = 256, 3
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem in the data's own order, and the same one arranged by clusters."""
+    """A graph in the data's own order, and the same one arranged by clusters."""
 
-    plain: lv.Problem
-    arranged: lv.Problem
+    plain: lv.Graph
+    arranged: lv.Graph
     partition: lv.Partition
 
     @classmethod
     def of(cls, name: str) -> Setting:
         """Load the data set and partition it."""
         graph = lv.load_graph(name)
-        model = lv.GCN(graph.num_features, HIDDEN, graph.num_outputs, num_layers=LAYERS, seed=0)
-        ordered, partition = lv.Partition.metis(graph, PARTS, seed=0).arrange(graph)
-        return cls(lv.Problem(graph, model), lv.Problem(ordered, model), partition)
+        return cls(graph, *lv.Partition.metis(graph, PARTS, seed=0).arrange(graph))
 
-    def without_cache(self) -> lv.Problem:
-        """Return the arranged problem on a graph that keeps nothing, neither ``A X`` nor blocks."""
-        return self.arranged.with_graph(self.arranged.graph.replaced(cache_bytes=0))
+    def save(self, folder: Path) -> None:
+        """Write both graphs, and the partition, for processes that measure their own memory."""
+        for name, graph in (("plain", self.plain), ("arranged", self.arranged)):
+            save_file({key: getattr(graph, key) for key in FIELDS}, folder / f"{name}.safetensors")
+        self.partition.save(folder / "partition.safetensors")
+
+
+FIELDS = ("edge_index", "x", "y", "train_mask")
 
 
 Work = Callable[[], object]
@@ -87,29 +92,45 @@ def take_turns(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
 
 # ------------------------------------------------------------------ ratios
 
-
-def works(setting: Setting) -> dict[str, Work]:
-    """Return what is measured, the reference first."""
-    arranged, bare, partition = setting.arranged, setting.without_cache(), setting.partition
-    out: dict[str, Work] = {
-        "PyG, full batch on CSR": csr_gradient(setting.plain),
-        "exact gradient": lambda: lv.exact_gradient(arranged),
-        "exact gradient, nothing cached": lambda: lv.exact_gradient(bare),
-        "exact pass (every H and V)": lambda: lv.exact_pass(arranged),
-    }
-    for per_batch in (HALF, FEW):
-        for estimator in (lv.LMC(), lv.LMC(beta=0.4), lv.GAS(), lv.ClusterGCN()):
-            name = f"{estimator.name}{' that blends' if getattr(estimator, 'beta', 0) else ''}"
-            steps = PARTS // per_batch
-            out[f"{name} epoch, {steps} steps"] = epoch(arranged, partition, estimator, per_batch)
-    return out
+REFERENCE = "PyG, full batch on CSR"
+GRADIENTS = ("exact gradient", "exact gradient, nothing cached", "exact pass (every H and V)")
+ESTIMATORS = {"lmc": lv.LMC(), "lmc that blends": lv.LMC(beta=0.4), "gas": lv.GAS(), "cluster-gcn": lv.ClusterGCN()}
+EPOCHS = {f"{name} epoch, {PARTS // count} steps": (name, count) for count in (HALF, FEW) for name in ESTIMATORS}
 
 
-def memory(name: str, dataset: str) -> int:
-    """Return the peak memory in MiB of a process that does one thing three times."""
-    command = [sys.executable, __file__, "--data", dataset, "--memory", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def problem_on(graph: lv.Graph) -> lv.Problem:
+    """Return the problem on a graph, with the same weights everywhere."""
+    return lv.Problem(graph, lv.GCN(graph.num_features, HIDDEN, graph.num_outputs, num_layers=LAYERS, seed=0))
+
+
+def prepare(name: str, graph: lv.Graph, partition: lv.Partition | None) -> Work:
+    """Return one of the functions that are measured, on its graph: the plain one for PyG, else the arranged one."""
+    if name == REFERENCE:
+        return csr_gradient(problem_on(graph))
+    if name in EPOCHS:
+        estimator, count = EPOCHS[name]
+        assert partition is not None
+        return epoch(problem_on(graph), partition, ESTIMATORS[estimator], count)
+    keeps = graph.replaced(cache_bytes=0) if "nothing cached" in name else graph
+    problem = problem_on(keeps)
+    return (lambda: lv.exact_pass(problem)) if "pass" in name else (lambda: lv.exact_gradient(problem))
+
+
+def peak_memory_of(name: str, folder: Path) -> int:
+    """Return the peak memory in MiB of a process that loads its graph and does one thing three times."""
+    command = [sys.executable, __file__, "--memory", name, "--folder", str(folder)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(name: str, folder: Path) -> None:
+    """Do one thing three times and print the peak memory of this process."""
+    fields = load_file(folder / ("plain.safetensors" if name == REFERENCE else "arranged.safetensors"))
+    partition = lv.Partition.load(folder / "partition.safetensors") if name in EPOCHS else None
+    work = prepare(name, lv.Graph(**fields), partition)
+    del fields
+    for _ in range(3):
+        work()
+    print(peak_memory())
 
 
 def peak_memory() -> int:
@@ -121,20 +142,22 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def print_ratios(setting: Setting, dataset: str, rounds: int) -> None:
+def print_ratios(setting: Setting, rounds: int) -> None:
     """Print time and memory of everything, next to PyG's."""
-    chosen = works(setting)
-    times = take_turns(chosen, rounds)
-    reference = next(iter(times))
-    peaks = {name: memory(name, dataset) for name in times}
+    names = (REFERENCE, *GRADIENTS, *EPOCHS)
+    with tempfile.TemporaryDirectory() as folder:
+        setting.save(Path(folder))
+        peaks = {name: peak_memory_of(name, Path(folder)) for name in names}
+    graphs = {name: setting.plain if name == REFERENCE else setting.arranged for name in names}
+    times = take_turns({name: prepare(name, graphs[name], setting.partition) for name in names}, rounds)
     print("| | seconds | time / PyG's | peak memory, MiB | memory / PyG's |\n| :-- | --: | --: | --: | --: |")
     for name, value in times.items():
         print(
-            f"| {name} | {value:.2f} | {value / times[reference]:.2f} "
-            f"| {peaks[name]:,} | {peaks[name] / peaks[reference]:.2f} |"
+            f"| {name} | {value:.2f} | {value / times[REFERENCE]:.2f} "
+            f"| {peaks[name]:,} | {peaks[name] / peaks[REFERENCE]:.2f} |"
         )
-    few, half = (PARTS // count for count in (FEW, HALF))
-    for steps in (half, few):
+    for count in (HALF, FEW):
+        steps = PARTS // count
         ratio = times[f"lmc epoch, {steps} steps"] / times[f"gas epoch, {steps} steps"]
         print(f"\nA step of LMC over one of GAS, {steps} steps an epoch: {ratio:.2f}", end="")
     print("\n")
@@ -239,7 +262,7 @@ def print_primitives(graph: lv.Graph, plain: lv.Graph, rounds: int) -> None:
 
 def print_scaling(setting: Setting, rounds: int) -> None:
     """Print how a step grows with the graph at a fixed batch, and what all pairs of 40 clusters cost."""
-    graph, partition = setting.arranged.graph, setting.partition
+    graph, partition = setting.arranged, setting.partition
     n = graph.num_nodes
     double = lv.Graph(
         torch.cat([graph.edge_index, graph.edge_index + n], dim=1),
@@ -251,7 +274,7 @@ def print_scaling(setting: Setting, rounds: int) -> None:
     for estimator in (lv.LMC(), lv.LMC(beta=0.4), lv.GAS()):
         runs = {}
         for name, where in (("once", graph), ("twice", double)):
-            problem = setting.arranged.with_graph(where)
+            problem = problem_on(where)
             state = estimator.init(problem)
 
             def run(problem: lv.Problem = problem, state: lv.History = state) -> None:
@@ -265,7 +288,7 @@ def print_scaling(setting: Setting, rounds: int) -> None:
         blends = " that blends" if getattr(estimator, "beta", 0) else ""
         print(f"| {estimator.name}{blends} | {times['twice'] / times['once']:.2f} |")
     ordered, forty = lv.Partition.metis(graph, 40, seed=0).arrange(graph)
-    problem, reference = setting.arranged.with_graph(ordered), lv.BackwardSGD()
+    problem, reference = problem_on(ordered), lv.BackwardSGD()
     state, design = reference.init(problem), lv.Clusters(forty, 2)
     times = take_turns(
         {
@@ -286,23 +309,21 @@ def main() -> None:
     parser.add_argument("--data", default="arxiv-like", help="data set, see `lmc-verify list datasets`")
     parser.add_argument("--rounds", type=int, default=7, help="rounds in which everything takes its turn")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    setting = Setting.of(options.data)
     if options.memory is not None:
-        work = works(setting)[options.memory]
-        for _ in range(3):
-            work()
-        print(peak_memory())
+        measure_memory(options.memory, options.folder)
         return
-    graph = setting.plain.graph
-    entries = setting.arranged.graph.operator("gcn").csr.num_entries
+    setting = Setting.of(options.data)
+    entries = setting.arranged.operator("gcn").csr.num_entries
     print(
-        f"{graph.name}: {graph.num_nodes:,} nodes, {entries:,} entries of the operator, GCN {LAYERS} x {HIDDEN}, "
-        f"float32, torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} rounds\n"
+        f"{setting.plain.name}: {setting.plain.num_nodes:,} nodes, {entries:,} entries of the operator, GCN {LAYERS} x "
+        f"{HIDDEN}, float32, torch {torch.__version__}, {torch.get_num_threads()} threads, medians of {options.rounds} "
+        "rounds\n"
     )
-    print_ratios(setting, options.data, options.rounds)
-    print_floors(setting.arranged, options.rounds)
-    print_primitives(setting.arranged.graph, graph, options.rounds)
+    print_ratios(setting, options.rounds)
+    print_floors(problem_on(setting.arranged), options.rounds)
+    print_primitives(setting.arranged, setting.plain, options.rounds)
     print_scaling(setting, options.rounds)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmc_verify.batches import Batch
 from lmc_verify.case import Case
-from lmc_verify.claims.base import FINITE_SUPPORT, Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.expectation import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators.sampled import Sampled, layers_without_weighted_sums
@@ -71,7 +71,7 @@ def _operator(case: Case, layer: int) -> Block:
 def check(case: Case) -> Verdict:
     """Enumerate batches with their samples and compare every entry's mean weight with the operator's, row by row."""
     claim = UNBIASED_AGGREGATION
-    inapplicable = not_applicable(case, claim, FINITE_SUPPORT.id, SAMPLES_MESSAGES.id, WEIGHTED_SUMS.id)
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
     layers = range(1, case.problem.num_layers + 1)
@@ -190,7 +190,7 @@ def check_sampled(case: Case) -> Verdict:
     exceeds the largest one that the law can give. Refutation and support spend half of the error level each.
     """
     claim = UNBIASED_AGGREGATION_SAMPLED
-    inapplicable = not_applicable(case, claim, SAMPLES_MESSAGES.id, WEIGHTED_SUMS.id)
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
     parts = _Aggregates(case)
@@ -300,7 +300,7 @@ UNBIASED_AGGREGATION = Claim(
     source=_SOURCE,
     tier="exact",
     theory=_THEORY,
-    assumptions=(FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check,
     expect=expect,
 )
@@ -312,7 +312,7 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     source=_SOURCE,
     tier="test",
     theory=_THEORY,
-    assumptions=(SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    assumptions=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check_sampled,
     expect=expect_sampled,
 )

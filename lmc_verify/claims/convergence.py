@@ -20,6 +20,7 @@ from lmc_verify.seeds import generator
 from lmc_verify.statistics.quadratic import known_slope, measured_norms
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
+    MedianInterval,
     detectable_margin,
     loglog_slope,
     median_interval,
@@ -134,7 +135,7 @@ def check(case: Case) -> Verdict:
         slope = median_interval(slopes, alpha)
         exact_slope = loglog_slope(lengths, reference)
         control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
-        outcome, summary = _decide(slopes, works, exact_slope, means, case, alpha)
+        outcome, summary = _decide(slope, slopes, works, exact_slope, means, case, alpha)
     return verdict_of(
         case,
         claim.id,
@@ -158,9 +159,15 @@ def check(case: Case) -> Verdict:
 
 
 def _decide(
-    slopes: list[float], works: bool, exact_slope: float, means: Matrix, case: Case, alpha: float
+    slope: MedianInterval,
+    slopes: list[float],
+    works: bool,
+    exact_slope: float,
+    means: Matrix,
+    case: Case,
+    alpha: float,
 ) -> tuple[Outcome, str]:
-    slope, seeds = median_interval(slopes, alpha), len(slopes)
+    seeds = len(slopes)
     if not slope.exists:
         needed = seeds_needed(alpha)
         return Outcome.INCONCLUSIVE, f"{seeds} seeds give no interval at this level: set sampling.seeds to {needed}"

@@ -63,7 +63,7 @@ def linearised(problem: Problem, exact: ExactPass) -> LinearProblem:
         for name, part in module.named_children():
             if isinstance(part, _NONLINEAR):
                 setattr(module, name, nn.Identity())
-    return LinearProblem(problem.graph, model, problem.loss, coefficients)
+    return LinearProblem(problem.graph, model.eval(), problem.loss, coefficients)
 
 
 def _can_be_linear(case: Case) -> tuple[bool | None, str]:

@@ -214,7 +214,7 @@ TOP_LAWS_FINITE = Assumption("last-layer-finite", "the last layer's samples can 
 def check_vertices(case: Case) -> Verdict:
     """Enumerate the last layer's samples under both laws: each entry's variance, and the number of distinct sources."""
     claim = FEWER_VERTICES
-    inapplicable = not_applicable(case, claim, IS_LABOR.id, TOP_LAWS_FINITE.id)
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
     worst, atoms = 0.0, 0
@@ -245,8 +245,8 @@ def check_vertices(case: Case) -> Verdict:
         claim.id,
         outcome,
         f"{sources[0]:.3g} distinct sources a batch, neighbour sampling {sources[1]:.3g}; variances of the weights "
-        f"differ "
-        f"by at most {worst:.1e}",
+        f"differ by "
+        f"at most {worst:.1e}",
         evidence=[
             Evidence("difference of mean or variance", worst, tolerance, unit="weight", group="weights"),
             Evidence("distinct sources, labor", sources[0], unit="nodes", group="sources"),
@@ -282,7 +282,7 @@ FEWER_VERTICES = Claim(
         "the "
         "rows decide independently: 1 - prod_i (1 - k/d_i), which is at least as large."
     ),
-    assumptions=(IS_LABOR, TOP_LAWS_FINITE),
+    assumptions=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
     check=check_vertices,
     expect=expect_vertices,
 )

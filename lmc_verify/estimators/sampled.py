@@ -23,7 +23,7 @@ from lmc_verify.estimators.laws import SampledDesign, row_entries
 from lmc_verify.exact import refuse_dropout
 from lmc_verify.graph import Block
 from lmc_verify.models import Layer
-from lmc_verify.problem import Problem
+from lmc_verify.problem import Problem, evaluating
 from lmc_verify.samples import LayerSample, Sample
 from lmc_verify.sparse import CSR
 
@@ -144,11 +144,12 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
 
 def layers_without_weighted_sums(problem: Problem) -> tuple[int, ...]:
     """Return the layers, 1 ... L, whose rows are not affine in the operator's values."""
-    return tuple(
-        index
-        for index in range(1, problem.num_layers + 1)
-        if not values_enter_linearly(problem.model.layer(index), problem.widths[index - 1], problem.widths[0])
-    )
+    with evaluating(problem.model):  # dropout would draw from torch's global generator
+        return tuple(
+            index
+            for index in range(1, problem.num_layers + 1)
+            if not values_enter_linearly(problem.model.layer(index), problem.widths[index - 1], problem.widths[0])
+        )
 
 
 def require_weighted_sums(problem: Problem, estimator: str) -> None:
@@ -157,9 +158,8 @@ def require_weighted_sums(problem: Problem, estimator: str) -> None:
     if layers:
         raise InvalidInputError(
             f"layer {', '.join(map(str, layers))} is no weighted sum of messages (attention, a maximum, or an "
-            f"activation "
-            f"after the aggregation), which the histories of {estimator!r} cannot correct; use GCN or SAGE with "
-            "activation_cut='pre'"
+            f"activation after the aggregation), which the histories of {estimator!r} cannot correct; use GCN or SAGE "
+            "with activation_cut='pre'"
         )
 
 

@@ -71,7 +71,8 @@ def convergence_plots(record: RaceRecord, contestants: Sequence[ContestantSettin
         for position, x_label in (("seconds", "training time (s)"), ("epoch", "epochs")):
             title = f"{y_label[:1].upper()}{y_label[1:]} against {x_label.removesuffix(' (s)')}"
             series = _series(record, contestants, _evaluations(position, column), title, x_label, y_label, scale)
-            plots.append(_plot(title, detail, x_label, y_label, scale, series))
+            plot = _plot(title, detail, x_label, y_label, scale, series)
+            plots.append(_without_start(plot) if scale == "linear" else plot)
     return tuple(plot for plot in plots if plot.curves)
 
 
@@ -293,6 +294,31 @@ def common_label(group: Sequence[ContestantSettings]) -> str:
         length += 1
     whole, comma, _ = first[:length].rpartition(",")  # labels differ in what follows the last comma
     return whole.strip() if comma else group[0].estimator.describe()
+
+
+def _without_start(plot: Plot) -> Plot:
+    """Return a figure whose axis begins where curves are after their first sixth, if that is far above their start.
+
+    Accuracies rise from chance in the first epochs, beside which all later differences would vanish. Earlier points are
+    drawn at the lower edge, and the figure's notes count them.
+    """
+    late = [y for curve in plot.curves for y in curve.points.y[max(1, len(curve.points.y) // 6) :]]
+    every = [y for curve in plot.curves for y in curve.points.y]
+    if not late or min(late) - min(every) < 0.3 * (max(every) - min(every)):
+        return plot
+    floor = min(late)
+    curves = []
+    for curve in plot.curves:
+        points = curve.points
+        kept = replace(
+            points,
+            y=tuple(y if y >= floor else math.nan for y in points.y),
+            low=tuple(max(low, floor) for low in points.low),
+            high=tuple(max(high, floor) for high in points.high),
+            below=tuple(x for x, y in zip(points.x, points.y, strict=True) if y < floor),
+        )
+        curves.append(replace(curve, points=kept))
+    return replace(plot, curves=tuple(curves))
 
 
 def _metric(record: RaceRecord) -> str:

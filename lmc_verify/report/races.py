@@ -164,7 +164,12 @@ class RaceSection:
         if self.record is None or self.record.target.accuracy is None:
             return "none"
         target = self.record.target
-        return f"{percent(target.accuracy)} {target.split} ({target.source})"
+        where = f"{percent(target.accuracy)} {target.split}"
+        if not target.best:
+            return f"{where}, {target.source}"
+        runs = text.count(len(target.best), "full-batch run")
+        margin = self.header.settings.target.margin
+        return f"{where}: median of the best of {runs}" + (f", less {percent(margin)}" if margin else "")
 
     @property
     def state(self) -> str:
