@@ -69,6 +69,9 @@ def test_the_figures_have_every_estimator_and_share_runs() -> None:
     keys = [run.key for race in races for run in race.runs]
     shared = len(keys) - len(set(keys))
     assert shared >= 15, "the ablation's lmc, gas and full-batch are those of figure 6"
+    (ablation,) = (race for race in races if "ablation" in race.figures)
+    betas = {item.estimator.settings.get("beta", 0.0) for item in ablation.settings.contestants if "lmc" in item.label}
+    assert 0.0 not in betas, "at beta = 0 the ablations are LMC and GAS"
 
 
 def test_the_default_preset_is_the_first() -> None:
