@@ -43,13 +43,15 @@ from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.datasets import dataset_registry
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, UnknownNameError
 from lmc_verify.estimators import CATALOGUE, ESTIMATORS, EstimatorInfo
-from lmc_verify.execution import RunResult, run_planned, run_suite
+from lmc_verify.execution import AnyPlanned, RunResult, run_planned, run_suite
 from lmc_verify.models import MODELS
 from lmc_verify.plugins import Registry
 from lmc_verify.provenance import environment
+from lmc_verify.races import PlannedRun
 from lmc_verify.records import Records
 from lmc_verify.replaycommands import counterexample, reproduce
 from lmc_verify.report import ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
+from lmc_verify.searches import PlannedSearch
 from lmc_verify.suite import Planned, load_suite, reproduction_command, suite_names
 from lmc_verify.traincommands import race, train
 
@@ -103,13 +105,17 @@ def run(
     """Run a suite, record every trial, counterexample and training run of a race, and write the report."""
     chosen = load_suite(suite)
     # Planning refuses a suite that does not fit, before a folder is made for it.
-    runs = sum(len(race.runs) for race in chosen.races(preset))
-    total = len(chosen.plan()) + len(chosen.searches()) + runs
+    counts: dict[type[AnyPlanned], int] = {
+        Planned: len(chosen.plan()),
+        PlannedSearch: len(chosen.searches()),
+        PlannedRun: sum(len(race.runs) for race in chosen.races(preset)),
+    }
+    last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
     folder = out or Path("reports") / "out" / chosen.name
     writable(folder)
     workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
-        with progress(total, console=err_console()) as display:
+        with progress(sum(counts.values()), console=err_console(), last=last) as display:
             try:
                 result = run_suite(
                     chosen,

@@ -19,6 +19,7 @@ from lmc_verify.races import RaceRun
 from lmc_verify.report import RaceSection
 from lmc_verify.report.text import duration
 from lmc_verify.searches import SearchRecord
+from lmc_verify.suite import Planned
 from lmc_verify.training import RaceProgress
 from lmc_verify.trials import Trial
 
@@ -65,30 +66,38 @@ def _standing(run: RaceRun) -> str:
 
 
 class _Clock:
-    """Estimates the time left from the parts of one kind that came before; parts of another kind say nothing of it."""
+    """Estimates the time left once the parts of the last kind have begun: those before say nothing of it."""
 
-    def __init__(self) -> None:
-        self.kind, self.done, self.start, self.last = "", 0, time.monotonic(), time.monotonic()
+    def __init__(self, last: type[AnyPlanned]) -> None:
+        self.last, self.done, self.start = last, 0, time.monotonic()
 
-    def left(self, kind: str, remaining: int) -> str:
+    def left(self, planned: AnyPlanned, remaining: int) -> str:
         """Count a part; return the estimate in words, nothing where it would be a guess."""
-        if kind != self.kind:
-            self.kind, self.done, self.start = kind, 0, self.last
-        self.done, self.last = self.done + 1, time.monotonic()
-        passed = self.last - self.start
+        now = time.monotonic()
+        if not isinstance(planned, self.last):
+            self.start = now
+            return ""
+        self.done += 1
+        passed = now - self.start
         return f", about {duration(passed / self.done * remaining)} left" if remaining and passed > _SURE_AFTER else ""
 
 
 @contextmanager
-def progress(total: int, *, console: Console) -> Iterator[Display]:
-    """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left."""
+def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) -> Iterator[Display]:
+    """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left.
+
+    Args:
+        total: number of parts.
+        console: where it is shown.
+        last: the kind of the parts that come last.
+    """
     if not console.is_terminal:
-        done, clock = 0, _Clock()
+        done, clock = 0, _Clock(last)
 
         def plain(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             nonlocal done
             done += 1
-            left = clock.left(type(planned).__name__, total - done)
+            left = clock.left(planned, total - done)
             console.print(
                 f"[{done}/{total}{left}] {_line(planned, result, reason)}",
                 markup=False,

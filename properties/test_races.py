@@ -70,6 +70,9 @@ def test_the_figures_have_every_estimator_and_share_runs() -> None:
     keys = [run.key for race in races for run in race.runs]
     shared = len(keys) - len(set(keys))
     assert shared >= 15, "the ablation's lmc, gas and full-batch are those of figure 6"
+    (ablation,) = (race for race in races if "ablation" in race.figures)
+    betas = {item.estimator.settings.get("beta", 0.0) for item in ablation.settings.contestants if "lmc" in item.label}
+    assert 0.0 not in betas, "at beta = 0 the ablations are LMC and GAS"
 
 
 def test_the_default_preset_is_the_first() -> None:
@@ -589,3 +592,25 @@ def test_a_planned_run_and_a_suite_are_what_the_module_says() -> None:
     (race,) = suite_of(TINY).races()
     assert isinstance(race.runs[0], PlannedRun)
     assert isinstance(load_suite("figures"), Suite)
+
+
+def test_the_time_left_is_estimated_from_the_parts_that_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    import lmc_verify.console as console
+
+    now = iter([0.0, 100.0, 108.0, 116.0, 132.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    shown = Console(record=True, force_terminal=False, width=200)
+    run = a_race().runs[0]
+    made = a_run(run, a_trace([0.5]))
+    check = suite_of('[[check]]\nclaim = "theorem-1/unbiased"\nexpect = "EXACT"').plan()[0]
+    with console.progress(10, console=shown, last=PlannedRun) as display:
+        display.listen(check, None, "slow")  # 100 s, which say nothing of races
+        for _ in range(3):
+            display.listen(run, made, "")
+    lines = shown.export_text().splitlines()
+    assert lines[0].startswith("[1/10] not run")
+    assert lines[1].startswith("[2/10] finished"), "too early for an estimate"
+    assert lines[2].startswith("[3/10, about 56 s left] finished")
+    assert lines[3].startswith("[4/10, about 1 min 04 s left] finished")

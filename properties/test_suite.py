@@ -36,7 +36,7 @@ REPORTS = Path(__file__).parent.parent / "reports"
 
 
 def test_the_package_ships_its_suites() -> None:
-    assert {"family", "smoke", "theorem-check"} <= set(suite_names())
+    assert {"family", "figures", "smoke", "theorem-check"} <= set(suite_names())
     for name in suite_names():
         assert load_suite(name).name == name
 
