@@ -144,3 +144,19 @@ def test_misuse_is_refused() -> None:
         TOP(tolerance=1)
     with pytest.raises(InvalidInputError, match="no basis of 8 nodes"):
         TOP().estimate(problem, History(), Batch.of([0]))
+
+
+def test_a_batch_that_comes_again_is_fitted_again_only_for_another_basis() -> None:
+    graph = load_graph("karate").double()
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, num_layers=2).double())
+    estimator, batch = TOP(), Batch.of(range(10), 0.5)
+    state = estimator.init(problem)
+    first = estimator.estimate(problem, state, batch).gradient
+    again = estimator.estimate(problem, state, batch).gradient
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = state.clone()
+    other.vectors["basis"] = other.vectors["basis"][:, :1].clone()
+    there = estimator.estimate(problem, other, batch).gradient
+    fresh = estimator.estimate(problem, other, Batch.of(range(10), 0.5)).gradient
+    assert all(torch.equal(there[name], fresh[name]) for name in first)
+    assert not all(torch.equal(first[name], there[name]) for name in first)

@@ -39,11 +39,18 @@ class Invariance:
         batch: int64 [batch], ascending.
         halo: int64 [halo], nodes outside of the batch that send it a message, ascending.
         coefficients: R [halo, batch].
+        basis: the basis that they were fitted on.
     """
 
     batch: Tensor
     halo: Tensor
     coefficients: Tensor
+    basis: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the coefficients and of the nodes' ids; the basis is the state's."""
+        return sum(part.numel() * part.element_size() for part in (self.batch, self.halo, self.coefficients))
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class TOP:
         rows = basis[nodes]
         rounding = max(rows.shape) * torch.finfo(rows.dtype).eps
         inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
-        return Invariance(nodes, halo, basis[halo] @ inverse)
+        return Invariance(nodes, halo, basis[halo] @ inverse, basis)
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from the batch alone."""
@@ -101,7 +108,10 @@ class TOP:
         refuse_dropout(problem)
         graph, model = problem.graph, problem.model
         nodes = batch.nodes.to(graph.device)
-        found = self.invariance(problem, state, nodes)
+        # A batch that comes again is not fitted again, unless it is for another state's basis.
+        found = graph.cache.get(batch, self, lambda: self.invariance(problem, state, nodes))
+        if found.basis is not state.vectors.get(BASIS):
+            found = self.invariance(problem, state, nodes)
         local = LocalSet(torch.cat([nodes, found.halo]), nodes.numel())
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         messages = 0
