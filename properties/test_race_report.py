@@ -84,6 +84,8 @@ def test_medians_targets_and_never_are_those_of_the_runs(tmp_path: Path) -> None
     assert rows["gas"] == ("0 of 3", "never", "never", "never", "never", "never")
     assert rows["full-batch"][-1] == "1 ×"
     assert table(report, "Whole runs")["gas"][:2] == ("60.00 [60.00, 60.00]", "30.00 [30.00, 30.00]")
+    (dots,) = (row for row in race.times if row.label == "gas")
+    assert (dots.values, dots.median, dots.missing, dots.note) == ((), None, 3, "never (3 runs)")
     text = render_markdown(report)
     assert "| gas | 0 of 3 | never | never | never | never | never |" in text
     assert "counts as infinitely long; none is left out" in text
@@ -100,7 +102,8 @@ def test_a_contestant_that_arrives_in_most_runs_has_an_open_interval(tmp_path: P
     assert rows["gas"][:2] == ("2 of 3", "2.0 s [2.0 s, ∞]")
     (race,) = report.races
     (dots,) = (row for row in race.times if row.label == "gas")
-    assert (dots.values, dots.missing, dots.note, dots.high) == ((2.0, 2.0), 1, "1 of 3 never", math.inf)
+    assert (dots.values, dots.missing, dots.note) == ((2.0, 2.0), 1, "1 of 3 never")
+    assert (dots.median, dots.low, dots.high) == (2.0, 2.0, math.inf)
     assert "1 of 3 never" in render_html(report)
     assert "▷ runs that never reached it" in render_html(report)
 
