@@ -407,7 +407,8 @@ class Graph:
     def messages(self, batch: Tensor) -> tuple[int, int]:
         """Return the number of edges into the batch and out of it."""
         pattern = self.operator("sum")
-        return tuple(int((way.rowptr[batch + 1] - way.rowptr[batch]).sum()) for way in (pattern.csr, pattern.csr_t))  # type: ignore[return-value]
+        into, out = (int((way.rowptr[batch + 1] - way.rowptr[batch]).sum()) for way in (pattern.csr, pattern.csr_t))
+        return into, out
 
     def inner_messages(self, batch: Tensor) -> int:
         """Return the number of edges between nodes of the batch."""
