@@ -93,7 +93,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the package's types with mypy, strict."""
-    install(session)
+    install(session, "test,bench")
     session.install("-c", "constraints.txt", "mypy")
     session.run("mypy")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, path_graph
@@ -28,6 +29,7 @@ from lmc_verify import (
     BackwardSGD,
     Batch,
     ClusterGCN,
+    Clusters,
     ConvLayer,
     Dropout,
     Estimator,
@@ -35,10 +37,14 @@ from lmc_verify import (
     History,
     InvalidInputError,
     LayeredModel,
+    Partition,
     Problem,
+    UniformNodes,
     exact_pass,
     load_graph,
 )
+from lmc_verify.estimators import ESTIMATORS as REGISTRY
+from lmc_verify.estimators import batch_law, make_estimator
 from lmc_verify.models import MODELS as MODEL_NAMES
 from lmc_verify.models import GCNConv, SAGEConv, active_dropout, key_dropout, make_model
 from lmc_verify.models.convs import initialise
@@ -47,6 +53,8 @@ from lmc_verify.seeds import torch_generator
 ESTIMATORS: dict[str, Estimator] = {
     "full-batch": FullBatch(),
     "lmc": LMC(beta=0.4),
+    "lmc-forward-only": make_estimator("lmc-forward-only", beta=0.4),
+    "lmc-backward-only": make_estimator("lmc-backward-only"),
     "gas": GAS(),
     "fm": FM(),
     "cluster-gcn": ClusterGCN(renormalise=False),
@@ -304,6 +312,101 @@ def test_batch_and_halo_rows_have_masks_of_their_own_after_a_convolution() -> No
     assert (len(batch), len(halo)) == (3, 4)
     whole = keyed(0.5, 0)(torch.ones(7, 16)) != 0
     assert torch.equal(torch.cat([batch, halo]) != 0, whole)
+
+
+# --- estimators that sample ------------------------------------------------------------------------------
+
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "neighbour-sampling": {"fan_out": 2},
+    "vr-gcn": {"fan_out": 2},
+    "labor": {"fan_out": 2},
+    "fastgcn": {"nodes": 9},
+    "ladies": {"nodes": 9},
+    "as-gcn": {"nodes": 9},
+    "mvs-gnn": {"fan_out": 2, "size": 9},
+    "graphsaint-node": {"nodes": 12},
+    "graphsaint-edge": {"edges": 8},
+    "graphsaint-walk": {"roots": 5},
+    "shadow": {"depth": 2},
+    "top": {},
+}
+COVERING: dict[str, dict[str, Any]] = {
+    **{name: {"fan_out": 34} for name in ("neighbour-sampling", "vr-gcn", "labor")},
+    "top": {},
+}
+"""Estimators to which nothing is left to chance in a batch of all nodes."""
+SUMS = [("gcn", "pre"), ("sage", "pre"), ("sage jump", "pre"), ("gcnii", "pre"), ("appnp", "pre"), ("gin", "pre")]
+"""Models that every sampler takes: their layers are weighted sums of messages."""
+
+
+def test_every_estimator_drops_here() -> None:
+    assert {*ESTIMATORS, *SAMPLERS, "backward-sgd"} >= set(REGISTRY)
+
+
+def sampled(name: str, settings: dict[str, Any], problem: Problem) -> tuple[Estimator, History, Batch]:
+    """Return estimator, state and a batch of half of the nodes, of which about a third are anew in the state."""
+    method = make_estimator(name, **settings)
+    problem.model.eval()
+    state, design = method.init(problem), UniformNodes(34, 12)
+    for seed in range(2):
+        batch = batch_law(method, problem, state, design).draw(np.random.default_rng(seed))
+        state.apply(method.estimate(problem, state, batch).writes)
+    problem.model.train()
+    return method, state, batch_law(method, problem, state, design).draw(np.random.default_rng(2))
+
+
+@pytest.mark.parametrize(("model", "cut"), SUMS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_are_pure_while_units_are_dropped(name: str, model: str, cut: str) -> None:
+    problem = dropping(model, cut)
+    method, state, batch = sampled(name, SAMPLERS[name], problem)
+    before = state.clone()
+    first = method.estimate(problem, state, batch)
+    assert_same_bits("the same key", method.estimate(problem, state, batch).gradient, first.gradient)
+    assert state.equals(before)
+    key_dropout(problem.model, 3, 6)
+    other = method.estimate(problem, state, batch)
+    assert any(not torch.equal(other.gradient[name], value) for name, value in first.gradient.items())
+    key_dropout(problem.model, 3, 5)
+    assert_same_bits("the key again", method.estimate(problem, state, batch).gradient, first.gradient)
+
+
+@pytest.mark.parametrize("cut", ["pre", "post"])
+@pytest.mark.parametrize("model", ["gcn", "sage", "sage norm", "sage jump", "gcnii", "appnp"])
+@pytest.mark.parametrize("name", COVERING)
+def test_samplers_that_take_everything_give_the_gradient_with_these_units(name: str, model: str, cut: str) -> None:
+    problem, method = dropping(model, cut), make_estimator(name, **COVERING[name])
+    problem.model.eval()
+    state = method.init(problem)
+    everything = Clusters(Partition(torch.zeros(34, dtype=torch.int64), "everything"), 1)
+    try:
+        batch = batch_law(method, problem, state, everything).draw(np.random.default_rng(0))
+    except InvalidInputError:
+        assert (name, cut) == ("vr-gcn", "post"), "its histories cannot correct an activation behind the aggregate"
+        return
+    problem.model.train()
+    want = FullBatch().estimate(problem, History(), batch).gradient
+    assert_gradients("every message", method.estimate(problem, state, batch).gradient, want)
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"shadow"}))
+def test_samplers_drop_a_row_alike_as_source_and_target(name: str) -> None:
+    """SAGE reads rows twice; rows are told apart by their values. In shaDow a node has a row in every ego network."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    problem = dropping("sage", "pre")
+    problem.model.layer(2).before = nn.Sequential(nn.Tanh(), Recorder(seen))
+    key_dropout(problem.model, 3, 5)
+    method, state, batch = sampled(name, SAMPLERS[name], problem)
+    for table in state.embeddings.values():  # a history's units are dropped apart from those of the fresh row
+        table += torch.rand(table.shape, generator=torch.Generator().manual_seed(2), dtype=table.dtype)
+    seen.clear()
+    method.estimate(problem, state, batch)
+    masks: dict[tuple[float, ...], Tensor] = {}
+    for rows, outs in seen:
+        for row, out in zip(rows, outs, strict=True):
+            kept = masks.setdefault(tuple(row.tolist()), out != 0)
+            assert torch.equal(kept, out != 0)
+    assert len({tuple(mask.tolist()) for mask in masks.values()}) > 3, "rows have masks of their own"
 
 
 # --- who may drop ----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Each layer is evaluated on the rows that the layer above needs, with the sampled operator in place of the whole one.
 With a history of the sources, ``A h`` becomes ``A_s (h - hist) + A hist`` [VR-GCN]: the history's part is a constant,
-gradients pass through the sampled part.
+gradients pass through the sampled part. In training with dropout a history's units are dropped apart from the fresh
+row's, so the two agree on average over masks only.
 """
 
 from __future__ import annotations
@@ -184,10 +185,11 @@ def evaluate_sampled(
         the batch.
 
     Raises:
-        InvalidInputError: the batch carries no sample of this problem, the state lacks a history, or dropout is active.
+        InvalidInputError: the batch carries no sample of this problem, the state lacks a history, or dropout is active
+            that is not keyed.
     """
     check_batch(problem, batch)
-    refuse_dropout(problem)
+    refuse_dropout(problem, allow_keyed=True)
     sample = _check_sample(problem, batch)
     if state is not None:
         _check_histories(problem, state)
@@ -264,17 +266,23 @@ class _Pass:
         self.computed[0] = h
         for index, own in enumerate(layers, 1):
             layer = model.layer(index)
-            block, source = self._block(index, layer, own, h)
-            inside = torch.searchsorted(own.columns, own.rows).clamp(max=max(own.columns.numel() - 1, 0))
-            present = own.columns.numel() > 0 and torch.equal(own.columns[inside], own.rows)
-            target = h[inside] if present else h.new_zeros(own.rows.numel(), h.shape[1])  # then it is not read
+            place = _rows_first(own)
+            block, source = self._block(index, layer, own, h if place is None else h[place[0]], place)
+            # A piece of the sources, so that a row is read alike as source and as target where units are dropped.
+            target = source[: own.rows.numel()] if place is not None else h.new_zeros(own.rows.numel(), h.shape[1])
             read_x0 = x0[torch.searchsorted(every, own.rows)] if layer.reads_x0 else x0[:0]
             h = layer(source, target, read_x0, block)
             self.computed[index] = h
         return h
 
-    def _block(self, index: int, layer: Layer, own: LayerSample, h: Tensor) -> tuple[Block, Tensor]:
-        """Return the layer's block and its columns' values: sampled ones and, behind them, histories."""
+    def _block(
+        self, index: int, layer: Layer, own: LayerSample, h: Tensor, place: tuple[Tensor, Tensor] | None
+    ) -> tuple[Block, Tensor]:
+        """Return the layer's block and its columns' values: sampled ones and, behind them, histories.
+
+        `h` holds the sampled ones as `place`, a result of `_rows_first`, has ordered them.
+        """
+        column = own.source if place is None else place[1][own.source]
         operator = self.problem.graph.operator(layer.operator)
         value = operator.csr.value[own.entry] * own.scale.to(h.dtype)
         rows, width = own.rows.numel(), own.columns.numel()
@@ -283,7 +291,7 @@ class _Pass:
         self._backward += own.entry.numel()
         if self.state is None:
             self._forward += own.entry.numel()
-            return Block(CSR.from_coo(own.position, own.source, value, rows, width), degree), h
+            return Block(CSR.from_coo(own.position, column, value, rows, width), degree), h
         position, entry = row_entries(operator, own.rows)
         start = operator.csr.rowptr[own.rows].long()
         first = degree.cumsum(0) - degree
@@ -296,7 +304,7 @@ class _Pass:
         self._read += nodes.numel() * h.shape[1] if index - 1 in self.state.embeddings else 0
         csr = CSR.from_coo(
             torch.cat([own.position, position]),
-            torch.cat([own.source, width + torch.searchsorted(nodes, sources)]),
+            torch.cat([column, width + torch.searchsorted(nodes, sources)]),
             torch.cat([value, rest]),
             rows,
             width + nodes.numel(),
@@ -334,3 +342,20 @@ class _Pass:
             messages_backward_needed=self._needed,
             history_bytes=element * (self._read + written),
         )
+
+
+def _rows_first(own: LayerSample) -> tuple[Tensor, Tensor] | None:
+    """Return the order that puts the columns of the rows first, and where each column went; None where some lack.
+
+    They do only in layers that do not read them.
+    """
+    size, rows = own.columns.numel(), own.rows.numel()
+    inside = torch.searchsorted(own.columns, own.rows).clamp(max=max(size - 1, 0))
+    if size < rows or not torch.equal(own.columns[inside], own.rows):
+        return None
+    others = torch.ones(size, dtype=torch.bool, device=inside.device)
+    others[inside] = False
+    order = torch.cat([inside, others.nonzero()[:, 0]])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(size, device=order.device)
+    return order, place

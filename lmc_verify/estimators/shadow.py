@@ -60,7 +60,7 @@ class Shadow:
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient of the ego networks' objective from the batch's targets."""
         check_batch(problem, batch)
-        refuse_dropout(problem)
+        refuse_dropout(problem, allow_keyed=True)
         graph, model = problem.graph, problem.model
         nodes = batch.nodes.to(graph.device)
         egos = _Egos(graph, nodes, self.depth)

@@ -105,7 +105,7 @@ class TOP:
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from the batch alone."""
         check_batch(problem, batch)
-        refuse_dropout(problem)
+        refuse_dropout(problem, allow_keyed=True)
         graph, model = problem.graph, problem.model
         nodes = batch.nodes.to(graph.device)
         # A batch that comes again is not fitted again, unless it is for another state's basis.
