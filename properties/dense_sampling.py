@@ -13,6 +13,7 @@ import numpy as np
 import oracles
 from numpy.typing import NDArray
 from oracles import Array, Layers
+from scipy.optimize import brentq
 
 Matrices = list[Array]
 """The sampled operator of every layer, layer 1 first."""
@@ -68,20 +69,38 @@ def neighbour_law(messages: list[Message], n: int, fan_out: int) -> Iterator[tup
         yield operator, 1 / number
 
 
-def labor_law(messages: list[Message], n: int, fan_out: int) -> Iterator[tuple[Array, float]]:
+def labor_law(messages: list[Message], n: int, fan_out: int, rounds: int = 0) -> Iterator[tuple[Array, float]]:
     """Yield every sampled operator: source j's uniform number decides for all its destinations."""
-    degree = [sum(m[0] == i for m in messages) for i in range(n)]
-    limit = [min(1.0, fan_out / d) if d else 1.0 for d in degree]
+    sources = [[j for i, j, _ in messages if i == row] for row in range(n)]
+    importance = np.ones(n)
+    for _ in range(rounds):
+        factor = [_labor_factor(importance[own], fan_out) for own in sources]
+        importance = importance * [max((factor[i] for i in range(n) if j in sources[i]), default=1) for j in range(n)]
+    factor = [_labor_factor(importance[own], fan_out) for own in sources]
+    # Rounded, so that thresholds which are equal in exact arithmetic count as one.
+    limit = {(i, j): min(1.0, round(factor[i] * importance[j], 11)) for i in range(n) for j in sources[i]}
     cells = []
     for j in range(n):
-        cuts = sorted({0.0, 1.0, *(limit[i] for i, source, _ in messages if source == j)})
+        cuts = sorted({0.0, 1.0, *(value for (_, source), value in limit.items() if source == j)})
         cells.append([(low, high) for low, high in pairwise(cuts)])
     for chosen in product(*cells):
         operator = np.zeros((n, n))
         for i, j, value in messages:
-            if chosen[j][1] <= limit[i]:
-                operator[i, j] += value / limit[i]
+            if chosen[j][1] <= limit[i, j]:
+                operator[i, j] += value / limit[i, j]
         yield operator, float(np.prod([high - low for low, high in chosen]))
+
+
+def _labor_factor(importance: Array, fan_out: int) -> float:
+    """Return c with ``sum 1 / min(1, c pi) = d^2 / fan_out``, or the least one that keeps all, by root finding."""
+    d = len(importance)
+    if d <= fan_out:
+        return max(1 / importance, default=1.0)
+
+    def excess(c: float) -> float:
+        return float(np.sum(1 / np.minimum(1, c * importance)) - d**2 / fan_out)
+
+    return float(brentq(excess, 1e-9 / importance.max(), 1 / importance.min(), xtol=1e-15, rtol=1e-15))
 
 
 def mean_operator_of(law: Iterator[tuple[Array, float]]) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 
 import dense_sampling
 import numpy as np
@@ -21,7 +23,12 @@ from lmc_verify.estimators.laws import SampledDesign
 from lmc_verify.estimators.neighbour import LaborLaw, NeighbourLaw
 from lmc_verify.testing import graphs, problems, seeds
 
-LAWS = {"neighbour": (NeighbourLaw, dense_sampling.neighbour_law), "labor": (LaborLaw, dense_sampling.labor_law)}
+LAWS = {
+    "neighbour": (NeighbourLaw, dense_sampling.neighbour_law),
+    "labor": (LaborLaw, dense_sampling.labor_law),
+    "labor-1": (partial(LaborLaw, rounds=1), partial(dense_sampling.labor_law, rounds=1)),
+    "labor-3": (partial(LaborLaw, rounds=3), partial(dense_sampling.labor_law, rounds=3)),
+}
 
 
 def messages_of(graph: Graph, kind: str) -> list[Message]:
@@ -112,6 +119,52 @@ def test_draws_keep_the_fan_out_of_every_row(graph: Graph, fan_out: int, seed: i
         assert all(degree[a] <= degree[b] for a in inside for b in own if b not in inside)
 
 
+@given(
+    graph=graphs(max_nodes=8, max_edges=30),
+    fan_out=st.integers(1, 4),
+    rounds=st.integers(1, 5),
+    kind=st.sampled_from(["gcn", "sum"]),
+    data=st.data(),
+)
+def test_rounds_of_labor_keep_row_sums_and_need_fewer_sources(
+    graph: Graph, fan_out: int, rounds: int, kind: str, data: st.DataObject
+) -> None:
+    operator, n = graph.operator(kind), graph.num_nodes
+    rows = torch.tensor(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+    degree = (operator.csr.rowptr[rows + 1] - operator.csr.rowptr[rows]).double()
+    wanted = torch.where(degree > fan_out, degree**2 / fan_out, degree)
+    needed = []
+    for number in range(rounds + 1):
+        law = LaborLaw(fan_out, number)
+        position, entry, sources, slot = law._entries(operator, rows)
+        limits = law._limits(operator, rows, position, slot, sources.numel())
+        assert bool(((limits > 0) & (limits <= 1)).all())
+        sums = torch.zeros(rows.numel(), dtype=torch.float64).index_add_(0, position, limits.reciprocal())
+        assert_close("sum of 1/p by row", sums, wanted, rtol=1e-12)
+        assert bool((limits.reciprocal() <= law.largest_scale(operator)[entry] * (1 + 1e-12)).all())
+        largest = [float(limits[slot == source].max()) for source in range(sources.numel())]
+        needed.append(sum(largest))
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(needed)), needed
+
+
+def test_one_round_of_labor_by_hand() -> None:
+    """Row 0 has the sources 2 3, row 1 the sources 2 4 5 6, and each keeps one of them on average.
+
+    LABOR-0: p = 1/2 and 1/4, so 1/2 + 1/2 + 3/4 sources. Then pi = 1/2 for 2 and 3, 1/4 for the others; in row 1
+    ``(2 + 3 * 4) / c = 16``: the common source has 7/16 there, which row 0 takes with 1/2 anyway, the others 7/32.
+    """
+    edges = torch.tensor([[2, 0], [3, 0], [2, 1], [4, 1], [5, 1], [6, 1]]).T
+    operator, rows = path_graph(7, edge_index=edges).operator("sum"), torch.tensor([0, 1])
+    wanted = {0: [1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 4], 1: [1 / 2, 1 / 2, 7 / 16, 7 / 32, 7 / 32, 7 / 32]}
+    for rounds, limits in wanted.items():
+        kept = [(k, p) for k, p in LaborLaw(1, rounds).enumerate(operator, rows)]
+        chance = torch.zeros(6, dtype=torch.float64)
+        for outcome, probability in kept:
+            chance[outcome.entry] += probability
+            assert_close("weights", outcome.scale, 1 / torch.tensor(limits, dtype=torch.float64)[outcome.entry])
+        assert_close("probabilities", chance, limits)
+
+
 # --- what is claimed ------------------------------------------------------------------------------
 
 
@@ -136,6 +189,8 @@ VERDICTS = [
     ("sampling/error-below-baseline", VRGCN(fan_out=1), "exact", Outcome.SUPPORTED),
     ("sampling/error-below-baseline", NeighbourSampling(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("labor/fewer-vertices", LABOR(fan_out=1), "exact", Outcome.EXACT),
+    ("labor/fewer-vertices", LABOR(fan_out=1, rounds=2), "exact", Outcome.EXACT),
+    ("sampling/unbiased-aggregation", LABOR(fan_out=1, rounds=2), "exact", Outcome.EXACT),
     ("labor/fewer-vertices", VRGCN(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("e7/reductions", VRGCN(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("e8/bias-and-variance", NeighbourSampling(fan_out=1), "exact", Outcome.EXACT),
@@ -208,6 +263,12 @@ def test_histories_settle_in_training_and_bias_vanishes() -> None:
 def test_bad_fan_outs_are_refused(value: object, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         NeighbourSampling(fan_out=value)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, True])
+def test_bad_rounds_are_refused(value: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"rounds is {value}, it must be a whole number of at least 0"):
+        LABOR(rounds=value)  # type: ignore[arg-type]  # what is tested
 
 
 def test_only_laws_with_samples_are_unwrapped() -> None:

@@ -42,7 +42,7 @@ from lmc_verify import (
 )
 from lmc_verify import exact_pass as exact
 from lmc_verify.claims import CLAIMS
-from lmc_verify.estimators import CATALOGUE, ESTIMATORS, Sampled, batch_law, make_estimator
+from lmc_verify.estimators import CATALOGUE, ESTIMATORS, Sampled, batch_law, laws, make_estimator
 from lmc_verify.graph import Block
 from lmc_verify.sparse import CSR
 from lmc_verify.testing import designs, graphs, histories, problems, seeds
@@ -143,7 +143,7 @@ def key_of(batch: Batch) -> tuple:
 
 
 def on_sampled_operators(problem: Problem, state: History, batch: Batch, *, corrected: bool) -> Tensor:
-    """Return the batch's weighted loss, every layer evaluated on all nodes with one whole operator, sampled entries in it.
+    """Return the batch's weighted loss: every layer on all nodes, with the sampled entries in one whole operator.
 
     With histories, their rows are columns behind the nodes' own.
     """
@@ -294,6 +294,20 @@ def test_inclusion_probabilities_are_those_of_the_law(name: str, data: st.DataOb
         found[batch.nodes] += probability
         assert_close("of the batch", batch.inclusion, law.inclusion_probabilities()[batch.nodes])
     assert_close("inclusion", found, law.inclusion_probabilities(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("most", [2**24, 3])
+def test_categories_are_drawn_in_proportion(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.multinomial, and what takes its place above its limit; a false alarm has probability 1e-6."""
+    monkeypatch.setattr(laws, "MULTINOMIAL_CATEGORIES", most)
+    weights = torch.tensor([0.0, 1.0, 3.0, 0.0, 2.0, 0.0], dtype=torch.float64)
+    drawn = laws.draw_categories(weights, 60_000, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=6).double()
+    wanted = 10_000 * weights
+    assert bool((counts[weights == 0] == 0).all())
+    positive = weights > 0
+    assert float(((counts - wanted).square() / wanted)[positive].sum()) < chi2.isf(1e-6, 2)
+    assert torch.equal(laws.draw_categories(weights, 60_000, torch.Generator().manual_seed(0)), drawn)
 
 
 @EVERY

@@ -183,6 +183,12 @@ def _moments(law: LayerLaw, operator: Block, rows: Tensor) -> _Moments:
     return _Moments(first, second - first.square(), sources)
 
 
+def _by_row(operator: Block, values: Tensor) -> Tensor:
+    """Return the sum of values of entries by row."""
+    total = torch.zeros(operator.csr.num_rows, dtype=values.dtype, device=values.device)
+    return total.index_add_(0, operator.csr.row, values)
+
+
 def _is_labor(case: Case) -> tuple[bool | None, str]:
     return isinstance(case.estimator, LABOR), case.estimator.name
 
@@ -217,7 +223,8 @@ def check_vertices(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
-    worst, atoms = 0.0, 0
+    assert isinstance(case.estimator, LABOR)
+    rounds, worst, atoms = case.estimator.rounds, 0.0, 0
     sources = [0.0, 0.0]
     largest = 0.0
     for rows, probability, operator, (labor, neighbour) in _top_layers(case):
@@ -225,10 +232,11 @@ def check_vertices(case: Case) -> Verdict:
         atoms = max(atoms, labor.count(operator, rows), neighbour.count(operator, rows))
         if operator.csr.num_entries == 0:
             continue
-        largest = max(largest, float(other.variance.max()))
-        worst = max(
-            worst, float((own.variance - other.variance).abs().max()), float((own.mean - other.mean).abs().max())
-        )
+        gap, scale = own.variance - other.variance, other.variance
+        if rounds:  # a row's variances have the same sum, and are shared out anew
+            gap, scale = _by_row(operator, gap), _by_row(operator, scale)
+        largest = max(largest, float(scale.max()))
+        worst = max(worst, float(gap.abs().max()), float((own.mean - other.mean).abs().max()))
         sources = [total + probability * one.sources for total, one in zip(sources, (own, other), strict=True)]
     tolerance = 4 * gamma(atoms + 10) * (1 + largest) ** 2
     decision = decide(worst, tolerance)
@@ -244,9 +252,8 @@ def check_vertices(case: Case) -> Verdict:
         case,
         claim.id,
         outcome,
-        f"{sources[0]:.3g} distinct sources a batch, neighbour sampling {sources[1]:.3g}; variances of the weights "
-        f"differ by "
-        f"at most {worst:.1e}",
+        f"{sources[0]:.3g} distinct sources a batch, neighbour sampling {sources[1]:.3g}; "
+        f"{'sums of the variances of a row' if rounds else 'variances of the weights'} differ by at most {worst:.1e}",
         evidence=[
             Evidence("difference of mean or variance", worst, tolerance, unit="weight", group="weights"),
             Evidence("distinct sources, labor", sources[0], unit="nodes", group="sources"),
@@ -272,15 +279,17 @@ FEWER_VERTICES = Claim(
     title="No more distinct sources at equal variance",
     statement=(
         "Every message's weight has the same mean and variance under LABOR-0 as under neighbour sampling with the same "
-        "fan-out, and the expected number of distinct sources of a batch is at most as large."
+        "fan-out, and the expected number of distinct sources of a batch is at most as large. With rounds of "
+        "importance sampling the variances of a row's weights have the same sum."
     ),
     source="LABOR (Balin and Catalyurek, NeurIPS 2023)",
     tier="exact",
     theory=(
         "A message into a row with d of them is kept with probability k/d by both. Under LABOR a source is needed if "
         "its number is below the largest of its rows' thresholds: probability max_i k/d_i; under neighbour sampling "
-        "the "
-        "rows decide independently: 1 - prod_i (1 - k/d_i), which is at least as large."
+        "the rows decide independently: 1 - prod_i (1 - k/d_i), which is at least as large. With rounds, c_i solves "
+        "sum_j 1 / min(1, c_i pi_j) = d^2/k, the sum that k/d gives, and each round lowers the expected number of "
+        "sources, sum_j min(1, pi_j max_i c_i)."
     ),
     assumptions=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
     check=check_vertices,

@@ -24,10 +24,22 @@ from lmc_verify.problem import Problem
 from lmc_verify.samples import LayerSample, Sample
 from lmc_verify.seeds import as_generator
 
-__all__ = ["Kept", "LayerLaw", "SampledDesign", "device_generator", "layer_sample", "reads_target", "row_entries"]
+__all__ = [
+    "Kept",
+    "LayerLaw",
+    "SampledDesign",
+    "device_generator",
+    "draw_categories",
+    "layer_sample",
+    "reads_target",
+    "row_entries",
+]
+
+MULTINOMIAL_CATEGORIES = 2**24
+"""`torch.multinomial` takes no more, and graphs may have more edges."""
 
 COUNTED = 100_000
-"""Supports are counted one by one up to here; beyond, `SampledDesign.support_size` is an upper bound."""
+"""Supports are counted one by one up to here; beyond, `SampledDesign.support_size` says about how large they are."""
 
 
 class Kept(NamedTuple):
@@ -57,7 +69,7 @@ class LayerLaw(ABC):
 
     @abstractmethod
     def count(self, operator: Block, rows: Tensor) -> int:
-        """Return the number of outcomes; it does not fall when rows are added."""
+        """Return the number of outcomes."""
 
     @abstractmethod
     def largest_scale(self, operator: Block) -> Tensor:
@@ -67,6 +79,16 @@ class LayerLaw(ABC):
 def device_generator(source: AnyGenerator, device: torch.device) -> torch.Generator:
     """Return a generator of the device, seeded by one draw from another."""
     return torch.Generator(device).manual_seed(int(as_generator(source).integers(2**63 - 1)))
+
+
+def draw_categories(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw indices with replacement, in proportion to non-negative weights of which one is positive, int64 [count]."""
+    if weights.numel() <= MULTINOMIAL_CATEGORIES:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    total = weights.cumsum(0)
+    number = torch.rand(count, generator=generator, dtype=total.dtype, device=total.device) * total[-1]
+    # The first index whose cumulated weight is larger: never one of weight zero.
+    return torch.searchsorted(total, number, right=True).clamp(max=int(weights.nonzero()[-1]))
 
 
 def row_entries(operator: Block, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +168,7 @@ class SampledDesign:
 
     @property
     def support_size(self) -> int:
-        """Number of distinct batches with samples: exact up to 100,000, an upper bound above."""
+        """Number of distinct batches with samples: exact up to 100,000; a large number where it is larger."""
         if "size" not in self._cache:
             self._cache["size"] = self._size()
         return self._cache["size"]
@@ -177,7 +199,7 @@ class SampledDesign:
             counted = self._count(self.problem.num_layers, rows, known)
             total = math.inf if counted is None else total + counted  # type: ignore[assignment]  # infinite: give up
             if total > COUNTED:
-                return sum(self._bound(rows) for rows in batches)
+                return max(COUNTED + 1, sum(self._bound(rows) for rows in batches))
         return total
 
     def _count(self, index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]) -> int | None:
@@ -203,7 +225,7 @@ class SampledDesign:
         return total
 
     def _bound(self, rows: Tensor) -> int:
-        """Return the number of samples if every source of the rows were needed below."""
+        """Return the number of samples if every source of the rows were needed below: in most laws an upper bound."""
         bound = 1
         for index in range(self.problem.num_layers, 0, -1):
             _, operator = self._layer(index)

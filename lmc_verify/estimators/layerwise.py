@@ -27,7 +27,7 @@ from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate
 from lmc_verify.estimators.history import History, VectorWrite
-from lmc_verify.estimators.laws import Kept, LayerLaw, SampledDesign, row_entries
+from lmc_verify.estimators.laws import Kept, LayerLaw, SampledDesign, draw_categories, row_entries
 from lmc_verify.estimators.neighbour import as_sizes, by_layer
 from lmc_verify.estimators.sampled import Sampled, evaluate_sampled
 from lmc_verify.graph import Block
@@ -51,7 +51,7 @@ class NodesLaw(LayerLaw):
         q = self.probabilities(operator, rows)
         count = torch.zeros_like(q)
         if bool(q.any()):
-            drawn = torch.multinomial(q, self.nodes, replacement=True, generator=generator)
+            drawn = draw_categories(q, self.nodes, generator)
             count.index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.float64))
         return self._kept(operator, rows, q, count)
 

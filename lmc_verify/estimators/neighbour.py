@@ -88,59 +88,100 @@ class NeighbourLaw(LayerLaw):
 
 @dataclass(frozen=True)
 class LaborLaw(LayerLaw):
-    """Every source draws one uniform number, which decides for all of its destinations (LABOR-0).
+    """Every source t draws one uniform number r_t, which decides for all of its destinations.
 
-    A row with d entries keeps the messages of sources whose number is at most ``fan_out / d``, with weight
-    ``d / fan_out``; a row with ``d <= fan_out`` keeps all. Each entry has the mean and the variance that
-    `NeighbourLaw` gives it, and fewer distinct sources are needed, because destinations agree on them.
+    Row s keeps the message of t if ``r_t <= p_st = min(1, c_s pi_t)``, with weight ``1 / p_st``. Where it has d of
+    them, more than the fan-out, c_s solves ``sum_t 1 / p_st = d^2 / fan_out``: then the variances of the row's weights
+    have the sum that `NeighbourLaw` gives them. Other rows keep all.
+
+    With no rounds pi is 1 (LABOR-0), ``p_st = fan_out / d``, and every weight has the variance of `NeighbourLaw`. Each
+    round sets ``pi_t`` to ``pi_t max_s c_s``: sources that many rows want are kept more often, and fewer are needed.
+
+    Attributes:
+        fan_out: messages a row keeps on average, if all of its sources are alike.
+        rounds: of importance sampling, LABOR-i.
     """
 
     fan_out: int
+    rounds: int = 0
 
     def draw(self, operator: Block, rows: Tensor, generator: torch.Generator) -> Kept:
         """Draw one number a source."""
-        position, entry = row_entries(operator, rows)
-        sources, slot = torch.unique(operator.csr.col[entry].long(), return_inverse=True)
+        position, entry, sources, slot = self._entries(operator, rows)
+        limits = self._limits(operator, rows, position, slot, sources.numel())
         number = torch.rand(sources.numel(), generator=generator, dtype=torch.float64, device=entry.device)
-        return self._kept(operator, rows, position, entry, number[slot])
+        return self._kept(position, entry, limits, number[slot])
 
     def enumerate(self, operator: Block, rows: Tensor) -> Iterator[tuple[Kept, float]]:
         """Yield every outcome: each source's number lies between two thresholds of its destinations."""
-        position, entry = row_entries(operator, rows)
-        sources, slot = torch.unique(operator.csr.col[entry].long(), return_inverse=True)
-        limits = self._limits(operator, rows)[position]
+        position, entry, sources, slot = self._entries(operator, rows)
+        limits = self._limits(operator, rows, position, slot, sources.numel())
         intervals = []
         for source in range(sources.numel()):
             cuts = sorted({0.0, 1.0, *limits[slot == source].tolist()})
             intervals.append([((low + high) / 2, high - low) for low, high in pairwise(cuts)])
         for chosen in product(*intervals):
             number = torch.tensor([middle for middle, _ in chosen], dtype=torch.float64, device=entry.device)
-            yield (
-                self._kept(operator, rows, position, entry, number[slot]),
-                math.prod(length for _, length in chosen),
-            )
+            yield self._kept(position, entry, limits, number[slot]), math.prod(length for _, length in chosen)
 
     def count(self, operator: Block, rows: Tensor) -> int:
         """Return the product over sources of the number of intervals."""
-        position, entry = row_entries(operator, rows)
-        limits = self._limits(operator, rows)[position]
+        position, _, sources, slot = self._entries(operator, rows)
+        limits = self._limits(operator, rows, position, slot, sources.numel())
         inner = limits < 1
-        pairs = torch.stack([operator.csr.col[entry][inner].double(), limits[inner]])
+        pairs = torch.stack([slot[inner].double(), limits[inner]])
         distinct: Tensor = torch.unique(pairs, dim=1)
         _, numbers = torch.unique(distinct[0], return_counts=True)
         values, times = torch.unique(numbers + 1, return_counts=True)
         return math.prod(v**number for v, number in zip(values.tolist(), times.tolist(), strict=True))
 
     def largest_scale(self, operator: Block) -> Tensor:
-        """Return degree / fan-out, or 1 where that is smaller."""
-        return _inverse_share(operator, self.fan_out)
+        """Return degree / fan-out, or 1 where that is smaller; with rounds, what others' least weights of 1 leave."""
+        uniform = _inverse_share(operator, self.fan_out)
+        if not self.rounds:
+            return uniform
+        degree = _degrees(operator, torch.arange(operator.csr.num_rows, device=uniform.device))[operator.csr.row]
+        return torch.where(uniform > 1, degree * uniform - (degree - 1), uniform)
 
-    def _limits(self, operator: Block, rows: Tensor) -> Tensor:
+    def _entries(self, operator: Block, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return (position in the rows, entry of the operator), the distinct sources, and each entry's among them."""
+        position, entry = row_entries(operator, rows)
+        sources, slot = torch.unique(operator.csr.col[entry].long(), return_inverse=True)
+        return position, entry, sources, slot
+
+    def _limits(self, operator: Block, rows: Tensor, position: Tensor, slot: Tensor, num_sources: int) -> Tensor:
+        """Return p_st of every entry of the rows."""
         degree = _degrees(operator, rows).clamp(min=1).to(torch.float64)
-        return (self.fan_out / degree).clamp(max=1.0)
+        share = (self.fan_out / degree).clamp(max=1.0)
+        if not self.rounds:
+            return share[position]
+        importance = torch.ones(num_sources, dtype=torch.float64, device=share.device)
+        for _ in range(self.rounds):
+            factor = self._factors(degree, share, position, importance[slot])
+            largest = torch.zeros_like(importance).scatter_reduce_(0, slot, factor[position], "amax")
+            importance = importance * largest
+        factor = self._factors(degree, share, position, importance[slot])
+        return torch.where(share[position] < 1, (factor[position] * importance[slot]).clamp(max=1.0), 1.0)
 
-    def _kept(self, operator: Block, rows: Tensor, position: Tensor, entry: Tensor, number: Tensor) -> Kept:
-        limits = self._limits(operator, rows)[position]
+    def _factors(self, degree: Tensor, share: Tensor, position: Tensor, importance: Tensor) -> Tensor:
+        """Return c_s of every row, given the importance of each entry's source.
+
+        Where c_s pi_t reaches 1 the term is 1, which leaves less to the others and raises c_s: entries are found to
+        reach 1 in turns, never to fall below again, until none is.
+        """
+        inverse, full = importance.reciprocal(), torch.zeros_like(position, dtype=torch.bool)
+        while True:
+            rest = torch.zeros_like(degree).index_add_(0, position, torch.where(full, 0.0, inverse))
+            left = degree / share - torch.zeros_like(degree).index_add_(0, position, full.to(degree.dtype))
+            factor = rest / left
+            reached = (factor[position] * importance >= 1) & (share[position] < 1) & ~full
+            if not bool(reached.any()):
+                break
+            full |= reached
+        whole = torch.zeros_like(degree).scatter_reduce_(0, position, inverse, "amax")
+        return torch.where(share < 1, factor, whole)  # a row that keeps all: the least factor with every p at 1
+
+    def _kept(self, position: Tensor, entry: Tensor, limits: Tensor, number: Tensor) -> Kept:
         inside = number <= limits
         return Kept(position[inside], entry[inside], limits[inside].reciprocal())
 
@@ -201,17 +242,28 @@ class VRGCN(NeighbourSampling):
 
 @dataclass(frozen=True)
 class LABOR(NeighbourSampling):
-    """LABOR-0: neighbour sampling in which the destinations of a source decide by one common random number.
+    """LABOR: neighbour sampling in which the destinations of a source decide by one common random number.
 
     Attributes:
-        fan_out: messages a row keeps on average; one number, or one a layer, layer 1 first.
+        fan_out: messages a row keeps on average, in LABOR-0; one number, or one a layer, layer 1 first.
+        rounds: of importance sampling, which prefers sources that many rows want: 0 is LABOR-0, i is LABOR-i.
+
+    Raises:
+        InvalidInputError: a fan-out below 1, or a number of rounds below 0.
     """
 
     name: ClassVar[str] = "labor"
+    rounds: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 0:
+            raise InvalidInputError(f"rounds is {self.rounds!r}, it must be a whole number of at least 0")
 
     def laws(self, problem: Problem) -> tuple[LayerLaw, ...]:
         """Return the law of every layer, layer 1 first."""
-        return tuple(LaborLaw(size) for size in by_layer("fan_out", self.fan_out, problem.num_layers))
+        sizes = by_layer("fan_out", self.fan_out, problem.num_layers)
+        return tuple(LaborLaw(size, self.rounds) for size in sizes)
 
 
 def as_sizes(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from lmc_verify.batches import AnyGenerator, Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History
-from lmc_verify.estimators.laws import COUNTED, device_generator, row_entries
+from lmc_verify.estimators.laws import COUNTED, device_generator, draw_categories, row_entries
 from lmc_verify.estimators.sampled import Sampled
 from lmc_verify.graph import Block, Graph
 from lmc_verify.problem import Problem
@@ -84,7 +84,7 @@ class NodeAtoms(Atoms):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the nodes [count, 1]."""
-        return torch.multinomial(self._q, count, replacement=True, generator=generator)[:, None]
+        return draw_categories(self._q, count, generator)[:, None]
 
     def law(self) -> Law:
         """Return every node of positive probability."""
@@ -127,7 +127,7 @@ class EdgeAtoms(Atoms):
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the ends [count, 2]."""
         row, col, p = self._edges
-        chosen = torch.multinomial(p, count, replacement=True, generator=generator)
+        chosen = draw_categories(p, count, generator)
         return torch.stack([row[chosen], col[chosen]], dim=1)
 
     def law(self) -> Law:
