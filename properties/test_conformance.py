@@ -31,6 +31,8 @@ from lmc_verify import (
 )
 from lmc_verify.cli import app
 from lmc_verify.estimators import ESTIMATORS, HistoryWrite, NeighbourSampling, Sampling, Shadow, make_estimator
+from lmc_verify.models import key_dropout
+from lmc_verify.problem import evaluating
 from lmc_verify.testing import (
     Census,
     CheckResult,
@@ -314,6 +316,22 @@ class Unhashable(Wrapped):
     __hash__ = None  # type: ignore[assignment]  # what is wrong with it
 
 
+class NeverDrops(Wrapped):
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        with evaluating(problem.model):
+            return super().estimate(problem, state, batch)
+
+
+class DropsGlobally(Wrapped):
+    """Gives dropout another key from the global generator, which it puts back."""
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        if problem.model.training:
+            with torch.random.fork_rng(devices=[]):
+                key_dropout(problem.model, int(torch.randint(1000, ())))
+        return super().estimate(problem, state, batch)
+
+
 WRONG: dict[type, set[str]] = {
     WritesItself: {"estimate is pure"},
     LeavesGrad: {"estimate is pure"},
@@ -347,6 +365,8 @@ WRONG: dict[type, set[str]] = {
     HalfState: {"state is a history"},
     HoldsTensors: {"is settings only"},
     Unhashable: {"is settings only"},
+    NeverDrops: {"drops units by key"},
+    DropsGlobally: {"drops units by key"},
 }
 
 

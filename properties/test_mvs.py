@@ -31,6 +31,19 @@ def test_probabilities_follow_the_stale_norms() -> None:
     assert_close("q", estimator.probabilities(problem, state.filled(exact)), want)
 
 
+def test_a_batch_writes_the_derivatives_of_its_own_nodes() -> None:
+    """With exact histories these are the exact V^L, however many nodes are in the batch."""
+    problem, estimator = tiny(), MVS(size=2)
+    exact = exact_pass(problem)
+    state = estimator.init(problem).filled(exact)
+    for number, (batch, _) in enumerate(batch_law(estimator, problem, state, UniformNodes(3, 1)).enumerate()):
+        (write,) = (w for w in estimator.estimate(problem, state, batch).writes if w.kind == "auxiliary")  # type: ignore[union-attr]  # rows
+        assert torch.equal(write.nodes, batch.nodes)  # type: ignore[union-attr]
+        assert_close("V^L", write.values, exact.auxiliary[2][batch.nodes])  # type: ignore[union-attr]
+        if number == 30:
+            break
+
+
 def test_every_multiset_has_its_probability_and_weights() -> None:
     q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     design = WeightedNodes(UniformNodes(3, 1), q, 2)

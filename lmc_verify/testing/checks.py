@@ -23,7 +23,7 @@ from lmc_verify.datasets import load_graph
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, batch_law
 from lmc_verify.graph import Graph
-from lmc_verify.models import GCN, SAGE, LayeredModel
+from lmc_verify.models import GCN, SAGE, LayeredModel, key_dropout
 from lmc_verify.partition import Partition, make_partition
 from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
@@ -478,6 +478,36 @@ def refuses_batches_without_a_sample(subject: Subject) -> None:
     raise AssertionError("a batch without a sample is accepted")
 
 
+def drops_units_by_key(subject: Subject) -> None:
+    """In training with dropout the key alone decides which units are dropped; or the estimator refuses dropout."""
+    graph = subject.problem.graph
+    model = GCN(graph.num_features, 5, graph.num_outputs, seed=subject.seed, dropout=0.5, dtype=torch.float64).eval()
+    problem = Problem(graph, model, subject.problem.loss)
+    state = subject.state(problem)
+    batches = subject.batches(problem, state, subject.design, 4)  # one alone may have no labelled node
+    model.train()
+
+    def estimate(batch: Batch, step: int, global_seed: int) -> Estimate:
+        key_dropout(model, subject.seed, "conformance", step)
+        with _global_seed(global_seed):
+            before = _global_state()
+            made = subject.estimator.estimate(problem, state, batch)
+            _require(_global_state() == before, "while units are dropped it changes a global generator or setting")
+        return made
+
+    try:
+        first = [estimate(batch, 1, 1) for batch in batches]
+    except InvalidInputError as refusal:
+        raise NotApplicableError(f"the estimator refuses dropout: {refusal}") from refusal
+    for batch, made in zip(batches, first, strict=True):
+        differs = _same_bits(made, estimate(batch, 1, 2))
+        _require(not differs, f"with one key it gives two results: {differs} changed; evaluate each row at one place")
+    changed = [_same_bits(made, estimate(batch, 2, 1)) for batch, made in zip(batches, first, strict=True)]
+    _require(
+        any(changed), "another key changes nothing: units are not dropped; keep the model's mode, or refuse dropout"
+    )
+
+
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "is an estimator": is_an_estimator,
     "is settings only": is_settings_only,
@@ -495,6 +525,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "accepts a graph without edges": accepts_a_graph_without_edges,
     "refuses foreign batches": refuses_foreign_batches,
     "refuses batches without a sample": refuses_batches_without_a_sample,
+    "drops units by key": drops_units_by_key,
 }
 """Every check by name, beside the claims (`check_claim_verdict`)."""
 
