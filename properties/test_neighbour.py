@@ -15,7 +15,20 @@ from helpers import assert_close, expectation, from_oracle, oracle_problem, path
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lmc_verify import GAS, GCN, Graph, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim, exact_pass
+from lmc_verify import (
+    GAS,
+    GCN,
+    SAGE,
+    Clusters,
+    Graph,
+    InvalidInputError,
+    Partition,
+    Problem,
+    TrainingRun,
+    UniformNodes,
+    check_claim,
+    exact_pass,
+)
 from lmc_verify.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_law
@@ -163,6 +176,14 @@ def test_one_round_of_labor_by_hand() -> None:
             chance[outcome.entry] += probability
             assert_close("weights", outcome.scale, 1 / torch.tensor(limits, dtype=torch.float64)[outcome.entry])
         assert_close("probabilities", chance, limits)
+    graph = path_graph(7, edge_index=edges, y=torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    problem = Problem(graph, SAGE(3, 3, 3, 1, dtype=torch.float64).eval())
+    pair = Clusters(Partition(torch.tensor([0, 0, 1, 1, 1, 1, 1])), 1)
+    for rounds, sources in ((0, 1.75), (1, 1.65625)):
+        verdict = check_claim("labor/fewer-vertices", problem, pair, LABOR(fan_out=1, rounds=rounds))
+        assert verdict.outcome is Outcome.EXACT
+        found = {item.quantity: item.value for item in verdict.evidence}
+        assert found["distinct sources, labor"] == pytest.approx(sources / 2)  # the other cluster has no messages
 
 
 # --- what is claimed ------------------------------------------------------------------------------

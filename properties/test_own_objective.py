@@ -95,6 +95,16 @@ def test_top_finds_the_twins() -> None:
     assert_close("R", found.coefficients, np.array([[0.0, 1.0], [1.0, 0.0]]))
 
 
+def test_top_s_combinations_carry_a_bias() -> None:
+    """Features 1 and 2 in the batch, 1.5 and 4 in the halo: with coefficients that sum to 1 there is one way each."""
+    x = torch.tensor([[1.0], [2.0], [1.5], [4.0]], dtype=torch.float64)
+    graph = path_graph(4, x=x, edge_index=torch.tensor([[2, 3], [0, 1]]))
+    problem = Problem(graph, GCN(1, 2, 3, 1, dtype=torch.float64).eval())
+    found = TOP().invariance(problem, TOP().init(problem), torch.tensor([0, 1]))
+    assert found.halo.tolist() == [2, 3]
+    assert_close("R", found.coefficients, np.array([[0.5, 0.5], [-2.0, 3.0]]))
+
+
 def test_top_is_exact_in_the_span_and_biased_outside() -> None:
     problem = ring(3)
     assert check_claim("top/exact-in-span", problem, HALVES, TOP()).outcome is Outcome.EXACT

@@ -106,7 +106,13 @@ def test_estimated_constants_are_near_and_recorded_as_estimated() -> None:
     problem = tiny(1)
     designs = [one.sampling(problem, one.init(problem), UniformNodes(4, 1)) for one in (exact, rough)]
     assert designs[1].normalisation == "estimated from 4,000 subgraphs"
+    drawn = designs[1]._counts.double()  # subgraphs x nodes
+    assert_close("inclusion", designs[1].inclusion_probabilities(), drawn.sum(dim=0) / 4000)
     operator = problem.graph.operator("gcn")
+    for v, u, scale in zip(
+        operator.csr.row.tolist(), operator.csr.col.tolist(), designs[1].scales(operator).tolist(), strict=True
+    ):
+        assert scale == pytest.approx(float(drawn[:, v].sum() / (drawn[:, u] * drawn[:, v]).sum()))
     ratio = designs[1].scales(operator) / designs[0].scales(operator)
     assert 0 < float((ratio - 1).abs().max()) < 0.1
     verdict = check_claim("sampling/unbiased-aggregation", problem, UniformNodes(4, 1), rough)

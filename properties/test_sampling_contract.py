@@ -38,6 +38,7 @@ from lmc_verify import (
     Partition,
     Problem,
     UniformNodes,
+    load_graph,
     make_model,
 )
 from lmc_verify import exact_pass as exact
@@ -181,6 +182,26 @@ def test_estimates_equal_the_model_on_sampled_operators(name: str, data: st.Data
         assert_close("loss", estimate.loss, float(loss.detach()))
         if loss.requires_grad:
             assert_gradients(f"{estimator}", estimate.gradient, autograd_gradient(problem, loss))
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gin", "gcnii", "appnp"])
+@EVERY
+def test_residuals_and_ends_are_sampled_too(name: str, kind: str) -> None:
+    """A residual reads the row itself, which a sample without a self-loop message may leave out."""
+    settings: dict[str, Any] = {"encoder": True, "head": True, "norm": "layer", "residual": True}
+    graph = load_graph("karate").double()
+    model = make_model(kind, graph.num_features, 4, graph.num_outputs, 3, seed=1, dtype=torch.float64, **settings)
+    problem, estimator = Problem(graph, model.eval()), build(name)
+    state = estimator.init(problem)
+    for seed, table in state.embeddings.items():
+        table.copy_(torch.rand(table.shape, generator=torch.Generator().manual_seed(seed), dtype=table.dtype))
+    law = batch_law(estimator, problem, state, UniformNodes(34, 3))
+    for seed in range(3):
+        batch = law.draw(np.random.default_rng(seed))
+        estimate = estimator.estimate(problem, state, batch)
+        loss = on_sampled_operators(problem, state, batch, corrected=estimator.corrected)
+        assert_close("loss", estimate.loss, float(loss.detach()))
+        assert_gradients(f"{estimator}", estimate.gradient, autograd_gradient(problem, loss))
 
 
 @EVERY

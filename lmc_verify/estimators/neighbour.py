@@ -150,7 +150,11 @@ class LaborLaw(LayerLaw):
         return position, entry, sources, slot
 
     def _limits(self, operator: Block, rows: Tensor, position: Tensor, slot: Tensor, num_sources: int) -> Tensor:
-        """Return p_st of every entry of the rows."""
+        """Return p_st of every entry of the rows.
+
+        Rows that keep all have ``c_s = 1``. All c and pi stay in (0, 1]: a round leaves ``pi_t`` at least ``c_s pi_t``
+        for every row s that wants t, so the next c_s is at most 1. So only rounding can take ``c_s pi_t`` above 1.
+        """
         degree = _degrees(operator, rows).clamp(min=1).to(torch.float64)
         share = (self.fan_out / degree).clamp(max=1.0)
         if not self.rounds:
@@ -164,22 +168,9 @@ class LaborLaw(LayerLaw):
         return torch.where(share[position] < 1, (factor[position] * importance[slot]).clamp(max=1.0), 1.0)
 
     def _factors(self, degree: Tensor, share: Tensor, position: Tensor, importance: Tensor) -> Tensor:
-        """Return c_s of every row, given the importance of each entry's source.
-
-        Where c_s pi_t reaches 1 the term is 1, which leaves less to the others and raises c_s: entries are found to
-        reach 1 in turns, never to fall below again, until none is.
-        """
-        inverse, full = importance.reciprocal(), torch.zeros_like(position, dtype=torch.bool)
-        while True:
-            rest = torch.zeros_like(degree).index_add_(0, position, torch.where(full, 0.0, inverse))
-            left = degree / share - torch.zeros_like(degree).index_add_(0, position, full.to(degree.dtype))
-            factor = rest / left
-            reached = (factor[position] * importance >= 1) & (share[position] < 1) & ~full
-            if not bool(reached.any()):
-                break
-            full |= reached
-        whole = torch.zeros_like(degree).scatter_reduce_(0, position, inverse, "amax")
-        return torch.where(share < 1, factor, whole)  # a row that keeps all: the least factor with every p at 1
+        """Return c_s of every row, given the importance of each entry's source."""
+        total = torch.zeros_like(degree).index_add_(0, position, importance.reciprocal())
+        return torch.where(share < 1, total * share / degree, 1.0)
 
     def _kept(self, position: Tensor, entry: Tensor, limits: Tensor, number: Tensor) -> Kept:
         inside = number <= limits

@@ -96,7 +96,7 @@ class TOP:
             raise InvalidInputError(
                 f"the state has no basis of {graph.num_nodes} nodes; make it with this estimator's init(problem)"
             )
-        halo = _senders(graph, problem, nodes)
+        halo = _senders(graph, nodes)
         rows = basis[nodes]
         rounding = max(rows.shape) * torch.finfo(rows.dtype).eps
         inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
@@ -133,12 +133,9 @@ class TOP:
         return Estimate(gradient, float(loss.detach()), (), cost)
 
 
-def _senders(graph: Graph, problem: Problem, nodes: Tensor) -> Tensor:
-    """Return the nodes outside of `nodes` that send one of them a message in some layer, ascending."""
-    found = []
-    for kind in {problem.model.layer(index).operator for index in range(1, problem.num_layers + 1)}:
-        operator = graph.operator(kind)
-        _, entry = row_entries(operator, nodes)
-        found.append(operator.csr.col[entry].long())
-    sources: Tensor = torch.unique(torch.cat(found))
+def _senders(graph: Graph, nodes: Tensor) -> Tensor:
+    """Return the nodes outside of `nodes` that send one of them a message, ascending; all operators have the same."""
+    operator = graph.operator("sum")
+    _, entry = row_entries(operator, nodes)
+    sources: Tensor = torch.unique(operator.csr.col[entry].long())
     return sources[~torch.isin(sources, nodes)]
