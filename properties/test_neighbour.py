@@ -32,7 +32,7 @@ from lmc_verify import (
 from lmc_verify.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_law
-from lmc_verify.estimators.laws import SampledDesign
+from lmc_verify.estimators.laws import Kept, SampledDesign
 from lmc_verify.estimators.neighbour import LaborLaw, NeighbourLaw
 from lmc_verify.testing import graphs, problems, seeds
 
@@ -246,6 +246,32 @@ def test_fewer_sources_where_destinations_share_them() -> None:
     centres = check_claim("labor/fewer-vertices", problem, UniformNodes(6, 2), LABOR(fan_out=2))
     own = {item.quantity: item.value for item in centres.evidence}
     assert own["distinct sources, labor"] < own["distinct sources, neighbour sampling"]
+
+
+def test_more_sources_at_equal_variance_are_refuted() -> None:
+    """Rows 0 and 1 each keep one of the sources 2 and 3, with equal probability, but never the same."""
+
+    class Disjoint(LaborLaw):
+        def enumerate(self, operator, rows):  # type: ignore[no-untyped-def]
+            if rows.tolist() != [0, 1]:
+                yield from super().enumerate(operator, rows)
+                return
+            for entries in ([0, 3], [1, 2]):
+                entry = torch.tensor(entries)
+                yield Kept(operator.csr.row[entry].long(), entry, torch.full((2,), 2.0, dtype=torch.float64)), 0.5
+
+    class Wasteful(LABOR):
+        def laws(self, problem):  # type: ignore[no-untyped-def]
+            return tuple(Disjoint(1) for _ in range(problem.num_layers))
+
+    graph = path_graph(4, edge_index=torch.tensor([[2, 3, 2, 3], [0, 0, 1, 1]]))
+    problem = Problem(graph, SAGE(3, 3, 3, 1, dtype=torch.float64).eval())
+    pair = Clusters(Partition(torch.tensor([0, 0, 1, 1])), 1)
+    assert check_claim("labor/fewer-vertices", problem, pair, LABOR(fan_out=1)).outcome is Outcome.EXACT
+    verdict = check_claim("labor/fewer-vertices", problem, pair, Wasteful(fan_out=1))
+    assert verdict.outcome is Outcome.REFUTED
+    assert verdict.residual == 0
+    assert "1 distinct sources a batch, neighbour sampling 0.75" in verdict.summary
 
 
 def test_a_broken_weight_is_caught() -> None:
