@@ -19,6 +19,11 @@ from scipy.stats import binom
 
 pytest.importorskip("asv")
 
+from asv.benchmarks import Benchmarks
+from asv.config import Config
+from asv.results import Results
+from asv.runner import BenchmarkResult
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -151,7 +156,7 @@ def test_what_failed_or_was_skipped_is_told_apart() -> None:
         "both": "slower",
         "fails now": "failed on head",
         "failed before": "not comparable",
-        "skipped now": "not comparable",
+        "skipped now": "skipped on head",
         "gone": "not comparable",
         "new": "not comparable",
         "short": "incomplete",
@@ -174,6 +179,41 @@ def test_the_level_is_split_over_the_timed_benchmarks() -> None:
     many = tuple(dict.fromkeys("abcdefgh", side["a"]) for side in one)
     states = {row.state for row in tool.compare(*many, rounds=rounds, factor=1.15, alpha=0.01)}
     assert states == {"unchanged"}
+
+
+def test_what_earlier_runs_measured_with_other_parameters_is_left_out() -> None:
+    """asv keeps it in the same file: it would share the level, or have other rounds."""
+    parameters = [str(number) for number in range(32)]
+    benchmark = {"name": "b.time_x", "params": [parameters], "version": "1", "type": "time", "unit": "seconds"}
+    rounds, size = tool.rounds_needed(1, 0.01), tool.SAMPLES_PER_ROUND
+
+    def add(results: Any, chosen: list[int], seconds: float, count: int, *, append: bool) -> None:
+        inside = [number in chosen for number in range(32)]
+        result = BenchmarkResult(
+            result=[seconds if here else NAN for here in inside],
+            samples=[[seconds] * count if here else None for here in inside],
+            number=[1 if here else None for here in inside],
+            errcode=0, stderr="", profile=None,
+        )  # fmt: skip
+        results.add_result(benchmark, result, record_samples=True, append_samples=append, selected_idx=chosen)
+
+    sides = Results.unnamed(), Results.unnamed()
+    for results, seconds in zip(sides, (1.0, 2.0), strict=True):
+        add(results, list(range(32)), 1.0, 17 * size, append=False)
+        for number in range(rounds):
+            add(results, [0], seconds, size, append=number > 0)
+    chosen = Benchmarks(Config(), [benchmark], regex=[r"time_x\(0\)"])
+    before, after = (tool.measurements(results, chosen) for results in sides)
+    assert list(before) == list(after) == ["b.time_x(0)"]
+    (row,) = tool.compare(before, after, rounds=rounds, factor=1.15, alpha=0.01)
+    assert row.state == "slower"
+    everything = Benchmarks(Config(), [benchmark])
+    assert len(tool.measurements(sides[0], everything)) == 32
+    plain = {**benchmark, "name": "b.time_y", "params": []}
+    single = Results.unnamed()
+    result = BenchmarkResult(result=[1.0], samples=[[1.0]], number=[1], errcode=0, stderr="", profile=None)
+    single.add_result(plain, result, record_samples=True)
+    assert list(tool.measurements(single, Benchmarks(Config(), [plain]))) == ["b.time_y"]
 
 
 def test_samples_are_cut_into_their_rounds() -> None:

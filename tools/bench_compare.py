@@ -12,8 +12,8 @@ Peak memory and numbers that follow from fixed seeds (errors, draws, steps) are 
 called worse if their ratio is above the factor. Times that are measured inside one process (units "ratio" and "seconds"
 of `track_*`) are shown and never judged.
 
-Exit codes: 0 nothing is worse; 1 something is worse, or fails on the head only; 2 usage; 5 asv failed, or rounds of a
-benchmark are missing; 6 nothing could be compared.
+Exit codes: 0 nothing is worse; 1 something is worse, or fails on the head only; 2 usage; 5 asv failed, rounds of a
+benchmark are missing, or the head skips what the base has; 6 nothing could be compared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from asv.benchmarks import Benchmarks
 from asv.config import Config
@@ -48,7 +48,16 @@ NEGLIGIBLE = 1e-9
 """Numbers below are rounding errors, whose ratios say nothing."""
 
 State = Literal[
-    "slower", "faster", "worse", "better", "unchanged", "not judged", "failed on head", "incomplete", "not comparable"
+    "slower",
+    "faster",
+    "worse",
+    "better",
+    "unchanged",
+    "not judged",
+    "failed on head",
+    "skipped on head",
+    "incomplete",
+    "not comparable",
 ]
 BAD: tuple[State, ...] = ("slower", "worse", "failed on head")
 
@@ -71,7 +80,7 @@ class Row:
 
 
 def rounds_needed(benchmarks: int, alpha: float) -> int:
-    """Return the rounds at which each interval leaves out the two most extreme ratios on either side.
+    """Return the rounds at which each interval leaves out the most extreme ratio on either side.
 
     With fewer rounds a single disturbed one could hide a change; the fewest at which there is an interval at all are
     about three less.
@@ -133,8 +142,11 @@ class Measured:
     samples: Sequence[float] | None
 
 
-def measurements(results: Results, benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, Measured]:
-    """Return what was measured on one commit, by name with parameters, of the selected benchmarks."""
+def measurements(results: Results, benchmarks: Benchmarks) -> dict[str, Measured]:
+    """Return what was measured on one commit, by name with parameters, of the selected benchmarks.
+
+    asv keeps what earlier runs measured with other parameters beside it; that is of other rounds, and left out.
+    """
     found = {}
     for name, benchmark in benchmarks.items():
         parameters = list(itertools.product(*benchmark["params"]))
@@ -142,7 +154,10 @@ def measurements(results: Results, benchmarks: Mapping[str, Mapping[str, Any]]) 
             continue
         values = results.get_result_value(name, benchmark["params"])
         samples = results.get_result_samples(name, benchmark["params"]) or [None] * len(values)
-        for chosen, value, sample in zip(parameters, values, samples, strict=True):
+        selected = benchmarks.benchmark_selection[name]
+        for index, (chosen, value, sample) in enumerate(zip(parameters, values, samples, strict=True)):
+            if selected is not None and index not in selected:
+                continue
             title = f"{name}({', '.join(chosen)})" if chosen else name
             found[title] = Measured(benchmark["type"], benchmark["unit"], value, sample)
     return found
@@ -186,7 +201,8 @@ def compare(
         assert known is not None
         if before is None or after is None or is_missing(before.value) or is_missing(after.value):
             failed = after is not None and after.value is None and before is not None and not is_missing(before.value)
-            state: State = "failed on head" if failed else "not comparable"
+            lost = after is not None and is_missing(after.value) and before is not None and not is_missing(before.value)
+            state: State = "failed on head" if failed else "skipped on head" if lost else "not comparable"
             rows.append(Row(name, known.unit, _value(before), _value(after), None, None, None, state))
         elif after.kind == "time":
             one, other = in_rounds(before.samples, rounds), in_rounds(after.samples, rounds)
@@ -199,7 +215,7 @@ def compare(
             assert before.value is not None
             assert after.value is not None
             rows.append(single_row(name, known.unit, before.value, after.value, factor=factor, judged=judged))
-    order = (*BAD, "incomplete", "not comparable", "unchanged", "not judged", "faster", "better")
+    order = (*BAD, "incomplete", "skipped on head", "not comparable", "unchanged", "not judged", "faster", "better")
     return sorted(rows, key=lambda row: (order.index(row.state), -(row.ratio or 0.0)))
 
 
@@ -344,6 +360,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     if any(row.state == "incomplete" for row in rows):
         raise Failure(5, "rounds of some benchmarks are missing, see the table: nothing is said about them; run again")
+    lost = [row.name for row in rows if row.state == "skipped on head"]
+    if lost:  # a number that is not finite looks the same
+        raise Failure(5, f"measured on the base and not on the head: {', '.join(lost)}; nothing is said about them")
     if not any(row.ratio is not None for row in rows):
         raise Failure(6, "nothing could be compared: every selected benchmark was skipped or failed on a commit")
     print(f"no regression above a factor of {arguments.factor:g}", file=sys.stderr)
