@@ -162,6 +162,13 @@ def test_no_key_and_bad_probabilities_are_refused() -> None:
             Dropout(p)
 
 
+def test_masks_are_made_anew_on_another_device() -> None:
+    module = keyed(0.5)
+    here = module(torch.ones(4, 3))
+    assert module(torch.ones(4, 3, device="meta")).device.type == "meta"
+    assert torch.equal(module(torch.ones(4, 3)), here)
+
+
 def test_masks_stay_behind_when_the_module_travels() -> None:
     module = keyed(0.5)
     want = module(torch.ones(30, 8))

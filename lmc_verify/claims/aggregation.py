@@ -78,24 +78,24 @@ def check(case: Case) -> Verdict:
     operators = {index: _operator(case, index) for index in layers}
     mean = {index: torch.zeros(operators[index].csr.num_entries, dtype=torch.float64) for index in layers}
     needed = {index: torch.zeros(case.graph.num_nodes, dtype=torch.float64) for index in layers}
-    atoms, most = 0, 1.0
+    atoms = 0
     for batch, probability in case.design.enumerate():
         atoms += 1
         for index, own in enumerate(samples_of(batch), 1):
             needed[index][own.rows.cpu()] += probability
             mean[index].index_add_(0, own.entry.cpu(), probability * own.scale.cpu())
-            most = max(most, float(own.scale.max())) if own.scale.numel() else most
     residuals = []
     for index in layers:
         csr = operators[index].csr
         value, weight = csr.value.cpu().double(), needed[index][csr.row.cpu()]
-        reference = float((value * weight).norm())
+        reference = float((value * weight).norm()) or 1.0
         difference = float((value * (mean[index] - weight)).norm())
         residuals.append(
             Evidence(
                 f"layer {index}",
-                difference / (reference or 1.0),
-                gamma(atoms + 10) * (1 + most),
+                difference / reference,
+                # Both sums are of terms of one sign, so rounding is relative to what they add up to.
+                gamma(atoms + 10) * float((value.abs() * (mean[index].abs() + weight)).norm()) / reference,
                 unit="norm of the layer's operator at the rows that are needed",
                 group="bias of the aggregate",
             )
@@ -135,6 +135,9 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
     estimated = case.estimator.estimated_weights(case.problem)
     if estimated:
         return Expectation(Outcome.REFUTED if holds is Outcome.EXACT else None, estimated)
+    missed = case.estimator.missed(case.problem, case.design)
+    if missed:
+        return Expectation(None, missed)
     return Expectation(
         holds, "every message is weighted by the inverse of its probability, given that its row is needed"
     )

@@ -25,6 +25,7 @@ from lmc_verify.graph import Graph
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.activations import ACTIVATIONS
 from lmc_verify.problem import Problem, gradient_norm
+from lmc_verify.seeds import torch_generator
 
 __all__ = ["LINEAR_CONTROL", "LinearProblem", "linearised"]
 
@@ -69,10 +70,14 @@ def linearised(problem: Problem, exact: ExactPass) -> LinearProblem:
 def _can_be_linear(case: Case) -> tuple[bool | None, str]:
     linear = linearised(case.problem, case.exact)
     graph = case.graph
+    rng = torch_generator(0, "features")
+    other = torch.rand(graph.x.shape, generator=rng, dtype=torch.float64).to(graph.x) - 0.5
     with torch.no_grad():
-        zero, one, two = (linear.model(graph.replaced(x=factor * graph.x)) for factor in (0.0, 1.0, 2.0))
-    size = float(two.abs().max())
-    return float((two - 2 * one + zero).abs().max()) <= 1e-9 * size, "outputs are affine in the features"
+        zero, one, two, both = (
+            linear.model(graph.replaced(x=x)) for x in (torch.zeros_like(graph.x), graph.x, other, graph.x + other)
+        )
+    size = float(one.abs().max()) + float(both.abs().max())
+    return float((both - one - two + zero).abs().max()) <= 1e-9 * size, "outputs are affine in the features"
 
 
 CAN_BE_LINEAR = Assumption(
@@ -133,6 +138,9 @@ def expect(case: Case) -> Expectation:
         return Expectation(None, estimated)
     if case.normaliser != "inclusion" or case.conditioned:
         return Expectation(None, "batch rows are not weighted by the inverse of the law that they are drawn from")
+    missed = case.estimator.missed(case.problem, case.design)
+    if missed:
+        return Expectation(None, missed)
     if not case.estimator.independent_layers and case.problem.num_layers > 1:
         return Expectation(
             None, "one sample serves every layer, and the mean of a product is then not the product of the means"

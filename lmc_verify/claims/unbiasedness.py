@@ -147,7 +147,10 @@ def weights_fail(case: Case) -> list[str]:
     if normaliser == "inclusion":
         return out
     mask = case.graph.train_mask.cpu()
-    batches = [batch.nodes for batch, _ in case.design.enumerate()]
+    drawn = [batch for batch, _ in case.design.enumerate()]
+    if all(batch.sample is not None and batch.sample.weights is not None for batch in drawn):
+        return out  # the estimator's own law gives the weights, whatever the normaliser
+    batches = [batch.nodes for batch in drawn]
     if normaliser == "node-count" and len({nodes.numel() for nodes in batches}) > 1:
         out.append("batches differ in size, so |V| / |V_B| is not the inverse inclusion probability")
     if normaliser == "batch-mean" and len({int(mask[nodes].sum()) for nodes in batches}) > 1:

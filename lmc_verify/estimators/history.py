@@ -168,8 +168,10 @@ class History:
         return found
 
     def to(self, device: torch.device | str) -> History:
-        """Return the histories with their tables on another device."""
-        return self._moved(lambda name, table: table.to(device, copy=True))
+        """Return the histories on another device."""
+        moved = self._moved(lambda name, table: table.to(device, copy=True))
+        moved.vectors = {name: value.to(device) for name, value in moved.vectors.items()}
+        return moved
 
     def pinned(self) -> History:
         """Return the histories with their tables in page-locked host memory, for graphs beyond a GPU's memory.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
@@ -31,6 +31,7 @@ __all__ = [
     "device_generator",
     "draw_categories",
     "layer_sample",
+    "multinomial_probability",
     "reads_target",
     "row_entries",
 ]
@@ -89,6 +90,20 @@ def draw_categories(weights: Tensor, count: int, generator: torch.Generator) -> 
     number = torch.rand(count, generator=generator, dtype=total.dtype, device=total.device) * total[-1]
     # The first index whose cumulated weight is larger: never one of weight zero.
     return torch.searchsorted(total, number, right=True).clamp(max=int(weights.nonzero()[-1]))
+
+
+def multinomial_probability(chances: Sequence[float], times: Sequence[int]) -> float:
+    """Return the probability that independent draws give every category so many times."""
+    left, probability = sum(times), 1.0
+    if left > 1000:  # beyond, binomial coefficients are no finite floats
+        logarithm = math.lgamma(left + 1)
+        for chance, count in zip(chances, times, strict=True):
+            logarithm += count * math.log(chance) - math.lgamma(count + 1) if count else 0.0
+        return math.exp(logarithm)
+    for chance, count in zip(chances, times, strict=True):
+        probability *= math.comb(left, count) * chance**count
+        left -= count
+    return probability
 
 
 def row_entries(operator: Block, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +214,7 @@ class SampledDesign:
             counted = self._count(self.problem.num_layers, rows, known)
             total = math.inf if counted is None else total + counted  # type: ignore[assignment]  # infinite: give up
             if total > COUNTED:
-                return max(COUNTED + 1, sum(self._bound(rows) for rows in batches))
+                return max(COUNTED + 1, len(batches) * self._bound(everything))
         return total
 
     def _count(self, index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]) -> int | None:

@@ -27,7 +27,14 @@ from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate
 from lmc_verify.estimators.history import History, VectorWrite
-from lmc_verify.estimators.laws import Kept, LayerLaw, SampledDesign, draw_categories, row_entries
+from lmc_verify.estimators.laws import (
+    Kept,
+    LayerLaw,
+    SampledDesign,
+    draw_categories,
+    multinomial_probability,
+    row_entries,
+)
 from lmc_verify.estimators.neighbour import as_sizes, by_layer
 from lmc_verify.estimators.sampled import Sampled, evaluate_sampled
 from lmc_verify.graph import Block
@@ -64,12 +71,10 @@ class NodesLaw(LayerLaw):
             return
         chances = [*q[sources].tolist(), *([rest] if rest > 0 else [])]
         for drawn in combinations_with_replacement(range(len(chances)), self.nodes):
-            probability, times = float(math.factorial(self.nodes)), [drawn.count(k) for k in range(len(chances))]
-            for chance, number in zip(chances, times, strict=True):
-                probability *= chance**number / math.factorial(number)
+            times = [drawn.count(k) for k in range(len(chances))]
             count = torch.zeros_like(q)
             count[sources] = torch.tensor(times[: sources.numel()], dtype=torch.float64, device=q.device)
-            yield self._kept(operator, rows, q, count), probability
+            yield self._kept(operator, rows, q, count), multinomial_probability(chances, times)
 
     def count(self, operator: Block, rows: Tensor) -> int:
         """Return the number of multisets."""

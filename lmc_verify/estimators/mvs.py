@@ -19,7 +19,7 @@ from lmc_verify.batches import AnyGenerator, Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate
 from lmc_verify.estimators.history import AUXILIARY, History, HistoryWrite
-from lmc_verify.estimators.laws import SampledDesign
+from lmc_verify.estimators.laws import SampledDesign, multinomial_probability
 from lmc_verify.estimators.neighbour import VRGCN
 from lmc_verify.estimators.sampled import corrected_histories, evaluate_sampled, require_weighted_sums
 from lmc_verify.problem import Problem
@@ -58,10 +58,9 @@ class WeightedNodes:
         """Yield every multiset with its probability."""
         q = self.probabilities.tolist()
         for chosen in combinations_with_replacement(range(len(q)), self.size):
-            orders = math.factorial(self.size)
-            for node in set(chosen):
-                orders //= math.factorial(chosen.count(node))
-            yield self._batch(torch.tensor(chosen)), orders * math.prod(q[node] for node in chosen)
+            own = sorted(set(chosen))
+            probability = multinomial_probability([q[node] for node in own], [chosen.count(node) for node in own])
+            yield self._batch(torch.tensor(chosen)), probability
 
     def inclusion_probabilities(self) -> Tensor:
         """Return ``1 - (1 - q)^s``."""

@@ -40,6 +40,9 @@ __all__ = ["Atoms", "GraphSAINT", "GraphSAINTEdge", "GraphSAINTNode", "GraphSAIN
 WALK_WORK = 50_000_000
 """Walk probabilities are computed where nodes x (nodes + messages) is at most this, and estimated elsewhere."""
 
+WALK_MEMORY = 2**21
+"""Numbers, of float64, that one step of following walks may hold at a time."""
+
 Law = dict[frozenset[int], float]
 
 
@@ -77,7 +80,13 @@ class NodeAtoms(Atoms):
 
     @cached_property
     def _q(self) -> Tensor:
-        csr = self.graph.operator("gcn").csr
+        try:
+            csr = self.graph.operator("gcn").csr
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                "'graphsaint-node' draws nodes by the norms of the GCN operator's columns, which this graph does not "
+                f"have: {error}; or use 'graphsaint-edge' or 'graphsaint-walk'"
+            ) from error
         total = torch.zeros(self.graph.num_nodes, dtype=torch.float64, device=self.graph.device)
         total.index_add_(0, csr.col.long(), csr.value.double().square())
         return total / total.sum()
@@ -211,6 +220,11 @@ class WalkAtoms(Atoms):
 
     def hit_either(self, u: Tensor, v: Tensor) -> Tensor:
         """Return one minus the probability that the walk avoids both, by following it step by step."""
+        size = max(1, WALK_MEMORY // max(self.graph.num_nodes, self.graph.num_edges))
+        parts = [self._hit_either(*part) for part in zip(u.split(size), v.split(size), strict=True)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=u.device)
+
+    def _hit_either(self, u: Tensor, v: Tensor) -> Tensor:
         n, csr = self.graph.num_nodes, self._pattern.csr
         _, degree, _ = self._steps
         outside = torch.ones(n, u.numel(), dtype=torch.float64, device=u.device)
@@ -318,6 +332,16 @@ class Subgraphs:
             # Of a node that was never seen nothing is known but that it is rare.
             return self._counts.sum(dim=0).clamp(min=1).double() / self.presamples
         return _at_least_once(hit, self.times)
+
+    def misses_messages(self, operator: Block) -> bool:
+        """Whether both ends of some message between two nodes of positive probability are never drawn together."""
+        hit = self.atoms.hit()
+        if hit is None or self.times > 1:
+            return False  # unknown, or two atoms can hold them
+        row, col = operator.csr.row, operator.csr.col.long()
+        proper = ((row != col) & (hit[row] > 0) & (hit[col] > 0)).nonzero()[:, 0]
+        u, v = col[proper], row[proper]
+        return bool((hit[u] + hit[v] - self.atoms.hit_either(u, v) <= hit[v] * 1e-12).any())
 
     def scales(self, operator: Block) -> Tensor:
         """Return the weight of every message if both ends are in the subgraph, float64 [entries]."""
@@ -428,6 +452,17 @@ class GraphSAINT(Sampled, ABC):
         """Return where the constants come from, if they are estimated."""
         unknown = self.constants == "estimated" or self.atoms(problem.graph).hit() is None
         return "normalisation constants are estimated from drawn subgraphs" if unknown else ""
+
+    def missed(self, problem: Problem, design: BatchDesign) -> str:
+        """Return that some labelled nodes, or some messages of nodes that are drawn, are in no subgraph."""
+        assert isinstance(design, Subgraphs)
+        inclusion = design.inclusion_probabilities()
+        if bool((inclusion[problem.graph.train_mask.cpu()] == 0).any()):
+            return "some labelled nodes are in no subgraph"
+        kinds = {problem.model.layer(index).operator for index in range(1, problem.num_layers + 1)}
+        if any(design.misses_messages(problem.graph.operator(kind)) for kind in kinds):
+            return "some messages' ends are never in a subgraph together"
+        return ""
 
     def largest_scales(self, problem: Problem, design: BatchDesign) -> tuple[Tensor, ...]:
         """Return every message's weight."""

@@ -94,6 +94,10 @@ class Sampled(ABC):
         """Return why the messages' weights are estimates of inverse probabilities; empty where they are exact."""
         return ""
 
+    def missed(self, problem: Problem, design: BatchDesign) -> str:
+        """Return what no batch of a law of `sampling` ever holds, though it should; empty where there is nothing."""
+        return ""
+
     def baseline(self) -> Sampled | None:
         """Return the sampler that this one is meant to improve on, with the same budget; None if there is none."""
         return None
@@ -115,7 +119,8 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
     """Whether a layer's rows are affine in the operator's values, so that unbiased values give unbiased rows.
 
     True for weighted sums, false for attention, maxima, and layers that ignore weights or activate the aggregate.
-    Decided by evaluating the layer on one block of 16 rows and 8 columns at three multiples of its values.
+    Decided by evaluating the layer on one block of 16 rows and 8 columns, at values v, w, v + w and 0: maxima of
+    multiples are multiples of maxima, but maxima of sums are not sums of maxima.
     """
     parameter = next(layer.parameters(), torch.zeros(0, dtype=torch.float64))
     rng = torch.Generator().manual_seed(0)
@@ -127,19 +132,20 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
     source, other, target, x0 = (drawn(n, w) for n, w in ((columns, width),) * 2 + ((rows, width), (rows, x0_width)))
     row = torch.arange(rows).repeat_interleave(columns).to(parameter.device)
     column = torch.arange(columns).repeat(rows).to(parameter.device)
-    value = drawn(rows * columns).abs() + 0.1
+    values = [drawn(rows * columns).abs() + 0.1 for _ in range(2)]
     degree = torch.full((rows,), columns, device=parameter.device)
 
-    def rows_at(factor: float, source: Tensor = source) -> Tensor:
-        out: Tensor = layer(source, target, x0, Block(CSR.from_coo(row, column, factor * value, rows, columns), degree))
+    def rows_at(value: Tensor, source: Tensor = source) -> Tensor:
+        out: Tensor = layer(source, target, x0, Block(CSR.from_coo(row, column, value, rows, columns), degree))
         return out
 
     with torch.no_grad():
-        zero, one, two, moved = rows_at(0.0), rows_at(1.0), rows_at(2.0), rows_at(1.0, other)
-    size = float(one.abs().max()) + float(two.abs().max())
+        one, other_one, both = rows_at(values[0]), rows_at(values[1]), rows_at(values[0] + values[1])
+        zero, moved = rows_at(torch.zeros_like(values[0])), rows_at(values[0], other)
+    size = float(one.abs().max()) + float(both.abs().max())
     unit = 1e4 * float(torch.finfo(parameter.dtype).eps)
-    affine = float(((two - one) - (one - zero)).abs().max()) <= unit * size
-    reads_sources, reads_values = (float((value - one).abs().max()) > unit * size for value in (moved, zero))
+    affine = float((both - one - other_one + zero).abs().max()) <= unit * size
+    reads_sources, reads_values = (float((rows - one).abs().max()) > unit * size for rows in (moved, zero))
     return affine and (reads_values or not reads_sources)
 
 
@@ -220,10 +226,10 @@ def _check_sample(problem: Problem, batch: Batch) -> Sample:
         sample.layers[-1].rows, batch.nodes.to(problem.graph.device)
     )
     if not fits:
+        rows = sample.layers[-1].rows.numel() if sample.layers else 0
         raise InvalidInputError(
-            f"the batch's sample is of {len(sample.layers)} layers and {sample.layers[-1].rows.numel()} rows, the "
-            f"problem "
-            f"has {problem.num_layers} layers and the batch {batch.size} nodes; draw the batch from "
+            f"the batch's sample is of {len(sample.layers)} layers and {rows} rows, the problem has "
+            f"{problem.num_layers} layers and the batch {batch.size} nodes; draw the batch from "
             "estimator.sampling(problem, state, design) of this problem"
         )
     return sample
@@ -236,8 +242,7 @@ def _check_histories(problem: Problem, state: History) -> None:
             what = "none" if found is None else f"{found.dtype} {tuple(found.shape)}"
             raise InvalidInputError(
                 f"the state has no {problem.graph.dtype} history {table} for layer {layer} (found: {what}); make it "
-                f"with "
-                "this estimator's init(problem)"
+                "with this estimator's init(problem)"
             )
 
 

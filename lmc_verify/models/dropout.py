@@ -58,7 +58,8 @@ class Dropout(nn.Dropout):
             )
         width, end = rows.shape[1], self.first_row + rows.shape[0]
         kept = self._kept
-        if kept is None or kept[0] != self.key or kept[1].shape[1] != width or kept[1].shape[0] < end:
+        fits = kept is not None and kept[0] == self.key and kept[1].device == rows.device
+        if kept is None or not fits or kept[1].shape[1] != width or kept[1].shape[0] < end:
             kept = self._kept = (self.key, self._table(self.key, end, width).to(rows.device))
         return kept[1][self.first_row : end]
 

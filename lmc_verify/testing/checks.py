@@ -21,7 +21,15 @@ from lmc_verify.case import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.datasets import load_graph
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, batch_law
+from lmc_verify.estimators import (
+    Estimate,
+    Estimator,
+    History,
+    HistoryWrite,
+    Sampling,
+    VectorWrite,
+    batch_law,
+)
 from lmc_verify.graph import Graph
 from lmc_verify.models import GCN, SAGE, LayeredModel, key_dropout
 from lmc_verify.partition import Partition, make_partition
@@ -149,8 +157,12 @@ def _same_bits(left: Estimate, right: Estimate) -> str:
         return "the number of writes"
     for one, other in zip(left.writes, right.writes, strict=True):
         if isinstance(one, HistoryWrite) and isinstance(other, HistoryWrite):
-            if (one.kind, one.layer) != (other.kind, other.layer) or not torch.equal(one.values, other.values):
+            same = torch.equal(one.nodes, other.nodes) and torch.equal(one.values, other.values)
+            if (one.kind, one.layer) != (other.kind, other.layer) or not same:
                 return f"the rows written for {one.kind} {one.layer}"
+        elif isinstance(one, VectorWrite) and isinstance(other, VectorWrite):
+            if one.name != other.name or not torch.equal(one.values, other.values):
+                return f"the vector {one.name}"
         elif type(one) is not type(other):
             return "the kinds of writes"
     return ""
@@ -353,6 +365,9 @@ def writes_are_applied(subject: Subject) -> None:
     after.apply(estimate.writes)
     rows: dict[tuple[str, int], Tensor] = {}
     for write in estimate.writes:
+        if isinstance(write, VectorWrite):
+            _require(not write.values.requires_grad, f"the vector {write.name} requires a gradient")
+            continue
         if not isinstance(write, HistoryWrite):
             return  # a refresh replaces everything
         rows[write.kind, write.layer] = torch.cat([rows.get((write.kind, write.layer), write.nodes[:0]), write.nodes])
@@ -384,7 +399,7 @@ def works_on_a_second_device(subject: Subject) -> None:
     problem, state, batch = subject.prepared()
     want = subject.estimator.estimate(problem, state, batch).gradient
     there = problem.to("cuda")
-    got = subject.estimator.estimate(there, subject.state(there), batch).gradient
+    got = subject.estimator.estimate(there, state.to("cuda"), batch).gradient
     _require(
         all(value.device.type == "cuda" for value in got.values()), "on a CUDA device it gives gradients elsewhere"
     )
