@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -44,6 +44,9 @@ from lmc_verify.settings import (
     TrainingSettings,
     known_histories,
 )
+
+if TYPE_CHECKING:
+    from lmc_verify.training import RunSettings
 
 __all__ = [
     "Case",
@@ -259,8 +262,8 @@ class Case:
         return out | (case_plugins(self.settings) if self.settings is not None else {})
 
 
-def case_plugins(settings: CaseSettings) -> dict[str, str]:
-    """Return the fingerprints of the plug-ins that a case is built from, by kind and name.
+def case_plugins(settings: CaseSettings | RunSettings) -> dict[str, str]:
+    """Return the fingerprints of the plug-ins that a case or a training run is built from, by kind and name.
 
     Raises:
         PluginError: one of them cannot be used.

@@ -250,7 +250,7 @@ def run_suite(
         raise
     finally:
         records.finish_run(run_id, status)
-    found = tuple((header, tuple(raced[header.key])) for header in headers)
+    found = tuple((header, tuple(sorted(raced[header.key], key=lambda run: run.entry.position))) for header in headers)
     return RunResult(run_id, tuple(trials), tuple(not_run), reused, suite.alpha_total, tuple(searched), found)
 
 

@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmc_verify.case import build_estimator, check_dataset
+from lmc_verify.case import build_estimator, case_plugins, check_dataset
 from lmc_verify.encoding import plain, toml_value, untagged
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import MODELS
@@ -135,13 +135,14 @@ class PlannedRun:
     def key(self) -> str:
         """Identity for resuming: everything that the run depends on, and the versions of the code and of torch.
 
-        Runs of different races with one identity are the same run. Names, titles and the target are no part of it, nor
-        is the design of full-batch training, which looks at no batch.
+        Versions of plug-ins are among them. Runs of different races with one identity are the same run. Names, titles
+        and the target are no part of it, nor is the design of full-batch training, which looks at no batch, but for
+        the clusters that nodes are arranged by.
         """
         values = self.settings.model_dump(mode="json")
         if self.contestant.estimator.name == FULL_BATCH:
-            del values["design"]
-        return _digest("run", values)
+            values["design"] = {key: values["design"].get(key) for key in ("partition", "parts")}
+        return _digest("run", {**values, "plugins": case_plugins(self.settings)})
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from lmc_verify.case import Workspace
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.races import PlannedRace, PlannedRun, RaceHeader, RaceRun
 from lmc_verify.records import Records
-from lmc_verify.training import RaceProgress, build_trainer, contestants_of, run_contestant, warm_up
+from lmc_verify.training import RaceProgress, build_trainer, contestants_of, require_split, run_contestant, warm_up
 
 __all__ = ["check_races", "make_runs"]
 
@@ -82,12 +82,13 @@ def check_races(races: Sequence[PlannedRace], data_root: Path | None, download: 
         for race in group:
             settings = race.settings
             try:
-                workspace.graph(settings.dataset, settings.data_seed, getattr(torch, settings.dtype))
+                graph = workspace.graph(settings.dataset, settings.data_seed, getattr(torch, settings.dtype))
             except LmcVerifyError as error:
                 if not race.optional:
                     raise
                 headers[race.key] = replace(race.header, reason=str(error))
                 continue
+            require_split(settings, graph)
             for contestant in contestants_of(settings):
                 build_trainer(settings.run_of(contestant, settings.seeds[0]), workspace)
             headers[race.key] = race.header
@@ -109,37 +110,36 @@ def make_runs(
     jobs: int,
     watch: Watch | None = None,
 ) -> Iterator[tuple[PlannedRun, RaceRun, bool]]:
-    """Yield every run with what is to be recorded of it, and whether it was taken from an earlier one, in order.
+    """Yield every run with what is to be recorded of it, and whether it was taken from an earlier one.
 
-    A run that several races have in common is made once: the others take it over. So they do from earlier runs of the
-    suite, with `resume`.
+    Earlier ones come first, then each as it ends, so that none waits for another to be recorded; `RaceEntry.position`
+    is its place in the race. A run that several races have in common is made once: the others take it over. So they
+    do from earlier runs of the suite, with `resume`.
     """
-    known: dict[str, RaceRun | None] = {}
-    for planned in plan:
-        if planned.key not in known:
-            known[planned.key] = records.find_race_run(planned.key) if resume else None
-    earlier = {key for key, found in known.items() if found is not None}
-    missing = {planned.key: planned for planned in reversed(plan) if known[planned.key] is None}
-    remaining = [planned for planned in plan if missing.get(planned.key) is planned]
-    made = _make_all(remaining, data_root, download, jobs, watch)
     position: dict[str, int] = {}
+    waiting: dict[str, list[tuple[PlannedRun, int]]] = {}
     for planned in plan:
-        found = known[planned.key]
-        if found is None:
-            found = known[planned.key] = next(made)
         number = position[planned.race.key] = position.get(planned.race.key, -1) + 1
-        entry = replace(found.entry, label=planned.contestant.label, position=number)
-        yield (
-            planned,
-            replace(found, race=planned.race.key, entry=entry, command=planned.command),
-            planned.key in earlier,
-        )
+        waiting.setdefault(planned.key, []).append((planned, number))
+
+    def taken_by_all(found: RaceRun, *, earlier: bool) -> Iterator[tuple[PlannedRun, RaceRun, bool]]:
+        for planned, number in waiting.pop(found.key):
+            entry = replace(found.entry, label=planned.contestant.label, position=number)
+            yield planned, replace(found, race=planned.race.key, entry=entry, command=planned.command), earlier
+
+    for key in list(waiting) if resume else ():
+        known = records.find_race_run(key)
+        if known is not None:
+            yield from taken_by_all(known, earlier=True)
+    remaining = [runs[0][0] for runs in waiting.values()]
+    for made in _make_all(remaining, data_root, download, jobs, watch):
+        yield from taken_by_all(made, earlier=False)
 
 
 def _make_all(
     plan: Sequence[PlannedRun], data_root: Path | None, download: bool, jobs: int, watch: Watch | None
 ) -> Iterator[RaceRun]:
-    if jobs == 1 or len(plan) < 2:
+    if jobs == 1 or not plan:  # one that is left takes a process too: it has as many threads as those before
         worker = _Worker(data_root, download)
         for planned in plan:
             yield worker.make(planned, watch)
@@ -149,5 +149,5 @@ def _make_all(
     with warnings.catch_warnings():
         # joblib replaces a process that has grown, as it does with a larger data set.
         warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
-        items = [(planned, data_root, download) for planned in plan]
-        yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(_make_elsewhere)(*item) for item in items)
+        calls = [delayed(_make_elsewhere)(planned, data_root, download) for planned in plan]
+        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)

@@ -2,7 +2,8 @@
 
 A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
-process loses at most the trial under way. So it is with searches for counterexamples, and with every run of a race.
+process loses at most the trials under way, and with several jobs those that wait for an earlier one to end. So it is
+with searches for counterexamples. A run of a race waits for no other.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a case come back as lists.
 """
@@ -172,7 +173,7 @@ class Records(RecordStore):
         return self._search(found[0]) if found else None
 
     def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
-        """Return the races of a run, each with its runs, in the order in which they were added."""
+        """Return the races of a run, in the order in which they were added, each with its runs in the race's order."""
         self.run(run_id)
         if not self._has("races"):
             return []
@@ -181,7 +182,9 @@ class Records(RecordStore):
         for race, text in self._rows("SELECT race, document FROM race_runs WHERE run_id = ? ORDER BY id", (run_id,)):
             runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "run of a race", text))
         known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
-        return [(header, tuple(runs.get(header.key, ()))) for header in known]
+        return [
+            (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
+        ]
 
     def find_race_run(self, key: str) -> RaceRun | None:
         """Return the newest run with this key that did not crash, of any race; None if there is none."""

@@ -211,8 +211,9 @@ def print_race(record: RaceRecord, console: Console) -> None:
         "medians over seeds, with intervals that miss the median with probability "
         f"at most {settings.alpha:g} whatever the law",
     ]
-    if any(item.medians["best"].miss == 1 for item in record.standings):
-        lines.append(f"{len(settings.seeds)} seeds are too few for an interval at this level")
+    few = [item.medians["best"].runs for item in record.standings if item.medians["best"].miss == 1]
+    if few:  # runs that crashed have no accuracy
+        lines.append(f"{min(few)} {'run is' if min(few) == 1 else 'runs are'} too few for an interval at this level")
     lines += [f"  {entry.label}, seed {entry.seed}: {entry.reason}" for entry in record.entries if entry.reason]
     if record.missing:
         lines.append(f"{record.missing} runs were not made; go on with --resume")

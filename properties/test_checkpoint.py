@@ -72,7 +72,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def made(model: str = "gcn", method: Any = None, design: str = "epoch", dropout: float = 0.0, **more: Any) -> Trainer:
     graph = load_graph("karate").double()
-    built = EVERY_MODEL[model](34, 4, graph.num_outputs, 2, seed=1, dropout=dropout, dtype=torch.float64)
+    activation = more.pop("activation", "relu")
+    built = EVERY_MODEL[model](
+        34, 4, graph.num_outputs, 2, seed=1, activation=activation, dropout=dropout, dtype=torch.float64
+    )
     values = {"steps": 9, "unit": "step", "evaluate_every": 4, "learning_rate": 0.05, **more}
     seed = values.pop("seed", 3)
     return Trainer(
@@ -289,6 +292,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ({"design": "clusters"}, "design"),
         ({"model": "sage"}, "model_name is 'gcn', this run's is 'sage'"),
         ({"dropout": 0.5}, "dropout is 0.0, this run's is 0.5"),
+        ({"activation": "tanh"}, "modules"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, other: dict[str, Any], what: str) -> None:

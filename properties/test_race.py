@@ -260,9 +260,10 @@ def test_runs_that_were_made_are_taken_over() -> None:
     assert timeless == [(item.label, item.seed, item.trace.without_times()) for item in whole.entries if item.trace]
     with pytest.raises(InvalidInputError, match=r"other settings \(seeds\)"):
         run_race(small(seeds=[0]), previous=kept[2])
-    foreign = replace(kept[2], provenance={"code": "another"})
-    with pytest.raises(InvalidInputError, match="made by code another"):
-        run_race(settings, previous=foreign)
+    for name, what in (("code", "by code"), ("plugins", "by plug-ins"), ("graph", "on the graph")):
+        foreign = replace(kept[2], provenance={**kept[2].provenance, name: "another"})
+        with pytest.raises(InvalidInputError, match=f"made {what} another, this is"):
+            run_race(settings, previous=foreign)
 
 
 def test_a_race_that_is_stopped_keeps_whole_runs_only() -> None:
@@ -438,7 +439,7 @@ def test_race_prints_standings_and_keeps_its_record(lmc: Callable[..., Result]) 
     done = lmc(*RACE)
     assert done.code == 0
     assert "Race on karate: target validation accuracy" in done.out
-    assert "2 seeds are too few for an interval" in done.out
+    assert "2 runs are too few for an interval" in done.out
     assert done.err.count("finished, loss") == 6
     record = RaceRecord.from_dict(json.loads(Path("o/race.json").read_text()))
     assert record.missing == 0

@@ -27,7 +27,7 @@ from lmc_verify.report import (
 )
 from lmc_verify.report.dotplot import DotRow, dot_plot
 from lmc_verify.report.lineplot import line_plot
-from lmc_verify.report.racecurves import colour_of
+from lmc_verify.report.racecurves import _median_points, colour_of
 from lmc_verify.training import Trace
 
 FIGURES = 'figure = ["convergence", "time-to-accuracy", "gradient-errors"]\ntitle = "a race"\nalpha = 0.25'
@@ -71,6 +71,40 @@ def table(report: Report, title: str) -> dict[str, tuple[str, ...]]:
 
 
 # --- what is told ---
+
+
+def test_a_contestant_without_a_run_yet_is_not_said_to_be_late(tmp_path: Path) -> None:
+    race, runs = raced(a_race(FIGURES), rising)
+    made = [run for run in runs if run.entry.label != "gas"]
+    rows = table(report_of(tmp_path, (race, made)), "To ")
+    assert rows["gas"][:2] == ("0 of 0", "–")
+
+
+def test_curves_go_forward_in_time_where_a_run_ends_early() -> None:
+    """Two runs, of which the slow one ends early: later medians are of the fast one, which was ahead of them."""
+
+    def traces(planned: PlannedRun) -> Trace:
+        fast = a_trace([0.1, 0.2, 0.3, 0.4, 0.5], pace=1.0)
+        return fast if planned.seed == 0 else replace(a_trace([0.1, 0.2, 0.3], pace=10.0), status="diverged")
+
+    _, runs = raced(a_race(FIGURES + "\nseeds = 2"), traces)
+    points = _median_points([run.entry for run in runs if run.entry.label == "lmc"], _at_times)
+    times = [point[0] for point in points]
+    assert times == sorted(set(times))
+    assert len(times) >= 3
+
+
+def _at_times(trace: Trace) -> list[tuple[float, float, float | None]]:
+    return [(item.step, item.seconds, item.validation) for item in trace.evaluations]
+
+
+def test_crashed_runs_are_left_out_of_whole_runs_and_said_to_be(tmp_path: Path) -> None:
+    def traces(planned: PlannedRun) -> Trace | None:
+        return None if planned.contestant.label == "lmc" and planned.seed else rising(planned)
+
+    report = report_of(tmp_path, raced(a_race(FIGURES), traces))
+    assert "of whole runs, over those that did not crash" in render_markdown(report)
+    assert "those that did not crash" not in render_markdown(report_of(tmp_path, raced(a_race(FIGURES), rising)))
 
 
 def test_medians_targets_and_never_are_those_of_the_runs(tmp_path: Path) -> None:

@@ -269,9 +269,20 @@ def test_everything_that_a_run_depends_on_is_part_of_its_identity(line: str) -> 
 
 
 def test_the_design_is_part_of_the_identity_of_runs_that_look_at_batches() -> None:
-    plain, changed = keys(a_race("design = { parts = 4 }")), keys(a_race("design = { parts = 5 }"))
+    """Full-batch training looks at no batch, but its nodes are arranged by the clusters."""
+    plain = keys(a_race("design = { parts = 4, per_batch = 1 }"))
+    larger, finer = (
+        keys(a_race(f"design = {{ {settings} }}")) for settings in ("parts = 4, per_batch = 2", "parts = 5")
+    )
     for (label, seed), key in plain.items():
-        assert (changed[label, seed] == key) == (label == "full-batch")
+        assert (larger[label, seed] == key) == (label == "full-batch")
+        assert finer[label, seed] != key
+
+
+def test_plug_ins_are_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = keys(a_race())
+    monkeypatch.setattr("lmc_verify.races.case_plugins", lambda settings: {f"estimator {settings.estimator.name}": "2"})
+    assert not set(plain.values()) & set(keys(a_race()).values())
 
 
 def test_the_code_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +408,29 @@ def counted(monkeypatch: pytest.MonkeyPatch, crash: str = "") -> list[tuple[str,
     monkeypatch.setattr(racing, "run_contestant", fake)
     monkeypatch.setattr(racing, "warm_up", lambda *args: None)
     return made
+
+
+def test_no_run_waits_for_another_to_be_recorded(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they end, and in the race's order when they are read."""
+    counted(monkeypatch)
+    straight = racing._make_all
+    monkeypatch.setattr(racing, "_make_all", lambda plan, *rest: reversed(list(straight(plan, *rest))))
+    heard: list[str] = []
+    suite = suite_of(TINY)
+    result = run_suite(suite, records, Workspace(), listen=lambda planned, found, reason: heard.append(planned.label))
+    (race,) = suite.races()
+    assert heard == [run.label for run in reversed(race.runs)]
+    ((_, stored),) = records.races(result.run_id)
+    wanted = [(run.contestant.label, run.seed, number) for number, run in enumerate(race.runs)]
+    for runs in (stored, result.race_runs):
+        assert [(item.entry.label, item.entry.seed, item.entry.position) for item in runs] == wanted
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_race_without_nodes_to_judge_by_is_refused(records: Records, jobs: int) -> None:
+    table = TINY.replace('"karate"', '{ name = "ring", num_nodes = 3 }')
+    with pytest.raises(InvalidInputError, match="has no validation nodes, so no run has an accuracy to race by"):
+        run_suite(suite_of(table), records, Workspace(), jobs=jobs)
 
 
 def test_a_resumed_run_makes_only_what_is_missing(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,13 +208,12 @@ class SampledDesign:
         everything = torch.arange(graph.num_nodes, device=graph.device)
         if self.base.support_size > COUNTED:
             return self.base.support_size * self._bound(everything)
-        batches = [batch.nodes.to(graph.device) for batch, _ in self.base.enumerate()]
         total, known = 0, dict[tuple[int, tuple[int, ...]], int]()
-        for rows in batches:
-            counted = self._count(self.problem.num_layers, rows, known)
+        for batch, _ in self.base.enumerate():
+            counted = self._count(self.problem.num_layers, batch.nodes.to(graph.device), known)
             total = math.inf if counted is None else total + counted  # type: ignore[assignment]  # infinite: give up
             if total > COUNTED:
-                return max(COUNTED + 1, len(batches) * self._bound(everything))
+                return max(COUNTED + 1, self.base.support_size * self._bound(everything))
         return total
 
     def _count(self, index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]) -> int | None:

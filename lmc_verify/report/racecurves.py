@@ -261,7 +261,11 @@ def _median_points(runs: Sequence[RaceEntry], values: _Values) -> list[tuple[flo
             ys = [y for _, y in column]
             points.append((statistics.median(x for x, _ in column), _median(ys), min(ys), max(ys)))
     # Medians of times over different sets of runs may step back where a run ends early.
-    return [point for number, point in enumerate(points) if number == 0 or point[0] > points[number - 1][0]]
+    forward: list[tuple[float, float, float, float]] = []
+    for point in points:
+        if not forward or point[0] > forward[-1][0]:
+            forward.append(point)
+    return forward
 
 
 def _median(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -182,12 +183,16 @@ def _level(record: RaceRecord) -> str:
     runs = text.count(max((item.runs for item in record.standings), default=0), "seed")
     if not misses:
         return f"Medians over {runs}; too few for an interval."
-    return f"Medians over {runs} with [intervals], each of which misses its median with probability {max(misses):.2g}."
+    crashed = any(entry.status == "failed" for entry in record.entries)
+    return (
+        f"Medians over {runs} with [intervals], each of which misses its median with probability {max(misses):.2g}"
+        + ("; of whole runs, over those that did not crash." if crashed else ".")
+    )
 
 
 def _middle(values: Sequence[float]) -> str:
-    kept = sorted(value for value in values if not math.isnan(value))
-    return text.number(kept[len(kept) // 2]) if kept else "NaN"
+    kept = [value for value in values if not math.isnan(value)]
+    return text.number(statistics.median(kept)) if kept else "NaN"
 
 
 def _points(value: float) -> str:
@@ -201,7 +206,7 @@ def _whole(value: float) -> str:
 def _arrival(item: Standing, quantity: str, words: Callable[[float], str]) -> str:
     median = item.medians.get(quantity)
     if median is None or median.value is None:
-        return text.ABSENT if item.arrived else NEVER
+        return text.ABSENT if item.arrived or not item.runs else NEVER
     return NEVER if math.isinf(median.value) else _value(median, words)
 
 

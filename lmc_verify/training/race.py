@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lmc_verify.batches import Clusters, EpochClusters, FusedClusters
-from lmc_verify.case import Workspace, build_design, build_estimator, check_dataset
+from lmc_verify.case import Workspace, build_design, build_estimator, case_plugins, check_dataset
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graph import Graph
 from lmc_verify.provenance import code_fingerprint, environment
@@ -32,6 +32,7 @@ __all__ = [
     "contestants_of",
     "race_record",
     "race_runs",
+    "require_split",
     "run_contestant",
     "run_race",
     "warm_up",
@@ -124,26 +125,23 @@ def run_race(
     """
     workspace = workspace or Workspace()
     graph = _graph(settings, workspace)
-    mask = graph.val_mask if settings.target.split == "validation" else graph.test_mask
-    if mask is None or not bool(mask.any()):
-        raise InvalidInputError(
-            f"data set {settings.dataset.name!r} has no {settings.target.split} nodes, so no run has an accuracy to "
-            "race by; set target.split, or choose another data set"
-        )
+    require_split(settings, graph)
     runs = list(race_runs(settings))
     entries: dict[tuple[str, int], RaceEntry] = {}
-    if previous is not None:
-        _check_previous(settings, previous)
-        entries = {(item.label, item.seed): item for item in previous.entries}
-    for contestant in contestants_of(settings):
-        warm_up(settings.run_of(contestant, settings.seeds[0]), workspace)
+    plugins = {name: version for item in contestants_of(settings) for name, version in _plugins(settings, item).items()}
     provenance = {
         "graph": graph.fingerprint,
         "nodes": graph.num_nodes,
         "edges": graph.num_edges,
         "code": code_fingerprint(),
         "device": str(graph.device),
+        "plugins": plugins,
     }
+    if previous is not None:
+        _check_previous(settings, previous, provenance)
+        entries = {(item.label, item.seed): item for item in previous.entries}
+    for contestant in contestants_of(settings):
+        warm_up(settings.run_of(contestant, settings.seeds[0]), workspace)
     record = race_record(settings, entries.values(), provenance)
     for contestant, seed in runs:
         key = (contestant.label, seed)
@@ -159,6 +157,20 @@ def run_race(
         if keep is not None:
             keep(record)
     return record
+
+
+def require_split(settings: RaceSettings, graph: Graph) -> None:
+    """Raise InvalidInputError if the graph has no nodes to judge the target's accuracy by."""
+    mask = graph.val_mask if settings.target.split == "validation" else graph.test_mask
+    if mask is None or not bool(mask.any()):
+        raise InvalidInputError(
+            f"data set {settings.dataset.name!r} has no {settings.target.split} nodes, so no run has an accuracy to "
+            "race by; set target.split, or choose another data set"
+        )
+
+
+def _plugins(settings: RaceSettings, contestant: ContestantSettings) -> dict[str, str]:
+    return case_plugins(settings.run_of(contestant, settings.seeds[0]))
 
 
 def contestants_of(settings: RaceSettings) -> tuple[ContestantSettings, ...]:
@@ -233,7 +245,7 @@ def race_record(
     return RaceRecord(settings, target, judged, standings_of(settings, judged, target), environment(), provenance or {})
 
 
-def _check_previous(settings: RaceSettings, previous: RaceRecord) -> None:
+def _check_previous(settings: RaceSettings, previous: RaceRecord, provenance: Mapping[str, Any]) -> None:
     if previous.settings != settings:
         ours, theirs = settings.model_dump(mode="json"), previous.settings.model_dump(mode="json")
         names = [name for name in ours if ours[name] != theirs.get(name)]
@@ -241,9 +253,10 @@ def _check_previous(settings: RaceSettings, previous: RaceRecord) -> None:
             f"the earlier record is of a race with other settings ({', '.join(names)}); "
             "race anew in another folder, or give the same settings"
         )
-    code = previous.provenance.get("code")
-    if code != code_fingerprint():
-        raise InvalidInputError(
-            f"the earlier record was made by code {code}, this is {code_fingerprint()}: their times are not of one "
-            "race; race anew in another folder"
-        )
+    for what, name in (("by code", "code"), ("by plug-ins", "plugins"), ("on the graph", "graph")):
+        then, now = previous.provenance.get(name), provenance[name]
+        if then != now:
+            raise InvalidInputError(
+                f"the earlier record was made {what} {then}, this is {now}: their runs are not of one race; race anew "
+                "in another folder"
+            )

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
@@ -405,6 +406,7 @@ class Trainer:
             "parameters": {name: list(value.shape) for name, value in model.named_parameters()},
             "trained": list(self.problem.parameter_names),
             "dropout": max(rates, default=0.0),
+            "modules": blake2b(repr(model).encode(), digest_size=8).hexdigest(),  # activations, norms and their options
             "loss": self.problem.loss,
             "estimator": described(self.estimator),
             "design": described(self.design),
