@@ -48,7 +48,7 @@ from lmc_verify import (
     UnknownNameError,
     load_graph,
 )
-from lmc_verify.estimators import LMCBackwardOnly, LMCForwardOnly
+from lmc_verify.estimators import LMCBackwardOnly, LMCForwardOnly, NeighbourSampling
 from lmc_verify.seeds import generator
 from lmc_verify.testing import problems
 from lmc_verify.training import trainer as trainer_module
@@ -517,6 +517,10 @@ def test_problems_that_do_not_fit_are_refused() -> None:
         (lambda: trained(BackwardSGD(), problem=karate(dropout=0.5)), r"holds exact values.*set dropout to 0"),
         (lambda: trained(GAS(), problem=Problem(bare.graph, dropped)), r"layers\.0\.conv\.conv would draw from torch"),
         (lambda: trained(GAS(), UniformNodes(33, 3)), r"covers 33 nodes, the graph has 34"),
+        (
+            lambda: trained(NeighbourSampling(2), EpochClusters(Partition(torch.arange(34) // 9), 1, seen=(0,))),
+            r"has seen clusters \[0\], but 'neighbour-sampling' samples .* leave design\.seen out",
+        ),
         (lambda: trained(GAS(), optimiser="muon"), r"optimiser 'muon' cannot be built"),
         (lambda: trained(GAS(), optimiser_options={"betas": 3}), r"optimiser 'adam' cannot be built"),
         (

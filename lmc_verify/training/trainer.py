@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lmc_verify.batches import BatchDesign
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, Held, batch_law, with_beta
+from lmc_verify.estimators import Estimator, Held, Sampling, batch_law, with_beta
 from lmc_verify.models import Dropout, active_dropout, key_dropout
 from lmc_verify.partition import Partition
 from lmc_verify.problem import Problem, evaluating
@@ -108,6 +108,11 @@ class Trainer:
             raise InvalidInputError(
                 f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
                 "build the design from this graph"
+            )
+        if isinstance(estimator, Sampling) and getattr(design, "seen", ()):
+            raise InvalidInputError(
+                f"the design has seen clusters {list(getattr(design, 'seen', ()))}, but {estimator.name!r} samples and "
+                "draws batches independently: it would never meet them again; leave design.seen out"
             )
         per_epoch = steps_per_epoch(design)
         planned = settings.steps or (settings.epochs or 1) * per_epoch
