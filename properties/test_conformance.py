@@ -31,7 +31,7 @@ from lmc_verify import (
 )
 from lmc_verify.cli import app
 from lmc_verify.estimators import ESTIMATORS, HistoryWrite, NeighbourSampling, Sampling, Shadow, make_estimator
-from lmc_verify.models import key_dropout
+from lmc_verify.models import Dropout, key_dropout
 from lmc_verify.problem import evaluating
 from lmc_verify.testing import (
     Census,
@@ -323,12 +323,13 @@ class NeverDrops(Wrapped):
 
 
 class DropsGlobally(Wrapped):
-    """Gives dropout another key from the global generator, which it puts back."""
+    """Adds a number from the global generator, which it puts back, to the key."""
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
-        if problem.model.training:
+        keys = [part.key for part in problem.model.modules() if isinstance(part, Dropout)]
+        if problem.model.training and keys and keys[0] is not None:
             with torch.random.fork_rng(devices=[]):
-                key_dropout(problem.model, int(torch.randint(1000, ())))
+                key_dropout(problem.model, keys[0][0] + int(torch.randint(1000, ())), *keys[0][1])
         return super().estimate(problem, state, batch)
 
 
