@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -109,9 +109,10 @@ class Trainer:
                 f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
                 "build the design from this graph"
             )
-        if isinstance(estimator, Sampling) and getattr(design, "seen", ()):
+        seen: Sequence[int] = getattr(design, "seen", ())
+        if isinstance(estimator, Sampling) and seen:
             raise InvalidInputError(
-                f"the design has seen clusters {list(getattr(design, 'seen', ()))}, but {estimator.name!r} samples and "
+                f"the design has seen clusters {list(seen)}, but {estimator.name!r} samples and "
                 "draws batches independently: it would never meet them again; leave design.seen out"
             )
         per_epoch = steps_per_epoch(design)
