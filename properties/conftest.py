@@ -13,13 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from helpers import FAST
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)  # the graphs are tiny: more threads only cost time
 
 # A busy machine draws examples slowly: that says nothing about the strategies.
 common = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", common, derandomize=True, max_examples=40)
+settings.register_profile("ci", common, derandomize=True, max_examples=FAST)
 settings.register_profile("thorough", common, max_examples=400)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -49,6 +49,9 @@ def gradient(
     return float(weights @ losses), out
 
 
+SAME = 1e-9
+"""Thresholds closer than this are equal in exact arithmetic."""
+
 Message = tuple[int, int, float]
 """Destination, source and weight of one entry of an operator; parallel edges are several messages."""
 
@@ -77,16 +80,18 @@ def labor_law(messages: list[Message], n: int, fan_out: int, rounds: int = 0) ->
         factor = [_labor_factor(importance[own], fan_out) for own in sources]
         importance = importance * [max((factor[i] for i in range(n) if j in sources[i]), default=1) for j in range(n)]
     factor = [_labor_factor(importance[own], fan_out) for own in sources]
-    # Rounded, so that thresholds which are equal in exact arithmetic count as one.
-    limit = {(i, j): min(1.0, round(factor[i] * importance[j], 11)) for i in range(n) for j in sources[i]}
+    limit = {(i, j): min(1.0, factor[i] * importance[j]) for i in range(n) for j in sources[i]}
     cells = []
     for j in range(n):
-        cuts = sorted({0.0, 1.0, *(value for (_, source), value in limit.items() if source == j)})
+        cuts = [0.0]
+        for value in sorted({1.0, *(value for (_, source), value in limit.items() if source == j)}):
+            if value > cuts[-1] + SAME:
+                cuts.append(value)
         cells.append([(low, high) for low, high in pairwise(cuts)])
     for chosen in product(*cells):
         operator = np.zeros((n, n))
         for i, j, value in messages:
-            if chosen[j][1] <= limit[i, j]:
+            if chosen[j][1] <= limit[i, j] + SAME:
                 operator[i, j] += value / limit[i, j]
         yield operator, float(np.prod([high - low for low, high in chosen]))
 

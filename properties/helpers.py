@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import oracles
 import torch
+from hypothesis import settings
 from oracles import Array, Layers
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from lmc_verify import Batch, BatchDesign, Estimator, Gradient, Graph, History, 
 from lmc_verify.estimators import AUXILIARY, EMBEDDING
 
 RTOL = 1e-10
+FAST = 40
+"""Examples of a test in the fast profile, which CI runs."""
 SCORE_NAMES = {"linear": "x", "quadratic": "x^2", "concave": "2x-x^2", "constant": "1", "sine": "sin"}
 """The oracle's name of each score of the package."""
 
@@ -67,6 +70,11 @@ def relative_error(got: Gradient, want: Gradient, names: Iterable[str] | None = 
     names = list(want) if names is None else list(names)
     difference = sum(float((got[name] - want[name]).square().sum()) for name in names)
     return float(np.sqrt(difference / sum(float(want[name].square().sum()) for name in names)))
+
+
+def examples(count: int, **more: Any) -> settings:
+    """Return Hypothesis's settings for so many examples in the fast profile, and as many more in others as they ask."""
+    return settings(max_examples=max(1, round(count * settings().max_examples / FAST)), **more)
 
 
 def autograd_gradient(problem: Problem, value: Tensor) -> Gradient:

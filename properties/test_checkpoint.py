@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import assert_same_bits
-from hypothesis import given, settings
+from helpers import assert_same_bits, examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
@@ -99,7 +99,7 @@ def interrupted(trainer: Trainer, steps: int, file: Path) -> Trainer:
 # --- resuming --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data(), first=st.integers(1, 8), second=st.integers(1, 8))
 def test_a_resumed_run_is_the_whole_run(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, first: int, second: int

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import generated, rawfiles
@@ -415,7 +416,7 @@ def test_pairs_are_enumerated_exactly() -> None:
 
 
 @given(total=st.integers(0, 2000), probability=st.floats(0.0, 1.0), seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@examples(60, deadline=None)
 def test_coins_choose_distinct_positions_in_range(total: int, probability: float, seed: int) -> None:
     positions = generated._bernoulli_positions(generated.make_rng(seed, 0), total, probability)
     assert (np.diff(positions) > 0).all()
@@ -430,7 +431,7 @@ def test_coins_choose_distinct_positions_in_range(total: int, probability: float
     seed=st.integers(0, 2**63),
     signal=st.floats(0, 3),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40, deadline=None)
 def test_generated_graphs_are_sound_for_any_seed(name: str, size: int, seed: int, signal: float) -> None:
     options: dict[str, Any] = {"rows": size // 5, "columns": 5} if name == "grid" else {"num_nodes": size}
     if name in ("dcsbm", "arxiv-like", "directed"):

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, path_graph
-from hypothesis import given, settings
+from helpers import assert_close, examples, path_graph
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import GCN, Graph, History, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim
@@ -41,7 +41,7 @@ def wanted(law: NodesLaw, graph: Graph, kind: str, rows: list[int]) -> np.ndarra
     return weight / weight.sum() if weight.sum() else weight
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data(), graph=graphs(max_nodes=4, max_edges=8), kind=st.sampled_from(["gcn", "mean", "sum"]))
 def test_laws_are_the_definitions(data: st.DataObject, graph: Graph, kind: str) -> None:
     n, draws = graph.num_nodes, data.draw(st.integers(1, 3))

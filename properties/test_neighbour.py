@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from dense_sampling import Message
-from helpers import assert_close, expectation, from_oracle, oracle_problem, path_graph, relative_error
-from hypothesis import assume, given, settings
+from helpers import assert_close, examples, expectation, from_oracle, oracle_problem, path_graph, relative_error
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lmc_verify import (
@@ -51,7 +51,7 @@ def messages_of(graph: Graph, kind: str) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", LAWS)
-@settings(max_examples=25)
+@examples(25)
 @given(
     graph=graphs(max_nodes=4, max_edges=6),
     fan_out=st.integers(1, 3),

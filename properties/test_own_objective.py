@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, assert_gradients, expectation, path_graph
-from hypothesis import given, settings
+from helpers import assert_close, assert_gradients, examples, expectation, path_graph
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import (
@@ -33,7 +33,7 @@ from lmc_verify.testing import batches, graphs, problems
 small = problems(graphs(max_nodes=5, max_edges=8), max_layers=2)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(problem=small, depth=st.integers(0, 2), renormalise=st.booleans())
 def test_shadow_is_unbiased_for_its_objective(problem: Problem, depth: int, renormalise: bool) -> None:
     estimator, n = Shadow(depth, renormalise), problem.graph.num_nodes
@@ -44,14 +44,14 @@ def test_shadow_is_unbiased_for_its_objective(problem: Problem, depth: int, reno
     assert_close("loss", estimator.estimate(problem, History(), Batch.of(range(n))).loss, loss)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(problem=small, extra=st.integers(0, 1))
 def test_shadow_with_whole_weights_and_enough_depth_is_the_whole_graph_s(problem: Problem, extra: int) -> None:
     estimator = Shadow(problem.num_layers + extra, renormalise=False)
     assert_gradients("objective", estimator.objective(problem)[1], exact_pass(problem).gradient, rtol=1e-9)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data(), problem=small)
 def test_estimates_are_pure(data: st.DataObject, problem: Problem) -> None:
     batch = data.draw(batches(problem.graph))
@@ -68,7 +68,7 @@ def test_estimates_are_pure(data: st.DataObject, problem: Problem) -> None:
             assert first.loss == 0
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(problem=small)
 def test_top_on_the_whole_graph_is_exact(problem: Problem) -> None:
     estimator = TOP()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from race_helpers import a_race, a_run, a_trace
 
@@ -119,7 +120,7 @@ def path(tmp_path: Path) -> Path:
 # --- round trip ---
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60, deadline=None)
 @given(st.lists(trials(), max_size=4, unique_by=lambda trial: trial.key))
 def test_what_was_added_comes_back_equal_and_in_order(added: list[Trial]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +138,7 @@ def test_a_trial_is_rebuilt_from_its_dict(trial: Trial) -> None:
     assert Trial.from_dict(trial.to_dict()) == trial
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40, deadline=None)
 @given(st.lists(searches(), max_size=4, unique_by=lambda search: search.key))
 def test_searches_come_back_equal_and_in_order(added: list[SearchRecord]) -> None:
     with tempfile.TemporaryDirectory() as folder:

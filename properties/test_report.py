@@ -18,7 +18,8 @@ from urllib.parse import unquote
 
 import matplotlib
 import pytest
-from hypothesis import example, given, settings
+from helpers import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
@@ -1180,7 +1181,7 @@ def drawn_numbers(svg: str) -> list[tuple[float, float]]:
     return found
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(any_series(), min_size=1, max_size=3))
 @example([a_curve(low=(-math.inf, math.nan, 0.0, 1e308, 1.0), high=(math.inf,) * 5, scale="linear")])
 @example([a_curve(low=(-math.inf, math.nan, 0.0, 1e308, 1.0), high=(math.inf,) * 5)])

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, path_graph
+from helpers import assert_close, examples, path_graph
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +52,7 @@ SMALL = [GraphSAINTNode(nodes=2), GraphSAINTEdge(edges=2), GraphSAINTWalk(roots=
 
 
 @pytest.mark.parametrize("estimator", SMALL, ids=str)
-@settings(max_examples=15)
+@examples(15)
 @given(graph=graphs(max_nodes=4, max_edges=6, multi_label=False))
 def test_sets_and_constants_are_the_definitions(estimator: GraphSAINT, graph: Graph) -> None:
     if isinstance(estimator, GraphSAINTEdge):

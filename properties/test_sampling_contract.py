@@ -19,12 +19,13 @@ from helpers import (
     assert_gradients,
     assert_same_bits,
     autograd_gradient,
+    examples,
     expectation,
     from_oracle,
     oracle_problem,
     path_graph,
 )
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
@@ -69,7 +70,7 @@ COVERING: dict[str, dict[str, Any]] = {
 """Settings whose budget covers every message, for estimators that are then exact."""
 EVERY = pytest.mark.parametrize("name", SMALL)
 MOST_SAMPLES = 200
-FEW = settings(max_examples=12)
+FEW = examples(12)
 
 
 def build(name: str, settings: dict[str, dict[str, Any]] = SMALL) -> Sampled:

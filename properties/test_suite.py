@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import cli, provenance, suite
@@ -303,7 +304,7 @@ def searched(command: str) -> PlannedSearch:
     )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(case_settings())
 def test_the_command_of_a_trial_gives_its_settings_back(case: CaseSettings) -> None:
     claim, again = parsed(reproduction_command("theorem-1/unbiased", case))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import autograd_gradient
-from hypothesis import given, settings
+from helpers import autograd_gradient, examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import (
@@ -193,7 +193,7 @@ traces = st.builds(
 )
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(traces)
 def test_traces_come_back_from_strict_json(trace: Trace) -> None:
     text = json.dumps(trace.to_dict(), allow_nan=False)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, expectation
-from hypothesis import given, settings
+from helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, examples, expectation
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -338,7 +338,7 @@ def fresh(batch: Batch) -> Batch:
     return Batch(batch.nodes.clone(), batch.inclusion.clone(), batch.clusters)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.data())
 def test_a_used_batch_gives_the_bits_of_a_fresh_one(data: st.DataObject) -> None:
     """Two problems on different graphs, or one graph held twice, and cut and uncut estimators take turns."""
