@@ -44,9 +44,9 @@ from lmc_verify.estimators import (
     GraphSAINTNode,
     GraphSAINTWalk,
     NeighbourSampling,
+    atoms,
     batch_law,
     laws,
-    saint,
 )
 from lmc_verify.estimators.layerwise import LadiesLaw
 from lmc_verify.estimators.mvs import WeightedNodes
@@ -223,7 +223,7 @@ def test_walks_are_followed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         return design.scales(problem.graph.operator("gcn"))
 
     whole = scales()
-    monkeypatch.setattr(saint, "WALK_MEMORY", 1)
+    monkeypatch.setattr(atoms, "WALK_MEMORY", 1)
     assert torch.equal(scales(), whole)
 
 

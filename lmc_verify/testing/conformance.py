@@ -26,11 +26,10 @@ from lmc_verify.testing.checks import (
     CHECKS,
     NotApplicableError,
     SkippedError,
-    Subject,
     check_claim_verdict,
     global_state_kept,
-    subjects,
 )
+from lmc_verify.testing.subjects import Subject, subjects
 
 __all__ = ["Census", "CheckResult", "Status", "check_estimator", "parametrize_with_checks"]
 

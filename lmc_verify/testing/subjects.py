@@ -1,0 +1,96 @@
+"""What the conformance checks look at: an estimator on small cases, each built afresh for every check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from lmc_verify.batches import Batch, BatchDesign, Clusters
+from lmc_verify.datasets import load_graph
+from lmc_verify.estimators import Estimate, Estimator, History, batch_law
+from lmc_verify.models import GCN, SAGE, LayeredModel
+from lmc_verify.partition import Partition, make_partition
+from lmc_verify.problem import Problem
+from lmc_verify.seeds import generator
+
+__all__ = ["Subject", "subjects"]
+
+
+@dataclass(eq=False)
+class Subject:
+    """An estimator on one conformance case.
+
+    Attributes:
+        estimator: the estimator under test.
+        problem: in float64, evaluation mode.
+        partition: clusters of its graph.
+        seed: of the batches.
+    """
+
+    estimator: Estimator
+    problem: Problem
+    partition: Partition
+    seed: int
+
+    @cached_property
+    def design(self) -> Clusters:
+        """Two of the clusters, without replacement."""
+        return Clusters(self.partition, 2)
+
+    def state(self, problem: Problem | None = None, *, steps: int = 2) -> History:
+        """Return a state that some steps have written to."""
+        problem = problem or self.problem
+        state = self.estimator.init(problem)
+        source = generator(self.seed, "conformance steps")
+        for _ in range(steps):  # the law may depend on the state
+            batch = batch_law(self.estimator, problem, state, self.design).draw(source)
+            state.apply(self.estimator.estimate(problem, state, batch).writes)
+        return state
+
+    def batches(self, problem: Problem, state: History, design: BatchDesign, count: int = 1) -> list[Batch]:
+        """Draw batches of a design, with the estimator's own samples if it takes any."""
+        law, source = batch_law(self.estimator, problem, state, design), generator(self.seed, "conformance batches")
+        return [law.draw(source) for _ in range(count)]
+
+    def prepared(self, problem: Problem | None = None) -> tuple[Problem, History, Batch]:
+        """Return problem, state and a batch."""
+        problem = problem or self.problem
+        state = self.state(problem)
+        return problem, state, self.batches(problem, state, self.design)[0]
+
+    def first(self, problem: Problem, design: BatchDesign) -> Estimate:
+        """Return an estimate from a fresh state and a batch of a design."""
+        state = self.estimator.init(problem)
+        return self.estimator.estimate(problem, state, self.batches(problem, state, design)[0])
+
+
+def subjects(estimator: Estimator, seed: int) -> Iterator[tuple[str, Callable[[], Subject]]]:
+    """Yield the conformance cases by name; each is built afresh for every check, so that none disturbs another."""
+    yield "gcn on a directed weighted graph", partial(_directed, estimator, seed)
+    yield "sage on a multi-label graph", partial(_multi_label, estimator, seed)
+
+
+def _directed(estimator: Estimator, seed: int) -> Subject:
+    sizes: dict[str, Any] = {"num_nodes": 24, "num_edges": 90, "num_classes": 3, "num_features": 4}
+    graph = load_graph("directed", seed=seed, num_self_loops=2, num_isolated=2, **sizes).double()
+    model = GCN(graph.num_features, 5, graph.num_outputs, num_layers=3, seed=seed, dtype=torch.float64)
+    return _subject(estimator, Problem(graph, model.eval()), seed)
+
+
+def _multi_label(estimator: Estimator, seed: int) -> Subject:
+    graph = load_graph(
+        "multilabel", seed=seed, num_nodes=20, num_labels=3, num_features=4, p_in=0.4, p_out=0.1
+    ).double()
+    settings: dict[str, Any] = {"encoder": True, "head": True, "norm": "layer", "residual": True}
+    model: LayeredModel = SAGE(
+        graph.num_features, 4, graph.num_outputs, num_layers=2, seed=seed, dtype=torch.float64, **settings
+    )
+    return _subject(estimator, Problem(graph, model.eval(), "bce"), seed)
+
+
+def _subject(estimator: Estimator, problem: Problem, seed: int) -> Subject:
+    return Subject(estimator, problem, make_partition(problem.graph, "random", 4, seed=seed), seed)
