@@ -200,9 +200,9 @@ def compare(
         known = before or after
         assert known is not None
         if before is None or after is None or is_missing(before.value) or is_missing(after.value):
-            failed = after is not None and after.value is None and before is not None and not is_missing(before.value)
-            lost = after is not None and is_missing(after.value) and before is not None and not is_missing(before.value)
-            state: State = "failed on head" if failed else "skipped on head" if lost else "not comparable"
+            state: State = "not comparable"
+            if after is not None and before is not None and not is_missing(before.value):
+                state = "failed on head" if after.value is None else "skipped on head"
             rows.append(Row(name, known.unit, _value(before), _value(after), None, None, None, state))
         elif after.kind == "time":
             one, other = in_rounds(before.samples, rounds), in_rounds(after.samples, rounds)

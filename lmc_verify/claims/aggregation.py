@@ -161,7 +161,8 @@ class _Aggregates:
         self._exact: dict[int, Tensor] = {}
         self.bounds: dict[str, float] = {}
         self.norms: dict[str, float] = {}
-        scales = case.estimator.largest_scales(case.problem, case.design)  # type: ignore[attr-defined]  # a Sampled
+        assert isinstance(case.estimator, Sampled)  # SAMPLES_MESSAGES holds
+        scales = case.estimator.largest_scales(case.problem, case.design)
         for index in range(1, case.problem.num_layers + 1):
             h = case.exact.embeddings[index - 1]
             direction = torch.from_numpy(rng.standard_normal(h.shape[1])).to(h)

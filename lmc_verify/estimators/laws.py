@@ -206,15 +206,16 @@ class SampledDesign:
     def _size(self) -> int:
         graph = self.problem.graph
         everything = torch.arange(graph.num_nodes, device=graph.device)
-        if self.base.support_size > COUNTED:
-            return self.base.support_size * self._bound(everything)
         total, known = 0, dict[tuple[int, tuple[int, ...]], int]()
-        for batch, _ in self.base.enumerate():
-            counted = self._count(self.problem.num_layers, batch.nodes.to(graph.device), known)
-            total = math.inf if counted is None else total + counted  # type: ignore[assignment]  # infinite: give up
-            if total > COUNTED:
-                return max(COUNTED + 1, self.base.support_size * self._bound(everything))
-        return total
+        if self.base.support_size <= COUNTED:
+            for batch, _ in self.base.enumerate():
+                counted = self._count(self.problem.num_layers, batch.nodes.to(graph.device), known)
+                if counted is None or total + counted > COUNTED:
+                    break
+                total += counted
+            else:
+                return total
+        return max(COUNTED + 1, self.base.support_size * self._bound(everything))
 
     def _count(self, index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]) -> int | None:
         """Return the number of samples of layers 1 ... index, None if it is above `COUNTED`."""

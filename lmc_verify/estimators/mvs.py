@@ -121,7 +121,7 @@ class MVS(VRGCN):
         nodes = WeightedNodes(design, self.probabilities(problem, state), self.size)
         return SampledDesign(nodes, problem, self.laws(problem))
 
-    def baseline(self) -> MVS | None:  # type: ignore[override]  # uniform nodes, not neighbour sampling
+    def baseline(self) -> MVS | None:
         """Return the same estimator with uniform nodes."""
         return None if self.smoothing == 1 else replace(self, smoothing=1.0)
 

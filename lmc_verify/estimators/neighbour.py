@@ -226,7 +226,7 @@ class VRGCN(NeighbourSampling):
         require_weighted_sums(problem, self.name)
         return super().sampling(problem, state, design)
 
-    def baseline(self) -> NeighbourSampling:
+    def baseline(self) -> Sampled | None:
         """Return neighbour sampling with the same fan-out."""
         return NeighbourSampling(self.fan_out, normaliser=self.normaliser)
 

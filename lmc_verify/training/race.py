@@ -128,7 +128,9 @@ def run_race(
     require_split(settings, graph)
     runs = list(race_runs(settings))
     entries: dict[tuple[str, int], RaceEntry] = {}
-    plugins = {name: version for item in contestants_of(settings) for name, version in _plugins(settings, item).items()}
+    plugins: dict[str, str] = {}
+    for contestant in contestants_of(settings):
+        plugins |= case_plugins(settings.run_of(contestant, settings.seeds[0]))
     provenance = {
         "graph": graph.fingerprint,
         "nodes": graph.num_nodes,
@@ -167,10 +169,6 @@ def require_split(settings: RaceSettings, graph: Graph) -> None:
             f"data set {settings.dataset.name!r} has no {settings.target.split} nodes, so no run has an accuracy to "
             "race by; set target.split, or choose another data set"
         )
-
-
-def _plugins(settings: RaceSettings, contestant: ContestantSettings) -> dict[str, str]:
-    return case_plugins(settings.run_of(contestant, settings.seeds[0]))
 
 
 def contestants_of(settings: RaceSettings) -> tuple[ContestantSettings, ...]:
