@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import lmc_verify as lv
-from lmc_verify.graph import LocalSet
+from lmc_verify.graphs.operators import LocalSet
 
 from .common import DATASETS, DTYPES, Benchmark, DeviceTimer, load_graph, metis, num_clusters, require_dataset
 

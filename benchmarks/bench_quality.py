@@ -10,7 +10,7 @@ import functools
 import math
 
 import lmc_verify as lv
-from lmc_verify.problem import gradient_norm, gradient_sum
+from lmc_verify.objective.problem import gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
 
 from .common import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from lmc_verify.case import Workspace
-from lmc_verify.execution import RunResult, run_suite
-from lmc_verify.records import Records
-from lmc_verify.suite import load_suite
+from lmc_verify.cases.workspace import Workspace
+from lmc_verify.runs.execution import RunResult, run_suite
+from lmc_verify.runs.records import Records
+from lmc_verify.runs.suite import load_suite
 
 from .common import DeviceTimer
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import lmc_verify as lv
-from lmc_verify.datasets import dataset_info
+from lmc_verify.datasets.registry import dataset_info
 from lmc_verify.seeds import generator
 
 SEED = 0

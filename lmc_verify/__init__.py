@@ -5,17 +5,11 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 """
 
 from lmc_verify._version import __version__
-from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.bounds import batch_bound, range_bound
+from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
 from lmc_verify.datasets import dataset_names, load_data, load_graph
-from lmc_verify.errors import (
-    InvalidInputError,
-    LmcVerifyError,
-    OutputError,
-    RecordsError,
-    UnknownNameError,
-)
+from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, RecordsError, UnknownNameError
 from lmc_verify.estimators import (
     ASGCN,
     FM,
@@ -44,9 +38,19 @@ from lmc_verify.estimators import (
     Shadow,
     make_estimator,
 )
-from lmc_verify.exact import ExactPass, exact_gradient, exact_pass
-from lmc_verify.fixed_point import FixedPointPass, fixed_point_pass
-from lmc_verify.graph import Block, Graph
+from lmc_verify.graphs import (
+    Batch,
+    BatchDesign,
+    Block,
+    Clusters,
+    EpochClusters,
+    FusedClusters,
+    Graph,
+    Partition,
+    UniformNodes,
+    make_partition,
+    spmm,
+)
 from lmc_verify.models import (
     APPNP,
     GAT,
@@ -64,19 +68,17 @@ from lmc_verify.models import (
     RecurrentGNN,
     make_model,
 )
-from lmc_verify.partition import Partition, make_partition
-from lmc_verify.problem import Gradient, Problem
-from lmc_verify.settings import SamplingSettings, TrainingSettings
-from lmc_verify.sparse import spmm
-from lmc_verify.training import (
-    RaceRecord,
-    RaceSettings,
-    Trace,
-    Trainer,
-    TrainerSettings,
-    TrainingRun,
-    conditional_bias,
+from lmc_verify.objective import (
+    ExactPass,
+    FixedPointPass,
+    Gradient,
+    Problem,
+    exact_gradient,
+    exact_pass,
+    fixed_point_pass,
 )
+from lmc_verify.races import RaceRecord, RaceSettings
+from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
 
 __all__ = [
     "APPNP",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from helpers import FAST
+from common.helpers import FAST
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)  # the graphs are tiny: more threads only cost time

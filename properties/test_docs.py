@@ -18,15 +18,15 @@ import pytest
 import torch
 import typer
 
-from lmc_verify.case import build_estimator, check_dataset
+from lmc_verify.cases.commands import case_settings, settings_tree
+from lmc_verify.cases.lookup import build_estimator, check_dataset
 from lmc_verify.claims import CLAIMS, Claim, Outcome, find_claim
-from lmc_verify.cli import app
-from lmc_verify.commandline import case_settings, settings_tree
+from lmc_verify.cli.app import app
 from lmc_verify.controls import find_control
-from lmc_verify.datasets import dataset_info, dataset_names
+from lmc_verify.datasets.registry import dataset_info, dataset_names
 from lmc_verify.estimators import ESTIMATORS, make_estimator
-from lmc_verify.suite import Suite
-from lmc_verify.traincommands import race_settings
+from lmc_verify.races.settings import race_settings
+from lmc_verify.runs.suite import Suite
 from lmc_verify.training import RunSettings
 
 ROOT = Path(__file__).parent.parent

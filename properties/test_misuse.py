@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from common.helpers import assert_gradients, path_graph
 from conftest import random_state
-from helpers import assert_gradients, path_graph
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv

@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 import lmc_verify as lv
+from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.claims import CLAIMS
-from lmc_verify.cli import app
-from lmc_verify.datasets import dataset_names, dataset_registry
+from lmc_verify.cli.app import app
+from lmc_verify.datasets.registry import dataset_names, dataset_registry
 from lmc_verify.errors import PluginError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.models import MODELS
 from lmc_verify.plugins import GROUPS, Registry, plugin_versions
-from lmc_verify.settings import CaseSettings
-from lmc_verify.suite import trial_key
+from lmc_verify.runs.planned import trial_key
 
 TEMPLATE = Path(__file__).parent.parent / "examples" / "plugin"
 Install = Callable[..., Path]

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 
-from lmc_verify.case import Workspace
+from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, Verdict, find_claim
-from lmc_verify.execution import run_planned
-from lmc_verify.suite import Planned, load_suite
+from lmc_verify.runs.execution import run_planned
+from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.suite import load_suite
 
 RATE_ALPHA = 0.4
 """Three or four seeds, the fewest whose interval is not the whole line."""

@@ -37,8 +37,8 @@ from asv.config import Config
 from asv.results import Results, get_filename
 from asv.util import UserError, human_value
 
-from lmc_verify.commandline import out_console
-from lmc_verify.console import print_table
+from lmc_verify.cli.options import out_console
+from lmc_verify.cli.print_verdicts import print_table
 from lmc_verify.statistics import median_interval
 
 FACTOR, ALPHA = 1.15, 0.01

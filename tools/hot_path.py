@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 
 import lmc_verify as lv
 from benchmarks.pyg import csr_gradient
+from lmc_verify.graphs.sparse import piece_rows
 from lmc_verify.seeds import generator
-from lmc_verify.sparse import piece_rows
 
 PARTS, FEW, HALF = 80, 2, 40
 HIDDEN, LAYERS = 256, 3

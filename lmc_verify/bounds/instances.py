@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.bounds.nodewise import row_norm
 from lmc_verify.bounds.propagation import RowTerm, propagate
 from lmc_verify.bounds.results import ErrorBound, ErrorInterval, NoBound, RangeBound, Unproven, by_layer
@@ -16,11 +15,11 @@ from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import ExactTerms
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
-from lmc_verify.estimators.compensated import BackwardSGD, Compensated
+from lmc_verify.estimators.compensated.members import BackwardSGD, Compensated
+from lmc_verify.estimators.compensated.policies import Policies
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
-from lmc_verify.estimators.policies import Policies
-from lmc_verify.exact import ExactPass
-from lmc_verify.problem import Problem, gradient_sum
+from lmc_verify.graphs import Batch, BatchDesign
+from lmc_verify.objective import ExactPass, Problem, gradient_sum
 
 __all__ = ["batch_bound", "enumerated_range", "error_interval", "exact_terms", "range_bound"]
 

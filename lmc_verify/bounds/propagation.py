@@ -24,7 +24,7 @@ from torch import Tensor
 from lmc_verify.bounds.nodewise import error_table, row_norm
 from lmc_verify.bounds.scopes import Scope
 from lmc_verify.bounds.terms import ExactTerms, LayerTerms, LinearTerms
-from lmc_verify.estimators.policies import Blend, Held
+from lmc_verify.estimators.compensated.policies import Blend, Held
 
 __all__ = ["RowTerm", "RowTerms", "propagate"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmc_verify.problem import Problem
+from lmc_verify.objective import Problem
 
 __all__ = ["ErrorBound", "ErrorInterval", "NoBound", "RangeBound", "Unproven"]
 

@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import add_remaining_self_loops
 
-from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.bounds.results import Unproven
 from lmc_verify.bounds.terms import absolute
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators.policies import Blend, Cut, Policies
-from lmc_verify.graph import Graph, LocalSet
-from lmc_verify.sparse import CSR
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Policies
+from lmc_verify.graphs import (
+    CSR,
+    Batch,
+    BatchDesign,
+    Clusters,
+    EpochClusters,
+    FusedClusters,
+    Graph,
+    LocalSet,
+    UniformNodes,
+)
 
 __all__ = ["BatchScope", "DesignScope", "Groups", "Scope", "ScopedOperator"]
 

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from lmc_verify.bounds.nodewise import Activation, error_table, flatten_modules, row_norm
 from lmc_verify.bounds.results import Unproven
-from lmc_verify.conditioning import rounding_terms
-from lmc_verify.exact import ExactPass, refuse_dropout
+from lmc_verify.graphs import CSR
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.layered import ConvLayer, LayeredModel
-from lmc_verify.problem import Problem
-from lmc_verify.sparse import CSR
+from lmc_verify.objective import ExactPass, Problem, refuse_dropout, rounding_terms
 from lmc_verify.statistics.rounding import gamma
 
 __all__ = ["ExactTerms", "LayerTerms", "LinearTerms", "absolute", "spectral_norm"]

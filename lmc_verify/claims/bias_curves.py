@@ -7,6 +7,7 @@ their distribution (see `lmc_verify.statistics.rates`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmc_verify.case import Case
-from lmc_verify.claims.base import Claim, verdict_of
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, failed, verdict_of
+from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import Estimator
-from lmc_verify.problem import Gradient, gradient_norm, gradient_sum
+from lmc_verify.estimators import Compensated, Estimator, with_beta
+from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
@@ -33,18 +36,27 @@ from lmc_verify.statistics.rates import (
 from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
 
 __all__ = [
+    "LMC_THEOREM_2",
     "NEGLIGIBLE",
     "SNAPSHOTS",
     "BiasCurves",
     "FloorSlope",
+    "expect_before_halo",
+    "expect_vanishing",
+    "expect_with_exact_histories",
     "late_steps",
     "measure",
     "mixing_steps",
     "more_seeds",
+    "scales",
+    "seeds_of",
     "unreadable",
 ]
 
 Matrix = npt.NDArray[np.float64]
+
+HALVINGS = 4
+"""A grid holds the given value and this many halvings of it."""
 
 NEGLIGIBLE = 1e-10
 """A bias below this part of the gradient's norm is rounding: nothing can be learned from its slope."""
@@ -316,3 +328,59 @@ class FloorSlope:
             alpha_spent=case.sampling.alpha,
             draws=found.draws,
         )
+
+
+def scales() -> list[float]:
+    """Return the factors of a grid: 1, 1/2, 1/4, ..."""
+    return [0.5**index for index in range(HALVINGS + 1)]
+
+
+def seeds_of(case: Case, alpha: float) -> int:
+    """Return how many independent runs the case asks for, or as many as `alpha` needs."""
+    return case.sampling.seeds or seeds_needed(alpha)
+
+
+def expect_before_halo(case: Case, claim: Claim) -> Expectation | None:
+    """Return what theory says of a claim whatever is put at the halo, or None if that matters."""
+    required = (NO_DROPOUT.id, FINITE_SUPPORT.id, BETA_ABOVE_ZERO.id)
+    broken = failed(claim.checked_assumptions(case), *required)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if gradient_norm(case.exact.gradient) == 0:
+        return Expectation(None, "the exact gradient is zero at the start (a network that has died?)")
+    if reasons := weights_fail(case):
+        return Expectation(None, "; ".join(reasons) + ": a bias remains, whether it dominates depends on the case")
+    return None
+
+
+def expect_with_exact_histories(case: Case, factor: float) -> Expectation:
+    """Return what theory says of the estimates from exact histories, with beta multiplied by a factor."""
+    if isinstance(case.estimator, Compensated):
+        case = dataclasses.replace(case, estimator=with_beta(case.estimator, factor))
+    return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
+
+
+def expect_vanishing(case: Case, frozen: Expectation) -> Expectation:
+    """Return what theory says of a floor that ought to vanish, given what it says of exact histories."""
+    if frozen.outcome is Outcome.REFUTED:
+        return Expectation(Outcome.REFUTED, f"{frozen.reason}: a bias remains however slowly the parameters move")
+    if frozen.outcome is None:
+        return frozen
+    stale = expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="zero")
+    if stale.outcome is Outcome.EXACT:
+        return Expectation(Outcome.EXACT, f"no bias at any step: {stale.reason}")
+    return Expectation(Outcome.SUPPORTED, "histories lag behind by an amount in proportion to the step size")
+
+
+def _has_beta(case: Case) -> tuple[bool | None, str]:
+    beta = getattr(case.estimator, "beta", None)
+    if beta is None:
+        return False, "the estimator has no beta"
+    if isinstance(beta, tuple):
+        return False, "beta is one number a node"
+    return beta > 0, f"beta = {beta}"
+
+
+BETA_ABOVE_ZERO = Assumption("beta-above-zero", "beta is one number above zero", _has_beta)
+
+LMC_THEOREM_2 = "LMC (Shi, Liang and Wang, ICLR 2023)"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.claims.verdict import Evidence, Outcome
-from lmc_verify.problem import Gradient, Problem
+from lmc_verify.objective import Gradient, Problem
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
 __all__ = [

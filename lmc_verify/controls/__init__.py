@@ -7,7 +7,7 @@ pass.
 
 from lmc_verify.controls.altered import Altered, AlteredMember, Inputs, alter
 from lmc_verify.controls.catalogue import CONTROLS, find_control, seeded_subset
-from lmc_verify.controls.model import Control, ControlResult, check_control
+from lmc_verify.controls.control import Control, ControlResult, check_control
 from lmc_verify.controls.score import MutationScore
 
 __all__ = [

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lmc_verify.batches import Batch
 from lmc_verify.estimators import Compensated, Estimate, Estimator, History, HistoryWrite, Policies
-from lmc_verify.problem import Gradient, Problem
+from lmc_verify.graphs import Batch
+from lmc_verify.objective import Gradient, Problem
 
 __all__ = ["Altered", "AlteredMember", "Inputs", "alter"]
 

@@ -7,14 +7,7 @@ from typing import Any
 
 import torch
 
-from lmc_verify.controls import defects
-from lmc_verify.controls.altered import alter
-from lmc_verify.controls.model import Control
-from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators import Estimator
-from lmc_verify.graph import Graph
-from lmc_verify.seeds import generator
-from lmc_verify.settings import (
+from lmc_verify.cases import (
     CaseSettings,
     DatasetSettings,
     DesignSettings,
@@ -23,6 +16,13 @@ from lmc_verify.settings import (
     SamplingSettings,
     TrainingSettings,
 )
+from lmc_verify.controls import defects
+from lmc_verify.controls.altered import alter
+from lmc_verify.controls.control import Control
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators import Estimator
+from lmc_verify.graphs import Graph
+from lmc_verify.seeds import generator
 
 __all__ = ["CONTROLS", "find_control", "seeded_subset"]
 

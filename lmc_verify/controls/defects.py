@@ -9,13 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch
 from lmc_verify.controls.altered import Inputs
 from lmc_verify.estimators import AUXILIARY, History, HistoryWrite
-from lmc_verify.exact import exact_pass
-from lmc_verify.graph import Block, Graph, LocalSet
-from lmc_verify.problem import Gradient, Problem, gradient_sum
-from lmc_verify.sparse import CSR
+from lmc_verify.graphs import CSR, Batch, Block, Graph, LocalSet
+from lmc_verify.objective import Gradient, Problem, exact_pass, gradient_sum
 
 __all__ = [
     "Accumulated",

@@ -9,9 +9,10 @@ Example:
 """
 
 from lmc_verify.counterexamples.drawing import draw_counterexample, save_drawing
-from lmc_verify.counterexamples.example import Counterexample, Instance, ModelPlan
+from lmc_verify.counterexamples.example import Counterexample, load_counterexample, save_counterexample
+from lmc_verify.counterexamples.instance import Instance, ModelPlan
 from lmc_verify.counterexamples.search import Search, SearchSpace, check_search, find_counterexample
-from lmc_verify.counterexamples.storage import FORMAT_VERSION, load_counterexample, save_counterexample
+from lmc_verify.counterexamples.storage import FORMAT_VERSION
 
 __all__ = [
     "FORMAT_VERSION",

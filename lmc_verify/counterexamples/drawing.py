@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, FancyArrowPatch, Patch
 
-from lmc_verify.batches import Batch
-from lmc_verify.case import prepared_state
+from lmc_verify.cases import prepared_state
 from lmc_verify.counterexamples.example import Counterexample
 from lmc_verify.errors import InvalidInputError, OutputError
 from lmc_verify.estimators import BackwardSGD, Blend, Compensated, Cut, Drop
-from lmc_verify.problem import gradient_norm, gradient_sum
+from lmc_verify.graphs import Batch
+from lmc_verify.objective import gradient_norm, gradient_sum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

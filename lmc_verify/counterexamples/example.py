@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
-from lmc_verify.case import Case, assemble_case, prepared_state
+from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims import Verdict, find_claim
+from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
+from lmc_verify.counterexamples.storage import damaged, read_files, write_files
+from lmc_verify.encoding import decode
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator
-from lmc_verify.exact import exact_pass
-from lmc_verify.graph import Graph
-from lmc_verify.models import LayeredModel, make_model
-from lmc_verify.partition import Partition
-from lmc_verify.problem import Problem, gradient_sum
+from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
+from lmc_verify.graphs import Batch, Graph
+from lmc_verify.objective import exact_pass, gradient_sum
 from lmc_verify.provenance import environment
 
-__all__ = ["Counterexample", "Instance", "ModelPlan", "build_design", "describe_design", "measured_tensors"]
+__all__ = ["Counterexample", "estimator_settings", "load_counterexample", "measured_tensors", "save_counterexample"]
 
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """A model of the package by name, with every setting that rebuilds it.
-
-    Attributes:
-        name: a name in `lmc_verify.models.MODELS`.
-        settings: keyword arguments of the model, without seed and dtype.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-
-    def build(self, parameters: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> LayeredModel:
-        """Return the model in float64 and evaluation mode, with the given parameters or those of a seed.
-
-        Raises:
-            InvalidInputError: the settings do not fit the model, or the parameters do not fit the settings.
-        """
-        try:
-            model = make_model(self.name, **self.settings, seed=seed, dtype=torch.float64).eval()
-            if parameters is not None:
-                model.load_state_dict(dict(parameters))
-        except (RuntimeError, TypeError) as error:
-            raise InvalidInputError(
-                f"model {self.name} with {dict(self.settings)} cannot be rebuilt: {error}; settings and parameters "
-                "must be those of one model of the package"
-            ) from error
-        return model
-
-    def but(self, **changes: Any) -> ModelPlan:
-        """Return the plan with some settings changed."""
-        return ModelPlan(self.name, {**self.settings, **changes})
-
-
-@dataclass(frozen=True, eq=False)
-class Instance:
-    """Everything of a case but the estimator and its histories, as data.
-
-    Attributes:
-        graph: in float64, with class labels.
-        model: how the model is built.
-        parameters: the model's state dict.
-        design: `Clusters`, `UniformNodes`, `EpochClusters` or `FusedClusters`.
-    """
-
-    graph: Graph
-    model: ModelPlan
-    parameters: Mapping[str, Tensor]
-    design: BatchDesign
-
-    @cached_property
-    def problem(self) -> Problem:
-        """The problem; building it checks that everything fits together."""
-        return Problem(
-            self.graph, self.model.build(self.parameters), "bce" if self.graph.multi_label else "cross_entropy"
-        )
-
-    def case(self, estimator: Estimator, histories: str, seed: int) -> Case:
-        """Return the case of an estimator on this instance."""
-        return assemble_case(self.problem, self.design, estimator, histories=histories, seed=seed)
+_GRAPH = ("edge_index", "edge_weight", "x", "y", "train_mask")
+_PARAMETERS = "parameters."
+_MEASURED = ("history.", "mean.", "exact.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +76,7 @@ class Counterexample:
         return verdict, measured_tensors(case, verdict)
 
     def save(self, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
-        """Write ``NAME.safetensors`` and ``NAME.json``, see `lmc_verify.counterexamples.storage`."""
-        from lmc_verify.counterexamples.storage import save_counterexample
-
+        """Write ``NAME.safetensors`` and ``NAME.json``, see `save_counterexample`."""
         return save_counterexample(self, folder, name)
 
 
@@ -158,53 +96,102 @@ def measured_tensors(case: Case, verdict: Verdict) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in out.items()}
 
 
-# ------------------------------------------------------------------------------------ designs as plain values
+def estimator_settings(estimator: Estimator) -> dict[str, Any] | None:
+    """Return the settings that rebuild a registered estimator; None for any other object."""
+    kind = ESTIMATORS.get(estimator.name)
+    if kind is None or type(estimator) is not kind:
+        return None
+    registered: Any = kind  # a data class, which the registry's type does not say
+    return {item.name: getattr(estimator, item.name) for item in fields(registered)}
 
 
-def describe_design(design: BatchDesign) -> dict[str, Any]:
-    """Return a design as plain values, without its partition.
+def save_counterexample(example: Counterexample, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
+    """Write ``NAME.json`` and ``NAME.safetensors`` into a folder and return their paths.
+
+    An estimator that is not registered (a user's own, a seeded defect) is kept by name only: `load_counterexample`
+    then has to be given the object.
 
     Raises:
-        InvalidInputError: a design that is not one of the package.
+        OutputError: the folder cannot be written.
+        InvalidInputError: a name that is not a plain file name.
     """
-    if isinstance(design, UniformNodes):
-        return {"name": "nodes", "per_batch": design.size}
-    if isinstance(design, Clusters):
-        return {"name": "clusters", "per_batch": design.per_batch}
-    if isinstance(design, EpochClusters):
-        return {"name": "epoch", "per_batch": design.per_batch, "seen": list(design.seen)}
-    if isinstance(design, FusedClusters):
-        return {"name": "fused", "per_batch": design.per_batch, "seed": design.seed}
-    raise InvalidInputError(
-        f"the design is a {type(design).__name__}, counterexamples are kept for Clusters, UniformNodes, EpochClusters "
-        "and FusedClusters; search with one of them"
-    )
+    name = name or example.name
+    if Path(name).name != name or "." in name:
+        raise InvalidInputError(f"{name!r} is not a plain file name; leave out folders and dots")
+    instance = example.instance
+    tensors = {key: getattr(instance.graph, key) for key in _GRAPH if getattr(instance.graph, key) is not None}
+    partition = getattr(instance.design, "partition", None)
+    if partition is not None:
+        tensors["partition"] = partition.assignment
+    tensors |= {f"{_PARAMETERS}{key}": value for key, value in instance.parameters.items()}
+    tensors |= dict(example.tensors)
+    document = {
+        "claim": example.claim,
+        "estimator": {"name": example.estimator.name, "settings": estimator_settings(example.estimator)},
+        "model": {"name": instance.model.name, "settings": dict(instance.model.settings)},
+        "design": describe_design(instance.design),
+        "names": {"graph": instance.graph.name, "partition": None if partition is None else partition.method},
+        "histories": example.histories,
+        "seed": example.seed,
+        "search": dict(example.search),
+        "verdict": example.verdict.to_dict(),
+        "environment": dict(example.environment),
+    }
+    return write_files(document, tensors, Path(folder), name)
 
 
-def build_design(
-    values: Mapping[str, Any], num_nodes: int, assignment: Tensor | None, method: str = "counterexample"
-) -> BatchDesign:
-    """Undo `describe_design`.
+def load_counterexample(path: str | Path, estimator: Estimator | None = None) -> Counterexample:
+    """Read what `save_counterexample` wrote.
 
     Args:
-        values: the plain values.
-        num_nodes: nodes of the graph.
-        assignment: cluster of each node, int64 [n]; None for single nodes.
-        method: how the partition was made, for the record.
+        path: the JSON file or the safetensors file; the other one must lie beside it.
+        estimator: the estimator, where the file keeps one that is not registered by name only.
 
     Raises:
-        InvalidInputError: an unknown name, a missing partition, or values that do not fit.
+        InvalidInputError: a file that is missing, damaged, changed, foreign, or of a newer version.
     """
-    name, per_batch = values["name"], int(values["per_batch"])
-    if name == "nodes":
-        return UniformNodes(num_nodes, per_batch)
-    if assignment is None:
-        raise InvalidInputError(f"design {name!r} draws clusters, and no partition is given")
-    partition = Partition(assignment, method)
-    if name == "clusters":
-        return Clusters(partition, per_batch)
-    if name == "epoch":
-        return EpochClusters(partition, per_batch, tuple(values.get("seen", ())))
-    if name == "fused":
-        return FusedClusters(partition, per_batch, int(values.get("seed", 0)))
-    raise InvalidInputError(f"unknown design {name!r}; it must be clusters, epoch, fused or nodes")
+    document, tensors = read_files(Path(path))
+    try:
+        return _assemble(document, tensors, estimator)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(Path(path), f"a part is missing or of another type ({error!r})") from error
+
+
+def _assemble(
+    document: Mapping[str, Any], tensors: Mapping[str, Tensor], estimator: Estimator | None
+) -> Counterexample:
+    stored = document["estimator"]
+    if estimator is None:
+        if stored["settings"] is None:
+            raise InvalidInputError(
+                f"the counterexample is of the estimator {stored['name']!r}, which is not registered by name; load it "
+                "from Python with load_counterexample(path, estimator=...)"
+            )
+        estimator = make_estimator(stored["name"], **stored["settings"])
+    elif estimator.name != stored["name"]:
+        raise InvalidInputError(
+            f"the counterexample is of the estimator {stored['name']!r}, {estimator.name!r} was given; give that one"
+        )
+    fields: dict[str, Any] = {key: tensors.get(key) for key in _GRAPH}
+    graph = Graph(**fields, name=document["names"]["graph"])
+    instance = Instance(
+        graph=graph,
+        model=ModelPlan(document["model"]["name"], document["model"]["settings"]),
+        parameters={
+            key.removeprefix(_PARAMETERS): value for key, value in tensors.items() if key.startswith(_PARAMETERS)
+        },
+        design=build_design(
+            document["design"], graph.num_nodes, tensors.get("partition"), str(document["names"]["partition"])
+        ),
+    )
+    return Counterexample(
+        claim=find_claim(document["claim"]).id,
+        estimator=estimator,
+        instance=instance,
+        histories=document["histories"],
+        seed=document["seed"],
+        verdict=Verdict.from_dict(decode(json.dumps(document["verdict"]))),
+        tensors={key: value for key, value in tensors.items() if key.startswith(_MEASURED)},
+        search=document["search"],
+        environment=document["environment"],
+    )

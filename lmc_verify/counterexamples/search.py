@@ -24,21 +24,14 @@ from hypothesis.errors import Flaky, NoSuchExample
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lmc_verify.case import Case
+from lmc_verify.cases import Case, CaseSettings, known_histories
 from lmc_verify.claims import CLAIMS, Outcome, find_claim
-from lmc_verify.counterexamples.example import (
-    Counterexample,
-    Instance,
-    ModelPlan,
-    build_design,
-    describe_design,
-    measured_tensors,
-)
+from lmc_verify.counterexamples.example import Counterexample, measured_tensors
+from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.counterexamples.simplify import simplify
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator
 from lmc_verify.models import check_jump
-from lmc_verify.settings import CaseSettings, known_histories
 from lmc_verify.testing import graphs, partitions, seeds
 
 __all__ = ["Search", "SearchSpace", "check_search", "find_counterexample"]
@@ -61,7 +54,7 @@ class SearchSpace:
     Attributes:
         max_nodes: largest number of nodes.
         directed: whether edges may lack their reverse.
-        model: pinned settings of the model, by the names of `lmc_verify.settings.ModelSettings`.
+        model: pinned settings of the model, by the names of `lmc_verify.cases.settings.ModelSettings`.
         design: pinned settings of the batch design, by the names of `DesignSettings` (``partition`` apart: clusters
             are drawn).
 

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import BatchDesign, UniformNodes
-from lmc_verify.counterexamples.example import Instance, ModelPlan, build_design, describe_design
+from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.partition import Partition
+from lmc_verify.graphs import BatchDesign, Partition, UniformNodes
 from lmc_verify.seeds import generator
 
 __all__ = ["simplify"]

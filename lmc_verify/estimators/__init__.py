@@ -10,8 +10,7 @@ from lmc_verify.estimators.base import (
     node_weights,
     unwrapped,
 )
-from lmc_verify.estimators.catalogue import CATALOGUE, EstimatorInfo
-from lmc_verify.estimators.compensated import (
+from lmc_verify.estimators.compensated.members import (
     FM,
     GAS,
     LMC,
@@ -20,18 +19,19 @@ from lmc_verify.estimators.compensated import (
     Compensated,
     LMCBackwardOnly,
     LMCForwardOnly,
+    estimate_compensated,
 )
-from lmc_verify.estimators.engine import estimate_compensated
+from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
-from lmc_verify.estimators.laws import LayerLaw, SampledDesign
-from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
-from lmc_verify.estimators.mvs import MVS
-from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
-from lmc_verify.estimators.policies import SCORES, Blend, Cut, Drop, Held, Policies
-from lmc_verify.estimators.registry import ESTIMATORS, make_estimator, with_beta
-from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
-from lmc_verify.estimators.sampled import Sampled
+from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
+from lmc_verify.estimators.samplers.laws import LayerLaw
+from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.samplers.mvs import MVS
+from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
 

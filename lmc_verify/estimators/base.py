@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History, Write
-from lmc_verify.problem import Gradient, Problem
+from lmc_verify.graphs import Batch, BatchDesign
+from lmc_verify.objective import Gradient, Problem
 
 __all__ = [
     "NORMALISERS",

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from lmc_verify.batches import Batch
 from lmc_verify.estimators.base import Cost, Estimate, check_batch
 from lmc_verify.estimators.history import History
-from lmc_verify.exact import exact_gradient, refuse_dropout
+from lmc_verify.graphs import Batch
 from lmc_verify.models.layered import active_dropout
-from lmc_verify.problem import Gradient, Problem
+from lmc_verify.objective import Gradient, Problem, exact_gradient, refuse_dropout
 
 __all__ = ["FullBatch"]
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.exact import ExactPass
-from lmc_verify.problem import Problem
+from lmc_verify.objective import ExactPass, Problem
 
 __all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "VectorWrite", "Write"]
 

@@ -1,15 +1,20 @@
-"""Estimators by name."""
+"""Estimators by name, and what each is: its family, what is claimed for it, what a step costs, and its paper.
+
+Symbols: B rows of the batch, H of its halo, d their mean number of messages, s the fan-out, t nodes per layer, S nodes
+of a subgraph, e of an ego network, n nodes, m messages, L layers, w width, f features. Costs count messages of one
+pass.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.base import Estimator
-from lmc_verify.estimators.compensated import (
+from lmc_verify.estimators.compensated.members import (
     FM,
     GAS,
     LMC,
@@ -19,37 +24,139 @@ from lmc_verify.estimators.compensated import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
-from lmc_verify.estimators.layerwise import ASGCN, LADIES, FastGCN
-from lmc_verify.estimators.mvs import MVS
-from lmc_verify.estimators.neighbour import LABOR, VRGCN, NeighbourSampling
-from lmc_verify.estimators.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.samplers.mvs import MVS
+from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
 from lmc_verify.plugins import Plugin, Registry
 
-__all__ = ["ESTIMATORS", "make_estimator", "with_beta"]
+__all__ = ["CATALOGUE", "ESTIMATORS", "EstimatorInfo", "make_estimator", "with_beta"]
 
-_OWN: tuple[Any, ...] = (
-    FullBatch,
-    BackwardSGD,
-    LMC,
-    GAS,
-    FM,
-    ClusterGCN,
-    LMCForwardOnly,
-    LMCBackwardOnly,
-    NeighbourSampling,
-    VRGCN,
-    LABOR,
-    FastGCN,
-    LADIES,
-    ASGCN,
-    MVS,
-    GraphSAINTNode,
-    GraphSAINTEdge,
-    GraphSAINTWalk,
-    Shadow,
-    TOP,
+
+@dataclass(frozen=True)
+class EstimatorInfo:
+    """One line of the list of estimators.
+
+    Attributes:
+        family: what it has in common with others.
+        claims: ids of the claims that are made for it or follow from its definition, and hold where their assumptions
+            do.
+        cost: messages a step, to leading order.
+        memory: numbers that it keeps between steps.
+        source: the paper.
+    """
+
+    family: str
+    claims: tuple[str, ...]
+    cost: str
+    memory: str
+    source: str
+
+
+_EXACT = ("theorem-1/unbiased", "e1/equals-backward-sgd", "e7/reductions")
+
+_HISTORY = ("e3/contraction", "e7/reductions")
+
+_SAMPLER = ("sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinearity")
+
+_LMC = "LMC (Shi, Liang and Wang, ICLR 2023)"
+
+_SAINT = "GraphSAINT (Zeng et al., ICLR 2020)"
+
+_OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
+    (FullBatch, EstimatorInfo("exact", ("theorem-1/unbiased", "e7/reductions"), "L m", "none", "gradient descent")),
+    (BackwardSGD, EstimatorInfo("exact", (*_EXACT, "e8/bias-and-variance"), "L m", "2 L n w", _LMC)),
+    (
+        LMC,
+        EstimatorInfo(
+            "compensated", (*_EXACT, "e2/exact-when-frozen", "e3/contraction"), "L (B + H) d", "2 L n w", _LMC
+        ),
+    ),
+    (
+        GAS,
+        EstimatorInfo(
+            "compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", "GNNAutoScale (Fey et al., ICML 2021)"
+        ),
+    ),
+    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", "GraphFM (Yu et al., ICML 2022)")),
+    (
+        ClusterGCN,
+        EstimatorInfo("compensated", ("e7/reductions",), "L B d", "none", "Cluster-GCN (Chiang et al., KDD 2019)"),
+    ),
+    (LMCForwardOnly, EstimatorInfo("compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", _LMC)),
+    (
+        LMCBackwardOnly,
+        EstimatorInfo(
+            "compensated", (*_EXACT, "e2/exact-when-frozen", "e3/contraction"), "L (B + H) d", "2 L n w", _LMC
+        ),
+    ),
+    (
+        NeighbourSampling,
+        EstimatorInfo("node-wise", _SAMPLER, "B s^L", "none", "GraphSAGE (Hamilton, Ying and Leskovec, NeurIPS 2017)"),
+    ),
+    (
+        VRGCN,
+        EstimatorInfo(
+            "node-wise",
+            ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
+            "B s^(L-1) d",
+            "L n w",
+            "VR-GCN (Chen, Zhu and Song, ICML 2018)",
+        ),
+    ),
+    (
+        LABOR,
+        EstimatorInfo(
+            "node-wise",
+            (*_SAMPLER, "labor/fewer-vertices"),
+            "at most B s^L",
+            "none",
+            "LABOR (Balin and Catalyurek, NeurIPS 2023)",
+        ),
+    ),
+    (FastGCN, EstimatorInfo("layer-wise", _SAMPLER, "L t d", "none", "FastGCN (Chen, Ma and Xiao, ICLR 2018)")),
+    (
+        LADIES,
+        EstimatorInfo(
+            "layer-wise",
+            (*_SAMPLER, "sampling/error-below-baseline"),
+            "L t d",
+            "none",
+            "LADIES (Zou et al., NeurIPS 2019)",
+        ),
+    ),
+    (
+        ASGCN,
+        EstimatorInfo(
+            "layer-wise",
+            (*_SAMPLER, "sampling/error-below-baseline"),
+            "L t d",
+            "f",
+            "AS-GCN (Huang et al., NeurIPS 2018)",
+        ),
+    ),
+    (
+        MVS,
+        EstimatorInfo(
+            "node-wise",
+            ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
+            "B s^(L-1) d",
+            "(L + 1) n w",
+            "MVS-GNN (Cong et al., KDD 2020)",
+        ),
+    ),
+    (GraphSAINTNode, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
+    (GraphSAINTEdge, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
+    (GraphSAINTWalk, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
+    (
+        Shadow,
+        EstimatorInfo(
+            "subgraph", ("shadow/unbiased-own-objective",), "L B e d", "none", "shaDow-GNN (Zeng et al., NeurIPS 2021)"
+        ),
+    ),
+    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", "TOP (Shi et al., ICLR 2025)")),
 )
 
 
@@ -63,8 +170,11 @@ def _named_estimator(plugin: Plugin, item: Any) -> Callable[..., Estimator]:
     return build
 
 
+CATALOGUE: dict[str, EstimatorInfo] = {kind.name: info for kind, info in _OWN}
+"""What is known of every estimator of the package, by name."""
+
 ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
-    "estimator", "lmc_verify.estimators", ((item.name, item) for item in _OWN), _named_estimator
+    "estimator", "lmc_verify.estimators", ((kind.name, kind) for kind, _ in _OWN), _named_estimator
 )
 
 

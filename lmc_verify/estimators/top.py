@@ -17,14 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
-from lmc_verify.estimators.laws import row_entries
-from lmc_verify.exact import refuse_dropout
-from lmc_verify.graph import Graph, LocalSet
-from lmc_verify.problem import Problem
+from lmc_verify.estimators.samplers.laws import row_entries
+from lmc_verify.graphs import Batch, Graph, LocalSet
+from lmc_verify.objective import Problem, refuse_dropout
 
 __all__ = ["TOP", "Invariance"]
 

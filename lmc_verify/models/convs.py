@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.graph import Block
+from lmc_verify.graphs import Block, spmm
 from lmc_verify.models.layered import Conv
-from lmc_verify.sparse import spmm
 
 __all__ = ["GCNConv", "SAGEConv", "initialise"]
 

@@ -8,13 +8,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.graph import Block
-from lmc_verify.models.activations import ACTIVATIONS
+from lmc_verify.graphs import Block, spmm
 from lmc_verify.models.convs import initialise
-from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, node_wise_part
+from lmc_verify.models.layered import ACTIVATIONS, Conv, ConvLayer, Layer, LayeredModel, node_wise_part
 from lmc_verify.models.stacks import check_settings, linear, with_jumps
 from lmc_verify.seeds import torch_generator
-from lmc_verify.sparse import spmm
 
 __all__ = ["GIN", "GINConv"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import UnknownNameError
-from lmc_verify.graph import Block
+from lmc_verify.graphs import Block
 from lmc_verify.models.layered import Layer, place_of
 
 __all__ = ["JUMPS", "JumpingHead", "JumpingLayer", "carried"]

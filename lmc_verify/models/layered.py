@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg_nn
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graph import Block, Graph
-from lmc_verify.models.activations import ACTIVATIONS
+from lmc_verify.graphs import Block, Graph
 from lmc_verify.models.dropout import Dropout, at_place
 
 __all__ = [
+    "ACTIVATIONS",
     "ACTIVATION_CUTS",
     "Conv",
     "ConvLayer",
@@ -38,7 +38,7 @@ class Layer(nn.Module, ABC):
     """One message-passing layer, evaluated on any rectangular piece of the operator.
 
     Attributes:
-        operator: which operator its blocks come from (see `lmc_verify.graph.OPERATORS`).
+        operator: which operator its blocks come from (see `lmc_verify.graphs.operators.OPERATORS`).
         aggregate_linear: whether the Jacobian with respect to the sources is independent of the destination's
             aggregate. If so, LMC with beta = 0 is exact once parameters are frozen; if not, a floor is expected.
         reads_x0: whether it reads the encoder's output again (GCNII).
@@ -244,3 +244,7 @@ def node_wise_part(
     if dropout > 0:
         parts.append(Dropout(dropout))
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
+"""Activations by name. ReLU has a kink, which the smoothness assumptions of convergence theorems exclude."""

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.graph import Block
-from lmc_verify.models.activations import ACTIVATIONS
+from lmc_verify.graphs import Block
 from lmc_verify.models.convs import GCNConv, initialise
 from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import Layer, LayeredModel, node_wise_part, place_of
+from lmc_verify.models.layered import ACTIVATIONS, Layer, LayeredModel, node_wise_part, place_of
 from lmc_verify.models.stacks import check_settings, linear
 from lmc_verify.seeds import torch_generator
 

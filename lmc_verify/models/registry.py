@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graph import Graph
+from lmc_verify.graphs import Graph
 from lmc_verify.models.gin import GIN
-from lmc_verify.models.initial import APPNP, GCNII
+from lmc_verify.models.initial_residual import APPNP, GCNII
 from lmc_verify.models.layered import LayeredModel
 from lmc_verify.models.recurrent import RecurrentGNN
 from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE

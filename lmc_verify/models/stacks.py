@@ -11,13 +11,11 @@ from torch import nn
 from torch_geometric.nn import GATConv
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graph import Graph
-from lmc_verify.models.activations import ACTIVATIONS
-from lmc_verify.models.adapter import PyGConv, materialise
+from lmc_verify.graphs import Graph
+from lmc_verify.models.adapter import PNAConv, PyGConv, materialise
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
 from lmc_verify.models.jumping import JumpingHead, carried
-from lmc_verify.models.layered import ACTIVATION_CUTS, Conv, ConvLayer, Layer, LayeredModel, node_wise_part
-from lmc_verify.models.pna import PNAConv
+from lmc_verify.models.layered import ACTIVATION_CUTS, ACTIVATIONS, Conv, ConvLayer, Layer, LayeredModel, node_wise_part
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["GAT", "GCN", "PNA", "SAGE", "check_settings", "linear", "with_jumps"]

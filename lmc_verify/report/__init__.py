@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmc_verify.errors import OutputError
-from lmc_verify.report.benchmarks import BenchmarkSection, load_benchmarks
-from lmc_verify.report.cases import ClaimText
-from lmc_verify.report.html import render_html
-from lmc_verify.report.jsonreport import render_json
-from lmc_verify.report.junit import render_junit
-from lmc_verify.report.markdown import render_markdown
-from lmc_verify.report.model import Report, build_report
-from lmc_verify.report.pictures import standalone
-from lmc_verify.report.races import RaceSection
-from lmc_verify.report.table import claims_table
+from lmc_verify.report.figures.pictures import pictures, standalone
+from lmc_verify.report.formats.html import render_html
+from lmc_verify.report.formats.json_document import render_json
+from lmc_verify.report.formats.junit import render_junit
+from lmc_verify.report.formats.markdown import render_markdown
+from lmc_verify.report.formats.table import claims_table
+from lmc_verify.report.model.benchmarks import BenchmarkSection, load_benchmarks
+from lmc_verify.report.model.claims import ClaimText
+from lmc_verify.report.model.races import RaceSection
+from lmc_verify.report.model.report import Report, build_report
 
 __all__ = [
     "BenchmarkSection",
@@ -56,7 +56,7 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     folder = Path(out_dir)
     contents = {key: render(report, folder).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
     paths = {key: folder / file for key, (file, _) in _FILES.items()}
-    for picture in (picture for race in report.races for picture in race.pictures):
+    for picture in (picture for race in report.races for picture in pictures(race)):
         contents[picture.file] = standalone(picture).encode("utf-8", "replace")
         paths[picture.file] = folder / picture.file
     mark = secrets.token_hex(4)

@@ -20,12 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lmc_verify.statistics.betting import (
-    RANGE_SLACK,
-    bet_grid,
-    log_mean_exp,
-    log_threshold,
-)
+from lmc_verify.statistics.betting import RANGE_SLACK, bet_grid, log_mean_exp, log_threshold
 from lmc_verify.statistics.detection import first_that, guaranteed_log_capital
 
 __all__ = ["MeanInterval", "draws_to_width", "mean_upper_bound", "reachable_upper_bound", "reachable_width"]

@@ -38,13 +38,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lmc_verify.statistics.betting import (
-    bet_grid,
-    checked_blocks,
-    checked_draw,
-    log_mean_exp,
-    log_threshold,
-)
+from lmc_verify.statistics.betting import bet_grid, checked_blocks, checked_draw, log_mean_exp, log_threshold
 from lmc_verify.statistics.detection import first_that
 from lmc_verify.statistics.intervals import mean_upper_bound, reachable_upper_bound
 

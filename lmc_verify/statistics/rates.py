@@ -40,7 +40,6 @@ Vector = npt.NDArray[np.float64]
 FLOOR_FACTOR = 5.0
 """A mean up to this multiple of its floor says little about a rate."""
 
-
 _NO_DECAY = 1e-12
 """An amplitude of at most this part of the floor is rounding."""
 

@@ -16,22 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.batches import Batch, Clusters
-from lmc_verify.case import assemble_case
+from lmc_verify.cases import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import (
-    Estimate,
-    Estimator,
-    History,
-    HistoryWrite,
-    Sampling,
-    VectorWrite,
-)
-from lmc_verify.graph import Graph
+from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, VectorWrite
+from lmc_verify.graphs import Batch, Clusters, Graph, Partition
 from lmc_verify.models import GCN, key_dropout
-from lmc_verify.partition import Partition
-from lmc_verify.problem import Gradient, Problem, gradient_norm, gradient_sum
+from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 from lmc_verify.testing.subjects import Subject
 
 __all__ = [

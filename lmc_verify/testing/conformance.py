@@ -22,13 +22,7 @@ from lmc_verify.claims import find_claim
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
-from lmc_verify.testing.checks import (
-    CHECKS,
-    NotApplicableError,
-    SkippedError,
-    check_claim_verdict,
-    global_state_kept,
-)
+from lmc_verify.testing.checks import CHECKS, NotApplicableError, SkippedError, check_claim_verdict, global_state_kept
 from lmc_verify.testing.subjects import Subject, subjects
 
 __all__ = ["Census", "CheckResult", "Status", "check_estimator", "parametrize_with_checks"]

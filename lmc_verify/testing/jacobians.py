@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lmc_verify.graph import Block, Graph, LocalSet
+from lmc_verify.graphs import Block, Graph, LocalSet
 from lmc_verify.models.layered import Layer
 
 __all__ = ["aggregate_dependence"]

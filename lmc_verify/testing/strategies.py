@@ -17,13 +17,11 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmc_verify.batches import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators.history import History
-from lmc_verify.graph import Graph
+from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, Graph, Partition, UniformNodes
 from lmc_verify.models import LayeredModel, graph_settings, make_model
-from lmc_verify.partition import Partition
-from lmc_verify.problem import Problem
+from lmc_verify.objective import Problem
 
 __all__ = ["batches", "betas", "designs", "graphs", "histories", "models", "partitions", "problems", "seeds"]
 

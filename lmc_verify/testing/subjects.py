@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from lmc_verify.batches import Batch, BatchDesign, Clusters
 from lmc_verify.datasets import load_graph
 from lmc_verify.estimators import Estimate, Estimator, History, batch_law
+from lmc_verify.graphs import Batch, BatchDesign, Clusters, Partition, make_partition
 from lmc_verify.models import GCN, SAGE, LayeredModel
-from lmc_verify.partition import Partition, make_partition
-from lmc_verify.problem import Problem
+from lmc_verify.objective import Problem
 from lmc_verify.seeds import generator
 
 __all__ = ["Subject", "subjects"]

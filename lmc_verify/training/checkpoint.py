@@ -21,7 +21,7 @@ from torch import Tensor
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import InvalidInputError, OutputError
 from lmc_verify.estimators import History
-from lmc_verify.problem import Problem
+from lmc_verify.objective import Problem
 
 __all__ = [
     "pack_history",

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lmc_verify.batches import Batch, BatchDesign
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History, batch_law
-from lmc_verify.exact import ExactPass, exact_pass
-from lmc_verify.problem import Gradient, Problem, gradient_sum
+from lmc_verify.graphs import Batch, BatchDesign
+from lmc_verify.objective import ExactPass, Gradient, Problem, exact_pass, gradient_sum
 
 __all__ = ["TrainingRun", "conditional_bias", "weighted_batches"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmc_verify.problem import Problem, evaluating
+from lmc_verify.objective import Problem, evaluating
 
 __all__ = ["Scores", "evaluate", "metric_of"]
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lmc_verify.batches import Batch, BatchDesign, EpochClusters
+from lmc_verify.graphs import Batch, BatchDesign, EpochClusters
 
-__all__ = ["BatchStream", "WholeGraph", "steps_per_epoch", "whole_law"]
+__all__ = ["BatchStream", "steps_per_epoch", "whole_law"]
 
 
 def whole_law(design: BatchDesign) -> BatchDesign:
@@ -29,35 +26,6 @@ def steps_per_epoch(design: BatchDesign) -> int:
         return int(batches)
     inclusion = design.inclusion_probabilities()
     return max(1, round(inclusion.numel() / math.fsum(inclusion.tolist())))
-
-
-@dataclass(frozen=True)
-class WholeGraph:
-    """The law of the one batch that holds every node, for estimators that look at no batch."""
-
-    num_nodes: int
-    name: ClassVar[str] = "whole graph"
-
-    @property
-    def support_size(self) -> int:
-        """One batch."""
-        return 1
-
-    @cached_property
-    def _batch(self) -> Batch:
-        return Batch.of(torch.arange(self.num_nodes))
-
-    def draw(self, generator: Any) -> Batch:
-        """Return the batch; nothing is drawn."""
-        return self._batch
-
-    def enumerate(self) -> Iterator[tuple[Batch, float]]:
-        """Yield the batch."""
-        yield self._batch, 1.0
-
-    def inclusion_probabilities(self) -> Tensor:
-        """1 for every node."""
-        return torch.ones(self.num_nodes, dtype=torch.float64)
 
 
 class BatchStream:

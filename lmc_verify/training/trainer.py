@@ -17,13 +17,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.batches import BatchDesign
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator, Held, Sampling, batch_law, with_beta
+from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
-from lmc_verify.partition import Partition
-from lmc_verify.problem import Problem, evaluating
+from lmc_verify.objective import Problem, evaluating
 from lmc_verify.seeds import generator
 from lmc_verify.training.checkpoint import (
     pack_history,
@@ -34,10 +33,10 @@ from lmc_verify.training.checkpoint import (
     write_checkpoint,
 )
 from lmc_verify.training.evaluation import evaluate, metric_of
-from lmc_verify.training.gradients import measure_gradient_error
+from lmc_verify.training.gradient_error import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, WholeGraph, steps_per_epoch, whole_law
+from lmc_verify.training.stream import BatchStream, steps_per_epoch, whole_law
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -101,7 +100,7 @@ class Trainer:
         self.settings = settings = settings or TrainerSettings()
         self.problem, self.seed = problem.copy(), seed
         if getattr(estimator, "ignores_batch", False):
-            design = WholeGraph(problem.graph.num_nodes)
+            design = OneBatch(Batch.of(torch.arange(problem.graph.num_nodes)), problem.graph.num_nodes)
         self.design = design
         covered = design.inclusion_probabilities().numel()
         if covered != problem.graph.num_nodes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from lmc_verify.case import Case
+from lmc_verify.cases.case import Case
 from lmc_verify.claims import Claim, Evidence, Expectation, Outcome, Verdict
-from lmc_verify.claims.base import FINITE_SUPPORT, NO_DROPOUT, not_applicable, verdict_of
-from lmc_verify.conditioning import rounding_terms
+from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import not_applicable, verdict_of
+from lmc_verify.objective.conditioning import rounding_terms
 from lmc_verify.statistics.rounding import decide, gamma
 
 __all__ = ["LOSS_UNBIASED"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify import Layer, LayeredModel, spmm
-from lmc_verify.graph import Block
+from lmc_verify.graphs.operators import Block
 from lmc_verify.models import initialise
 from lmc_verify.seeds import torch_generator
 

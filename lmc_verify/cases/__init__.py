@@ -1,0 +1,44 @@
+"""Cases: settings to everything that a claim needs to be checked."""
+
+from lmc_verify.cases.case import Case, assemble_case, build_case, prepared_state, readable_count, sweep_batches
+from lmc_verify.cases.commands import case_settings, flat, reproduction_command, settings_tree
+from lmc_verify.cases.lookup import build_estimator, check_dataset, plugins_of
+from lmc_verify.cases.settings import (
+    CaseSettings,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    SamplingSettings,
+    Settings,
+    TrainingSettings,
+    known_histories,
+)
+from lmc_verify.cases.workspace import Workspace, build_design
+
+__all__ = [
+    "Case",
+    "CaseSettings",
+    "DatasetSettings",
+    "DesignSettings",
+    "EstimatorSettings",
+    "ModelSettings",
+    "SamplingSettings",
+    "Settings",
+    "TrainingSettings",
+    "Workspace",
+    "assemble_case",
+    "build_case",
+    "build_design",
+    "build_estimator",
+    "case_settings",
+    "check_dataset",
+    "flat",
+    "known_histories",
+    "plugins_of",
+    "prepared_state",
+    "readable_count",
+    "reproduction_command",
+    "settings_tree",
+    "sweep_batches",
+]

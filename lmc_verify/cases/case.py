@@ -1,0 +1,249 @@
+"""Cases: the graph, problem, design and estimator of one check, built from its settings.
+
+Every case is built in float64 and from its own seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lmc_verify.cases.lookup import build_estimator, plugins_of
+from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
+from lmc_verify.cases.workspace import Workspace, build_design
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import Estimator, History, Sampling, batch_law, unwrapped
+from lmc_verify.graphs import BatchDesign, Clusters, Graph, OneBatch, Partition
+from lmc_verify.objective import ExactPass, Problem, exact_pass
+from lmc_verify.seeds import generator
+
+__all__ = ["Case", "assemble_case", "build_case", "sweep_batches"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case: everything that a claim needs to be checked.
+
+    Attributes:
+        problem: in float64, in evaluation mode.
+        design: the law of the batches: the design that was given and, with it, the samples of an estimator that has
+            randomness of its own, at the case's initial state.
+        estimator: the estimator under test.
+        exact: the exact pass of `problem`.
+        histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.
+        seed: root seed, for the record.
+        settings: what the case was built from, or None if it was assembled from objects.
+        sampling: error level and budget of statistical verdicts.
+        training: the training runs along which convergence is checked.
+    """
+
+    problem: Problem
+    design: BatchDesign
+    estimator: Estimator
+    exact: ExactPass
+    histories: str = "exact"
+    seed: int = 0
+    settings: CaseSettings | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.estimator, Sampling):
+            law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
+            object.__setattr__(self, "design", law)
+        else:
+            object.__setattr__(self, "design", unwrapped(self.design))
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the problem."""
+        return self.problem.graph
+
+    @property
+    def partition(self) -> Partition | None:
+        """The clusters that the design draws from, or None."""
+        partition = getattr(self.base_design, "partition", None)
+        return partition if isinstance(partition, Partition) else None
+
+    @property
+    def normaliser(self) -> str:
+        """The estimator's normaliser."""
+        return str(getattr(self.estimator, "normaliser", "inclusion"))
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the design is conditioned on clusters that an epoch has already visited."""
+        return bool(getattr(self.base_design, "seen", ()))
+
+    @property
+    def base_design(self) -> BatchDesign:
+        """The design of the batches, without the samples of the estimator."""
+        return unwrapped(self.design)
+
+    def initial_state(self) -> History:
+        """Return a state with the histories that the case asks for."""
+        return prepared_state(self, self.histories)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The case as flat values for records and reports."""
+        graph, problem, design, settings = self.graph, self.problem, self.design, self.settings
+        base = self.base_design
+        out: dict[str, Any] = {
+            "dataset": graph.name if settings is None else settings.dataset.describe(),
+            "nodes": graph.num_nodes,
+            "edges": graph.num_edges,
+            "model": type(problem.model).__name__.lower() if settings is None else settings.model.name,
+            "layers": problem.num_layers,
+            "width": max(problem.widths[1:]) if settings is None else settings.model.width,
+        }
+        if settings is not None:
+            model = settings.model
+            out["activation_cut"] = model.activation_cut
+            if model.activation != "relu":
+                out["activation"] = model.activation
+            out.update(
+                {
+                    key: getattr(model, key)
+                    for key in ("encoder", "head", "residual", "norm", "jump", "dropout", "frozen")
+                    if getattr(model, key)
+                }
+            )
+            out.update(model.options)
+        out |= {
+            "estimator": self.estimator.name,
+            "normaliser": self.normaliser,
+            "design": type(base).__name__ if settings is None else settings.design.name,
+            "per_batch": getattr(base, "per_batch", getattr(base, "size", None)),
+            "support": design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
+            "histories": self.histories,
+            "seed": self.seed,
+            "dtype": str(graph.dtype).removeprefix("torch."),
+        }
+        if settings is not None:
+            for key, value in settings.estimator.settings.items():
+                out.setdefault(key, value)
+        if hasattr(design, "normalisation"):
+            out["normalisation"] = design.normalisation
+        if self.partition is not None:
+            out["partition"] = self.partition.method
+            out["parts"] = self.partition.num_parts
+        if self.sampling.replicate:
+            out["replicate"] = self.sampling.replicate
+        if self.conditioned:
+            out["seen"] = ",".join(map(str, getattr(base, "seen", ())))
+        return out
+
+    @cached_property
+    def hashes(self) -> Mapping[str, str]:
+        """Content hashes of what the verdict depends on."""
+        out = {"graph": self.graph.fingerprint, "parameters": self.problem.parameter_fingerprint()}
+        if self.partition is not None:
+            out["partition"] = self.partition.fingerprint
+        return out | (plugins_of(self.settings) if self.settings is not None else {})
+
+
+def readable_count(number: int) -> str:
+    """Return a number with thousands separators, or its power of ten where it is astronomic."""
+    return f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
+
+
+def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Case:
+    """Build the objects of a case.
+
+    Raises:
+        InvalidInputError: anything in the settings that does not fit; the message names it.
+    """
+    workspace = workspace or Workspace()
+    graph = workspace.graph(settings.dataset, settings.seed)
+    problem = workspace.problem(graph, settings.model, settings.seed)
+    return Case(
+        problem=problem,
+        design=build_design(settings.design, graph, workspace, settings.seed),
+        estimator=build_estimator(settings.estimator),
+        exact=workspace.exact(problem),
+        histories=settings.histories,
+        seed=settings.seed,
+        settings=settings,
+        sampling=settings.sampling,
+        training=settings.training,
+    )
+
+
+def assemble_case(
+    problem: Problem,
+    design: BatchDesign,
+    estimator: Estimator,
+    *,
+    histories: str = "exact",
+    seed: int = 0,
+    sampling: SamplingSettings | None = None,
+    training: TrainingSettings | None = None,
+) -> Case:
+    """Make a case of objects: a user's own graph, model, design or estimator.
+
+    Raises:
+        InvalidInputError: the problem is not in float64, or `histories` is none of exact, zero and sweeps:K.
+    """
+    if problem.graph.dtype != torch.float64:
+        raise InvalidInputError(
+            f"the problem is in {problem.graph.dtype}, claims are checked in float64; pass problem.double()"
+        )
+    covered = design.inclusion_probabilities().numel()
+    if covered != problem.graph.num_nodes:
+        raise InvalidInputError(
+            f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
+            "build the design from this graph"
+        )
+    return Case(
+        problem,
+        design,
+        estimator,
+        exact_pass(problem),
+        known_histories(histories),
+        seed,
+        sampling=sampling or SamplingSettings(),
+        training=training or TrainingSettings(),
+    )
+
+
+def prepared_state(case: Case, histories: str) -> History:
+    """Return a state of the case's estimator with ``"exact"``, ``"zero"`` or ``"sweeps:k"`` histories.
+
+    Raises:
+        InvalidInputError: sweeps were asked for a design without clusters.
+    """
+    state = case.estimator.init(case.problem)
+    if state.exact_for is not None:  # holds exact values by definition
+        return state
+    if histories == "exact":
+        return state.filled(case.exact)
+    if histories.startswith("sweeps:"):
+        rng = generator(case.seed, "samples of sweeps")
+        for _ in range(int(histories.removeprefix("sweeps:"))):
+            for batch in sweep_batches(case):
+                if isinstance(case.estimator, Sampling):
+                    law = batch_law(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
+                    batch = law.draw(rng)
+                state.apply(case.estimator.estimate(case.problem, state, batch).writes)
+    return state
+
+
+def sweep_batches(case: Case) -> list[Any]:
+    """Return batches that visit every node exactly once: the clusters in order, `per_batch` at a time.
+
+    Raises:
+        InvalidInputError: the design has no clusters.
+    """
+    if case.partition is None:
+        raise InvalidInputError("sweeps need a design over clusters, this case draws single nodes; set design.name")
+    groups = case.partition.num_parts
+    per_batch = min(int(getattr(case.base_design, "per_batch", 1)), groups)
+    assignment = torch.arange(groups) // per_batch
+    fused = Partition(assignment[case.partition.assignment], "sweep")
+    return [batch for batch, _ in Clusters(fused, 1).enumerate()]

@@ -1,0 +1,70 @@
+"""Names in settings to what is registered under them: data sets, estimators and their plug-ins."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lmc_verify.cases.settings import DatasetSettings, EstimatorSettings, ModelSettings
+from lmc_verify.datasets import dataset_info, dataset_registry
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
+from lmc_verify.models import MODELS
+from lmc_verify.plugins import plugin_versions
+
+__all__ = ["build_estimator", "check_dataset", "plugins_of"]
+
+
+class Named(Protocol):
+    """Settings that name a data set, a model and an estimator: of a case, or of a training run."""
+
+    @property
+    def dataset(self) -> DatasetSettings:
+        """The data set."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """The model."""
+
+    @property
+    def estimator(self) -> EstimatorSettings:
+        """The estimator."""
+
+
+def plugins_of(settings: Named) -> dict[str, str]:
+    """Return the fingerprints of the plug-ins that a case or a training run is built from, by kind and name.
+
+    Raises:
+        PluginError: one of them cannot be used.
+    """
+    return plugin_versions(
+        (dataset_registry(), settings.dataset.name),
+        (MODELS, settings.model.name),
+        (ESTIMATORS, settings.estimator.name),
+    )
+
+
+def check_dataset(settings: DatasetSettings) -> None:
+    """Refuse an unknown data set, or an option that it does not have, before anything is loaded.
+
+    Raises:
+        InvalidInputError: the message names it, with the known ones.
+    """
+    known = [name for name, _ in dataset_info(settings.name).options]
+    for option in settings.settings:
+        if option not in known:
+            rest = f"its options are {', '.join(map(repr, known))}" if known else "it takes no options"
+            raise InvalidInputError(f"data set {settings.name!r} has no option {option!r}: {rest}")
+
+
+def build_estimator(settings: EstimatorSettings) -> Estimator:
+    """Build an estimator from settings.
+
+    Raises:
+        InvalidInputError: an unknown name or setting, or a value of another type.
+    """
+    try:
+        return make_estimator(settings.name, **settings.settings)
+    except InvalidInputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the settings of estimator {settings.describe()} do not fit: {error}") from error

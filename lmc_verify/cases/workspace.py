@@ -1,0 +1,144 @@
+"""What cases share: graphs, partitions, problems and exact passes, made once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmc_verify.cases.settings import DatasetSettings, DesignSettings, ModelSettings
+from lmc_verify.datasets import load_graph
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs import (
+    BatchDesign,
+    Clusters,
+    EpochClusters,
+    FusedClusters,
+    Graph,
+    Partition,
+    UniformNodes,
+    make_partition,
+)
+from lmc_verify.models import LayeredModel, check_jump, check_options, graph_settings, make_model
+from lmc_verify.objective import ExactPass, Problem, exact_pass
+
+__all__ = ["Workspace", "build_design"]
+
+
+@dataclass
+class Workspace:
+    """Where data come from, and what cases share: graphs, partitions and exact passes are made once.
+
+    Attributes:
+        data_root: folder with raw files of real data sets, or None.
+        download: whether missing raw files may be downloaded.
+    """
+
+    data_root: Path | None = None
+    download: bool = False
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _exact: dict[Problem, ExactPass] = field(default_factory=dict, repr=False)
+
+    def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
+        """Load a data set, by default in float64."""
+        key = f"graph {settings.model_dump_json()} {seed} {dtype}"
+        if key not in self._cache:
+            self._cache[key] = load_graph(
+                settings.name, data_root=self.data_root, download=self.download, seed=seed, **settings.settings
+            ).to(dtype=dtype)
+        graph: Graph = self._cache[key]
+        return graph
+
+    def partition(self, graph: Graph, method: str, parts: int, seed: int) -> Partition:
+        """Partition a graph."""
+        key = f"partition {graph.fingerprint} {method} {parts} {seed}"
+        if key not in self._cache:
+            self._cache[key] = make_partition(graph, method, parts, seed=seed)
+        partition: Partition = self._cache[key]
+        return partition
+
+    def arranged(self, graph: Graph, partition: Partition) -> tuple[Graph, Partition]:
+        """Rename a graph's nodes cluster by cluster; see `lmc_verify.Partition.arrange`."""
+        key = f"arranged {graph.fingerprint} {partition.fingerprint}"
+        if key not in self._cache:
+            self._cache[key] = partition.arrange(graph)
+        arranged: tuple[Graph, Partition] = self._cache[key]
+        return arranged
+
+    def problem(self, graph: Graph, settings: ModelSettings, seed: int) -> Problem:
+        """Build a model for a graph in the graph's precision, in evaluation mode."""
+        key = f"problem {graph.fingerprint} {settings.model_dump_json()} {seed}"
+        if key not in self._cache:
+            check_options(settings.name, settings.options)
+            check_jump(settings.name, settings.jump)
+            model = make_model(
+                settings.name,
+                graph.num_features,
+                settings.width,
+                graph.num_outputs,
+                num_layers=settings.layers,
+                activation_cut=settings.activation_cut,
+                activation=settings.activation,
+                encoder=settings.encoder,
+                head=settings.head,
+                norm=settings.norm,
+                residual=settings.residual,
+                dropout=settings.dropout,
+                seed=seed,
+                dtype=graph.dtype,
+                **({} if settings.jump is None else {"jump": settings.jump}),
+                **graph_settings(settings.name, graph),
+                **settings.options,
+            )
+            _freeze(model, settings.frozen)
+            self._cache[key] = Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
+        problem: Problem = self._cache[key]
+        return problem
+
+    def exact(self, problem: Problem) -> ExactPass:
+        """Return the exact pass of a problem."""
+        # By identity: two problems may agree in graph and parameters and still differ, say in the activation cut.
+        if problem not in self._exact:
+            self._exact[problem] = exact_pass(problem)
+        return self._exact[problem]
+
+
+def _freeze(model: LayeredModel, parts: Sequence[str]) -> None:
+    """Exclude the parameters of some parts from training.
+
+    Raises:
+        InvalidInputError: the model has no such part, or nothing is left to train.
+    """
+    known: dict[str, nn.Module | None] = {
+        "encoder": model.encoder,
+        "head": model.head,
+        **{f"layer {index}": model.layer(index) for index in range(1, model.num_layers + 1)},
+    }
+    known = {name: part for name, part in known.items() if part is not None}
+    for name in parts:
+        part = known.get(name)
+        if part is None:
+            raise InvalidInputError(f"model.frozen names {name!r}, the model has {', '.join(known)}; name one of these")
+        part.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InvalidInputError(f"model.frozen is {list(parts)}, which leaves nothing to train; leave a part out of it")
+
+
+def build_design(wanted: DesignSettings, graph: Graph, workspace: Workspace, seed: int) -> BatchDesign:
+    """Build a batch design on a graph; the seed is that of partitions.
+
+    Raises:
+        InvalidInputError: it does not fit the graph, such as more parts than nodes.
+    """
+    if wanted.name == "nodes":
+        return UniformNodes(graph.num_nodes, wanted.per_batch)
+    partition = workspace.partition(graph, wanted.partition, wanted.parts, seed)
+    if wanted.name == "clusters":
+        return Clusters(partition, wanted.per_batch)
+    if wanted.name == "epoch":
+        return EpochClusters(partition, wanted.per_batch, wanted.seen)
+    return FusedClusters(partition, wanted.per_batch, seed)

@@ -1,0 +1,95 @@
+"""What local compensation promises at fixed parameters: E1 (equals Backward SGD), E2 (exact from sweep 2L - 1 on)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lmc_verify.cases import Case, prepared_state
+from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.reference import SOURCE, Reference, explained
+from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
+from lmc_verify.claims.theory import Expectation, expect_from_halo
+from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.estimators import FullBatch
+
+__all__ = ["EQUALS_BACKWARD_SGD"]
+
+
+# ---------------------------------------------------------------------------------------------------------- E1
+
+
+def check_equals_backward_sgd(case: Case) -> Verdict:
+    """Compare the estimate with Backward SGD's on every batch of the design, from exact histories."""
+    claim = EQUALS_BACKWARD_SGD
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    if inapplicable is not None:
+        return inapplicable
+    reference, state = Reference(case), prepared_state(case, "exact")
+    residuals: Residuals | None = None
+    worst_by_layer: dict[str, float] = {}
+    batches = differing = 0
+    for batch, _ in case.design.enumerate():
+        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        difference, one = reference.compare(estimate, batch)
+        batches += 1
+        differing += one.worst.ratio > 1
+        residuals = one.merged(residuals)
+        for part, value in relative_by_layer(case.problem, difference, case.exact.gradient).items():
+            worst_by_layer[part] = float(np.maximum(value, worst_by_layer.get(part, 0.0)))  # keeps NaN
+    assert residuals is not None  # a design has at least one batch
+    outcome, worst = residuals.outcome, residuals.worst
+    if outcome is Outcome.EXACT:
+        summary = (
+            f"equal to Backward SGD on all {batches:,} batches: largest difference {worst.value:.1e} of a layer's "
+            f"gradient, rounding allows {worst.tolerance:.1e}"
+        )
+    elif outcome is Outcome.REFUTED:
+        summary = (
+            f"differs from Backward SGD on {differing:,} of {batches:,} batches, by up to "
+            f"{max(worst_by_layer.values()):.2g} of a layer's gradient{explained(case, claim)}"
+        )
+    else:
+        summary = residuals.explanation
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="exact",
+        residuals=residuals,
+        evidence=[
+            Evidence(part, value, unit=UNIT, group="largest difference per layer")
+            for part, value in worst_by_layer.items()
+        ],
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def expect_equals_backward_sgd(case: Case) -> Expectation:
+    """Return what theory says of E1."""
+    if case.design.support_size > MAX_SUPPORT:
+        return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
+    if isinstance(case.estimator, FullBatch) and not whole:
+        return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
+    return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
+
+
+EQUALS_BACKWARD_SGD = Claim(
+    id="e1/equals-backward-sgd",
+    title="Equals Backward SGD with exact histories",
+    statement=(
+        "With exact histories, beta = 0 and aggregate-linear layers, the estimate equals Backward SGD's on every "
+        "batch, parameter by parameter."
+    ),
+    source=SOURCE,
+    tier="exact",
+    theory=(
+        "The halo's embeddings and auxiliary variables are then exact, and the Jacobian of an aggregate-linear layer "
+        "at a halo row does not see that row's incomplete aggregate. GAS equals Backward SGD in the last layer only."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, BETA_ZERO, AGGREGATE_LINEAR),
+    check=check_equals_backward_sgd,
+    expect=expect_equals_backward_sgd,
+)

@@ -1,0 +1,112 @@
+"""E6: what is lost when halo messages are dropped in the backward pass, layer by layer."""
+
+from __future__ import annotations
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import (
+    CUT_EDGES,
+    FINITE_SUPPORT,
+    HALO_SIGNAL,
+    INCLUSION_WEIGHTS,
+    MAX_SUPPORT,
+    NO_DROPOUT,
+    halo_dropped_backward,
+)
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.reference import SOURCE
+from lmc_verify.claims.residuals import relative_by_layer
+from lmc_verify.claims.theory import Expectation, trains_encoder
+from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.estimators import Blend, Compensated, Held
+
+__all__ = ["LOWER_LAYERS_BIASED"]
+
+
+def check(case: Case) -> Verdict:
+    """Enumerate the design from exact histories and compare every layer's bias with rounding."""
+    claim = LOWER_LAYERS_BIASED
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    if inapplicable is not None:
+        return inapplicable
+    exact, problem = case.exact.gradient, case.problem
+    _, bias, residuals = compare_mean(case)
+    per_layer = relative_by_layer(problem, bias, exact)
+    top = {f"layer {problem.num_layers}", "head"}
+    last = residuals.only({name for name in exact if problem.layer_of(name) in top})
+    lower = {
+        part: residuals.only({name for name in exact if problem.layer_of(name) == part}).outcome
+        for part in per_layer
+        if part not in top
+    }
+    figures = ", ".join(f"{part} {value:.2g}" for part, value in per_layer.items())
+    if last.outcome is Outcome.REFUTED or Outcome.EXACT in lower.values():
+        outcome, summary = Outcome.REFUTED, f"not the pattern that dropping the backward halo gives: {figures}"
+    elif last.outcome is Outcome.EXACT and set(lower.values()) == {Outcome.REFUTED}:
+        outcome, summary = Outcome.EXACT, f"relative bias with exact histories: {figures}"
+    else:
+        outcome, summary = Outcome.INCONCLUSIVE, f"not every layer can be resolved here: {figures}"
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        residuals=last,
+        evidence=bias_evidence(problem, bias, exact, residuals),
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
+    estimator = case.estimator
+    if not isinstance(estimator, Compensated) or not isinstance(estimator.policies.forward, Blend | Held):
+        return False, "the estimator keeps no history of H"
+    fresh = isinstance(estimator.policies.forward, Blend) and estimator.policies.forward.uses_fresh
+    exact = case.histories == "exact" and not fresh
+    return exact, f"histories: {case.histories}" + (", blended with fresh values" if fresh else "")
+
+
+def _lower_layers(case: Case) -> tuple[bool | None, str]:
+    problem = case.problem
+    return problem.num_layers > 1 or trains_encoder(case), f"L = {problem.num_layers}"
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says of E6."""
+    checks = LOWER_LAYERS_BIASED.checked_assumptions(case)
+    broken = next((item for item in checks if item.holds is False), None)
+    if broken is not None or case.design.support_size > MAX_SUPPORT:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement if broken else "the design is too large")
+    return Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
+
+
+LOWER_LAYERS_BIASED = Claim(
+    id="e6/bias-per-layer",
+    title="Dropping the backward halo biases every layer but the last",
+    statement=(
+        "An estimator that drops halo messages in the backward pass is biased in every layer but the last, even with "
+        "exact histories; the last layer (and the head) is unbiased."
+    ),
+    source=SOURCE + "; the estimator is GAS (Fey et al., ICML 2021)",
+    tier="exact",
+    theory=(
+        "V^L at batch rows comes from the loss and is exact; V^l below lacks what the halo's rows would send back, "
+        "and that part has no reason to vanish in expectation."
+    ),
+    assumptions=(
+        NO_DROPOUT,
+        FINITE_SUPPORT,
+        CUT_EDGES,
+        Assumption(
+            "backward-halo-dropped",
+            "halo messages are dropped in the backward pass",
+            lambda case: (halo_dropped_backward(case), case.estimator.name),
+        ),
+        Assumption("exact-embeddings", "the halo's embeddings are exact", _exact_embeddings),
+        INCLUSION_WEIGHTS,
+        Assumption("lower-layers", "there is a layer below the last", _lower_layers),
+        HALO_SIGNAL,
+    ),
+    check=check,
+    expect=expect,
+)

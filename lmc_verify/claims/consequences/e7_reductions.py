@@ -1,0 +1,185 @@
+"""E7: cases in which every estimator must reduce to the exact gradient, or to Backward SGD."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, NO_SAMPLING
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.reference import Reference
+from lmc_verify.claims.residuals import Residuals, norm_by_layer
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.estimators import Blend, Compensated, Held, Shadow
+from lmc_verify.graphs import Batch, Clusters
+from lmc_verify.models import LayeredModel
+from lmc_verify.models.convs import initialise
+from lmc_verify.objective import (
+    ExactPass,
+    Gradient,
+    Problem,
+    exact_pass,
+    gradient_sum,
+    loss_conditioning,
+    rounding_terms,
+)
+from lmc_verify.seeds import torch_generator
+
+__all__ = ["REDUCTIONS"]
+
+ID = "e7/reductions"
+
+
+def check(case: Case) -> Verdict:
+    """Check every reduction on the case's own graph: all clusters, no cut edges, no edges, one layer."""
+    inapplicable = not_applicable(case, REDUCTIONS, *(assumption.id for assumption in REDUCTIONS.assumptions))
+    if inapplicable is not None:
+        return inapplicable
+    results = {
+        "all clusters in one batch": _all_clusters(case),
+        "no cut edges": _expected_on(case, _without_cut_edges(case)),
+        "no edges": _expected_on(case, _without_edges(case)),
+    }
+    if _single_layer_applies(case):
+        results["one layer, against Backward SGD"] = _single_layer(case)
+    residuals = Residuals({})
+    for name, result in results.items():
+        residuals = residuals.merged(result.renamed(name))
+    outcome = residuals.outcome
+    if outcome is Outcome.EXACT:
+        worst = residuals.worst
+        summary = (
+            f"{len(results)} reductions hold: largest residual {worst.value:.1e} of a layer's gradient, rounding "
+            f"allows {worst.tolerance:.1e}"
+        )
+    elif outcome is Outcome.REFUTED:
+        failing = [name for name, block in residuals.blocks.items() if block.ratio > 1]
+        summary = f"fails with {', '.join(failing)}: residual up to {residuals.worst.value:.2g} of a layer's gradient"
+    else:
+        summary = residuals.explanation
+    return verdict_of(
+        case,
+        ID,
+        outcome,
+        summary,
+        histories="zero",
+        residuals=residuals,
+        evidence=[Evidence("reductions checked", len(results), unit="reductions", group="totals")],
+        assumptions=REDUCTIONS.checked_assumptions(case),
+    )
+
+
+def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residuals:
+    conditioning, norms = loss_conditioning(problem, exact), norm_by_layer(problem, exact.gradient)
+    sizes = norm_by_layer(problem, estimate)
+    return Residuals.of(
+        problem,
+        gradient_sum(estimate, exact.gradient, -1.0),
+        reference=exact.gradient,
+        terms=rounding_terms(problem, problem.graph.num_nodes),
+        magnitudes={part: 2 * (sizes[part] + conditioning * norm) for part, norm in norms.items()},
+    )
+
+
+def _all_clusters(case: Case) -> Residuals:
+    """c = b: the batch is the whole graph and there is no halo."""
+    everything = Batch.of(torch.arange(case.graph.num_nodes), 1.0)
+    state = case.estimator.init(case.problem)
+    return _compare(case.problem, case.estimator.estimate(case.problem, state, everything).gradient, case.exact)
+
+
+def _without_cut_edges(case: Case) -> Problem:
+    assert case.partition is not None
+    graph = case.graph
+    source, destination = case.partition.assignment.to(graph.device)[graph.edge_index]
+    kept = source == destination
+    weight = None if graph.edge_weight is None else graph.edge_weight[kept]
+    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, kept], edge_weight=weight))
+
+
+def _without_edges(case: Case) -> Problem:
+    graph = case.graph
+    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
+    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+
+
+def _expected_on(case: Case, problem: Problem) -> Residuals:
+    """Average over single clusters, each of which is closed under messages; histories start from zero."""
+    assert case.partition is not None
+    state = case.estimator.init(problem)
+    mean = problem.zero_gradient()
+    for batch, probability in Clusters(case.partition, 1).enumerate():
+        mean = gradient_sum(mean, case.estimator.estimate(problem, state, batch).gradient, probability)
+    return _compare(problem, mean, exact_pass(problem))
+
+
+def _single_layer_applies(case: Case) -> bool:
+    """L = 1 needs the estimator to read the halo's (exact) inputs; without encoder, no message goes back."""
+    estimator = case.estimator
+    return isinstance(estimator, Compensated) and isinstance(estimator.policies.forward, Blend | Held)
+
+
+def _single_layer(case: Case) -> Residuals:
+    """L = 1 with exact inputs: the case's first layer on H^0, with a linear head; histories start from zero.
+
+    The estimate must equal Backward SGD's on every cluster."""
+    assert case.partition is not None
+    inputs = case.exact.embeddings[0].detach()
+    head = torch.nn.utils.skip_init(
+        torch.nn.Linear, case.problem.widths[1], case.problem.num_outputs, device=inputs.device, dtype=inputs.dtype
+    )
+    initialise(head, torch_generator(case.seed, "single layer"))
+    model = LayeredModel([copy.deepcopy(case.problem.model.layer(1))], head=head)
+    problem = Problem(case.graph.replaced(x=inputs), model.eval(), case.problem.loss)
+    one_layer = Case(problem, case.design, case.estimator, exact_pass(problem), "zero", case.seed)
+    reference, state = Reference(one_layer), case.estimator.init(problem)
+    residuals = Residuals({})
+    for batch, _ in Clusters(case.partition, 1).enumerate():
+        estimate = case.estimator.estimate(problem, state, batch).gradient
+        residuals = reference.compare(estimate, batch)[1].merged(residuals)
+    return residuals
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: every estimator of the family reduces, with inclusion weights."""
+    broken = next((item for item in REDUCTIONS.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    return Expectation(Outcome.EXACT, "where no message crosses a batch's border, nothing is left to compensate")
+
+
+def _whole_objective(case: Case) -> tuple[bool | None, str]:
+    estimator = case.estimator
+    whole = not isinstance(estimator, Shadow) or (
+        not estimator.renormalise and estimator.depth >= case.problem.num_layers
+    )
+    return whole, "" if whole else f"{estimator.name} estimates the loss of every target on its own ego network"
+
+
+WHOLE_OBJECTIVE = Assumption(
+    "whole-objective", "what the estimator estimates is the gradient of the whole graph's objective", _whole_objective
+)
+
+REDUCTIONS = Claim(
+    id=ID,
+    title="Reductions to the exact gradient",
+    statement=(
+        "With all clusters in one batch, without cut edges, or without any edge, every estimator gives the exact "
+        "gradient; with one layer, those that keep the halo's inputs equal Backward SGD."
+    ),
+    source="derived from the estimators' definitions in LMC (Shi, Liang and Wang, ICLR 2023)",
+    tier="exact",
+    theory="The estimators differ only in what they put at the halo; where none is needed, they agree.",
+    assumptions=(
+        NO_DROPOUT,
+        CLUSTERS,
+        INCLUSION_WEIGHTS,
+        NO_SAMPLING,
+        WHOLE_OBJECTIVE,
+    ),
+    check=check,
+    expect=expect,
+)

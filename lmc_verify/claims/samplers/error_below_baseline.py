@@ -1,0 +1,146 @@
+"""Which of two samplers has the smaller error at an equal budget, by enumeration; and what LABOR saves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from lmc_verify.cases import Case, readable_count
+from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.residuals import norm_by_layer
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.objective import gradient_norm, gradient_sum
+
+__all__ = ["BELOW_BASELINE"]
+
+RELATIVE_ROUNDING = 1e-9
+"""Two mean squares closer than this, relative to the larger, are called equal."""
+
+
+def baseline_of(case: Case) -> Sampled | None:
+    """Return the sampler that the estimator's authors compare it with, at the same budget; None if there is none."""
+    return case.estimator.baseline() if isinstance(case.estimator, Sampled) else None
+
+
+def _has_baseline(case: Case) -> tuple[bool | None, str]:
+    baseline = baseline_of(case)
+    return baseline is not None, case.estimator.name if baseline is None else f"compared with {baseline}"
+
+
+def _baseline_finite(case: Case) -> tuple[bool | None, str]:
+    baseline = baseline_of(case)
+    if baseline is None:
+        return None, ""
+    size = replace(case, estimator=baseline).design.support_size
+    return size <= MAX_SUPPORT, f"{readable_count(size)} batches with samples of {baseline.name}"
+
+
+HAS_BASELINE = Assumption(
+    "has-baseline", "the estimator's authors compare it with another sampler at the same budget", _has_baseline
+)
+
+BASELINE_FINITE = Assumption("baseline-finite", "that sampler can be enumerated too", _baseline_finite)
+
+
+@dataclass(frozen=True)
+class _Error:
+    """``E||g - grad||^2`` over batches and samples, by layer."""
+
+    by_layer: dict[str, float]
+    atoms: int
+
+    @property
+    def total(self) -> float:
+        return math.fsum(self.by_layer.values())
+
+
+def _error(case: Case) -> _Error:
+    """Enumerate the mean squared error of the gradient estimate."""
+    state, atoms, total = case.initial_state(), 0, dict[str, float]()
+    for batch, probability in case.design.enumerate():
+        atoms += 1
+        gradient = case.estimator.estimate(case.problem, state, batch).gradient
+        for part, norm in norm_by_layer(case.problem, gradient_sum(gradient, case.exact.gradient, -1.0)).items():
+            total[part] = total.get(part, 0.0) + probability * norm**2
+    return _Error(total, atoms)
+
+
+def check(case: Case) -> Verdict:
+    """Enumerate the mean squared error over batches and samples, of the estimator and of its baseline, and compare."""
+    claim = BELOW_BASELINE
+    required = (NO_DROPOUT, FINITE_SUPPORT, HAS_BASELINE, BASELINE_FINITE)
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in required))
+    if inapplicable is not None:
+        return inapplicable
+    baseline = baseline_of(case)
+    assert baseline is not None
+    own, other = _error(case), _error(replace(case, estimator=baseline))
+    unit = gradient_norm(case.exact.gradient) or 1.0
+    figures = {
+        case.estimator.name: math.sqrt(own.total) / unit,
+        f"baseline {baseline.name}": math.sqrt(other.total) / unit,
+    }
+    size = max(own.total, other.total)
+    if size <= (RELATIVE_ROUNDING * unit) ** 2:
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "neither estimator has an error on this case")
+    gap = (other.total - own.total) / size
+    equal = Outcome.EXACT if gap >= -RELATIVE_ROUNDING else Outcome.REFUTED  # also where the gap is no number
+    outcome = Outcome.SUPPORTED if gap > RELATIVE_ROUNDING else equal
+    words = {Outcome.SUPPORTED: "below", Outcome.REFUTED: "above", Outcome.EXACT: "equal to"}[outcome]
+    pair = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        f"the root mean square error is {words} the baseline's: {pair} gradient norms",
+        evidence=[
+            *(Evidence(name, value, group="root mean square error") for name, value in figures.items()),
+            *(
+                Evidence(f"{part}, {name}", math.sqrt(value) / unit, group="root mean square error per layer")
+                for name, error in zip(figures, (own, other), strict=True)
+                for part, value in error.by_layer.items()
+            ),
+            Evidence("batches with samples", own.atoms, unit="atoms", group="totals"),
+            Evidence("batches with samples, baseline", other.atoms, unit="atoms", group="totals"),
+        ],
+        assumptions=claim.checked_assumptions(case),
+        residual=max(0.0, -gap),
+        tolerance=RELATIVE_ROUNDING,
+        minimum_detectable_effect=RELATIVE_ROUNDING,
+    )
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: nothing beyond the assumptions; which of two errors is smaller is for the case."""
+    broken = next((item for item in BELOW_BASELINE.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    return Expectation(None, "an ordering of two variances that theory bounds and does not decide")
+
+
+BELOW_BASELINE = Claim(
+    id="sampling/error-below-baseline",
+    title="Less error than its baseline at an equal budget",
+    statement=(
+        "At the same budget, the mean squared error of the gradient over batches and samples is below that of the "
+        "sampler it improves on: VR-GCN against neighbour sampling with the same fan-out, LADIES and AS-GCN against "
+        "FastGCN with as many draws, MVS-GNN against uniform nodes."
+    ),
+    source=(
+        "VR-GCN (Chen et al., ICML 2018), LADIES (Zou et al., NeurIPS 2019), AS-GCN (Huang et al., NeurIPS 2018), "
+        "MVS-GNN (Cong et al., KDD 2020)"
+    ),
+    tier="exact",
+    theory=(
+        "With exact histories VR-GCN's forward pass has no error at all, and what is left comes from the backward "
+        "pass. "
+        "The papers bound variances of aggregates; no theorem orders the gradients' errors on every graph, so the "
+        "verdict is about the case, by enumeration of both samplers."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, HAS_BASELINE, BASELINE_FINITE),
+    check=check,
+    expect=expect,
+)

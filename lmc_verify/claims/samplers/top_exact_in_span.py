@@ -1,0 +1,142 @@
+"""TOP is exact where embeddings lie in the span of its basis."""
+
+from __future__ import annotations
+
+import torch
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.reference import Reference
+from lmc_verify.claims.residuals import Residuals
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.estimators import TOP
+from lmc_verify.estimators.base import node_weights
+from lmc_verify.graphs import Batch
+from lmc_verify.objective import Gradient, Problem, exact_pass
+from lmc_verify.seeds import torch_generator
+
+__all__ = ["EXACT_IN_SPAN"]
+
+SPAN = 1e-12
+"""Largest error of ``H_halo = R H_batch``, relative to the embeddings' norm, that counts as none: about rounding."""
+
+PERTURBATIONS = 2
+"""Further parameter points at which the invariance is looked at: gradients need it around the case's parameters."""
+
+
+def _is_top(case: Case) -> tuple[bool | None, str]:
+    return isinstance(case.estimator, TOP), case.estimator.name
+
+
+def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
+    other, rng = problem.copy(), torch_generator(seed, "message invariance", number)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            noise = torch.rand(parameter.shape, generator=rng, dtype=torch.float64) - 0.5
+            parameter.add_(noise.to(parameter) * (1 + parameter.abs().max()))
+    return other
+
+
+def _in_span(case: Case) -> tuple[bool | None, str]:
+    """Whether ``H_halo = R H_batch`` for every batch and layer, here and at further parameters."""
+    if not isinstance(case.estimator, TOP):
+        return None, ""
+    if case.design.support_size > MAX_SUPPORT:
+        return None, "the design is too large to be enumerated"
+    state, worst = case.estimator.init(case.problem), 0.0
+    points = [case.exact, *(exact_pass(_perturbed(case.problem, case.seed, k)) for k in range(PERTURBATIONS))]
+    for batch, _ in case.design.enumerate():
+        found = case.estimator.invariance(case.problem, state, batch.nodes.to(case.graph.device))
+        for exact in points:
+            for h in exact.embeddings[:-1]:
+                error = float((h[found.halo] - found.coefficients @ h[found.batch]).norm())
+                worst = max(worst, error / (float(h.norm()) or 1.0))
+    return worst <= SPAN, f"largest error of R H_batch at the halo: {worst:.1e} of the embeddings' norm"
+
+
+IS_TOP = Assumption("top", "the estimator is TOP", _is_top)
+
+IN_SPAN = Assumption(
+    "halo-in-span",
+    "in every layer below the last the halo's embeddings are the fitted combinations of the batch's, also at perturbed "
+    "parameters",
+    _in_span,
+)
+
+
+def batch_gradient(problem: Problem, batch: Batch, normaliser: str) -> Gradient:
+    """Return the gradient of the batch's weighted loss through the whole graph."""
+    parameters = {name: p for name, p in problem.model.named_parameters() if p.requires_grad}
+    nodes = batch.nodes.to(problem.graph.device)
+    with torch.enable_grad():
+        losses = problem.node_losses(problem.model(problem.graph)[nodes], nodes)
+        loss = losses @ node_weights(problem, batch, normaliser)
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+class _WholeGraph(Reference):
+    """Compares with the gradient of the batch's own loss through the whole graph, in place of Backward SGD's."""
+
+    def expected(self, batch: Batch) -> Gradient:
+        """Return the gradient of the batch's loss."""
+        return batch_gradient(self.case.problem, batch, self.case.normaliser)
+
+
+def check_in_span(case: Case) -> Verdict:
+    """Compare every batch's estimate with the gradient of its loss through the whole graph."""
+    claim = EXACT_IN_SPAN
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, IS_TOP.id, IN_SPAN.id)
+    if inapplicable is not None:
+        return inapplicable
+    reference, state = _WholeGraph(case), case.initial_state()
+    residuals, batches = Residuals({}), 0
+    for batch, _ in case.design.enumerate():
+        batches += 1
+        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        residuals = reference.compare(estimate, batch)[1].merged(residuals)
+    outcome = residuals.outcome
+    words = {
+        Outcome.EXACT: f"on all {batches:,} batches the estimate is the gradient of the batch's loss",
+        Outcome.REFUTED: f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's",
+    }
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        words.get(outcome, residuals.explanation)
+        + f": largest difference {residuals.worst.value:.1e}, rounding allows {residuals.worst.tolerance:.1e}",
+        residuals=residuals,
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def expect_in_span(case: Case) -> Expectation:
+    """Return what theory says: exact wherever the assumptions hold."""
+    broken = next((item for item in EXACT_IN_SPAN.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    return Expectation(
+        Outcome.EXACT, "the halo's embeddings are the same function of the parameters as their combinations"
+    )
+
+
+EXACT_IN_SPAN = Claim(
+    id="top/exact-in-span",
+    title="Exact where the halo lies in the span of the batch",
+    statement=(
+        "If, whatever the parameters, the halo's embeddings are the fitted combinations of the batch's in every layer "
+        "below the last, the estimate of every batch is the gradient of the batch's loss through the whole graph."
+    ),
+    source="TOP (Shi et al., ICLR 2025); derived",
+    tier="exact",
+    theory=(
+        "Replacing the halo's embeddings by equal functions of the parameters changes neither values nor derivatives. "
+        "Equality at one parameter point would make the loss exact and not the gradient."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, IS_TOP, IN_SPAN),
+    check=check_in_span,
+    expect=expect_in_span,
+)

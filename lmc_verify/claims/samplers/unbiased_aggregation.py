@@ -1,0 +1,321 @@
+"""Sampled aggregates: is the mean of the sampled operator the operator, in every layer?
+
+The messages that a layer keeps are entries of its operator with new weights. Whatever the embeddings are, the sampled
+aggregate is unbiased if and only if every entry's weight has the right mean, given that its row is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators.samplers.sampled import Sampled, layers_without_weighted_sums
+from lmc_verify.graphs import Batch, Block, LayerSample
+from lmc_verify.seeds import generator
+from lmc_verify.statistics.betting import BiasTest
+from lmc_verify.statistics.radius import BiasRadius, draws_to_bound
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
+
+__all__ = ["SAMPLES_MESSAGES", "UNBIASED_AGGREGATION", "UNBIASED_AGGREGATION_SAMPLED", "WEIGHTED_SUMS", "samples_of"]
+
+LOOK_EVERY, LOOK_GROWTH = 25, 1.05
+"""The radius is looked at after 25 more draws or 5 % more, whichever is later; the test looks at every draw."""
+
+ROUNDING = 1e-11
+"""What rounding may do to one draw, in units of its range: a sum of fewer than 10^4 terms, taken a hundredfold."""
+
+Array = npt.NDArray[np.float64]
+
+
+def _samples_messages(case: Case) -> tuple[bool | None, str]:
+    return isinstance(case.estimator, Sampled) and case.estimator.samples_messages, case.estimator.name
+
+
+def _weighted_sums(case: Case) -> tuple[bool | None, str]:
+    layers = layers_without_weighted_sums(case.problem)
+    return not layers, f"layer {', '.join(map(str, layers))} is none" if layers else ""
+
+
+SAMPLES_MESSAGES = Assumption(
+    "samples-messages", "the estimator keeps some of each layer's messages, at random", _samples_messages
+)
+WEIGHTED_SUMS = Assumption(
+    "weighted-sums",
+    "every layer is a weighted sum of messages, without an activation after it, so that weights reach its rows "
+    "linearly",
+    _weighted_sums,
+)
+
+
+def samples_of(batch: Batch) -> tuple[LayerSample, ...]:
+    """Return the samples of a batch by layer, layer 1 first."""
+    assert batch.sample is not None  # the law of an estimator that samples messages gives one
+    return batch.sample.layers
+
+
+def _operator(case: Case, layer: int) -> Block:
+    return case.graph.operator(case.problem.model.layer(layer).operator)
+
+
+def check(case: Case) -> Verdict:
+    """Enumerate batches with their samples and compare every entry's mean weight with the operator's, row by row."""
+    claim = UNBIASED_AGGREGATION
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    if inapplicable is not None:
+        return inapplicable
+    layers = range(1, case.problem.num_layers + 1)
+    operators = {index: _operator(case, index) for index in layers}
+    mean = {index: torch.zeros(operators[index].csr.num_entries, dtype=torch.float64) for index in layers}
+    needed = {index: torch.zeros(case.graph.num_nodes, dtype=torch.float64) for index in layers}
+    atoms = 0
+    for batch, probability in case.design.enumerate():
+        atoms += 1
+        for index, own in enumerate(samples_of(batch), 1):
+            needed[index][own.rows.cpu()] += probability
+            mean[index].index_add_(0, own.entry.cpu(), probability * own.scale.cpu())
+    residuals = []
+    for index in layers:
+        csr = operators[index].csr
+        value, weight = csr.value.cpu().double(), needed[index][csr.row.cpu()]
+        reference = float((value * weight).norm()) or 1.0
+        difference = float((value * (mean[index] - weight)).norm())
+        residuals.append(
+            Evidence(
+                f"layer {index}",
+                difference / reference,
+                # Both sums are of terms of one sign, so rounding is relative to what they add up to.
+                gamma(atoms + 10) * float((value.abs() * (mean[index].abs() + weight)).norm()) / reference,
+                unit="norm of the layer's operator at the rows that are needed",
+                group="bias of the aggregate",
+            )
+        )
+    found = {decide(item.value, item.tolerance or 0.0) for item in residuals}
+    worst = max(residuals, key=lambda item: item.value / (item.tolerance or 1.0))
+    if "refuted" in found:
+        outcome = Outcome.REFUTED
+        summary = f"biased: in {worst.quantity} the mean sampled operator is off by {worst.value:.2g} of the operator"
+    elif "inconclusive" in found:
+        outcome = Outcome.INCONCLUSIVE
+        summary = f"the residual {worst.value:.1e} of {worst.quantity} lies between rounding and the detectable effect"
+    else:
+        outcome = Outcome.EXACT
+        summary = (
+            f"the mean over all {atoms:,} batches with samples is the operator in {len(residuals)} layers: largest "
+            f"residual {worst.value:.1e}, rounding allows {worst.tolerance:.1e}"
+        )
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        evidence=residuals,
+        assumptions=claim.checked_assumptions(case),
+        residual=worst.value,
+        tolerance=worst.tolerance,
+        minimum_detectable_effect=REFUTATION_FACTOR * max(item.tolerance or 0.0 for item in residuals),
+    )
+
+
+def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
+    broken = next((item for item in claim.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    assert isinstance(case.estimator, Sampled)
+    estimated = case.estimator.estimated_weights(case.problem)
+    if estimated:
+        return Expectation(Outcome.REFUTED if holds is Outcome.EXACT else None, estimated)
+    missed = case.estimator.missed(case.problem, case.design)
+    if missed:
+        return Expectation(None, missed)
+    return Expectation(
+        holds, "every message is weighted by the inverse of its probability, given that its row is needed"
+    )
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says, by enumeration."""
+    return _expected(case, UNBIASED_AGGREGATION, Outcome.EXACT)
+
+
+# ----------------------------------------------------------------------------------------------------- from draws
+
+
+class _Aggregates:
+    """The error of one draw's aggregates, of one number a node, with a proven range by layer."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        rng = generator(case.seed, "aggregation", "projection")
+        self._values: dict[int, Tensor] = {}
+        self._exact: dict[int, Tensor] = {}
+        self.bounds: dict[str, float] = {}
+        self.norms: dict[str, float] = {}
+        assert isinstance(case.estimator, Sampled)  # SAMPLES_MESSAGES holds
+        scales = case.estimator.largest_scales(case.problem, case.design)
+        for index in range(1, case.problem.num_layers + 1):
+            h = case.exact.embeddings[index - 1]
+            direction = torch.from_numpy(rng.standard_normal(h.shape[1])).to(h)
+            operator = _operator(case, index)
+            messages = operator.csr.value * (h @ direction)[operator.csr.col.long()]
+            exact = torch.zeros(case.graph.num_nodes, dtype=h.dtype, device=h.device)
+            exact.index_add_(0, operator.csr.row, messages)
+            off = messages.abs() * (scales[index - 1].to(h) - 1).clamp(min=1)  # scale lies in [0, largest]
+            row_bound = torch.zeros_like(exact).index_add_(0, operator.csr.row, off)
+            self._values[index], self._exact[index] = messages, exact
+            self.bounds[f"layer {index}"] = float(row_bound.norm())
+            self.norms[f"layer {index}"] = float(exact.norm())
+
+    def error(self, batch: Batch) -> dict[str, Array]:
+        """Return, by layer, sampled minus exact aggregate at the rows that are needed, 0 elsewhere."""
+        out = {}
+        for index, own in enumerate(samples_of(batch), 1):
+            total = torch.zeros_like(self._exact[index])
+            total.index_add_(0, own.rows[own.position], self._values[index][own.entry] * own.scale.to(total))
+            total[own.rows] -= self._exact[index][own.rows]
+            out[f"layer {index}"] = total.cpu().double().numpy()
+        return out
+
+
+def check_sampled(case: Case) -> Verdict:
+    """Draw batches with samples until a bias of the aggregates is shown, or shown to be at most delta.
+
+    Each node's embedding is projected on one fixed random direction. The error of a row has a proven range: no weight
+    exceeds the largest one that the law can give. Refutation and support spend half of the error level each.
+    """
+    claim = UNBIASED_AGGREGATION_SAMPLED
+    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    if inapplicable is not None:
+        return inapplicable
+    parts = _Aggregates(case)
+    unit = math.hypot(*parts.norms.values())
+    if unit == 0:
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "every aggregate vanishes: there is no unit of bias")
+    alpha, target = case.sampling.alpha / 2, case.sampling.delta * unit
+    tolerance = {part: ROUNDING * bound for part, bound in parts.bounds.items()}
+    test = BiasTest(parts.bounds, tolerance=tolerance)
+    radius = BiasRadius(parts.bounds, alpha, tolerance=tolerance)
+    rng = generator(case.seed, "aggregation", case.sampling.replicate)
+    outcome, look, squares = Outcome.INCONCLUSIVE, LOOK_EVERY, 0.0
+    track: list[tuple[float, float]] = []
+    for number in range(1, case.sampling.draws + 1):
+        draw = parts.error(case.design.draw(rng))
+        squares += sum(float(value @ value) for value in draw.values())
+        test.update(draw)
+        radius.update(draw)
+        if test.rejects(alpha):
+            outcome = Outcome.REFUTED
+        elif number in (look, case.sampling.draws):
+            look = max(number + LOOK_EVERY, math.ceil(LOOK_GROWTH * number))
+            track.append((float(number), radius.upper() / unit))
+            if radius.upper() <= target:
+                outcome = Outcome.SUPPORTED
+        if outcome is not Outcome.INCONCLUSIVE:
+            break
+    upper = radius.upper() / unit
+    summary = f"the bias of the aggregates is at most {upper:.2g} of their norm after {test.draws:,} draws"
+    if outcome is Outcome.REFUTED:
+        blocks = ", ".join(test.rejected_blocks(alpha)) or "all layers together"
+        summary = f"biased: e-value 10^{test.log_value / math.log(10):.1f} after {test.draws:,} draws, in {blocks}"
+    elif outcome is Outcome.INCONCLUSIVE:
+        summary += f"; {_advice(parts.bounds, squares / test.draws, target, alpha)}"
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        evidence=[
+            Evidence(
+                "bias, upper bound", upper, case.sampling.delta, unit="norm of all aggregates", group="from draws"
+            ),
+            *(
+                Evidence(f"range of {part}", bound / unit, unit="norm of all aggregates", group="range")
+                for part, bound in parts.bounds.items()
+            ),
+        ],
+        series=(
+            Series(
+                "upper bound",
+                tuple(number for number, _ in track),
+                tuple(value for _, value in track),
+                "Bias of the aggregates, at most",
+                "draws",
+                "bias / norm of the aggregates",
+                scale="loglog",
+            ),
+        )
+        if len(track) > 1
+        else (),
+        assumptions=claim.checked_assumptions(case),
+        alpha_spent=case.sampling.alpha,
+        log_e_value=test.log_value,
+        draws=test.draws,
+    )
+
+
+def _advice(bounds: Mapping[str, float], second: float, target: float, alpha: float) -> str:
+    whole = math.hypot(*bounds.values())
+    try:
+        enough = draws_to_bound(target, whole, min(second, whole**2), alpha)
+    except ValueError:
+        return "no number of draws would decide at this delta"
+    return f"about {enough:,} draws would show a bias of at most sampling.delta, if there is none; set sampling.draws"
+
+
+def expect_sampled(case: Case) -> Expectation:
+    """Return what theory says, from draws: whether they suffice depends on the range of the weights."""
+    found = _expected(case, UNBIASED_AGGREGATION_SAMPLED, Outcome.SUPPORTED)
+    if found.outcome is Outcome.SUPPORTED:
+        return Expectation(
+            None, f"{found.reason}; whether the draws suffice to show it depends on the range of weights"
+        )
+    return found
+
+
+_SOURCE = (
+    "GraphSAGE (Hamilton et al., NeurIPS 2017), VR-GCN (Chen et al., ICML 2018), FastGCN (Chen et al., ICLR 2018), "
+    "LADIES (Zou et al., NeurIPS 2019), GraphSAINT (Zeng et al., ICLR 2020), LABOR (Balin and Catalyurek, NeurIPS 2023)"
+)
+_STATEMENT = (
+    "Given that a layer needs a row, the mean of the row's sampled aggregate is its exact aggregate, in every layer "
+    "and "
+    "for every value of the embeddings."
+)
+_THEORY = (
+    "A message is kept with some probability and weighted by its inverse; what counts is the weight's mean, given what "
+    "the layers above have already decided. Unbiased aggregates do not make an unbiased gradient: activations and the "
+    "loss are not linear."
+)
+
+UNBIASED_AGGREGATION = Claim(
+    id="sampling/unbiased-aggregation",
+    title="Sampled aggregates are unbiased",
+    statement=_STATEMENT,
+    source=_SOURCE,
+    tier="exact",
+    theory=_THEORY,
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    check=check,
+    expect=expect,
+)
+
+UNBIASED_AGGREGATION_SAMPLED = Claim(
+    id="sampling/unbiased-aggregation-sampled",
+    title="Sampled aggregates are unbiased, from draws",
+    statement=_STATEMENT + " Supported: the bias is at most delta of the aggregates' norm; refuted: it is not zero.",
+    source=_SOURCE,
+    tier="test",
+    theory=_THEORY,
+    assumptions=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    check=check_sampled,
+    expect=expect_sampled,
+)

@@ -1,0 +1,1 @@
+"""The theorems of LMC, one module each, named by the claim's id."""

@@ -1,0 +1,126 @@
+"""Theorem 1: the expected gradient estimate equals the exact gradient.
+
+Checked by enumerating the batch design from one frozen state in float64: no sampling, no error probability.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.residuals import UNIT, relative_by_layer, unflatten
+from lmc_verify.claims.theory import Expectation, expect_from_halo, expect_from_sample, frozen_sweeps, weights_fail
+from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
+from lmc_verify.estimators import Compensated, Cut, Held, Sampled
+from lmc_verify.objective import gradient_norm, rounding_terms
+
+__all__ = ["UNBIASED"]
+
+ID = "theorem-1/unbiased"
+
+
+def check(case: Case) -> Verdict:
+    """Enumerate the design and compare the mean estimate with the exact gradient."""
+    inapplicable = not_applicable(case, UNBIASED, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    if inapplicable is not None:
+        return inapplicable
+    moments, bias, residuals = compare_mean(case)
+    exact, problem = case.exact.gradient, case.problem
+    norm = gradient_norm(exact)
+    per_layer = relative_by_layer(problem, bias, exact)
+    spread = relative_by_layer(problem, unflatten(torch.from_numpy(moments.variance).sqrt(), exact), exact)
+    total_bias, deviation = gradient_norm(bias) / (norm or 1.0), float(moments.variance.sum()) ** 0.5 / (norm or 1.0)
+    evidence = [
+        *bias_evidence(problem, bias, exact, residuals),
+        *(Evidence(part, value, unit=UNIT, group="standard deviation per layer") for part, value in spread.items()),
+        Evidence("bias, all parameters", total_bias, group="totals"),
+        Evidence("standard deviation, one batch", deviation, group="totals"),
+        Evidence("norm of the exact gradient", norm, unit="objective / parameter", group="totals"),
+        Evidence("rounded additions counted", rounding_terms(problem, moments.atoms), unit="terms", group="totals"),
+    ]
+    outcome = residuals.outcome
+    if outcome is Outcome.EXACT:
+        summary = (
+            f"the mean over all {moments.atoms:,} batches equals the exact gradient: largest residual "
+            f"{residuals.worst.value:.1e} of a layer's gradient, rounding allows {residuals.worst.tolerance:.1e}"
+        )
+    elif outcome is Outcome.REFUTED:
+        worst = max(per_layer, key=lambda part: per_layer[part])
+        summary = (
+            f"biased: the mean over all {moments.atoms:,} batches is off by {total_bias:.2g} of the gradient's norm, "
+            f"most in {worst} ({per_layer[worst]:.2g} of its own)"
+        )
+    else:
+        summary = residuals.explanation
+    return verdict_of(
+        case,
+        ID,
+        outcome,
+        summary,
+        residuals=residuals,
+        evidence=evidence,
+        assumptions=UNBIASED.checked_assumptions(case),
+    )
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: unbiased only with full compensation and weights that match the design."""
+    if case.design.support_size > MAX_SUPPORT:
+        return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    reasons = weights_fail(case)
+    if reasons:
+        return Expectation(Outcome.REFUTED, "; ".join(reasons))
+    if isinstance(case.estimator, Sampled):
+        return expect_from_sample(case)
+    return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories=case.histories)
+
+
+def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
+    if case.design.support_size > MAX_SUPPORT:
+        return None, "the design is too large to be enumerated"
+    total = torch.zeros(case.graph.num_nodes, dtype=torch.float64)
+    for batch, probability in case.design.enumerate():
+        total[batch.nodes] += probability / batch.inclusion
+    worst = float((total - 1).abs().max())
+    return worst < 1e-9, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+
+
+def _histories(case: Case) -> tuple[bool | None, str]:
+    if isinstance(case.estimator, Compensated) and isinstance(case.estimator.policies.forward, Held | Cut):
+        return True, "the estimator reads no history"
+    if isinstance(case.estimator, Sampled) and not case.estimator.corrected:
+        return True, "the estimator reads no history"
+    family = isinstance(case.estimator, Compensated)
+    warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
+    return case.histories == "exact" or warm, f"histories: {case.histories}"
+
+
+UNBIASED = Claim(
+    id=ID,
+    title="Unbiased gradient",
+    statement=(
+        "The expectation of the gradient estimate over the batch design equals the exact full-graph gradient, for "
+        "every parameter."
+    ),
+    source="LMC (Shi, Liang and Wang, ICLR 2023), Theorem 1, for Backward SGD; other estimators by the same criterion",
+    tier="exact",
+    theory=(
+        "With exact embeddings and auxiliary variables, every parameter gradient is a sum over nodes; weighting the "
+        "batch's part of it by inverse inclusion probabilities is unbiased. LMC with beta = 0 inherits this when its "
+        "histories are exact and its layers aggregate-linear. GAS, FM and Cluster-GCN drop the halo's messages in "
+        "the backward pass and are biased in every layer that needs them."
+    ),
+    assumptions=(
+        NO_DROPOUT,
+        FINITE_SUPPORT,
+        Assumption("inclusion", "the batches' inclusion probabilities are those of the design", _inclusion_matches),
+        Assumption("exact-histories", "the histories that are read hold exact values", _histories),
+        BETA_ZERO,
+        AGGREGATE_LINEAR,
+    ),
+    check=check,
+    expect=expect,
+)

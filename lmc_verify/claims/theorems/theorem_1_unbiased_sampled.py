@@ -1,0 +1,384 @@
+"""Theorem 1 from draws: is the bias zero, or at most delta, on designs that are too large to enumerate?
+
+The estimate is compared with Backward SGD on the same batch, whose mean is the exact gradient; what both have in common
+cancels. Refutation is by betting on the difference, support by a confidence radius of its mean, each valid at every
+number of draws (see `lmc_verify.statistics`), each with half of the error level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lmc_verify.bounds import NoBound, enumerated_range, range_bound
+from lmc_verify.cases import Case, readable_count
+from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, norm_by_layer
+from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
+from lmc_verify.claims.theory import Expectation, expect_from_halo
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import BackwardSGD, FullBatch, History, Sampled
+from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms
+from lmc_verify.seeds import generator
+from lmc_verify.statistics.betting import BiasTest
+from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
+from lmc_verify.statistics.radius import BiasRadius, draws_to_bound
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma
+
+__all__ = ["UNBIASED_SAMPLED"]
+
+LOOK_EVERY, LOOK_GROWTH = 25, 1.05
+"""The radius is looked at after 25 more draws or 5 % more, whichever is later; the test looks at every draw."""
+
+SAMPLE_FOR_POWER = 200
+"""Draws whose spread the stated power is computed from."""
+
+PILOT = 8
+"""Batches from which the size of an estimate, and with it its rounding error, is taken."""
+
+Blocks = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A proven bound on the difference, by layer, and how it was proven; None where there is no proof."""
+
+    bounds: Mapping[str, float] | None
+    derivation: str
+
+
+def _proven_range(case: Case) -> _Range:
+    state = case.initial_state()
+    if case.normaliser != "inclusion":  # the bounds are for two estimates with the same weights
+        return _Range(None, f"no proven range: weights by {case.normaliser}, Backward SGD's are inverse inclusion")
+    found = range_bound(case.problem, case.exact, state, case.design, case.estimator)
+    if not isinstance(found, NoBound):
+        return _Range(found.layers, found.derivation)
+    if case.design.support_size <= MAX_SUPPORT:
+        most = enumerated_range(case.problem, case.exact, state, case.design, case.estimator, limit=MAX_SUPPORT)
+        return _Range(most.layers, most.derivation)
+    return _Range(None, f"no proven range: {found.reason}")
+
+
+def _draws(case: Case) -> tuple[Iterator[Batch], int | None]:
+    """Return the batches to look at: a random order of a small equiprobable support, else independent draws."""
+    rng = generator(case.seed, "sampled bias", case.sampling.replicate)
+    if case.design.support_size <= min(MAX_SUPPORT, case.sampling.draws):
+        support = list(case.design.enumerate())
+        probabilities = np.array([probability for _, probability in support])
+        if np.ptp(probabilities) <= 1e-12 * probabilities[0]:
+            return (support[index][0] for index in rng.permutation(len(support))), len(support)
+    return (case.design.draw(rng) for _ in range(case.sampling.draws)), None
+
+
+def _blocks(case: Case, gradient: Gradient) -> Blocks:
+    parts: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for name, value in gradient.items():
+        parts.setdefault(case.problem.layer_of(name), []).append(value.detach().cpu().double().numpy().ravel())
+    return {part: np.concatenate(values) for part, values in parts.items()}
+
+
+def _rounding(case: Case, bounds: Mapping[str, float]) -> dict[str, float]:
+    """Return by layer what rounding may do to one difference: a mean of that size is no evidence.
+
+    As in the exact tier the count of rounded additions is taken a hundredfold, for it is an estimate.
+    """
+    problem, reference = case.problem, BackwardSGD()
+    held, rng = History.from_exact(problem, case.exact), generator(case.seed, "rounding")
+    norms, sizes = norm_by_layer(problem, case.exact.gradient), dict.fromkeys(bounds, 0.0)
+    for _ in range(PILOT):
+        estimate = reference.estimate(problem, held, case.design.draw(rng)).gradient
+        sizes = {part: max(sizes[part], norm) for part, norm in norm_by_layer(problem, estimate).items()}
+    weight = loss_conditioning(problem, case.exact) / float(case.design.inclusion_probabilities().min())
+    unit = 2 * REFUTATION_FACTOR * gamma(rounding_terms(problem))
+    return {part: unit * (sizes[part] + bound + weight * norms[part]) for part, bound in bounds.items()}
+
+
+def _is_negligible(case: Case, bounds: Mapping[str, float]) -> dict[str, bool]:
+    """Return by layer whether the range itself is rounding: a bet could only be won on rounding errors."""
+    norms, unit = norm_by_layer(case.problem, case.exact.gradient), gradient_norm(case.exact.gradient)
+    return {part: bound <= RESOLUTION_LIMIT * (norms[part] or unit) for part, bound in bounds.items()}
+
+
+def check(case: Case) -> Verdict:
+    """Draw batches until the bias is shown to be there, or shown to be at most delta, or the draws are used up.
+
+    The difference from Backward SGD has a proven range: from operator norms and the histories' errors, or an enumerated
+    maximum. Without one nothing is decided, and the figures are asymptotic. Batches of a small support are drawn
+    without replacement, so that a census decides.
+    """
+    claim = UNBIASED_SAMPLED
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, REFERENCE_MEAN.id)
+    if inapplicable is not None:
+        return inapplicable
+    norms = norm_by_layer(case.problem, case.exact.gradient)
+    unit = gradient_norm(case.exact.gradient)
+    if unit == 0:
+        return verdict_of(
+            case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient vanishes: there is no unit of bias"
+        )
+    proven = _proven_range(case)
+    difference = _difference_of(case)
+    batches, population = _draws(case)
+    if proven.bounds is None:
+        return _asymptotic(case, claim, difference, batches, proven.derivation, unit)
+    negligible, rounding = _is_negligible(case, proven.bounds), _rounding(case, proven.bounds)
+    bounds = {part: 0.0 if negligible[part] else bound for part, bound in proven.bounds.items()}
+    tolerance = {part: rounding[part] + negligible[part] * bound for part, bound in proven.bounds.items()}
+    # Half of the error level for a false refutation, half for a false support.
+    alpha, target = case.sampling.alpha / 2, case.sampling.delta * unit
+    test = BiasTest(bounds, population=population, tolerance=tolerance)
+    radius = BiasRadius(bounds, alpha, population=population, tolerance=tolerance)
+    by_range = radius.upper() <= target
+    settled = by_range or not any(bounds.values())  # what remains is to see that some draws keep to the range
+    outcome = Outcome.SUPPORTED if by_range else Outcome.INCONCLUSIVE
+    track: list[tuple[int, float, float]] = []
+    sample: list[Blocks] = []
+    last, look = population or case.sampling.draws, LOOK_EVERY
+    for batch in batches:
+        draw = difference(batch)
+        if len(sample) < SAMPLE_FOR_POWER:
+            sample.append(draw)
+        test.update(draw)
+        radius.update(draw)
+        looking = test.draws in (look, last)
+        if settled:
+            if looking:
+                break
+            continue
+        if test.rejects(alpha):
+            outcome = Outcome.REFUTED
+        elif looking and radius.upper() <= target:
+            outcome = Outcome.SUPPORTED
+        if looking or outcome is not Outcome.INCONCLUSIVE:
+            track.append((test.draws, radius.upper() / unit, test.log_value / math.log(10)))
+            look = max(test.draws + LOOK_EVERY, math.ceil(LOOK_GROWTH * test.draws))
+        if outcome is not Outcome.INCONCLUSIVE:
+            break
+    upper = radius.upper() / unit
+    power = _power(case, bounds, tolerance, sample, population)
+    words = f"{test.draws:,} draws" + (f" of {population:,} without replacement" if population else "")
+    if outcome is Outcome.REFUTED:
+        blocks = ", ".join(test.rejected_blocks(alpha)) or "all layers together"
+        evidence = (
+            f"e-value 10^{test.log_value / math.log(10):.1f} against a mean of zero"
+            if math.isfinite(test.log_value)
+            else "a mean of zero is impossible"
+        )
+        summary = f"biased: {evidence} after {words}, in {blocks}"
+    elif outcome is Outcome.SUPPORTED:
+        summary = (
+            f"the bias is at most {upper:.2g} of the gradient's norm after {words} (asked for: {case.sampling.delta:g})"
+        )
+    else:
+        summary = f"the bias is at most {upper:.2g} of the gradient's norm after {words}; {power.advice}"
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        evidence=[
+            Evidence("bias, upper bound", upper, case.sampling.delta, group="bias from draws"),
+            *(
+                Evidence(f"range of {part}", bound / (norms[part] or unit), unit=UNIT, group="range")
+                for part, bound in proven.bounds.items()
+            ),
+            *(
+                Evidence(part, value / math.log(10), unit="log10 of the e-value", group="e-values")
+                for part, value in test.block_log_values.items()
+                if bounds[part] > 0
+            ),
+        ],
+        series=_series(track, case),
+        assumptions=(*claim.checked_assumptions(case), _range_check(proven)),
+        minimum_detectable_effect=power.detectable,
+        alpha_spent=0.0 if by_range else case.sampling.alpha,  # the range alone leaves nothing to chance
+        log_e_value=test.log_value,
+        draws=test.draws,
+    )
+
+
+def _difference_of(case: Case) -> Callable[[Batch], Blocks]:
+    reference, state = BackwardSGD(), case.initial_state()
+    held = History.from_exact(case.problem, case.exact)
+
+    def difference(batch: Batch) -> Blocks:
+        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        return _blocks(case, gradient_sum(estimate, reference.estimate(case.problem, held, batch).gradient, -1.0))
+
+    return difference
+
+
+@dataclass(frozen=True)
+class _Power:
+    """What the test could have seen, and how many draws would decide."""
+
+    detectable: float | None
+    advice: str
+
+
+def _power(
+    case: Case,
+    bounds: Mapping[str, float],
+    tolerance: Mapping[str, float],
+    sample: list[Blocks],
+    population: int | None,
+) -> _Power:
+    """Compute the detectable bias from the spread of the first draws: a plan, on which no verdict rests."""
+    alpha, unit = case.sampling.alpha / 2, gradient_norm(case.exact.gradient)
+    active = [part for part, bound in bounds.items() if bound > 0]
+    resolution = 2 * max(tolerance.values()) / unit
+    if population is not None or not active:  # a census sees all but rounding
+        return _Power(resolution, f"rounding alone could hide {resolution:.1g}; set sampling.delta above it")
+    if len(sample) < 2:
+        return _Power(None, "set sampling.draws to 2 at least")
+    worst, needed, second = 0.0, math.inf, 0.0
+    for part in active:
+        values = np.stack([draw[part] for draw in sample]) / bounds[part]
+        centred = values - values.mean(axis=0)
+        gram = centred @ centred.T / len(sample)
+        spread = min(1.0, math.sqrt(float(np.trace(gram))))
+        deviation = min(spread, math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1]))))
+        detectable = smallest_detectable_bias(deviation, case.sampling.draws, alpha, spread=spread, blocks=len(active))
+        worst = max(worst, detectable * bounds[part] / unit)
+        mean = min(1.0, float(np.linalg.norm(values.mean(axis=0))))
+        second += float((values**2).sum(axis=1).mean()) * bounds[part] ** 2
+        # One layer is enough to refute. A mean that no number of draws would show plans nothing.
+        with contextlib.suppress(ValueError):
+            needed = min(needed, draws_to_detect(mean, deviation, alpha, spread=spread, blocks=len(active)))
+    whole, delta = math.hypot(*bounds.values()), case.sampling.delta
+    plans = []
+    with contextlib.suppress(ValueError):
+        enough = draws_to_bound(delta * unit, whole, min(second, whole**2), alpha)
+        plans.append(f"about {readable_count(enough)} draws would show a bias of at most {delta:g}, if there is none")
+    if math.isfinite(needed):
+        plans.append(f"about {readable_count(int(needed))} draws would show the bias that the draws suggest")
+    advice = "; ".join([*plans, "set sampling.draws"]) if plans else "no number of draws would decide at this delta"
+    return _Power(worst if math.isfinite(worst) else None, advice)
+
+
+def _asymptotic(
+    case: Case, claim: Claim, difference: Callable[[Batch], Blocks], batches: Iterator[Batch], reason: str, unit: float
+) -> Verdict:
+    """Report mean and standard error, and decide nothing: without a proven range no level can be guaranteed."""
+    draws = [
+        np.concatenate(list(difference(batch).values()))
+        for batch, _ in zip(batches, range(min(case.sampling.draws, SAMPLE_FOR_POWER)), strict=False)
+    ]
+    values = np.stack(draws)
+    mean = float(np.linalg.norm(values.mean(axis=0))) / unit
+    deviations = values - values.mean(axis=0)
+    error = math.sqrt(float((deviations**2).sum()) / max(len(draws) - 1, 1) / len(draws)) / unit
+    return verdict_of(
+        case,
+        claim.id,
+        Outcome.INCONCLUSIVE,
+        f"asymptotic, so nothing is decided ({reason}): mean difference {mean:.2g} of the gradient's norm, standard "
+        f"error {error:.2g}, after {len(draws):,} draws",
+        evidence=[
+            Evidence("mean difference (asymptotic)", mean, group="bias from draws"),
+            Evidence("standard error (asymptotic)", error, group="bias from draws"),
+        ],
+        assumptions=(*claim.checked_assumptions(case), _range_check(_Range(None, reason))),
+        draws=len(draws),
+    )
+
+
+def _range_check(proven: _Range) -> AssumptionCheck:
+    return AssumptionCheck(
+        "proven-range",
+        "the difference from Backward SGD has a proven range",
+        proven.bounds is not None,
+        proven.derivation,
+    )
+
+
+def _series(track: list[tuple[int, float, float]], case: Case) -> tuple[Series, ...]:
+    if len(track) < 2:
+        return ()
+    draws, uppers, evidence = (tuple(map(float, column)) for column in zip(*track, strict=True))
+    threshold = -math.log10(case.sampling.alpha / 2)
+    return (
+        Series("upper bound", draws, uppers, "Bias, at most", "draws", "bias / gradient", scale="loglog"),
+        Series("evidence", draws, evidence, "Evidence of a bias", "draws", "log10 of the e-value"),
+        Series(
+            "rejects",
+            (draws[0], draws[-1]),
+            (threshold, threshold),
+            "Evidence of a bias",
+            "draws",
+            "log10 of the e-value",
+        ),
+    )
+
+
+def _reference_mean(case: Case) -> tuple[bool | None, str]:
+    design = case.design
+    if case.conditioned:
+        return False, "given what the epoch has seen, Backward SGD is biased itself"
+    if type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters):
+        return True, ""
+    if design.support_size > MAX_SUPPORT:
+        return None, f"{type(design).__name__} is too large to look its inclusion probabilities through"
+    total = torch.zeros(case.graph.num_nodes, dtype=torch.float64)
+    for batch, probability in design.enumerate():
+        total[batch.nodes] += probability / batch.inclusion
+    worst = float((total - 1).abs().max())
+    return worst < 1e-9, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+
+
+REFERENCE_MEAN = Assumption(
+    "reference-mean", "Backward SGD's mean over the design is the exact gradient", _reference_mean
+)
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: as for the enumeration, where a proven range is there to decide with."""
+    broken = next((item for item in UNBIASED_SAMPLED.checked_assumptions(case)[:2] if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if gradient_norm(case.exact.gradient) == 0:
+        return Expectation(Outcome.NOT_APPLICABLE, "the exact gradient vanishes")
+    if case.normaliser != "inclusion":
+        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for weights by {case.normaliser}")
+    small = case.design.support_size <= MAX_SUPPORT
+    found = range_bound(case.problem, case.exact, case.initial_state(), case.design, case.estimator)
+    if isinstance(found, NoBound) and not small:
+        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven: {found.reason}")
+    exact = UNBIASED.expect(case) if small else expect_from_halo(case, None, histories=case.histories)
+    if exact.outcome is not Outcome.EXACT:
+        return Expectation(None, f"{exact.reason}; whether the draws suffice to show it depends on its size")
+    if _draws(case)[1] is None:
+        # A loose range, or a difference that is zero on average only, takes an unknown number of draws.
+        loose = not isinstance(found, NoBound) and not all(_is_negligible(case, found.layers).values())
+        if loose or isinstance(case.estimator, FullBatch | Sampled):
+            return Expectation(None, f"{exact.reason}; whether the draws suffice to show it depends on the range")
+    return Expectation(Outcome.SUPPORTED, exact.reason)
+
+
+UNBIASED_SAMPLED = Claim(
+    id="theorem-1/unbiased-sampled",
+    title="Unbiased gradient, from draws",
+    statement=(
+        "The expectation of the gradient estimate over the batch design equals the exact full-graph gradient. "
+        "Supported: the bias is at most delta of the gradient's norm; refuted: it is not zero."
+    ),
+    source=UNBIASED.source,
+    tier="test",
+    theory=(
+        UNBIASED.theory
+        + " The difference from Backward SGD on the same batch has the same mean as the bias and a much smaller "
+        "variance."
+    ),
+    assumptions=(NO_DROPOUT, REFERENCE_MEAN, BETA_ZERO, AGGREGATE_LINEAR),
+    check=check,
+    expect=expect,
+)

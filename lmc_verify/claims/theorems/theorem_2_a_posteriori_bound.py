@@ -1,0 +1,175 @@
+"""The explicit bound behind Theorem 2: the error of an estimate from the errors of the histories that it read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
+from lmc_verify.cases import Case, prepared_state
+from lmc_verify.claims.assumptions import NO_DROPOUT
+from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import BackwardSGD, Compensated, Held, History
+from lmc_verify.models import active_dropout
+from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
+from lmc_verify.seeds import generator
+from lmc_verify.training import TrainingRun
+
+__all__ = ["POSTERIOR_BOUND"]
+
+VACUOUS_SLACK = 100.0
+"""A bound that is typically this many times the measured error is called vacuous."""
+
+NEGLIGIBLE = 1e-9
+"""Errors below this part of the gradient are rounding, whose slack says nothing."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step: the distance from Backward SGD, its bound, the gradient's norm, and whether each bound was kept."""
+
+    error: float
+    bound: float
+    unit: float
+    kept: bool
+    enclosed: bool
+
+
+def _step(case: Case, run: TrainingRun) -> _Step | None:
+    """Compare the next estimate of a run with its bound, then move on; None where the run has diverged."""
+    batch, problem, exact = run.draw(), run.problem, exact_pass(run.problem)
+    unit = gradient_norm(exact.gradient)
+    if not math.isfinite(unit):
+        return None
+    bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=exact_terms(problem, exact))
+    assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
+    held = History.from_exact(problem, exact)
+    expected = BackwardSGD(normaliser=case.normaliser).estimate(problem, held, batch).gradient
+    enclosed = error_interval(problem, exact, batch, bound, normaliser=case.normaliser)
+    estimate = run.step(batch).gradient
+    error = gradient_norm(gradient_sum(estimate, expected, -1.0))
+    total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
+    rounding = 1e-12 * (total + unit)  # of the norms; the bound has its own allowance
+    return _Step(
+        error,
+        bound.total,
+        unit,
+        kept=error <= bound.total,
+        enclosed=enclosed.low - rounding <= total <= enclosed.high + rounding,
+    )
+
+
+def check(case: Case) -> Verdict:
+    """Train from zero histories and compare, at every step, the measured error with its bound, total error included.
+
+    The bound is computed from the histories' known errors and operator norms alone. ``||g - grad||`` is enclosed too:
+    it lies within the bound of Backward SGD's own error on the batch.
+    """
+    claim = POSTERIOR_BOUND
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, PROVEN.id)
+    if inapplicable is not None:
+        return inapplicable
+    run = TrainingRun(
+        case.problem,
+        case.estimator,
+        case.design,
+        step_size=case.training.step_size,
+        generator=generator(case.seed, "a-posteriori bound", case.sampling.replicate),
+        state=prepared_state(case, "zero"),
+    )
+    steps: list[_Step] = []
+    while len(steps) < case.training.steps and (step := _step(case, run)) is not None:
+        steps.append(step)
+    count, exceeded = len(steps), sum(not step.kept for step in steps)
+    outside = sum(not step.enclosed for step in steps)
+    slacks = [step.bound / step.error for step in steps if step.error > NEGLIGIBLE * step.unit]
+    slack = float(np.median(slacks)) if slacks else math.nan
+    if exceeded or outside:
+        outcome = Outcome.REFUTED
+        summary = f"exceeded on {exceeded:,} of {count:,} steps; total error outside its interval on {outside:,}"
+    elif count < case.training.steps:
+        outcome = Outcome.INCONCLUSIVE
+        summary = f"the run diverged after {count:,} steps, the bound was kept until then; lower training.step_size"
+    elif not slacks:
+        outcome = Outcome.SUPPORTED
+        summary = (
+            f"no error to bound on {count:,} steps: at most {max(step.error for step in steps):.1e}, the bound at "
+            f"most {max(step.bound for step in steps):.1e}"
+        )
+    else:
+        outcome = Outcome.VACUOUS if slack > VACUOUS_SLACK else Outcome.SUPPORTED
+        summary = (
+            f"never exceeded on {count:,} steps, nor the interval of the total error left; the bound is typically "
+            f"{slack:.3g} times the measured error (at best {min(slacks):.3g})"
+        )
+    x = tuple(map(float, range(count)))
+    labels = ("Error along training and its bound", "step", "distance from Backward SGD on the same batch")
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="zero",
+        evidence=[
+            Evidence("steps on which the bound was exceeded", float(exceeded), 0.0, "steps", "bound"),
+            Evidence("steps on which the total error left its interval", float(outside), 0.0, "steps", "bound"),
+            *([Evidence("typical bound / measured error", slack, VACUOUS_SLACK, "ratio", "bound")] if slacks else []),
+            *([Evidence("smallest bound / measured error", min(slacks), None, "ratio", "bound")] if slacks else []),
+        ],
+        series=(
+            Series("measured", x, tuple(step.error for step in steps), *labels, scale="semilogy"),
+            Series("bound", x, tuple(step.bound for step in steps), *labels, scale="semilogy"),
+        )
+        if count
+        else (),
+        assumptions=claim.checked_assumptions(case),
+    )
+
+
+def _proven(case: Case) -> tuple[bool | None, str]:
+    if not isinstance(case.estimator, Compensated):
+        return False, f"no bound is proven for the estimator {case.estimator.name!r}"
+    if active_dropout(case.problem.model) is not None:
+        return None, "not looked at while units are dropped"
+    batch = case.design.draw(generator(case.seed, "a-posteriori bound"))
+    found = batch_bound(case.problem, case.exact, prepared_state(case, "zero"), batch, case.estimator)
+    return not isinstance(found, NoBound), found.reason if isinstance(found, NoBound) else ""
+
+
+PROVEN = Assumption("proven-bound", "a bound is proven for this estimator and these layers", _proven)
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: the bound is never exceeded; how much slack it has depends on the case."""
+    broken = next((item for item in POSTERIOR_BOUND.checked_assumptions(case) if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, f"{broken.statement}: {broken.detail}")
+    assert isinstance(case.estimator, Compensated)  # no bound is proven for others
+    if isinstance(case.estimator.policies.forward, Held):
+        return Expectation(Outcome.SUPPORTED, "the estimate is Backward SGD's: there is no error to bound")
+    return Expectation(None, "the bound holds; whether it is vacuous depends on depth, weights and histories")
+
+
+POSTERIOR_BOUND = Claim(
+    id="theorem-2/a-posteriori-bound",
+    title="An explicit bound on the error is never exceeded",
+    statement=(
+        "At every step the distance of the estimate from Backward SGD on the same batch is at most a bound computed "
+        "from the errors of the histories it read and from operator norms; so the total error lies within that bound "
+        "of Backward SGD's."
+    ),
+    source="derived by propagating node-wise error norms through LMC's forward and backward passes (ICLR 2023)",
+    tier="exact",
+    theory=(
+        "Errors of halo rows spread along edges, at most by the weights' operator norms, forward and then backward; "
+        "the derivative of ReLU can only change where an error exceeds the input's distance from the kink. Where halo "
+        "messages are dropped the whole message counts as error. A bound of more than 100 times the error is vacuous."
+    ),
+    assumptions=(NO_DROPOUT, PROVEN),
+    check=check,
+    expect=expect,
+)

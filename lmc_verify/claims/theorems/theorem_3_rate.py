@@ -1,0 +1,230 @@
+"""Theorem 3: the rate at which the gradient norm falls with the number of steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
+from lmc_verify.claims.bias_curves import more_seeds
+from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import Estimator, FullBatch, with_beta
+from lmc_verify.objective import exact_pass, gradient_norm
+from lmc_verify.seeds import generator
+from lmc_verify.statistics.quadratic import known_slope, measured_norms
+from lmc_verify.statistics.rates import (
+    FLOOR_FACTOR,
+    MedianInterval,
+    detectable_margin,
+    loglog_slope,
+    median_interval,
+    near_floor,
+    seeds_needed,
+)
+from lmc_verify.training import TrainingRun
+
+__all__ = ["RATE", "scheduled"]
+
+Matrix = npt.NDArray[np.float64]
+
+SLOPE = -1 / 6
+"""``E||grad|| = O(eps)`` after ``N = O(eps^-6)`` steps."""
+
+SAMPLES = 32
+"""Random steps R of a run that the gradient norm is averaged over, one from each of as many equal stretches."""
+
+FLOOR = 1e-10
+"""Rounding floor of a gradient norm, in units of the norm at the start."""
+
+
+def scheduled(estimator: Estimator, step_size: float, length: int) -> tuple[Estimator, float]:
+    """Return the estimator and step size of a run of N steps: ``beta_0 N^(-2/3)`` and ``eta_0 N^(-2/3)``."""
+    factor = length ** (-2 / 3)
+    return with_beta(estimator, factor), step_size * factor
+
+
+def _run(case: Case, length: int, seed: int, repeat: int) -> float:
+    """Return the mean exact gradient norm over R uniform on the steps of one run."""
+    estimator, size = scheduled(case.estimator, case.training.step_size, length)
+    axes = ("rate", case.sampling.replicate, seed, length, repeat)
+    samples = min(SAMPLES, length)
+    stretches = (np.arange(samples) + generator(case.seed, "R", *axes).random(samples)) * length / samples
+    run = TrainingRun(case.problem, estimator, case.design, step_size=size, generator=generator(case.seed, *axes))
+    total = 0.0
+    # Where stretches are not whole numbers of steps two of them may draw the same one: it then counts twice, as the
+    # uniform law has it.
+    for step, times in sorted(Counter(stretches.astype(int).tolist()).items()):
+        while run.step_count < step:
+            run.step()
+        total += times * gradient_norm(exact_pass(run.problem).gradient)
+    return total / samples
+
+
+def _mean_norm(case: Case, length: int, seed: int) -> float:
+    """Return the mean over the independent runs that one seed averages."""
+    return float(np.mean([_run(case, length, seed, repeat) for repeat in range(case.training.repeats)]))
+
+
+def _full_batch(case: Case) -> list[float]:
+    """Return full-batch gradient descent's mean gradient norm over all steps of every length: no sampling error."""
+    norms = []
+    for length in case.training.lengths:
+        _, size = scheduled(case.estimator, case.training.step_size, length)
+        unused = generator(case.seed, "full batch")  # it does not look at its batches
+        run = TrainingRun(case.problem, FullBatch(), case.design, step_size=size, generator=unused)
+        batch = run.draw()
+        norms.append(float(np.mean([gradient_norm(run.step(batch).gradient) for _ in range(length)])))
+    return norms
+
+
+def _control(case: Case, seeds: int, alpha: float) -> tuple[bool, list[Evidence]]:
+    """Run the slope test on problems of known slope: one that must be supported, one that must be refuted."""
+    lengths = case.training.lengths
+    sizes = [0.5 * (length / lengths[0]) ** (-2 / 3) for length in lengths]
+    rng = generator(case.seed, "control", case.sampling.replicate)
+    known = known_slope(lengths, sizes)
+    sound, wrong = (
+        median_interval(
+            [loglog_slope(lengths, row) for row in measured_norms(lengths, given, seeds, SAMPLES, rng)], alpha
+        )
+        for given in (sizes, [sizes[-1]] * len(lengths))
+    )
+    works = sound.low <= known <= sound.high and sound.inside(upper=SLOPE) and wrong.outside(upper=SLOPE)
+    return works, [
+        Evidence(f"control: quadratic with slope {known:.3f}", sound.median, known, _UNIT, "control", *sound.ends),
+        Evidence("control: constant step size, slope 0", wrong.median, 0.0, _UNIT, "control", *wrong.ends),
+    ]
+
+
+_UNIT = "log-log slope"
+
+
+def check(case: Case) -> Verdict:
+    """Train for N steps with eta_0 N^(-2/3) and beta_0 N^(-2/3), N on a grid, with independent seeds for every N.
+
+    One seed gives one log-log slope of E||grad L(theta_R)||, R uniform on the steps; the interval for the median slope
+    must lie at or below -1/6. The same test is run on a control problem with a known slope. A slope on a finite range
+    refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent must keep it.
+    """
+    claim = RATE
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id)
+    if inapplicable is not None:
+        return inapplicable
+    # The control's two intervals and the claim's own share the level.
+    alpha = case.sampling.alpha / 3
+    seeds, lengths = case.sampling.seeds or seeds_needed(alpha), case.training.lengths
+    means: Matrix = np.array([[_mean_norm(case, length, seed) for length in lengths] for seed in range(seeds)])
+    works, control = _control(case, seeds, alpha)
+    reference = _full_batch(case)
+    floor = FLOOR * gradient_norm(case.exact.gradient)
+    if near_floor([*means.ravel(), *reference], floor):
+        outcome, slope, slopes = Outcome.INCONCLUSIVE, None, []
+        smallest = min(float(means.min()), *reference)
+        summary = (
+            f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times its "
+            f"rounding floor {floor:.1e}; choose a smaller training.step_size, or another seed if the network has died"
+        )
+    else:
+        slopes = [loglog_slope(lengths, row) for row in means]
+        slope = median_interval(slopes, alpha)
+        exact_slope = loglog_slope(lengths, reference)
+        control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
+        outcome, summary = _decide(slope, slopes, works, exact_slope, means, case, alpha)
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="zero",
+        evidence=[
+            *([Evidence("E||grad|| against N", slope.median, SLOPE, _UNIT, "rates", *slope.ends)] if slope else []),
+            *control,
+        ],
+        series=_series(case, means, reference),
+        assumptions=claim.checked_assumptions(case),
+        minimum_detectable_effect=(
+            detectable_margin(float(np.std(slopes, ddof=1)), seeds, alpha)
+            if slope is not None and slope.exists
+            else None
+        ),
+        alpha_spent=case.sampling.alpha,
+        draws=seeds,
+    )
+
+
+def _decide(
+    slope: MedianInterval,
+    slopes: list[float],
+    works: bool,
+    exact_slope: float,
+    means: Matrix,
+    case: Case,
+    alpha: float,
+) -> tuple[Outcome, str]:
+    seeds = len(slopes)
+    if not slope.exists:
+        needed = seeds_needed(alpha)
+        return Outcome.INCONCLUSIVE, f"{seeds} seeds give no interval at this level: set sampling.seeds to {needed}"
+    if not works:
+        return Outcome.INCONCLUSIVE, "the control problem of known rate was not judged rightly, so no slope is read"
+    lengths, medians = case.training.lengths, np.median(means, axis=0)
+    words = (
+        f"the gradient norm goes from {medians[0]:.3g} at N = {lengths[0]} to {medians[-1]:.3g} at {lengths[-1]}: "
+        f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs -1/6"
+    )
+    if slope.inside(upper=SLOPE):
+        return Outcome.SUPPORTED, words + "; not refuted on this range of N"
+    if slope.outside(upper=SLOPE):
+        if exact_slope > SLOPE:
+            return (
+                Outcome.INCONCLUSIVE,
+                f"{words}; not even full-batch gradient descent keeps it here (slope {exact_slope:.3f}): the runs are "
+                "too short, raise training.step_size or training.lengths",
+            )
+        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
+    return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
+
+
+def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:
+    lengths, medians = tuple(map(float, case.training.lengths)), np.median(means, axis=0)
+    labels = ("Gradient norm against number of steps", "steps N", "mean gradient norm")
+    low, high = (tuple(map(float, ends)) for ends in (means.min(axis=0), means.max(axis=0)))
+    line = tuple(reference[0] * (length / lengths[0]) ** SLOPE for length in lengths)
+    return (
+        Series("median over seeds", lengths, tuple(map(float, medians)), *labels, low, high, "loglog"),
+        Series("full batch", lengths, tuple(reference), *labels, scale="loglog"),
+        Series("slope -1/6", lengths, line, *labels, scale="loglog"),
+    )
+
+
+def expect(case: Case) -> Expectation:
+    """Return what theory says: nothing sure on a finite range, but for what an assumption rules out."""
+    broken = next((item for item in RATE.checked_assumptions(case)[:1] if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    return Expectation(None, "a rate is asymptotic: what a finite range of N shows depends on the problem")
+
+
+RATE = Claim(
+    id="theorem-3/rate",
+    title="The gradient norm falls as N^(-1/6)",
+    statement=(
+        "With eta = eta_0 N^(-2/3) and beta = beta_0 N^(-2/3), N steps and R uniform on them, E||grad L(theta_R)|| "
+        "falls with a log-log slope of at most -1/6 in N."
+    ),
+    source="LMC (Shi, Liang and Wang, ICLR 2023), Theorem 3; the schedule is derived from its orders in eps",
+    tier="rate",
+    theory=(
+        "eta = O(eps^4), beta = O(eps^4) and N = O(eps^-6) give O(eps); in N that is eta and beta of order N^(-2/3) "
+        "and a gradient norm of order N^(-1/6). The bias of LMC falls with eta and beta. That of GAS does not: where "
+        "it outweighs the gradient the norm stays on a plateau, and the slope is near 0."
+    ),
+    assumptions=(NO_DROPOUT, UNIFORM, SMOOTH, BOUNDED),
+    check=check,
+    expect=expect,
+)

@@ -1,0 +1,162 @@
+"""Theorem 3, along a run: the bias in units of the exact gradient while training converges."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lmc_verify.cases import Case, prepared_state
+from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
+from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.theorems.theorem_3_fixed_point import SOURCE, snapshot_steps
+from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
+from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import with_beta
+from lmc_verify.objective import exact_pass, gradient_norm
+from lmc_verify.seeds import generator
+from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+
+__all__ = ["RELATIVE_BIAS"]
+
+LATE = 3
+"""Last snapshots that the verdict on the relative bias looks at."""
+
+APPROACH = 0.5
+"""Share of the first gradient that the last one must be below: else training has approached nothing."""
+
+RUNS = 3
+"""Independent histories along the same path."""
+
+
+def _scheduled(case: Case) -> Case:
+    """Return the case with the beta that a run of its length uses."""
+    if case.training.beta_schedule == "constant":
+        return case
+    return dataclasses.replace(case, estimator=with_beta(case.estimator, case.training.steps ** (-2 / 3)))
+
+
+def check_relative_bias(case: Case) -> Verdict:
+    """Follow exact gradient descent while the histories see random batches, and enumerate bias / gradient on the way.
+
+    The claim holds if at the last three snapshots the bias is below the gradient in every run, and is refuted if it is
+    above in every run. Where the gradient has not halved, staying below it supports nothing.
+    """
+    claim = RELATIVE_BIAS
+    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    if inapplicable is not None:
+        return inapplicable
+    training, batches, own = case.training, weighted_batches(case.design), _scheduled(case)
+    estimator, snapshots = own.estimator, snapshot_steps(training.steps)
+    runs = case.sampling.seeds or RUNS
+    relative, norms = np.empty((runs, len(snapshots))), np.empty(len(snapshots))
+    for seed in range(runs):
+        run = TrainingRun(
+            case.problem,
+            estimator,
+            case.design,
+            step_size=training.step_size,
+            generator=generator(case.seed, "relative bias", case.sampling.replicate, seed),
+            state=prepared_state(own, "zero"),
+        )
+        for step in range(training.steps + 1):
+            exact = exact_pass(run.problem)
+            if step in snapshots:
+                bias, _ = conditional_bias(run.problem, estimator, run.state, batches, exact)
+                place = snapshots.index(step)
+                norms[place] = gradient_norm(exact.gradient)
+                relative[seed, place] = gradient_norm(bias) / (norms[place] or 1.0)
+            if step < training.steps:
+                run.state.apply(estimator.estimate(run.problem, run.state, run.draw()).writes)
+                run.descend(exact.gradient)
+    late = relative[:, -LATE:]
+    if not np.isfinite(norms).all():
+        outcome = Outcome.INCONCLUSIVE
+    elif not (norms[-LATE:] > 0).all():
+        outcome = Outcome.NOT_APPLICABLE
+    elif (late < 1).all():
+        outcome = Outcome.SUPPORTED if norms[-1] <= APPROACH * norms[0] else Outcome.INCONCLUSIVE
+    elif (late > 1).all():
+        outcome = Outcome.REFUTED
+    else:
+        outcome = Outcome.INCONCLUSIVE
+    start, end = float(np.median(relative[:, 0])), float(np.median(relative[:, -1]))
+    summary = (
+        f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} "
+        f"times the gradient"
+    )
+    if not np.isfinite(norms).all():
+        summary = "the run diverged: it approaches no stationary point; lower training.step_size"
+    elif outcome is Outcome.INCONCLUSIVE:
+        sides = "the gradient has hardly fallen" if (late < 1).all() else "the last snapshots lie on both sides of 1"
+        summary += f"; {sides}, raise training.steps"
+    elif outcome is Outcome.NOT_APPLICABLE:
+        summary = "the exact gradient vanishes along the path (a network that has died?): there is no relative bias"
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        summary,
+        histories="zero",
+        evidence=[
+            Evidence(
+                "largest bias / gradient at the end",
+                float(late.max()),
+                1.0,
+                unit="gradient norm",
+                group="relative bias",
+            ),
+            Evidence("bias / gradient at the start", start, unit="gradient norm", group="relative bias"),
+        ],
+        series=(
+            Series(
+                "median over runs",
+                tuple(map(float, snapshots)),
+                tuple(map(float, np.median(relative, axis=0))),
+                "Relative bias along training",
+                "step",
+                "bias / exact gradient",
+                tuple(map(float, relative.min(axis=0))),
+                tuple(map(float, relative.max(axis=0))),
+                "semilogy",
+            ),
+        ),
+        assumptions=claim.checked_assumptions(case),
+        draws=runs,
+    )
+
+
+def expect_relative_bias(case: Case) -> Expectation:
+    """Return what theory says: nothing sure, for training may be too short to approach a stationary point."""
+    broken = next((item for item in RELATIVE_BIAS.checked_assumptions(case)[:2] if item.holds is False), None)
+    if broken is not None:
+        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if not weights_fail(case):
+        batches = (batch for batch, _ in case.design.enumerate())
+        if expect_from_halo(case, batches, histories="exact").outcome is Outcome.EXACT:
+            return Expectation(
+                None,
+                "any bias comes from stale histories and falls with the gradient: how far depends on the steps",
+            )
+    return Expectation(None, "a bias remains at exact histories: whether it outgrows the gradient depends on the path")
+
+
+RELATIVE_BIAS = Claim(
+    id="theorem-3/relative-bias",
+    title="The bias shrinks with the gradient",
+    statement=(
+        "As training approaches a stationary point, the bias of the estimate stays below the exact gradient's norm."
+    ),
+    source=SOURCE,
+    tier="exact",
+    theory=(
+        "Where the bias exceeds the gradient, updates no longer point downhill on average. With beta = 0, or beta_0 "
+        "N^(-2/3), LMC's histories settle as the parameters do and the bias falls with the gradient, and near a "
+        "perfect fit faster. With a constant beta incomplete fresh values keep it up, most of all at beta = 1, "
+        "where the histories are never used: it ends at many times the gradient, and Theorem 3 does not cover that "
+        "setting."
+    ),
+    assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
+    check=check_relative_bias,
+    expect=expect_relative_bias,
+)

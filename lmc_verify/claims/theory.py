@@ -1,0 +1,285 @@
+"""What theory expects of an estimator on a case. Where only a coincidence could decide, it expects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmc_verify.cases import Case
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled, SampledDesign, Shadow
+from lmc_verify.graphs import Batch
+from lmc_verify.models import active_dropout
+
+__all__ = [
+    "Expectation",
+    "HaloView",
+    "expect_from_halo",
+    "expect_from_sample",
+    "frozen_sweeps",
+    "halo_view",
+    "trains_encoder",
+    "weights_fail",
+]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What theory says of a claim on a case, and why; None where it says nothing."""
+
+    outcome: Outcome | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class HaloView:
+    """What the halos of a set of batches are like.
+
+    Attributes:
+        exists: some batch has a halo.
+        lacks_source: some halo row has a source outside the local set: its fresh embedding is incomplete.
+        lacks_destination: some halo row has a destination outside: its fresh auxiliary variable is incomplete.
+        carries_signal: for every trained part below the last layer, some batch would lose a part of its gradient if
+            the messages that the halo sends back to it were dropped. Dead activations on the way can stop them all.
+    """
+
+    exists: bool = False
+    lacks_source: bool = False
+    lacks_destination: bool = False
+    carries_signal: bool = False
+
+
+def trains_encoder(case: Case) -> bool:
+    """Whether the encoder has trainable parameters: it then counts as layer 0."""
+    return bool(case.problem.parameters_of(case.problem.model.encoder))
+
+
+def frozen_sweeps(case: Case) -> int:
+    """Return the sweep from which every gradient is exact at fixed parameters: 2L - 1, or 2L with a trained encoder.
+
+    The gradient of layer l needs V^l at batch rows, which sweep 2L - l is the first to compute from exact halo values;
+    the encoder is layer 0.
+    """
+    return 2 * case.problem.num_layers - (0 if trains_encoder(case) else 1)
+
+
+class _LostMessages:
+    """What parameter gradients lose, at exact values, where the halo sends nothing back.
+
+    The messages ``sum over halo rows i of (d h_i^l / d h_j^{l-1})^T V_i^l`` to batch rows j are followed through the
+    activations' slopes into the parameters of the part below layer l.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case, self._problem = case, case.problem
+        self._units = norm_by_layer(case.problem, case.exact.gradient)
+        self._tapes: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        layers = range(1 if trains_encoder(case) else 2, case.problem.num_layers + 1)
+        dropping = active_dropout(case.problem.model) is not None  # layers are then random: there are no exact values
+        self._unseen = set() if dropping else {layer for layer in layers if self._below(layer)}
+        self._some = bool(self._unseen)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every trained part below the last layer has been seen to lose something."""
+        return self._some and not self._unseen
+
+    def look(self, inside: Tensor, halo: Tensor) -> None:
+        """Look at one batch, given as masks of its rows and of its halo's [n]."""
+        source, destination = self._case.graph.edge_index
+        receivers = inside[source] & halo[destination]
+        if self._unseen and bool(receivers.any()):
+            self._unseen -= {layer for layer in self._unseen if self._loses(layer, inside, halo)}
+
+    def _below(self, layer: int) -> dict[str, torch.nn.Parameter]:
+        model = self._problem.model
+        return self._problem.parameters_of(model.layer(layer - 1) if layer > 1 else model.encoder)
+
+    def _rows(self, layer: int, h: Tensor) -> Tensor:
+        part, exact = self._problem.model.layer(layer), self._case.exact
+        rows: Tensor = part(h, h, exact.embeddings[0], self._case.graph.operator(part.operator))
+        return rows
+
+    def _loses(self, layer: int, inside: Tensor, halo: Tensor) -> bool:
+        exact = self._case.exact
+        if layer not in self._tapes:
+            h = exact.embeddings[layer - 1].detach().requires_grad_()
+            with torch.enable_grad():
+                below = (
+                    self._rows(layer - 1, exact.embeddings[layer - 2])
+                    if layer > 1
+                    else self._problem.model.encode(self._case.graph.x)
+                )
+                self._tapes[layer] = (h, self._rows(layer, h), below)
+        h, rows, below = self._tapes[layer]
+        (messages,) = torch.autograd.grad(
+            rows,
+            h,
+            exact.auxiliary[layer] * halo[:, None],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        parameters = self._below(layer)
+        lost = torch.autograd.grad(
+            below,
+            list(parameters.values()),
+            messages * inside[:, None],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        named = dict(zip(parameters, lost, strict=True))
+        return any(
+            norm > RESOLUTION_LIMIT * self._units[part] for part, norm in norm_by_layer(self._problem, named).items()
+        )
+
+
+def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
+    """Look at the halos of some batches."""
+    graph, lost = case.graph, _LostMessages(case)
+    source, destination = graph.edge_index
+    exists = lacks_source = lacks_destination = False
+    for batch in batches:
+        inside, halo = (torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device) for _ in range(2))
+        nodes = batch.nodes.to(graph.device)
+        inside[nodes] = True
+        halo[graph.neighbourhood(nodes)] = True
+        outside = ~(inside | halo)
+        exists |= bool(halo.any())
+        lacks_source |= bool((halo[destination] & outside[source]).any())
+        lacks_destination |= bool((halo[source] & outside[destination]).any())
+        lost.look(inside, halo)
+        if exists and lacks_source and lacks_destination and lost.everywhere:
+            break
+    return HaloView(exists, lacks_source, lacks_destination, lost.everywhere)
+
+
+def expect_from_sample(case: Case) -> Expectation:
+    """Return whether the gradient is unbiased over batches and samples, for an estimator that samples messages.
+
+    Args:
+        case: the case; its design can be enumerated.
+    """
+    estimator, problem = case.estimator, case.problem
+    assert isinstance(estimator, Sampled)
+    base = case.design.base if isinstance(case.design, SampledDesign) else case.base_design
+    if case.design.support_size == base.support_size and not estimator.reweights:
+        return Expectation(Outcome.EXACT, "the budget covers every message: nothing is left to chance")
+    if estimator.corrected:
+        if case.histories == "exact" or (problem.num_layers == 1 and not trains_encoder(case)):
+            return Expectation(
+                Outcome.EXACT, "with exact histories the forward pass is exact, and layers are sampled independently"
+            )
+        if case.histories != "zero":
+            return Expectation(None, "after some sweeps histories are exact in parts only")
+    if not _sample_shows(case):
+        return Expectation(None, "the sample need not reach the loss on this case")
+    reason = "the histories are not exact" if estimator.corrected else "activations and the loss are not linear"
+    return Expectation(Outcome.REFUTED, reason)
+
+
+def _expect_own_objective(case: Case) -> Expectation:
+    """Return whether shaDow's objective is the whole graph's."""
+    assert isinstance(case.estimator, Shadow)
+    if not case.estimator.renormalise and case.estimator.depth >= case.problem.num_layers:
+        return Expectation(None, "the ego networks reach as far as the layers: the mean is exact, batches differ")
+    loss, _ = case.estimator.objective(case.problem)
+    if abs(loss - case.exact.loss) > RESOLUTION_LIMIT * abs(case.exact.loss):
+        return Expectation(Outcome.REFUTED, "the ego networks' objective is not the whole graph's")
+    return Expectation(None, "the two objectives need not differ on this case")
+
+
+def _sample_shows(case: Case) -> bool:
+    """Whether the loss differs between some of the first samples of one batch."""
+    state, seen = case.initial_state(), dict[tuple[int, ...], float]()
+    for number, (batch, _) in enumerate(case.design.enumerate()):
+        loss = case.estimator.estimate(case.problem, state, batch).loss
+        first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
+        if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
+            return True
+        if number > 500:
+            break
+    return False
+
+
+def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: str) -> Expectation:
+    """Return whether the estimates equal Backward SGD's on the batches, by what is put at the halo.
+
+    Args:
+        case: the case.
+        batches: the batches that are looked at; None where they are too many: then halos are taken to exist and to
+            lack what they can lack, and nothing but "exact" is expected.
+        histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
+    """
+    exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
+    if isinstance(case.estimator, FullBatch):
+        return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
+    if isinstance(case.estimator, Shadow):
+        return _expect_own_objective(case)
+    if not isinstance(case.estimator, Compensated):
+        return Expectation(None, "the estimator is not one that theory knows")
+    policies, layers = case.estimator.policies, case.problem.num_layers
+    if isinstance(policies.forward, Held):
+        return exact
+    view = halo_view(case, batches) if batches is not None else HaloView(True, True, True, False)
+    if not view.exists:
+        return Expectation(Outcome.EXACT, "no message crosses a batch's border")
+    if isinstance(policies.forward, Cut):
+        if batches is None:
+            return Expectation(None, "edges that leave a batch are cut, if there are any")
+        return Expectation(Outcome.REFUTED, "edges that leave the batch are cut")
+    encoder = trains_encoder(case)
+    if layers == 1 and not encoder:  # inputs are exact, and no halo message is needed backward
+        return exact
+    compensates = isinstance(policies.backward, Blend)
+    reasons: list[str] = []
+    unsure: list[str] = []
+    if isinstance(policies.backward, Drop):
+        reasons.append("messages from the halo are dropped in the backward pass")
+    forward_read = layers > 1 or compensates
+    backward_read = compensates and layers > (1 if encoder else 2)
+    for policy, read, lacking in (
+        (policies.forward, forward_read, view.lacks_source),
+        (policies.backward, backward_read, view.lacks_destination),
+    ):
+        if isinstance(policy, Blend) and read and policy.uses_fresh and lacking:
+            (reasons if policy.blends else unsure).append("incomplete fresh values are mixed into the halo")
+    # Halo Jacobians of layers 2 ... L are read, to get V^1; that of layer 1 only if an encoder is trained.
+    read_layers = range(1 if encoder else 2, layers + 1)
+    linear = all(case.problem.model.layer(index).aggregate_linear for index in read_layers)
+    if compensates and not linear and view.lacks_source:
+        reasons.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
+    if histories == "zero":
+        reasons.append("the histories are not exact")
+    elif histories != "exact" and int(histories.removeprefix("sweeps:")) < frozen_sweeps(case) - 1:
+        unsure.append("after so few sweeps the histories are exact in parts only")
+    if reasons and view.carries_signal:
+        return Expectation(Outcome.REFUTED, "; ".join(dict.fromkeys(reasons)))
+    if reasons or unsure:
+        return Expectation(None, "; ".join(dict.fromkeys([*reasons, *unsure])) + ", which need not show on this case")
+    return exact
+
+
+def weights_fail(case: Case) -> list[str]:
+    """Return why the weights of batch rows are not the inverse of the law that batches are drawn from; empty if so."""
+    out: list[str] = []
+    if case.conditioned:
+        out.append("the weights are those of the marginal law, the batches are drawn given what the epoch has seen")
+    normaliser = case.normaliser
+    if normaliser == "inclusion":
+        return out
+    mask = case.graph.train_mask.cpu()
+    drawn = [batch for batch, _ in case.design.enumerate()]
+    if all(batch.sample is not None and batch.sample.weights is not None for batch in drawn):
+        return out  # the estimator's own law gives the weights, whatever the normaliser
+    batches = [batch.nodes for batch in drawn]
+    if normaliser == "node-count" and len({nodes.numel() for nodes in batches}) > 1:
+        out.append("batches differ in size, so |V| / |V_B| is not the inverse inclusion probability")
+    if normaliser == "batch-mean" and len({int(mask[nodes].sum()) for nodes in batches}) > 1:
+        out.append("batches differ in their number of labelled nodes, so the batch mean is not the objective's weight")
+    return out

@@ -1,0 +1,63 @@
+"""The command line: ``lmc-verify run | report | table | check | check-estimator | counterexample | reproduce | train |
+race | controls | list | explain | doctor``.
+
+Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
+conformance check, or the checks spent more error probability than there is, or a training run diverged; 2 usage or
+configuration; 3 inconclusive under ``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted,
+to be gone on with.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from lmc_verify.cli.check import check, check_estimator, controls
+from lmc_verify.cli.listing import doctor, explain, list_names
+from lmc_verify.cli.options import print_json
+from lmc_verify.cli.replay import counterexample, reproduce
+from lmc_verify.cli.run import report, run, table
+from lmc_verify.cli.train import race, train
+from lmc_verify.errors import LmcVerifyError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lmc-verify",
+    help="Verify and benchmark the convergence claims of graph neural network training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+app.command()(run)
+app.command()(report)
+app.command()(table)
+app.command()(check)
+app.command()(check_estimator)
+app.command()(counterexample)
+app.command()(reproduce)
+app.command()(train)
+app.command()(race)
+app.command()(controls)
+app.command("list")(list_names)
+app.command()(explain)
+app.command()(doctor)
+
+
+def main() -> None:
+    """Entry point: turn the package's errors into one clear line and their exit codes."""
+    try:
+        app()
+    except LmcVerifyError as error:
+        if "--json" in sys.argv:
+            print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
+        print(f"lmc-verify: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception:  # Python's own exit code for it is 1, which says that a claim has an unexpected verdict
+        traceback.print_exc()
+        sys.exit(5)

@@ -1,0 +1,130 @@
+"""Commands that check: ``check``, ``check-estimator`` and ``controls``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lmc_verify.cases import Workspace, build_case, build_estimator, case_settings, reproduction_command
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.cli.options import DataRootOption, DownloadOption, JsonOption, SetOption, out_console, print_json
+from lmc_verify.cli.print_verdicts import print_controls, print_table, print_verdict
+from lmc_verify.controls import CONTROLS, MutationScore, find_control
+from lmc_verify.errors import UnknownNameError
+from lmc_verify.provenance import environment
+from lmc_verify.runs import Planned, run_planned
+
+__all__ = ["check", "check_estimator", "controls"]
+
+
+def check(
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
+    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.")] = "backward-sgd",
+    dataset: Annotated[str, typer.Option("--dataset", help="Data set by name.")] = "digits",
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    histories: Annotated[str, typer.Option("--histories", help="exact, zero, or sweeps:K.")] = "exact",
+    seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
+    settings: SetOption = None,
+    expect: Annotated[
+        str | None, typer.Option("--expect", help="Expected outcome (default: what theory says of this case).")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check one claim on one case; exit with 0 if the verdict is the expected one, or leaves open what theory says."""
+    chosen = find_claim(claim)
+    chosen_settings = case_settings(
+        {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed}, settings or []
+    )
+    wanted = _outcome(expect)
+    workspace = Workspace(data_root, download)
+    start = time.perf_counter()
+    case = build_case(chosen_settings, workspace)
+    theory = chosen.expect(case)
+    expected, reason = (theory.outcome, f"theory: {theory.reason}") if wanted is None else (wanted, "as asked for")
+    trial = run_planned(Planned("claim", chosen.id, chosen_settings, expected), workspace)
+    verdict = trial.verdict
+    # Theory does not know how much data there is: a verdict that decides nothing does not contradict it. Who asks for
+    # an outcome, here or in a suite, asks for a decision.
+    undecided = verdict.outcome is Outcome.INCONCLUSIVE and expected is not Outcome.INCONCLUSIVE and wanted is None
+    as_expected = None if expected is None or undecided else verdict.outcome is expected
+    if as_json:
+        print_json(
+            {
+                "verdict": verdict.to_dict(),
+                "expected": None if expected is None else expected.value,
+                "as_expected": as_expected,
+                "reason": reason,
+                "seconds": time.perf_counter() - start,
+                "command": reproduction_command(chosen.id, chosen_settings),
+                "environment": environment(),
+            }
+        )
+    else:
+        print_verdict(verdict, expected, reason, out_console(), as_expected=as_expected)
+    raise typer.Exit(_verdict_code(verdict.outcome, as_expected, strict))
+
+
+def _verdict_code(outcome: Outcome, as_expected: bool | None, strict: bool) -> int:
+    if outcome is Outcome.ERROR:
+        return 5
+    if as_expected is False:
+        return 1
+    return 3 if strict and outcome is Outcome.INCONCLUSIVE else 0
+
+
+def _outcome(name: str | None) -> Outcome | None:
+    if name is None:
+        return None
+    wanted = name.upper().replace("-", "_")
+    if wanted not in Outcome.__members__:
+        raise UnknownNameError("outcome", wanted, Outcome.__members__)
+    return Outcome(wanted)
+
+
+def controls(
+    names: Annotated[list[str] | None, typer.Argument(help="Controls by name (default: all).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
+    chosen = [find_control(name) for name in names or CONTROLS]
+    workspace = Workspace()
+    trials = [
+        run_planned(Planned("control", item.claim, item.broken or item.sound, item.expected, control=item), workspace)
+        for item in chosen
+    ]
+    if as_json:
+        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
+        print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})
+    else:
+        print_controls(trials, out_console())
+    crashed = [trial.verdict.outcome is Outcome.ERROR for trial in trials]
+    missed = any(trial.as_expected is False and not crash for trial, crash in zip(trials, crashed, strict=True))
+    raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
+
+
+def check_estimator(
+    name: Annotated[str, typer.Argument(help="Estimator by name, one of a plug-in included.")],
+    settings: SetOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed of cases and batches.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that an estimator keeps the contract and the claims that it declares; exit with 1 if a check fails."""
+    from lmc_verify.testing.conformance import Census, Status
+    from lmc_verify.testing.conformance import check_estimator as run_checks
+
+    chosen = case_settings({"estimator.name": name}, settings or [])
+    results = run_checks(build_estimator(chosen.estimator), seed=seed)
+    census = Census.of(results)
+    if as_json:
+        listed = [{**asdict(result), "status": str(result.status)} for result in results]
+        print_json({"estimator": name, "census": asdict(census), "results": listed})
+    else:
+        rows = [[result.check, result.case, str(result.status), result.detail] for result in results]
+        print_table(["check", "case", "status", "detail"], rows, out_console())
+        typer.echo(f"{name}: {census}")
+    raise typer.Exit(1 if any(result.status is Status.FAILED for result in results) else 0)

@@ -1,0 +1,90 @@
+"""What the commands share: options, the settings of a case from dotted keys, and how answers are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lmc_verify.errors import OutputError
+
+__all__ = [
+    "RECORDS_FILE",
+    "DataRootOption",
+    "DownloadOption",
+    "JsonOption",
+    "SetOption",
+    "err_console",
+    "out_console",
+    "print_json",
+    "writable",
+]
+
+RECORDS_FILE = "records.sqlite"
+"""Name of the records in a run's output folder."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+DataRootOption = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Folder with raw files of real data sets (default: $LMC_VERIFY_DATA_ROOT)."),
+]
+
+DownloadOption = Annotated[bool, typer.Option("--download", help="Download raw files that are missing.")]
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
+    ),
+]
+
+
+def out_console() -> Console:
+    """Return the console of standard output."""
+    # Without a terminal, tables must not be squeezed into 80 columns: they go to logs.
+    width = None if sys.stdout.isatty() else max(160, int(os.environ.get("COLUMNS", "0") or 0))
+    return Console(width=width)
+
+
+def err_console() -> Console:
+    """Return the console of standard error."""
+    return Console(stderr=True)
+
+
+def print_json(document: Any) -> None:
+    """Print a document as strict JSON; NaN and infinities, which JSON lacks, become strings."""
+    typer.echo(json.dumps(_finite(document), indent=2, sort_keys=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def writable(folder: Path) -> None:
+    """Make a folder, and raise OutputError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
+        ) from error

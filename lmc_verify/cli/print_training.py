@@ -1,0 +1,151 @@
+"""What ``lmc-verify train`` and ``lmc-verify race`` print: progress with the time left, traces, and standings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lmc_verify.races import Median, RaceRecord
+from lmc_verify.training import Evaluation, Trace
+
+__all__ = ["print_race", "print_trace"]
+
+_ROWS = 20
+"""Most rows of a printed trace; the file has them all."""
+
+
+# ------------------------------------------------------------------------------------------------- one run
+
+
+def print_trace(trace: Trace, console: Console) -> None:
+    """Print a run: a table of its evaluations, the gradient's errors, and a summary."""
+    table = Table(title=_title(trace), title_justify="left")
+    for name in ("step", "epoch", "seconds", "learning rate", "batch loss", "training loss", *_accuracies(trace)):
+        table.add_column(name, justify="right")
+    for row in _thinned(trace.evaluations):
+        table.add_row(
+            f"{row.step:,}",
+            f"{row.epoch:g}",
+            f"{row.seconds:.2f}",
+            f"{row.learning_rate:.3g}",
+            "" if row.batch_loss is None else f"{row.batch_loss:.4g}",
+            f"{row.training_loss:.4g}",
+            *(_accuracy(getattr(row, name)) for name in _accuracies(trace)),
+        )
+    console.print(table)
+    if trace.gradients:
+        _print_gradients(trace, console)
+    for text in _summary(trace):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _title(trace: Trace) -> str:
+    about = trace.description
+    estimator = about["estimator"]["name"]
+    return escape(f"{estimator} on {about['dataset']}, {about['model_name']}, seed {about['seed']}")
+
+
+def _accuracies(trace: Trace) -> list[str]:
+    names = ("training", "validation", "test")
+    return [name for name in names if any(getattr(row, name) is not None for row in trace.evaluations)]
+
+
+def _accuracy(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _thinned(rows: Sequence[Evaluation]) -> list[Evaluation]:
+    if len(rows) <= _ROWS:
+        return list(rows)
+    places = sorted({round(index * (len(rows) - 1) / (_ROWS - 1)) for index in range(_ROWS)})
+    return [rows[place] for place in places]
+
+
+def _print_gradients(trace: Trace, console: Console) -> None:
+    parts = list(trace.gradients[0].gradient)
+    table = Table(title="Gradient error: relative bias | relative error of one estimate", title_justify="left")
+    for name in ("step", "gradient norm", *parts):
+        table.add_column(name, justify="right")
+    for item in trace.gradients:
+        bias, error = item.relative_bias, item.relative_error
+        table.add_row(
+            f"{item.step:,}",
+            f"{item.gradient['all']:.3g}",
+            *(f"{bias[part]:.2g} | {error[part]:.2g}" for part in parts),
+        )
+    console.print(table)
+    first = trace.gradients[0]
+    how = "every batch of the design" if first.method == "enumerated" else f"{first.batches} independent batches"
+    console.print(f"gradient errors are over {how}, in evaluation mode", highlight=False)
+
+
+def _summary(trace: Trace) -> Iterator[str]:
+    yield trace.status if not trace.reason else f"{trace.status}: {trace.reason}"
+    last, best = trace.last, trace.best()
+    if last is None:
+        return
+    if best is not None:
+        test = "" if best.test is None else f", test {best.test:.4f} there"
+        yield f"best validation {trace.metric} {best.validation:.4f} at step {best.step:,}{test}"
+    yield (
+        f"{last.step:,} steps in {last.seconds:.2f} s of training (and {last.evaluation_seconds:.2f} s of evaluation), "
+        f"{last.nodes:,} nodes and {last.messages:,} messages processed"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- a race
+
+
+def print_race(record: RaceRecord, console: Console) -> None:
+    """Print the standings of a race, and why runs never reached the target."""
+    settings, target = record.settings, record.target
+    goal = "no target" if target.accuracy is None else f"target {target.split} accuracy {target.accuracy:.4f}"
+    heading = settings.title or f"Race on {settings.dataset.describe()}"
+    table = Table(title=escape(f"{heading}: {goal}"), title_justify="left")
+    table.add_column("contestant", overflow="fold")
+    for name in ("reached", "seconds", "steps", "nodes", f"best {target.split}", "test", "training s", "evaluation s"):
+        table.add_column(name, justify="right")
+    for item in record.standings:
+        medians = item.medians
+        table.add_row(
+            escape(item.label),
+            f"{item.arrived} of {item.runs}",
+            _median(medians["seconds"], "{:.2f}"),
+            _median(medians["steps"], "{:.0f}"),
+            _median(medians["nodes"], "{:,.0f}"),
+            _median(medians["best"], "{:.3f}"),
+            _median(replace(medians["test"], low=None), "{:.3f}"),
+            _median(replace(medians["total_seconds"], low=None), "{:.1f}"),
+            _median(replace(medians["evaluation_seconds"], low=None), "{:.1f}"),
+        )
+    console.print(table)
+    lines = [
+        f"target: {target.source}",
+        "medians over seeds, with intervals that miss the median with probability "
+        f"at most {settings.alpha:g} whatever the law",
+    ]
+    few = [item.medians["best"].runs for item in record.standings if item.medians["best"].miss == 1]
+    if few:  # runs that crashed have no accuracy
+        lines.append(f"{min(few)} {'run is' if min(few) == 1 else 'runs are'} too few for an interval at this level")
+    lines += [f"  {entry.label}, seed {entry.seed}: {entry.reason}" for entry in record.entries if entry.reason]
+    if record.missing:
+        lines.append(f"{record.missing} runs were not made; go on with --resume")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _median(median: Median, form: str) -> str:
+    if median.value is None:
+        return ""
+
+    def text(value: float) -> str:
+        return "never" if math.isinf(value) else form.format(value)
+
+    if median.low is None or median.high is None:
+        return text(median.value)
+    return f"{text(median.value)} [{text(median.low)}, {text(median.high)}]"

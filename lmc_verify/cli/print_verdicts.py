@@ -1,0 +1,213 @@
+"""What the command line prints: progress, verdict tables, listings. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.controls import MutationScore
+from lmc_verify.report import RaceSection
+from lmc_verify.runs import RunResult, SearchRecord, Trial
+
+__all__ = ["print_controls", "print_races", "print_result", "print_table", "print_verdict"]
+
+_STYLE = {
+    Outcome.EXACT: "green",
+    Outcome.SUPPORTED: "green",
+    Outcome.REFUTED: "yellow",
+    Outcome.INCONCLUSIVE: "magenta",
+    Outcome.VACUOUS: "magenta",
+    Outcome.NOT_APPLICABLE: "dim",
+    Outcome.ERROR: "bold red",
+}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def print_result(result: RunResult, console: Console) -> None:
+    """Print the verdict table of a run, its controls, and what was not run; races are printed by `print_races`."""
+    claims = [trial for trial in result.trials if trial.kind == "claim"]
+    if claims or not result.race_runs:
+        _print_verdicts(claims, console)
+    _print_controls(result, console)
+    statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
+    if statistical:
+        console.print(
+            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
+            f"statistical check{'' if statistical == 1 else 's'}{', MORE THAN THERE IS' if result.overspent else ''}",
+            highlight=False,
+        )
+    _print_searches(result.searches, console)
+    reasons: dict[str, int] = {}
+    for _, reason in result.not_run:
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, count in reasons.items():
+        console.print(f"not run: {count} trials: {reason}", markup=False, highlight=False, soft_wrap=True)
+    good = sum(trial.as_expected is True for trial in claims)
+    if claims or not result.race_runs:
+        console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
+
+
+def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
+    table = Table(title="Verdicts", title_justify="left")
+    for name in ("claim", "data set", "estimator", "case"):
+        table.add_column(name, overflow="fold")
+    table.add_column("residual", justify="right")
+    table.add_column("tolerance", justify="right")
+    table.add_column("verdict")
+    table.add_column("")
+    for trial in claims:
+        verdict, case = trial.verdict, trial.verdict.case
+        details = [str(case.get("model", "")), str(case.get("activation_cut", "")), str(case.get("design", ""))]
+        details += [f"{key}={case[key]}" for key in ("normaliser", "beta") if case.get(key) not in (None, "inclusion")]
+        if case.get("histories") not in (None, "exact"):
+            details.append(f"histories={case['histories']}")
+        style = _STYLE[verdict.outcome]
+        table.add_row(
+            verdict.claim,
+            str(case.get("dataset", "")),
+            str(case.get("estimator", "")),
+            escape(" ".join(details)),
+            _number(verdict.residual),
+            _number(verdict.tolerance),
+            f"[{style}]{verdict.outcome.value}[/]",
+            "" if trial.as_expected else f"[bold red]expected {trial.expected}[/]",
+        )
+    console.print(table)
+
+
+def _print_controls(result: RunResult, console: Console) -> None:
+    controls = [trial for trial in result.trials if trial.kind == "control"]
+    if controls:
+        passed = sum(trial.as_expected is True for trial in controls)
+        console.print(f"{passed} of {len(controls)} controls passed", highlight=False)
+        for trial in controls:
+            if trial.as_expected is not True and trial.control is not None:
+                state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+                console.print(
+                    f"  {trial.control['name']}: {state}: {trial.verdict.summary}", markup=False, highlight=False
+                )
+
+
+def print_races(races: Sequence[RaceSection], console: Console) -> None:
+    """Print the first tables of every race, and which races were not run."""
+    for race in races:
+        console.print(f"\n{escape(race.title)} on {escape(race.dataset)}: {escape(race.state)}", highlight=False)
+        if race.header.reason:
+            console.print(f"not run: {race.header.reason}", markup=False, highlight=False, soft_wrap=True)
+        for item in race.crashed:
+            line = f"CRASHED: {item.entry.label}, seed {item.entry.seed}: {item.entry.reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for shown in race.tables:
+            table = Table(title=escape(shown.title), title_justify="left")
+            for number, column in enumerate(shown.columns):
+                table.add_column(escape(column), overflow="fold", justify="right" if number else "left")
+            for row in shown.rows:
+                table.add_row(*(escape(cell) for cell in row))
+            console.print(table)
+
+
+def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:
+    if not searches:
+        return
+    good = sum(item.as_expected for item in searches)
+    console.print(f"{good} of {len(searches)} searches for counterexamples as expected", highlight=False)
+    for item in searches:
+        state = "" if item.as_expected else "CRASHED: " if item.crashed else f"expected {item.expected}: "
+        line = f"  {item.claim} {item.estimator}: {state}{item.summary}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_verdict(
+    verdict: Verdict, expected: Outcome | None, reason: str, console: Console, *, as_expected: bool | None
+) -> None:
+    """Print one verdict with its evidence.
+
+    Args:
+        verdict: the verdict.
+        expected: what was expected, or None.
+        reason: why that was expected, or nothing.
+        console: where to print.
+        as_expected: whether the verdict is what was expected; None if nothing was, or if the verdict decides nothing.
+    """
+    style = _STYLE[verdict.outcome]
+    console.print(
+        f"[{style}]{verdict.outcome.value}[/] {escape(verdict.claim)}: {escape(verdict.summary)}", soft_wrap=True
+    )
+    if expected is None:
+        console.print(f"no expectation: {escape(reason)}", highlight=False, soft_wrap=True)
+    else:
+        mark = {
+            True: "as expected",
+            False: "[bold red]unexpected[/]",
+            None: "neither confirmed nor contradicted",
+        }[as_expected]
+        console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
+    case = ", ".join(f"{key}={value}" for key, value in verdict.case.items())
+    console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
+    for item in verdict.assumptions:
+        symbol = {True: "holds", False: "FAILS", None: "not checked"}[item.holds]
+        detail = f" ({item.detail})" if item.detail else ""
+        console.print(f"  assumption {symbol}: {item.statement}{detail}", markup=False, highlight=False, soft_wrap=True)
+    if verdict.evidence:
+        table = Table(box=None)
+        for name, justify in (
+            ("group", "left"),
+            ("quantity", "left"),
+            ("value", "right"),
+            ("tolerance", "right"),
+            ("unit", "left"),
+        ):
+            table.add_column(name, justify="right" if justify == "right" else "left")
+        for piece in verdict.evidence:
+            table.add_row(
+                piece.group, escape(piece.quantity), f"{piece.value:.3g}", _number(piece.tolerance), piece.unit
+            )
+        console.print(table)
+
+
+def print_controls(trials: Sequence[Trial], console: Console) -> None:
+    """Print one line a control, what is to be said of those that did not pass, and the mutation score."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("control", "claim", "role"):
+        table.add_column(name, overflow="fold")
+    table.add_column("effect", justify="right")
+    table.add_column("detectable", justify="right")
+    table.add_column("verdict")
+    table.add_column("")
+    for trial in trials:
+        control, verdict = trial.control or {}, trial.verdict
+        table.add_row(
+            escape(str(control.get("name"))),
+            escape(verdict.claim),
+            str(control.get("role")),
+            _number(control.get("effect")),
+            _number(verdict.minimum_detectable_effect),
+            verdict.outcome.value,
+            {True: "passed", False: "[bold red]FAILED[/]", None: "not decided"}[trial.as_expected],
+        )
+    console.print(table)
+    for trial in trials:
+        if trial.as_expected is not True and trial.control is not None:
+            state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+            line = f"{trial.control['name']} ({trial.control['description']}): {state}: {trial.verdict.summary}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if any((trial.control or {}).get("role") == "defect" for trial in trials):
+        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
+        console.print(str(score), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a listing."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,199 @@
+"""Progress of suites and training runs on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lmc_verify.races import RaceProgress, RaceRun
+from lmc_verify.report.model.text import duration
+from lmc_verify.runs import AnyPlanned, AnyResult, Listener, Planned, SearchRecord, Trial
+from lmc_verify.training import Evaluation, Trainer
+
+__all__ = ["Display", "progress", "race_progress", "train_progress"]
+
+_SURE_AFTER = 10.0
+"""Seconds after which the time left is estimated."""
+
+
+def _mark(trial: Trial | SearchRecord) -> str:
+    return {True: "as expected", False: "UNEXPECTED", None: "no expectation"}[trial.as_expected]
+
+
+@dataclass(frozen=True)
+class Display:
+    """What shows the progress of a run: `listen` after each part of it, `watch` while a run of a race is under way."""
+
+    listen: Listener
+    watch: Callable[[RaceProgress], None] | None = None
+
+
+def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
+    if result is None:
+        return f"not run         {planned.label}: {reason}"
+    if isinstance(result, RaceRun):
+        return f"{result.outcome:<15} {_standing(result):<14} {planned.label} ({result.seconds:.2f} s)"
+    outcome = result.outcome.upper() if isinstance(result, SearchRecord) else result.verdict.outcome.value
+    return f"{outcome:<15} {_mark(result):<14} {planned.label} ({result.seconds:.2f} s)"
+
+
+def _standing(run: RaceRun) -> str:
+    """Say how good a run of a race is, or why there is nothing to say."""
+    best = run.entry.trace.best() if run.entry.trace is not None else None
+    return run.entry.reason if best is None else f"best {best.validation:.2%}"
+
+
+class _Clock:
+    """Estimates the time left once the parts of the last kind have begun: those before say nothing of it."""
+
+    def __init__(self, last: type[AnyPlanned]) -> None:
+        self.last, self.done, self.start = last, 0, time.monotonic()
+
+    def left(self, planned: AnyPlanned, remaining: int) -> str:
+        """Count a part; return the estimate in words, nothing where it would be a guess."""
+        now = time.monotonic()
+        if not isinstance(planned, self.last):
+            self.start = now
+            return ""
+        self.done += 1
+        passed = now - self.start
+        return f", about {duration(passed / self.done * remaining)} left" if remaining and passed > _SURE_AFTER else ""
+
+
+@contextmanager
+def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) -> Iterator[Display]:
+    """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left.
+
+    Args:
+        total: number of parts.
+        console: where it is shown.
+        last: the kind of the parts that come last.
+    """
+    if not console.is_terminal:
+        done, clock = 0, _Clock(last)
+
+        def plain(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
+            nonlocal done
+            done += 1
+            left = clock.left(planned, total - done)
+            console.print(
+                f"[{done}/{total}{left}] {_line(planned, result, reason)}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+        yield Display(plain)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("checking", total=total)
+
+        def rich(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
+            bar.advance(task)
+            wrong = (
+                result.crashed if isinstance(result, RaceRun) else result is not None and result.as_expected is False
+            )
+            if result is None or wrong:
+                bar.console.print(_line(planned, result, reason), markup=False, highlight=False)
+
+        def watch(race: RaceProgress) -> None:
+            trace = race.trainer.trace
+            words = f"{race.label}, seed {race.seed}: step {race.trainer.step_count}/{trace.planned_steps}"
+            bar.update(task, description=escape(words))
+
+        yield Display(rich, watch)
+
+
+_PAUSE = 10.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
+def _columns() -> tuple[TextColumn, BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn, TextColumn]:
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
+    )
+
+
+def _state(last: Evaluation | None) -> str:
+    if last is None:
+        return ""
+    accuracy = "" if last.validation is None else f", validation {last.validation:.4f}"
+    return f"loss {last.training_loss:.4g}{accuracy}"
+
+
+@contextmanager
+def train_progress(trainer: Trainer, console: Console) -> Iterator[Callable[[Trainer], None]]:
+    """Yield a listener of a run: a bar with the time left on a terminal, a line every ten seconds elsewhere."""
+    total = trainer.trace.planned_steps
+    if not console.is_terminal:
+        begun, shown, first = time.perf_counter(), time.perf_counter(), trainer.step_count
+
+        def line(run: Trainer) -> None:
+            nonlocal shown
+            now = time.perf_counter()
+            if now - shown < _PAUSE or run.step_count == first:
+                return
+            shown = now
+            left = (now - begun) / (run.step_count - first) * (total - run.step_count)
+            text = f"step {run.step_count}/{total}, {_state(run.trace.last)}, about {left:.0f} s left"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield line
+        return
+    with Progress(*_columns(), console=console, transient=True) as bar:
+        task = bar.add_task("training", total=total, completed=trainer.step_count, state="")
+        yield lambda run: bar.update(task, completed=run.step_count, state=_state(run.trace.last))
+
+
+@contextmanager
+def race_progress(console: Console) -> Iterator[Callable[[RaceProgress], None]]:
+    """Yield a listener of a race: two bars on a terminal, one line a run elsewhere."""
+    if not console.is_terminal:
+        known: set[int] = set()
+
+        def line(at: RaceProgress) -> None:
+            if at.trainer.trace.status != "running" and at.position not in known:
+                known.add(at.position)
+                trace = at.trainer.trace
+                text = (
+                    f"[{at.position + 1}/{at.total}] {at.label}, seed {at.seed}: {trace.status}, {_state(trace.last)}"
+                )
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        yield line
+        return
+    with Progress(*_columns(), console=console, transient=True) as bar:
+        whole = bar.add_task("race", total=None, state="")
+        run = bar.add_task("run", total=None, state="")
+
+        def update(at: RaceProgress) -> None:
+            trace = at.trainer.trace
+            done = at.position + (trace.status != "running")
+            bar.update(whole, total=at.total, completed=done)
+            bar.update(
+                run,
+                description=escape(f"{at.label}, seed {at.seed}"),
+                total=trace.planned_steps,
+                completed=at.trainer.step_count,
+                state=_state(trace.last),
+            )
+
+        yield update

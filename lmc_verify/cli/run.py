@@ -1,0 +1,161 @@
+"""Commands around a suite: ``run``, ``report`` and ``table``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmc_verify.cases import Workspace
+from lmc_verify.claims import CLAIMS
+from lmc_verify.cli.options import (
+    RECORDS_FILE,
+    DataRootOption,
+    DownloadOption,
+    JsonOption,
+    err_console,
+    out_console,
+    print_json,
+    writable,
+)
+from lmc_verify.cli.print_verdicts import print_races, print_result
+from lmc_verify.cli.progress import progress
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.races import PlannedRun
+from lmc_verify.report import ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
+from lmc_verify.runs import AnyPlanned, Planned, PlannedSearch, Records, RunResult, load_suite, run_suite
+
+__all__ = ["report", "run", "table"]
+
+
+def _claim_texts() -> dict[str, ClaimText]:
+    return {
+        claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
+        for claim in CLAIMS.usable().values()
+    }
+
+
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite of the package.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/NAME).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Reuse trials of the same case and code.")] = False,
+    data_root: DataRootOption = None,
+    download: DownloadOption = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    replicate: Annotated[
+        int, typer.Option("--replicate", min=0, help="Repetition: another number repeats statistical checks afresh.")
+    ] = 0,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Variant of the suite's races, such as quick (default: its first).")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a suite, record every trial, counterexample and training run of a race, and write the report."""
+    chosen = load_suite(suite)
+    # Planning refuses a suite that does not fit, before a folder is made for it.
+    counts: dict[type[AnyPlanned], int] = {
+        Planned: len(chosen.plan()),
+        PlannedSearch: len(chosen.searches()),
+        PlannedRun: sum(len(race.runs) for race in chosen.races(preset)),
+    }
+    last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
+    folder = out or Path("reports") / "out" / chosen.name
+    writable(folder)
+    workspace = Workspace(data_root, download)
+    with Records.create_or_open(folder / RECORDS_FILE) as records:
+        with progress(sum(counts.values()), console=err_console(), last=last) as display:
+            try:
+                result = run_suite(
+                    chosen,
+                    records,
+                    workspace,
+                    resume=resume,
+                    jobs=jobs,
+                    replicate=replicate,
+                    preset=preset,
+                    listen=display.listen,
+                    watch=display.watch,
+                )
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
+                raise
+        report = build_report(records, result.run_id, _claim_texts())
+        paths = write_report(report, folder)
+    code = result.exit_code
+    if code == 0 and strict and result.inconclusive:
+        code = 3
+    if as_json:
+        print_json(_run_document(chosen.name, result, code, paths))
+    else:
+        console = out_console()
+        print_result(result, console)
+        print_races(report.races, console)
+        if result.reused:
+            kinds = {"trials": result.trials, "searches": result.searches, "training runs": result.race_runs}
+            what = " and ".join(kind for kind, items in kinds.items() if items)
+            console.print(f"{result.reused} {what} reused from an earlier run", highlight=False)
+        console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
+        for found in (search.found for search in result.searches if search.found is not None):
+            console.print(f"counterexample: {folder / found.document}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, Path]) -> dict[str, Any]:
+    return {
+        "suite": name,
+        "exit_code": code,
+        "trials": [trial.to_dict() for trial in result.trials],
+        "counterexamples": [search.to_dict() for search in result.searches],
+        "races": [{**header.to_dict(), "runs": [item.to_dict() for item in runs]} for header, runs in result.races],
+        "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
+        "reused": result.reused,
+        "alpha_total": result.alpha_total,
+        "alpha_spent": result.alpha_spent,
+        "files": {key: str(path) for key, path in paths.items()},
+    }
+
+
+def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
+    """Return the report of the latest run in a folder or records file, and that file."""
+    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    with Records.open(file) as records:
+        latest = records.latest_run(suite)
+        if latest is None:
+            which = f"of suite {suite!r} " if suite else ""
+            raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
+        return build_report(records, latest.id, _claim_texts()), file
+
+
+def table(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
+) -> None:
+    """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
+    typer.echo(claims_table(_latest_report(folder, None)[0], dataset), nl=False)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: beside the records).")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="Take the latest run of this suite.")] = None,
+    benchmarks: Annotated[
+        Path | None, typer.Option("--benchmarks", help="Also show asv's results in this folder, such as .asv/results.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML."""
+    built, file = _latest_report(folder, suite)
+    if benchmarks is not None:
+        built = replace(built, benchmarks=load_benchmarks(benchmarks))
+    paths = write_report(built, out or file.parent)
+    if as_json:
+        print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})
+        return
+    typer.echo(built.headline)
+    for key, path in paths.items():
+        typer.echo(f"{key}: {path}")

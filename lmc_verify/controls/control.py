@@ -1,0 +1,158 @@
+"""What a control is, and how it is run: the claim's check, and the defect's effect measured apart from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from lmc_verify.cases import Case, CaseSettings, Workspace, build_case, prepared_state, sweep_batches
+from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.claims.residuals import relative_by_layer
+from lmc_verify.estimators import Estimator, History
+from lmc_verify.graphs import Batch
+from lmc_verify.objective import Gradient, gradient_sum
+
+__all__ = ["Control", "ControlResult", "Role", "check_control"]
+
+Role = Literal["sound", "defect"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control: a case with a known answer.
+
+    Attributes:
+        name: such as ``"halo-leak-into-bias"``.
+        description: what is broken, or what must hold.
+        role: ``"sound"`` must be found to hold, ``"defect"`` must be REFUTED.
+        claim: id of the claim that is checked, of any tier.
+        sound: settings of the sound case.
+        broken: settings of the broken case where they differ (a setting that is wrong), else None.
+        alter: wraps the sound estimator (a computation that is wrong), else None. It is called afresh for every use,
+            so that an alteration with a memory starts with an empty one.
+    """
+
+    name: str
+    description: str
+    role: Role
+    claim: str
+    sound: CaseSettings
+    broken: CaseSettings | None = None
+    alter: Callable[[Estimator], Estimator] | None = None
+
+    @cached_property
+    def expected(self) -> Outcome:
+        """What the check must find: REFUTED for a defect; else EXACT, or SUPPORTED where nothing is enumerated."""
+        if self.role == "defect":
+            return Outcome.REFUTED
+        return Outcome.EXACT if find_claim(self.claim).tier == "exact" else Outcome.SUPPORTED
+
+    def sound_case(self, workspace: Workspace) -> Case:
+        """Build the case without the defect."""
+        return build_case(self.sound, workspace)
+
+    def checked_case(self, workspace: Workspace) -> Case:
+        """Build the case that is checked: with the defect, if there is one."""
+        case = build_case(self.broken or self.sound, workspace)
+        return case if self.alter is None else dataclasses.replace(case, estimator=self.alter(case.estimator))
+
+
+@dataclass(frozen=True)
+class ControlResult:
+    """What a control gave.
+
+    Attributes:
+        control: the control.
+        verdict: of the claim on the checked case.
+        effect: size of the defect in gradient norms, measured without the check; None for sound controls.
+        passed: whether the verifier did its duty; None if the effect is too small to ask for it.
+    """
+
+    control: Control
+    verdict: Verdict
+    effect: float | None
+    passed: bool | None
+
+    @property
+    def detectable(self) -> bool | None:
+        """Whether the effect is above what the check can detect; None for sound controls.
+
+        An effect that is not a number is, and where the check states no limit every effect is.
+        """
+        if self.effect is None:
+            return None
+        limit = self.verdict.minimum_detectable_effect
+        return limit is None or not self.effect <= limit
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return what records keep beside the verdict."""
+        return {
+            "name": self.control.name,
+            "description": self.control.description,
+            "role": self.control.role,
+            "effect": self.effect,
+            "detectable": self.detectable,
+            "passed": self.passed,
+        }
+
+
+def check_control(control: Control, workspace: Workspace | None = None) -> ControlResult:
+    """Run a control: check the claim, and measure the defect's effect without the check."""
+    workspace = workspace or Workspace()
+    verdict = find_claim(control.claim).check(control.checked_case(workspace))
+    found = verdict.outcome is control.expected
+    if control.role == "sound":
+        return ControlResult(control, verdict, None, found)
+    effect = _effect(control.claim, control.sound_case(workspace), control.checked_case(workspace))
+    result = ControlResult(control, verdict, effect, found)
+    # A defect without a visible effect on this case cannot be asked for.
+    return result if found or result.detectable else dataclasses.replace(result, passed=None)
+
+
+# ---------------------------------------------------------------------------------------------- the effect
+
+
+def _effect(claim: str, sound: Case, broken: Case) -> float:
+    """Return how far the broken estimates are from the sound ones, in the layer where it shows most.
+
+    The unit is the norm of that layer's exact gradient. Claims about every batch are measured by the largest difference
+    over the batches: of the design, from exact histories (E1), or, for claims about histories (E2, E3, E5), of one more
+    sweep after 2L of them at fixed parameters. All other claims are measured by the difference of the two means over
+    their designs.
+    """
+    if claim.startswith("e1/"):
+        return _over_batches(sound, broken, "exact", (batch for batch, _ in sound.design.enumerate()))
+    if claim.startswith(("e2/", "e3/", "e5/")):
+        return _over_batches(sound, broken, f"sweeps:{2 * sound.problem.num_layers}", sweep_batches(sound))
+    return _size(sound, _mean(sound), _mean(broken))
+
+
+def _size(sound: Case, left: Gradient, right: Gradient) -> float:
+    sizes = relative_by_layer(sound.problem, gradient_sum(left, right, -1.0), sound.exact.gradient).values()
+    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes)
+
+
+def _over_batches(sound: Case, broken: Case, histories: str, batches: Iterable[Batch]) -> float:
+    states = [prepared_state(case, histories) for case in (sound, broken)]
+
+    def difference(batch: Batch) -> float:
+        left, right = (_gradient(case, state, batch) for case, state in zip((sound, broken), states, strict=True))
+        return _size(sound, left, right)
+
+    sizes = [difference(batch) for batch in batches]
+    return math.nan if any(math.isnan(size) for size in sizes) else max(sizes)
+
+
+def _mean(case: Case) -> Gradient:
+    state, mean = case.initial_state(), case.problem.zero_gradient()
+    for batch, probability in case.design.enumerate():
+        mean = gradient_sum(mean, _gradient(case, state, batch), probability)
+    return mean
+
+
+def _gradient(case: Case, state: History, batch: Batch) -> Gradient:
+    return case.estimator.estimate(case.problem, state, batch).gradient

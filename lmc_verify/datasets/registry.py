@@ -1,0 +1,229 @@
+"""Node-classification data sets by name, as one `torch_geometric.data.Data` each.
+
+Four families: *embedded* (part of scikit-learn or PyTorch Geometric), *generated* (`lmc_verify.generated`),
+*pyg* (raw files in the layout of PyTorch Geometric) and *ogb* (raw files in the layout of OGB).
+
+The raw files of the last two are found, downloaded, cached and read by `lmc_verify.rawfiles`; the folder
+`data_root` is only read, and the network is used when `download=True` and never otherwise.
+
+Data sets without masks get a seeded random split into 60 % training, 20 % validation and 20 % test nodes. No
+function here reads or writes a global random state.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from lmc_verify.datasets.builtin import make, own_entries
+from lmc_verify.datasets.files import CACHE_VARIABLE, ROOT_VARIABLE, Place
+from lmc_verify.datasets.generated import Option, Task, check_options, make_rng
+from lmc_verify.datasets.info import DatasetInfo, Entry, Request
+from lmc_verify.datasets.layouts import SPLITS
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.graphs import Graph
+from lmc_verify.plugins import Plugin, Registry
+
+__all__ = ["dataset_info", "dataset_names", "dataset_registry", "load_data", "load_graph"]
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Return the names of all data sets, those that need no files first."""
+    return tuple(dataset_registry())
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Return the description of one data set; an unknown name is an `UnknownNameError`."""
+    return _entry(name).info
+
+
+def load_data(
+    name: str,
+    *,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    **options: object,
+) -> Data:
+    """Load a data set as one graph with fixed training, validation and test masks.
+
+    Args:
+        name: one of `dataset_names()`.
+        data_root: folder with the raw files, for example `Photo/raw/amazon_electronics_photo.npz`; it is
+            never written to. Default: the environment variable `LMC_VERIFY_DATA_ROOT`, else the downloads in
+            the cache.
+        download: allow the network when raw files are missing; they go to the cache, not to `data_root`.
+        seed: seed of the generated graph and of the random split, where the data set has one.
+        cache_dir: folder for processed data and downloads. Default: the environment variable
+            `LMC_VERIFY_CACHE`, else the cache folder of the user.
+        options: options of the data set, see `DatasetInfo.options`.
+
+    Returns:
+        A `Data` with `x` (float32, nodes by features), `edge_index` (int64), `y` (int64 classes, or float32
+        nodes by labels for a multi-label task), the boolean `train_mask`, `val_mask` and `test_mask`, and,
+        for `directed`, `edge_weight` (float32). The same arguments give bitwise the same tensors.
+
+    Raises:
+        UnknownNameError: no data set has this name.
+        InvalidInputError: an unknown or bad option, or raw files that are missing or damaged.
+        InfrastructureError: a download failed.
+        OutputError: the cache cannot be written.
+    """
+    entry = _entry(name)
+    checked = check_options(name, entry.options, options)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise InvalidInputError(f"the seed must be an integer, got {seed!r}") from None
+    if seed < 0:
+        raise InvalidInputError(f"the seed must be at least 0, got {seed}")
+    root = data_root if data_root is not None else os.environ.get(ROOT_VARIABLE) or None
+    cache = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE) or None
+    request = Request(
+        place=Place(
+            name=name,
+            data_root=None if root is None else Path(root).expanduser(),
+            cache=Path(platformdirs.user_cache_dir("lmc-verify") if cache is None else cache).expanduser(),
+            download=bool(download),
+        ),
+        seed=seed,
+        options=checked,
+    )
+    return _finish(entry.load(request), entry.info, request)
+
+
+def load_graph(
+    name: str,
+    *,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    **options: object,
+) -> Graph:
+    """Load a data set as a `Graph` named after it; arguments and errors as for `load_data`."""
+    data = load_data(name, data_root=data_root, download=download, seed=seed, cache_dir=cache_dir, **options)
+    return Graph.from_pyg(data, name=name)
+
+
+# The common last step ---------------------------------------------------------------------------------------
+
+
+def _finish(data: Data, info: DatasetInfo, request: Request) -> Data:
+    """Return a new `Data` with the documented attributes, types and masks."""
+    num_nodes = data.x.size(0)
+    y = data.y.to(torch.float32) if info.task == "multi-label" else data.y.to(torch.int64)
+    finished = Data(
+        x=data.x.to(torch.float32).contiguous(),
+        edge_index=data.edge_index.to(torch.int64).contiguous(),
+        y=y.contiguous(),
+    )
+    if "edge_weight" in data:
+        finished.edge_weight = data.edge_weight.to(torch.float32).contiguous()
+    for mask, value in zip(SPLITS, _masks(data, num_nodes, request), strict=True):
+        finished[mask] = value
+    _check(finished, info)
+    return finished
+
+
+def _masks(data: Data, num_nodes: int, request: Request) -> tuple[Tensor, ...]:
+    """Return the masks of the data set; nodes that no mask claims are split at random."""
+    if all(mask in data for mask in SPLITS):
+        masks = [data[mask].to(torch.bool) for mask in SPLITS]
+        return tuple(mask[:, request.options["split"]].clone() if mask.dim() == 2 else mask for mask in masks)
+    if "train_mask" in data:  # karate: one training node for each class
+        train = data.train_mask.to(torch.bool)
+        shares = [0.5, 1.0]
+    else:
+        train = torch.zeros(num_nodes, dtype=torch.bool)
+        shares = [0.6, 0.8, 1.0]
+    rest = np.flatnonzero(~train.numpy())
+    rest = make_rng(request.seed, 1).permutation(rest)
+    bounds = [0, *(round(share * rest.size) for share in shares)]
+    bounds[1] = max(bounds[1], 1)  # a graph of one node trains on it
+    parts = []
+    for low, high in itertools.pairwise(bounds):
+        mask = torch.zeros(num_nodes, dtype=torch.bool)
+        mask[torch.from_numpy(rest[low:high])] = True
+        parts.append(mask)
+    return tuple(parts) if len(parts) == 3 else (train.clone(), *parts)
+
+
+def _check(data: Data, info: DatasetInfo) -> None:
+    """Check that the parts of a data set fit together (values are the business of the graph checks)."""
+    num_nodes = data.x.size(0)
+    title = f"data set {info.name!r}"
+    if data.x.dim() != 2 or num_nodes == 0:
+        raise InvalidInputError(f"{title} has features of shape {tuple(data.x.shape)}, expected nodes by features")
+    if data.y.size(0) != num_nodes or data.y.dim() != (2 if info.task == "multi-label" else 1):
+        raise InvalidInputError(f"{title} has {num_nodes} nodes and labels of shape {tuple(data.y.shape)}")
+    edges = data.edge_index
+    if edges.dim() != 2 or edges.size(0) != 2:
+        raise InvalidInputError(f"{title} has an edge_index of shape {tuple(edges.shape)}, expected (2, edges)")
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
+        raise InvalidInputError(
+            f"{title} has edges between nodes {int(edges.min())} and {int(edges.max())}, but {num_nodes} nodes"
+        )
+    masks = [data[mask] for mask in SPLITS]
+    if any(mask.shape != (num_nodes,) for mask in masks):
+        raise InvalidInputError(f"{title} has masks that do not have one value for each of its {num_nodes} nodes")
+    if not masks[0].any():
+        raise InvalidInputError(f"{title} has no training nodes")
+    if int(sum(mask.to(torch.int64) for mask in masks).max()) > 1:
+        raise InvalidInputError(f"{title} has nodes in more than one of training, validation and test")
+
+
+def _from_plugin(plugin: Plugin, load: Any) -> Entry:
+    """Return the entry of a plug-in's function ``load(*, seed, **options) -> Data``.
+
+    The options and their defaults are those of the function's signature; the first line of its docstring describes it.
+    """
+    if not callable(load):
+        raise TypeError(f"it is a {type(load).__name__}, a function load(*, seed, **options) -> Data is needed")
+    parameters = dict(inspect.signature(load).parameters)
+    seeded = parameters.pop("seed", None) is not None
+    for name, parameter in parameters.items():
+        if not isinstance(parameter.default, (int, float)):
+            raise TypeError(f"its option {name!r} needs a default that is a number, true or false")
+    options = {name: Option(parameter.default, -math.inf) for name, parameter in parameters.items()}
+    description = (load.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    task: Task = getattr(load, "task", "single-label")
+
+    def run(request: Request) -> Data:
+        seed = {"seed": request.seed} if seeded else {}
+        data = load(**seed, **request.options)
+        if not isinstance(data, Data):
+            raise InvalidInputError(
+                f"data set {plugin.name!r} ({plugin}) gave a {type(data).__name__}, it must give a "
+                "torch_geometric.data.Data"
+            )
+        return data
+
+    return make(run, options, plugin.name, "plug-in", description, plugin.distribution, task=task)
+
+
+@functools.cache
+def dataset_registry() -> Registry[Entry]:
+    """Return all data sets by name."""
+    own = ((entry.info.name, entry) for entry in own_entries())
+    return Registry("data set", "lmc_verify.datasets", own, _from_plugin)
+
+
+def _entry(name: str) -> Entry:
+    registry = dataset_registry()
+    if name not in registry:
+        raise UnknownNameError("data set", name, registry)
+    return registry[name]

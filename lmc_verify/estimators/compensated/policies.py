@@ -1,0 +1,140 @@
+"""Halo policies: what a compensated estimator puts at the halo, forward (H) and backward (V)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.graphs import Graph, LocalSet
+
+__all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held", "Policies"]
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "quadratic": lambda x: x * x,
+    "concave": lambda x: 2 * x - x * x,
+    "constant": torch.ones_like,
+    "sine": lambda x: torch.sin(math.pi * (x - 0.5)).clamp(0, 1),
+}
+"""Scores of ``x = deg_local(i) / deg(i)``: x, x^2, 2x - x^2, 1, and sin(pi (x - 1/2)) clipped to [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """``(1 - beta_i) * history + beta_i * fresh`` with ``beta_i = beta * score(deg_local(i) / deg(i))``.
+
+    Attributes:
+        beta: one number for all nodes, or one a node as a tuple of length n; in [0, 1].
+        score: a name in `SCORES`.
+        whole_when_complete: take the fresh value whole at rows all of whose neighbours are local, as the published
+            code does; off by default, as in the paper's formulas.
+
+    Raises:
+        InvalidInputError: beta outside [0, 1].
+        UnknownNameError: an unknown score.
+    """
+
+    beta: float | tuple[float, ...] = 0.0
+    score: str = "linear"
+    whole_when_complete: bool = False
+
+    def __post_init__(self) -> None:
+        values = self.beta if isinstance(self.beta, tuple) else (self.beta,)
+        if not all(0 <= value <= 1 for value in values):
+            raise InvalidInputError(f"beta is {self.beta}, every value must lie in [0, 1]")
+        if self.score not in SCORES:
+            raise UnknownNameError("score", self.score, SCORES)
+
+    @property
+    def uses_fresh(self) -> bool:
+        """Whether any fresh value can enter the blend."""
+        return self.whole_when_complete or self.blends
+
+    @property
+    def blends(self) -> bool:
+        """Whether beta is above zero at some node."""
+        return any(self.beta) if isinstance(self.beta, tuple) else self.beta > 0
+
+    def coefficients(self, graph: Graph, local: LocalSet) -> Tensor:
+        """Return ``beta_i`` of every halo row as a column [halo, 1]."""
+        size = local.halo.numel()
+        if isinstance(self.beta, tuple):
+            if len(self.beta) != graph.num_nodes:
+                raise InvalidInputError(
+                    f"beta has {len(self.beta)} values, the graph has {graph.num_nodes} nodes; give one a node"
+                )
+            alpha = torch.tensor(self.beta, dtype=graph.dtype, device=graph.device)[local.halo]
+        else:
+            alpha = torch.full((size,), self.beta, dtype=graph.dtype, device=graph.device)
+        if self.score == "constant" and not self.whole_when_complete:
+            return alpha[:, None]
+        ratio = graph.local_degree_ratio(local)
+        beta = alpha * SCORES[self.score](ratio)
+        if self.whole_when_complete:
+            beta = torch.where(ratio == 1, torch.ones_like(beta), beta)
+        return beta[:, None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Exact values, held in the state. Halo and batch rows are then exact in every layer."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """No halo at all: edges that leave the batch are cut, in the forward pass and therefore in the backward one.
+
+    Attributes:
+        renormalise: take weights and degrees from the batch's induced subgraph instead of the whole graph.
+    """
+
+    renormalise: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Zero: messages from halo rows are dropped (backward pass)."""
+
+
+HaloPolicy = Blend | Held | Cut | Drop
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The two halo policies of an estimator, and whether blended halo rows of H are written back.
+
+    Raises:
+        InvalidInputError: a combination without meaning.
+    """
+
+    forward: HaloPolicy
+    backward: HaloPolicy
+    write_halo: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forward, Drop) or isinstance(self.backward, Cut):
+            raise InvalidInputError("Cut belongs to the forward pass and Drop to the backward pass; swap them")
+        if isinstance(self.forward, Held) != isinstance(self.backward, Held):
+            raise InvalidInputError("exact values are held in both passes or in neither: use Held() twice")
+        if isinstance(self.forward, Cut) and not isinstance(self.backward, Drop):
+            raise InvalidInputError("without a halo in the forward pass there is none in the backward pass: use Drop()")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether halo rows send messages backward from a history."""
+        return isinstance(self.backward, Blend)
+
+    @property
+    def writes_embeddings(self) -> bool:
+        """Whether a history of H is kept."""
+        return isinstance(self.forward, Blend)
+
+    @property
+    def writes_auxiliary(self) -> bool:
+        """Whether a history of V is kept."""
+        return isinstance(self.backward, Blend)

@@ -1,0 +1,1 @@
+"""Sampling estimators: those that draw which messages they keep."""

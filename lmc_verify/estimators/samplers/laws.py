@@ -1,0 +1,99 @@
+"""Laws of sampled messages, layer by layer, and the batch design that they make of a user's own.
+
+A layer law decides which entries of the operator's rows are kept, and with which weights. `SampledDesign` draws a batch
+and then, from the last layer down, a sample for the rows that the layer above needs; or lists all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmc_verify.graphs import AnyGenerator, Block
+from lmc_verify.seeds import as_generator
+
+__all__ = ["Kept", "LayerLaw", "device_generator", "draw_categories", "multinomial_probability", "row_entries"]
+
+MULTINOMIAL_CATEGORIES = 2**24
+"""`torch.multinomial` takes no more, and graphs may have more edges."""
+
+COUNTED = 100_000
+"""Supports are counted one by one up to here; beyond, `SampledDesign.support_size` says about how large they are."""
+
+
+class Kept(NamedTuple):
+    """Entries of some rows that are kept.
+
+    Attributes:
+        position: int64 [kept], which of the rows.
+        entry: int64 [kept], index into the operator's entries.
+        scale: float64 [kept], the factor of the entry.
+    """
+
+    position: Tensor
+    entry: Tensor
+    scale: Tensor
+
+
+class LayerLaw(ABC):
+    """How one layer's messages are sampled, given the rows that the layer above needs."""
+
+    @abstractmethod
+    def draw(self, operator: Block, rows: Tensor, generator: torch.Generator) -> Kept:
+        """Draw the entries that are kept."""
+
+    @abstractmethod
+    def enumerate(self, operator: Block, rows: Tensor) -> Iterator[tuple[Kept, float]]:
+        """Yield every outcome with its probability."""
+
+    @abstractmethod
+    def count(self, operator: Block, rows: Tensor) -> int:
+        """Return the number of outcomes."""
+
+    @abstractmethod
+    def largest_scale(self, operator: Block) -> Tensor:
+        """Return the largest factor that any outcome, at any rows, gives each entry, float64 [entries]."""
+
+
+def device_generator(source: AnyGenerator, device: torch.device) -> torch.Generator:
+    """Return a generator of the device, seeded by one draw from another."""
+    return torch.Generator(device).manual_seed(int(as_generator(source).integers(2**63 - 1)))
+
+
+def draw_categories(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw indices with replacement, in proportion to non-negative weights of which one is positive, int64 [count]."""
+    if weights.numel() <= MULTINOMIAL_CATEGORIES:
+        return torch.multinomial(weights, count, replacement=True, generator=generator)
+    total = weights.cumsum(0)
+    number = torch.rand(count, generator=generator, dtype=total.dtype, device=total.device) * total[-1]
+    # The first index whose cumulated weight is larger: never one of weight zero.
+    return torch.searchsorted(total, number, right=True).clamp(max=int(weights.nonzero()[-1]))
+
+
+def multinomial_probability(chances: Sequence[float], times: Sequence[int]) -> float:
+    """Return the probability that independent draws give every category so many times."""
+    left, probability = sum(times), 1.0
+    if left > 1000:  # beyond, binomial coefficients are no finite floats
+        logarithm = math.lgamma(left + 1)
+        for chance, count in zip(chances, times, strict=True):
+            logarithm += count * math.log(chance) - math.lgamma(count + 1) if count else 0.0
+        return math.exp(logarithm)
+    for chance, count in zip(chances, times, strict=True):
+        probability *= math.comb(left, count) * chance**count
+        left -= count
+    return probability
+
+
+def row_entries(operator: Block, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (position in `rows`, entry of the operator) of every entry of the rows, row by row."""
+    start = operator.csr.rowptr[rows].long()
+    counts = operator.csr.rowptr[rows + 1].long() - start
+    total = int(counts.sum())
+    position = torch.arange(rows.numel(), device=rows.device).repeat_interleave(counts, output_size=total)
+    first = counts.cumsum(0) - counts
+    return position, torch.arange(total, device=rows.device) + (start - first)[position]

@@ -1,0 +1,355 @@
+"""Graphs, their normalised operators, and rectangular blocks of them.
+
+An edge ``j -> i`` carries a message from source ``j`` to destination ``i``; an operator has row = destination and
+column = source. Weights, degrees and normalisation always come from the whole graph, whatever block is cut out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
+from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges
+from lmc_verify.graphs.sparse import CSR
+from lmc_verify.graphs.validation import validate_graph
+
+__all__ = ["Graph"]
+
+_SEARCH = 64
+"""Nodes are looked up in a table of all nodes unless that is so many times larger than what is looked up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A homogeneous graph with features, labels and the set of labelled (training) nodes.
+
+    Attributes:
+        edge_index: int64 [2, m]; row 0 sources, row 1 destinations. Multi-edges and self-loops are allowed.
+        x: features [n, f], float32 or float64; the dtype of the whole problem.
+        y: int64 [n] classes, or float [n, t] multi-label targets.
+        train_mask: bool [n], the labelled nodes that the objective averages over.
+        edge_weight: float [m] or None.
+        val_mask, test_mask: bool [n] or None.
+        name: for messages and reports.
+        cache_bytes: memory that the graph may keep what is worked out from it in, apart from its operators: half of it
+            for ``A X``, if that fits, and half for the blocks of batches that come again.
+
+    Raises:
+        InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels.
+    """
+
+    edge_index: Tensor
+    x: Tensor
+    y: Tensor
+    train_mask: Tensor
+    edge_weight: Tensor | None = None
+    val_mask: Tensor | None = None
+    test_mask: Tensor | None = None
+    name: str = "graph"
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    _blocks: dict[str, Block] = field(default_factory=dict, repr=False)
+    _aggregated: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
+        validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes)
+
+    @classmethod
+    def from_pyg(cls, data: Data, *, split: int | None = None, name: str | None = None) -> Graph:
+        """Build from any homogeneous `torch_geometric.data.Data`.
+
+        Edge weights are read from ``data.edge_weight``; ``data.edge_attr`` is ignored. Without ``data.train_mask``
+        every node counts as labelled. Float targets [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
+
+        Args:
+            data: needs ``x``, ``y`` and ``edge_index``.
+            split: which column to take where masks have shape [n, splits].
+            name: for messages and reports.
+
+        Raises:
+            InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
+        """
+        if isinstance(data, HeteroData):
+            raise InvalidInputError(
+                "HeteroData has several node types, Graph holds one; call data.to_homogeneous() first"
+            )
+        for key in ("x", "y", "edge_index"):
+            if getattr(data, key, None) is None:
+                raise InvalidInputError(
+                    f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
+                )
+        for key in ("x", "y", "edge_index", "edge_weight", "train_mask", "val_mask", "test_mask"):
+            value = getattr(data, key, None)
+            if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
+                kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+                raise InvalidInputError(f"data.{key} is {kind}, a Graph needs a dense torch.Tensor; convert it first")
+        if data.edge_index.is_floating_point():
+            raise InvalidInputError(
+                f"edge_index must hold integers, got {data.edge_index.dtype}; use edge_index.long()"
+            )
+        x = data.x if data.x.is_floating_point() else data.x.float()
+        num_nodes = x.shape[0]
+        if data.num_nodes != num_nodes:
+            raise InvalidInputError(
+                f"data.num_nodes is {data.num_nodes}, x has {num_nodes} rows; give every node a feature row"
+            )
+
+        def mask(key: str) -> Tensor | None:
+            value = getattr(data, key, None)
+            if value is None:
+                return None
+            if value.dim() == 2:
+                if split is None or not 0 <= split < value.shape[1]:
+                    raise InvalidInputError(
+                        f"data.{key} has {value.shape[1]} splits and split={split}; "
+                        f"choose one with split=0 ... {value.shape[1] - 1}"
+                    )
+                value = value[:, split]
+            chosen: Tensor = value.bool()
+            return chosen
+
+        y = data.y
+        if not y.is_floating_point():
+            y = y.long()
+            if y.dim() == 2 and y.shape[1] == 1:
+                y = y[:, 0]
+            elif y.dim() == 2:  # integer indicator matrix: multi-label
+                y = y.to(x.dtype)
+        train_mask = mask("train_mask")
+        if train_mask is None:
+            train_mask = torch.ones(num_nodes, dtype=torch.bool, device=x.device)
+        return cls(
+            edge_index=data.edge_index.long(),
+            x=x,
+            y=y.to(x.dtype) if y.is_floating_point() else y,
+            train_mask=train_mask,
+            edge_weight=getattr(data, "edge_weight", None),
+            val_mask=mask("val_mask"),
+            test_mask=mask("test_mask"),
+            name=name or getattr(data, "name", None) or "graph",
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self.x.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        """Number of directed edges, before any self-loop is added."""
+        return self.edge_index.shape[1]
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features."""
+        return self.x.shape[1]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether targets are float [n, t]."""
+        return self.y.is_floating_point()
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes (largest label + 1) or width of the multi-label targets."""
+        return self.y.shape[1] if self.multi_label else int(self.y.max()) + 1
+
+    @cached_property
+    def num_labelled(self) -> int:
+        """Size of the training set, |V_L|."""
+        return int(self.train_mask.sum())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of every tensor."""
+        return self.x.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of features, weights and operators."""
+        return self.x.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Graph:
+        """Return the graph on another device or in another floating dtype."""
+        device = self.device if device is None else torch.device(device)
+        dtype = self.dtype if dtype is None else dtype
+        if (device, dtype) == (self.device, self.dtype):
+            return self
+
+        def move(value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+        fields = {
+            key: move(getattr(self, key))
+            for key in ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
+        }
+        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes)  # type: ignore[arg-type]  # only optional fields can be None
+
+    def double(self) -> Graph:
+        """Return the graph in float64, the reference precision."""
+        return self.to(dtype=torch.float64)
+
+    def operator(self, kind: str) -> Block:
+        """Return the whole operator [n, n] of this kind (see `OPERATORS`); built once and kept."""
+        if kind not in self._blocks:
+            edges, weight = normalised_edges(kind, self.edge_index, self.edge_weight, self.num_nodes, self.dtype)
+            self._blocks[kind] = block_from_edges(edges, weight, self.num_nodes)
+        return self._blocks[kind]
+
+    @cached_property
+    def cache(self) -> ByteCache:
+        """What estimators work out about batches in this graph."""
+        return ByteCache(self.cache_bytes // 2)
+
+    def aggregated_features(self, kind: str) -> Tensor | None:
+        """Return ``A X`` [n, f] of an operator, computed once, or None if it does not fit into half of the cache."""
+        if self.x.numel() * self.x.element_size() > self.cache_bytes // 2:
+            return None
+        if kind not in self._aggregated:
+            self._aggregated[kind] = self.operator(kind).csr.matmul(self.x)
+        return self._aggregated[kind]
+
+    def block(self, kind: str, rows: Tensor, columns: LocalSet) -> Block:
+        """Cut the piece rows x columns out of an operator, values as in the whole graph."""
+        whole = self.operator(kind)
+        return Block(self._cut(whole.csr, rows, columns), whole.in_degree[rows])
+
+    def transposed_block(self, kind: str, rows: Tensor, columns: LocalSet) -> CSR:
+        """Cut the piece rows x columns out of an operator's transpose: row j sends messages to its columns."""
+        return self._cut(self.operator(kind).csr_t, rows, columns)
+
+    def _cut(self, whole: CSR, rows: Tensor, columns: LocalSet) -> CSR:
+        chosen = whole.select_rows(rows)
+        return chosen.renamed(self._names(columns, chosen.col), columns.nodes.numel())
+
+    def _names(self, local: LocalSet, nodes: Tensor) -> Tensor:
+        """Return the local index of each of the given nodes, -1 for those outside the local set."""
+        if self.num_nodes > _SEARCH * nodes.numel():  # too few to write down a name for every node
+            index, inside = local.locate(nodes.long())
+            return torch.where(inside, index, -1)
+        names = torch.full((self.num_nodes,), -1, dtype=torch.int32, device=self.device)
+        names[local.nodes] = torch.arange(local.nodes.numel(), dtype=torch.int32, device=self.device)
+        return names.index_select(0, nodes)
+
+    def induced_block(self, kind: str, nodes: LocalSet) -> Block:
+        """Return the operator of the subgraph induced by the nodes, normalised by the **subgraph's** degrees.
+
+        This is what Cluster-GCN's renormalisation does; every other estimator uses `block`.
+        """
+        position, column, weight = self.operator("sum").csr.gather_rows(nodes.nodes)
+        index, inside = nodes.locate(column)
+        edges = torch.stack([index[inside], position[inside]])
+        size = nodes.nodes.numel()
+        edge_weight = None if self.edge_weight is None else weight[inside]
+        edges, values = normalised_edges(kind, edges, edge_weight, size, self.dtype)
+        return block_from_edges(edges, values, size)
+
+    def neighbourhood(self, batch: Tensor) -> Tensor:
+        """Return the halo: nodes with an edge from or to a batch node, the batch excluded; ascending ids."""
+        pattern = self.operator("sum")
+        ways = {id(way): way for way in (pattern.csr, pattern.csr_t)}
+        near = torch.cat([way.select_rows(batch).col for way in ways.values()]).long()
+        if self.num_nodes > _SEARCH * near.numel():
+            distinct: Tensor = torch.unique(near)
+            return distinct[~LocalSet(batch, batch.numel()).locate(distinct)[1]]
+        mark = torch.zeros(self.num_nodes, dtype=torch.bool, device=self.device)
+        mark[near] = True
+        mark[batch] = False
+        found: Tensor = mark.nonzero()[:, 0]
+        return found
+
+    def local_degree_ratio(self, local: LocalSet) -> Tensor:
+        """Return the share of each halo row's in-edges (self-loops apart) that come from inside the local set.
+
+        A row without in-edges misses no message: its share is 1.
+        """
+        position, column, _ = self.operator("sum").csr.gather_rows(local.halo)
+        proper = column != local.halo[position]
+        inside = (self._names(local, column) >= 0) & proper
+        size = local.halo.numel()
+        total = torch.bincount(position[proper], minlength=size)
+        kept = torch.bincount(position[inside], minlength=size)
+        ratio = kept.to(self.dtype) / total.clamp(min=1).to(self.dtype)
+        return torch.where(total == 0, torch.ones_like(ratio), ratio)
+
+    def messages(self, batch: Tensor) -> tuple[int, int]:
+        """Return the number of edges into the batch and out of it."""
+        pattern = self.operator("sum")
+        into, out = (int((way.rowptr[batch + 1] - way.rowptr[batch]).sum()) for way in (pattern.csr, pattern.csr_t))
+        return into, out
+
+    def inner_messages(self, batch: Tensor) -> int:
+        """Return the number of edges between nodes of the batch."""
+        sources = self.operator("sum").csr.select_rows(batch).col
+        return int((self._names(LocalSet(batch, batch.numel()), sources) >= 0).sum())
+
+    def transposed(self) -> Graph:
+        """Return the graph with every edge reversed."""
+        return self.replaced(edge_index=self.edge_index.flip(0))
+
+    def relabelled(self, order: Tensor) -> Graph:
+        """Return the same graph with node ``order[k]`` renamed to ``k``.
+
+        Raises:
+            InvalidInputError: `order` is not a permutation of the nodes.
+        """
+        if not torch.equal(order.sort().values, torch.arange(self.num_nodes, device=order.device)):
+            raise InvalidInputError(
+                f"order must be a permutation of the nodes 0 ... {self.num_nodes - 1}, each exactly once"
+            )
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(order.numel(), device=order.device)
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[order]
+
+        return self.replaced(
+            edge_index=rank[self.edge_index],
+            x=self.x[order],
+            y=self.y[order],
+            train_mask=self.train_mask[order],
+            val_mask=pick(self.val_mask),
+            test_mask=pick(self.test_mask),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (16 hex digits) of structure, features, labels and masks."""
+        digest = hashlib.blake2b(digest_size=8)
+        for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
+            if value is None:
+                digest.update(b"none")
+            else:
+                array = np.ascontiguousarray(value.detach().cpu().numpy())
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def _masks(self) -> tuple[Tensor | None, ...]:
+        return self.train_mask, self.val_mask, self.test_mask
+
+    def replaced(self, **changes: Any) -> Graph:
+        """Return the graph with some of its fields replaced; its operators are built anew.
+
+        Raises:
+            TypeError: a field that a graph does not have.
+            InvalidInputError: as for the graph itself.
+        """
+        return replace(self, _blocks={}, _aggregated={}, **changes)
+
+    def __repr__(self) -> str:
+        return (
+            f"Graph({self.name!r}, nodes={self.num_nodes}, edges={self.num_edges}, features={self.num_features}, "
+            f"outputs={self.num_outputs}, labelled={self.num_labelled}, dtype={str(self.dtype).removeprefix('torch.')})"
+        )

@@ -1,0 +1,143 @@
+"""Operators of a graph, and rectangular pieces of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_self_loops, remove_self_loops
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.graphs.sparse import CSR
+
+__all__ = ["OPERATORS", "Block", "LocalSet", "block_from_edges", "normalised_edges"]
+
+OPERATORS = ("gcn", "mean", "sum", "loops")
+"""Operators that layers aggregate with: symmetric GCN normalisation with self-loops; mean over the in-edges; sum of
+weighted in-edges; unit weights with exactly one self-loop a node (attention layers)."""
+
+
+def normalised_edges(
+    kind: str, edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return edges [2, m] and weights [m] of an operator, for the whole graph that is given.
+
+    Raises:
+        UnknownNameError: `kind` is not one of `OPERATORS`.
+        InvalidInputError: a negative weighted in-degree, which has no square root.
+    """
+    if kind == "gcn":
+        weight = None if edge_weight is None else edge_weight.to(dtype)
+        edges, values = gcn_norm(edge_index, weight, num_nodes, improved=False, add_self_loops=True, dtype=dtype)
+        if not torch.isfinite(values).all():
+            raise InvalidInputError(
+                "the GCN normalisation needs weighted in-degrees (self-loop included) of at least 0, but some are "
+                "negative; use non-negative edge weights or a layer with the 'sum' operator"
+            )
+        return edges, values
+    if kind == "loops":
+        edges, _ = remove_self_loops(edge_index)
+        edges, _ = add_self_loops(edges, num_nodes=num_nodes)
+        return edges, torch.ones(edges.shape[1], dtype=dtype, device=edges.device)
+    if kind == "mean":
+        degree = torch.bincount(edge_index[1], minlength=num_nodes)
+        return edge_index, degree.clamp(min=1).to(dtype).reciprocal()[edge_index[1]]
+    if kind == "sum":
+        if edge_weight is None:
+            return edge_index, torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
+        return edge_index, edge_weight.to(dtype)
+    raise UnknownNameError("operator", kind, OPERATORS)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A rectangular piece of an operator: its rows are destinations, its columns are sources.
+
+    Attributes:
+        csr: the entries by row, in local indices [rows, columns].
+        in_degree: number of in-edges of each row in the **whole** operator, int64 [rows]; a mean over a row divides by
+            this, never by the number of entries that happen to be inside the block.
+        complete: whether every in-edge of every row is inside the block.
+    """
+
+    csr: CSR
+    in_degree: Tensor
+    _cache: dict[str, CSR] = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.csr.num_rows, self.csr.num_columns
+
+    @property
+    def csr_t(self) -> CSR:
+        """The transpose, built on first use and kept; the matrix itself where it is symmetric."""
+        if "t" not in self._cache:
+            transposed = self.csr.transpose()
+            self._cache["t"] = self.csr if transposed.equals(self.csr) else transposed
+        return self._cache["t"]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the matrix equals its transpose, bit for bit."""
+        return self.csr_t is self.csr
+
+    @property
+    def complete(self) -> bool:
+        """Whether every in-edge of every row is inside the block."""
+        return self.csr.num_entries == int(self.in_degree.sum())
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Edges [2, entries] in local indices: row 0 sources (columns), row 1 destinations (rows)."""
+        return torch.stack([self.csr.col.long(), self.csr.row])
+
+    @property
+    def edge_weight(self) -> Tensor:
+        """Weights [entries], in the order of `edge_index`."""
+        return self.csr.value
+
+
+@dataclass(frozen=True, eq=False)
+class LocalSet:
+    """A batch with the part of its halo that an estimator keeps: batch rows first, then halo rows.
+
+    Attributes:
+        nodes: global ids [batch + halo], each part ascending.
+        num_batch: number of batch rows.
+    """
+
+    nodes: Tensor
+    num_batch: int
+
+    @property
+    def batch(self) -> Tensor:
+        """Global ids of the batch rows."""
+        return self.nodes[: self.num_batch]
+
+    @property
+    def halo(self) -> Tensor:
+        """Global ids of the halo rows."""
+        return self.nodes[self.num_batch :]
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        sorted_nodes, order = torch.sort(self.nodes)
+        return sorted_nodes, order
+
+    def locate(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (local index, is inside) of global ids; the index is arbitrary where not inside."""
+        sorted_nodes, order = self._sorted
+        if sorted_nodes.numel() == 0:
+            return torch.zeros_like(nodes), torch.zeros_like(nodes, dtype=torch.bool)
+        slot = torch.searchsorted(sorted_nodes, nodes).clamp_(max=sorted_nodes.numel() - 1)
+        return order[slot], sorted_nodes[slot] == nodes
+
+
+def block_from_edges(edges: Tensor, weight: Tensor, num_nodes: int) -> Block:
+    """Return the square operator [n, n] whose entries are the given edges, source to destination."""
+    csr = CSR.from_coo(edges[1], edges[0], weight, num_nodes, num_nodes)
+    return Block(csr, torch.bincount(edges[1], minlength=num_nodes))

@@ -1,0 +1,107 @@
+"""What a graph must be: every complaint names the value, the limit and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lmc_verify.errors import InvalidInputError
+
+__all__ = ["validate_graph"]
+
+
+def _first(mask: Tensor) -> Sequence[int]:
+    index: list[int] = mask.nonzero()[0].tolist()
+    return index
+
+
+def validate_graph(
+    x: Tensor, y: Tensor, edges: Tensor, weight: Tensor | None, masks: Mapping[str, Tensor | None], cache_bytes: int
+) -> None:
+    """Refuse the parts of a graph that are malformed or do not fit together.
+
+    Args:
+        x: features.
+        y: labels.
+        edges: `edge_index`.
+        weight: edge weights, or None.
+        masks: by name; ``train_mask`` is one of them.
+        cache_bytes: see `lmc_verify.Graph`.
+
+    Raises:
+        InvalidInputError: the message names the part, the value, the limit and what to do next.
+    """
+    if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+        raise InvalidInputError(
+            f"features x must be float32 or float64 [nodes, features], got {x.dtype} {tuple(x.shape)}; "
+            "convert them with x.float() or x.double()"
+        )
+    n = x.shape[0]
+    if n == 0:
+        raise InvalidInputError("the graph is empty: 0 nodes, at least 1 is needed; check how the data was loaded")
+    if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
+        raise InvalidInputError(f"edge_index must be int64 [2, edges], got {edges.dtype} {tuple(edges.shape)}")
+    if edges.numel() and not (int(edges.min()) >= 0 and int(edges.max()) < n):
+        bad = (edges < 0) | (edges >= n)
+        raise InvalidInputError(
+            f"edge_index holds node {int(edges[bad][0])}, valid ids are 0 ... {n - 1}; "
+            "give every node a feature row or drop that edge"
+        )
+    if not torch.isfinite(x).all():
+        bad = ~torch.isfinite(x)
+        node, column = _first(bad)
+        raise InvalidInputError(
+            f"features hold {int(bad.sum())} NaN or infinite values, the first at node {node}, column {column}; "
+            "clean them before verifying (for instance torch.nan_to_num)"
+        )
+    if weight is not None:
+        if weight.shape != (edges.shape[1],) or not weight.is_floating_point():
+            raise InvalidInputError(
+                f"edge_weight must be floating [{edges.shape[1]}] (one a directed edge), "
+                f"got {weight.dtype} {tuple(weight.shape)}"
+            )
+        if not torch.isfinite(weight).all():
+            edge = _first(~torch.isfinite(weight))[0]
+            raise InvalidInputError(f"edge_weight is NaN or infinite at edge {edge}; every weight must be finite")
+    for key, mask in masks.items():
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (n,)):
+            raise InvalidInputError(f"{key} must be bool [{n}], got {mask.dtype} {tuple(mask.shape)}")
+    train_mask = masks["train_mask"]
+    if train_mask is None or not bool(train_mask.any()):
+        raise InvalidInputError(
+            "no node is labelled: train_mask has 0 True values, the objective needs at least 1; set train_mask"
+        )
+    _validate_labels(y, train_mask, n)
+    if cache_bytes < 0:
+        raise InvalidInputError(f"cache_bytes is {cache_bytes}, it must be at least 0; 0 keeps nothing")
+
+
+def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
+    if y.shape[:1] != (n,):
+        raise InvalidInputError(f"labels y must have one row a node ({n}), got shape {tuple(y.shape)}")
+    if y.is_floating_point():
+        if y.dim() != 2:
+            raise InvalidInputError(
+                f"float labels must be multi-label targets [nodes, tasks], got shape {tuple(y.shape)}; "
+                "for classes use integer labels: y.long()"
+            )
+        labelled = y[train_mask]
+        bad = ~((labelled >= 0) & (labelled <= 1))  # NaN included
+        if bool(bad.any()):
+            row, column = _first(bad)
+            node = int(train_mask.nonzero()[row, 0])
+            raise InvalidInputError(
+                f"labelled node {node} has target {float(labelled[row, column])}, multi-label targets must lie in "
+                "[0, 1]; take nodes with missing targets out of train_mask, or give classes as integers: y.long()"
+            )
+        return
+    if y.dim() != 1 or y.dtype != torch.int64:
+        raise InvalidInputError(f"class labels must be int64 [nodes], got {y.dtype} {tuple(y.shape)}")
+    if int(y[train_mask].min()) < 0:
+        node = int((train_mask & (y < 0)).nonzero()[0, 0])
+        raise InvalidInputError(
+            f"labelled node {node} has label {int(y[node])}, the smallest valid class is 0; "
+            "take unlabelled nodes out of train_mask"
+        )

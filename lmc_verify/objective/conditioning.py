@@ -1,0 +1,47 @@
+"""How rounding errors grow on a problem: the length of its sums, and the conditioning of its loss derivative."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lmc_verify.objective.exact import ExactPass
+from lmc_verify.objective.problem import Problem
+
+__all__ = ["loss_conditioning", "rounding_terms"]
+
+
+def rounding_terms(problem: Problem, support: int = 1) -> int:
+    """Return an upper bound on the chained rounded additions behind one component of an expected gradient.
+
+    Per layer: a dense product (input width), an aggregation (largest in-degree), the same backwards (output width,
+    largest out-degree), and a dozen elementwise operations; then the loss (outputs), the sum over rows (nodes), and the
+    expectation (support points).
+    """
+    graph = problem.graph
+    terms = support + graph.num_nodes + 4 * problem.num_outputs + graph.num_features
+    for index in range(1, problem.num_layers + 1):
+        operator = graph.operator(problem.model.layer(index).operator)
+        in_degree, out_degree = (
+            int((csr.rowptr[1:] - csr.rowptr[:-1]).max()) for csr in (operator.csr, operator.csr_t)
+        )
+        terms += problem.widths[index - 1] + in_degree + problem.widths[index] + out_degree + 12
+    return terms
+
+
+def loss_conditioning(problem: Problem, exact: ExactPass) -> float:
+    """Return how much the loss derivative amplifies relative rounding errors; at least 1.
+
+    For cross entropy the derivative ``p - y`` is a difference of numbers in [0, 1]: near a perfect fit it is much
+    smaller than its terms, whose errors remain. The factor compares ``sqrt(2 |V_L|) / |V_L|``, a bound on the terms'
+    norm, with the norm of the derivative; it is infinite where the derivative vanishes.
+    """
+    with torch.no_grad():
+        outputs = problem.model.predict(exact.embeddings[-1])
+    outputs = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        (derivative,) = torch.autograd.grad(problem.node_losses(outputs).sum(), outputs)
+    norm = float(derivative.norm())
+    terms = math.sqrt(2 * problem.graph.num_labelled) / problem.graph.num_labelled
+    return max(1.0, terms / norm) if norm > 0 else math.inf

@@ -1,0 +1,30 @@
+"""Races: several contestants train on one data set until they reach a target accuracy."""
+
+from lmc_verify.races.contest import RaceProgress, race_record, run_race
+from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun
+from lmc_verify.races.processes import check_races, make_runs
+from lmc_verify.races.record import Median, RaceEntry, RaceRecord, Standing, read_race
+from lmc_verify.races.settings import ContestantSettings, RaceSettings, race_settings
+from lmc_verify.races.table import RaceTable, expand_race
+
+__all__ = [
+    "ContestantSettings",
+    "Median",
+    "PlannedRace",
+    "PlannedRun",
+    "RaceEntry",
+    "RaceHeader",
+    "RaceProgress",
+    "RaceRecord",
+    "RaceRun",
+    "RaceSettings",
+    "RaceTable",
+    "Standing",
+    "check_races",
+    "expand_race",
+    "make_runs",
+    "race_record",
+    "race_settings",
+    "read_race",
+    "run_race",
+]

@@ -1,0 +1,252 @@
+"""What a race leaves behind: every run of every contestant, whether it reached the target, and medians over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmc_verify.encoding import plain, untagged
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.races.settings import RaceSettings
+from lmc_verify.statistics.rates import MedianInterval
+from lmc_verify.training.trace import Trace
+
+__all__ = ["REFERENCE", "Median", "RaceEntry", "RaceRecord", "Reached", "Standing", "Target"]
+
+REFERENCE = "full-batch (target)"
+"""Label of the runs that only set the target, where full-batch training is no contestant."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The first evaluation at which a run had the target accuracy.
+
+    Attributes:
+        step: steps taken.
+        epoch: epochs taken.
+        seconds: training time.
+        nodes: rows evaluated by all estimates.
+        messages: messages that they kept.
+        accuracy: what it had then.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    nodes: int
+    messages: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RaceEntry:
+    """One run of one contestant.
+
+    Attributes:
+        label: the contestant's, or `REFERENCE`.
+        seed: of the run.
+        position: how many runs of the race were made before it.
+        trace: the run; None where it failed.
+        reached: when it had the target accuracy, or None.
+        reason: why it never had: "never reached in N steps", diverged, failed, or no target.
+        status: the trace's, or ``"failed"``: the run raised an error.
+    """
+
+    label: str
+    seed: int
+    position: int
+    trace: Trace | None
+    reached: Reached | None = None
+    reason: str = ""
+    status: str = "finished"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as strict JSON values."""
+        values = {key: plain(getattr(self, key)) for key in ("label", "seed", "position", "reason", "status")}
+        return {
+            **values,
+            "reached": None if self.reached is None else plain(asdict(self.reached)),
+            "trace": None if self.trace is None else self.trace.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RaceEntry:
+        """Undo `to_dict`."""
+        reached, trace = values["reached"], values["trace"]
+        return cls(
+            **{key: values[key] for key in ("label", "seed", "position", "reason", "status")},
+            reached=None if reached is None else Reached(**untagged(reached)),
+            trace=None if trace is None else Trace.from_dict(trace),
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The accuracy that was raced to.
+
+    Attributes:
+        accuracy: what a run must have; None where there is no target.
+        split: whose accuracy it is.
+        source: where it comes from, in words.
+        best: the best accuracy of each full-batch run that set it, by seed; empty for a given number.
+    """
+
+    accuracy: float | None
+    split: str
+    source: str
+    best: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Target:
+        """Undo `dataclasses.asdict`, also after a round trip through JSON, whose keys are text."""
+        best = {int(seed): value for seed, value in values["best"].items()}
+        return cls(values["accuracy"], values["split"], values["source"], best)
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median over runs with its distribution-free interval; a run that never arrives counts as infinite.
+
+    Attributes:
+        value: the median; infinite where half of the runs never arrived; None where no run has a value.
+        low: lower end of the interval; None where there are too few runs for the level.
+        high: upper end; may be infinite.
+        miss: probability that the interval misses the law's median, at most; 1 where there is none.
+        runs: how many.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    miss: float
+    runs: int
+
+    @classmethod
+    def of(cls, interval: MedianInterval) -> Median:
+        """Take over an interval of `lmc_verify.statistics`."""
+        low, high = interval.ends
+        return cls(interval.median, low, high, interval.miss, interval.draws)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one contestant did over all seeds.
+
+    Attributes:
+        label: the contestant's.
+        runs: how many were made.
+        arrived: how many reached the target.
+        medians: by quantity. To the target: ``seconds``, ``steps``, ``epochs``, ``nodes``, ``messages``. Of the whole
+            run: ``best`` (best accuracy of the target's split), ``test`` (test accuracy then), ``total_seconds``
+            (training time) and ``evaluation_seconds`` (which it does not contain).
+    """
+
+    label: str
+    runs: int
+    arrived: int
+    medians: Mapping[str, Median]
+
+
+@dataclass(frozen=True)
+class RaceRecord:
+    """A race with everything that its tables and pictures need.
+
+    Attributes:
+        settings: what was raced.
+        target: the accuracy to reach.
+        entries: every run, in the order in which they were made.
+        standings: by contestant, in the order of the settings; the target's own runs first where they are no
+            contestant.
+        environment: versions and machine.
+        provenance: hashes of the data, the command, and the like.
+    """
+
+    settings: RaceSettings
+    target: Target
+    entries: tuple[RaceEntry, ...]
+    standings: tuple[Standing, ...]
+    environment: Mapping[str, Any]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """Number of runs that were not made yet."""
+        labels = {item.label for item in self.entries} | {item.label for item in self.settings.contestants}
+        return len(labels) * len(self.settings.seeds) - len(self.entries)
+
+    def of(self, label: str) -> tuple[RaceEntry, ...]:
+        """Return the runs of one contestant.
+
+        Raises:
+            InvalidInputError: no run has this label.
+        """
+        found = tuple(item for item in self.entries if item.label == label)
+        if not found:
+            known = ", ".join(dict.fromkeys(item.label for item in self.entries))
+            raise InvalidInputError(f"no contestant is called {label!r}; there are {known}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as strict JSON values."""
+        return {
+            "kind": "lmc-verify race",
+            "version": 1,
+            "settings": self.settings.model_dump(mode="json"),
+            "target": plain(asdict(self.target)),
+            "entries": [item.to_dict() for item in self.entries],
+            "standings": [plain(asdict(item)) for item in self.standings],
+            "environment": plain(self.environment),
+            "provenance": plain(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RaceRecord:
+        """Undo `to_dict`, also after a round trip through JSON text.
+
+        Raises:
+            InvalidInputError: it is no record of a race, or of a newer version.
+        """
+        if not isinstance(values, Mapping) or values.get("kind") != "lmc-verify race":
+            raise InvalidInputError("this is not the record of a race; give what lmc-verify race has written")
+        if values.get("version") != 1:
+            raise InvalidInputError(
+                f"the record of a race has version {values.get('version')!r}, this version reads 1; upgrade lmc-verify"
+            )
+        try:
+            return cls(
+                settings=RaceSettings.read(values["settings"]),
+                target=Target.from_dict(untagged(values["target"])),
+                entries=tuple(RaceEntry.from_dict(item) for item in values["entries"]),
+                standings=tuple(_standing(untagged(item)) for item in values["standings"]),
+                environment=untagged(values["environment"]),
+                provenance=untagged(values["provenance"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidInputError(
+                f"the record of a race is damaged ({type(error).__name__}: {error}); restore it, or race again"
+            ) from error
+
+
+def _standing(values: Mapping[str, Any]) -> Standing:
+    medians = {name: Median(**item) for name, item in values["medians"].items()}
+    return Standing(values["label"], values["runs"], values["arrived"], medians)
+
+
+def read_race(path: Path) -> RaceRecord:
+    """Read the record of a race.
+
+    Raises:
+        InvalidInputError: a file that cannot be read, or is no such record.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot read {path}: {error.strerror}; give what lmc-verify race has written"
+        ) from error
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is damaged: it is not JSON ({error}); restore it, or race anew") from error
+    return RaceRecord.from_dict(values)

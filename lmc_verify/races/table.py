@@ -1,0 +1,160 @@
+"""`[[race]]` tables of a suite, and the races that they plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lmc_verify.cases import build_estimator, check_dataset
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.models import MODELS
+from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
+from lmc_verify.races.settings import RaceSettings
+
+__all__ = ["RaceTable", "expand_race"]
+
+
+class RaceTable(BaseModel):
+    """One `[[race]]` table: the settings of `RaceSettings`, and those below.
+
+    Attributes:
+        figure: which pictures are drawn of it: one or several.
+        dataset: one or several; each is a race of its own.
+        estimator: contestants are every estimator with every design; instead of `contestants`. A table may name a
+            label and, in ``trainer``, settings of its own.
+        design: one or several; every setting of it may be one value or a list of values.
+        seeds: of the runs, or how many.
+        optional: whether the data set may be absent; the race is then reported as not run, with the reason.
+        presets: what a preset changes, by its name: settings of this table, tables merged key by key. False: the
+            preset leaves the race out.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    figure: str | list[str] = Field(default_factory=list)
+    dataset: str | dict[str, Any] | list[str | dict[str, Any]]
+    estimator: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
+    design: dict[str, Any] | list[dict[str, Any]] | None = None
+    contestants: list[Any] | None = None
+    seeds: int | list[int] = 5
+    optional: bool = False
+    presets: dict[str, dict[str, Any] | Literal[False]] = Field(default_factory=dict)
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The settings that are those of a race as they stand."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterator[PlannedRace]:
+    """Yield the races of a table under a preset: one for each data set; none if the preset leaves it out.
+
+    Raises:
+        InvalidInputError: an unknown name or setting.
+        ValidationError: a setting that does not fit.
+    """
+    change = table.presets.get(preset, {}) if preset is not None else {}
+    if change is False:
+        return
+    if "presets" in change:
+        raise InvalidInputError("a preset cannot have presets of its own; move them up")
+    base = table.model_dump(exclude={"presets"}, exclude_unset=True)
+    lengths = {"epochs", "steps"}
+    if lengths & set(change.get("trainer", ())):  # a new length replaces the old one, in either unit
+        base["trainer"] = {key: value for key, value in base.get("trainer", {}).items() if key not in lengths}
+    table = RaceTable.model_validate(_merged(base, change))
+    contestants = _contestants(table)
+    figures = _figures(table)
+    seeds = table.seeds if isinstance(table.seeds, list) else list(range(suite_seed, suite_seed + table.seeds))
+    datasets = table.dataset if isinstance(table.dataset, list) else [table.dataset]
+    for dataset in datasets:
+        values = {"data_seed": suite_seed, **table.others, "dataset": dataset, "contestants": contestants}
+        settings = RaceSettings.read({**values, "seeds": seeds, "figure": figures[0] if figures else None})
+        _check_names(settings)
+        race = PlannedRace(settings, figures, table.optional)
+        _refuse_twins(race)
+        yield race
+
+
+def _refuse_twins(race: PlannedRace) -> None:
+    labels: dict[str, str] = {}
+    for run in race.runs:
+        label = labels.setdefault(run.key, run.contestant.label)
+        if label != run.contestant.label:
+            raise InvalidInputError(
+                f"contestants {label!r} and {run.contestant.label!r} are trained alike; leave one of them out"
+            )
+
+
+def _figures(table: RaceTable) -> tuple[str, ...]:
+    wanted = _list(table.figure)
+    for name in wanted:
+        if name not in FIGURES:
+            raise UnknownNameError("figure", name, FIGURES)
+    return tuple(name for name in FIGURES if name in wanted)
+
+
+def _check_names(settings: RaceSettings) -> None:
+    check_dataset(settings.dataset)
+    if settings.model.name not in MODELS:
+        raise UnknownNameError("model", settings.model.name, MODELS)
+    for contestant in settings.contestants:
+        build_estimator(contestant.estimator)
+
+
+def _contestants(table: RaceTable) -> list[Any]:
+    """Return the contestants as written, or every estimator with every design."""
+    if table.contestants is not None:
+        if table.estimator is not None or table.design is not None:
+            raise InvalidInputError("contestants are given, and estimator or design too; give either of the two")
+        return table.contestants
+    if table.estimator is None:
+        raise InvalidInputError("a race has no contestants; give estimator (and design), or contestants")
+    designs = [item for written in _list(table.design or {}) for item in _spread(written)]
+    varying = [key for key in {key: None for design in designs for key in design} if _differs(designs, key)]
+    contestants: list[dict[str, Any]] = []
+    for written in _list(table.estimator):
+        estimator = {"name": written} if isinstance(written, str) else dict(written)
+        label, trainer = estimator.pop("label", ""), estimator.pop("trainer", {})
+        if not label:
+            settings = " ".join(f"{key}={value}" for key, value in sorted(estimator.items()) if key != "name")
+            label = f"{estimator.get('name')} {settings}".strip()
+        single = estimator.get("name") == FULL_BATCH
+        for design in designs[:1] if single else designs:
+            parts = [] if single else [_design_words(key, design.get(key)) for key in varying]
+            named = {"label": ", ".join([label, *parts]), "trainer": trainer}
+            contestants.append({"estimator": estimator, "design": design, **named})
+    return contestants
+
+
+def _spread(design: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of a design's settings; ``seen`` is a list by itself."""
+    axes = [value if isinstance(value, list) and key != "seen" else [value] for key, value in design.items()]
+    for values in product(*axes):
+        yield dict(zip(design, values, strict=True))
+
+
+def _design_words(key: str, value: Any) -> str:
+    return f"{value} a batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
+
+
+def _differs(designs: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return len({json.dumps(design.get(key)) for design in designs}) > 1
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with another's values in place of its own, tables within it merged likewise."""
+    out = dict(base)
+    for key, value in change.items():
+        known = out.get(key)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        out[key] = _merged(known, value) if both else value  # type: ignore[arg-type]  # both are mappings
+    return out

@@ -1,0 +1,74 @@
+"""The report as Markdown, for pull requests and job summaries."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lmc_verify.report.figures.pictures import picture_groups
+from lmc_verify.report.model import text
+from lmc_verify.report.model.curves import claim_plots
+from lmc_verify.report.model.race_tables import percent
+from lmc_verify.report.model.report import Report
+from lmc_verify.runs import FOLDER
+
+__all__ = ["render_markdown"]
+
+
+def render_markdown(report: Report, folder: str | Path | None = None) -> str:
+    """Return the report as GitHub-flavoured Markdown.
+
+    Args:
+        report: the report.
+        folder: where the Markdown will lie, to which links to drawings are relative; by default beside the records.
+    """
+    base = report.folder if folder is None else Path(folder)
+    environment = Environment(
+        loader=PackageLoader("lmc_verify.report"),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
+    environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
+    environment.filters.update(percent=percent)
+    environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
+    template = environment.get_template("report.md.j2")
+    plots = {section.anchor: claim_plots(section) for section in report.sections}
+    written = template.render(
+        report=report,
+        symbols=text.OUTCOME_SYMBOLS,
+        case_keys=text.case_keys,
+        plots=plots,
+        drawing=lambda found: _link(report.folder / FOLDER / f"{found.name}.svg", base),
+        picture_groups=picture_groups,
+        picture_link=lambda picture: quote(picture.file, safe="/"),  # they are written beside the Markdown
+    )
+    return re.sub(r"\n{3,}", "\n\n", written)
+
+
+def _escape(value: object) -> str:
+    """Escape what Markdown or HTML would take for markup; stay on one line, as table cells must."""
+    line = " ".join(text.printable(str(value)).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub(r"([\\`*\[\]|~#])", r"\\\1", line)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+
+
+def _link(file: Path, base: Path) -> str:
+    """Return a file as the target of a link in a Markdown file in the folder `base`."""
+    path = Path(os.path.relpath(file.absolute(), base.absolute())).as_posix()
+    return quote(text.printable(path), safe="/")
+
+
+def _code(value: str) -> str:
+    """Return a fenced block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{text.printable(value)}\n{fence}"

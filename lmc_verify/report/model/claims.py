@@ -1,0 +1,281 @@
+"""Claims and their cases as a report shows them: trials with a place, a label and words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.report.model import text
+from lmc_verify.runs import NotRun, Trial
+from lmc_verify.statistics.betting import combine
+
+__all__ = ["Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
+
+# Cases that agree in these differ in the estimator and its own settings only.
+_APART = (
+    *("dataset", "model", "layers", "width", "activation_cut", "encoder", "head", "norm", "residual"),
+    *("normaliser", "design", "partition", "parts", "per_batch", "seen", "histories", "seed", "replicate"),
+)
+
+
+@dataclass(frozen=True)
+class ClaimText:
+    """What a claim says, for readers.
+
+    Attributes:
+        id: id of the claim, such as ``"theorem-1/unbiased"``.
+        title: a few words.
+        statement: the claim as its source states it.
+        source: where it is stated, such as ``"LMC, Theorem 1"``.
+        tier: how it is checked: exact, anytime-valid test, or rate.
+        theory: a short paragraph that says why it should (or should not) hold.
+    """
+
+    id: str
+    title: str
+    statement: str
+    source: str
+    tier: str
+    theory: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trial with its place in the report.
+
+    Attributes:
+        anchor: id to link to.
+        label: the settings that tell it from the other cases of its claim.
+        trial: the trial.
+        tier: how its claim is checked: exact, test, or rate.
+        repetitions: independent repetitions of the check, this one included, from every run on record; empty where
+            no e-value was measured.
+    """
+
+    anchor: str
+    label: str
+    trial: Trial
+    tier: str = ""
+    repetitions: tuple[Trial, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the trial."""
+        return self.trial.verdict
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the check crashed without being expected to."""
+        return self.verdict.outcome is Outcome.ERROR and self.trial.as_expected is not True
+
+    @property
+    def failed(self) -> bool:
+        """Whether this case alone makes the report a failure."""
+        return self.trial.as_expected is False or self.crashed
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Every setting of the case in words, in reading order."""
+        case = self.verdict.case
+        return [(text.name(key), text.setting(case[key], key)) for key in text.case_keys(case)]
+
+    @property
+    def statistical(self) -> bool:
+        """Whether the verdict rests on draws, and not on an enumeration."""
+        verdict = self.verdict
+        return verdict.alpha_spent > 0 or verdict.draws is not None or verdict.log_e_value is not None
+
+    @property
+    def enumerated(self) -> bool:
+        """Whether the verdict rests on an enumeration."""
+        return not self.statistical and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+
+    @property
+    def certain(self) -> bool:
+        """Whether there is a verdict, and chance cannot change it."""
+        return self.verdict.alpha_spent == 0 and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
+
+    @property
+    def error_level(self) -> str:
+        """The chance of a wrong verdict, in words."""
+        if self.statistical:
+            return text.level(self.verdict.alpha_spent)
+        return "0: enumerated" if self.enumerated else text.ABSENT
+
+    @property
+    def estimate(self) -> Evidence | None:
+        """The first measured quantity that has an interval."""
+        found = (item for item in self.verdict.evidence if item.low is not None or item.high is not None)
+        return next(found, None)
+
+    @property
+    def combined_log_e_value(self) -> float | None:
+        """Natural logarithm of the e-value of all repetitions together; None with fewer than two.
+
+        NaN where the product is undefined: of certain evidence and a lost capital, or with a value that is NaN.
+        """
+        values = [trial.verdict.log_e_value for trial in self.repetitions]
+        found = [value for value in values if value is not None]
+        if len(found) < 2:
+            return None
+        try:
+            return combine(found)
+        except ValueError:
+            return math.nan
+
+    @property
+    def repeated_evidence(self) -> str:
+        """The evidence of all repetitions, in words; empty with fewer than two."""
+        combined = self.combined_log_e_value
+        if combined is None:
+            return ""
+        return f"evidence of {len(self.repetitions)} independent repetitions: e = {text.e_value(combined)}"
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What the verdict rests on, in words, in reading order."""
+        verdict = self.verdict
+        expected = self.trial.expected
+        facts = [
+            ("outcome", text.outcome_word(verdict.outcome)),
+            ("expected", expected.replace("_", " ") if expected else "no expectation"),
+        ]
+        if not self.statistical or verdict.residual is not None:
+            facts += [("residual", text.number(verdict.residual)), ("tolerance", text.number(verdict.tolerance))]
+        if not self.statistical or verdict.minimum_detectable_effect is not None:
+            facts.append(("minimum detectable effect", text.number(verdict.minimum_detectable_effect)))
+        facts.append(("error level", self.error_level))
+        if verdict.draws is not None:
+            facts.append(("batches drawn" if self.tier == "test" else "independent runs", f"{verdict.draws:,}"))
+        if verdict.log_e_value is not None:
+            facts.append(("e-value against the claim", text.e_value(verdict.log_e_value)))
+        if self.combined_log_e_value is not None:
+            together = f"{text.e_value(self.combined_log_e_value)} in {len(self.repetitions)} repetitions"
+            facts.append(("e-value of all repetitions", together))
+        return [*facts, ("time", text.duration(self.trial.seconds))]
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """An assumption of a claim, over all cases of the claim."""
+
+    id: str
+    statement: str
+    holds: int
+    fails: int
+    unchecked: int
+    details: tuple[str, ...]
+
+    @property
+    def verdict(self) -> bool | None:
+        """False if it fails in any case, None if it was checked in none, else True."""
+        return False if self.fails else True if self.holds else None
+
+    @property
+    def words(self) -> str:
+        """How often it holds, in words."""
+        total = self.holds + self.fails + self.unchecked
+        if self.fails:
+            return "fails" if self.fails == total else f"fails in {self.fails} of {text.count(total, 'case')}"
+        if not self.holds:
+            return "not checked"
+        return f"holds; not checked in {self.unchecked} of {total} cases" if self.unchecked else "holds"
+
+
+@dataclass(frozen=True)
+class ClaimSection:
+    """A claim with its cases and what was not run of it."""
+
+    anchor: str
+    claim: ClaimText
+    cases: tuple[Case, ...]
+    not_run: tuple[NotRun, ...]
+    common: tuple[tuple[str, str], ...]
+
+    @property
+    def failed(self) -> tuple[Case, ...]:
+        """The cases that are not as expected."""
+        return tuple(case for case in self.cases if case.failed)
+
+    @cached_property
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """The assumptions of the claim, merged over its cases."""
+        merged: dict[str, list[AssumptionCheck]] = {}
+        for case in self.cases:
+            for check in case.verdict.assumptions:
+                merged.setdefault(check.id, []).append(check)
+        return tuple(
+            Assumption(
+                id=key,
+                statement=checks[0].statement,
+                holds=sum(check.holds is True for check in checks),
+                fails=sum(check.holds is False for check in checks),
+                unchecked=sum(check.holds is None for check in checks),
+                details=tuple(dict.fromkeys(check.detail for check in checks if check.detail)),
+            )
+            for key, checks in merged.items()
+        )
+
+    @property
+    def by_residual(self) -> bool:
+        """Whether the list of cases shows residuals: no case is statistical, or some case has a residual."""
+        return any(item.verdict.residual is not None for item in self.cases) or not any(
+            case.statistical for case in self.cases
+        )
+
+    @property
+    def by_interval(self) -> bool:
+        """Whether the list of cases shows estimates with intervals."""
+        return not self.by_residual and any(case.estimate is not None for case in self.cases)
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """What the list of cases shows of each."""
+        if self.by_residual:
+            return "residual", "tolerance", "detectable"
+        if self.by_interval:
+            return "estimate", "interval", "error level"
+        return "draws" if self.claim.tier == "test" else "runs", "e-value", "error level"
+
+    def measures(self, case: Case) -> tuple[str, str, str]:
+        """Return the values of `columns` for a case, in words."""
+        verdict = case.verdict
+        if self.by_residual:
+            return (
+                text.number(verdict.residual),
+                text.number(verdict.tolerance),
+                text.number(verdict.minimum_detectable_effect),
+            )
+        if self.by_interval:
+            found = case.estimate
+            low, high = (None, None) if found is None else (found.low, found.high)
+            return text.number(found.value if found else None), text.interval(low, high), case.error_level
+        draws = text.ABSENT if verdict.draws is None else f"{verdict.draws:,}"
+        return draws, text.e_value(verdict.log_e_value), case.error_level
+
+    @property
+    def estimated(self) -> str:
+        """What the estimates of the list of cases are, if it is the same for all; else empty."""
+        found = {(item.quantity, item.unit) for case in self.cases if (item := case.estimate) is not None}
+        if not self.by_interval or len(found) != 1:
+            return ""
+        quantity, unit = found.pop()
+        return f"{quantity} ({unit})" if unit else quantity
+
+    @property
+    def outcomes(self) -> str:
+        """The outcomes with their counts, in words."""
+        counts = Counter(case.verdict.outcome for case in self.cases)
+        return ", ".join(f"{counts[outcome]} {text.outcome_word(outcome)}" for outcome in Outcome if counts[outcome])
+
+
+def comparable(cases: Sequence[Case]) -> list[Case]:
+    """Return the largest group of cases (at least one is given) that differ in the estimator and its settings only."""
+    groups: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        groups.setdefault(tuple(str(case.verdict.case.get(key)) for key in _APART), []).append(case)
+    return sorted(groups.values(), key=len)[-1]

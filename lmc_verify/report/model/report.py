@@ -1,0 +1,389 @@
+"""What a report says, free of any format: the records of one run, counted and grouped by claim."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from lmc_verify.claims.verdict import Outcome
+from lmc_verify.controls import MutationScore
+from lmc_verify.races import RaceRun
+from lmc_verify.report.model import text
+from lmc_verify.report.model.benchmarks import BenchmarkSection
+from lmc_verify.report.model.claims import Case, ClaimSection, ClaimText
+from lmc_verify.report.model.error_account import ErrorAccount
+from lmc_verify.report.model.labels import common_settings, distinguishing_labels
+from lmc_verify.report.model.races import RaceGroup, RaceSection, race_groups, race_sections
+from lmc_verify.report.model.searches import SearchCase, search_cases
+from lmc_verify.runs import NotRun, Records, Run, Trial, repeated_case
+
+__all__ = ["Cell", "CensusRow", "Matrix", "Report", "build_report"]
+
+Level = Literal["passed", "incomplete", "failed"]
+NO_DATASET = "no data set"
+NO_ESTIMATOR = "no estimator"
+
+
+@dataclass(frozen=True)
+class CensusRow:
+    """How many cases of a claim got each outcome; `unexpected` counts those that were not expected."""
+
+    section: ClaimSection | None
+    counts: Mapping[Outcome, int]
+    unexpected: Mapping[Outcome, int]
+    expected_total: int
+    unexpected_total: int
+    open_total: int
+    not_run_total: int
+
+    @property
+    def total(self) -> int:
+        """The number of cases."""
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The cases of one claim and estimator that got one outcome; `first` is the one to link to."""
+
+    outcome: Outcome
+    amount: int
+    failed: int
+    first: Case
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Outcomes of one data set: a row for each claim, a column for each estimator."""
+
+    dataset: str
+    estimators: tuple[str, ...]
+    rows: tuple[tuple[ClaimSection, tuple[tuple[Cell, ...], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run, counted and grouped; `build_report` makes it.
+
+    Attributes:
+        run: the run itself.
+        sections: a section for each claim, in the order of the claim texts.
+        controls: the controls, in the order in which they ran.
+        counterexamples: the searches for counterexamples, in the order in which they ran.
+        folder: the folder of the records, in which the files of counterexamples lie.
+        benchmarks: what asv recorded, if it was asked for.
+        races: the races, in the order in which they were planned.
+    """
+
+    run: Run
+    sections: tuple[ClaimSection, ...]
+    controls: tuple[Case, ...]
+    counterexamples: tuple[SearchCase, ...] = ()
+    folder: Path = Path()
+    benchmarks: BenchmarkSection | None = None
+    races: tuple[RaceSection, ...] = ()
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Every case of every claim (controls are not cases)."""
+        return tuple(case for section in self.sections for case in section.cases)
+
+    @property
+    def not_run(self) -> tuple[NotRun, ...]:
+        """What was planned and not run."""
+        return tuple(item for section in self.sections for item in section.not_run)
+
+    @property
+    def not_run_by_reason(self) -> tuple[tuple[str, tuple[NotRun, ...]], ...]:
+        """What was planned and not run, once for each reason."""
+        groups: dict[str, list[NotRun]] = {}
+        for item in self.not_run:
+            groups.setdefault(item.reason, []).append(item)
+        return tuple((reason, tuple(items)) for reason, items in groups.items())
+
+    @property
+    def race_groups(self) -> tuple[RaceGroup, ...]:
+        """The races by title."""
+        return race_groups(self.races)
+
+    @property
+    def race_runs(self) -> tuple[RaceRun, ...]:
+        """Every run of every race."""
+        return tuple(item for race in self.races for item in race.runs)
+
+    @property
+    def crashed_race_runs(self) -> tuple[RaceRun, ...]:
+        """The runs of races that raised an error."""
+        return tuple(item for item in self.race_runs if item.crashed)
+
+    @property
+    def races_not_run(self) -> tuple[RaceSection, ...]:
+        """The races that were planned and not run."""
+        return tuple(race for race in self.races if race.header.reason)
+
+    @property
+    def checked(self) -> bool:
+        """Whether there is anything to report on: a case, a search or a run of a race."""
+        return bool(self.cases or self.counterexamples or self.race_runs)
+
+    @property
+    def unexpected(self) -> tuple[Case, ...]:
+        """The cases that are not as expected, crashed ones included."""
+        return tuple(case for case in self.cases if case.failed)
+
+    @property
+    def unexpected_searches(self) -> tuple[SearchCase, ...]:
+        """The searches that are not as expected, crashed ones included."""
+        return tuple(search for search in self.counterexamples if search.failed)
+
+    def counterexamples_to(self, case: Case) -> tuple[SearchCase, ...]:
+        """Return the counterexamples to the claim of a refuted case, for its estimator."""
+        return tuple(search for search in self.counterexamples if search.refutes(case))
+
+    @property
+    def failed_controls(self) -> tuple[Case, ...]:
+        """The controls that did not pass: a defect that was missed, or a sound estimator that was refuted."""
+        return tuple(case for case in self.controls if case.failed)
+
+    @property
+    def passed_controls(self) -> int:
+        """How many controls passed."""
+        return sum(case.trial.as_expected is True for case in self.controls)
+
+    @cached_property
+    def errors(self) -> ErrorAccount:
+        """The error ledger of the run."""
+        return ErrorAccount.of(self.run.settings, self.sections, self.controls)
+
+    @cached_property
+    def mutation_score(self) -> MutationScore | None:
+        """How many seeded defects were caught; None if none was seeded."""
+        results = [case.trial.control for case in self.controls if case.trial.control is not None]
+        defects = [result for result in results if result.get("role") == "defect" and "passed" in result]
+        return MutationScore.of(defects) if defects else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: neither killed nor interrupted."""
+        return self.run.finished is not None and self.run.status != "interrupted"
+
+    @property
+    def level(self) -> Level:
+        """The overall result."""
+        wrong = self.failed_controls or self.unexpected or self.unexpected_searches or self.crashed_race_runs
+        if wrong or self.errors.overspent or not self.checked:
+            return "failed"
+        complete = self.finished and not self.not_run and not self.races_not_run
+        return "passed" if complete and self.passed_controls == len(self.controls) > 0 else "incomplete"
+
+    @property
+    def headline(self) -> str:
+        """The overall result in one sentence."""
+        parts = [self._verdict_words()] if self.cases or not self.checked else []
+        if self.counterexamples:
+            parts.append(self._search_words())
+        if self.race_runs:
+            parts.append(self._race_words())
+        # A failed control outranks every verdict.
+        parts.insert(0 if self.failed_controls else len(parts), self._control_words())
+        if self.errors.overspent:
+            spent, total = text.level(self.errors.spent), text.level(self.errors.total)
+            parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
+        if self.not_run:
+            parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
+        if self.races_not_run:
+            parts.append(f"{text.count(len(self.races_not_run), 'planned race')} not run")
+        if self.checked and self.finished and not self.not_run and not self.races_not_run:
+            parts.append("nothing skipped")
+        if not self.finished:
+            planned = self.run.settings.get("planned")
+            done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
+            done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
+            what = "parts" if self.races else "trials"
+            parts.append(
+                f"the run did not finish ({done} of {planned} {what})" if planned else "the run did not finish"
+            )
+        sentence = "; ".join(parts)
+        return sentence[0].upper() + sentence[1:] + "."
+
+    def _verdict_words(self) -> str:
+        if not self.cases:
+            return "no claim was checked"
+        judged = sum(case.trial.as_expected is not None or case.crashed for case in self.cases)
+        wrong, free = len(self.unexpected), len(self.cases) - judged
+        if wrong:
+            words = f"{wrong} of {text.count(judged, 'verdict')} {'is' if wrong == 1 else 'are'} not as expected"
+        elif judged:
+            words = f"{judged} of {text.count(judged, 'verdict')} as expected"
+        else:
+            return f"{text.count(free, 'verdict')}, none with an expectation"
+        return f"{words}, {free} without an expectation" if free else words
+
+    def _search_words(self) -> str:
+        total, wrong = len(self.counterexamples), len(self.unexpected_searches)
+        searches = text.count(total, "search for counterexamples", "searches for counterexamples")
+        if wrong:
+            return f"{wrong} of {searches} {'is' if wrong == 1 else 'are'} not as expected"
+        return f"{total} of {searches} as expected"
+
+    def _race_words(self) -> str:
+        races = [race for race in self.races if race.runs]
+        runs = len(self.race_runs)
+        words = f"{text.count(len(races), 'race')} with {text.count(runs, 'training run')}"
+        crashed, diverged = len(self.crashed_race_runs), sum(len(race.diverged) for race in races)
+        parts = [f"{crashed} crashed"] if crashed else []
+        parts += [f"{diverged} diverged"] if diverged else []
+        return f"{words}, {', '.join(parts)}" if parts else words
+
+    def _control_words(self) -> str:
+        total, wrong = len(self.controls), len(self.failed_controls)
+        if not total:
+            return "no control was run"
+        if wrong:
+            return f"{wrong} of {text.count(total, 'control')} failed, so the verifier itself cannot be trusted"
+        return f"{self.passed_controls} of {text.count(total, 'control')} passed"
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The outcomes that occur, in their fixed order."""
+        found = {case.verdict.outcome for case in self.cases}
+        return tuple(outcome for outcome in Outcome if outcome in found)
+
+    @cached_property
+    def census(self) -> tuple[CensusRow, ...]:
+        """A row for each claim."""
+        return tuple(_census_row(section, section.cases, section.not_run) for section in self.sections)
+
+    @cached_property
+    def totals(self) -> CensusRow:
+        """The sum of the census."""
+        return _census_row(None, self.cases, self.not_run)
+
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """A matrix for each data set."""
+        datasets = dict.fromkeys(_dataset(case) for case in self.cases)
+        return tuple(_matrix(dataset, self.sections) for dataset in datasets)
+
+    @property
+    def work_seconds(self) -> float:
+        """Sum of the time of all trials, searches and runs of races."""
+        trials = sum(case.trial.seconds for case in (*self.cases, *self.controls))
+        searches = sum(search.record.seconds for search in self.counterexamples)
+        return trials + searches + sum(item.seconds for item in self.race_runs)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Time from the start to the end of the run; None if it did not finish."""
+        if self.run.finished is None:
+            return None
+        start, end = datetime.fromisoformat(self.run.started), datetime.fromisoformat(self.run.finished)
+        return (end - start).total_seconds()
+
+
+def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText]) -> Report:
+    """Build the report of one run.
+
+    Args:
+        records: the open records.
+        run_id: which run.
+        claims: claim id -> text; also the order of the report. Claims without a text are listed after the others.
+
+    Raises:
+        RecordsError: the records hold no such run.
+    """
+    run = records.run(run_id)
+    trials = records.trials(run_id)
+    by_claim: dict[str, tuple[list[Trial], list[NotRun]]] = {claim: ([], []) for claim in claims}
+    for trial in trials:
+        if trial.kind == "claim":
+            by_claim.setdefault(trial.verdict.claim, ([], []))[0].append(trial)
+    for item in records.planned_not_run(run_id):
+        by_claim.setdefault(item.claim, ([], []))[1].append(item)
+
+    sections: list[ClaimSection] = []
+    anchors: Counter[str] = Counter()
+    number = 1
+    for claim, (checked, skipped) in by_claim.items():
+        if not checked and not skipped:
+            continue
+        anchor = f"claim-{text.slug(claim)}"
+        anchors[anchor] += 1
+        if anchors[anchor] > 1:
+            anchor = f"{anchor}--{anchors[anchor]}"
+        told = claims.get(claim) or ClaimText(claim, claim, "", "", "", "")
+        described = [trial.verdict.case for trial in checked]
+        repetitions = _repetitions(records, claim, checked)
+        cases = tuple(
+            Case(f"case-{index}", label, trial, told.tier, repeated)
+            for index, (label, trial, repeated) in enumerate(
+                zip(distinguishing_labels(described), checked, repetitions, strict=True), start=number
+            )
+        )
+        number += len(cases)
+        sections.append(ClaimSection(anchor, told, cases, tuple(skipped), common_settings(described)))
+    controls = [trial for trial in trials if trial.kind == "control"]
+    return Report(
+        run,
+        tuple(sections),
+        tuple(
+            Case(f"control-{index}", str((trial.control or {}).get("name", "unnamed")), trial)
+            for index, trial in enumerate(controls, start=1)
+        ),
+        search_cases(records.searches(run_id)),
+        records.path.parent,
+        races=race_sections(records.races(run_id)),
+    )
+
+
+def _repetitions(records: Records, claim: str, trials: Sequence[Trial]) -> list[tuple[Trial, ...]]:
+    """Return the repetitions of each trial over all runs; none of one without an e-value."""
+    measured = [trial.verdict.log_e_value is not None for trial in trials]
+    known = records.repetitions(claim) if any(measured) else {}
+    return [known[repeated_case(trial.verdict)] if has else () for has, trial in zip(measured, trials, strict=True)]
+
+
+def _census_row(section: ClaimSection | None, cases: Sequence[Case], skipped: Sequence[NotRun]) -> CensusRow:
+    return CensusRow(
+        section,
+        counts=Counter(case.verdict.outcome for case in cases),
+        unexpected=Counter(case.verdict.outcome for case in cases if case.failed),
+        expected_total=sum(case.trial.as_expected is True for case in cases),
+        unexpected_total=sum(case.failed for case in cases),
+        open_total=sum(case.trial.as_expected is None and not case.failed for case in cases),
+        not_run_total=len(skipped),
+    )
+
+
+def _dataset(case: Case) -> str:
+    return text.setting(case.verdict.case.get("dataset", NO_DATASET))
+
+
+def _estimator(case: Case) -> str:
+    return text.setting(case.verdict.case.get("estimator", NO_ESTIMATOR))
+
+
+def _matrix(dataset: str, sections: Iterable[ClaimSection]) -> Matrix:
+    chosen = [(section, [case for case in section.cases if _dataset(case) == dataset]) for section in sections]
+    estimators = tuple(dict.fromkeys(_estimator(case) for _, cases in chosen for case in cases))
+    rows = []
+    for section, cases in chosen:
+        if cases:
+            groups = [[case for case in cases if _estimator(case) == estimator] for estimator in estimators]
+            rows.append((section, tuple(_cells(group) for group in groups)))
+    return Matrix(dataset, estimators, tuple(rows))
+
+
+def _cells(cases: Sequence[Case]) -> tuple[Cell, ...]:
+    cells = []
+    for outcome in Outcome:
+        group = [case for case in cases if case.verdict.outcome is outcome]
+        if group:
+            failed = [case for case in group if case.failed]
+            cells.append(Cell(outcome, len(group), len(failed), (failed or group)[0]))
+    return tuple(cells)

@@ -1,0 +1,201 @@
+"""Replaying what was found: counterexamples and recorded trials, compared number by number and bit by bit.
+
+Two results are identical if every recorded number, text and outcome is equal to the replayed one; NaN equals NaN.
+Wall-clock times are not compared, nor is the hash of the code: another version of the code, of torch, another platform
+or thread count is stated beside the result, because it may explain a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lmc_verify.cases import Workspace
+from lmc_verify.claims import Verdict
+from lmc_verify.counterexamples import Counterexample
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.provenance import environment
+from lmc_verify.runs.execution import run_planned
+from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.trials import Trial
+
+__all__ = ["Difference", "Replay", "find_trial", "replay_counterexample", "replay_trial"]
+
+_ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that is not what it was.
+
+    Attributes:
+        where: such as ``"verdict.evidence[0].value"``.
+        recorded: the value that was recorded.
+        replayed: the value now.
+    """
+
+    where: str
+    recorded: Any
+    replayed: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: recorded {self.recorded!r}, now {self.replayed!r}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay gave.
+
+    Attributes:
+        label: what was replayed.
+        differences: every value that differs; empty if identical.
+        environment: what differs between the machine and code then and now.
+        verdict: the verdict now.
+    """
+
+    label: str
+    differences: tuple[Difference, ...]
+    environment: tuple[Difference, ...]
+    verdict: Verdict
+
+    @property
+    def identical(self) -> bool:
+        """Whether every value is equal."""
+        return not self.differences
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "label": self.label,
+            "identical": self.identical,
+            "outcome": self.verdict.outcome.value,
+            "differences": [vars(item) for item in self.differences],
+            "environment": [vars(item) for item in self.environment],
+        }
+
+
+def replay_counterexample(example: Counterexample) -> Replay:
+    """Check a counterexample's claim again, and compare the verdict and every measured tensor."""
+    verdict, tensors = example.replay()
+    found = [
+        *_differences("verdict", _comparable(example.verdict), _comparable(verdict)),
+        *_tensor_differences(example.tensors, tensors),
+    ]
+    return Replay(
+        label=f"{example.claim} {example.estimator.name}",
+        differences=tuple(found),
+        environment=_environment_differences(example.environment),
+        verdict=verdict,
+    )
+
+
+def replay_trial(
+    trial: Trial,
+    planned: Planned,
+    recorded_environment: Mapping[str, Any],
+    workspace: Workspace | None = None,
+) -> Replay:
+    """Run a recorded trial again, and compare its verdict and, for a control, its effect.
+
+    Args:
+        trial: what was recorded.
+        planned: the same trial to be run, rebuilt from its command.
+        recorded_environment: that of the run that recorded it.
+        workspace: where data come from.
+
+    Raises:
+        InvalidInputError: the settings do not fit the data, or the data are absent.
+    """
+    again = run_planned(planned, workspace or Workspace())
+    found = list(_differences("verdict", _comparable(trial.verdict), _comparable(again.verdict)))
+    found += _differences("control", _plain(trial.control), _plain(again.control))
+    return Replay(trial_label(trial), tuple(found), _environment_differences(recorded_environment), again.verdict)
+
+
+def trial_label(trial: Trial) -> str:
+    """Return one line that names a trial."""
+    if trial.control is not None:
+        return f"control {trial.control.get('name')}"
+    case = trial.verdict.case
+    return f"{trial.verdict.claim} {case.get('estimator')} on {case.get('dataset')}"
+
+
+def find_trial(trials: list[Trial], wanted: str) -> Trial:
+    """Return a trial by its number in the run (from 1), or by the beginning of its key.
+
+    Raises:
+        InvalidInputError: there is none, or several begin so.
+    """
+    if wanted.isdigit() and 1 <= int(wanted) <= len(trials):
+        return trials[int(wanted) - 1]
+    matching = [trial for trial in trials if wanted and trial.key.startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    found = f"{len(matching)} keys begin so" if matching else "no key begins so"
+    raise InvalidInputError(
+        f"--trial {wanted!r} names no single trial: {found}; give a number from 1 to {len(trials)}, or the beginning "
+        "of a key as lmc-verify reproduce lists them"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- comparing
+
+
+def _comparable(verdict: Verdict) -> Any:
+    """Return the verdict as plain values, without the hash of the code, which the environment states."""
+    values = verdict.to_dict()
+    values["hashes"] = {key: value for key, value in values["hashes"].items() if key != "code"}
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """Return mappings, sequences and scalars as they come back from a file."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):  # versions and outcomes are subclasses
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _differences(where: str, recorded: Any, replayed: Any) -> Iterator[Difference]:
+    if isinstance(recorded, dict) and isinstance(replayed, dict):
+        for key in [*recorded, *(key for key in replayed if key not in recorded)]:
+            yield from _differences(f"{where}.{key}", recorded.get(key, _ABSENT), replayed.get(key, _ABSENT))
+    elif isinstance(recorded, list) and isinstance(replayed, list):
+        for index in range(max(len(recorded), len(replayed))):
+            pair = [values[index] if index < len(values) else _ABSENT for values in (recorded, replayed)]
+            yield from _differences(f"{where}[{index}]", *pair)
+    elif not _same(recorded, replayed):
+        yield Difference(where, recorded, replayed)
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, float) and isinstance(right, float):
+        # By bits: 0.0 and -0.0 differ, NaN equals NaN.
+        return left.hex() == right.hex() or (math.isnan(left) and math.isnan(right))
+    return type(left) is type(right) and bool(left == right)
+
+
+def _tensor_differences(recorded: Mapping[str, Tensor], replayed: Mapping[str, Tensor]) -> Iterator[Difference]:
+    for name in sorted({*recorded, *replayed}):
+        if name not in recorded or name not in replayed:
+            held = "a tensor" if name in recorded else _ABSENT
+            yield Difference(f"tensor {name}", held, "a tensor" if name in replayed else _ABSENT)
+        elif recorded[name].dtype != replayed[name].dtype or recorded[name].shape != replayed[name].shape:
+            yield Difference(f"tensor {name}", _kind(recorded[name]), _kind(replayed[name]))
+        else:
+            yield from _differences(f"tensor {name}", recorded[name].tolist(), replayed[name].tolist())
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _environment_differences(recorded: Mapping[str, Any]) -> tuple[Difference, ...]:
+    return tuple(_differences("environment", _plain(recorded), _plain(environment())))

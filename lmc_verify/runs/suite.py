@@ -1,0 +1,341 @@
+"""Suites: TOML files that say which claims are checked on which cases, and what is expected of them.
+
+A suite is a lazy product: every `[[check]]` table lists claims, data sets, models, designs, histories and estimators,
+and every combination becomes a planned trial with an expected outcome.
+
+.. code-block:: toml
+
+    name = "theorem-check"
+    title = "Theorem 1 and the exactness of LMC"
+    seed = 0
+    controls = true
+
+    [[check]]
+    claim = "theorem-1/unbiased"
+    dataset = ["digits", "karate"]
+    estimator = ["backward-sgd", { name = "lmc", beta = 0.4 }]
+    design = { parts = 10, per_batch = 2 }
+    expect = { backward-sgd = "EXACT", lmc = "REFUTED" }
+
+A `[[counterexample]]` table asks for the smallest graph on which a claim is refuted, for each of its estimators; where
+there should be none, ``expect = "none"``.
+
+.. code-block:: toml
+
+    [[counterexample]]
+    claim = "theorem-1/unbiased"
+    estimator = ["gas", "fm"]
+    max_nodes = 4
+
+A `[[race]]` table plans training runs of several estimators on the same data, see `lmc_verify.races`; `presets` are the
+names of its variants, such as a quick one, the default one first.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmc_verify.cases import (
+    CaseSettings,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    SamplingSettings,
+    TrainingSettings,
+    build_estimator,
+    check_dataset,
+)
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.models import check_jump, check_options
+from lmc_verify.races import PlannedRace, RaceTable, expand_race
+from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.searches import Expected, PlannedSearch
+from lmc_verify.statistics.ledger import ErrorLedger
+
+__all__ = ["Suite", "load_suite", "suite_names"]
+
+_Table = TypeVar("_Table")
+
+_Item = TypeVar("_Item", "Planned", PlannedSearch, PlannedRace)
+
+_PLANNED = {"check": "trial", "counterexample": "search", "race": "race"}
+
+OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
+
+
+class Check(BaseModel):
+    """One `[[check]]` table. Every field may be one value or a list of values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim: str | list[str]
+    dataset: str | dict[str, Any] | list[str | dict[str, Any]] = "digits"
+    estimator: str | dict[str, Any] | list[str | dict[str, Any]] = "backward-sgd"
+    model: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    design: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    histories: str | list[str] = "exact"
+    sampling: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    training: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    seed: int | list[int] | None = None
+    expect: OutcomeName | dict[str, OutcomeName]
+    optional: bool = False
+    """Whether the data set may be absent; its trials are then reported as not run, with the reason."""
+
+
+class CounterexampleTable(BaseModel):
+    """One `[[counterexample]]` table. Estimator, model, design and histories may be one value or a list of values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    claim: str | list[str]
+    estimator: str | dict[str, Any] | list[str | dict[str, Any]]
+    model: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    """Settings that every case of the search has; those that are not given are drawn. So too of the design."""
+    design: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    histories: str | list[str] = "exact"
+    max_nodes: int = 6
+    examples: int = 200
+    expect: Expected = "found"
+
+
+class Suite(BaseModel):
+    """A suite file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    alpha_total: float = Field(1e-6, gt=0, lt=0.5)
+    """Probability that any statistical verdict of a run is wrong; split evenly over its statistical checks."""
+    controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
+    """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
+    check: list[Check] = Field(default_factory=list)
+    counterexample: list[CounterexampleTable] = Field(default_factory=list)
+    race: list[RaceTable] = Field(default_factory=list)
+    presets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(default_factory=list)
+    """Names of the variants of its races; the first is the default."""
+
+    def plan(self, *, replicate: int = 0) -> list[Planned]:
+        """Return every trial of the suite, claims first, in the order of the file.
+
+        Statistical checks get their share of `alpha_total`.
+
+        Args:
+            replicate: number of the repetition: another one repeats the statistical checks with fresh draws.
+
+        Raises:
+            InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a repeated trial.
+        """
+        checks = self._expanded("check", self.check, lambda check: _expand(check, self.seed))
+        planned = {trial.key: trial for trial in _with_shares(checks, self.alpha_total, replicate)}
+        for control in self._controls():
+            trial = Planned(
+                "control", control.claim, control.broken or control.sound, control.expected, control=control
+            )
+            planned[trial.key] = trial
+        return list(planned.values())
+
+    def searches(self) -> list[PlannedSearch]:
+        """Return every search for a counterexample, in the order of the file.
+
+        Raises:
+            InvalidInputError: an unknown name or setting, a claim that enumeration does not decide, or a search twice.
+        """
+        return self._expanded("counterexample", self.counterexample, lambda table: _expand_searches(table, self.seed))
+
+    def races(self, preset: str | None = None) -> list[PlannedRace]:
+        """Return every race under a preset, in the order of the file.
+
+        Args:
+            preset: one of `presets`; by default the first, if the suite has any.
+
+        Raises:
+            InvalidInputError: an unknown preset, name or setting, or a race twice.
+        """
+        chosen = self.preset(preset)
+        for number, table in enumerate(self.race, start=1):
+            for name in table.presets:
+                if name not in self.presets:
+                    known = ", ".join(self.presets) or "none: list them in presets"
+                    raise InvalidInputError(
+                        f"suite {self.name!r}, [[race]] number {number}: preset {name!r} is not one of the suite's "
+                        f"presets ({known})"
+                    )
+        return self._expanded("race", self.race, lambda table: expand_race(table, chosen, self.seed))
+
+    def preset(self, name: str | None = None) -> str | None:
+        """Return the preset that is meant: `name`, or the default; None if the suite has none.
+
+        Raises:
+            InvalidInputError: the suite has no such preset.
+        """
+        if name is None:
+            return self.presets[0] if self.presets else None
+        if not self.presets:
+            raise InvalidInputError(f"suite {self.name!r} has no presets; run it without --preset {name}")
+        if name not in self.presets:
+            raise UnknownNameError("preset", name, self.presets)
+        return name
+
+    def _expanded(
+        self, kind: str, tables: Iterable[_Table], expand: Callable[[_Table], Iterator[_Item]]
+    ) -> list[_Item]:
+        """Expand every table, each item once; errors name the table."""
+        planned: dict[str, _Item] = {}
+        for number, table in enumerate(tables, start=1):
+            try:
+                for item in expand(table):
+                    if item.key in planned:
+                        what = _PLANNED[kind]
+                        raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
+                    planned[item.key] = item
+            except (ValidationError, InvalidInputError) as error:
+                message = _readable(error) if isinstance(error, ValidationError) else str(error)
+                raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {message}") from error
+        return list(planned.values())
+
+    def _controls(self) -> list[Control]:
+        if isinstance(self.controls, list):
+            return [find_control(name) for name in self.controls]
+        if isinstance(self.controls, bool):
+            return list(CONTROLS.values()) if self.controls else []
+        return seeded_subset(self.seed, self.controls)
+
+
+def suite_names() -> dict[str, Path]:
+    """Return the suites that come with the package, by name."""
+    package = Path(__file__).parent.parent
+    folders = (package / "suites", package.parent / "reports")  # in a wheel; in a checkout
+    return {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.toml"))}
+
+
+def load_suite(path: str | Path) -> Suite:
+    """Read a suite file, or a suite that comes with the package by its name.
+
+    Raises:
+        InvalidInputError: the file is missing, not TOML, or has fields that do not fit; the message names them.
+    """
+    file = Path(path)
+    if not file.exists() and file.suffix != ".toml":
+        if str(path) not in suite_names():
+            raise UnknownNameError("suite", str(path), suite_names())
+        file = suite_names()[str(path)]
+    try:
+        with file.open("rb") as stream:
+            values = tomllib.load(stream)
+    except FileNotFoundError:
+        known = ", ".join(suite_names())
+        raise InvalidInputError(f"there is no suite file {file}; give a TOML file, or one of: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read the suite file {file}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInputError(f"{file} is not valid TOML: {error}; mend the file at that place") from error
+    try:
+        return Suite.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(f"{file} is not a suite: {_readable(error)}") from error
+
+
+def _readable(error: ValidationError) -> str:
+    parts = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors()]
+    return "; ".join(parts)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _named(value: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
+    estimators = [EstimatorSettings.model_validate(_named(item)) for item in _list(check.estimator)]
+    if isinstance(check.expect, dict):
+        names = {item.name for item in estimators}
+        unknown = sorted(set(check.expect) - names)
+        missing = sorted(names - set(check.expect))
+        if unknown or missing:
+            raise InvalidInputError(
+                f"expect names estimators {sorted(check.expect)}, the check has {sorted(names)}: give exactly one "
+                "expected outcome for each"
+            )
+    for item in estimators:
+        build_estimator(item)  # fails early on unknown names and settings
+    axes = (
+        [find_claim(claim).id for claim in _list(check.claim)],
+        [DatasetSettings.model_validate(_named(item)) for item in _list(check.dataset)],
+        [ModelSettings.model_validate(item) for item in _list(check.model)],
+        [DesignSettings.model_validate(item) for item in _list(check.design)],
+        _list(check.histories),
+        [SamplingSettings.model_validate(item) for item in _list(check.sampling)],
+        [TrainingSettings.model_validate(item) for item in _list(check.training)],
+        [suite_seed] if check.seed is None else _list(check.seed),
+        estimators,
+    )
+    for chosen in axes[1]:
+        check_dataset(chosen)
+    for model in axes[2]:
+        check_options(model.name, model.options)
+        check_jump(model.name, model.jump)
+    if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
+        raise InvalidInputError(
+            "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "
+            "run it with --replicate"
+        )
+    for claim, dataset, model, design, histories, sampling, training, seed, estimator in product(*axes):
+        settings = CaseSettings(
+            dataset=dataset,
+            model=model,
+            estimator=estimator,
+            design=design,
+            histories=histories,
+            sampling=sampling,
+            training=training,
+            seed=seed,
+        )
+        expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
+        yield Planned("claim", claim, settings, Outcome(expected), check.optional)
+
+
+def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[PlannedSearch]:
+    axes = (
+        [find_claim(claim).id for claim in _list(table.claim)],
+        [ModelSettings.model_validate(item) for item in _list(table.model)],
+        [DesignSettings.model_validate(item) for item in _list(table.design)],
+        _list(table.histories),
+        [EstimatorSettings.model_validate(_named(item)) for item in _list(table.estimator)],
+    )
+    for claim, model, design, histories, estimator in product(*axes):
+        settings = CaseSettings(estimator=estimator, model=model, design=design, histories=histories, seed=suite_seed)
+        search = PlannedSearch(claim, settings, table.expect, table.max_nodes, table.examples)
+        search.validate()
+        yield search
+
+
+def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Planned]:
+    """Give statistical checks their share of the total error probability, and the number of the repetition."""
+    names = {trial.key: f"{number}. {trial.label}" for number, trial in enumerate(trials) if trial.statistical}
+    if not names:
+        return trials
+    ledger = ErrorLedger(list(names.values()), total)
+    out = []
+    for trial in trials:
+        if trial.statistical:
+            share = {"alpha": ledger.share(names[trial.key]), "replicate": replicate}
+            sampling = trial.settings.sampling.model_copy(update=share)
+            trial = replace(trial, settings=trial.settings.model_copy(update={"sampling": sampling}))
+        out.append(trial)
+    return out

@@ -1,0 +1,442 @@
+"""Whoever draws batches to look for a bias is wrong with at most the probability that the verdict states.
+
+Refuted means that the bias is not zero, supported that it is at most delta; both are checked against the enumerated
+bias. Estimators without bias that differ from Backward SGD on single batches are tested with many seeds, as the verdict
+looks after every draw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from common.helpers import path_graph
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmc_verify import testing
+from lmc_verify.bounds import NoBound, RangeBound, enumerated_range, range_bound
+from lmc_verify.cases.case import Case, assemble_case, build_case
+from lmc_verify.cases.settings import CaseSettings, SamplingSettings
+from lmc_verify.cases.workspace import Workspace
+from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.claims.enumerated import compare_mean, enumerate_estimator
+from lmc_verify.claims.residuals import norm_by_layer
+from lmc_verify.claims.theorems import theorem_1_unbiased_sampled as module
+from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
+from lmc_verify.claims.theorems.theorem_1_unbiased_sampled import UNBIASED_SAMPLED
+from lmc_verify.estimators import FM, GAS, LMC, BackwardSGD, ClusterGCN, Estimate, Estimator, FullBatch, History
+from lmc_verify.graphs.batch import Batch
+from lmc_verify.graphs.designs import Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.graphs.partition import Partition
+from lmc_verify.models import GAT, GCN
+from lmc_verify.objective.problem import Problem, gradient_norm, gradient_sum
+from lmc_verify.statistics.betting import log_threshold
+from lmc_verify.statistics.detection import draws_to_detect
+
+WORKSPACE = Workspace()
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Backward SGD plus a shift of its first parameter that depends on the batch alone: one number a first cluster."""
+
+    shifts: tuple[float, ...]
+    kept: dict[tuple[int, ...] | None, Estimate] = field(default_factory=dict, compare=False)
+    name: ClassVar[str] = "shifted"
+
+    def init(self, problem: Problem) -> History:
+        return BackwardSGD().init(problem)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        assert batch.clusters is not None
+        if batch.clusters not in self.kept:
+            found = BackwardSGD().estimate(problem, state, batch)
+            first = problem.parameter_names[0]
+            gradient = {**found.gradient, first: found.gradient[first] + self.shifts[batch.clusters[0]]}
+            self.kept[batch.clusters] = dataclasses.replace(found, gradient=gradient)
+        return self.kept[batch.clusters]
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Half of GAS's estimate: a user's estimator, for which no range is proven."""
+
+    name: ClassVar[str] = "halved"
+
+    def init(self, problem: Problem) -> History:
+        return GAS().init(problem)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        found = GAS().estimate(problem, state, batch)
+        return dataclasses.replace(found, gradient={name: value / 2 for name, value in found.gradient.items()})
+
+
+class Lopsided(Clusters):
+    """Draws clusters uniformly and says that they are twice as likely as they are."""
+
+    def enumerate(self) -> Any:
+        for batch, probability in super().enumerate():
+            yield Batch.of(batch.nodes, 2 * batch.inclusion, batch.clusters), probability
+
+
+def small(nodes: int, **changes: Any) -> Problem:
+    graph = path_graph(nodes)
+    return Problem(graph, GCN(graph.num_features, 2, 3, num_layers=2, seed=3, dtype=torch.float64).eval(), **changes)
+
+
+def singletons(nodes: int, per_batch: int = 1) -> Clusters:
+    return Clusters(Partition(torch.arange(nodes), "singletons"), per_batch)
+
+
+def karate(estimator: dict[str, Any], design: dict[str, Any] | None = None, **values: Any) -> Case:
+    given_values = {
+        "dataset": {"name": "karate"},
+        "model": {"layers": 2, "width": 4},
+        "design": design or {"parts": 6, "per_batch": 2},
+        "estimator": estimator,
+    }
+    return build_case(CaseSettings.model_validate(given_values | values), WORKSPACE)
+
+
+def sampling(case: Case, **changes: Any) -> Case:
+    return dataclasses.replace(case, sampling=SamplingSettings(**changes))
+
+
+def check(case: Case, **changes: Any) -> Verdict:
+    return UNBIASED_SAMPLED.check(sampling(case, **changes) if changes else case)
+
+
+def enumerated_bias(case: Case) -> float:
+    """The bias by enumeration, in units of the exact gradient."""
+    _, bias, _ = compare_mean(case)
+    return gradient_norm(bias) / gradient_norm(case.exact.gradient)
+
+
+# --- level ---------------------------------------------------------------------------------------------------------
+
+SHIFTS = {
+    "one batch of 40": (39.0, *[-1.0] * 39),
+    "half up, half down": (1.0, -1.0) * 20,
+    "all different": tuple(float(value) for value in np.linspace(-1, 1, 40)),
+}
+SEEDS = 60
+
+
+def many(case: Case, monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Verdict]:
+    """Check a case with many seeds; ranges and differences, which do not depend on them, are computed once."""
+    with monkeypatch.context() as patch:
+        proven, rounding = module._proven_range(case), module._rounding(case, module._proven_range(case).bounds or {})
+        difference = module._difference_of(case)
+        table = {batch.clusters: difference(batch) for batch, _ in case.design.enumerate()}
+        patch.setattr(module, "_proven_range", lambda _: proven)
+        patch.setattr(module, "_rounding", lambda *_: rounding)
+        patch.setattr(module, "_difference_of", lambda _: lambda batch: table[batch.clusters])
+        return [check(case, replicate=replicate, **values) for replicate in range(SEEDS)]
+
+
+@pytest.mark.parametrize("draws", [39, 40], ids=["with replacement", "without replacement"])
+@pytest.mark.parametrize("name", SHIFTS)
+def test_false_alarms_are_as_rare_as_stated(name: str, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The level is 0.4, half of it for a refutation; the verdict looks after every draw."""
+    case = assemble_case(small(40), singletons(40), Shifted(SHIFTS[name]))
+    verdicts = many(case, monkeypatch, alpha=0.4, delta=1e-9, draws=draws)
+    found = [verdict.outcome for verdict in verdicts]
+    assert found.count(Outcome.REFUTED) <= 0.2 * SEEDS
+    # A census ends in certainty unless it was stopped by a false alarm; fewer draws cannot show a bias of 1e-9.
+    rest = Outcome.SUPPORTED if draws == 40 else Outcome.INCONCLUSIVE
+    assert set(found) <= {rest, Outcome.REFUTED}
+    # An e-value stopped by a rule that does not see the future has mean 1 at most. The values are 5 at most where they
+    # stop, so the mean of 60 of them is 1 plus little noise.
+    values = [verdict.log_e_value for verdict in verdicts]
+    assert all(value is not None for value in values)
+    assert np.mean(np.exp(np.array(values, dtype=float))) <= 1.5
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.1])
+def test_support_of_a_bias_above_delta_is_as_rare_as_stated(delta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, design = small(40), singletons(40)
+    plain = assemble_case(problem, design, BackwardSGD())
+    size = 1.2 * delta * gradient_norm(plain.exact.gradient)
+    first = problem.parameter_names[0]
+    shift = size / math.sqrt(plain.exact.gradient[first].numel())
+    case = assemble_case(problem, design, Shifted(tuple(40 * shift if k == 7 else 0.0 for k in range(40))))
+    assert enumerated_bias(case) == pytest.approx(1.2 * delta)
+    found = [verdict.outcome for verdict in many(case, monkeypatch, alpha=0.4, delta=delta, draws=39)]
+    assert found.count(Outcome.SUPPORTED) <= 0.2 * SEEDS
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1.0])
+def test_a_census_does_not_mistake_rounding_for_a_bias(size: float) -> None:
+    shifts = np.random.default_rng(5).standard_normal(12)
+    shifts -= shifts.mean()
+    case = assemble_case(small(12), singletons(12), Shifted(tuple((size * shifts).tolist())))
+    verdict = check(case, delta=1e-8)
+    assert verdict.outcome is Outcome.SUPPORTED, verdict.summary
+    assert verdict.draws in (0, 12)
+    biased = assemble_case(small(12), singletons(12), Shifted(tuple((size * (shifts + 0.1)).tolist())))
+    found = check(biased, delta=1e-13).outcome
+    assert found is Outcome.REFUTED or (size < 1e-8 and found is Outcome.INCONCLUSIVE)
+
+
+# --- against the enumeration ---------------------------------------------------------------------------------------
+
+ESTIMATORS: list[Estimator] = [
+    BackwardSGD(),
+    LMC(),
+    LMC(beta=0.5, score="constant"),
+    GAS(),
+    FM(),
+    ClusterGCN(),
+    FullBatch(),
+    Halved(),
+]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    problem = draw(testing.problems(testing.graphs(min_nodes=3), min_layers=2))
+    design = draw(testing.designs(problem.graph, max_support=12))
+    histories = draw(st.sampled_from(["exact", "zero"]))
+    case = assemble_case(problem, design, draw(st.sampled_from(ESTIMATORS)), histories=histories)
+    delta, draws = draw(st.sampled_from([1e-3, 0.1, 1.0])), draw(st.sampled_from([12, 11, 200]))
+    return sampling(case, delta=delta, draws=draws, alpha=1e-3)
+
+
+@given(cases())
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+def test_a_verdict_never_contradicts_the_enumeration(case: Case) -> None:
+    verdict, exact = UNBIASED_SAMPLED.check(case), UNBIASED.check(case)
+    if gradient_norm(case.exact.gradient) == 0:
+        assert verdict.outcome is Outcome.NOT_APPLICABLE
+        return
+    bias = enumerated_bias(case)
+    if verdict.outcome is Outcome.SUPPORTED:
+        assert bias <= case.sampling.delta * (1 + 1e-9), verdict.summary
+    elif verdict.outcome is Outcome.REFUTED:
+        assert exact.outcome is not Outcome.EXACT, verdict.summary
+    census = case.design.support_size <= case.sampling.draws and not isinstance(case.design, EpochClusters)
+    if census and exact.outcome in (Outcome.EXACT, Outcome.REFUTED):
+        assert verdict.outcome in (Outcome.SUPPORTED, Outcome.REFUTED), verdict.summary
+        if bias > case.sampling.delta * (1 + 1e-9):
+            assert verdict.outcome is Outcome.REFUTED
+    theory = UNBIASED_SAMPLED.expect(case)
+    assert theory.outcome in (None, verdict.outcome), f"{verdict.summary}\ntheory: {theory}"
+
+
+DESIGNS = {
+    "clusters": {"parts": 6, "per_batch": 2},
+    "fused": {"name": "fused", "parts": 6, "per_batch": 2},
+    "epoch": {"name": "epoch", "parts": 5, "per_batch": 2},
+    "seen": {"name": "epoch", "parts": 6, "per_batch": 2, "seen": [0, 1]},
+    "nodes": {"name": "nodes", "per_batch": 8},
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize(
+    "estimator",
+    [{"name": "backward-sgd"}, {"name": "lmc"}, {"name": "gas"}, {"name": "lmc", "normaliser": "node-count"}],
+)
+@pytest.mark.parametrize("model", [{"layers": 2, "width": 4}, {"name": "gat", "layers": 2, "width": 3}])
+def test_outcomes_are_what_theory_says(model: dict[str, Any], estimator: dict[str, Any], design: str) -> None:
+    case = sampling(karate(estimator, DESIGNS[design], model=model), draws=40)
+    verdict, theory = UNBIASED_SAMPLED.check(case), UNBIASED_SAMPLED.expect(case)
+    assert theory.outcome in (None, verdict.outcome), f"{verdict.summary}\ntheory: {theory}"
+    assert theory.reason
+    if design == "seen":
+        assert verdict.outcome is Outcome.NOT_APPLICABLE
+        assert "reference" in UNBIASED_SAMPLED.assumptions[1].id
+    elif "normaliser" in estimator:
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert "asymptotic" in verdict.summary
+        assert "node-count" in verdict.summary
+    elif estimator["name"] == "backward-sgd" or (estimator["name"] == "lmc" and "name" not in model):
+        bounded = "name" not in model or design != "nodes"
+        assert theory.outcome is (Outcome.SUPPORTED if bounded else Outcome.INCONCLUSIVE)
+
+
+# --- power ---------------------------------------------------------------------------------------------------------
+
+
+def test_gas_is_refuted_within_the_draws_that_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan from the true moments holds with probability 0.9; of ten runs it may miss three."""
+    problem = small(6)
+    case = sampling(assemble_case(problem, singletons(6, 3), GAS()), alpha=0.01)
+    found = range_bound(problem, case.exact, case.initial_state(), case.design, case.estimator)
+    assert not isinstance(found, NoBound)
+    reference = assemble_case(problem, case.design, BackwardSGD())
+    bias = norm_by_layer(
+        problem,
+        gradient_sum(
+            dict(compare_mean(case)[1]),
+            compare_mean(reference)[1],
+            -1.0,
+        ),
+    )
+    state, held = case.initial_state(), reference.initial_state()
+    draws = []
+    for batch, _ in case.design.enumerate():
+        estimate = GAS().estimate(problem, state, batch).gradient
+        difference = gradient_sum(estimate, BackwardSGD().estimate(problem, held, batch).gradient, -1.0)
+        draws.append(
+            np.concatenate([difference[n].numpy().ravel() for n in difference if problem.layer_of(n) == "layer 1"])
+        )
+    values = np.stack(draws) / found.layers["layer 1"]
+    centred = values - values.mean(axis=0)
+    spread = math.sqrt(float((centred**2).sum(axis=1).mean()))
+    deviation = float(np.linalg.norm(centred, ord=2)) / math.sqrt(len(values))
+    active = sum(bound > 1e-8 for bound in found.layers.values())
+    promised = draws_to_detect(
+        bias["layer 1"] / found.layers["layer 1"], min(deviation, spread), 0.005, spread=spread, blocks=active
+    )
+    monkeypatch.setattr(module, "MAX_SUPPORT", 0)  # with replacement
+    runs = [check(case, alpha=0.01, draws=promised, delta=1e-6, replicate=k) for k in range(10)]
+    assert sum(run.outcome is Outcome.REFUTED for run in runs) >= 7
+    assert all(run.draws is not None and run.draws <= promised for run in runs)
+
+
+def test_the_advice_is_enough() -> None:
+    """An inconclusive verdict says how many draws would decide; so many do."""
+    case = karate({"name": "lmc", "beta": 0.4}, {"name": "nodes", "per_batch": 16})
+    short = check(case, draws=30, alpha=0.01, delta=0.3)
+    assert short.outcome is Outcome.INCONCLUSIVE
+    assert "set sampling.draws" in short.summary
+    needed = int(short.summary.split("about ")[1].split()[0].replace(",", ""))
+    assert 30 < needed < 2000
+    assert check(case, draws=2 * needed, alpha=0.01, delta=0.3).outcome in (Outcome.SUPPORTED, Outcome.REFUTED)
+
+
+def test_the_advice_on_a_bias_asks_for_one_layer_only() -> None:
+    """GAS has no bias in its last layer, where no number of draws would show one."""
+    case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
+    short = check(case, draws=20, alpha=0.01, delta=1e-3)
+    assert short.outcome is Outcome.INCONCLUSIVE
+    needed = int(short.summary.split(" draws would show the bias")[0].split()[-1].replace(",", ""))
+    assert 20 < needed < 2000
+    found = check(case, draws=needed, alpha=0.01, delta=1e-3)
+    assert found.outcome is Outcome.REFUTED
+    assert found.draws is not None
+    assert found.draws <= needed
+
+
+# --- ranges --------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_proven_range_nothing_is_decided() -> None:
+    problem = karate({"name": "gas"}).problem
+    case = assemble_case(problem, UniformNodes(34, 10), Halved())
+    verdict = check(case, draws=300)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.summary.startswith("asymptotic, so nothing is decided")
+    assert verdict.alpha_spent == 0
+    assert verdict.log_e_value is None
+    assert verdict.draws == module.SAMPLE_FOR_POWER
+    assert next(item for item in verdict.assumptions if item.id == "proven-range").holds is False
+    mean, error = (item.value for item in verdict.evidence)
+    assert 0.5 < mean < 1.1  # half of the estimate, and what GAS loses, is missing
+    assert 0 < error < 0.2
+
+
+@pytest.mark.parametrize("kind", ["from norms", "enumerated"])
+def test_a_broken_range_is_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = karate({"name": "gas"})
+    state = case.initial_state()
+    found = enumerated_range(case.problem, case.exact, state, case.design, case.estimator)
+    broken = RangeBound(found.parameters, {k: v / 2 for k, v in found.layers.items()}, found.total / 2, derivation="x")
+    if kind == "enumerated":
+        monkeypatch.setattr(module, "range_bound", lambda *_, **__: NoBound("no"))
+        monkeypatch.setattr(module, "enumerated_range", lambda *_, **__: broken)
+    else:
+        monkeypatch.setattr(module, "range_bound", lambda *_, **__: broken)
+    with pytest.raises(ValueError, match="the range is broken"):
+        check(case, delta=1e-6)
+
+
+def test_a_design_that_misstates_its_weights_has_no_reference() -> None:
+    case = assemble_case(small(6), Lopsided(Partition(torch.arange(6) % 3, "thirds"), 1), BackwardSGD())
+    verdict = check(case)
+    assert verdict.outcome is Outcome.NOT_APPLICABLE
+    assert "Backward SGD's mean" in verdict.summary
+    assert UNBIASED_SAMPLED.expect(case).outcome is Outcome.NOT_APPLICABLE
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_replicate_draws_afresh_and_changes_nothing_else() -> None:
+    case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
+    first, again, other = (check(case, draws=60, delta=1e-3, replicate=k) for k in (0, 0, 1))
+    assert first == again
+    assert first.log_e_value != other.log_e_value
+    assert first.hashes == other.hashes
+    assert "replicate" not in case.description
+    assert other.evidence[1:3] == first.evidence[1:3]  # the ranges
+
+
+def test_the_numbers_of_a_verdict_fit_together() -> None:
+    alpha = 1e-3
+    case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
+    verdict = check(case, alpha=alpha, draws=1000, delta=0.05)
+    assert verdict.outcome is Outcome.REFUTED
+    assert verdict.alpha_spent == alpha
+    assert verdict.draws is not None
+    assert verdict.log_e_value is not None
+    # Stopped at the first draw that reaches the threshold of half of the level, not later.
+    assert log_threshold(alpha / 2) <= verdict.log_e_value <= log_threshold(alpha / 2) + 1
+    assert f"{verdict.draws:,} draws" in verdict.summary
+    assert [part for part in ("layer 1", "layer 2") if part in verdict.summary] == ["layer 1"]
+    assert verdict.minimum_detectable_effect is not None
+    assert 1e-3 < verdict.minimum_detectable_effect < 1
+    more = check(case, alpha=alpha, draws=4000, delta=0.05)
+    assert more.minimum_detectable_effect is not None
+    assert more.minimum_detectable_effect < 0.6 * verdict.minimum_detectable_effect
+    curves = {curve.name: curve for curve in verdict.series}
+    assert curves["upper bound"].x[-1] == verdict.draws
+    assert curves["evidence"].y[-1] == pytest.approx(verdict.log_e_value / math.log(10))
+    assert curves["rejects"].y == pytest.approx([-math.log10(alpha / 2)] * 2)
+    assert {item.quantity for item in verdict.evidence if item.group == "range"} == {
+        "range of layer 1",
+        "range of layer 2",
+    }
+
+
+def test_where_the_range_decides_nothing_is_spent() -> None:
+    """Some batches are drawn all the same, to see that the estimator keeps to the range of its policies."""
+    verdict = check(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}))
+    assert verdict.outcome is Outcome.SUPPORTED
+    assert (verdict.draws, verdict.alpha_spent, verdict.log_e_value) == (25, 0.0, 0.0)
+    assert verdict.minimum_detectable_effect is not None
+    assert 0 < verdict.minimum_detectable_effect < 1e-8
+
+
+def test_a_census_refutes_with_certainty() -> None:
+    verdict = check(karate({"name": "lmc", "beta": 0.4}), delta=1e-6, draws=15)
+    assert verdict.outcome is Outcome.REFUTED
+    assert verdict.log_e_value == math.inf
+    assert "a mean of zero is impossible" in verdict.summary
+    assert verdict.draws is not None
+    assert verdict.draws <= 15
+    exact = enumerate_estimator(karate({"name": "lmc", "beta": 0.4}))
+    assert exact.atoms == 15
+
+
+def test_the_last_draw_is_looked_at() -> None:
+    """A bound that is reached by the last draw counts, though no look was due."""
+    case = karate({"name": "lmc", "beta": 0.4}, {"name": "nodes", "per_batch": 16})
+    upper = check(case, draws=30, alpha=0.01, delta=1e-6).evidence[0].value
+    assert check(case, draws=30, alpha=0.01, delta=upper * 1.001).outcome is Outcome.SUPPORTED
+    assert check(case, draws=30, alpha=0.01, delta=upper * 0.999).outcome is Outcome.INCONCLUSIVE
+
+
+def test_gat_is_decided_by_the_enumerated_maximum() -> None:
+    graph = path_graph(6)
+    problem = Problem(graph, GAT(3, 2, 3, num_layers=2, seed=1, dtype=torch.float64).eval())
+    verdict = check(assemble_case(problem, FusedClusters(Partition(torch.arange(6), "x"), 2), GAS()), delta=1e-6)
+    assert verdict.outcome is Outcome.REFUTED
+    assert "enumerated maximum" in next(item for item in verdict.assumptions if item.id == "proven-range").detail

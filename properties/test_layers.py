@@ -1,0 +1,137 @@
+"""The order of the folders is the architecture: a module imports from its own folder and from those above it.
+
+`ORDER` is the one place where the order is written; a test holds the page that tells it, docs/architecture.md, to it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lmc_verify"
+
+ORDER: tuple[tuple[str, ...], ...] = (
+    ("_version", "errors", "seeds", "encoding", "plugins", "provenance"),
+    ("graphs", "statistics"),
+    ("datasets", "models"),
+    ("objective",),
+    ("estimators",),
+    ("bounds", "cases"),
+    ("training",),
+    ("claims", "races"),
+    ("controls", "testing"),
+    ("counterexamples",),
+    ("runs",),
+    ("report",),
+    ("cli",),
+)
+"""From the ground up. Folders of one line do not import each other; modules of the ground may."""
+
+INNER: dict[str, tuple[tuple[str, ...], ...]] = {
+    "estimators": (("*",), ("compensated", "samplers"), ("shadow", "top"), ("registry",), ("__init__",)),
+    "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
+    "report": (("model",), ("figures",), ("formats",), ("__init__",)),
+}
+"""The order inside a folder that holds folders; ``*`` are its other modules. Folders of one line are apart, too."""
+
+MOST_MODULES = 13
+MOST_AT_THE_ROOT = 7
+
+MODULES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield every module of the package that a module imports, inside functions and for type checkers, too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno} imports relatively; write the whole name"
+            if (node.module or "").split(".")[0] == "lmc_verify":
+                for name in node.names:
+                    whole = f"{node.module}.{name.name}"
+                    yield whole if whole in MODULES else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "lmc_verify")
+
+
+EDGES = {module: set(imports(file)) - {module} for module, file in MODULES.items()}
+
+
+def part(module: str) -> str:
+    """Return the folder, or the module of the package's own folder, that a module belongs to; "" for the package."""
+    return [*module.split("."), ""][1]
+
+
+def rank_of(order: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    return {name: place for place, line in enumerate(order) for name in line}
+
+
+def inner_part(folder: str, module: str) -> str:
+    """Return which entry of `INNER` a module of a folder stands for."""
+    names = {name for line in INNER[folder] for name in line}
+    own = [*module.split(".")[2:], "__init__"][0]
+    return own if own in names else "*"
+
+
+def test_every_folder_has_its_place() -> None:
+    found = {part(module) for module in MODULES} - {""}
+    assert found == set(rank_of(ORDER))
+    for folder in INNER:
+        used = {inner_part(folder, module) for module in MODULES if part(module) == folder}
+        assert used == set(rank_of(INNER[folder])), folder
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part(module)])
+def test_imports_point_up_the_list(module: str) -> None:
+    rank = rank_of(ORDER)
+    for other in EDGES[module]:
+        if not part(other):
+            assert part(module) == "cli", f"{module} imports the package itself; name the module"
+            continue
+        one, two = rank[part(module)], rank[part(other)]
+        same = part(module) == part(other) or one == 0
+        assert two < one or (two == one and same), f"{module} imports {other}, which stands below it or beside it"
+        if part(module) == part(other) and part(module) in INNER:
+            inner = rank_of(INNER[part(module)])
+            here, there = inner_part(part(module), module), inner_part(part(module), other)
+            assert inner[there] < inner[here] or here == there, f"{module} imports {other}: see INNER"
+
+
+def test_there_is_no_circle() -> None:
+    try:
+        list(TopologicalSorter(EDGES).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_folders_are_small_enough_to_look_through() -> None:
+    sizes: dict[Path, int] = {}
+    for file in MODULES.values():
+        sizes[file.parent] = sizes.get(file.parent, 0) + 1
+    assert sizes.pop(PACKAGE) <= MOST_AT_THE_ROOT
+    large = {folder.relative_to(ROOT).as_posix(): size for folder, size in sizes.items() if size > MOST_MODULES}
+    assert not large, f"more than {MOST_MODULES} modules"
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for module, file in MODULES.items():
+        assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or module.endswith("_version"), module
+
+
+def test_the_tests_follow_the_package() -> None:
+    folders = {file.parent.name for file in (ROOT / "properties").glob("*/test_*.py")} - {"common"}
+    assert folders == {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
+
+
+def test_the_page_lists_the_folders_in_this_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([a-z]+)/", page, flags=re.MULTILINE)
+    assert told == [name for line in ORDER[1:] for name in line]
