@@ -177,8 +177,10 @@ class CSR:
     @cached_property
     def _torch(self) -> Tensor:
         with warnings.catch_warnings():
-            # torch announces once per process that its CSR layout is in beta.
+            # torch announces once per process that its CSR layout is in beta; some versions also that nothing is
+            # checked, although the call says so.
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
             return torch.sparse_csr_tensor(
                 self.rowptr,
                 self.col,
