@@ -116,7 +116,8 @@ def load_graph(
 ) -> Graph:
     """Load a data set as a `Graph` named after it; arguments and errors as for `load_data`."""
     data = load_data(name, data_root=data_root, download=download, seed=seed, cache_dir=cache_dir, **options)
-    return Graph.from_pyg(data, name=name)
+    # Nobody else has the tensors of a data set of the package; a plug-in may keep its own.
+    return Graph.from_pyg(data, name=name, snapshot=dataset_info(name).family == "plug-in")
 
 
 # The common last step ---------------------------------------------------------------------------------------

@@ -7,22 +7,25 @@ column = source. Weights, degrees and normalisation always come from the whole g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data, Dataset
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
 from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges
+from lmc_verify.graphs.reading import read_pyg
 from lmc_verify.graphs.sparse import CSR
 from lmc_verify.graphs.validation import validate_graph
 
 __all__ = ["Graph"]
+
+_TENSORS = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
 
 _SEARCH = 64
 """Nodes are looked up in a table of all nodes unless that is so many times larger than what is looked up."""
@@ -43,8 +46,13 @@ class Graph:
         cache_bytes: memory that the graph may keep what is worked out from it in, apart from its operators: half of it
             for ``A X``, if that fits, and half for the blocks of batches that come again.
 
+    Args:
+        snapshot: whether the tensors are copied, so that a graph stays what it was whatever becomes of them. Without,
+            they belong to the graph from here on; a change in place is then an error where torch can see it.
+
     Raises:
-        InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels.
+        InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels; or a
+            tensor that was made under `torch.inference_mode`.
     """
 
     edge_index: Tensor
@@ -58,85 +66,70 @@ class Graph:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     _blocks: dict[str, Block] = field(default_factory=dict, repr=False)
     _aggregated: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _versions: dict[str, int] = field(init=False, repr=False)
+    snapshot: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, snapshot: bool) -> None:
         masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
         validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes)
+        for key in _TENSORS if snapshot else ():
+            value = getattr(self, key)
+            object.__setattr__(self, key, None if value is None else value.detach().clone())
+        object.__setattr__(self, "_versions", self._count_changes())
+
+    def _count_changes(self) -> dict[str, int]:
+        """Return how often each tensor was changed in place, as torch counts it."""
+        tensors = {key: getattr(self, key) for key in _TENSORS}
+        made = [key for key, value in tensors.items() if value is not None and value.is_inference()]
+        if made:
+            raise InvalidInputError(
+                f"{made[0]} was made under torch.inference_mode, gradients cannot be taken through it; build the graph "
+                "outside of it (torch.no_grad is fine)"
+            )
+        return {key: value._version for key, value in tensors.items() if value is not None}
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with tensors that were changed in place: operators, ``A X`` and batches are kept from before.
+
+        Raises:
+            InvalidInputError: names the tensor.
+        """
+        now = self._count_changes()
+        changed = [key for key, count in self._versions.items() if now.get(key) != count]
+        if changed:
+            raise InvalidInputError(
+                f"graph.{changed[0]} was changed in place after the graph was built, and what the graph keeps belongs "
+                f"to its old values; build another one, for instance graph.replaced({changed[0]}=...)"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_versions"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)  # copies count from zero again
+        object.__setattr__(self, "_versions", self._count_changes())
 
     @classmethod
-    def from_pyg(cls, data: Data, *, split: int | None = None, name: str | None = None) -> Graph:
+    def from_pyg(
+        cls, data: Data | Dataset, *, split: int | None = None, name: str | None = None, snapshot: bool = True
+    ) -> Graph:
         """Build from any homogeneous `torch_geometric.data.Data`.
 
-        Edge weights are read from ``data.edge_weight``; ``data.edge_attr`` is ignored. Without ``data.train_mask``
-        every node counts as labelled. Float targets [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
+        Edge weights are read from ``data.edge_weight``, or from ``data.adj_t`` in place of ``data.edge_index``; edge
+        features, ``data.edge_attr``, are not. Without ``data.train_mask`` every node counts as labelled. Float targets
+        [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
 
         Args:
-            data: needs ``x``, ``y`` and ``edge_index``.
+            data: needs ``x``, ``y`` and ``edge_index``; or a data set that holds one graph.
             split: which column to take where masks have shape [n, splits].
             name: for messages and reports.
+            snapshot: see `Graph`.
 
         Raises:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
-        if isinstance(data, HeteroData):
-            raise InvalidInputError(
-                "HeteroData has several node types, Graph holds one; call data.to_homogeneous() first"
-            )
-        for key in ("x", "y", "edge_index"):
-            if getattr(data, key, None) is None:
-                raise InvalidInputError(
-                    f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
-                )
-        for key in ("x", "y", "edge_index", "edge_weight", "train_mask", "val_mask", "test_mask"):
-            value = getattr(data, key, None)
-            if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
-                kind = value.layout if isinstance(value, Tensor) else type(value).__name__
-                raise InvalidInputError(f"data.{key} is {kind}, a Graph needs a dense torch.Tensor; convert it first")
-        if data.edge_index.is_floating_point():
-            raise InvalidInputError(
-                f"edge_index must hold integers, got {data.edge_index.dtype}; use edge_index.long()"
-            )
-        x = data.x if data.x.is_floating_point() else data.x.float()
-        num_nodes = x.shape[0]
-        if data.num_nodes != num_nodes:
-            raise InvalidInputError(
-                f"data.num_nodes is {data.num_nodes}, x has {num_nodes} rows; give every node a feature row"
-            )
-
-        def mask(key: str) -> Tensor | None:
-            value = getattr(data, key, None)
-            if value is None:
-                return None
-            if value.dim() == 2:
-                if split is None or not 0 <= split < value.shape[1]:
-                    raise InvalidInputError(
-                        f"data.{key} has {value.shape[1]} splits and split={split}; "
-                        f"choose one with split=0 ... {value.shape[1] - 1}"
-                    )
-                value = value[:, split]
-            chosen: Tensor = value.bool()
-            return chosen
-
-        y = data.y
-        if not y.is_floating_point():
-            y = y.long()
-            if y.dim() == 2 and y.shape[1] == 1:
-                y = y[:, 0]
-            elif y.dim() == 2:  # integer indicator matrix: multi-label
-                y = y.to(x.dtype)
-        train_mask = mask("train_mask")
-        if train_mask is None:
-            train_mask = torch.ones(num_nodes, dtype=torch.bool, device=x.device)
-        return cls(
-            edge_index=data.edge_index.long(),
-            x=x,
-            y=y.to(x.dtype) if y.is_floating_point() else y,
-            train_mask=train_mask,
-            edge_weight=getattr(data, "edge_weight", None),
-            val_mask=mask("val_mask"),
-            test_mask=mask("test_mask"),
-            name=name or getattr(data, "name", None) or "graph",
-        )
+        fields = read_pyg(data, split)
+        return cls(**fields, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property
     def num_nodes(self) -> int:
@@ -160,8 +153,14 @@ class Graph:
 
     @property
     def num_outputs(self) -> int:
-        """Classes (largest label + 1) or width of the multi-label targets."""
-        return self.y.shape[1] if self.multi_label else int(self.y.max()) + 1
+        """Classes (largest label + 1) or width of the multi-label targets.
+
+        Labels of nodes that are in no mask are not looked at: they may hold anything, such as 255 for "unlabelled".
+        """
+        if self.multi_label:
+            return self.y.shape[1]
+        used = torch.stack([mask for mask in self._masks() if mask is not None]).any(0)
+        return int(self.y[used].max()) + 1
 
     @cached_property
     def num_labelled(self) -> int:
@@ -190,11 +189,8 @@ class Graph:
                 return None
             return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
-        fields = {
-            key: move(getattr(self, key))
-            for key in ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
-        }
-        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes)  # type: ignore[arg-type]  # only optional fields can be None
+        fields = {key: move(getattr(self, key)) for key in _TENSORS}
+        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes, snapshot=False)  # type: ignore[arg-type]  # only optional fields can be None
 
     def double(self) -> Graph:
         """Return the graph in float64, the reference precision."""
@@ -202,6 +198,7 @@ class Graph:
 
     def operator(self, kind: str) -> Block:
         """Return the whole operator [n, n] of this kind (see `OPERATORS`); built once and kept."""
+        self.check_unchanged()
         if kind not in self._blocks:
             edges, weight = normalised_edges(kind, self.edge_index, self.edge_weight, self.num_nodes, self.dtype)
             self._blocks[kind] = block_from_edges(edges, weight, self.num_nodes)
@@ -216,6 +213,7 @@ class Graph:
         """Return ``A X`` [n, f] of an operator, computed once, or None if it does not fit into half of the cache."""
         if self.x.numel() * self.x.element_size() > self.cache_bytes // 2:
             return None
+        self.check_unchanged()
         if kind not in self._aggregated:
             self._aggregated[kind] = self.operator(kind).csr.matmul(self.x)
         return self._aggregated[kind]
@@ -326,6 +324,7 @@ class Graph:
     @cached_property
     def fingerprint(self) -> str:
         """Content hash (16 hex digits) of structure, features, labels and masks."""
+        self.check_unchanged()
         digest = hashlib.blake2b(digest_size=8)
         for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
             if value is None:
@@ -346,7 +345,10 @@ class Graph:
             TypeError: a field that a graph does not have.
             InvalidInputError: as for the graph itself.
         """
-        return replace(self, _blocks={}, _aggregated={}, **changes)
+        new: dict[str, Any] = {
+            key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in changes.items()
+        }
+        return replace(self, _blocks={}, _aggregated={}, snapshot=False, **new)
 
     def __repr__(self) -> str:
         return (

@@ -1,0 +1,179 @@
+"""Reading a graph from `torch_geometric.data.Data`: what is there is used, or refused by name; nothing is guessed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, Dataset, HeteroData
+
+from lmc_verify.errors import InvalidInputError
+
+__all__ = ["read_pyg"]
+
+_UNLABELLED = 255
+"""What data sets with labels in bytes write at nodes without one."""
+
+_TENSORS = ("x", "y", "edge_index", "edge_weight", "train_mask", "val_mask", "test_mask")
+
+
+def read_pyg(data: Data | Dataset, split: int | None = None) -> dict[str, Any]:
+    """Return the tensors of a homogeneous graph by the names of `lmc_verify.Graph`'s fields.
+
+    Args:
+        data: needs ``x``, ``y`` and ``edge_index``, or ``adj_t`` in place of it; or a data set that holds one graph.
+        split: which column to take where masks have shape [n, splits].
+
+    Raises:
+        InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
+    """
+    data = _one_graph(data)
+    edge_index, edge_weight = _edges(data)
+    for key in ("x", "y"):
+        if getattr(data, key, None) is None:
+            raise InvalidInputError(
+                f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
+            )
+    for key in _TENSORS:
+        value = getattr(data, key, None)
+        if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidInputError(f"data.{key} is {kind}, a Graph needs a dense torch.Tensor; convert it first")
+    if edge_index.is_floating_point():
+        raise InvalidInputError(f"edge_index must hold integers, got {edge_index.dtype}; use edge_index.long()")
+    x = data.x if data.x.is_floating_point() else data.x.float()
+    num_nodes = x.shape[0]
+    if data.num_nodes != num_nodes:
+        raise InvalidInputError(
+            f"data.num_nodes is {data.num_nodes}, x has {num_nodes} rows; give every node a feature row"
+        )
+    masks = {key: _mask(data, key, num_nodes, split) for key in ("train_mask", "val_mask", "test_mask")}
+    if masks["train_mask"] is None:
+        masks["train_mask"] = torch.ones(num_nodes, dtype=torch.bool, device=x.device)
+    return {
+        "edge_index": edge_index.long(),
+        "x": x,
+        "y": _targets(data.y, x.dtype, masks),
+        "edge_weight": edge_weight,
+        **masks,
+    }
+
+
+def _missing(key: str) -> InvalidInputError:
+    return InvalidInputError(f"data.{key} is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]")
+
+
+def _one_graph(data: Data | Dataset) -> Data:
+    if isinstance(data, HeteroData):
+        raise InvalidInputError("HeteroData has several node types, Graph holds one; call data.to_homogeneous() first")
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, Dataset):
+        if len(data) != 1:
+            raise InvalidInputError(
+                f"{type(data).__name__} is a data set of {len(data)} graphs, a Graph is made of one; choose it, for "
+                "instance dataset[0]"
+            )
+        return _one_graph(data[0])
+    raise InvalidInputError(
+        f"a graph is read from torch_geometric.data.Data, got {type(data).__name__}; build one with Data(x=..., y=..., "
+        "edge_index=...)"
+    )
+
+
+def _edges(data: Data) -> tuple[Tensor, Tensor | None]:
+    """Return edges and weights, from ``edge_index`` or from a transposed adjacency matrix."""
+    adjacency = getattr(data, "adj_t", None)
+    edge_index, weight = getattr(data, "edge_index", None), getattr(data, "edge_weight", None)
+    if edge_index is None:
+        if adjacency is None:
+            raise InvalidInputError(
+                "data.edge_index is missing; a Graph needs x [n, features], y [n] and edge_index [2, m]"
+            )
+        return _from_adjacency(adjacency)
+    if adjacency is not None:
+        raise InvalidInputError(
+            "data has both edge_index and adj_t, and they may differ; delete one of them (del data.adj_t)"
+        )
+    features = getattr(data, "edge_attr", None)
+    if isinstance(features, Tensor) and weight is None and features.dim() and features.numel() == edge_index.shape[-1]:
+        warnings.warn(
+            f"data.edge_attr {list(features.shape)} holds one number per edge and is not read as a weight; if it is "
+            "one, set data.edge_weight = data.edge_attr.view(-1)",
+            UserWarning,
+            stacklevel=4,
+        )
+    return edge_index, weight
+
+
+def _from_adjacency(adjacency: Any) -> tuple[Tensor, Tensor | None]:
+    """Return edges and weights of ``adj_t``: its rows are destinations, its columns sources; ones are no weights."""
+    if hasattr(adjacency, "to_torch_sparse_coo_tensor"):  # torch_sparse.SparseTensor
+        adjacency = adjacency.to_torch_sparse_coo_tensor()
+    if not isinstance(adjacency, Tensor) or adjacency.layout is torch.strided:
+        raise InvalidInputError(
+            f"data.adj_t is a {type(adjacency).__name__}, it must be a sparse matrix [n, n]; or give "
+            "data.edge_index [2, m]"
+        )
+    entries = adjacency.to_sparse_coo()
+    # Entries are read as they are stored: coalescing would add the weights of multi-edges up.
+    destination, source = entries._indices()
+    value = entries._values()
+    weight = None if bool((value == 1).all()) else value
+    return torch.stack([source, destination]), weight
+
+
+def _mask(data: Data, key: str, num_nodes: int, split: int | None) -> Tensor | None:
+    value: Tensor | None = getattr(data, key, None)
+    if value is None:
+        return None
+    if value.dtype not in (torch.bool, torch.uint8):
+        raise InvalidInputError(
+            f"data.{key} is {value.dtype} {list(value.shape)}, a mask is bool [{num_nodes}]; if it holds node ids, "
+            f"make one of them: mask = torch.zeros({num_nodes}, dtype=torch.bool); mask[ids] = True"
+        )
+    if value.dim() == 2:
+        if split is None or not 0 <= split < value.shape[1]:
+            raise InvalidInputError(
+                f"data.{key} has {value.shape[1]} splits and split={split}; choose one with "
+                f"split=0 ... {value.shape[1] - 1}"
+            )
+        value = value[:, split]
+    if value.shape != (num_nodes,):
+        raise InvalidInputError(f"data.{key} must be bool [{num_nodes}], got {value.dtype} {tuple(value.shape)}")
+    if value.dtype is torch.uint8 and bool((value > 1).any()):
+        raise InvalidInputError(
+            f"data.{key} is torch.uint8 and holds {int(value.max())}, a mask holds 0 and 1; give a bool mask"
+        )
+    return value.bool()
+
+
+def _targets(y: Tensor, dtype: torch.dtype, masks: Mapping[str, Tensor | None]) -> Tensor:
+    if y.is_floating_point():
+        return y.to(dtype)
+    y = y.long()
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    elif y.dim() == 2:  # integer indicator matrix: multi-label
+        return y.to(dtype)
+    train = masks["train_mask"]
+    if train is not None and y.shape == train.shape:
+        _refuse_unlabelled(y, train)
+    return y
+
+
+def _refuse_unlabelled(y: Tensor, train_mask: Tensor) -> None:
+    """Refuse 255 among labels that are otherwise far smaller: bytes write "unlabelled" so, and it is no class."""
+    marked = train_mask & (y == _UNLABELLED)
+    if not bool(marked.any()):
+        return
+    others = y[train_mask & ~marked]
+    if not others.numel() or int(others.max()) < _UNLABELLED - 1:
+        known = f"the other labels end at {int(others.max())}" if others.numel() else "there is no other label"
+        raise InvalidInputError(
+            f"labelled node {int(marked.nonzero()[0, 0])} has label {_UNLABELLED} and {known}: {_UNLABELLED} usually "
+            "means unlabelled; take such nodes out of train_mask, or number the classes from 0 without a gap"
+        )
