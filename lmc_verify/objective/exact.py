@@ -105,11 +105,12 @@ def _exact_pass(problem: Problem, chunk_size: int | None, *, closed: bool) -> Ex
 
 
 def refuse_dropout(problem: Problem, *, allow_keyed: bool = False) -> None:
-    """Raise InvalidInputError if dropout is on: exact values are then undefined.
+    """Raise InvalidInputError if dropout is on, or the problem is not ready for a pass (see `Problem.check_ready`).
 
     Keyed dropout (`lmc_verify.models.Dropout`) is a fixed function while its key is: estimates of a training run allow
     it, exact values and claims do not.
     """
+    problem.check_ready()
     part = active_dropout(problem.model, allow_keyed=allow_keyed)
     if part is not None:
         raise InvalidInputError(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import CSR, Block, BufferPool, Graph
-from lmc_verify.models.layered import LayeredModel
+from lmc_verify.models.layered import LayeredModel, active_dropout
 from lmc_verify.objective.losses import LOSSES, node_losses
 
 __all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum"]
@@ -46,6 +47,10 @@ class Problem:
     """
 
     def __init__(self, graph: Graph, model: LayeredModel, loss: str = "cross_entropy") -> None:
+        if not isinstance(loss, str):
+            raise InvalidInputError(
+                f"loss is {loss!r}, it must be the name of a node-wise loss: {', '.join(map(repr, LOSSES))}"
+            )
         if loss not in LOSSES:
             raise UnknownNameError("loss", loss, LOSSES)
         if not isinstance(model, LayeredModel):
@@ -58,16 +63,20 @@ class Problem:
             fitting = "bce" if graph.multi_label else "cross_entropy"
             raise InvalidInputError(f"loss {loss!r} does not fit {kind}; use loss={fitting!r}")
         self.graph, self.model, self.loss = graph, model, loss
+        self._check_parameters()
         with evaluating(model):  # dropout would draw from torch's global generator
-            self.widths = self._probe()
+            embeddings, outputs = self._probe()
+        self.widths = tuple(value.shape[1] for value in embeddings)
+        self.num_outputs = outputs.shape[1]
+        self._checked_modes: tuple[bool, ...] | None = None
         if self.num_outputs < graph.num_outputs or (graph.multi_label and self.num_outputs != graph.num_outputs):
             raise InvalidInputError(
                 f"the model has {self.num_outputs} outputs, the labels need {graph.num_outputs} "
                 f"(largest class {graph.num_outputs - 1}); set out_channels={graph.num_outputs} or mend the labels"
             )
 
-    def _probe(self) -> tuple[int, ...]:
-        """Evaluate every layer on one row with two columns, to learn widths and to fail early and clearly."""
+    def _check_parameters(self) -> None:
+        """Refuse parameters, hooks and widths with which no pass of this package computes the model's gradient."""
         graph, model = self.graph, self.model
         for name, parameter in model.named_parameters():
             if (parameter.dtype, parameter.device) != (graph.dtype, graph.device):
@@ -75,12 +84,31 @@ class Problem:
                     f"parameter {name} is {parameter.dtype} on {parameter.device}, the graph {graph.dtype} on "
                     f"{graph.device}; move one of them, for instance problem = Problem(graph.double(), model.double())"
                 )
+            if parameter.is_inference():
+                raise InvalidInputError(
+                    f"parameter {name} was made under torch.inference_mode, gradients cannot be taken; build the model "
+                    "outside of it"
+                )
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(getattr(model, kind) for kind in hooks):
+            raise InvalidInputError(
+                "the model has hooks of its own, which are not run: passes call its encoder, layers and head one by "
+                "one; register them on these instead"
+            )
         expected = getattr(model, "in_channels", graph.num_features)
         if expected != graph.num_features:
             raise InvalidInputError(
                 f"the model expects features of width {expected}, the graph has {graph.num_features}; "
                 f"set in_channels={graph.num_features}"
             )
+
+    def _probe(self) -> tuple[list[Tensor], Tensor]:
+        """Evaluate encoder, layers and head on one row with two columns, to fail early and clearly.
+
+        Returns:
+            One row of every embedding ``H^0 ... H^L``, and of the outputs.
+        """
+        graph, model = self.graph, self.model
         rows = torch.zeros(2, dtype=torch.int64, device=graph.device)
         columns = torch.arange(2, device=graph.device)
         value = torch.ones(2, dtype=graph.dtype, device=graph.device)
@@ -88,16 +116,16 @@ class Problem:
         step, width = "the encoder", graph.num_features
         with torch.no_grad():
             try:
-                x0 = model.encode(graph.x[:1].expand(2, -1))
-                h, widths = x0, [x0.shape[1]]
+                x0 = _unchanged(model.encode, step, graph.x[:1].repeat(2, 1))
+                h, embeddings = x0, [x0[:1]]
                 for index in range(1, model.num_layers + 1):
                     layer = model.layer(index)
                     step = f"layer {index} ({type(getattr(layer, 'conv', layer)).__name__})"
                     width = h.shape[1]
-                    h = layer(h, h[:1], x0[:1], block).expand(2, -1)
-                    widths.append(h.shape[1])
+                    h = _unchanged(layer, step, h, h[:1], x0[:1], block).repeat(2, 1)
+                    embeddings.append(h[:1])
                 step, width = "the head", h.shape[1]
-                outputs = model.predict(h)
+                outputs = _unchanged(model.predict, step, h)
             except RuntimeError as error:
                 raise InvalidInputError(
                     f"{step} cannot be evaluated on rows of width {width}: {error}; "
@@ -105,8 +133,56 @@ class Problem:
                 ) from error
         if outputs.dim() != 2:
             raise InvalidInputError(f"the model's outputs must be [nodes, outputs], got {tuple(outputs.shape)}")
-        self.num_outputs = outputs.shape[1]
-        return tuple(widths)
+        return embeddings, outputs
+
+    def check_ready(self) -> None:
+        """Refuse what no gradient can be taken of; every pass asks this first.
+
+        The model is evaluated twice on one row, once for every mode that it is seen in: spectral norm, for instance,
+        changes in training mode only. While units are dropped it is not asked: whoever takes a gradient then refuses
+        dropout, or gives it a key.
+
+        Raises:
+            InvalidInputError: the model is no function of its inputs (it changes at a call, or gives something else at
+                the next one), or `torch.inference_mode` is on.
+        """
+        if torch.is_inference_mode_enabled():
+            raise InvalidInputError(
+                "gradients cannot be taken under torch.inference_mode; leave it, or use torch.no_grad instead"
+            )
+        modes = tuple(module.training for module in self.model.modules())
+        if modes != self._checked_modes and active_dropout(self.model) is None:
+            self._check_function()
+            self._checked_modes = modes
+
+    def _check_function(self) -> None:
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        devices = [self.graph.device] if self.graph.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            first, second = self._probe(), self._probe()
+        changed = [name for name, value in self.model.named_buffers() if not torch.equal(value, buffers[name])]
+        with torch.no_grad():
+            for name, value in self.model.named_buffers():
+                value.copy_(buffers[name])
+        if changed:
+            owner, _, buffer = changed[0].rpartition(".")
+            kind = type(self.model.get_submodule(owner)).__name__
+            raise InvalidInputError(
+                f"{owner} ({kind}) changes its buffer {buffer!r} whenever it is called: the model is no function of "
+                "its inputs, and no estimate of its gradient can be judged; call model.eval(), or take it out"
+            )
+        for place, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
+            if not torch.equal(one, other):
+                where = f"layer {place}" if place else "the encoder"
+                raise InvalidInputError(
+                    f"{where} gives other rows for the same input when it is called again: the model is no function of "
+                    "its inputs; call model.eval(), or take out what is random or counts its calls"
+                )
+        if not torch.equal(first[1], second[1]):
+            raise InvalidInputError(
+                "the head gives other outputs for the same input when it is called again: the model is no function of "
+                "its inputs; call model.eval(), or take out what is random or counts its calls"
+            )
 
     @property
     def num_layers(self) -> int:
@@ -191,6 +267,18 @@ class Problem:
 
     def __repr__(self) -> str:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
+
+
+def _unchanged(part: Callable[..., Tensor], name: str, *inputs: Any) -> Tensor:
+    """Call a part of a model, and refuse one that writes into its inputs: they are embeddings that others read."""
+    before = inputs[0]._version  # torch counts changes in place
+    out = part(*inputs)
+    if inputs[0]._version != before:
+        raise InvalidInputError(
+            f"{name} changes its input in place, which would overwrite embeddings that others read; use the version "
+            "that does not, such as ReLU(inplace=False)"
+        )
+    return out
 
 
 @contextmanager
