@@ -1,25 +1,19 @@
-"""What ``lmc-verify train`` and ``lmc-verify race`` print: progress with the time left, traces, and standings."""
+"""What ``lmc-verify train`` prints: the trace of a run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmc_verify.races import Median, RaceRecord
 from lmc_verify.training import Evaluation, Trace
 
-__all__ = ["print_race", "print_trace"]
+__all__ = ["print_trace"]
 
 _ROWS = 20
 """Most rows of a printed trace; the file has them all."""
-
-
-# ------------------------------------------------------------------------------------------------- one run
 
 
 def print_trace(trace: Trace, console: Console) -> None:
@@ -96,56 +90,3 @@ def _summary(trace: Trace) -> Iterator[str]:
         f"{last.step:,} steps in {last.seconds:.2f} s of training (and {last.evaluation_seconds:.2f} s of evaluation), "
         f"{last.nodes:,} nodes and {last.messages:,} messages processed"
     )
-
-
-# ------------------------------------------------------------------------------------------------- a race
-
-
-def print_race(record: RaceRecord, console: Console) -> None:
-    """Print the standings of a race, and why runs never reached the target."""
-    settings, target = record.settings, record.target
-    goal = "no target" if target.accuracy is None else f"target {target.split} accuracy {target.accuracy:.4f}"
-    heading = settings.title or f"Race on {settings.dataset.describe()}"
-    table = Table(title=escape(f"{heading}: {goal}"), title_justify="left")
-    table.add_column("contestant", overflow="fold")
-    for name in ("reached", "seconds", "steps", "nodes", f"best {target.split}", "test", "training s", "evaluation s"):
-        table.add_column(name, justify="right")
-    for item in record.standings:
-        medians = item.medians
-        table.add_row(
-            escape(item.label),
-            f"{item.arrived} of {item.runs}",
-            _median(medians["seconds"], "{:.2f}"),
-            _median(medians["steps"], "{:.0f}"),
-            _median(medians["nodes"], "{:,.0f}"),
-            _median(medians["best"], "{:.3f}"),
-            _median(replace(medians["test"], low=None), "{:.3f}"),
-            _median(replace(medians["total_seconds"], low=None), "{:.1f}"),
-            _median(replace(medians["evaluation_seconds"], low=None), "{:.1f}"),
-        )
-    console.print(table)
-    lines = [
-        f"target: {target.source}",
-        "medians over seeds, with intervals that miss the median with probability "
-        f"at most {settings.alpha:g} whatever the law",
-    ]
-    few = [item.medians["best"].runs for item in record.standings if item.medians["best"].miss == 1]
-    if few:  # runs that crashed have no accuracy
-        lines.append(f"{min(few)} {'run is' if min(few) == 1 else 'runs are'} too few for an interval at this level")
-    lines += [f"  {entry.label}, seed {entry.seed}: {entry.reason}" for entry in record.entries if entry.reason]
-    if record.missing:
-        lines.append(f"{record.missing} runs were not made; go on with --resume")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _median(median: Median, form: str) -> str:
-    if median.value is None:
-        return ""
-
-    def text(value: float) -> str:
-        return "never" if math.isinf(value) else form.format(value)
-
-    if median.low is None or median.high is None:
-        return text(median.value)
-    return f"{text(median.value)} [{text(median.low)}, {text(median.high)}]"

@@ -13,7 +13,15 @@ from lmc_verify.controls import MutationScore
 from lmc_verify.report import RaceSection
 from lmc_verify.runs import RunResult, SearchRecord, Trial
 
-__all__ = ["print_controls", "print_races", "print_result", "print_table", "print_verdict"]
+__all__ = [
+    "print_controls",
+    "print_race",
+    "print_races",
+    "print_result",
+    "print_reused",
+    "print_table",
+    "print_verdict",
+]
 
 _STYLE = {
     Outcome.EXACT: "green",
@@ -95,22 +103,47 @@ def _print_controls(result: RunResult, console: Console) -> None:
                 )
 
 
+def print_reused(result: RunResult, console: Console) -> None:
+    """Print how much of a run was taken from an earlier one, if anything was."""
+    if result.reused:
+        kinds = {"trials": result.trials, "searches": result.searches, "training runs": result.race_runs}
+        what = " and ".join(kind for kind, items in kinds.items() if items)
+        console.print(f"{result.reused} {what} reused from an earlier run", highlight=False)
+
+
 def print_races(races: Sequence[RaceSection], console: Console) -> None:
     """Print the first tables of every race, and which races were not run."""
     for race in races:
-        console.print(f"\n{escape(race.title)} on {escape(race.dataset)}: {escape(race.state)}", highlight=False)
-        if race.header.reason:
-            console.print(f"not run: {race.header.reason}", markup=False, highlight=False, soft_wrap=True)
-        for item in race.crashed:
-            line = f"CRASHED: {item.entry.label}, seed {item.entry.seed}: {item.entry.reason}"
+        console.print()
+        _print_race(race, console)
+
+
+def print_race(race: RaceSection, console: Console) -> None:
+    """Print one race by itself: its tables, how to read them, its target, and why runs never reached it."""
+    _print_race(race, console, notes=True)
+    console.print(f"target: {race.target_words}", markup=False, highlight=False, soft_wrap=True)
+    for entry in () if race.record is None else race.record.entries:
+        if entry.reason and entry.status != "failed":  # those are printed first
+            line = f"  {entry.label}, seed {entry.seed}: {entry.reason}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        for shown in race.tables:
-            table = Table(title=escape(shown.title), title_justify="left")
-            for number, column in enumerate(shown.columns):
-                table.add_column(escape(column), overflow="fold", justify="right" if number else "left")
-            for row in shown.rows:
-                table.add_row(*(escape(cell) for cell in row))
-            console.print(table)
+
+
+def _print_race(race: RaceSection, console: Console, *, notes: bool = False) -> None:
+    console.print(f"{escape(race.title)} on {escape(race.dataset)}: {escape(race.state)}", highlight=False)
+    if race.header.reason:
+        console.print(f"not run: {race.header.reason}", markup=False, highlight=False, soft_wrap=True)
+    for item in race.crashed:
+        line = f"CRASHED: {item.entry.label}, seed {item.entry.seed}: {item.entry.reason}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for shown in race.tables:
+        table = Table(title=escape(shown.title), title_justify="left")
+        for number, column in enumerate(shown.columns):
+            table.add_column(escape(column), overflow="fold", justify="right" if number else "left")
+        for row in shown.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+        if notes and shown.note:
+            console.print(shown.note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:

@@ -16,7 +16,7 @@ from lmc_verify.report.model.text import duration
 from lmc_verify.runs import AnyPlanned, AnyResult, Listener, Planned, SearchRecord, Trial
 from lmc_verify.training import Evaluation, Trainer
 
-__all__ = ["Display", "progress", "race_progress", "train_progress"]
+__all__ = ["Display", "progress", "train_progress"]
 
 _SURE_AFTER = 10.0
 """Seconds after which the time left is estimated."""
@@ -161,39 +161,3 @@ def train_progress(trainer: Trainer, console: Console) -> Iterator[Callable[[Tra
     with Progress(*_columns(), console=console, transient=True) as bar:
         task = bar.add_task("training", total=total, completed=trainer.step_count, state="")
         yield lambda run: bar.update(task, completed=run.step_count, state=_state(run.trace.last))
-
-
-@contextmanager
-def race_progress(console: Console) -> Iterator[Callable[[RaceProgress], None]]:
-    """Yield a listener of a race: two bars on a terminal, one line a run elsewhere."""
-    if not console.is_terminal:
-        known: set[int] = set()
-
-        def line(at: RaceProgress) -> None:
-            if at.trainer.trace.status != "running" and at.position not in known:
-                known.add(at.position)
-                trace = at.trainer.trace
-                text = (
-                    f"[{at.position + 1}/{at.total}] {at.label}, seed {at.seed}: {trace.status}, {_state(trace.last)}"
-                )
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-        yield line
-        return
-    with Progress(*_columns(), console=console, transient=True) as bar:
-        whole = bar.add_task("race", total=None, state="")
-        run = bar.add_task("run", total=None, state="")
-
-        def update(at: RaceProgress) -> None:
-            trace = at.trainer.trace
-            done = at.position + (trace.status != "running")
-            bar.update(whole, total=at.total, completed=done)
-            bar.update(
-                run,
-                description=escape(f"{at.label}, seed {at.seed}"),
-                total=trace.planned_steps,
-                completed=at.trainer.step_count,
-                state=_state(trace.last),
-            )
-
-        yield update

@@ -21,14 +21,14 @@ from lmc_verify.cli.options import (
     print_json,
     writable,
 )
-from lmc_verify.cli.print_verdicts import print_races, print_result
+from lmc_verify.cli.print_verdicts import print_races, print_result, print_reused
 from lmc_verify.cli.progress import progress
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.races import PlannedRun
 from lmc_verify.report import ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
-from lmc_verify.runs import AnyPlanned, Planned, PlannedSearch, Records, RunResult, load_suite, run_suite
+from lmc_verify.runs import AnyPlanned, Planned, PlannedSearch, Records, RunResult, Suite, load_suite, run_suite
 
-__all__ = ["report", "run", "table"]
+__all__ = ["report", "run", "run_and_report", "table"]
 
 
 def _claim_texts() -> dict[str, ClaimText]:
@@ -56,21 +56,73 @@ def run(
 ) -> None:
     """Run a suite, record every trial, counterexample and training run of a race, and write the report."""
     chosen = load_suite(suite)
+    folder = out or Path("reports") / "out" / chosen.name
+    workspace = Workspace(data_root, download)
+    result, report, paths = run_and_report(
+        chosen, folder, workspace, resume=resume, jobs=jobs, replicate=replicate, preset=preset
+    )
+    code = result.exit_code
+    if code == 0 and strict and result.inconclusive:
+        code = 3
+    if as_json:
+        print_json(_run_document(chosen.name, result, code, paths))
+    else:
+        console = out_console()
+        print_result(result, console)
+        print_races(report.races, console)
+        print_reused(result, console)
+        console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
+        for found in (search.found for search in result.searches if search.found is not None):
+            console.print(f"counterexample: {folder / found.document}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def run_and_report(
+    suite: Suite,
+    folder: Path,
+    workspace: Workspace,
+    *,
+    resume: bool,
+    jobs: int,
+    replicate: int = 0,
+    preset: str | None = None,
+    anew: bool = True,
+) -> tuple[RunResult, Report, dict[str, Path]]:
+    """Run a suite into the records of a folder and write its report beside them; return result, report and files.
+
+    Args:
+        suite: the suite.
+        folder: where records and report are.
+        workspace: where data come from.
+        resume: take over what the records have of the same identity.
+        jobs: processes.
+        replicate: number of the repetition.
+        preset: variant of the races.
+        anew: whether, without `resume`, the folder may hold a run already, beside which the new one is recorded.
+
+    Raises:
+        InvalidInputError: the suite or its data do not fit, or the folder holds a run that it may not hold.
+        OutputError: nothing can be written into the folder.
+        KeyboardInterrupt: interrupted; what was done is recorded.
+    """
     # Planning refuses a suite that does not fit, before a folder is made for it.
     counts: dict[type[AnyPlanned], int] = {
-        Planned: len(chosen.plan()),
-        PlannedSearch: len(chosen.searches()),
-        PlannedRun: sum(len(race.runs) for race in chosen.races(preset)),
+        Planned: len(suite.plan()),
+        PlannedSearch: len(suite.searches()),
+        PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
     }
     last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
-    folder = out or Path("reports") / "out" / chosen.name
     writable(folder)
-    workspace = Workspace(data_root, download)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
+        if not (resume or anew) and records.latest_run() is not None:
+            raise InvalidInputError(
+                f"{folder} holds a run; go on with it (--resume), start anew (--overwrite), or choose another --out"
+            )
         with progress(sum(counts.values()), console=err_console(), last=last) as display:
             try:
                 result = run_suite(
-                    chosen,
+                    suite,
                     records,
                     workspace,
                     resume=resume,
@@ -84,25 +136,7 @@ def run(
                 typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
                 raise
         report = build_report(records, result.run_id, _claim_texts())
-        paths = write_report(report, folder)
-    code = result.exit_code
-    if code == 0 and strict and result.inconclusive:
-        code = 3
-    if as_json:
-        print_json(_run_document(chosen.name, result, code, paths))
-    else:
-        console = out_console()
-        print_result(result, console)
-        print_races(report.races, console)
-        if result.reused:
-            kinds = {"trials": result.trials, "searches": result.searches, "training runs": result.race_runs}
-            what = " and ".join(kind for kind, items in kinds.items() if items)
-            console.print(f"{result.reused} {what} reused from an earlier run", highlight=False)
-        console.print(report.headline, markup=False, highlight=False, soft_wrap=True)
-        for found in (search.found for search in result.searches if search.found is not None):
-            console.print(f"counterexample: {folder / found.document}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
+        return result, report, write_report(report, folder)
 
 
 def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, Path]) -> dict[str, Any]:

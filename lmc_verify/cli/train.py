@@ -15,6 +15,7 @@ import typer
 
 from lmc_verify.cases import Workspace, settings_tree
 from lmc_verify.cli.options import (
+    RECORDS_FILE,
     DataRootOption,
     DownloadOption,
     JsonOption,
@@ -24,18 +25,21 @@ from lmc_verify.cli.options import (
     print_json,
     writable,
 )
-from lmc_verify.cli.print_training import print_race, print_trace
-from lmc_verify.cli.progress import race_progress, train_progress
+from lmc_verify.cli.print_training import print_trace
+from lmc_verify.cli.print_verdicts import print_race, print_reused
+from lmc_verify.cli.progress import train_progress
+from lmc_verify.cli.run import run_and_report
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
-from lmc_verify.races import RaceRecord, race_settings, read_race, run_race
+from lmc_verify.races import race_settings
+from lmc_verify.runs import Suite
 from lmc_verify.training import RunSettings
 from lmc_verify.training.build import build_trainer
 from lmc_verify.training.checkpoint import write_text
 
 __all__ = ["race", "train"]
 
-TRACE, CHECKPOINT, RACE = "trace.json", "checkpoint.safetensors", "race.json"
+TRACE, CHECKPOINT = "trace.json", "checkpoint.safetensors"
 
 INTERRUPTED = 130
 
@@ -102,37 +106,26 @@ def race(
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train several estimators once a seed and say when each had the target accuracy. Exit with 5 if a run failed."""
-    chosen = race_settings(file, estimator or [], dataset, seeds, target, settings or [])
+    """Train several estimators once per seed and say when each had the target accuracy. Exit with 5 if a run failed."""
+    chosen = Suite.of_race(race_settings(file, estimator or [], dataset, seeds, target, settings or []))
     folder = out or Path("reports") / "out" / "race"
-    writable(folder)
-    path = folder / RACE
-    previous = None
-    if path.exists() and resume:
-        previous = read_race(path)
-    elif path.exists() and not overwrite:
-        raise InvalidInputError(
-            f"{folder} holds a race; go on with it (--resume), start anew (--overwrite), or choose another --out"
-        )
-
-    def keep(record: RaceRecord) -> None:
-        write_text(path, json.dumps(record.to_dict(), allow_nan=False) + "\n")
-
-    with _stopping() as stop, race_progress(err_console()) as listen:
-        record = run_race(
-            chosen, Workspace(data_root, download), previous=previous, keep=keep, listen=listen, stop=stop
-        )
-    keep(record)
-    failed = any(entry.status == "failed" for entry in record.entries)
-    code = INTERRUPTED if record.missing else 5 if failed else 0
+    workspace = Workspace(data_root, download)
+    result, report, paths = run_and_report(chosen, folder, workspace, resume=resume, jobs=jobs, anew=overwrite)
+    (section,) = report.races
     if as_json:
-        print_json({**record.to_dict(), "files": {"race": str(path)}, "exit_code": code})
+        files = {"records": folder / RECORDS_FILE, **paths}
+        assert section.record is not None  # only a race whose data may be absent can have no run
+        paths_as_text = {key: str(path) for key, path in files.items()}
+        print_json({**section.record.to_dict(), "files": paths_as_text, "exit_code": result.exit_code})
     else:
-        print_race(record, out_console())
-        typer.echo(f"race: {path}")
-    raise typer.Exit(code)
+        console = out_console()
+        print_race(section, console)
+        print_reused(result, console)
+        console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(result.exit_code)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Races: several contestants train on one data set until they reach a target accuracy."""
 
-from lmc_verify.races.contest import RaceProgress, race_record, run_race
+from lmc_verify.races.contest import RaceProgress, race_record
 from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun
-from lmc_verify.races.processes import check_races, make_runs
-from lmc_verify.races.record import Median, RaceEntry, RaceRecord, Standing, read_race
+from lmc_verify.races.processes import check_races, make_runs, run_race
+from lmc_verify.races.record import Median, RaceEntry, RaceRecord, Standing
 from lmc_verify.races.settings import ContestantSettings, RaceSettings, race_settings
-from lmc_verify.races.table import RaceTable, expand_race
+from lmc_verify.races.table import RaceTable, expand_race, planned_race
 
 __all__ = [
     "ContestantSettings",
@@ -23,8 +23,8 @@ __all__ = [
     "check_races",
     "expand_race",
     "make_runs",
+    "planned_race",
     "race_record",
     "race_settings",
-    "read_race",
     "run_race",
 ]

@@ -14,14 +14,41 @@ import torch
 
 from lmc_verify.cases import Workspace
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
-from lmc_verify.races.contest import RaceProgress, contestants_of, require_split, run_contestant
+from lmc_verify.races.contest import RaceProgress, contestants_of, race_record, require_split, run_contestant
 from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun
+from lmc_verify.races.record import RaceRecord
+from lmc_verify.races.settings import RaceSettings
+from lmc_verify.races.table import planned_race
 from lmc_verify.training.build import build_trainer, warm_up
 
-__all__ = ["check_races", "make_runs"]
+__all__ = ["check_races", "make_runs", "run_race"]
 
 Watch = Callable[[RaceProgress], None]
 """Called while a run is under way, in this process only."""
+
+
+def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs: int = 1) -> RaceRecord:
+    """Train every contestant once per seed and say when each had the target accuracy; record nothing.
+
+    Everything that the settings name is built before the first run. A run that raises an error after that is
+    recorded as ``"failed"``; the others go on. ``lmc-verify race`` makes the same runs and records each as it ends.
+
+    Args:
+        settings: the race.
+        workspace: where data come from.
+        jobs: processes; 1 runs in this one.
+
+    Raises:
+        InvalidInputError: settings that do not fit the data, or contestants that are trained alike.
+    """
+    if jobs < 1:
+        raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
+    workspace = workspace or Workspace()
+    place = (workspace.data_root, workspace.download)
+    race = planned_race(settings)
+    check_races([race], *place)
+    entries = [made.entry for _, made, _ in make_runs(race.runs, *place, recorded=None, jobs=jobs)]
+    return race_record(settings, sorted(entries, key=lambda entry: entry.position))
 
 
 class _Worker:
@@ -56,7 +83,6 @@ class _Worker:
                 pass
         race = planned.race.settings
         entry = run_contestant(race, planned.contestant, planned.seed, self.workspace, listen=watch)
-        assert entry is not None  # runs are given up only when asked to
         return RaceRun(planned.key, planned.race.key, entry, planned.command, time.perf_counter() - start)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lmc_verify.encoding import plain, untagged
@@ -114,7 +112,7 @@ class Median:
         value: the median; infinite where half of the runs never arrived; None where no run has a value.
         low: lower end of the interval; None where there are too few runs for the level.
         high: upper end; may be infinite.
-        miss: probability that the interval misses the law's median, at most; 1 where there is none.
+        miss: probability that the interval misses the distribution's median, at most; 1 where there is none.
         runs: how many.
     """
 
@@ -161,7 +159,6 @@ class RaceRecord:
         standings: by contestant, in the order of the settings; the target's own runs first where they are no
             contestant.
         environment: versions and machine.
-        provenance: hashes of the data, the command, and the like.
     """
 
     settings: RaceSettings
@@ -169,13 +166,6 @@ class RaceRecord:
     entries: tuple[RaceEntry, ...]
     standings: tuple[Standing, ...]
     environment: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def missing(self) -> int:
-        """Number of runs that were not made yet."""
-        labels = {item.label for item in self.entries} | {item.label for item in self.settings.contestants}
-        return len(labels) * len(self.settings.seeds) - len(self.entries)
 
     def of(self, label: str) -> tuple[RaceEntry, ...]:
         """Return the runs of one contestant.
@@ -199,7 +189,6 @@ class RaceRecord:
             "entries": [item.to_dict() for item in self.entries],
             "standings": [plain(asdict(item)) for item in self.standings],
             "environment": plain(self.environment),
-            "provenance": plain(self.provenance),
         }
 
     @classmethod
@@ -210,7 +199,7 @@ class RaceRecord:
             InvalidInputError: it is no record of a race, or of a newer version.
         """
         if not isinstance(values, Mapping) or values.get("kind") != "lmc-verify race":
-            raise InvalidInputError("this is not the record of a race; give what lmc-verify race has written")
+            raise InvalidInputError("this is not the record of a race; give what lmc-verify race --json prints")
         if values.get("version") != 1:
             raise InvalidInputError(
                 f"the record of a race has version {values.get('version')!r}, this version reads 1; upgrade lmc-verify"
@@ -222,7 +211,6 @@ class RaceRecord:
                 entries=tuple(RaceEntry.from_dict(item) for item in values["entries"]),
                 standings=tuple(_standing(untagged(item)) for item in values["standings"]),
                 environment=untagged(values["environment"]),
-                provenance=untagged(values["provenance"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
@@ -233,20 +221,3 @@ class RaceRecord:
 def _standing(values: Mapping[str, Any]) -> Standing:
     medians = {name: Median(**item) for name, item in values["medians"].items()}
     return Standing(values["label"], values["runs"], values["arrived"], medians)
-
-
-def read_race(path: Path) -> RaceRecord:
-    """Read the record of a race.
-
-    Raises:
-        InvalidInputError: a file that cannot be read, or is no such record.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot read {path}: {error.strerror}; give what lmc-verify race has written"
-        ) from error
-    except ValueError as error:
-        raise InvalidInputError(f"{path} is damaged: it is not JSON ({error}); restore it, or race anew") from error
-    return RaceRecord.from_dict(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -181,10 +180,6 @@ class RaceSettings(Settings):
             data_seed=self.data_seed,
             dtype=self.dtype,
         )
-
-    def canonical(self) -> str:
-        """Return the settings as one line of JSON with sorted keys: the identity of the race."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def read(cls, values: Any) -> RaceSettings:

@@ -15,7 +15,7 @@ from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
 from lmc_verify.races.settings import RaceSettings
 
-__all__ = ["RaceTable", "expand_race"]
+__all__ = ["RaceTable", "expand_race", "planned_race"]
 
 
 class RaceTable(BaseModel):
@@ -43,6 +43,11 @@ class RaceTable(BaseModel):
     seeds: int | list[int] = 5
     optional: bool = False
     presets: dict[str, dict[str, Any] | Literal[False]] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: RaceSettings) -> RaceTable:
+        """Return the table that plans one race."""
+        return cls.model_validate({**settings.model_dump(mode="json"), "figure": settings.figure or []})
 
     @property
     def others(self) -> dict[str, Any]:
@@ -74,13 +79,30 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     for dataset in datasets:
         values = {"data_seed": suite_seed, **table.others, "dataset": dataset, "contestants": contestants}
         settings = RaceSettings.read({**values, "seeds": seeds, "figure": figures[0] if figures else None})
-        _check_names(settings)
-        race = PlannedRace(settings, figures, table.optional)
-        _refuse_twins(race)
-        yield race
+        yield planned_race(settings, figures, optional=table.optional)
 
 
-def _refuse_twins(race: PlannedRace) -> None:
+def planned_race(
+    settings: RaceSettings, figures: tuple[str, ...] | None = None, *, optional: bool = False
+) -> PlannedRace:
+    """Return the race that settings plan.
+
+    Args:
+        settings: the race.
+        figures: kinds of pictures that are drawn of it; by default the one that the settings name.
+        optional: whether an absent data set only leaves it out.
+
+    Raises:
+        InvalidInputError: an unknown name or setting, or contestants that are trained alike.
+    """
+    check_dataset(settings.dataset)
+    if settings.model.name not in MODELS:
+        raise UnknownNameError("model", settings.model.name, MODELS)
+    for contestant in settings.contestants:
+        build_estimator(contestant.estimator)
+    if figures is None:
+        figures = () if settings.figure is None else (settings.figure,)
+    race = PlannedRace(settings, figures, optional)
     labels: dict[str, str] = {}
     for run in race.runs:
         label = labels.setdefault(run.key, run.contestant.label)
@@ -88,6 +110,7 @@ def _refuse_twins(race: PlannedRace) -> None:
             raise InvalidInputError(
                 f"contestants {label!r} and {run.contestant.label!r} are trained alike; leave one of them out"
             )
+    return race
 
 
 def _figures(table: RaceTable) -> tuple[str, ...]:
@@ -96,14 +119,6 @@ def _figures(table: RaceTable) -> tuple[str, ...]:
         if name not in FIGURES:
             raise UnknownNameError("figure", name, FIGURES)
     return tuple(name for name in FIGURES if name in wanted)
-
-
-def _check_names(settings: RaceSettings) -> None:
-    check_dataset(settings.dataset)
-    if settings.model.name not in MODELS:
-        raise UnknownNameError("model", settings.model.name, MODELS)
-    for contestant in settings.contestants:
-        build_estimator(contestant.estimator)
 
 
 def _contestants(table: RaceTable) -> list[Any]:

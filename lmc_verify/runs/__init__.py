@@ -5,7 +5,7 @@ from lmc_verify.runs.planned import Planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
-from lmc_verify.runs.suite import load_suite, suite_names
+from lmc_verify.runs.suite import Suite, load_suite, suite_names
 from lmc_verify.runs.trials import REPLICATE, NotRun, Run, Trial, repeated_case
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "RunResult",
     "SearchRecord",
+    "Suite",
     "Trial",
     "find_trial",
     "load_suite",

@@ -57,7 +57,7 @@ from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models import check_jump, check_options
-from lmc_verify.races import PlannedRace, RaceTable, expand_race
+from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
 from lmc_verify.runs.planned import Planned
 from lmc_verify.runs.searches import Expected, PlannedSearch
 from lmc_verify.statistics.ledger import ErrorLedger
@@ -126,6 +126,17 @@ class Suite(BaseModel):
     race: list[RaceTable] = Field(default_factory=list)
     presets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(default_factory=list)
     """Names of the variants of its races; the first is the default."""
+
+    @classmethod
+    def of_race(cls, settings: RaceSettings) -> Suite:
+        """Return the suite of one race and nothing else, which ``lmc-verify race`` runs.
+
+        Raises:
+            InvalidInputError: an unknown name or setting, or contestants that are trained alike.
+        """
+        planned_race(settings)  # what does not fit is said without the name of a table that nobody has written
+        title = settings.title or f"Race on {settings.dataset.describe()}"
+        return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every trial of the suite, claims first, in the order of the file.

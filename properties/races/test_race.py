@@ -1,5 +1,5 @@
 """Time to accuracy is read from the first evaluation that has it; a run that never has counts as infinite and is never
-dropped; contestants take turns; what a race has done is kept.
+dropped; contestants take turns; a race from the command line is a suite of one race.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import InvalidInputError, Trainer, cli
-from lmc_verify.cases.workspace import Workspace
 from lmc_verify.estimators import ESTIMATORS, GAS
-from lmc_verify.races import contest as race_module
-from lmc_verify.races.contest import contestants_of, race_record, race_runs, run_race
+from lmc_verify.races import processes
+from lmc_verify.races.contest import contestants_of, race_record, race_runs
+from lmc_verify.races.processes import run_race
 from lmc_verify.races.record import REFERENCE, RaceEntry, RaceRecord
 from lmc_verify.races.settings import RaceSettings, race_settings
+from lmc_verify.races.table import planned_race
 from lmc_verify.races.target import first_reached, judge, target_of
+from lmc_verify.runs.records import Records
+from lmc_verify.runs.suite import Suite
 from lmc_verify.training import Evaluation, Trace
+from lmc_verify.training import build as building
 
 SMALL: dict[str, Any] = {
     "dataset": "karate",
@@ -184,10 +187,8 @@ def test_contestants_take_turns() -> None:
 
 def test_a_race_is_its_runs() -> None:
     """Each entry is what a trainer of these settings does by itself; the record comes back from JSON."""
-    settings, kept = small(), []
-    record = run_race(settings, keep=kept.append)
-    assert [item.missing for item in kept] == list(range(8, -1, -1))
-    assert record.missing == 0
+    settings = small()
+    record = run_race(settings)
     assert [(item.label, item.seed) for item in record.entries] == [(c.label, s) for c, s in race_runs(settings)]
     assert [item.position for item in record.entries] == list(range(9))
     assert [item.label for item in record.standings] == [REFERENCE, "lmc", "gas"]
@@ -195,7 +196,7 @@ def test_a_race_is_its_runs() -> None:
     assert record.target.accuracy == float(np.median(best))
     for item in record.entries:
         contestant = next(other for other in contestants_of(settings) if other.label == item.label)
-        trainer = race_module.build_trainer(settings.run_of(contestant, item.seed), description={"label": item.label})
+        trainer = building.build_trainer(settings.run_of(contestant, item.seed), description={"label": item.label})
         assert item.trace is not None
         assert trainer.run().without_times() == item.trace.without_times()
         assert judge(item, record.target) == item
@@ -239,41 +240,46 @@ def test_diverged_runs_are_recorded() -> None:
     assert "diverged: the loss was" in item.reason or "diverged: the objective was" in item.reason
 
 
-def test_runs_that_were_made_are_taken_over() -> None:
-    settings, kept, steps = small(seeds=[0, 1]), [], []
-    whole = run_race(settings, keep=kept.append)
-    record = run_race(settings, previous=kept[2], keep=lambda record: steps.append(record.missing))
-    assert steps == [2, 1, 0]
-    assert record.entries[:3] == tuple(judge(item, record.target) for item in kept[2].entries)
-    timeless = [(item.label, item.seed, item.trace.without_times()) for item in record.entries if item.trace]
-    assert timeless == [(item.label, item.seed, item.trace.without_times()) for item in whole.entries if item.trace]
-    with pytest.raises(InvalidInputError, match=r"other settings \(seeds\)"):
-        run_race(small(seeds=[0]), previous=kept[2])
-    for name, what in (("code", "by code"), ("plugins", "by plug-ins"), ("graph", "on the graph")):
-        foreign = replace(kept[2], provenance={**kept[2].provenance, name: "another"})
-        with pytest.raises(InvalidInputError, match=f"made {what} another, this is"):
-            run_race(settings, previous=foreign)
-
-
-def test_a_race_that_is_stopped_keeps_whole_runs_only() -> None:
-    count = iter(range(10**6))
-    record = run_race(small(seeds=[0]), stop=lambda: next(count) >= 5)
-    assert [item.label for item in record.entries] == [REFERENCE]
-    assert record.missing == 2
+def test_processes_make_the_same_race_in_whatever_order_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small(seeds=[0, 1])
+    one = run_race(settings)
+    straight = processes._make_all
+    monkeypatch.setattr(processes, "_make_all", lambda *given: reversed(list(straight(*given))))
+    two = run_race(settings, jobs=2)
+    timeless = [
+        [(item.label, item.seed, item.position, item.trace and item.trace.without_times()) for item in record.entries]
+        for record in (one, two)
+    ]
+    assert timeless[0] == timeless[1]
+    assert one.target == two.target
+    with pytest.raises(InvalidInputError, match="jobs is 0, it must be at least 1"):
+        run_race(settings, jobs=0)
 
 
 def test_every_run_has_batches_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a batch remembers of the graph is part of every run's work."""
     designs: list[Any] = []
-    original = race_module.Trainer
+    original = building.Trainer
 
     def spy(problem: Any, estimator: Any, design: Any, *args: Any, **more: Any) -> Trainer:
         designs.append(design)
         return original(problem, estimator, design, *args, **more)
 
-    monkeypatch.setattr(race_module, "Trainer", spy)
+    monkeypatch.setattr(building, "Trainer", spy)
     run_race(small(contestants=["gas"], seeds=[0, 1], target={"accuracy": 0.5}))
-    assert len({id(design) for design in designs}) == len(designs)
+    assert len({id(design) for design in designs}) == len(designs) >= 2
+
+
+def test_a_suite_of_one_race_plans_that_race() -> None:
+    for settings in (small(), small(title="T", figure="ablation", data_seed=3, dtype="float64", alpha=0.3)):
+        suite = Suite.of_race(settings)
+        assert (suite.races(), suite.plan(), suite.searches()) == ([planned_race(settings)], [], [])
+        assert suite.title == (settings.title or "Race on karate")
+    with pytest.raises(InvalidInputError, match=r"^unknown estimator 'lmcc': did you mean 'lmc'"):
+        Suite.of_race(small(contestants=["lmcc"]))
+    alike = ["lmc", {"estimator": "lmc", "label": "LMC"}]
+    with pytest.raises(InvalidInputError, match=r"^contestants 'lmc' and 'LMC' are trained alike"):
+        Suite.of_race(small(contestants=alike))
 
 
 # --- settings --------------------------------------------------------------------------------------------
@@ -309,19 +315,19 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: 
         ({"model": {"dropout": 0.5}, "contestants": ["backward-sgd"]}, r"set dropout to 0"),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_the_race(changes: dict[str, Any], message: str) -> None:
-    made: list[RaceRecord] = []
+def test_what_cannot_be_built_is_refused_before_the_race(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Trainer] = []
+    monkeypatch.setattr(Trainer, "run", lambda self, **_: made.append(self))
     with pytest.raises(InvalidInputError, match=message):
-        run_race(small(**changes), keep=made.append)
+        run_race(small(**changes))
     assert made == []
 
 
-def test_data_without_the_split_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace, settings = Workspace(), small()
-    graph = workspace.graph(settings.dataset, 0, torch.float32)
-    monkeypatch.setattr(workspace, "graph", lambda *args: graph.replaced(val_mask=None))
-    with pytest.raises(InvalidInputError, match="'karate' has no validation nodes"):
-        run_race(settings, workspace)
+def test_data_without_the_split_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="'ring' has no validation nodes"):
+        run_race(small(dataset={"name": "ring", "num_nodes": 3}))
 
 
 def test_files_options_and_assignments_are_merged(tmp_path: Path) -> None:
@@ -424,27 +430,92 @@ RACE = ["race", "--dataset", "karate", "--estimator", "lmc", "--estimator", "gas
         "--set", "design.parts=4", "--set", "trainer.epochs=2", "--set", "model.layers=2"]  # fmt: skip
 
 
-def test_race_prints_standings_and_keeps_its_record(lmc: Callable[..., Result]) -> None:
+def recorded(folder: str) -> tuple[str, RaceRecord]:
+    """Return how the latest race in a folder ended, and its record."""
+    with Records.open(Path(folder) / "records.sqlite") as records:
+        latest = records.latest_run()
+        assert latest is not None
+        ((header, runs),) = records.races(latest.id)
+    return latest.status, race_record(header.settings, [run.entry for run in runs])
+
+
+def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., Result]) -> None:
     done = lmc(*RACE)
     assert done.code == 0
-    assert "Race on karate: target validation accuracy" in done.out
-    assert "2 runs are too few for an interval" in done.out
-    assert done.err.count("finished, loss") == 6
-    record = RaceRecord.from_dict(json.loads(Path("o/race.json").read_text()))
-    assert record.missing == 0
-    assert lmc(*RACE).code == 2
+    assert "Race on karate: 6 finished" in done.out
+    assert "reached" in done.out
+    assert "Medians over 2 seeds; too few for an interval." in done.out
+    assert "% validation: median of the best of 2 full-batch runs" in done.out
+    assert done.err.count("finished") == 6
+    assert "[6/6] finished" in done.err
+    names = {path.name for path in Path("o").iterdir()}
+    assert names == {"records.sqlite", "report.html", "report.md", "report.json", "junit.xml", "figures"}
+    status, record = recorded("o")
+    assert (status, len(record.entries)) == ("finished", 6)
+    again = lmc(*RACE)
+    assert again.code == 2
+    assert "o holds a run; go on with it (--resume), start anew (--overwrite)" in again.err
     resumed = lmc(*RACE, "--resume", "--json")
     assert resumed.code == 0
-    assert resumed.err == "", "nothing is trained again"
-    assert RaceRecord.from_dict(json.loads(resumed.out)).entries == record.entries
-    Path("o/race.json").write_text("{")
-    assert "is damaged: it is not JSON" in lmc(*RACE, "--resume").err
-    Path("o/race.json").write_text("{}")
-    assert "not the record of a race" in lmc(*RACE, "--resume").err
+    document = json.loads(resumed.out)
+    assert RaceRecord.from_dict(document) == record, "nothing is trained again"
+    assert list(document["files"]) == ["records", "html", "markdown", "json", "junit"]
+    assert all(Path(file).exists() for file in document["files"].values())
+    assert document["exit_code"] == 0
+    assert "6 training runs reused from an earlier run" in lmc(*RACE, "--resume").out
     never = lmc(*RACE, "--overwrite", "--target", "1")
     assert never.code == 0
-    assert "never reached in 4 steps" in never.out
-    assert "never" in never.out
+    assert "reused" not in never.out
+    assert "lmc, seed 1: never reached in 4 steps" in never.out
+    assert "target: 100.00 % validation, given" in never.out
+    assert {item.reached for item in recorded("o")[1].entries} == {None}
+
+
+def test_a_race_table_takes_over_the_runs_of_a_race(lmc: Callable[..., Result]) -> None:
+    assert lmc(*RACE).code == 0
+    Path("s.toml").write_text(
+        'name = "s"\ntitle = "t"\ncontrols = false\n[[race]]\ndataset = "karate"\nestimator = ["lmc", "gas"]\n'
+        "seeds = 2\ndesign = { parts = 4 }\ntrainer = { epochs = 2 }\nmodel = { layers = 2 }\n"
+    )
+    done = lmc("run", "s.toml", "--out", "o", "--resume", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["reused"] == 6
+    assert lmc(*RACE, "--resume", "--jobs", "2").code == 0
+    with Records.open("o/records.sqlite") as records:
+        assert [(run.suite, run.settings["jobs"]) for run in records.runs()] == [("race", 1), ("s", 1), ("race", 2)]
+
+
+def test_a_race_that_is_interrupted_keeps_its_runs_and_goes_on(
+    lmc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, begun = Trainer._step, list[int]()
+
+    def interrupt(self: Trainer) -> None:
+        steps(self)
+        if self.trace.planned_steps > 1 and self.step_count == 1:  # a step by itself warms up
+            begun.append(self.trace.planned_steps)
+            if len(begun) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupt)
+        stopped = lmc(*RACE)
+    assert stopped.code == 130
+    assert f"interrupted; what is done is in {Path('o/records.sqlite')}, go on with --resume" in stopped.err
+    status, record = recorded("o")
+    assert (status, [(item.label, item.seed) for item in record.entries]) == (
+        "interrupted",
+        [(REFERENCE, 0), ("lmc", 0)],
+    )
+    resumed = lmc(*RACE, "--resume")
+    assert resumed.code == 0
+    assert "2 training runs reused from an earlier run" in resumed.out
+    assert recorded("o")[0] == "finished"
+
+
+def test_a_race_that_could_not_begin_is_not_in_the_way_of_the_next(lmc: Callable[..., Result]) -> None:
+    assert "99" in lmc(*RACE, "--set", "design.parts=99").err
+    assert lmc(*RACE).code == 0
 
 
 def test_race_says_with_its_exit_code_that_a_run_failed(
@@ -453,6 +524,6 @@ def test_race_says_with_its_exit_code_that_a_run_failed(
     monkeypatch.setitem(ESTIMATORS, "fragile", Fragile)
     done = lmc(*RACE, "--estimator", "fragile", "--target", "0.1")
     assert done.code == 5
-    assert "fragile, seed 0: failed: RuntimeError: boom" in done.out
+    assert done.out.count("fragile, seed 0: failed: RuntimeError: boom") == 1
     assert lmc("race", "--dataset", "karate", "--out", "p").code == 2
     assert not Path("p").exists()

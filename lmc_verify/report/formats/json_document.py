@@ -132,10 +132,10 @@ def _search(search: SearchCase, report: Report) -> dict[str, Any]:
 
 
 def _race(race: RaceSection) -> dict[str, Any]:
-    """Return a race: `record` as lmc-verify race writes it, without the environment, which is that of the run."""
+    """Return a race: `record` as lmc-verify race prints it, without the environment, which is that of the run."""
     record = None if race.record is None else race.record.to_dict()
     if record is not None:
-        del record["environment"], record["provenance"]
+        del record["environment"]
     runs = [{key: value for key, value in item.to_dict().items() if key != "entry"} for item in race.runs]
     return {
         "id": race.anchor,
