@@ -6,11 +6,10 @@ from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
 from lmc_verify.runs.suite import load_suite, suite_names
-from lmc_verify.runs.trials import REPLICATE, NotRun, Run, Trial, repeated_case
+from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
 
 __all__ = [
     "FOLDER",
-    "REPLICATE",
     "AnyPlanned",
     "AnyResult",
     "FoundExample",

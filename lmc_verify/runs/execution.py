@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmc_verify.cases import CaseSettings, DatasetSettings, Workspace, build_case, build_design
+from lmc_verify.cases import CaseDescription, DatasetSettings, Workspace, build_case, build_design
 from lmc_verify.claims import Outcome, Verdict, find_claim
-from lmc_verify.controls import check_control
+from lmc_verify.controls import ControlRecord, check_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
 from lmc_verify.races import PlannedRun, RaceHeader, RaceProgress, RaceRun, check_races, make_runs
@@ -109,11 +109,11 @@ def run_planned(planned: Planned, workspace: Workspace) -> Trial:
         InvalidInputError: the settings do not fit the data.
     """
     start = time.perf_counter()
-    control: Mapping[str, Any] | None = None
+    control: ControlRecord | None = None
     try:
         if planned.control is not None:
             result = check_control(planned.control, workspace)
-            verdict, control = result.verdict, result.to_dict()
+            verdict, control = result.verdict, result.record
         else:
             verdict = find_claim(planned.claim).check(build_case(planned.settings, workspace))
     except InvalidInputError:
@@ -121,15 +121,9 @@ def run_planned(planned: Planned, workspace: Workspace) -> Trial:
     except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
         where = traceback.extract_tb(error.__traceback__)[-1]
         summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=_flat(planned.settings))
+        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=CaseDescription.planned(planned.settings))
         if planned.control is not None:
-            control = {
-                "name": planned.control.name,
-                "description": planned.control.description,
-                "role": planned.control.role,
-                "effect": None,
-                "passed": False,
-            }
+            control = ControlRecord.of_crash(planned.control)
     return Trial(
         key=planned.key,
         kind=planned.kind,
@@ -202,7 +196,7 @@ def run_suite(
 
     def note(planned: Planned, trial: Trial | None, reason: str = "") -> None:
         if trial is None:
-            records.not_run(run_id, planned.claim, _flat(planned.settings), reason)
+            records.not_run(run_id, planned.claim, CaseDescription.planned(planned.settings), reason)
             not_run.append((planned, reason))
         else:
             records.add(run_id, trial)
@@ -331,15 +325,3 @@ def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str
 
 def _expected(planned: Planned) -> str | None:
     return None if planned.expected is None else planned.expected.value
-
-
-def _flat(settings: CaseSettings) -> dict[str, Any]:
-    """Return the settings as the flat values that a built case would describe."""
-    return {
-        "dataset": settings.dataset.describe(),
-        "model": settings.model.name,
-        "estimator": settings.estimator.name,
-        "design": settings.design.name,
-        "histories": settings.histories,
-        "seed": settings.seed,
-    }

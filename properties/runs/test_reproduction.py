@@ -146,7 +146,9 @@ def test_controls_are_replayed_with_their_effect() -> None:
     trial = run_planned(planned, Workspace())
     assert replay_trial(trial, planned, environment()).identical
     assert trial.control is not None
-    nudged = dataclasses.replace(trial, control={**trial.control, "effect": next_up(trial.control["effect"])})
+    assert trial.control.effect is not None
+    kept = dataclasses.replace(trial.control, effect=next_up(trial.control.effect))
+    nudged = dataclasses.replace(trial, control=kept)
     (difference,) = replay_trial(nudged, planned, environment()).differences
     assert difference.where == "control.effect"
 
