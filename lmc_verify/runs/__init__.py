@@ -1,7 +1,8 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
-from lmc_verify.runs.execution import AnyPlanned, AnyResult, Listener, RunResult, run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import RunResult, run_suite
+from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord

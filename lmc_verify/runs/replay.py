@@ -19,8 +19,7 @@ from lmc_verify.claims import Verdict
 from lmc_verify.counterexamples import Counterexample
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
-from lmc_verify.runs.execution import run_planned
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.trials import Trial
 
 __all__ = ["Difference", "Replay", "find_trial", "replay_counterexample", "replay_trial"]

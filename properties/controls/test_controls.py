@@ -47,8 +47,8 @@ from lmc_verify.estimators import Compensated
 from lmc_verify.graphs.graph import Graph
 from lmc_verify.graphs.operators import LocalSet
 from lmc_verify.objective.problem import Gradient, gradient_sum
-from lmc_verify.runs.execution import run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import run_suite
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial

@@ -21,8 +21,8 @@ from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.report import build_report
 from lmc_verify.runs import execution
 from lmc_verify.runs import planned as planned_module
-from lmc_verify.runs.execution import RunResult, run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import RunResult, run_suite
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import replay_counterexample
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord, run_search
@@ -399,7 +399,7 @@ def test_an_unexpected_verdict_is_1(records: Records) -> None:
 
 
 def a_trial(kind: str, *, as_expected: bool | None = True, outcome: Outcome = Outcome.EXACT) -> Trial:
-    control = {"name": "c", "passed": as_expected} if kind == "control" else None
+    control = ControlRecord("c", "", "sound", None, None, as_expected) if kind == "control" else None
     expected = {True: outcome.value, False: "VACUOUS", None: None}[as_expected]
     return Trial("k", kind, Verdict("claim", outcome, "s"), expected, "command", 1.0, control)
 

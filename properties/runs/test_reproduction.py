@@ -21,8 +21,7 @@ from lmc_verify.controls import find_control
 from lmc_verify.counterexamples import Counterexample, Instance, ModelPlan
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.provenance import environment
-from lmc_verify.runs.execution import run_planned
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import Difference, find_trial, replay_counterexample, replay_trial
 from lmc_verify.runs.trials import Trial
