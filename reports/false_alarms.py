@@ -20,8 +20,7 @@ from joblib import Parallel, delayed
 
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, Verdict, find_claim
-from lmc_verify.runs.execution import run_planned
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.suite import load_suite
 
 RATE_ALPHA = 0.4

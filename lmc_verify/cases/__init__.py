@@ -2,6 +2,7 @@
 
 from lmc_verify.cases.case import Case, assemble_case, build_case, prepared_state, readable_count, sweep_batches
 from lmc_verify.cases.commands import case_settings, flat, reproduction_command, settings_tree
+from lmc_verify.cases.description import CaseDescription
 from lmc_verify.cases.lookup import build_estimator, check_dataset, plugins_of
 from lmc_verify.cases.settings import (
     CaseSettings,
@@ -18,6 +19,7 @@ from lmc_verify.cases.workspace import Workspace, build_design
 
 __all__ = [
     "Case",
+    "CaseDescription",
     "CaseSettings",
     "DatasetSettings",
     "DesignSettings",

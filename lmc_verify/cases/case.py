@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from lmc_verify.cases.description import CaseDescription
 from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
@@ -90,54 +91,52 @@ class Case:
         return prepared_state(self, self.histories)
 
     @cached_property
-    def description(self) -> dict[str, Any]:
-        """The case as flat values for records and reports."""
+    def description(self) -> CaseDescription:
+        """The case for records and reports."""
         graph, problem, design, settings = self.graph, self.problem, self.design, self.settings
-        base = self.base_design
-        out: dict[str, Any] = {
-            "dataset": graph.name if settings is None else settings.dataset.describe(),
-            "nodes": graph.num_nodes,
-            "edges": graph.num_edges,
-            "model": type(problem.model).__name__.lower() if settings is None else settings.model.name,
-            "layers": problem.num_layers,
-            "width": max(problem.widths[1:]) if settings is None else settings.model.width,
-        }
-        if settings is not None:
-            model = settings.model
-            out["activation_cut"] = model.activation_cut
-            if model.activation != "relu":
-                out["activation"] = model.activation
-            out.update(
-                {
-                    key: getattr(model, key)
-                    for key in ("encoder", "head", "residual", "norm", "jump", "dropout", "frozen")
-                    if getattr(model, key)
-                }
-            )
-            out.update(model.options)
-        out |= {
-            "estimator": self.estimator.name,
-            "normaliser": self.normaliser,
-            "design": type(base).__name__ if settings is None else settings.design.name,
-            "per_batch": getattr(base, "per_batch", getattr(base, "size", None)),
-            "support": design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
-            "histories": self.histories,
-            "seed": self.seed,
-            "dtype": str(graph.dtype).removeprefix("torch."),
-        }
-        if settings is not None:
-            for key, value in settings.estimator.settings.items():
-                out.setdefault(key, value)
-        if hasattr(design, "normalisation"):
-            out["normalisation"] = design.normalisation
-        if self.partition is not None:
-            out["partition"] = self.partition.method
-            out["parts"] = self.partition.num_parts
-        if self.sampling.replicate:
-            out["replicate"] = self.sampling.replicate
-        if self.conditioned:
-            out["seen"] = ",".join(map(str, getattr(base, "seen", ())))
-        return out
+        base, partition = self.base_design, self.partition
+        described = CaseDescription(
+            dataset=graph.name,
+            nodes=graph.num_nodes,
+            edges=graph.num_edges,
+            model=type(problem.model).__name__.lower(),
+            layers=problem.num_layers,
+            width=max(problem.widths[1:]),
+            estimator=self.estimator.name,
+            normaliser=self.normaliser,
+            design=type(base).__name__,
+            per_batch=getattr(base, "per_batch", getattr(base, "size", None)),
+            support=design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
+            histories=self.histories,
+            seed=self.seed,
+            dtype=str(graph.dtype).removeprefix("torch."),
+            normalisation=getattr(design, "normalisation", None),
+            partition=None if partition is None else partition.method,
+            parts=None if partition is None else partition.num_parts,
+            replicate=self.sampling.replicate,
+            seen=tuple(getattr(base, "seen", ())),
+        )
+        if settings is None:
+            return described
+        model = settings.model
+        return replace(
+            described,
+            dataset=settings.dataset.describe(),
+            model=model.name,
+            width=model.width,
+            activation_cut=model.activation_cut,
+            activation=None if model.activation == "relu" else model.activation,
+            encoder=model.encoder,
+            head=model.head,
+            residual=model.residual,
+            norm=model.norm,
+            jump=model.jump,
+            dropout=model.dropout,
+            frozen=model.frozen,
+            model_options=model.options,
+            design=settings.design.name,
+            estimator_settings=settings.estimator.settings,
+        )
 
     @cached_property
     def hashes(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lmc_verify.cases import Case
@@ -87,7 +87,7 @@ def verdict_of(
         claim=claim,
         outcome=outcome,
         summary=summary,
-        case=case.description if histories is None else {**case.description, "histories": histories},
+        case=case.description if histories is None else replace(case.description, histories=histories),
         evidence=(*(residuals.evidence() if residuals is not None else ()), *evidence),
         assumptions=tuple(assumptions),
         seeds={"root": case.seed},

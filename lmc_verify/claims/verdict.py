@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+from lmc_verify.cases import CaseDescription
+
 __all__ = ["AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 
 
@@ -103,7 +105,7 @@ class Verdict:
         claim: id of the claim, such as ``"theorem-1/unbiased"``.
         outcome: what was found.
         summary: one sentence for a reader, with numbers.
-        case: the settings of the case (data set, model, estimator, design, histories, seed).
+        case: the case: data set, model, estimator, design, histories, seed.
         residual: the residual that is the largest multiple of its tolerance, in units of its layer's exact gradient;
             None if nothing was measured.
         tolerance: the rounding tolerance that `residual` was held against, same unit.
@@ -121,7 +123,7 @@ class Verdict:
     claim: str
     outcome: Outcome
     summary: str
-    case: Mapping[str, Any] = field(default_factory=dict)
+    case: CaseDescription = field(default_factory=CaseDescription)
     residual: float | None = None
     tolerance: float | None = None
     minimum_detectable_effect: float | None = None
@@ -137,6 +139,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as plain JSON-compatible values."""
         out = asdict(self)
+        out["case"] = self.case.to_dict()
         out["outcome"] = self.outcome.value
         return out
 
@@ -145,6 +148,7 @@ class Verdict:
         """Rebuild a verdict from `to_dict`."""
         fields = dict(values)
         fields["outcome"] = Outcome(fields["outcome"])
+        fields["case"] = CaseDescription.from_dict(fields.get("case", {}))
         fields["evidence"] = tuple(Evidence(**item) for item in fields.get("evidence", ()))
         fields["series"] = tuple(_series(item) for item in fields.get("series", ()))
         fields["assumptions"] = tuple(AssumptionCheck(**item) for item in fields.get("assumptions", ()))

@@ -72,15 +72,18 @@ def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
     table.add_column("")
     for trial in claims:
         verdict, case = trial.verdict, trial.verdict.case
-        details = [str(case.get("model", "")), str(case.get("activation_cut", "")), str(case.get("design", ""))]
-        details += [f"{key}={case[key]}" for key in ("normaliser", "beta") if case.get(key) not in (None, "inclusion")]
-        if case.get("histories") not in (None, "exact"):
-            details.append(f"histories={case['histories']}")
+        details = [case.model or "", case.activation_cut or "", case.design or ""]
+        if case.normaliser not in (None, "inclusion"):
+            details.append(f"normaliser={case.normaliser}")
+        if "beta" in case.estimator_settings:
+            details.append(f"beta={case.estimator_settings['beta']}")
+        if case.histories not in (None, "exact"):
+            details.append(f"histories={case.histories}")
         style = _STYLE[verdict.outcome]
         table.add_row(
             verdict.claim,
-            str(case.get("dataset", "")),
-            str(case.get("estimator", "")),
+            case.dataset or "",
+            case.estimator or "",
             escape(" ".join(details)),
             _number(verdict.residual),
             _number(verdict.tolerance),
@@ -99,7 +102,7 @@ def _print_controls(result: RunResult, console: Console) -> None:
             if trial.as_expected is not True and trial.control is not None:
                 state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
                 console.print(
-                    f"  {trial.control['name']}: {state}: {trial.verdict.summary}", markup=False, highlight=False
+                    f"  {trial.control.name}: {state}: {trial.verdict.summary}", markup=False, highlight=False
                 )
 
 
@@ -182,7 +185,7 @@ def print_verdict(
             None: "neither confirmed nor contradicted",
         }[as_expected]
         console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
-    case = ", ".join(f"{key}={value}" for key, value in verdict.case.items())
+    case = ", ".join(f"{key}={value}" for key, value in verdict.case.to_dict().items())
     console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
     for item in verdict.assumptions:
         symbol = {True: "holds", False: "FAILS", None: "not checked"}[item.holds]
@@ -214,26 +217,26 @@ def print_controls(trials: Sequence[Trial], console: Console) -> None:
     table.add_column("detectable", justify="right")
     table.add_column("verdict")
     table.add_column("")
-    for trial in trials:
-        control, verdict = trial.control or {}, trial.verdict
+    kept = [trial.control for trial in trials if trial.control is not None]
+    for trial, control in zip(trials, kept, strict=True):
+        verdict = trial.verdict
         table.add_row(
-            escape(str(control.get("name"))),
+            escape(control.name),
             escape(verdict.claim),
-            str(control.get("role")),
-            _number(control.get("effect")),
+            control.role,
+            _number(control.effect),
             _number(verdict.minimum_detectable_effect),
             verdict.outcome.value,
             {True: "passed", False: "[bold red]FAILED[/]", None: "not decided"}[trial.as_expected],
         )
     console.print(table)
-    for trial in trials:
-        if trial.as_expected is not True and trial.control is not None:
+    for trial, control in zip(trials, kept, strict=True):
+        if trial.as_expected is not True:
             state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
-            line = f"{trial.control['name']} ({trial.control['description']}): {state}: {trial.verdict.summary}"
+            line = f"{control.name} ({control.description}): {state}: {trial.verdict.summary}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if any((trial.control or {}).get("role") == "defect" for trial in trials):
-        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
-        console.print(str(score), markup=False, highlight=False, soft_wrap=True)
+    if any(control.role == "defect" for control in kept):
+        console.print(str(MutationScore.of(kept)), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:

@@ -175,7 +175,7 @@ def _planned(trial: Trial, context: typer.Context) -> Planned:
         InvalidInputError: the command is not one that this version understands.
     """
     if trial.control is not None:
-        control = find_control(str(trial.control.get("name")))
+        control = find_control(trial.control.name)
         return Planned("control", control.claim, control.broken or control.sound, control.expected, control=control)
     words = shlex.split(trial.command)
     if words[:2] != ["lmc-verify", "check"]:

@@ -7,7 +7,7 @@ pass.
 
 from lmc_verify.controls.altered import Altered, AlteredMember, Inputs, alter
 from lmc_verify.controls.catalogue import CONTROLS, find_control, seeded_subset
-from lmc_verify.controls.control import Control, ControlResult, check_control
+from lmc_verify.controls.control import Control, ControlRecord, ControlResult, check_control
 from lmc_verify.controls.score import MutationScore
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Altered",
     "AlteredMember",
     "Control",
+    "ControlRecord",
     "ControlResult",
     "Inputs",
     "MutationScore",

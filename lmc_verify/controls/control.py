@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from lmc_verify.estimators import Estimator, History
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, gradient_sum
 
-__all__ = ["Control", "ControlResult", "Role", "check_control"]
+__all__ = ["Control", "ControlRecord", "ControlResult", "Role", "check_control"]
 
 Role = Literal["sound", "defect"]
 
@@ -88,16 +88,51 @@ class ControlResult:
         limit = self.verdict.minimum_detectable_effect
         return limit is None or not self.effect <= limit
 
-    def to_dict(self) -> Mapping[str, Any]:
-        """Return what records keep beside the verdict."""
-        return {
-            "name": self.control.name,
-            "description": self.control.description,
-            "role": self.control.role,
-            "effect": self.effect,
-            "detectable": self.detectable,
-            "passed": self.passed,
-        }
+    @property
+    def record(self) -> ControlRecord:
+        """What records keep beside the verdict."""
+        control = self.control
+        return ControlRecord(control.name, control.description, control.role, self.effect, self.detectable, self.passed)
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """What records keep of a control beside its verdict.
+
+    Attributes:
+        name: of the control.
+        description: what is broken, or what must hold.
+        role: ``"sound"`` or ``"defect"``.
+        effect: size of the defect in gradient norms; None for sound controls, and after a crash.
+        detectable: whether the effect is above what the check can detect; None where there is none.
+        passed: whether the verifier did its duty; None if the effect is too small to ask for it.
+        crashed: whether its check crashed: then nothing is known of `detectable`, and none is written.
+    """
+
+    name: str
+    description: str
+    role: Role
+    effect: float | None
+    detectable: bool | None
+    passed: bool | None
+    crashed: bool = False
+
+    @classmethod
+    def of_crash(cls, control: Control) -> ControlRecord:
+        """Return what is kept of a control whose check crashed: it has not passed."""
+        return cls(control.name, control.description, control.role, None, None, False, crashed=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        out = asdict(self)
+        if out.pop("crashed"):
+            del out["detectable"]
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ControlRecord:
+        """Undo `to_dict`."""
+        return cls(**{"detectable": None, **values}, crashed="detectable" not in values)
 
 
 def check_control(control: Control, workspace: Workspace | None = None) -> ControlResult:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from lmc_verify.controls.control import ControlRecord
 
 __all__ = ["MutationScore"]
 
@@ -24,20 +25,20 @@ class MutationScore:
     below: int
 
     @classmethod
-    def of(cls, results: Iterable[Mapping[str, Any]]) -> MutationScore:
-        """Count results, each as `ControlResult.to_dict` gives it, or as the ``control`` of a recorded trial.
+    def of(cls, records: Iterable[ControlRecord]) -> MutationScore:
+        """Count what was kept of controls.
 
         Sound controls are left out. A defect whose check crashed counts as above the detectable effect, and missed.
         """
         caught = above = below = 0
-        for result in results:
-            if result["role"] != "defect":
+        for record in records:
+            if record.role != "defect":
                 continue
-            if result.get("detectable", result["passed"] is not None) is False:
+            if record.detectable is False or record.passed is None:
                 below += 1
             else:
                 above += 1
-                caught += result["passed"] is True
+                caught += record.passed
         return cls(caught, above, below)
 
     @property

@@ -61,7 +61,7 @@ class LostMessages:
 def lost_messages(example: Counterexample) -> LostMessages:
     """Return the batch whose estimate is farthest from Backward SGD's, with the messages that it lacks."""
     case = example.case()
-    state = prepared_state(case, str(example.verdict.case.get("histories", example.histories)))
+    state = prepared_state(case, example.verdict.case.histories or example.histories)
     reference = BackwardSGD()
     held = reference.init(case.problem)
 
@@ -318,7 +318,7 @@ def _lines(example: Counterexample) -> list[str]:
     model, settings = example.instance.model, example.instance.model.settings
     return [
         f"{model.name}, L = {settings['num_layers']}, width {settings['hidden_channels']}",
-        f"histories: {example.verdict.case.get('histories', example.histories)}",
+        f"histories: {example.verdict.case.histories or example.histories}",
         f"{type(example.instance.design).__name__}: {len(example.batches)} batches",
         *_parameter_lines(example),
     ]

@@ -85,7 +85,7 @@ def measured_tensors(case: Case, verdict: Verdict) -> dict[str, Tensor]:
 
     The histories are those that the claim has used: some claims fix them themselves, and their verdict says so.
     """
-    state = prepared_state(case, str(verdict.case.get("histories", case.histories)))
+    state = prepared_state(case, verdict.case.histories or case.histories)
     out = {f"history.embedding.{layer}": table.clone() for layer, table in state.embeddings.items()}
     out |= {f"history.auxiliary.{layer}": table.clone() for layer, table in state.auxiliary.items()}
     mean = case.problem.zero_gradient()

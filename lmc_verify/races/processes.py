@@ -127,43 +127,12 @@ def _data(race: PlannedRace) -> str:
 
 
 def make_runs(
-    plan: Sequence[PlannedRun],
-    data_root: Path | None,
-    download: bool,
-    *,
-    recorded: Callable[[str], RaceRun | None] | None,
-    jobs: int,
-    watch: Watch | None = None,
-) -> Iterator[tuple[PlannedRun, RaceRun, bool]]:
-    """Yield every run with what is to be recorded of it, and whether it was taken from an earlier one.
-
-    Earlier ones come first, then each as it ends, so that none waits for another to be recorded; `RaceEntry.position`
-    is its place in the race. A run that several races have in common is made once: the others take it over. So they
-    do from earlier runs of the suite, where `recorded` finds them by key.
-    """
-    position: dict[str, int] = {}
-    waiting: dict[str, list[tuple[PlannedRun, int]]] = {}
-    for planned in plan:
-        number = position[planned.race.key] = position.get(planned.race.key, -1) + 1
-        waiting.setdefault(planned.key, []).append((planned, number))
-
-    def taken_by_all(found: RaceRun, *, earlier: bool) -> Iterator[tuple[PlannedRun, RaceRun, bool]]:
-        for planned, number in waiting.pop(found.key):
-            entry = replace(found.entry, label=planned.contestant.label, position=number)
-            yield planned, replace(found, race=planned.race.key, entry=entry, command=planned.command), earlier
-
-    for key in list(waiting) if recorded is not None else ():
-        known = recorded(key) if recorded is not None else None
-        if known is not None:
-            yield from taken_by_all(known, earlier=True)
-    remaining = [runs[0][0] for runs in waiting.values()]
-    for made in _make_all(remaining, data_root, download, jobs, watch):
-        yield from taken_by_all(made, earlier=False)
-
-
-def _make_all(
-    plan: Sequence[PlannedRun], data_root: Path | None, download: bool, jobs: int, watch: Watch | None
+    plan: Sequence[PlannedRun], data_root: Path | None, download: bool, *, jobs: int, watch: Watch | None = None
 ) -> Iterator[RaceRun]:
+    """Yield what is to be recorded of every run as it ends, so that none waits for another to be recorded.
+
+    The place of a run in its race is the caller's to say: `RaceEntry.position` is 0.
+    """
     if jobs == 1 or not plan:  # one that is left takes a process too: it has as many threads as those before
         worker = _Worker(data_root, download)
         for planned in plan:

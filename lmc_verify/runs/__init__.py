@@ -1,16 +1,16 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
-from lmc_verify.runs.execution import AnyPlanned, AnyResult, Listener, RunResult, run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import RunResult, run_suite
+from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
 from lmc_verify.runs.suite import Suite, load_suite, suite_names
-from lmc_verify.runs.trials import REPLICATE, NotRun, Run, Trial, repeated_case
+from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
 
 __all__ = [
     "FOLDER",
-    "REPLICATE",
     "AnyPlanned",
     "AnyResult",
     "FoundExample",

@@ -1,4 +1,4 @@
-"""Running a suite, one trial after another or over joblib's processes; each result is recorded as it comes.
+"""Running a suite, one part after another or over joblib's processes; each result is recorded as it comes.
 
 Searches for counterexamples come after the trials, races after them.
 """
@@ -6,33 +6,27 @@ Searches for counterexamples come after the trials, races after them.
 from __future__ import annotations
 
 import math
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmc_verify.cases import CaseSettings, DatasetSettings, Workspace, build_case, build_design
-from lmc_verify.claims import Outcome, Verdict, find_claim
-from lmc_verify.controls import check_control
+from lmc_verify.cases import DatasetSettings, Workspace, build_design
+from lmc_verify.claims import Outcome
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
 from lmc_verify.races import PlannedRun, RaceHeader, RaceProgress, RaceRun, check_races, make_runs
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.parts import Done, Listener, Phase, RunPart, SearchPart, TrialPart
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
-from lmc_verify.runs.searches import FOLDER, PlannedSearch, SearchRecord, run_search
+from lmc_verify.runs.searches import FOLDER, SearchRecord, run_search
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
 
-__all__ = ["RunResult", "run_planned", "run_suite"]
+__all__ = ["RunResult", "run_suite"]
 
-AnyPlanned = Planned | PlannedSearch | PlannedRun
-AnyResult = Trial | SearchRecord | RaceRun
-Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
-"""Called after each trial, search and run of a race: what was planned, the result (None if not made), why not."""
-
+_Planned = TypeVar("_Planned")
 _Result = TypeVar("_Result")
 _ROUNDING = 1e-9  # relative: shares are quotients of the total, and their sum may exceed it by rounding
 
@@ -45,7 +39,7 @@ class RunResult:
         run_id: id of the run in its records.
         trials: every trial, in the order of the plan.
         not_run: planned trials that were not run, with reasons.
-        reused: number of trials and searches taken from an earlier run.
+        reused: number of trials, searches and runs of races taken from an earlier run.
         alpha_total: error probability that the statistical checks may spend together.
         searches: every search for a counterexample.
         races: every race with its runs.
@@ -102,45 +96,6 @@ class RunResult:
         )
 
 
-def run_planned(planned: Planned, workspace: Workspace) -> Trial:
-    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to mend.
-
-    Raises:
-        InvalidInputError: the settings do not fit the data.
-    """
-    start = time.perf_counter()
-    control: Mapping[str, Any] | None = None
-    try:
-        if planned.control is not None:
-            result = check_control(planned.control, workspace)
-            verdict, control = result.verdict, result.to_dict()
-        else:
-            verdict = find_claim(planned.claim).check(build_case(planned.settings, workspace))
-    except InvalidInputError:
-        raise
-    except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=_flat(planned.settings))
-        if planned.control is not None:
-            control = {
-                "name": planned.control.name,
-                "description": planned.control.description,
-                "role": planned.control.role,
-                "effect": None,
-                "passed": False,
-            }
-    return Trial(
-        key=planned.key,
-        kind=planned.kind,
-        verdict=verdict,
-        expected=_expected(planned),
-        command=planned.command,
-        seconds=time.perf_counter() - start,
-        control=control,
-    )
-
-
 def run_suite(
     suite: Suite,
     records: Records,
@@ -178,14 +133,36 @@ def run_suite(
     absent = _absent_data(plan, workspace)
     place = (workspace.data_root, workspace.download)
     headers = check_races(races, *place)
-    runs = [run for race, header in zip(races, headers, strict=True) if not header.reason for run in race.runs]
+    folder = records.path.parent / FOLDER
+    search = partial(run_search, folder=folder)
+    phases: tuple[Phase[Any], ...] = (
+        Phase(
+            [
+                TrialPart(item, absent.get(item.settings.dataset.name, "") if item.kind == "claim" else "")
+                for item in plan
+            ],
+            lambda rest: _in_order(
+                rest, jobs, lambda item: run_planned(item, workspace), partial(_run_elsewhere, place=place)
+            ),
+        ),
+        Phase([SearchPart(item, folder) for item in searches], lambda rest: _in_order(rest, jobs, search, search)),
+        Phase(
+            [
+                RunPart(run, position, header.reason)
+                for race, header in zip(races, headers, strict=True)
+                for position, run in enumerate(race.runs)
+            ],
+            lambda rest: _as_they_end(rest, make_runs(rest, *place, jobs=jobs, watch=watch)),
+            headers,
+        ),
+    )
     run_id = records.start_run(
         suite.name,
         suite.title,
         {
             "seed": suite.seed,
             "description": suite.description,
-            "planned": len(plan) + len(searches) + sum(header.planned for header in headers),
+            "planned": sum(len(phase.parts) for phase in phases),
             "alpha_total": suite.alpha_total,
             "replicate": replicate,
             **({} if suite.preset(preset) is None else {"preset": suite.preset(preset)}),
@@ -194,100 +171,59 @@ def run_suite(
         environment(),
     )
     status = "failed"
-    trials: list[Trial] = []
-    searched: list[SearchRecord] = []
-    raced: dict[str, list[RaceRun]] = {header.key: [] for header in headers}
-    not_run: list[tuple[Planned, str]] = []
-    reused = 0
-
-    def note(planned: Planned, trial: Trial | None, reason: str = "") -> None:
-        if trial is None:
-            records.not_run(run_id, planned.claim, _flat(planned.settings), reason)
-            not_run.append((planned, reason))
-        else:
-            records.add(run_id, trial)
-            trials.append(trial)
-        if listen is not None:
-            listen(planned, trial, reason)
-
+    done: list[Done[Any]] = []
     try:
-        remaining: list[Planned] = []
-        for planned in plan:
-            known = records.find(planned.key) if resume else None
-            reason = absent.get(planned.settings.dataset.name) if planned.kind == "claim" else None
-            if known is not None:
-                reused += 1
-                # The verdict is reused; what is expected of it is this suite's to say.
-                note(planned, replace(known, expected=_expected(planned)))
-            elif reason is not None:
-                note(planned, None, reason)
-            else:
-                remaining.append(planned)
-        for planned, trial in _run_all(remaining, workspace, jobs):
-            note(planned, trial)
-        for search, record, again in _search_all(searches, records, resume, jobs):
-            reused += again
-            records.add_search(run_id, record)
-            searched.append(record)
-            if listen is not None:
-                listen(search, record, "")
-        for race, header in zip(races, headers, strict=True):
-            records.add_race(run_id, header)
-            if header.reason and listen is not None:
-                for run in race.runs:
-                    listen(run, None, header.reason)
-        for run, made, again in make_runs(
-            runs, *place, recorded=records.find_race_run if resume else None, jobs=jobs, watch=watch
-        ):
-            reused += again
-            records.add_race_run(run_id, made)
-            raced[made.race].append(made)
-            if listen is not None:
-                listen(run, made, "")
+        for phase in phases:
+            for header in phase.headers:
+                records.add_race(run_id, header)
+            for item in phase.done(records if resume else None):
+                item.part.record(records, run_id, item.result)
+                done.append(item)
+                if listen is not None:
+                    listen(item.part.planned, item.result, item.reason)
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
         records.finish_run(run_id, status)
-    found = tuple((header, tuple(sorted(raced[header.key], key=lambda run: run.entry.position))) for header in headers)
-    return RunResult(run_id, tuple(trials), tuple(not_run), reused, suite.alpha_total, tuple(searched), found)
+    return _result(run_id, done, suite.alpha_total, headers)
 
 
-def _run_all(plan: Sequence[Planned], workspace: Workspace, jobs: int) -> Iterator[tuple[Planned, Trial]]:
+def _result(run_id: int, done: Sequence[Done[Any]], alpha_total: float, headers: Sequence[RaceHeader]) -> RunResult:
+    made = [item.result for item in done]
+    runs = sorted((item for item in made if isinstance(item, RaceRun)), key=lambda run: run.entry.position)
+    return RunResult(
+        run_id=run_id,
+        trials=tuple(item for item in made if isinstance(item, Trial)),
+        not_run=tuple(
+            (item.part.planned, item.reason)
+            for item in done
+            if item.result is None and isinstance(item.part.planned, Planned)
+        ),
+        reused=sum(item.reused for item in done),
+        alpha_total=alpha_total,
+        searches=tuple(item for item in made if isinstance(item, SearchRecord)),
+        races=tuple((header, tuple(run for run in runs if run.race == header.key)) for header in headers),
+    )
+
+
+def _in_order(
+    plan: Sequence[_Planned], jobs: int, here: Callable[[_Planned], _Result], elsewhere: Callable[[_Planned], _Result]
+) -> Iterator[tuple[_Planned, _Result]]:
+    """Yield the results in the order of the plan, each as soon as it and those before it are there."""
     if jobs == 1 or len(plan) < 2:
-        for planned in plan:
-            yield planned, run_planned(planned, workspace)
+        yield from ((item, here(item)) for item in plan)
         return
-    rest = (workspace.data_root, workspace.download)
-    yield from zip(plan, _in_processes(_run_elsewhere, [(planned, *rest) for planned in plan], jobs), strict=True)
-
-
-def _search_all(
-    searches: Sequence[PlannedSearch], records: Records, resume: bool, jobs: int
-) -> Iterator[tuple[PlannedSearch, SearchRecord, bool]]:
-    """Yield every search with its record, and whether it was taken from an earlier run: those first."""
-    folder = records.path.parent / FOLDER
-    remaining = []
-    for search in searches:
-        known = records.find_search(search.key) if resume else None
-        if known is not None and (known.found is None or known.found.intact(folder)):
-            yield search, replace(known, expected=search.expected), True
-        else:
-            remaining.append(search)
-    if jobs == 1 or len(remaining) < 2:
-        for search in remaining:
-            yield search, run_search(search, folder), False
-        return
-    found = _in_processes(run_search, [(search, folder) for search in remaining], jobs)
-    yield from ((search, record, False) for search, record in zip(remaining, found, strict=True))
-
-
-def _in_processes(work: Callable[..., _Result], items: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[_Result]:
-    """Yield the results in the order of the items, each as soon as it and those before it are there."""
     from joblib import Parallel, delayed
 
-    yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(work)(*item) for item in items)
+    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(elsewhere)(item) for item in plan)
+    yield from zip(plan, results, strict=True)
+
+
+def _as_they_end(plan: Sequence[PlannedRun], made: Iterator[RaceRun]) -> Iterator[tuple[PlannedRun, RaceRun]]:
+    by_key = {item.key: item for item in plan}
+    yield from ((by_key[run.key], run) for run in made)
 
 
 @cache
@@ -295,8 +231,8 @@ def _workspace_of_process(data_root: Path | None, download: bool) -> Workspace:
     return Workspace(data_root, download)
 
 
-def _run_elsewhere(planned: Planned, data_root: Path | None, download: bool) -> Trial:
-    return run_planned(planned, _workspace_of_process(data_root, download))
+def _run_elsewhere(planned: Planned, place: tuple[Path | None, bool]) -> Trial:
+    return run_planned(planned, _workspace_of_process(*place))
 
 
 def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str]:
@@ -327,19 +263,3 @@ def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str
         else:
             raise failure
     return absent
-
-
-def _expected(planned: Planned) -> str | None:
-    return None if planned.expected is None else planned.expected.value
-
-
-def _flat(settings: CaseSettings) -> dict[str, Any]:
-    """Return the settings as the flat values that a built case would describe."""
-    return {
-        "dataset": settings.dataset.describe(),
-        "model": settings.model.name,
-        "estimator": settings.estimator.name,
-        "design": settings.design.name,
-        "histories": settings.histories,
-        "seed": settings.seed,
-    }

@@ -1,20 +1,25 @@
-"""One check that a suite plans, and its identity for resuming."""
+"""One check that a suite plans: its identity for resuming, and how it is run."""
 
 from __future__ import annotations
 
 import hashlib
+import time
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from lmc_verify.cases import CaseSettings, plugins_of, reproduction_command
-from lmc_verify.claims import CLAIMS, Outcome, find_claim
-from lmc_verify.controls import Control
+from lmc_verify.cases import CaseDescription, CaseSettings, Workspace, build_case, plugins_of, reproduction_command
+from lmc_verify.claims import CLAIMS, Outcome, Verdict, find_claim
+from lmc_verify.controls import Control, ControlRecord, check_control
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.runs.trials import Trial
 
-__all__ = ["Planned", "trial_key"]
+__all__ = ["Planned", "run_planned", "trial_key"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Planned:
     def key(self) -> str:
         """Identity for resuming: claim, case, control, and code version."""
         return trial_key(self.claim, self.settings, self.control.name if self.control else "")
+
+    @property
+    def expected_name(self) -> str | None:
+        """Name of the expected outcome, as it is recorded."""
+        return None if self.expected is None else self.expected.value
 
     @property
     def statistical(self) -> bool:
@@ -71,3 +81,36 @@ def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
     versions = [code_fingerprint(), torch.__version__, *(f"{name} {version}" for name, version in plugins.items())]
     text = "\n".join([claim, settings.canonical(), control, *versions])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def run_planned(planned: Planned, workspace: Workspace) -> Trial:
+    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to mend.
+
+    Raises:
+        InvalidInputError: the settings do not fit the data.
+    """
+    start = time.perf_counter()
+    control: ControlRecord | None = None
+    try:
+        if planned.control is not None:
+            result = check_control(planned.control, workspace)
+            verdict, control = result.verdict, result.record
+        else:
+            verdict = find_claim(planned.claim).check(build_case(planned.settings, workspace))
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=CaseDescription.planned(planned.settings))
+        if planned.control is not None:
+            control = ControlRecord.of_crash(planned.control)
+    return Trial(
+        key=planned.key,
+        kind=planned.kind,
+        verdict=verdict,
+        expected=planned.expected_name,
+        command=planned.command,
+        seconds=time.perf_counter() - start,
+        control=control,
+    )

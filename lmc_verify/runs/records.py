@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.runs.searches import SearchRecord
 from lmc_verify.runs.store import RecordStore
-from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case, replicate_of
+from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
 
 __all__ = ["Records"]
 
@@ -112,9 +113,9 @@ class Records(RecordStore):
                 values,
             )
 
-    def not_run(self, run_id: int, claim: str, case: Mapping[str, Any], reason: str) -> None:
+    def not_run(self, run_id: int, claim: str, case: CaseDescription, reason: str) -> None:
         """Record a case that was planned and not run, with the reason (such as a data set that is absent)."""
-        document = encode(case)
+        document = encode(case.to_dict())
         with self._transaction():
             self._require_running(run_id)
             self._connection.execute(
@@ -198,7 +199,9 @@ class Records(RecordStore):
         """Return what a run planned and did not run, in the order in which it was recorded."""
         self.run(run_id)
         rows = self._rows("SELECT claim, reason, planned_case FROM not_run WHERE run_id = ? ORDER BY id", (run_id,))
-        return [NotRun(claim, reason, self._decode(text)) for claim, reason, text in rows]
+        return [
+            NotRun(claim, reason, self._stored(CaseDescription.from_dict, "case", text)) for claim, reason, text in rows
+        ]
 
     def find(self, key: str) -> Trial | None:
         """Return the newest trial with this key that did not crash, from any run; None if there is none.
@@ -224,7 +227,7 @@ class Records(RecordStore):
             trial = self._trial(text)
             if trial.verdict.log_e_value is not None:
                 group = groups.setdefault(repeated_case(trial.verdict), {})
-                group.setdefault(replicate_of(trial.verdict), trial)
+                group.setdefault(trial.verdict.case.replicate, trial)
         return {key: tuple(group[number] for number in sorted(group)) for key, group in groups.items()}
 
     # --- internals ---

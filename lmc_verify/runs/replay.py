@@ -19,8 +19,7 @@ from lmc_verify.claims import Verdict
 from lmc_verify.counterexamples import Counterexample
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
-from lmc_verify.runs.execution import run_planned
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.trials import Trial
 
 __all__ = ["Difference", "Replay", "find_trial", "replay_counterexample", "replay_trial"]
@@ -112,16 +111,16 @@ def replay_trial(
     """
     again = run_planned(planned, workspace or Workspace())
     found = list(_differences("verdict", _comparable(trial.verdict), _comparable(again.verdict)))
-    found += _differences("control", _plain(trial.control), _plain(again.control))
+    found += _differences("control", _control(trial), _control(again))
     return Replay(trial_label(trial), tuple(found), _environment_differences(recorded_environment), again.verdict)
 
 
 def trial_label(trial: Trial) -> str:
     """Return one line that names a trial."""
     if trial.control is not None:
-        return f"control {trial.control.get('name')}"
+        return f"control {trial.control.name}"
     case = trial.verdict.case
-    return f"{trial.verdict.claim} {case.get('estimator')} on {case.get('dataset')}"
+    return f"{trial.verdict.claim} {case.estimator} on {case.dataset}"
 
 
 def find_trial(trials: list[Trial], wanted: str) -> Trial:
@@ -150,6 +149,10 @@ def _comparable(verdict: Verdict) -> Any:
     values = verdict.to_dict()
     values["hashes"] = {key: value for key, value in values["hashes"].items() if key != "code"}
     return _plain(values)
+
+
+def _control(trial: Trial) -> Any:
+    return None if trial.control is None else _plain(trial.control.to_dict())
 
 
 def _plain(value: Any) -> Any:

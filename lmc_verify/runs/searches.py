@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lmc_verify.cases import CaseSettings, build_estimator
+from lmc_verify.cases import CaseDescription, CaseSettings, build_estimator
 from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.provenance import code_fingerprint
@@ -161,7 +161,7 @@ class FoundExample:
     edges: int
     layers: int
     caption: str
-    case: Mapping[str, Any]
+    case: CaseDescription
     drawing: str
     files: Mapping[str, str]
 
@@ -227,14 +227,18 @@ class SearchRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain values."""
-        return asdict(self) | {"outcome": self.outcome}
+        out = asdict(self) | {"outcome": self.outcome}
+        if self.found is not None:
+            out["found"]["case"] = self.found.case.to_dict()
+        return out
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchRecord:
         """Rebuild a record from `to_dict`."""
         fields = {key: value for key, value in values.items() if key != "outcome"}
-        if fields["found"] is not None:
-            fields["found"] = FoundExample(**fields["found"])
+        found = fields["found"]
+        if found is not None:
+            fields["found"] = FoundExample(**found | {"case": CaseDescription.from_dict(found["case"])})
         return cls(**fields)
 
 
@@ -297,7 +301,7 @@ def _keep(example: Counterexample, folder: Path, name: str) -> FoundExample:
         edges=graph.num_edges,
         layers=int(example.instance.model.settings["num_layers"]),
         caption=caption(example),
-        case=dict(example.verdict.case),
+        case=example.verdict.case,
         drawing=drawing_svg(example, captioned=False),
         files=digests,
     )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["REPLICATE", "NotRun", "Run", "Trial", "repeated_case", "replicate_of"]
-
-REPLICATE = "replicate"
-"""Key of a case that numbers its repetition; a case without it is repetition 0."""
+__all__ = ["NotRun", "Run", "Trial", "repeated_case"]
 
 _KINDS = ("claim", "control")
 
@@ -30,8 +29,7 @@ class Trial:
         expected: the outcome that the suite expects, such as ``"REFUTED"``; None for no expectation.
         command: shell command that reproduces the trial.
         seconds: wall-clock time it took.
-        control: for a control: ``name``, ``description``, ``role`` (``"sound"`` or ``"defect"``), ``effect``
-            (measured size of the defect in gradient norms, or None) and ``passed``.
+        control: of a control, what is kept beside the verdict; else None.
     """
 
     key: str
@@ -40,7 +38,7 @@ class Trial:
     expected: str | None
     command: str
     seconds: float
-    control: Mapping[str, Any] | None = None
+    control: ControlRecord | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -58,8 +56,7 @@ class Trial:
     def as_expected(self) -> bool | None:
         """Whether the outcome is the expected one, or the control passed; None if nothing was expected."""
         if self.control is not None:
-            passed = self.control.get("passed")
-            return None if passed is None else bool(passed)
+            return self.control.passed
         return None if self.expected is None else self.verdict.outcome.value == str(self.expected)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +68,7 @@ class Trial:
             "expected": None if self.expected is None else str(self.expected),
             "command": self.command,
             "seconds": self.seconds,
-            "control": None if self.control is None else dict(self.control),
+            "control": None if self.control is None else self.control.to_dict(),
         }
 
     @classmethod
@@ -79,6 +76,8 @@ class Trial:
         """Rebuild a trial from `to_dict`."""
         fields = dict(values)
         fields["verdict"] = Verdict.from_dict(fields["verdict"])
+        if fields.get("control") is not None:
+            fields["control"] = ControlRecord.from_dict(fields["control"])
         return cls(**fields)
 
 
@@ -113,7 +112,11 @@ class NotRun:
 
     claim: str
     reason: str
-    case: Mapping[str, Any] = field(default_factory=dict)
+    case: CaseDescription = field(default_factory=CaseDescription)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"claim": self.claim, "reason": self.reason, "case": self.case.to_dict()}
 
 
 def repeated_case(verdict: Verdict) -> str:
@@ -121,11 +124,5 @@ def repeated_case(verdict: Verdict) -> str:
 
     The hashes include the version of the code, so evidence of different code is never added up.
     """
-    case = {key: value for key, value in verdict.case.items() if key != REPLICATE}
-    parts = plain([verdict.claim, case, verdict.hashes])
+    parts = plain([verdict.claim, replace(verdict.case, replicate=0).to_dict(), verdict.hashes])
     return json.dumps(parts, allow_nan=False, sort_keys=True, separators=(",", ":"))
-
-
-def replicate_of(verdict: Verdict) -> int:
-    """Return the number of the repetition that a verdict is from."""
-    return int(verdict.case.get(REPLICATE, 0))

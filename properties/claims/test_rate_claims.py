@@ -137,7 +137,7 @@ def assert_complete(claim: str, case: Case, found: Verdict) -> None:
     seeds = seeds_needed(case.sampling.alpha / SHARES[claim])
     assert found.claim == claim
     assert found.draws == seeds
-    assert found.case["histories"] == "zero"
+    assert found.case.histories == "zero"
     assert [item.id for item in found.assumptions] == [item.id for item in CLAIMS[claim].assumptions]
     stored = json.dumps(found.to_dict(), allow_nan=False)
     assert json.dumps(Verdict.from_dict(json.loads(stored)).to_dict()) == stored

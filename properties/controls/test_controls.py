@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lmc_verify.controls import (
     Altered,
     AlteredMember,
     Control,
+    ControlRecord,
     ControlResult,
     MutationScore,
     alter,
@@ -39,13 +40,15 @@ from lmc_verify.controls import (
     seeded_subset,
 )
 from lmc_verify.controls import control as model
+from lmc_verify.controls.control import Role
+from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Compensated
 from lmc_verify.graphs.graph import Graph
 from lmc_verify.graphs.operators import LocalSet
 from lmc_verify.objective.problem import Gradient, gradient_sum
-from lmc_verify.runs.execution import run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import run_suite
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
@@ -105,8 +108,8 @@ def test_defects_are_caught(name: str) -> None:
     assert result.effect is not None
     assert result.verdict.minimum_detectable_effect is not None
     assert result.effect > result.verdict.minimum_detectable_effect, "a defect that cannot be seen controls nothing"
-    assert result.verdict.case["estimator"] == control.checked_case(WORKSPACE).estimator.name
-    assert result.to_dict() == {
+    assert result.verdict.case.estimator == control.checked_case(WORKSPACE).estimator.name
+    assert result.record.to_dict() == {
         "name": name,
         "description": control.description,
         "role": "defect",
@@ -462,7 +465,7 @@ def test_a_run_with_a_blinded_verifier_exits_with_4(tmp_path: Path, monkeypatch:
     with Records.create_or_open(tmp_path / "records.sqlite") as records:
         result = run_suite(suite, records, Workspace())
     assert result.exit_code == 4  # although a claim is unexpected too, which would be 1
-    passed = {trial.control["name"]: trial.as_expected for trial in result.trials if trial.control is not None}
+    passed = {trial.control.name: trial.as_expected for trial in result.trials if trial.control is not None}
     assert passed == {"sound-backward-sgd": True, "sign-of-one-layer": False}
 
 
@@ -548,16 +551,35 @@ def test_a_sound_control_of_a_statistical_claim_must_be_supported(
     assert check_control(sound, WORKSPACE).passed is passed
 
 
+# --- what is kept ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        '{"name":"n","description":"d","role":"defect","effect":0.25,"detectable":true,"passed":true}',
+        '{"name":"n","description":"d","role":"defect","effect":1e-09,"detectable":false,"passed":null}',
+        '{"name":"n","description":"d","role":"sound","effect":null,"detectable":null,"passed":true}',
+        '{"name":"n","description":"d","role":"defect","effect":null,"passed":false}',
+    ],
+    ids=["caught", "below the detectable effect", "sound", "crashed"],
+)
+def test_a_control_on_record_is_read_and_written_again_byte_for_byte(recorded: str) -> None:
+    record = ControlRecord.from_dict(decode(recorded))
+    assert encode(record.to_dict()) == recorded
+    assert record.crashed is ("detectable" not in recorded)
+
+
 # --- the mutation score --------------------------------------------------------------------------------
 
 
-def result(role: str, passed: bool | None, detectable: bool | None) -> dict[str, Any]:
-    return {"role": role, "passed": passed, "detectable": detectable}
+def result(role: Role, passed: bool | None, detectable: bool | None) -> ControlRecord:
+    return ControlRecord("n", "", role, None if detectable is None else 1.0, detectable, passed)
 
 
 CAUGHT, MISSED = result("defect", True, True), result("defect", False, True)
 BELOW, LUCKY = result("defect", None, False), result("defect", True, False)
-CRASHED = {"role": "defect", "passed": False, "effect": None}
+CRASHED = dataclasses.replace(result("defect", False, None), crashed=True)
 GOOD, BAD = result("sound", True, None), result("sound", False, None)
 
 
@@ -575,21 +597,21 @@ GOOD, BAD = result("sound", True, None), result("sound", False, None)
         ([BELOW, GOOD], "mutation score: no defect with an effect above the detectable one; 1 below it"),
     ],
 )
-def test_the_score_is_printed(results: list[Mapping[str, Any]], line: str) -> None:
+def test_the_score_is_printed(results: list[ControlRecord], line: str) -> None:
     assert str(MutationScore.of(results)).startswith(line)
 
 
 @given(st.lists(st.sampled_from([CAUGHT, MISSED, BELOW, LUCKY, CRASHED, GOOD, BAD])))
-def test_the_score_counts_every_defect_once(results: list[Mapping[str, Any]]) -> None:
+def test_the_score_counts_every_defect_once(results: list[ControlRecord]) -> None:
     score = MutationScore.of(results)
-    assert score.above + score.below == sum(item["role"] == "defect" for item in results)
+    assert score.above + score.below == sum(item.role == "defect" for item in results)
     assert (score.caught, score.missed) == (results.count(CAUGHT), results.count(MISSED) + results.count(CRASHED))
     assert score == MutationScore.of(reversed(results))
     assert score.to_dict() == {"caught": score.caught, "above": score.above, "below": score.below}
 
 
 def test_the_catalogue_scores_full_marks() -> None:
-    score = MutationScore.of(checked(name).to_dict() for name in CONTROLS)
+    score = MutationScore.of(checked(name).record for name in CONTROLS)
     assert score == MutationScore(len(DEFECTS), len(DEFECTS), 0)
 
 
@@ -597,7 +619,7 @@ def test_a_blinded_verifier_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     for claim_id in {CONTROLS[name].claim for name in DEFECTS}:
         monkeypatch.setitem(CLAIMS, claim_id, blind(CLAIMS[claim_id]))
     chosen = [CONTROLS[name] for name in DEFECTS[::6]]
-    score = MutationScore.of(check_control(control, WORKSPACE).to_dict() for control in chosen)
+    score = MutationScore.of(check_control(control, WORKSPACE).record for control in chosen)
     assert score == MutationScore(0, len(chosen), 0)
 
 

@@ -98,7 +98,7 @@ VERDICTS = [
 def test_verdicts_are_those_of_theory(claim: str, layers: int, outcome: Outcome, estimator: GraphSAINT) -> None:
     verdict = check_claim(claim, tiny(layers), UniformNodes(4, 1), estimator)
     assert verdict.outcome is outcome, verdict.summary
-    assert verdict.case["normalisation"] == "closed form"
+    assert verdict.case.normalisation == "closed form"
 
 
 def test_estimated_constants_are_near_and_recorded_as_estimated() -> None:
@@ -117,7 +117,7 @@ def test_estimated_constants_are_near_and_recorded_as_estimated() -> None:
     assert 0 < float((ratio - 1).abs().max()) < 0.1
     verdict = check_claim("sampling/unbiased-aggregation", problem, UniformNodes(4, 1), rough)
     assert verdict.outcome is Outcome.REFUTED
-    assert verdict.case["normalisation"] == "estimated from 4,000 subgraphs"
+    assert verdict.case.normalisation == "estimated from 4,000 subgraphs"
 
 
 def test_bad_settings_are_refused() -> None:

@@ -111,7 +111,7 @@ def test_lmc_is_exact_and_gas_is_not(claim: str, model: str, jump: str) -> None:
         )
         verdict = CLAIMS[claim].check(case)
         assert CLAIMS[claim].expect(case).outcome is verdict.outcome
-        assert case.description["jump"] == jump
+        assert case.description.jump == jump
         found[estimator] = verdict.outcome
     assert found == {"lmc": Outcome.EXACT, "gas": Outcome.REFUTED}
 

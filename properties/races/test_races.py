@@ -22,6 +22,7 @@ from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.races.plan import FIGURES, PlannedRace, PlannedRun, RaceRun, run_command
 from lmc_verify.races.record import REFERENCE, RaceEntry
 from lmc_verify.report.model.paper_values import REPORTED, reported_for
+from lmc_verify.runs import execution
 from lmc_verify.runs.execution import run_suite
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.suite import Suite, load_suite
@@ -416,8 +417,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, crash: str = "") -> list[tuple[str,
 def test_no_run_waits_for_another_to_be_recorded(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they end, and in the race's order when they are read."""
     counted(monkeypatch)
-    straight = racing._make_all
-    monkeypatch.setattr(racing, "_make_all", lambda plan, *rest: reversed(list(straight(plan, *rest))))
+    straight = racing.make_runs
+    monkeypatch.setattr(execution, "make_runs", lambda *plan, **how: reversed(list(straight(*plan, **how))))
     heard: list[str] = []
     suite = suite_of(TINY)
     result = run_suite(suite, records, Workspace(), listen=lambda planned, found, reason: heard.append(planned.label))

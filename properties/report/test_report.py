@@ -22,7 +22,9 @@ from common.helpers import examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.controls import ControlRecord
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.report import (
     ClaimText,
@@ -99,7 +101,9 @@ def a_trial(claim: str, outcome: str, expected: str | None, number: int, **case:
         claim,
         Outcome(outcome),
         f"largest residual {size:.1e} of the gradient norm against a tolerance of 2.1e-13",
-        case={"dataset": "karate", "nodes": 34, "edges": 190, "model": "gcn", "layers": 3, **case, "dtype": "float64"},
+        case=CaseDescription.from_dict(
+            {"dataset": "karate", "nodes": 34, "edges": 190, "model": "gcn", "layers": 3, **case, "dtype": "float64"}
+        ),
         residual=0.0 if number % 11 == 5 else size,
         tolerance=2.1e-13,
         minimum_detectable_effect=4.2e-13,
@@ -149,13 +153,8 @@ def some_controls() -> Iterator[Trial]:
         start=500,
     ):
         trial = a_trial("theorem-1/unbiased", "REFUTED" if role == "defect" else "EXACT", None, number, estimator=name)
-        control = {
-            "name": name,
-            "description": "the estimator, with " + name.replace("-", " "),
-            "role": role,
-            "effect": effect,
-            "passed": True,
-        }
+        words = "the estimator, with " + name.replace("-", " ")
+        control = ControlRecord(name, words, role, effect, None if effect is None else True, True)
         yield replace(trial, kind="control", expected=trial.verdict.outcome.value, control=control)
 
 
@@ -167,6 +166,9 @@ DRAWING = """<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN"
 <use xlink:href="#m1" x="3" y="4"/><text style="font-size: 9px" x="1" y="2">cluster 0</text></g></svg>"""
 
 
+FOUND = CaseDescription(model="gcn", design="Clusters", support=2)
+
+
 def a_search(
     claim: str = "theorem-1/unbiased", estimator: str = "gas", expected: str = "found", found: bool = True, **case: Any
 ) -> SearchRecord:
@@ -174,7 +176,7 @@ def a_search(
     name = f"{report_text.slug(claim)}-{estimator}"
     caption = f"{estimator} on {claim}: biased: off by 0.29 of the gradient's norm."
     files = {f"{name}.json": "1", f"{name}.safetensors": "2", f"{name}.svg": "3"}
-    example = FoundExample(name, 2, 2, 2, caption, {"model": "gcn", "design": "Clusters", "support": 2}, DRAWING, files)
+    example = FoundExample(name, 2, 2, 2, caption, FOUND, DRAWING, files)
     return SearchRecord(
         key=key,
         claim=claim,
@@ -221,7 +223,7 @@ def make_report(
         return build_report(records, run, CLAIMS)
 
 
-ABSENT = (NotRun("e6/bias-per-layer", "raw files absent", {"dataset": "flickr", "estimator": "lmc"}),)
+ABSENT = (NotRun("e6/bias-per-layer", "raw files absent", CaseDescription(dataset="flickr", estimator="lmc")),)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
         verdict = replace(
             trial.verdict,
             claim=HOSTILE if trial.verdict.claim == "e7/reductions" else trial.verdict.claim,
-            case={**trial.verdict.case, "dataset": HOSTILE, HOSTILE: HOSTILE, "estimator": HOSTILE},
+            case=replace(trial.verdict.case, dataset=HOSTILE, estimator=HOSTILE, estimator_settings={HOSTILE: HOSTILE}),
             summary=HOSTILE,
             evidence=(
                 Evidence(HOSTILE, math.nan, math.inf, HOSTILE, HOSTILE),
@@ -254,15 +256,17 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
             residual=math.nan,
             tolerance=math.inf,
         )
-        control = None if trial.control is None else {**trial.control, "name": HOSTILE, "description": HOSTILE}
+        control = None if trial.control is None else replace(trial.control, name=HOSTILE, description=HOSTILE)
         return replace(trial, verdict=verdict, command=HOSTILE, expected="VACUOUS", control=control)
 
-    example = FoundExample(HOSTILE, 1, 1, 1, HOSTILE, {"model": HOSTILE}, HOSTILE_DRAWING, {HOSTILE: HOSTILE})
+    example = FoundExample(
+        HOSTILE, 1, 1, 1, HOSTILE, CaseDescription(model=HOSTILE), HOSTILE_DRAWING, {HOSTILE: HOSTILE}
+    )
     search = SearchRecord("1", HOSTILE, {HOSTILE: HOSTILE}, "none", HOSTILE, 1, HOSTILE, math.inf, example)
     return make_report(
         tmp_path_factory.mktemp("hostile"),
         change,
-        not_run=(NotRun(HOSTILE, HOSTILE, {HOSTILE: 1}),),
+        not_run=(NotRun(HOSTILE, HOSTILE, CaseDescription(estimator_settings={HOSTILE: 1})),),
         searches=(
             search,
             replace(search, key="2", found=replace(example, drawing=HOSTILE)),
@@ -285,9 +289,9 @@ def with_outcome(claim: str, outcome: str) -> Callable[[Trial], Trial]:
 
 
 def with_missed_control(trial: Trial) -> Trial:
-    if trial.control is None or trial.control["name"] != "sign-flipped":
+    if trial.control is None or trial.control.name != "sign-flipped":
         return trial
-    return replace(trial, control={**trial.control, "passed": False})
+    return replace(trial, control=replace(trial.control, passed=False))
 
 
 # --- the page ---
@@ -571,7 +575,7 @@ def test_a_counterexample_is_drawn_told_and_linked_from_the_cases_that_it_explai
     expected = {("theorem-1/unbiased", "gas"): ["counterexample-1"], ("e6/bias-per-layer", "fm"): ["counterexample-3"]}
     explained = 0
     for case in report.cases:
-        wanted = expected.get((case.verdict.claim, case.verdict.case["estimator"]), [])
+        wanted = expected.get((case.verdict.claim, case.verdict.case.estimator), [])
         wanted = wanted if case.verdict.outcome is Outcome.REFUTED else []
         assert linked(case) == wanted, case.label
         assert [search.anchor for search in report.counterexamples_to(case)] == wanted
@@ -869,7 +873,7 @@ def a_rate(estimator: str, outcome: str = "SUPPORTED", *series: Series, **case: 
         "theorem-3/rate",
         Outcome(outcome),
         "the slope is below -1/6",
-        case={"dataset": "karate", "model": "gcn", "estimator": estimator, **case},
+        case=CaseDescription.from_dict({"dataset": "karate", "model": "gcn", "estimator": estimator, **case}),
         alpha_spent=2e-8,
         draws=1280,
         minimum_detectable_effect=0.043,
@@ -956,7 +960,9 @@ def test_every_outcome_can_be_shown_without_a_residual(tmp_path: Path, outcome: 
 
 def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     spending = a_sampled("gas", 21.2)
-    control = replace(spending, key="control", kind="control", control={"name": "n", "role": "defect", "passed": True})
+    control = replace(
+        spending, key="control", kind="control", control=ControlRecord("n", "", "defect", 1.0, True, True)
+    )
     built = statistical_report(
         tmp_path, [a_rate("lmc"), a_rate("gas"), spending, a_trial("e7/x", "EXACT", None, 1), control]
     )
@@ -1038,9 +1044,9 @@ def test_a_product_of_zero_and_infinity_is_undefined(tmp_path: Path) -> None:
 def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path: Path) -> None:
     def change(trial: Trial) -> Trial:
         changed = {"float16-cast": None, "wrong-normaliser": None, "sign-flipped": False}
-        if trial.control is None or trial.control["name"] not in changed:
+        if trial.control is None or trial.control.name not in changed:
             return trial
-        return replace(trial, control={**trial.control, "passed": changed[trial.control["name"]]})
+        return replace(trial, control=replace(trial.control, passed=changed[trial.control.name]))
 
     built = make_report(tmp_path, change)
     words = "utation score: 1 of 2 defects above the detectable effect caught (50 %); 2 below it"
@@ -1113,7 +1119,7 @@ def test_many_curves_are_split_by_data_set_and_the_rest_is_counted(tmp_path: Pat
     for plot in plots:
         assert len(plot.curves) == MOST_CURVES
         assert len({curve.label for curve in plot.curves}) == MOST_CURVES
-        assert len({case.verdict.case["layers"] for case in plot.cases}) == 1  # comparable
+        assert len({case.verdict.case.layers for case in plot.cases}) == 1  # comparable
         assert plot.hidden == 14 - MOST_CURVES
         assert "8 further curves in the list of cases." in plot.notes
 
@@ -1244,7 +1250,7 @@ def test_the_table_has_a_cell_for_every_claim_and_estimator(tmp_path: Path) -> N
         run = records.start_run("s", "t", {}, {})
         for trial in (*lmc, unexpected, *other, a_rate("a-stranger", "ERROR")):
             records.add(run, trial)
-        records.not_run(run, "theorem-3/rate", {"dataset": "karate", "estimator": "cluster-gcn"}, "absent")
+        records.not_run(run, "theorem-3/rate", CaseDescription(dataset="karate", estimator="cluster-gcn"), "absent")
         built = build_report(records, run, CLAIMS | STATISTICAL)
     row = "| `theorem-3/rate` | SUPPORTED | 2 SUPPORTED, 1 REFUTED | – | – | INCONCLUSIVE ✗ | n/a | not run |"
     head = "| claim | backward-sgd | lmc | lmc-backward-only | lmc-forward-only | gas | fm | cluster-gcn |"

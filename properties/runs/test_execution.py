@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from lmc_verify import provenance
+from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
+from lmc_verify.controls import ControlRecord
 from lmc_verify.counterexamples import load_counterexample
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.report import build_report
 from lmc_verify.runs import execution
 from lmc_verify.runs import planned as planned_module
-from lmc_verify.runs.execution import RunResult, run_planned, run_suite
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.execution import RunResult, run_suite
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import replay_counterexample
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord, run_search
@@ -303,7 +305,7 @@ def rigged_search(monkeypatch: pytest.MonkeyPatch) -> list[PlannedSearch]:
         for name in names:
             (folder / name).write_text(f"{name} {planned.settings.seed}")
         digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-        found = FoundExample(planned.name, 2, 2, 2, "caption", {}, "<svg/>", digests)
+        found = FoundExample(planned.name, 2, 2, 2, "caption", CaseDescription(), "<svg/>", digests)
         return dataclasses.replace(a_search(planned.expected, True), key=planned.key, found=found)
 
     monkeypatch.setattr(execution, "run_search", quick)
@@ -380,7 +382,7 @@ def test_a_crash_is_an_error_and_the_others_go_on(records: Records, monkeypatch:
     assert records.run(result.run_id).status == "finished"
     summary = result.trials[1].verdict.summary
     assert "RuntimeError: the disk is full (test_execution.py, line " in summary
-    assert result.trials[1].verdict.case["estimator"] == "lmc"
+    assert result.trials[1].verdict.case.estimator == "lmc"
 
 
 def test_a_control_that_crashes_has_not_failed(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +399,7 @@ def test_an_unexpected_verdict_is_1(records: Records) -> None:
 
 
 def a_trial(kind: str, *, as_expected: bool | None = True, outcome: Outcome = Outcome.EXACT) -> Trial:
-    control = {"name": "c", "passed": as_expected} if kind == "control" else None
+    control = ControlRecord("c", "", "sound", None, None, as_expected) if kind == "control" else None
     expected = {True: outcome.value, False: "VACUOUS", None: None}[as_expected]
     return Trial("k", kind, Verdict("claim", outcome, "s"), expected, "command", 1.0, control)
 
@@ -438,7 +440,7 @@ def test_the_worst_outcome_gives_the_exit_code(trials: tuple[Trial, ...], code: 
 
 
 def a_search(expected: str, found: bool, *, cases: int = 1, crashed: bool = False) -> SearchRecord:
-    example = FoundExample("n", 2, 2, 2, "caption", {}, "<svg/>", {}) if found else None
+    example = FoundExample("n", 2, 2, 2, "caption", CaseDescription(), "<svg/>", {}) if found else None
     return SearchRecord("k", "claim", {"estimator": "gas"}, expected, "s", cases, "command", 1.0, example, crashed)
 
 
@@ -466,7 +468,8 @@ def test_shares_of_the_error_level_may_add_up_to_it() -> None:
     result = RunResult(1, (third,) * 3, (), 0, alpha_total=0.1)
     assert (result.overspent, result.exit_code) == (False, 0)
     assert RunResult(1, (third,) * 4, (), 0, alpha_total=0.1).overspent
-    control = dataclasses.replace(OVERSPENT, kind="control", control={"name": "c", "passed": True})
+    kept = ControlRecord("c", "", "sound", None, None, True)
+    control = dataclasses.replace(OVERSPENT, kind="control", control=kept)
     assert not RunResult(1, (GOOD, control), (), 0).overspent  # what controls are is known
 
 
@@ -499,7 +502,7 @@ def test_absent_optional_data_are_reported_with_the_reason(records: Records) -> 
     assert result.exit_code == 0
     stored = records.planned_not_run(result.run_id)
     assert [item.reason for item in stored] == [reason for _, reason in result.not_run]
-    assert {item.case["estimator"] for item in stored} == {"backward-sgd", "lmc", "gas"}
+    assert {item.case.estimator for item in stored} == {"backward-sgd", "lmc", "gas"}
 
 
 def test_a_run_of_nothing_but_absent_data_is_6(records: Records) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from common.race_helpers import a_race, a_run, a_trace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import decode, encode, toml_value
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.runs.records import Records
@@ -31,7 +33,34 @@ from lmc_verify.runs.trials import NotRun, Trial
 TEXT = st.text(max_size=20)
 NUMBERS = st.floats(allow_nan=False) | st.just(math.inf) | st.just(-math.inf)
 SCALARS = st.none() | st.booleans() | st.integers() | NUMBERS | TEXT
-CASES = st.dictionaries(TEXT, SCALARS | st.lists(SCALARS, max_size=3), max_size=5)
+SETTINGS = st.dictionaries(TEXT, SCALARS | st.lists(SCALARS, max_size=3), max_size=3)
+COUNTS = st.none() | st.integers(0, 10**6)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> CaseDescription:
+    """Return a description that is known in part, or not at all."""
+    names = {item.name for item in fields(CaseDescription)}
+    free = {key: value for key, value in draw(SETTINGS).items() if key not in names}
+    words = st.none() | TEXT
+    estimator = draw(words)
+    support = draw(COUNTS | TEXT)
+    return CaseDescription(
+        dataset=draw(words),
+        nodes=draw(COUNTS),
+        encoder=draw(st.booleans()),
+        dropout=draw(st.floats(0, 1)),
+        frozen=draw(st.lists(TEXT, max_size=2).map(tuple)),
+        model_options={} if estimator is not None else free,
+        estimator=estimator,
+        per_batch=None if support is None else draw(COUNTS),
+        support=support,
+        histories=draw(words),
+        seed=draw(COUNTS),
+        estimator_settings={} if estimator is None else free,
+        replicate=draw(st.integers(0, 9)),
+        seen=draw(st.lists(st.integers(0, 99), max_size=3).map(tuple)),
+    )
 
 
 @st.composite
@@ -46,7 +75,7 @@ def verdicts(draw: st.DrawFn) -> Verdict:
         claim=draw(TEXT),
         outcome=draw(st.sampled_from(Outcome)),
         summary=draw(TEXT),
-        case=draw(CASES),
+        case=draw(cases()),
         residual=draw(st.none() | NUMBERS),
         tolerance=draw(st.none() | NUMBERS),
         minimum_detectable_effect=draw(st.none() | NUMBERS),
@@ -63,15 +92,19 @@ def verdicts(draw: st.DrawFn) -> Verdict:
 
 @st.composite
 def trials(draw: st.DrawFn) -> Trial:
+    yes = st.none() | st.booleans()
+    crashed = draw(st.booleans())
     control = draw(
         st.none()
-        | st.fixed_dictionaries(
-            {
-                "name": TEXT,
-                "role": st.sampled_from(["sound", "defect"]),
-                "effect": NUMBERS,
-                "passed": st.booleans(),
-            }
+        | st.builds(
+            ControlRecord,
+            TEXT,
+            TEXT,
+            st.sampled_from(["sound", "defect"]),
+            st.none() | NUMBERS,
+            st.none() if crashed else yes,
+            yes,
+            st.just(crashed),
         )
     )
     return Trial(
@@ -89,11 +122,11 @@ def trials(draw: st.DrawFn) -> Trial:
 def searches(draw: st.DrawFn) -> SearchRecord:
     hashes = st.dictionaries(TEXT, TEXT, max_size=3)
     number = st.integers(0, 99)
-    found = st.builds(FoundExample, TEXT, number, number, number, TEXT, CASES, TEXT, hashes)
+    found = st.builds(FoundExample, TEXT, number, number, number, TEXT, cases(), TEXT, hashes)
     return SearchRecord(
         key=draw(st.text("0123456789abcdef", min_size=64, max_size=64)),
         claim=draw(TEXT),
-        case=draw(CASES),
+        case=draw(SETTINGS),
         expected=draw(st.sampled_from(["found", "none"])),
         summary=draw(TEXT),
         cases=draw(number),
@@ -109,7 +142,11 @@ def a_search(key: str = "k", summary: str = "s", *, crashed: bool = False) -> Se
 
 
 def a_trial(key: str = "k", outcome: Outcome = Outcome.EXACT, **case: Any) -> Trial:
-    return Trial(key, "claim", Verdict("theorem-1/unbiased", outcome, "found", case=case), "EXACT", "lmc-verify", 0.5)
+    verdict = Verdict("theorem-1/unbiased", outcome, "found", case=CaseDescription(**case))
+    return Trial(key, "claim", verdict, "EXACT", "lmc-verify", 0.5)
+
+
+A_CONTROL = ControlRecord("sign", "the wrong sign", "defect", 2.0, True, True)
 
 
 @pytest.fixture
@@ -169,14 +206,15 @@ def test_toml_keeps_every_value(value: Any) -> None:
 
 
 def test_nan_comes_back_as_nan(path: Path) -> None:
-    trial = replace(a_trial(), verdict=Verdict("c", Outcome.ERROR, "", residual=math.nan, case={"x": [math.nan]}))
+    case = CaseDescription(model_options={"x": [math.nan]})
+    trial = replace(a_trial(), verdict=Verdict("c", Outcome.ERROR, "", residual=math.nan, case=case))
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {}, {})
         records.add(run, trial)
         (back,) = records.trials(run)
     assert back.verdict.residual is not None
     assert math.isnan(back.verdict.residual)
-    assert math.isnan(back.verdict.case["x"][0])
+    assert math.isnan(back.verdict.case.model_options["x"][0])
 
 
 def test_runs_keep_settings_environment_and_status(path: Path) -> None:
@@ -199,8 +237,9 @@ def test_runs_keep_settings_environment_and_status(path: Path) -> None:
 def test_what_was_not_run_is_kept_with_its_reason(path: Path) -> None:
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {}, {})
-        records.not_run(run, "e6/bias-per-layer", {"dataset": "flickr"}, "raw files absent")
-        assert records.planned_not_run(run) == [NotRun("e6/bias-per-layer", "raw files absent", {"dataset": "flickr"})]
+        case = CaseDescription(dataset="flickr")
+        records.not_run(run, "e6/bias-per-layer", case, "raw files absent")
+        assert records.planned_not_run(run) == [NotRun("e6/bias-per-layer", "raw files absent", case)]
 
 
 # --- expectations ---
@@ -221,7 +260,7 @@ def test_as_expected_compares_the_outcome(outcome: str, expected: str | None, fo
 
 @pytest.mark.parametrize("passed", [True, False, None])
 def test_a_control_is_as_expected_when_it_passed(passed: bool | None) -> None:
-    trial = replace(a_trial(), kind="control", expected=None, control={"name": "sign", "passed": passed})
+    trial = replace(a_trial(), kind="control", expected=None, control=replace(A_CONTROL, passed=passed))
     assert trial.as_expected is passed
 
 
@@ -259,7 +298,7 @@ def test_another_program_cannot_change_a_finished_run(path: Path, statement: str
         run = records.start_run("s", "t", {}, {})
         records.add(run, a_trial(outcome=Outcome.REFUTED))
         records.add_search(run, a_search())
-        records.not_run(run, "c", {}, "absent")
+        records.not_run(run, "c", CaseDescription(), "absent")
         records.finish_run(run, "failed")
     other = sqlite3.connect(path)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -502,7 +541,7 @@ def truncated(path: Path) -> None:
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {}, {})
         for number in range(50):
-            records.add(run, a_trial(str(number), text="x" * 500))
+            records.add(run, a_trial(str(number), dataset="x" * 500))
     path.write_bytes(path.read_bytes()[:-9000])
 
 
@@ -586,7 +625,8 @@ def test_a_closed_store_says_so(path: Path) -> None:
 
 
 def a_test(log_e_value: float | None, *, code: str = "1", claim: str = "c", run: int = 0, **case: Any) -> Trial:
-    verdict = Verdict(claim, Outcome.REFUTED, "", case=case, log_e_value=log_e_value, hashes={"code": code})
+    described = CaseDescription.from_dict(case)
+    verdict = Verdict(claim, Outcome.REFUTED, "", case=described, log_e_value=log_e_value, hashes={"code": code})
     return Trial(f"{claim} {case} {code} {run}", "claim", verdict, None, "", 0.1)
 
 
@@ -621,6 +661,6 @@ def test_only_the_replicate_may_differ(path: Path, other: Trial) -> None:
 
 
 def test_what_has_no_e_value_is_no_repetition(path: Path) -> None:
-    control = replace(a_test(3.0, replicate=2), kind="control", control={"name": "n", "passed": True})
+    control = replace(a_test(3.0, replicate=2), kind="control", control=A_CONTROL)
     trials_of_run = [a_test(1.0), a_test(None, replicate=1), control, a_test(2.0, claim="d", replicate=3)]
     assert repetitions_of(path, trials_of_run) == [[1.0]]

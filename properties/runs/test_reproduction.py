@@ -21,8 +21,7 @@ from lmc_verify.controls import find_control
 from lmc_verify.counterexamples import Counterexample, Instance, ModelPlan
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.provenance import environment
-from lmc_verify.runs.execution import run_planned
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import Difference, find_trial, replay_counterexample, replay_trial
 from lmc_verify.runs.trials import Trial
@@ -146,7 +145,9 @@ def test_controls_are_replayed_with_their_effect() -> None:
     trial = run_planned(planned, Workspace())
     assert replay_trial(trial, planned, environment()).identical
     assert trial.control is not None
-    nudged = dataclasses.replace(trial, control={**trial.control, "effect": next_up(trial.control["effect"])})
+    assert trial.control.effect is not None
+    kept = dataclasses.replace(trial.control, effect=next_up(trial.control.effect))
+    nudged = dataclasses.replace(trial, control=kept)
     (difference,) = replay_trial(nudged, planned, environment()).differences
     assert difference.where == "control.effect"
 

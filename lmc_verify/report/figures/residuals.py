@@ -123,8 +123,8 @@ def _bias(case: Case) -> list[Evidence]:
 def _comparable_by_data_set(cases: Sequence[Case]) -> list[Case]:
     """All cases of a data set if they are few; else the largest group that differs in the estimator only."""
     chosen: list[Case] = []
-    for dataset in dict.fromkeys(str(case.verdict.case.get("dataset")) for case in cases):
-        mine = [case for case in cases if str(case.verdict.case.get("dataset")) == dataset]
+    for dataset in dict.fromkeys(case.verdict.case.dataset for case in cases):
+        mine = [case for case in cases if case.verdict.case.dataset == dataset]
         chosen += mine if len(mine) <= _PANELS_A_DATA_SET else comparable(mine)
     return chosen
 
@@ -140,9 +140,8 @@ def _rows(cases: Sequence[Case]) -> list[_Row]:
 
 
 def _panel(case: Case) -> str:
-    settings = case.verdict.case
-    words = [text.setting(settings[key], key) for key in ("dataset", "estimator") if key in settings]
-    return " · ".join(words) or "all cases"
+    words = (case.verdict.case.dataset, case.verdict.case.estimator)
+    return " · ".join(word for word in words if word is not None) or "all cases"
 
 
 def _is_beyond(case: Case) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,10 +14,10 @@ from lmc_verify.report.figures.residuals import bias_per_layer, residual_strip
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.curves import Plot, case_plots, claim_plots
+from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.report.model.race_tables import percent
 from lmc_verify.report.model.report import Report
 from lmc_verify.report.model.searches import SearchCase, inline_drawing
-from lmc_verify.runs import REPLICATE
 
 __all__ = ["render_html"]
 
@@ -43,7 +42,6 @@ def render_html(report: Report) -> str:
         level=text.level,
         e_value=text.e_value,
         tier=text.tier,
-        replicate=_replicate,
         unbroken=_unbroken,
         command=_command,
         sentence=_sentence,
@@ -65,7 +63,7 @@ def render_html(report: Report) -> str:
         curve_key=curve_key,
         symbols=text.OUTCOME_SYMBOLS,
         meanings=text.OUTCOME_MEANINGS,
-        case_keys=text.case_keys,
+        settings_in_words=settings_in_words,
         count=text.count,
         zip=zip,
         many=MANY_CASES,
@@ -122,10 +120,6 @@ def _sentence(words: object) -> str:
     """Return words as a sentence, with percentages on one line."""
     line = str(words)
     return f"{line[:1].upper()}{line[1:]}.".replace(" %", "\u00a0%")
-
-
-def _replicate(case: Mapping[str, Any]) -> str:
-    return text.setting(case.get(REPLICATE, 0))
 
 
 def _finalize(value: Any) -> Any:

@@ -81,7 +81,7 @@ def _section(section: ClaimSection) -> dict[str, Any]:
         **asdict(section.claim),
         "assumptions": [asdict(item) for item in section.assumptions],
         "cases": [_case(case) for case in section.cases],
-        "not_run": [asdict(item) for item in section.not_run],
+        "not_run": [item.to_dict() for item in section.not_run],
     }
 
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 from lmc_verify.races import RaceRun
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case
+from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.report.model.races import RaceSection
 from lmc_verify.report.model.report import Report
 from lmc_verify.report.model.searches import SearchCase
@@ -146,7 +147,7 @@ def _properties(element: ElementTree.Element, case: Case) -> None:
 
 
 def _skipped(suite: ElementTree.Element, item: NotRun) -> None:
-    label = " · ".join(text.setting(item.case[key], key) for key in text.case_keys(item.case))
+    label = " · ".join(words for _, words in settings_in_words(item.case))
     element = ElementTree.SubElement(
         suite, "testcase", classname=_clean(item.claim), name=_clean(label or "planned case"), time="0.000"
     )

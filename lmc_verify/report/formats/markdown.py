@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import claim_plots
+from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.report.model.race_tables import percent
 from lmc_verify.report.model.report import Report
 from lmc_verify.runs import FOLDER
@@ -44,7 +45,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
     written = template.render(
         report=report,
         symbols=text.OUTCOME_SYMBOLS,
-        case_keys=text.case_keys,
+        settings_in_words=settings_in_words,
         plots=plots,
         drawing=lambda found: _link(report.folder / FOLDER / f"{found.name}.svg", base),
         picture_groups=picture_groups,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS
@@ -46,15 +46,15 @@ def claims_table(report: Report, dataset: str | None = None) -> str:
         InvalidInputError: the run has no case of this data set; the message names those that it has.
     """
     known = dict.fromkeys(
-        _dataset(case) for section in report.sections for case in (*_settings(section.cases), *_planned(section))
+        _dataset(case) for section in report.sections for case in (*_described(section.cases), *_planned(section))
     )
     if dataset is not None and not any(_is(name, dataset) for name in known):
         names = ", ".join(repr(name) for name in known) or "no case at all"
         raise InvalidInputError(f"run {report.run.id} has no case of data set {dataset!r}; it has {names}")
     named = {
-        str(case.get("estimator"))
+        case.estimator
         for section in report.sections
-        for case in (*_settings(section.cases), *_planned(section))
+        for case in (*_described(section.cases), *_planned(section))
         if dataset is None or _is(_dataset(case), dataset)
     }
     others = [name for name in ESTIMATORS if name not in COMPENSATED_FAMILY and name in named and name != "full-batch"]
@@ -70,9 +70,8 @@ def claims_table(report: Report, dataset: str | None = None) -> str:
 
 
 def _cell(section: ClaimSection, estimator: str, dataset: str | None) -> str:
-    def belongs(settings: Mapping[str, Any]) -> bool:
-        named = str(settings.get("estimator")) == estimator
-        return named and (dataset is None or _is(_dataset(settings), dataset))
+    def belongs(case: CaseDescription) -> bool:
+        return case.estimator == estimator and (dataset is None or _is(_dataset(case), dataset))
 
     cases = [case for case in section.cases if belongs(case.verdict.case)]
     counts = Counter(case.verdict.outcome for case in cases)
@@ -84,21 +83,21 @@ def _cell(section: ClaimSection, estimator: str, dataset: str | None) -> str:
         for outcome in Outcome
         if counts[outcome]
     ]
-    if not parts and any(belongs(settings) for settings in _planned(section)):
+    if not parts and any(map(belongs, _planned(section))):
         return "not run"
     return ", ".join(parts) or text.ABSENT
 
 
-def _settings(cases: Iterable[Case]) -> list[Mapping[str, Any]]:
+def _described(cases: Iterable[Case]) -> list[CaseDescription]:
     return [case.verdict.case for case in cases]
 
 
-def _planned(section: ClaimSection) -> list[Mapping[str, Any]]:
+def _planned(section: ClaimSection) -> list[CaseDescription]:
     return [item.case for item in section.not_run]
 
 
-def _dataset(settings: Mapping[str, Any]) -> str:
-    return text.setting(settings.get("dataset"))
+def _dataset(case: CaseDescription) -> str:
+    return text.setting(case.dataset)
 
 
 def _is(name: str, wanted: str) -> bool:

@@ -7,16 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
+from typing import Any
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.report.model import text
+from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.runs import NotRun, Trial
 from lmc_verify.statistics.betting import combine
 
 __all__ = ["Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
 
 # Cases that agree in these differ in the estimator and its own settings only.
-_APART = (
+_apart = attrgetter(
     *("dataset", "model", "layers", "width", "activation_cut", "encoder", "head", "norm", "residual"),
     *("normaliser", "design", "partition", "parts", "per_batch", "seen", "histories", "seed", "replicate"),
 )
@@ -80,8 +83,7 @@ class Case:
     @property
     def settings(self) -> list[tuple[str, str]]:
         """Every setting of the case in words, in reading order."""
-        case = self.verdict.case
-        return [(text.name(key), text.setting(case[key], key)) for key in text.case_keys(case)]
+        return settings_in_words(self.verdict.case)
 
     @property
     def statistical(self) -> bool:
@@ -275,7 +277,7 @@ class ClaimSection:
 
 def comparable(cases: Sequence[Case]) -> list[Case]:
     """Return the largest group of cases (at least one is given) that differ in the estimator and its settings only."""
-    groups: dict[tuple[str, ...], list[Case]] = {}
+    groups: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
-        groups.setdefault(tuple(str(case.verdict.case.get(key)) for key in _APART), []).append(case)
+        groups.setdefault(_apart(case.verdict.case), []).append(case)
     return sorted(groups.values(), key=len)[-1]

@@ -187,12 +187,12 @@ def claim_plots(section: ClaimSection) -> tuple[Plot, ...]:
     plots: list[Plot] = []
     for axes in dict.fromkeys(_axes(series) for case in section.cases for series in case.verdict.series):
         cases = [case for case in section.cases if any(_axes(item) == axes for item in case.verdict.series)]
-        datasets = dict.fromkeys(text.setting(case.verdict.case.get("dataset")) for case in cases)
+        datasets = dict.fromkeys(text.setting(case.verdict.case.dataset) for case in cases)
         if _amount(axes, cases) <= _FEW_CURVES:
             plots.append(_plot(axes, [(case, case.verdict.series) for case in cases], ""))
             continue
         for dataset in datasets:
-            mine = [case for case in cases if text.setting(case.verdict.case.get("dataset")) == dataset]
+            mine = [case for case in cases if text.setting(case.verdict.case.dataset) == dataset]
             total = _amount(axes, mine)
             chosen = mine if total <= MOST_CURVES else comparable(mine)
             fitting = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmc_verify.cases import CaseDescription
 from lmc_verify.report.model import text
 
-__all__ = ["common_settings", "distinguishing_labels"]
+__all__ = ["common_settings", "distinguishing_labels", "settings_in_words"]
 
 _DERIVED = ("support", "edges", "nodes", "seed")
 """Settings that a label leaves out first when it can."""
@@ -17,14 +18,21 @@ _BARE = (*_LEADING, "design", "partition", "dtype")
 """Settings whose value says what it is, without the name."""
 
 
-def distinguishing_labels(cases: Sequence[Mapping[str, Any]], *, whole: bool = True) -> list[str]:
+def settings_in_words(case: CaseDescription) -> list[tuple[str, str]]:
+    """Return name and value, in words, of every setting of a case, in reading order."""
+    values = case.to_dict()
+    return [(text.name(key), text.setting(values[key], key)) for key in text.case_keys(values)]
+
+
+def distinguishing_labels(described: Sequence[CaseDescription], *, whole: bool = True) -> list[str]:
     """Name each case by the fewest settings that tell the cases of a claim apart.
 
     Args:
-        cases: the settings of each case.
+        described: the cases.
         whole: name data set and estimator also where they do not differ, unless two other settings do. Without it,
             cases that do not differ at all are named by their estimator.
     """
+    cases = [case.to_dict() for case in described]
     keys = _varying(cases)
     distinct = len({tuple(_words(case, key) for key in keys) for case in cases})
     optional = [key for key in reversed(keys) if key not in (*_DERIVED, *_LEADING)]
@@ -46,8 +54,9 @@ def distinguishing_labels(cases: Sequence[Mapping[str, Any]], *, whole: bool = T
     ]
 
 
-def common_settings(cases: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+def common_settings(described: Sequence[CaseDescription]) -> tuple[tuple[str, str], ...]:
     """Return name and value, in words, of every setting in which the cases agree."""
+    cases = [case.to_dict() for case in described]
     if not cases:
         return ()
     varying = set(_varying(cases))

@@ -163,9 +163,8 @@ class Report:
     @cached_property
     def mutation_score(self) -> MutationScore | None:
         """How many seeded defects were caught; None if none was seeded."""
-        results = [case.trial.control for case in self.controls if case.trial.control is not None]
-        defects = [result for result in results if result.get("role") == "defect" and "passed" in result]
-        return MutationScore.of(defects) if defects else None
+        kept = [case.trial.control for case in self.controls if case.trial.control is not None]
+        return MutationScore.of(kept) if any(item.role == "defect" for item in kept) else None
 
     @property
     def finished(self) -> bool:
@@ -327,13 +326,14 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         )
         number += len(cases)
         sections.append(ClaimSection(anchor, told, cases, tuple(skipped), common_settings(described)))
-    controls = [trial for trial in trials if trial.kind == "control"]
     return Report(
         run,
         tuple(sections),
         tuple(
-            Case(f"control-{index}", str((trial.control or {}).get("name", "unnamed")), trial)
-            for index, trial in enumerate(controls, start=1)
+            Case(f"control-{index}", control.name, trial)
+            for index, (trial, control) in enumerate(
+                ((trial, trial.control) for trial in trials if trial.control is not None), start=1
+            )
         ),
         search_cases(records.searches(run_id)),
         records.path.parent,
@@ -361,11 +361,11 @@ def _census_row(section: ClaimSection | None, cases: Sequence[Case], skipped: Se
 
 
 def _dataset(case: Case) -> str:
-    return text.setting(case.verdict.case.get("dataset", NO_DATASET))
+    return case.verdict.case.dataset or NO_DATASET
 
 
 def _estimator(case: Case) -> str:
-    return text.setting(case.verdict.case.get("estimator", NO_ESTIMATOR))
+    return case.verdict.case.estimator or NO_ESTIMATOR
 
 
 def _matrix(dataset: str, sections: Iterable[ClaimSection]) -> Matrix:

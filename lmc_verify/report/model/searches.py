@@ -81,8 +81,12 @@ class SearchCase:
         facts += [(_name(key), text.setting(record.case[key], key)) for key in given]
         facts.append(("histories", text.setting(record.case.get("histories"))))
         if found is not None:
-            drawn = [key for key in ("model", "design", "support") if key in found.case and f"{key}.name" not in given]
-            facts += [(text.name(key), text.setting(found.case[key], key)) for key in drawn]
+            drawn = {"model": found.case.model, "design": found.case.design, "support": found.case.support}
+            facts += [
+                (text.name(key), text.setting(value, key))
+                for key, value in drawn.items()
+                if value is not None and f"{key}.name" not in given
+            ]
         return [
             *facts,
             ("cases tried", f"{record.cases:,}"),
@@ -99,7 +103,7 @@ class SearchCase:
             record.found is not None
             and verdict.outcome is Outcome.REFUTED
             and verdict.claim == record.claim
-            and _estimator(verdict.case) == _estimator(record.case)
+            and _estimator(verdict.case.to_dict()) == _estimator(record.case)
         )
 
 

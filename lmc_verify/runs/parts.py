@@ -1,0 +1,171 @@
+"""Parts of a run under one protocol: checks, searches for counterexamples, and runs of races.
+
+A phase is the parts of one kind. Its loop takes what an earlier run has recorded, says what cannot be run, and has the
+rest run; parts with one key are run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from lmc_verify.cases import CaseDescription
+from lmc_verify.races import PlannedRun, RaceHeader, RaceRun
+from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.records import Records
+from lmc_verify.runs.searches import PlannedSearch, SearchRecord
+from lmc_verify.runs.trials import Trial
+
+__all__ = ["AnyPlanned", "AnyResult", "Done", "Listener", "Part", "Phase", "RunPart", "SearchPart", "TrialPart"]
+
+AnyPlanned = Planned | PlannedSearch | PlannedRun
+AnyResult = Trial | SearchRecord | RaceRun
+Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
+"""Called after each part: what was planned, the result (None if not made), why not."""
+
+_Result = TypeVar("_Result", bound=AnyResult)
+
+
+class Part(Protocol[_Result]):
+    """What is asked of each part of a run."""
+
+    @property
+    def planned(self) -> AnyPlanned:
+        """What is to be run: its key, label and command."""
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot be run, such as a data set that is absent; empty if it can."""
+
+    def find(self, records: Records) -> _Result | None:
+        """Return the result of an earlier run that can be taken for this part's; None if there is none."""
+
+    def own(self, result: _Result) -> _Result:
+        """Return a result, found or shared, as this part's: with what is expected of it, and its place."""
+
+    def record(self, records: Records, run_id: int, result: _Result | None) -> None:
+        """Append the result to the records, or that the part was not run.
+
+        Raises:
+            RecordsError: the run takes no more entries, or has this one.
+        """
+
+
+@dataclass(frozen=True)
+class TrialPart:
+    """A claim or a control that is checked on a case."""
+
+    planned: Planned
+    reason: str = ""
+
+    def find(self, records: Records) -> Trial | None:
+        """Return the newest trial with this key that did not crash."""
+        return records.find(self.planned.key)
+
+    def own(self, result: Trial) -> Trial:
+        """Return the verdict with what this suite expects of it."""
+        return replace(result, expected=self.planned.expected_name)
+
+    def record(self, records: Records, run_id: int, result: Trial | None) -> None:
+        """Append the trial, or the case that was not run."""
+        if result is not None:
+            records.add(run_id, result)
+        else:
+            described = CaseDescription.planned(self.planned.settings)
+            records.not_run(run_id, self.planned.claim, described, self.reason)
+
+
+@dataclass(frozen=True)
+class SearchPart:
+    """A search for a counterexample, whose files are in `folder`."""
+
+    planned: PlannedSearch
+    folder: Path
+    reason: str = ""
+
+    def find(self, records: Records) -> SearchRecord | None:
+        """Return the newest search with this key that did not crash, if its files are whole."""
+        known = records.find_search(self.planned.key)
+        return known if known is None or known.found is None or known.found.intact(self.folder) else None
+
+    def own(self, result: SearchRecord) -> SearchRecord:
+        """Return the search with what this suite expects of it."""
+        return replace(result, expected=self.planned.expected)
+
+    def record(self, records: Records, run_id: int, result: SearchRecord | None) -> None:
+        """Append the search."""
+        if result is not None:
+            records.add_search(run_id, result)
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """A run of a race; `position` is its place in the race."""
+
+    planned: PlannedRun
+    position: int
+    reason: str = ""
+
+    def find(self, records: Records) -> RaceRun | None:
+        """Return the newest run with this key that did not crash, of any race; none where the race is not run."""
+        return None if self.reason else records.find_race_run(self.planned.key)
+
+    def own(self, result: RaceRun) -> RaceRun:
+        """Return the run under the name and at the place that it has in this race."""
+        entry = replace(result.entry, label=self.planned.contestant.label, position=self.position)
+        return replace(result, race=self.planned.race.key, entry=entry, command=self.planned.command)
+
+    def record(self, records: Records, run_id: int, result: RaceRun | None) -> None:
+        """Append the run; the race's header already says why it was not run."""
+        if result is not None:
+            records.add_race_run(run_id, result)
+
+
+@dataclass(frozen=True)
+class Done(Generic[_Result]):
+    """A part that is done with: run, taken from an earlier run, or (without a result) not run."""
+
+    part: Part[_Result]
+    result: _Result | None
+    reused: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why there is no result; empty if there is one."""
+        return self.part.reason if self.result is None else ""
+
+
+@dataclass(frozen=True)
+class Phase(Generic[_Result]):
+    """The parts of one kind.
+
+    Attributes:
+        parts: in the order of the plan.
+        run: runs what is planned and yields each with its result, in any order.
+        headers: what is recorded before the first part.
+    """
+
+    parts: Sequence[Part[_Result]]
+    run: Callable[[Sequence[Any]], Iterator[tuple[AnyPlanned, _Result]]]
+    headers: Sequence[RaceHeader] = ()
+
+    def done(self, earlier: Records | None) -> Iterator[Done[_Result]]:
+        """Yield every part when it is done with: those that need not, or cannot, be run come first.
+
+        Args:
+            earlier: records whose results are reused; None to run everything.
+        """
+        waiting: dict[str, list[Part[_Result]]] = {}
+        for part in self.parts:
+            known = part.find(earlier) if earlier is not None else None
+            if known is not None:
+                yield Done(part, part.own(known), reused=True)
+            elif part.reason:
+                yield Done(part, None)
+            else:
+                waiting.setdefault(part.planned.key, []).append(part)
+        for planned, result in self.run([alike[0].planned for alike in waiting.values()]):
+            for part in waiting[planned.key]:
+                yield Done(part, part.own(result))
