@@ -1,17 +1,22 @@
-"""Values as text: strict JSON that keeps every float, and TOML for command lines.
+"""Values as text: JSON that keeps every float, JSON for other programs, and TOML for command lines.
 
-JSON has no NaN and no infinity: a float that is not finite is written as ``{"$float": "nan"}`` (``"inf"``, ``"-inf"``)
-and comes back as that float. Finite floats come back bit by bit. Tuples come back as lists.
+JSON has no NaN and no infinity. What this package reads back (records, traces, counterexamples) holds such a float as
+``{"$float": "nan"}`` (``"inf"``, ``"-inf"``), and it comes back as that float; finite floats come back bit by bit,
+tuples as lists. What other programs read (``--json``, ``report.json``) holds one of the strings ``"NaN"``,
+``"Infinity"`` and ``"-Infinity"`` instead. No other module spells them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["decode", "encode", "plain", "toml_value", "untagged"]
+from lmc_verify.errors import InvalidInputError
+
+__all__ = ["decode", "encode", "plain", "published", "toml_key", "toml_value", "untagged"]
 
 
 def encode(value: Any) -> str:
@@ -30,21 +35,7 @@ def decode(text: str) -> Any:
 
 def plain(value: Any) -> Any:
     """Turn mappings, sequences and scalars (also NumPy's and torch's) into what JSON holds; the rest becomes text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": repr(float(value))}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        return plain(value.item())
-    return str(value)
-
-
-def _untag(item: dict[str, Any]) -> Any:
-    return float(item["$float"]) if item.get("$float") in ("nan", "inf", "-inf") else item
+    return _converted(value, lambda number: {"$float": repr(number)})
 
 
 def untagged(value: Any) -> Any:
@@ -56,10 +47,50 @@ def untagged(value: Any) -> Any:
     return value
 
 
+def published(value: Any) -> Any:
+    """Return a value, also one from `plain`, as other programs read it: strict JSON, with strings for what JSON lacks.
+
+    A float that is not finite is ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+    """
+    return _converted(untagged(value), lambda number: json.dumps(number))
+
+
+def _converted(value: Any, spell: Callable[[float], Any]) -> Any:
+    """Return a value as JSON holds it, with `spell` of every float that is not finite."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else spell(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): _converted(item, spell) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_converted(item, spell) for item in value]
+    if hasattr(value, "item"):
+        return _converted(value.item(), spell)
+    return str(value)
+
+
+def _untag(item: dict[str, Any]) -> Any:
+    return float(item["$float"]) if item.get("$float") in ("nan", "inf", "-inf") else item
+
+
+def toml_key(name: str) -> str:
+    """Return one name as (a part of) a TOML key, in quotes where it needs them."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
+
+
 def toml_value(value: Any) -> str:
-    """Return a string, number, boolean or list of them as a TOML value."""
+    """Return a string, number, boolean, date, or list or mapping of them as a TOML value, on one line.
+
+    Raises:
+        InvalidInputError: None, which TOML lacks.
+    """
+    if value is None:
+        raise InvalidInputError("None cannot be written as TOML; leave the setting out")
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{toml_key(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, str):  # JSON escapes what TOML wants escaped, but for DEL

@@ -1,12 +1,17 @@
 """Errors of the package, each with the exit code that the command line gives it.
 
-Every message names the value, the limit and what to do next; `suggestion` builds the "did you mean" part.
+Every message names the value, the limit and what to do next; `suggestion` builds the "did you mean" part. `validated`
+reads plain values as a settings model, and words what does not fit in the same way for every model.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "InfrastructureError",
@@ -17,7 +22,12 @@ __all__ = [
     "RecordsError",
     "UnknownNameError",
     "suggestion",
+    "validated",
 ]
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_Path = tuple[str | int, ...]
 
 
 class LmcVerifyError(Exception):
@@ -65,3 +75,80 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(repr(item) for item in near) + "?"
     return "known names are " + ", ".join(repr(item) for item in names) if names else "no name is known"
+
+
+def validated(model: type[_Model], values: Any, what: str = "", *, at: str = "") -> _Model:
+    """Read plain values as a settings model.
+
+    Args:
+        model: a pydantic model.
+        values: such as a TOML table.
+        what: how the message of the error begins, such as ``"the race's settings do not fit"``.
+        at: dotted name of the values themselves, where they are part of something larger.
+
+    Raises:
+        InvalidInputError: values that do not fit. The message has ``path: reason`` for each, separated by semicolons;
+            an unknown setting comes with the nearest known ones.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        reasons = "; ".join(_reasons(error, model, values, at))
+        raise InvalidInputError(f"{what}: {reasons}" if what else reasons) from error
+
+
+def _reasons(error: ValidationError, model: type[BaseModel], values: Any, at: str) -> Iterator[str]:
+    found: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        path = _path(item["loc"], values, missing=item["type"] == "missing")
+        place = ".".join([*([at] if at else []), *map(str, path)])
+        reasons = found.setdefault(place, [])
+        if item["type"] == "extra_forbidden":
+            reason = f"unknown setting; {suggestion(str(path[-1]), _known(model, path[:-1]))}"
+        elif "error" in item.get("ctx", {}):  # raised by a validator, whose own words name the value
+            reason = str(item["ctx"]["error"])
+        else:
+            reason = item["msg"]
+            if item["type"] != "missing":
+                given[place] = f", got {reprlib.repr(item['input'])}"
+        # What fits no branch of a union has one error for each.
+        reason = reason.removeprefix("Input should be ") if reasons else reason
+        if reason not in reasons:
+            reasons.append(reason)
+    for place, reasons in found.items():
+        if any(other.startswith(f"{place}.") for other in found):
+            continue  # a branch of a union that the value got further into says more
+        text = " or ".join(reasons) + given.get(place, "")
+        yield f"{place}: {text}" if place else text
+
+
+def _path(location: _Path, values: Any, *, missing: bool) -> _Path:
+    """Return pydantic's location without the names of union branches and validators, which the values do not have."""
+    path: list[str | int] = []
+    for place, part in enumerate(location, start=1):
+        index = isinstance(part, int) and isinstance(values, Sequence) and part < len(values)
+        if index or (isinstance(values, Mapping) and part in values):
+            values = values[part]
+            path.append(part)
+        elif missing and place == len(location):
+            path.append(part)
+    return tuple(path)
+
+
+def _known(model: type[BaseModel], path: _Path) -> list[str]:
+    """Return the names of the settings at a path inside a model."""
+    models = [model]
+    for part in path:
+        inner = [item.model_fields[part].annotation for item in models if part in item.model_fields]
+        if inner:  # else an index, or a key of a free mapping
+            models = [found for annotation in inner for found in _models(annotation)]
+    return [name for item in models for name in item.model_fields]
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield every model that a type annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -1,7 +1,14 @@
 """Cases: settings to everything that a claim needs to be checked."""
 
 from lmc_verify.cases.case import Case, assemble_case, build_case, prepared_state, readable_count, sweep_batches
-from lmc_verify.cases.commands import case_settings, flat, reproduction_command, settings_tree
+from lmc_verify.cases.commands import (
+    Command,
+    case_settings,
+    command_line,
+    read_command,
+    reproduction_command,
+    settings_tree,
+)
 from lmc_verify.cases.description import CaseDescription
 from lmc_verify.cases.lookup import build_estimator, check_dataset, plugins_of
 from lmc_verify.cases.settings import (
@@ -21,6 +28,7 @@ __all__ = [
     "Case",
     "CaseDescription",
     "CaseSettings",
+    "Command",
     "DatasetSettings",
     "DesignSettings",
     "EstimatorSettings",
@@ -35,10 +43,11 @@ __all__ = [
     "build_estimator",
     "case_settings",
     "check_dataset",
-    "flat",
+    "command_line",
     "known_histories",
     "plugins_of",
     "prepared_state",
+    "read_command",
     "readable_count",
     "reproduction_command",
     "settings_tree",

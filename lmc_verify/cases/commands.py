@@ -1,19 +1,126 @@
-"""Settings of a case as the words of a command line, and back."""
+"""Settings as the words of a command line, and back: the one writer and the one reader.
+
+Some settings have an option of their own, such as ``--seed``; every other one is ``--set KEY=VALUE``, where KEY is a
+dotted TOML key and VALUE a TOML value. `command_line` writes what runs record, `read_command` reads it again, and
+`settings_tree` is how the command line itself reads ``--set``.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from lmc_verify.cases.settings import CaseSettings
-from lmc_verify.encoding import toml_value
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.encoding import toml_key, toml_value
+from lmc_verify.errors import InvalidInputError, validated
 
-__all__ = ["case_settings", "flat", "reproduction_command", "settings_tree"]
+__all__ = ["Command", "case_settings", "command_line", "read_command", "reproduction_command", "settings_tree"]
+
+PROGRAM = "lmc-verify"
+
+_COMMANDS: Mapping[str, tuple[bool, Mapping[str, str]]] = {
+    "check": (
+        True,
+        {"estimator": "estimator.name", "dataset": "dataset.name", "histories": "histories", "seed": "seed"},
+    ),
+    "counterexample": (
+        True,
+        {
+            "estimator": "estimator.name",
+            "histories": "histories",
+            "max-nodes": "max_nodes",
+            "examples": "examples",
+            "seed": "seed",
+        },
+    ),
+    "train": (False, {"dataset": "dataset.name", "estimator": "estimator.name", "seed": "seed"}),
+    "controls": (True, {}),
+}
+"""Of each command that is written: whether it has a subject, and the settings that have an option, by its name."""
+
+_PART = r'"(?:[^"\\]|\\.)*"|[^".=]+'
+_ASSIGNMENT = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, taken apart.
+
+    Attributes:
+        name: of the command, such as ``"check"``.
+        subject: what it is about: the claim of ``check`` and ``counterexample``, the control of ``controls``; else "".
+        settings: nested settings, those of options as text.
+    """
+
+    name: str
+    subject: str
+    settings: dict[str, Any]
+
+
+def command_line(name: str, settings: Mapping[str, Any], usual: Mapping[str, Any], subject: str = "") -> str:
+    """Return a shell command with every setting that is not the usual one.
+
+    Args:
+        name: ``"check"``, ``"counterexample"``, ``"train"`` or ``"controls"``.
+        settings: nested settings. None is left out: it is the default wherever it is allowed.
+        usual: nested settings that are left out where they have these values.
+        subject: the claim or the control, for a command that has one.
+    """
+    has_subject, options = _COMMANDS[name]
+    left_out = dict(_flat(usual))
+    written = {
+        key: value
+        for key, value in _flat(settings)
+        if value is not None and not (key in left_out and left_out[key] == value)
+    }
+    words = [PROGRAM, name, *([subject] if has_subject else [])]
+    for option, key in options.items():
+        if key in written:
+            words += [f"--{option}", str(written.pop(key))]
+    for key, value in written.items():
+        words += ["--set", f"{key}={toml_value(value)}"]
+    return shlex.join(words)
+
+
+def read_command(text: str) -> Command:
+    """Undo `command_line`.
+
+    Raises:
+        InvalidInputError: it is no such command, or has a word that this version does not write.
+    """
+    try:
+        program, name, *words = shlex.split(text)
+    except ValueError as error:
+        raise InvalidInputError(f"the command {text!r} is not one that {PROGRAM} writes") from error
+    if program != PROGRAM or name not in _COMMANDS:
+        raise InvalidInputError(f"the command {text!r} is not one that {PROGRAM} writes")
+    has_subject, options = _COMMANDS[name]
+    if has_subject and not words:
+        raise InvalidInputError(f"the command {text!r} ends where {PROGRAM} {name} has a name")
+    subject = words.pop(0) if has_subject else ""
+    base, assignments = {}, []
+    for option, value in zip(words[::2], [*words[1::2], None], strict=False):
+        key = options.get(option.removeprefix("--"))
+        if value is None or not option.startswith("--") or (key is None and option != "--set"):
+            raise InvalidInputError(
+                f"the command {text!r} has {option!r} where {PROGRAM} {name} has an option or --set"
+            )
+        if key is None:
+            assignments.append(value)
+        else:
+            base[key] = value
+    return Command(name, subject, settings_tree(base, assignments))
+
+
+def reproduction_command(claim: str, settings: CaseSettings) -> str:
+    """Return the `lmc-verify check` command of a case, with every setting that is not the default."""
+    # A data set and an estimator have options that only their registries know: they are always written.
+    usual = CaseSettings().model_dump(exclude={"dataset", "estimator"})
+    return command_line("check", settings.model_dump(), usual, claim)
 
 
 def case_settings(base: Mapping[str, Any], assignments: Sequence[str]) -> CaseSettings:
@@ -22,11 +129,7 @@ def case_settings(base: Mapping[str, Any], assignments: Sequence[str]) -> CaseSe
     Raises:
         InvalidInputError: a text that is not KEY=VALUE, or settings that do not fit.
     """
-    try:
-        return CaseSettings.model_validate(settings_tree(base, assignments))
-    except ValidationError as error:
-        parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        raise InvalidInputError(f"the case's settings do not fit: {'; '.join(parts)}") from error
+    return validated(CaseSettings, settings_tree(base, assignments), "the case's settings do not fit")
 
 
 def settings_tree(base: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -34,57 +137,45 @@ def settings_tree(base: Mapping[str, Any], assignments: Sequence[str]) -> dict[s
 
     Args:
         base: values by dotted key, such as ``{"dataset.name": "karate"}``.
-        assignments: further ``KEY=VALUE`` texts, which win.
+        assignments: further ``KEY=VALUE`` texts, which win. A part of a key may be in quotes, as in TOML.
 
     Raises:
         InvalidInputError: a text that is not KEY=VALUE.
     """
     tree: dict[str, Any] = {}
-    pairs = list(base.items())
+    for key, value in base.items():
+        _put(tree, key.split("."), value)
     for text in assignments:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
+        match = _ASSIGNMENT.fullmatch(text)
+        if match is None:
             raise InvalidInputError(f"--set {text!r} is not KEY=VALUE; write for instance --set model.layers=2")
+        parts = re.findall(_PART, match[1])
         try:
-            pairs.append((key, tomllib.loads(f"value = {value}")["value"]))
+            path = [tomllib.loads(f"key = {part}")["key"] if part.startswith('"') else part for part in parts]
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidInputError(f"--set {text!r} has a key that is not TOML: {error}") from error
+        try:
+            value = tomllib.loads(f"value = {match[2]}")["value"]
         except tomllib.TOMLDecodeError:
-            pairs.append((key, value))
-    for key, value in pairs:
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise InvalidInputError(f"--set {key}: {part!r} is not a table of settings")
-        node[last] = value
+            value = match[2]
+        _put(tree, path, value)
     return tree
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings as dotted keys with their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise InvalidInputError(f"--set {'.'.join(path)}: {part!r} is not a table of settings")
+    node[path[-1]] = value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings as dotted TOML keys with their values; an empty table is a value."""
+    for name, value in values.items():
+        key = f"{prefix}{toml_key(name)}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{key}.")
         else:
-            yield f"{prefix}{key}", value
-
-
-def reproduction_command(claim: str, settings: CaseSettings) -> str:
-    """Return the `lmc-verify check` command of a case, with every setting that is not the default."""
-    words = ["lmc-verify", "check", claim, "--estimator", settings.estimator.name, "--dataset", settings.dataset.name]
-    default = CaseSettings().model_dump(mode="json")
-    values = settings.model_dump(mode="json")
-    for part in ("dataset", "estimator", "model", "design", "sampling", "training"):
-        for key, value in values[part].items():
-            named = part in ("dataset", "estimator")
-            if (named and key == "name") or (not named and default[part].get(key) == value):
-                continue
-            nested = (
-                {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-            )
-            for path, item in nested.items():
-                words += ["--set", f"{part}.{path}={toml_value(item)}"]
-    for key in ("histories", "seed"):
-        if values[key] != default[key]:
-            words += [f"--{key}", str(values[key])]
-    return shlex.join(words)
+            yield key, value

@@ -93,10 +93,7 @@ def controls(
     """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
     chosen = [find_control(name) for name in names or CONTROLS]
     workspace = Workspace()
-    trials = [
-        run_planned(Planned("control", item.claim, item.broken or item.sound, item.expected, control=item), workspace)
-        for item in chosen
-    ]
+    trials = [run_planned(Planned.of_control(item), workspace) for item in chosen]
     if as_json:
         score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
         print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})

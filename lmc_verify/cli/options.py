@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from lmc_verify.encoding import published
 from lmc_verify.errors import OutputError
 
 __all__ = [
@@ -61,20 +61,8 @@ def err_console() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """Print a document as strict JSON; NaN and infinities, which JSON lacks, become strings."""
-    typer.echo(json.dumps(_finite(document), indent=2, sort_keys=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
-        return value
-    if isinstance(value, float):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    """Print a document as strict JSON; NaN and infinities, which JSON lacks, are strings, as in report.json."""
+    typer.echo(json.dumps(published(document), indent=2, sort_keys=False, allow_nan=False))
 
 
 def writable(folder: Path) -> None:

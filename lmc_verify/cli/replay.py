@@ -23,9 +23,8 @@ from lmc_verify.cli.options import (
     writable,
 )
 from lmc_verify.cli.print_verdicts import print_table
-from lmc_verify.controls import find_control
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
-from lmc_verify.runs import Planned, Records, Run, Trial
+from lmc_verify.runs import Records, Run, Trial
 
 __all__ = ["counterexample", "reproduce"]
 
@@ -115,7 +114,6 @@ def _described(found: Any) -> list[str]:
 
 
 def reproduce(
-    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(help="A counterexample (.json or .safetensors), a records file, or a run's folder.")
     ],
@@ -143,14 +141,14 @@ def reproduce(
     if trial is None and not every and len(trials) != 1:
         _list_trials(file, run, trials, as_json)
         return
-    from lmc_verify.runs import find_trial, replay_trial, trial_label
+    from lmc_verify.runs import find_trial, planned_again, replay_trial, trial_label
 
     chosen = [find_trial(trials, trial)] if trial is not None else trials
     workspace = Workspace(data_root, download)
     replays, failures = [], []
     for item in chosen:
         try:
-            replays.append(replay_trial(item, _planned(item, context), run.environment, workspace))
+            replays.append(replay_trial(item, planned_again(item), run.environment, workspace))
         except LmcVerifyError as error:
             if len(chosen) == 1:
                 raise
@@ -166,31 +164,6 @@ def _recorded(file: Path, number: int | None) -> tuple[Run, list[Trial]]:
     if run is None or not trials:
         raise InvalidInputError(f"{path} holds no trial to reproduce; make some with lmc-verify run")
     return run, trials
-
-
-def _planned(trial: Trial, context: typer.Context) -> Planned:
-    """Return the trial to be run again, from its command, which the `check` command's own parser reads.
-
-    Raises:
-        InvalidInputError: the command is not one that this version understands.
-    """
-    if trial.control is not None:
-        control = find_control(trial.control.name)
-        return Planned("control", control.claim, control.broken or control.sound, control.expected, control=control)
-    words = shlex.split(trial.command)
-    if words[:2] != ["lmc-verify", "check"]:
-        raise InvalidInputError(f"the recorded command {trial.command!r} is not a check; it cannot be replayed")
-    group: Any = context.find_root().command
-    try:
-        given = group.commands["check"].make_context("check", words[2:]).params
-    except Exception as error:  # usage errors have no public class that is the same in every version of typer
-        raise InvalidInputError(
-            f"the recorded command {trial.command!r} is not one of this version: {error}; replay it with the version "
-            "that recorded it"
-        ) from error
-    base = {"dataset.name": given["dataset"], "estimator.name": given["estimator"]}
-    base |= {"histories": given["histories"], "seed": given["seed"]}
-    return Planned("claim", given["claim"], case_settings(base, given["settings"] or []), None)
 
 
 def _list_trials(file: Path, run: Run, trials: Sequence[Trial], as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims import Verdict, find_claim
 from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.counterexamples.storage import damaged, read_files, write_files
-from lmc_verify.encoding import decode
+from lmc_verify.encoding import untagged
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
 from lmc_verify.graphs import Batch, Graph
@@ -190,7 +189,7 @@ def _assemble(
         instance=instance,
         histories=document["histories"],
         seed=document["seed"],
-        verdict=Verdict.from_dict(decode(json.dumps(document["verdict"]))),
+        verdict=Verdict.from_dict(untagged(document["verdict"])),
         tensors={key: value for key, value in tensors.items() if key.startswith(_MEASURED)},
         search=document["search"],
         environment=document["environment"],

@@ -21,7 +21,6 @@ from hypothesis import find as hypothesis_find
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir, storage_directory
 from hypothesis.errors import Flaky, NoSuchExample
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lmc_verify.cases import Case, CaseSettings, known_histories
@@ -29,7 +28,7 @@ from lmc_verify.claims import CLAIMS, Outcome, find_claim
 from lmc_verify.counterexamples.example import Counterexample, measured_tensors
 from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.counterexamples.simplify import simplify
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.estimators import Estimator
 from lmc_verify.models import check_jump
 from lmc_verify.testing import graphs, partitions, seeds
@@ -89,11 +88,8 @@ class SearchSpace:
                 "model.options cannot be set in a search; leave it out, or check the claim on a data set"
             )
         check_jump(str(self.model.get("name", "gcn")), self.model.get("jump"))
-        try:
-            CaseSettings.model_validate({"model": dict(self.model), "design": dict(self.design)})
-        except ValidationError as error:
-            parts = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise InvalidInputError(f"the pinned settings do not fit: {'; '.join(parts)}") from error
+        pinned = {"model": dict(self.model), "design": dict(self.design)}
+        validated(CaseSettings, pinned, "the pinned settings do not fit")
 
     @classmethod
     def from_settings(cls, chosen: CaseSettings, **limits: Any) -> SearchSpace:

@@ -26,15 +26,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lmc_verify.cases import flat, plugins_of
-from lmc_verify.encoding import plain, toml_value, untagged
+from lmc_verify.cases import command_line, plugins_of
+from lmc_verify.encoding import plain, untagged
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.races.contest import race_runs
 from lmc_verify.races.record import RaceEntry
@@ -204,15 +203,9 @@ class RaceRun:
 
 def run_command(settings: RunSettings) -> str:
     """Return the `lmc-verify train` command of a run, with every setting that is not the default."""
-    words = ["lmc-verify", "train", "--dataset", settings.dataset.name, "--estimator", settings.estimator.name]
-    words += ["--seed", str(settings.seed)]
-    default = dict(flat(RunSettings().model_dump(mode="json")))
-    for key, value in flat(settings.model_dump(mode="json", exclude={"seed"})):
-        named = key in ("dataset.name", "estimator.name")
-        if named or value is None or (key in default and default[key] == value):
-            continue  # None is the default wherever it is allowed, or what another length of the run implies
-        words += ["--set", f"{key}={toml_value(value)}"]
-    return shlex.join(words)
+    # Epochs are None where the run's length is given in steps, which implies it.
+    usual = RunSettings().model_dump(exclude={"dataset", "estimator", "seed"})
+    return command_line("train", settings.model_dump(), usual)
 
 
 def _digest(kind: str, values: Mapping[str, Any]) -> str:

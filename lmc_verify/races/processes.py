@@ -47,8 +47,8 @@ def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs
     place = (workspace.data_root, workspace.download)
     race = planned_race(settings)
     check_races([race], *place)
-    entries = [made.entry for _, made, _ in make_runs(race.runs, *place, recorded=None, jobs=jobs)]
-    return race_record(settings, sorted(entries, key=lambda entry: entry.position))
+    made = {run.key: run.entry for run in make_runs(race.runs, *place, jobs=jobs)}
+    return race_record(settings, [replace(made[run.key], position=number) for number, run in enumerate(race.runs)])
 
 
 class _Worker:

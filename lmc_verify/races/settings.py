@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmc_verify.cases import DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings, Settings, settings_tree
-from lmc_verify.errors import InvalidInputError
-from lmc_verify.training.settings import Dataset, EstimatorTable, RunSettings, TrainerSettings, as_table, readable
+from lmc_verify.errors import InvalidInputError, validated
+from lmc_verify.training.settings import Dataset, EstimatorTable, RunSettings, TrainerSettings, as_table
 
 __all__ = ["ContestantSettings", "RaceSettings", "TargetSettings"]
 
@@ -93,8 +93,10 @@ class ContestantSettings(Settings):
             values = {"estimator": values}
         if isinstance(values, dict) and not values.get("label") and "estimator" in values:
             named = as_table(values["estimator"])
-            label = named if isinstance(named, EstimatorSettings) else EstimatorSettings.model_validate(named)
-            return {**values, "label": label.describe()}
+            if isinstance(named, dict) and isinstance(named.get("name"), str):
+                named = EstimatorSettings.model_validate(named)
+            if isinstance(named, EstimatorSettings):  # anything else does not fit, which the field says
+                return {**values, "label": named.describe()}
         return values
 
 
@@ -188,7 +190,4 @@ class RaceSettings(Settings):
         Raises:
             InvalidInputError: settings that do not fit; the message names each.
         """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InvalidInputError(f"the race's settings do not fit: {readable(error)}") from error
+        return validated(cls, values, "the race's settings do not fit")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmc_verify.cases import build_estimator, check_dataset
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
 from lmc_verify.races.settings import RaceSettings
@@ -59,8 +59,7 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     """Yield the races of a table under a preset: one for each data set; none if the preset leaves it out.
 
     Raises:
-        InvalidInputError: an unknown name or setting.
-        ValidationError: a setting that does not fit.
+        InvalidInputError: an unknown name or setting, or a setting that does not fit.
     """
     change = table.presets.get(preset, {}) if preset is not None else {}
     if change is False:
@@ -71,7 +70,7 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     lengths = {"epochs", "steps"}
     if lengths & set(change.get("trainer", ())):  # a new length replaces the old one, in either unit
         base["trainer"] = {key: value for key, value in base.get("trainer", {}).items() if key not in lengths}
-    table = RaceTable.model_validate(_merged(base, change))
+    table = validated(RaceTable, _merged(base, change))
     contestants = _contestants(table)
     figures = _figures(table)
     seeds = table.seeds if isinstance(table.seeds, list) else list(range(suite_seed, suite_seed + table.seeds))

@@ -4,7 +4,7 @@ from lmc_verify.runs.execution import RunResult, run_suite
 from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
-from lmc_verify.runs.replay import find_trial, replay_counterexample, replay_trial, trial_label
+from lmc_verify.runs.replay import find_trial, planned_again, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
 from lmc_verify.runs.suite import Suite, load_suite, suite_names
 from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
@@ -26,6 +26,7 @@ __all__ = [
     "Trial",
     "find_trial",
     "load_suite",
+    "planned_again",
     "repeated_case",
     "replay_counterexample",
     "replay_trial",

@@ -11,7 +11,15 @@ from typing import Literal
 
 import torch
 
-from lmc_verify.cases import CaseDescription, CaseSettings, Workspace, build_case, plugins_of, reproduction_command
+from lmc_verify.cases import (
+    CaseDescription,
+    CaseSettings,
+    Workspace,
+    build_case,
+    command_line,
+    plugins_of,
+    reproduction_command,
+)
 from lmc_verify.claims import CLAIMS, Outcome, Verdict, find_claim
 from lmc_verify.controls import Control, ControlRecord, check_control
 from lmc_verify.errors import InvalidInputError
@@ -42,6 +50,11 @@ class Planned:
     optional: bool = False
     control: Control | None = None
 
+    @classmethod
+    def of_control(cls, control: Control) -> Planned:
+        """Plan a control, with the outcome that it must have."""
+        return cls("control", control.claim, control.broken or control.sound, control.expected, control=control)
+
     @property
     def key(self) -> str:
         """Identity for resuming: claim, case, control, and code version."""
@@ -68,7 +81,7 @@ class Planned:
     def command(self) -> str:
         """The command that reproduces the trial."""
         if self.control is not None:
-            return f"lmc-verify controls {self.control.name}"
+            return command_line("controls", {}, {}, self.control.name)
         return reproduction_command(self.claim, self.settings)
 
 

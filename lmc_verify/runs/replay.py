@@ -14,15 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from lmc_verify.cases import Workspace
+from lmc_verify.cases import CaseSettings, Workspace, read_command
 from lmc_verify.claims import Verdict
+from lmc_verify.controls import find_control
 from lmc_verify.counterexamples import Counterexample
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.encoding import decode, encode
+from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.provenance import environment
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.trials import Trial
 
-__all__ = ["Difference", "Replay", "find_trial", "replay_counterexample", "replay_trial"]
+__all__ = ["Difference", "Replay", "find_trial", "planned_again", "replay_counterexample", "replay_trial"]
 
 _ABSENT = "(absent)"
 
@@ -92,6 +94,26 @@ def replay_counterexample(example: Counterexample) -> Replay:
     )
 
 
+def planned_again(trial: Trial) -> Planned:
+    """Return a recorded trial as it is to be run again: a control by its name, a check from its command.
+
+    Raises:
+        InvalidInputError: an unknown control, or a command that this version does not write.
+    """
+    if trial.control is not None:
+        return Planned.of_control(find_control(trial.control.name))
+    try:
+        command = read_command(trial.command)
+        if command.name != "check":
+            raise InvalidInputError(f"the command {trial.command!r} is not a check")
+        settings = validated(CaseSettings, command.settings, f"the settings of {trial.command!r} do not fit")
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"the trial cannot be replayed: {error}; replay it with the version that recorded it"
+        ) from error
+    return Planned("claim", command.subject, settings, None)
+
+
 def replay_trial(
     trial: Trial,
     planned: Planned,
@@ -102,7 +124,7 @@ def replay_trial(
 
     Args:
         trial: what was recorded.
-        planned: the same trial to be run, rebuilt from its command.
+        planned: the same trial to be run, see `planned_again`.
         recorded_environment: that of the run that recorded it.
         workspace: where data come from.
 
@@ -148,22 +170,16 @@ def _comparable(verdict: Verdict) -> Any:
     """Return the verdict as plain values, without the hash of the code, which the environment states."""
     values = verdict.to_dict()
     values["hashes"] = {key: value for key, value in values["hashes"].items() if key != "code"}
-    return _plain(values)
+    return _stored(values)
 
 
 def _control(trial: Trial) -> Any:
-    return None if trial.control is None else _plain(trial.control.to_dict())
+    return None if trial.control is None else _stored(trial.control.to_dict())
 
 
-def _plain(value: Any) -> Any:
-    """Return mappings, sequences and scalars as they come back from a file."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):  # versions and outcomes are subclasses
-        return str(value)
-    return value.item() if hasattr(value, "item") else value
+def _stored(value: Any) -> Any:
+    """Return a value as it comes back from a file."""
+    return decode(encode(value))
 
 
 def _differences(where: str, recorded: Any, replayed: Any) -> Iterator[Difference]:
@@ -201,4 +217,4 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _environment_differences(recorded: Mapping[str, Any]) -> tuple[Difference, ...]:
-    return tuple(_differences("environment", _plain(recorded), _plain(environment())))
+    return tuple(_differences("environment", _stored(recorded), _stored(environment())))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import shlex
 import time
 import traceback
 from collections.abc import Mapping
@@ -20,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lmc_verify.cases import CaseDescription, CaseSettings, build_estimator
-from lmc_verify.encoding import toml_value
+from lmc_verify.cases import CaseDescription, CaseSettings, build_estimator, command_line
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.provenance import code_fingerprint
 
@@ -89,10 +87,12 @@ class PlannedSearch:
 
     @property
     def _choices(self) -> dict[str, Any]:
-        default = PlannedSearch(self.claim, CaseSettings())
-        choices = {"histories": self.settings.histories, "max_nodes": self.max_nodes, "examples": self.examples}
-        usual = {"histories": default.settings.histories, "max_nodes": default.max_nodes, "examples": default.examples}
-        return self.pinned | {key: value for key, value in choices.items() if value != usual[key]}
+        usual = PlannedSearch(self.claim, CaseSettings())._limits
+        return self.pinned | {key: value for key, value in self._limits.items() if value != usual[key]}
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {"histories": self.settings.histories, "max_nodes": self.max_nodes, "examples": self.examples}
 
     @property
     def case(self) -> dict[str, Any]:
@@ -131,14 +131,16 @@ class PlannedSearch:
 
     @property
     def command(self) -> str:
-        """The command that searches again."""
-        words = ["lmc-verify", "counterexample", self.claim, "--estimator", self.settings.estimator.name]
-        for key, value in self.pinned.items():
-            words += ["--set", f"{key}={toml_value(value)}"]
-        for key in ("histories", "max_nodes", "examples"):
-            if key in self._choices:
-                words += [f"--{key.replace('_', '-')}", str(self._choices[key])]
-        return shlex.join([*words, "--seed", str(self.settings.seed)])
+        """The command that searches again. A setting pinned to None, which only Python can do, is not in it."""
+        settings = self.settings
+        values = {
+            "estimator": settings.estimator.model_dump(),
+            "model": settings.model.model_dump(exclude_unset=True),
+            "design": settings.design.model_dump(exclude_unset=True),
+            "seed": settings.seed,
+        }
+        usual = {"model": {}, "design": {}} | PlannedSearch(self.claim, CaseSettings())._limits
+        return command_line("counterexample", values | self._limits, usual, self.claim)
 
 
 @dataclass(frozen=True)

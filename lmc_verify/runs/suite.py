@@ -40,7 +40,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lmc_verify.cases import (
     CaseSettings,
@@ -55,7 +55,7 @@ from lmc_verify.cases import (
 )
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
 from lmc_verify.runs.planned import Planned
@@ -152,9 +152,7 @@ class Suite(BaseModel):
         checks = self._expanded("check", self.check, lambda check: _expand(check, self.seed))
         planned = {trial.key: trial for trial in _with_shares(checks, self.alpha_total, replicate)}
         for control in self._controls():
-            trial = Planned(
-                "control", control.claim, control.broken or control.sound, control.expected, control=control
-            )
+            trial = Planned.of_control(control)
             planned[trial.key] = trial
         return list(planned.values())
 
@@ -212,9 +210,8 @@ class Suite(BaseModel):
                         what = _PLANNED[kind]
                         raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
                     planned[item.key] = item
-            except (ValidationError, InvalidInputError) as error:
-                message = _readable(error) if isinstance(error, ValidationError) else str(error)
-                raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {message}") from error
+            except InvalidInputError as error:
+                raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {error}") from error
         return list(planned.values())
 
     def _controls(self) -> list[Control]:
@@ -253,15 +250,7 @@ def load_suite(path: str | Path) -> Suite:
         raise InvalidInputError(f"cannot read the suite file {file}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInputError(f"{file} is not valid TOML: {error}; mend the file at that place") from error
-    try:
-        return Suite.model_validate(values)
-    except ValidationError as error:
-        raise InvalidInputError(f"{file} is not a suite: {_readable(error)}") from error
-
-
-def _readable(error: ValidationError) -> str:
-    parts = [f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg']}" for item in error.errors()]
-    return "; ".join(parts)
+    return validated(Suite, values, f"{file} is not a suite")
 
 
 def _list(value: Any) -> list[Any]:
@@ -273,7 +262,7 @@ def _named(value: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
-    estimators = [EstimatorSettings.model_validate(_named(item)) for item in _list(check.estimator)]
+    estimators = [validated(EstimatorSettings, _named(item), at="estimator") for item in _list(check.estimator)]
     if isinstance(check.expect, dict):
         names = {item.name for item in estimators}
         unknown = sorted(set(check.expect) - names)
@@ -287,12 +276,12 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         build_estimator(item)  # fails early on unknown names and settings
     axes = (
         [find_claim(claim).id for claim in _list(check.claim)],
-        [DatasetSettings.model_validate(_named(item)) for item in _list(check.dataset)],
-        [ModelSettings.model_validate(item) for item in _list(check.model)],
-        [DesignSettings.model_validate(item) for item in _list(check.design)],
+        [validated(DatasetSettings, _named(item), at="dataset") for item in _list(check.dataset)],
+        [validated(ModelSettings, item, at="model") for item in _list(check.model)],
+        [validated(DesignSettings, item, at="design") for item in _list(check.design)],
         _list(check.histories),
-        [SamplingSettings.model_validate(item) for item in _list(check.sampling)],
-        [TrainingSettings.model_validate(item) for item in _list(check.training)],
+        [validated(SamplingSettings, item, at="sampling") for item in _list(check.sampling)],
+        [validated(TrainingSettings, item, at="training") for item in _list(check.training)],
         [suite_seed] if check.seed is None else _list(check.seed),
         estimators,
     )
@@ -307,16 +296,17 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
             "run it with --replicate"
         )
     for claim, dataset, model, design, histories, sampling, training, seed, estimator in product(*axes):
-        settings = CaseSettings(
-            dataset=dataset,
-            model=model,
-            estimator=estimator,
-            design=design,
-            histories=histories,
-            sampling=sampling,
-            training=training,
-            seed=seed,
-        )
+        values = {
+            "dataset": dataset,
+            "model": model,
+            "estimator": estimator,
+            "design": design,
+            "histories": histories,
+            "sampling": sampling,
+            "training": training,
+            "seed": seed,
+        }
+        settings = validated(CaseSettings, values)
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional)
 
@@ -324,13 +314,14 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
 def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[PlannedSearch]:
     axes = (
         [find_claim(claim).id for claim in _list(table.claim)],
-        [ModelSettings.model_validate(item) for item in _list(table.model)],
-        [DesignSettings.model_validate(item) for item in _list(table.design)],
+        [validated(ModelSettings, item, at="model") for item in _list(table.model)],
+        [validated(DesignSettings, item, at="design") for item in _list(table.design)],
         _list(table.histories),
-        [EstimatorSettings.model_validate(_named(item)) for item in _list(table.estimator)],
+        [validated(EstimatorSettings, _named(item), at="estimator") for item in _list(table.estimator)],
     )
     for claim, model, design, histories, estimator in product(*axes):
-        settings = CaseSettings(estimator=estimator, model=model, design=design, histories=histories, seed=suite_seed)
+        values = {"estimator": estimator, "model": model, "design": design, "histories": histories, "seed": suite_seed}
+        settings = validated(CaseSettings, values)
         search = PlannedSearch(claim, settings, table.expect, table.max_nodes, table.examples)
         search.validate()
         yield search

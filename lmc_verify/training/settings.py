@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lmc_verify.cases import DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings, Settings
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import validated
 from lmc_verify.training.optimisers import check_optimiser, check_schedule
 
 __all__ = ["Dataset", "EstimatorTable", "RunSettings", "TrainerSettings", "as_table"]
@@ -84,10 +84,7 @@ class TrainerSettings(Settings):
         values = self.model_dump()
         if changes.get("epochs") is not None or changes.get("steps") is not None:
             values |= {"epochs": None, "steps": None}
-        try:
-            return type(self).model_validate(values | changes)
-        except ValidationError as error:
-            raise InvalidInputError(f"the trainer's settings do not fit: {readable(error)}") from error
+        return validated(type(self), values | changes, "the trainer's settings do not fit")
 
 
 class RunSettings(Settings):
@@ -120,13 +117,4 @@ class RunSettings(Settings):
         Raises:
             InvalidInputError: settings that do not fit; the message names each.
         """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InvalidInputError(f"the run's settings do not fit: {readable(error)}") from error
-
-
-def readable(error: ValidationError) -> str:
-    """Return what a validation found, on one line."""
-    parts = [(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()]
-    return "; ".join(f"{place}: {text}" if place else text for place, text in parts)
+        return validated(cls, values, "the run's settings do not fit")

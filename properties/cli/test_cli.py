@@ -463,8 +463,10 @@ def test_trials_of_another_version_s_commands_are_named(
     from lmc_verify.runs.planned import Planned
 
     for command, message in (
-        ("lmc-verify check theorem-1/unbiased --bogus 1", r"not one of this version: .*--bogus.*the version that"),
-        ("make all", r"'make all' is not a check; it cannot be replayed"),
+        ("lmc-verify check theorem-1/unbiased --bogus 1", r"cannot be replayed: .* '--bogus' where.*the version that"),
+        ("lmc-verify check theorem-1/unbiased --set modl.layers=2", r"modl: unknown setting; did you mean 'model'"),
+        ("lmc-verify train", r"'lmc-verify train' is not a check; replay it with the version"),
+        ("make all", r"'make all' is not one that lmc-verify writes; replay"),
     ):
         monkeypatch.setattr(Planned, "command", property(lambda self, text=command: text))
         assert lmc("run", tiny, "--out", "out").code == 0

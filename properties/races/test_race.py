@@ -290,13 +290,13 @@ def test_a_suite_of_one_race_plans_that_race() -> None:
     [
         ({"contestants": []}, r"contestants: .*at least 1"),
         ({"contestants": ["lmc", "lmc"]}, r"several contestants are called 'lmc'; give each a label"),
-        ({"contestants": [{"estimator": "lmc", "trainer": {"epoch": 3}}]}, r"epoch: Extra inputs"),
+        ({"contestants": [{"estimator": "lmc", "trainer": {"epoch": 3}}]}, r"epoch: unknown setting"),
         ({"seeds": [0, 0]}, r"seeds are \[0, 0\], they must be distinct"),
         ({"seeds": []}, r"seeds: .*at least 1"),
         ({"target": {"accuracy": 90}}, r"target\.accuracy: .*less than or equal to 1"),
         ({"dtype": "float16"}, r"dtype: .*'float32' or 'float64'"),
         ({"figure": "pie"}, r"figure"),
-        ({"contestant": ["lmc"]}, r"contestant: Extra inputs"),
+        ({"contestant": ["lmc"]}, r"contestant: unknown setting"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

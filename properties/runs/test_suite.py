@@ -14,14 +14,12 @@ from typing import Any
 
 import pytest
 import typer
-from common.helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import cli, provenance
 from lmc_verify.cases import commands
 from lmc_verify.cases.case import build_case
-from lmc_verify.cases.commands import reproduction_command
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, find_claim
@@ -221,62 +219,6 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 
 # --- one command reproduces a trial --------------------------------------------------------------------
 
-WORDS = st.text("abcdefghijklmnopqrstuvwxyz-_0123456789", min_size=1, max_size=8)
-TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=12)
-SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
-VALUES = SCALARS | st.lists(st.floats(0, 1), max_size=4) | st.lists(st.integers(0, 99), max_size=4)
-KEYS = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=8).filter(
-    lambda key: key not in ("name", "settings")
-)
-
-
-@st.composite
-def case_settings(draw: st.DrawFn) -> CaseSettings:
-    free = st.dictionaries(KEYS.filter(lambda key: not key.startswith("_")), VALUES, max_size=3)
-    return CaseSettings.model_validate(
-        {
-            "dataset": {"name": draw(WORDS), **draw(free)},
-            "estimator": {"name": draw(WORDS), **draw(free)},
-            "model": {
-                "name": draw(WORDS),
-                "layers": draw(st.integers(1, 64)),
-                "width": draw(st.integers(1, 10**6)),
-                "activation_cut": draw(st.sampled_from(["pre", "post"])),
-                "activation": draw(st.sampled_from(["relu", "tanh", "softplus"])),
-                "encoder": draw(st.booleans()),
-                "head": draw(st.booleans()),
-                "norm": draw(st.sampled_from([None, "layer"])),
-                "residual": draw(st.booleans()),
-                "jump": draw(st.sampled_from([None, "concat", "max"])),
-                "options": draw(st.dictionaries(KEYS, SCALARS, max_size=2)),
-                "frozen": draw(st.lists(TEXTS, max_size=2)),
-            },
-            "design": {
-                "name": draw(st.sampled_from(["clusters", "epoch", "fused", "nodes"])),
-                "partition": draw(st.sampled_from(["metis", "random", "contiguous"])),
-                "parts": draw(st.integers(1, 10**6)),
-                "per_batch": draw(st.integers(1, 10**6)),
-                "seen": draw(st.lists(st.integers(0, 99), max_size=4)),
-            },
-            "sampling": {
-                "alpha": draw(st.floats(0, 0.5, exclude_min=True, exclude_max=True)),
-                "delta": draw(st.floats(0, 1e300, exclude_min=True)),
-                "draws": draw(st.integers(1, 10**9)),
-                "seeds": draw(st.none() | st.integers(1, 99)),
-                "replicate": draw(st.integers(0, 99)),
-            },
-            "training": {
-                "step_size": draw(st.floats(0, 1e300, exclude_min=True)),
-                "steps": draw(st.integers(1, 10**6)),
-                "lengths": sorted(draw(st.sets(st.integers(1, 10**6), min_size=3, max_size=5))),
-                "beta_schedule": draw(st.sampled_from(["constant", "decaying"])),
-                "repeats": draw(st.integers(1, 9)),
-            },
-            "histories": draw(st.sampled_from(["exact", "zero", "sweeps:0", "sweeps:12"])),
-            "seed": draw(st.integers(0, 2**63)),
-        }
-    )
-
 
 def parsed(command: str) -> tuple[str, CaseSettings]:
     """Parse a command as the shell and `lmc-verify check` would, and return claim and settings."""
@@ -307,15 +249,6 @@ def searched(command: str) -> PlannedSearch:
     return PlannedSearch(
         values["claim"], chosen, max_nodes=values["max_nodes"], examples=values["examples"], expected="found"
     )
-
-
-@examples(200)
-@given(case_settings())
-def test_the_command_of_a_trial_gives_its_settings_back(case: CaseSettings) -> None:
-    claim, again = parsed(reproduction_command("theorem-1/unbiased", case))
-    assert claim == "theorem-1/unbiased"
-    assert again == case
-    assert again.canonical() == case.canonical()
 
 
 @pytest.mark.parametrize("name", SHIPPED)

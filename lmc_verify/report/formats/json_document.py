@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lmc_verify.encoding import untagged
+from lmc_verify.encoding import published
 from lmc_verify.report.figures.pictures import pictures
 from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.error_account import ErrorAccount
@@ -73,7 +71,7 @@ def render_json(report: Report) -> str:
         "races": [_race(race) for race in report.races],
         "reported": [asdict(item) for item in reported_for(figures)] if figures else [],
     }
-    return json.dumps(_strict(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+    return json.dumps(published(document), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 
 def _section(section: ClaimSection) -> dict[str, Any]:
@@ -147,15 +145,5 @@ def _race(race: RaceSection) -> dict[str, Any]:
         "settings": race.header.settings.model_dump(mode="json"),
         "runs": runs,
         "pictures": [item.file for item in pictures(race)],
-        "record": None if record is None else untagged(record),
+        "record": record,
     }
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
