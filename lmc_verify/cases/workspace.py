@@ -23,7 +23,14 @@ from lmc_verify.graphs import (
     UniformNodes,
     make_partition,
 )
-from lmc_verify.models import LayeredModel, check_jump, check_options, graph_settings, make_model
+from lmc_verify.models import (
+    Architecture,
+    LayeredModel,
+    check_jump,
+    check_options,
+    graph_settings,
+    make_model,
+)
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 
 __all__ = ["Workspace", "build_design"]
@@ -75,22 +82,13 @@ class Workspace:
         if key not in self._cache:
             check_options(settings.name, settings.options)
             check_jump(settings.name, settings.jump)
+            architecture = _architecture(settings, graph)
             model = make_model(
                 settings.name,
-                graph.num_features,
-                settings.width,
-                graph.num_outputs,
-                num_layers=settings.layers,
-                activation_cut=settings.activation_cut,
-                activation=settings.activation,
-                encoder=settings.encoder,
-                head=settings.head,
-                norm=settings.norm,
-                residual=settings.residual,
-                dropout=settings.dropout,
+                *architecture.sizes,
+                **architecture.settings,
                 seed=seed,
                 dtype=graph.dtype,
-                **({} if settings.jump is None else {"jump": settings.jump}),
                 **graph_settings(settings.name, graph),
                 **settings.options,
             )
@@ -105,6 +103,12 @@ class Workspace:
         if problem not in self._exact:
             self._exact[problem] = exact_pass(problem)
         return self._exact[problem]
+
+
+def _architecture(settings: ModelSettings, graph: Graph) -> Architecture:
+    """Return the settings that every model has, those of the same name; the graph determines the outer widths."""
+    shared = settings.model_dump(include=set(Architecture.setting_names()))
+    return Architecture(graph.num_features, settings.width, graph.num_outputs, settings.layers, **shared)
 
 
 def _freeze(model: LayeredModel, parts: Sequence[str]) -> None:

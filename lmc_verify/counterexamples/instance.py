@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from lmc_verify.cases import Case, assemble_case
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator
 from lmc_verify.graphs import BatchDesign, Clusters, EpochClusters, FusedClusters, Graph, Partition, UniformNodes
-from lmc_verify.models import LayeredModel, make_model
+from lmc_verify.models import MODELS, Architecture, LayeredModel, make_model
 from lmc_verify.objective import Problem
 
 __all__ = ["Instance", "ModelPlan", "build_design", "describe_design"]
@@ -31,6 +31,18 @@ class ModelPlan:
 
     name: str
     settings: Mapping[str, Any]
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What the settings say of that which every model has, with the model's defaults.
+
+        Raises:
+            InvalidInputError: a value that does not fit.
+            TypeError: a width is missing.
+        """
+        settings = {**getattr(MODELS[self.name], "defaults", {}), **self.settings}
+        known = {field.name for field in fields(Architecture)}
+        return Architecture(**{name: value for name, value in settings.items() if name in known})
 
     def build(self, parameters: Mapping[str, Tensor] | None = None, *, seed: int = 0) -> LayeredModel:
         """Return the model in float64 and evaluation mode, with the given parameters or those of a seed.

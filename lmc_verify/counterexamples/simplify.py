@@ -156,7 +156,7 @@ def _simpler_labels(instance: Instance) -> Iterator[Callable[[], Instance]]:
             y = graph.y.clone()
             y[node] = 0
             yield partial(_with_graph, instance, y=y)
-    if instance.model.settings["out_channels"] > 2:
+    if instance.model.architecture.out_channels > 2:
         for y in (graph.y.clamp(max=1), (graph.y % 2).abs()):
             small = _with_graph(instance, y=y)
             yield from _with_model(small, instance.model.but(out_channels=2))
@@ -165,18 +165,19 @@ def _simpler_labels(instance: Instance) -> Iterator[Callable[[], Instance]]:
 def _simpler_model(instance: Instance) -> Iterator[Callable[[], Instance]]:
     """GCN, fewer layers, nothing optional, narrow; parameters are cut to fit, or drawn again."""
     model, graph = instance.model, instance.graph
+    architecture = model.architecture
     for flag in ("encoder", "head", "residual"):
-        if model.settings[flag]:
+        if getattr(architecture, flag):
             yield from _with_model(instance, model.but(**{flag: False}))
-    if model.settings["encoder"]:  # a trained encoder counts as a layer: a convolution can take its place
-        yield from _with_model(instance, model.but(encoder=False, num_layers=model.settings["num_layers"] + 1))
-    if model.settings["norm"]:
+    if architecture.encoder:  # a trained encoder counts as a layer: a convolution can take its place
+        yield from _with_model(instance, model.but(encoder=False, num_layers=architecture.num_layers + 1))
+    if architecture.norm:
         yield from _with_model(instance, model.but(norm=None))
-    for layers in range(1, model.settings["num_layers"]):
+    for layers in range(1, architecture.num_layers):
         yield from _with_model(instance, model.but(num_layers=layers))
     if model.name != "gcn":
         yield from _with_model(instance, ModelPlan("gcn", model.settings))
-    for width in range(1, model.settings["hidden_channels"]):
+    for width in range(1, architecture.hidden_channels):
         yield from _with_model(instance, model.but(hidden_channels=width))
     for column in range(graph.num_features if graph.num_features > 1 else 0):
         narrow = _with_graph(instance, x=graph.x[:, column : column + 1].contiguous())

@@ -1,6 +1,7 @@
 """Layered models: the layer contract, native convolutions, the PyG adapter, and the models built from them."""
 
 from lmc_verify.models.adapter import PNAConv, PyGConv
+from lmc_verify.models.architecture import Architecture, ArchitectureModel
 from lmc_verify.models.convs import GCNConv, SAGEConv, initialise
 from lmc_verify.models.dropout import Dropout, key_dropout
 from lmc_verify.models.gin import GIN, GINConv
@@ -21,6 +22,8 @@ __all__ = [
     "PNA",
     "SAGE",
     "APPNPLayer",
+    "Architecture",
+    "ArchitectureModel",
     "Conv",
     "ConvLayer",
     "Dropout",

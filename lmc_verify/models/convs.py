@@ -1,6 +1,8 @@
-"""Native convolutions: aggregations as one sparse product, parameters named as in PyTorch Geometric."""
+"""Native convolutions, each aggregation one sparse product, and how parameters are drawn."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from lmc_verify.graphs import Block, spmm
 from lmc_verify.models.layered import Conv
 
-__all__ = ["GCNConv", "SAGEConv", "initialise"]
+__all__ = ["GCNConv", "SAGEConv", "initialise", "linear"]
 
 
 class GCNConv(Conv):
@@ -85,6 +87,11 @@ class SAGEConv(Conv):
             rows = spmm(block, nn.functional.linear(source, self.lin_l.weight)) + self.lin_l.bias
         result: Tensor = rows + self.lin_r(target)
         return result
+
+
+def linear(in_channels: int, out_channels: int, dtype: torch.dtype | None) -> nn.Linear:
+    """Return an uninitialised linear map; `initialise` fills it."""
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, in_channels, out_channels, dtype=dtype))
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block, spmm
-from lmc_verify.models.convs import initialise
+from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
+from lmc_verify.models.convs import linear
 from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import ACTIVATIONS, Layer, LayeredModel, node_wise_part, place_of
-from lmc_verify.models.stacks import check_settings, linear, with_jumps
-from lmc_verify.seeds import torch_generator
+from lmc_verify.models.jumping import with_jumps
+from lmc_verify.models.layered import Layer, place_of
 
 __all__ = ["APPNP", "GCNII", "APPNPLayer", "GCNIILayer"]
 
@@ -87,159 +87,87 @@ class APPNPLayer(Layer):
         return rows + target if self.residual else rows
 
 
-_ARGUMENTS = """
+class GCNII(ArchitectureModel):
+    """GCNII [Chen et al., ICML 2020]: initial residual and identity mapping; aggregate-linear with the pre cut.
 
     Args:
-        in_channels: width of the features.
-        hidden_channels: width of the hidden layers.
-        out_channels: classes or tasks.
-        num_layers: message-passing layers, L >= 1.
-        activation_cut: ``"pre"`` (LMC can be exact) or ``"post"``; without an activation in the layers both are one.
-        activation: ``"relu"``, ``"tanh"`` or ``"softplus"``.
         encoder: accepted and without effect: there always is an encoder.
-        head: {head}
-        norm: None or ``"layer"`` (node-wise LayerNorm before each activation{where}).
+        head: accepted and without effect: there always is a linear head.
+        norm: None or ``"layer"`` (node-wise LayerNorm before each activation between layers).
         residual: add each layer's input to its output.
-        dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
-        alpha: share of the encoder's output in every layer, in [0, 1].{more}
-        seed: seed of the initial parameters; no global random state is used.
-        dtype: dtype of the parameters, by default float32.
+        jump: None, or jumping knowledge: the head reads every layer's embedding, ``"concat"`` or ``"max"``.
+        alpha: share of the encoder's output in every layer, in [0, 1].
+        theta: strength of the weight matrices, which falls with depth: ``beta_l = log(theta / l + 1)``.
+        shared_weights: one matrix for the aggregate and the encoder's output.
 
     Raises:
-        InvalidInputError: a width or the number of layers below 1, alpha outside [0, 1], or dropout outside [0, 1).
-        UnknownNameError: an unknown cut, activation or norm.
+        InvalidInputError: a width or the number of layers below 1, dropout outside [0, 1), alpha outside [0, 1], or
+            theta that is not above 0.
     """
+
+    defaults: ClassVar[Mapping[str, Any]] = {"encoder": True, "head": True}
+
+    def _parts(
+        self,
+        architecture: Architecture,
+        dtype: torch.dtype | None,
+        *,
+        alpha: float = 0.1,
+        theta: float = 0.5,
+        shared_weights: bool = True,
+    ) -> Parts:
+        _check_share(alpha)
+        if not theta > 0:
+            raise InvalidInputError(f"theta is {theta}, it must be above 0")
+        width, last = architecture.hidden_channels, architecture.num_layers - 1
+        layers: list[Layer] = []
+        for index in range(architecture.num_layers):
+            conv = GCN2Conv(
+                width, alpha=alpha, theta=theta, layer=index + 1, shared_weights=shared_weights, dtype=dtype
+            )
+            before = architecture.node_wise_part(width, dtype) if architecture.pre and index > 0 else None
+            after = architecture.node_wise_part(width, dtype) if not architecture.pre and index < last else None
+            layers.append(GCNIILayer(conv, before=before, after=after, residual=architecture.residual))
+        head = architecture.linear_head(dtype)
+        if architecture.jump is not None:
+            widths, last_read = [width] * (architecture.num_layers + 1), architecture.node_wise_part(width, dtype)
+            layers, head = with_jumps(
+                layers, widths, last_read, architecture.out_channels, jump=architecture.jump, dtype=dtype
+            )
+        return layers, architecture.linear_encoder(dtype), head
+
+
+class APPNP(ArchitectureModel):
+    """APPNP [Klicpera et al., ICLR 2019]: a node-wise network whose predictions are propagated; aggregate-linear.
+
+    Args:
+        activation_cut: ``"pre"`` or ``"post"``, which are one here: layers have no activation.
+        encoder: accepted and without effect: there always is an encoder.
+        head: propagate hidden rows, and add a linear head behind.
+        norm: None or ``"layer"`` (node-wise LayerNorm before each activation of the network).
+        residual: add each layer's input to its output.
+        alpha: share of the encoder's output in every layer, in [0, 1].
+
+    Raises:
+        InvalidInputError: a width or the number of layers below 1, or dropout or alpha outside its interval.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {"encoder": True}
+    lacks: ClassVar[tuple[str, ...]] = ("jump",)
+
+    def _parts(self, architecture: Architecture, dtype: torch.dtype | None, *, alpha: float = 0.1) -> Parts:
+        _check_share(alpha)
+        hidden = architecture.hidden_channels
+        propagated = hidden if architecture.head else architecture.out_channels
+        encoder = nn.Sequential(
+            linear(architecture.in_channels, hidden, dtype),
+            architecture.node_wise_part(hidden, dtype),
+            linear(hidden, propagated, dtype),
+        )
+        layers = [APPNPLayer(alpha, residual=architecture.residual) for _ in range(architecture.num_layers)]
+        return layers, encoder, architecture.linear_head(dtype) if architecture.head else None
 
 
 def _check_share(alpha: float) -> None:
     if not 0 <= alpha <= 1:
         raise InvalidInputError(f"alpha is {alpha}, the share of the encoder's output must lie in [0, 1]")
-
-
-class GCNII(LayeredModel):
-    """GCNII [Chen et al., ICML 2020]: initial residual and identity mapping; aggregate-linear with the pre cut."""
-
-    __doc__ += _ARGUMENTS.format(
-        head="accepted and without effect: there always is a linear head.",
-        where=" between layers",
-        more="""
-        jump: None, or jumping knowledge: the head reads every layer's embedding, ``"concat"`` or ``"max"``.
-        theta: strength of the weight matrices, which falls with depth: ``beta_l = log(theta / l + 1)``.
-        shared_weights: one matrix for the aggregate and the encoder's output.""",
-    )
-    options: ClassVar[Mapping[str, Any]] = {"alpha": 0.1, "theta": 0.5, "shared_weights": True}
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        num_layers: int = 3,
-        *,
-        activation_cut: str = "pre",
-        activation: str = "relu",
-        encoder: bool = True,
-        head: bool = True,
-        norm: str | None = None,
-        residual: bool = False,
-        jump: str | None = None,
-        dropout: float = 0.0,
-        alpha: float = 0.1,
-        theta: float = 0.5,
-        shared_weights: bool = True,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        sizes = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "num_layers": num_layers,
-        }
-        check_settings(sizes, dropout=dropout, activation_cut=activation_cut, activation=activation)
-        _check_share(alpha)
-        if not theta > 0:
-            raise InvalidInputError(f"theta is {theta}, it must be above 0")
-        layers: list[Layer] = []
-
-        def part() -> nn.Module:
-            return node_wise_part(
-                hidden_channels, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-            )
-
-        for index in range(num_layers):
-            conv = GCN2Conv(
-                hidden_channels,
-                alpha=alpha,
-                theta=theta,
-                layer=index + 1,
-                shared_weights=shared_weights,
-                dtype=dtype,
-            )
-            pre = activation_cut == "pre" and index > 0
-            post = activation_cut == "post" and index < num_layers - 1
-            layers.append(
-                GCNIILayer(conv, before=part() if pre else None, after=part() if post else None, residual=residual)
-            )
-        act = ACTIVATIONS[activation]
-        ends = nn.Sequential(act(), linear(hidden_channels, out_channels, dtype))
-        if jump is not None:
-            widths = [hidden_channels] * (num_layers + 1)
-            layers, ends = with_jumps(layers, widths, part(), out_channels, jump=jump, dtype=dtype)
-        super().__init__(
-            layers,
-            encoder=nn.Sequential(linear(in_channels, hidden_channels, dtype), act()),
-            head=ends,
-        )
-        self.in_channels, self.out_channels = in_channels, out_channels
-        initialise(self, torch_generator(seed, "parameters"))
-
-
-class APPNP(LayeredModel):
-    """APPNP [Klicpera et al., ICLR 2019]: a node-wise network whose predictions are propagated; aggregate-linear."""
-
-    __doc__ += _ARGUMENTS.format(
-        head="propagate hidden rows, and add a linear head behind.", where=" of the network", more=""
-    )
-    options: ClassVar[Mapping[str, Any]] = {"alpha": 0.1}
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        num_layers: int = 3,
-        *,
-        activation_cut: str = "pre",
-        activation: str = "relu",
-        encoder: bool = True,
-        head: bool = False,
-        norm: str | None = None,
-        residual: bool = False,
-        dropout: float = 0.0,
-        alpha: float = 0.1,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        sizes = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "num_layers": num_layers,
-        }
-        check_settings(sizes, dropout=dropout, activation_cut=activation_cut, activation=activation)
-        _check_share(alpha)
-        width = hidden_channels if head else out_channels
-        part = node_wise_part(
-            hidden_channels, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-        )
-        act = ACTIVATIONS[activation]
-        super().__init__(
-            [APPNPLayer(alpha, residual=residual) for _ in range(num_layers)],
-            encoder=nn.Sequential(
-                linear(in_channels, hidden_channels, dtype), part, linear(hidden_channels, width, dtype)
-            ),
-            head=nn.Sequential(act(), linear(hidden_channels, out_channels, dtype)) if head else None,
-        )
-        self.in_channels, self.out_channels = in_channels, out_channels
-        initialise(self, torch_generator(seed, "parameters"))

@@ -14,15 +14,17 @@ Source: Xu et al., Representation Learning on Graphs with Jumping Knowledge Netw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.graphs import Block
+from lmc_verify.models.convs import linear
 from lmc_verify.models.layered import Layer, place_of
 
-__all__ = ["JUMPS", "JumpingHead", "JumpingLayer", "carried"]
+__all__ = ["JUMPS", "JumpingHead", "JumpingLayer", "with_jumps"]
 
 JUMPS = ("concat", "max")
 """How embeddings of several layers become one row: side by side, or the largest of each component."""
@@ -79,9 +81,32 @@ class JumpingHead(nn.Module):
         return torch.cat(parts, dim=1) if self.jump == "concat" else torch.stack(parts).amax(dim=0)
 
 
-def carried(layers: Sequence[Layer], widths: Sequence[int]) -> list[Layer]:
-    """Return layers that carry the embeddings below along; `widths` are those of ``H^0 ... H^{L-1}``."""
-    return [
+def with_jumps(
+    layers: Sequence[Layer],
+    widths: Sequence[int],
+    last_read: nn.Module,
+    out_channels: int,
+    *,
+    jump: str,
+    dtype: torch.dtype | None,
+) -> tuple[list[Layer], nn.Sequential]:
+    """Return layers that carry every embedding along, and the linear head that reads all of them.
+
+    The head reads ``H^l`` as layer l + 1 does, with the same modules, and ``H^L`` through `last_read`.
+
+    Args:
+        layers: layers with the attributes ``before`` and ``after``; embeddings are as wide as the last one.
+        widths: of ``H^0 ... H^L``.
+        last_read: the node-wise part that follows the last layer.
+        out_channels: classes or tasks.
+        jump: a name in `JUMPS`.
+        dtype: of the head.
+    """
+    reads = [cast(nn.Module, layer.before) or nn.Identity() for layer in layers[1:]]
+    head = JumpingHead([*reads, last_read], widths[1:], jump)
+    outputs = linear(widths[-1] * (len(layers) if jump == "concat" else 1), out_channels, dtype)
+    carried: list[Layer] = [
         JumpingLayer(layer, width=width, carries=index > 0)
-        for index, (layer, width) in enumerate(zip(layers, widths, strict=True))
+        for index, (layer, width) in enumerate(zip(layers, widths[:-1], strict=True))
     ]
+    return carried, nn.Sequential(head, outputs)

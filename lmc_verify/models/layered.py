@@ -7,31 +7,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch_geometric import nn as pyg_nn
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block, Graph
 from lmc_verify.models.dropout import Dropout, at_place
 
 __all__ = [
-    "ACTIVATIONS",
-    "ACTIVATION_CUTS",
     "Conv",
     "ConvLayer",
     "Layer",
     "LayeredModel",
     "active_dropout",
     "check_node_wise",
-    "node_wise_part",
     "place_of",
 ]
-
-ACTIVATION_CUTS = ("pre", "post")
 
 
 class Layer(nn.Module, ABC):
@@ -223,28 +217,3 @@ def active_dropout(module: nn.Module, *, allow_keyed: bool = False) -> str | Non
         if part.training and isinstance(rate, (int, float)) and rate > 0:
             return name or type(part).__name__
     return None
-
-
-def node_wise_part(
-    width: int,
-    *,
-    norm: str | None,
-    activation: str = "relu",
-    dropout: float,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-) -> nn.Module:
-    """Return norm -> activation -> dropout for rows of the given width, leaving out what is not asked for."""
-    parts: list[nn.Module] = []
-    if norm == "layer":
-        parts.append(nn.LayerNorm(width, device=device, dtype=dtype))
-    elif norm is not None:
-        raise UnknownNameError("norm", norm, ["layer"])
-    parts.append(ACTIVATIONS[activation]())
-    if dropout > 0:
-        parts.append(Dropout(dropout))
-    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
-"""Activations by name. ReLU has a kink, which the smoothness assumptions of convergence theorems exclude."""

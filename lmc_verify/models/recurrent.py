@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block
-from lmc_verify.models.convs import GCNConv, initialise
+from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
+from lmc_verify.models.convs import GCNConv, linear
 from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import ACTIVATIONS, Layer, LayeredModel, node_wise_part, place_of
-from lmc_verify.models.stacks import check_settings, linear
-from lmc_verify.seeds import torch_generator
+from lmc_verify.models.layered import Layer, place_of
 
 __all__ = ["RecurrentGNN", "RecurrentLayer"]
 
@@ -37,7 +36,7 @@ class RecurrentLayer(Layer):
         return rows if self.after is None else at_place(self.after, rows, place_of(target, source) or 0)
 
 
-class RecurrentGNN(LayeredModel):
+class RecurrentGNN(ArchitectureModel):
     """Recurrent GNN: L steps of one layer, which read the features in each; aggregate-linear with the pre cut.
 
     As L grows the embeddings tend to the fixed point ``H* = f(H*, X)``, if f is a contraction; the fixed point itself
@@ -48,12 +47,8 @@ class RecurrentGNN(LayeredModel):
     Source: recurrent GNNs as in Shi, Liang and Wang, the extension of LMC (arXiv 2303.11081).
 
     Args:
-        in_channels: width of the features.
         hidden_channels: width of the embeddings.
-        out_channels: classes or tasks.
         num_layers: steps, L >= 1.
-        activation_cut: ``"pre"`` (LMC can be exact) or ``"post"``.
-        activation: ``"tanh"``, ``"relu"`` or ``"softplus"``.
         encoder: accepted and without effect: there always is a linear encoder.
         head: accepted and without effect: there always is a linear head.
         norm: None or ``"layer"`` (node-wise LayerNorm before each activation); the layer may then not contract.
@@ -61,58 +56,31 @@ class RecurrentGNN(LayeredModel):
         dropout: probability, active in training mode only; verification refuses it, `lmc_verify.Trainer` keys it.
             A step drops the same units in every application of the layer (Gal and Ghahramani, NeurIPS 2016).
         contraction: spectral norm of the initial weight matrix, above 0.
-        seed: seed of the initial parameters; no global random state is used.
-        dtype: dtype of the parameters, by default float32.
 
     Raises:
         InvalidInputError: a residual connection, or a width, depth, dropout or contraction that does not fit.
-        UnknownNameError: an unknown cut, activation or norm.
     """
 
-    options: ClassVar[Mapping[str, Any]] = {"contraction": 0.5}
+    defaults: ClassVar[Mapping[str, Any]] = {"activation": "tanh", "encoder": True, "head": True}
+    lacks: ClassVar[tuple[str, ...]] = ("jump",)
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        num_layers: int = 3,
-        *,
-        activation_cut: str = "pre",
-        activation: str = "tanh",
-        encoder: bool = True,
-        head: bool = True,
-        norm: str | None = None,
-        residual: bool = False,
-        dropout: float = 0.0,
-        contraction: float = 0.5,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        sizes = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "num_layers": num_layers,
-        }
-        check_settings(sizes, dropout=dropout, activation_cut=activation_cut, activation=activation)
-        if residual:
+    def _parts(self, architecture: Architecture, dtype: torch.dtype | None, *, contraction: float = 0.5) -> Parts:
+        if architecture.residual:
             raise InvalidInputError("a recurrent GNN has no residual connection; leave residual out")
         if not contraction > 0:
             raise InvalidInputError(f"contraction is {contraction}, it must be above 0")
-        part = node_wise_part(
-            hidden_channels, norm=norm, activation=activation, dropout=dropout, device=None, dtype=dtype
-        )
-        conv = GCNConv(hidden_channels, hidden_channels, dtype=dtype)
-        pre = activation_cut == "pre"
+        hidden, pre = architecture.hidden_channels, architecture.pre
+        part = architecture.node_wise_part(hidden, dtype)
+        conv = GCNConv(hidden, hidden, dtype=dtype)
         step = RecurrentLayer(conv, before=part if pre else None, after=None if pre else part)
-        ends: list[nn.Module] = [ACTIVATIONS[activation]()] if pre else []
-        super().__init__(
-            [step] * num_layers,  # one module: its parameters are named after layer 1
-            encoder=linear(in_channels, hidden_channels, dtype),
-            head=nn.Sequential(*ends, linear(hidden_channels, out_channels, dtype)),
+        return (
+            [step] * architecture.num_layers,  # one module: its parameters are named after layer 1
+            linear(architecture.in_channels, hidden, dtype),
+            architecture.linear_head(dtype) if pre else nn.Sequential(linear(hidden, architecture.out_channels, dtype)),
         )
-        self.in_channels, self.out_channels = in_channels, out_channels
-        initialise(self, torch_generator(seed, "parameters"))
+
+    def _draw_parameters(self, generator: torch.Generator, own: Mapping[str, Any]) -> None:
+        super()._draw_parameters(generator, own)
+        weight = cast(RecurrentLayer, self.layer(1)).conv.lin.weight
         with torch.no_grad():
-            conv.lin.weight.mul_(contraction / torch.linalg.matrix_norm(conv.lin.weight, ord=2))
+            weight.mul_(own["contraction"] / torch.linalg.matrix_norm(weight, ord=2))

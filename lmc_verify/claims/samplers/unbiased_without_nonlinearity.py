@@ -23,7 +23,7 @@ from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.graphs import Graph
 from lmc_verify.models import LayeredModel
-from lmc_verify.models.layered import ACTIVATIONS
+from lmc_verify.models.architecture import ACTIVATIONS
 from lmc_verify.objective import ExactPass, Problem, exact_pass, gradient_norm
 from lmc_verify.seeds import torch_generator
 
