@@ -17,7 +17,7 @@ from lmc_verify.claims.assumptions import BETA_ZERO, INCLUSION_WEIGHTS, NO_SAMPL
 from lmc_verify.claims.consequences.e6_bias_per_layer import LOWER_LAYERS_BIASED
 from lmc_verify.claims.consequences.e7_reductions import WHOLE_OBJECTIVE
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
-from lmc_verify.controls import alter
+from lmc_verify.controls import Inputs, alter
 from lmc_verify.counterexamples import Instance, ModelPlan
 from lmc_verify.counterexamples.drawing import lost_messages
 from lmc_verify.counterexamples.example import Counterexample, measured_tensors
@@ -36,7 +36,7 @@ from lmc_verify.estimators import (
 )
 from lmc_verify.graphs import Batch, Clusters, Partition
 from lmc_verify.models import SAGE
-from lmc_verify.objective import Problem
+from lmc_verify.objective import Gradient, Problem
 from properties.common.helpers import path_graph
 
 FACTOR = 1.5
@@ -67,11 +67,10 @@ def altered(kind: Any) -> Any:
     """A factory of wrapped instances whose gradient is scaled."""
 
     def build(**settings: Any) -> Any:
-        return alter(
-            kind(**settings),
-            "scaled",
-            gradient=lambda found, _: {name: FACTOR * value for name, value in found.items()},
-        )
+        def scale(gradient: Gradient, _: Inputs) -> Gradient:
+            return {name: FACTOR * value for name, value in gradient.items()}
+
+        return alter(kind(**settings), "scaled", gradient=scale)
 
     return build
 
@@ -249,7 +248,7 @@ def test_the_range_of_a_sampler_is_taken_from_the_packages_own_only() -> None:
         def laws(self, problem: Problem) -> Any:
             return super().laws(problem)
 
-    sampling = SamplingSettings(alpha=0.05, draws=40)
+    sampling = SamplingSettings(alpha=0.05, draws=400, delta=0.5)
     one, other = (
         check_claim("sampling/unbiased-aggregation-sampled", problem_of(), DESIGN, made, sampling=sampling)
         for made in (NeighbourSampling(fan_out=9), OwnLaws(fan_out=9))
@@ -274,15 +273,12 @@ def test_a_labor_that_samples_otherwise_is_not_checked_by_its_laws() -> None:
 
 def example_of(estimator: Estimator) -> Counterexample:
     graph = path_graph(6)
-    plan = ModelPlan(
-        "gcn", {"in_channels": graph.num_features, "hidden_channels": 2, "out_channels": 3, "num_layers": 2}
-    )
+    widths = {"in_channels": graph.num_features, "hidden_channels": 2, "out_channels": 3}
+    plan = ModelPlan("gcn", {**widths, "num_layers": 2})
     instance = Instance(graph, plan, plan.build(seed=1).state_dict(), DESIGN)
     case = instance.case(estimator, "exact", 0)
-    verdict = CLAIMS["theorem-1/unbiased"].check(case)
-    return Counterexample(
-        "theorem-1/unbiased", estimator, instance, "exact", 0, verdict, measured_tensors(case, verdict)
-    )
+    verdict = UNBIASED.check(case)
+    return Counterexample(UNBIASED.id, estimator, instance, "exact", 0, verdict, measured_tensors(case, verdict))
 
 
 def test_lost_messages_are_marked_of_known_estimators_only() -> None:
