@@ -34,7 +34,14 @@ ORDER: tuple[tuple[str, ...], ...] = (
 """From the ground up. Folders of one line do not import each other; modules of the ground may."""
 
 INNER: dict[str, tuple[tuple[str, ...], ...]] = {
-    "estimators": (("*",), ("compensated", "samplers"), ("shadow", "top"), ("registry",), ("__init__",)),
+    "estimators": (
+        ("*",),
+        ("compensated", "samplers"),
+        ("shadow", "top"),
+        ("properties",),
+        ("registry",),
+        ("__init__",),
+    ),
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "report": (("model",), ("figures",), ("formats",), ("__init__",)),
 }

@@ -15,9 +15,10 @@ from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import ExactTerms
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
-from lmc_verify.estimators.compensated.members import BackwardSGD, Compensated
+from lmc_verify.estimators.compensated.members import BackwardSGD
 from lmc_verify.estimators.compensated.policies import Policies
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
+from lmc_verify.estimators.properties import properties_of
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import ExactPass, Problem, gradient_sum
 
@@ -194,7 +195,8 @@ def error_interval(
 def _prepared(
     problem: Problem, exact: ExactPass, estimator: Estimator, terms: ExactTerms | NoBound | None
 ) -> tuple[Policies, ExactTerms]:
-    if not isinstance(estimator, Compensated) or type(estimator).estimate is not Compensated.estimate:
+    found = properties_of(estimator)
+    if found.policies is None or not found.known:
         raise Unproven(f"no bound is proven for the estimator {estimator.name!r}")
     n, widths = problem.graph.num_nodes, problem.widths
     shapes = [tuple(h.shape) for h in exact.embeddings]
@@ -207,11 +209,12 @@ def _prepared(
         raise Unproven(terms.reason)
     if terms is not None and (terms.problem is not problem or terms.exact is not exact):
         raise InvalidInputError("the terms belong to another problem or exact pass; make them with exact_terms")
-    return estimator.policies, ExactTerms(problem, exact) if terms is None else terms
+    return found.policies, ExactTerms(problem, exact) if terms is None else terms
 
 
 def _normaliser(estimator: Estimator) -> str:
-    return estimator.normaliser if isinstance(estimator, Compensated) else "inclusion"
+    found = properties_of(estimator)
+    return "inclusion" if found.policies is None else found.normaliser or "inclusion"
 
 
 def _history_errors(

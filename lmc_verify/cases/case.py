@@ -18,7 +18,7 @@ from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, Sampling, batch_law, unwrapped
+from lmc_verify.estimators import Estimator, History, batch_law, properties_of, unwrapped
 from lmc_verify.graphs import BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
@@ -54,7 +54,7 @@ class Case:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
-        if isinstance(self.estimator, Sampling):
+        if properties_of(self.estimator).samples:
             law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
             object.__setattr__(self, "design", law)
         else:
@@ -73,8 +73,8 @@ class Case:
 
     @property
     def normaliser(self) -> str:
-        """The estimator's normaliser."""
-        return str(getattr(self.estimator, "normaliser", "inclusion"))
+        """The estimator's normaliser; ``"inclusion"`` where it states none."""
+        return properties_of(self.estimator).normaliser or "inclusion"
 
     @property
     def conditioned(self) -> bool:
@@ -223,10 +223,10 @@ def prepared_state(case: Case, histories: str) -> History:
     if histories == "exact":
         return state.filled(case.exact)
     if histories.startswith("sweeps:"):
-        rng = generator(case.seed, "samples of sweeps")
+        rng, samples = generator(case.seed, "samples of sweeps"), properties_of(case.estimator).samples
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
-                if isinstance(case.estimator, Sampling):
+                if samples:
                     law = batch_law(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
                     batch = law.draw(rng)
                 state.apply(case.estimator.estimate(case.problem, state, batch).writes)

@@ -9,7 +9,7 @@ from lmc_verify.bounds.lipschitz import is_smooth
 from lmc_verify.cases import Case, readable_count
 from lmc_verify.claims.claim import Assumption
 from lmc_verify.claims.theory import halo_view
-from lmc_verify.estimators import Blend, Compensated, Drop, Sampling
+from lmc_verify.estimators import Blend, Drop, properties_of
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import gradient_norm
 
@@ -51,10 +51,11 @@ def _aggregate_linear(case: Case) -> tuple[bool | None, str]:
 
 
 def _beta_zero(case: Case) -> tuple[bool | None, str]:
-    if not isinstance(case.estimator, Compensated):
+    found = properties_of(case.estimator)
+    if found.policies is None:
         return None, "the estimator has no halo policies"
-    policies = (case.estimator.policies.forward, case.estimator.policies.backward)
-    return not any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies), ""
+    policies = (found.policies.forward, found.policies.backward)
+    return found.unless_unknown(not any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies)), ""
 
 
 def _in_halo(finding: str) -> Callable[[Case], tuple[bool | None, str]]:
@@ -74,6 +75,8 @@ def _clusters(case: Case) -> tuple[bool | None, str]:
 
 
 def _inclusion_weights(case: Case) -> tuple[bool | None, str]:
+    if properties_of(case.estimator).normaliser is None and not case.conditioned:
+        return None, "how the estimator weights batch rows is unknown"
     return case.normaliser == "inclusion" and not case.conditioned, f"normaliser: {case.normaliser}"
 
 
@@ -120,13 +123,14 @@ UNIFORM = Assumption(
 NO_SAMPLING = Assumption(
     "no-sampling",
     "the estimator adds no randomness of its own to the batches",
-    lambda case: (not isinstance(case.estimator, Sampling), case.estimator.name),
+    lambda case: (not properties_of(case.estimator).samples, case.estimator.name),
 )
 
 
-def halo_dropped_backward(case: Case) -> bool:
-    """Whether the estimator belongs to the family and drops halo messages in the backward pass."""
-    return isinstance(case.estimator, Compensated) and isinstance(case.estimator.policies.backward, Drop)
+def halo_dropped_backward(case: Case) -> bool | None:
+    """Whether the estimator drops halo messages in the backward pass; None if it states so and need not do it."""
+    found = properties_of(case.estimator)
+    return found.unless_unknown(found.policies is not None and isinstance(found.policies.backward, Drop))
 
 
 def _smooth(case: Case) -> tuple[bool | None, str]:

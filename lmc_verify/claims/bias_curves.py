@@ -20,7 +20,7 @@ from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, failed, verdict_of
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import Compensated, Estimator, with_beta
+from lmc_verify.estimators import Estimator, properties_of, with_beta
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.rates import (
@@ -355,7 +355,7 @@ def expect_before_halo(case: Case, claim: Claim) -> Expectation | None:
 
 def expect_with_exact_histories(case: Case, factor: float) -> Expectation:
     """Return what theory says of the estimates from exact histories, with beta multiplied by a factor."""
-    if isinstance(case.estimator, Compensated):
+    if properties_of(case.estimator).known:
         case = dataclasses.replace(case, estimator=with_beta(case.estimator, factor))
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
 
@@ -373,7 +373,7 @@ def expect_vanishing(case: Case, frozen: Expectation) -> Expectation:
 
 
 def _has_beta(case: Case) -> tuple[bool | None, str]:
-    beta = getattr(case.estimator, "beta", None)
+    beta = properties_of(case.estimator).beta
     if beta is None:
         return False, "the estimator has no beta"
     if isinstance(beta, tuple):

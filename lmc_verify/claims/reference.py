@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Assumption, Claim
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
-from lmc_verify.estimators import BackwardSGD, Compensated, History
+from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, gradient_sum, loss_conditioning, rounding_terms
 
@@ -47,7 +47,7 @@ class Reference:
 
 
 def _in_family(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, Compensated), case.estimator.name
+    return properties_of(case.estimator).policies is not None, case.estimator.name
 
 
 def explained(case: Case, claim: Claim) -> str:

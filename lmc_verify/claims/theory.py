@@ -11,11 +11,12 @@ from torch import Tensor
 from lmc_verify.cases import Case
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.claims.verdict import Outcome
-from lmc_verify.estimators import Blend, Compensated, Cut, Drop, FullBatch, Held, Sampled, SampledDesign, Shadow
+from lmc_verify.estimators import Blend, Cut, Drop, Held, SampledDesign, Shadow, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.models import active_dropout
 
 __all__ = [
+    "UNKNOWN",
     "Expectation",
     "HaloView",
     "expect_from_halo",
@@ -33,6 +34,9 @@ class Expectation:
 
     outcome: Outcome | None
     reason: str
+
+
+UNKNOWN = Expectation(None, "the estimator is not one that theory knows")
 
 
 @dataclass(frozen=True)
@@ -165,12 +169,12 @@ def expect_from_sample(case: Case) -> Expectation:
     Args:
         case: the case; its design can be enumerated.
     """
-    estimator, problem = case.estimator, case.problem
-    assert isinstance(estimator, Sampled)
+    sampler, problem = properties_of(case.estimator).sampler, case.problem
+    assert sampler is not None
     base = case.design.base if isinstance(case.design, SampledDesign) else case.base_design
-    if case.design.support_size == base.support_size and not estimator.reweights:
+    if case.design.support_size == base.support_size and not sampler.reweights:
         return Expectation(Outcome.EXACT, "the budget covers every message: nothing is left to chance")
-    if estimator.corrected:
+    if sampler.corrected:
         if case.histories == "exact" or (problem.num_layers == 1 and not trains_encoder(case)):
             return Expectation(
                 Outcome.EXACT, "with exact histories the forward pass is exact, and layers are sampled independently"
@@ -179,16 +183,15 @@ def expect_from_sample(case: Case) -> Expectation:
             return Expectation(None, "after some sweeps histories are exact in parts only")
     if not _sample_shows(case):
         return Expectation(None, "the sample need not reach the loss on this case")
-    reason = "the histories are not exact" if estimator.corrected else "activations and the loss are not linear"
+    reason = "the histories are not exact" if sampler.corrected else "activations and the loss are not linear"
     return Expectation(Outcome.REFUTED, reason)
 
 
-def _expect_own_objective(case: Case) -> Expectation:
+def _expect_own_objective(case: Case, shadow: Shadow) -> Expectation:
     """Return whether shaDow's objective is the whole graph's."""
-    assert isinstance(case.estimator, Shadow)
-    if not case.estimator.renormalise and case.estimator.depth >= case.problem.num_layers:
+    if not shadow.renormalise and shadow.depth >= case.problem.num_layers:
         return Expectation(None, "the ego networks reach as far as the layers: the mean is exact, batches differ")
-    loss, _ = case.estimator.objective(case.problem)
+    loss, _ = shadow.objective(case.problem)
     if abs(loss - case.exact.loss) > RESOLUTION_LIMIT * abs(case.exact.loss):
         return Expectation(Outcome.REFUTED, "the ego networks' objective is not the whole graph's")
     return Expectation(None, "the two objectives need not differ on this case")
@@ -217,13 +220,16 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``.
     """
     exact = Expectation(Outcome.EXACT, "exact values at the halo in both passes leave nothing out")
-    if isinstance(case.estimator, FullBatch):
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    if found.exact:
         return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
-    if isinstance(case.estimator, Shadow):
-        return _expect_own_objective(case)
-    if not isinstance(case.estimator, Compensated):
-        return Expectation(None, "the estimator is not one that theory knows")
-    policies, layers = case.estimator.policies, case.problem.num_layers
+    if found.own_objective is not None:
+        return _expect_own_objective(case, found.own_objective)
+    if found.policies is None:
+        return UNKNOWN
+    policies, layers = found.policies, case.problem.num_layers
     if isinstance(policies.forward, Held):
         return exact
     view = halo_view(case, batches) if batches is not None else HaloView(True, True, True, False)

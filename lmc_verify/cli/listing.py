@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,9 @@ from lmc_verify.cli.options import DataRootOption, JsonOption, out_console, prin
 from lmc_verify.cli.print_verdicts import print_table
 from lmc_verify.controls import CONTROLS
 from lmc_verify.datasets import dataset_registry
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS, EstimatorInfo
+from lmc_verify.estimators.properties import declared_claims
 from lmc_verify.estimators.registry import CATALOGUE
 from lmc_verify.models import MODELS
 from lmc_verify.plugins import Registry
@@ -91,8 +93,11 @@ def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
 def _estimator_row(info: EstimatorInfo | None, item: Any) -> list[str]:
     """Return family, claims, cost, memory and source; of a plug-in, its claims and what it says of itself."""
     if info is None:
-        claims = getattr(item, "claims", None)
-        return ["plug-in", ", ".join(claims) if isinstance(claims, Mapping) else "", "", "", _first_line(item)]
+        try:
+            claims = ", ".join(declared_claims(item))
+        except InvalidInputError:  # a class may give its instances their claims by a property
+            claims = ""
+        return ["plug-in", claims, "", "", _first_line(item)]
     return [info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
 
 

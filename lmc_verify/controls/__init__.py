@@ -5,7 +5,7 @@ it whenever the defect's effect, measured apart from the check, is above what th
 pass.
 """
 
-from lmc_verify.controls.altered import Altered, AlteredMember, Inputs, alter
+from lmc_verify.controls.altered import Altered, Inputs, alter
 from lmc_verify.controls.catalogue import CONTROLS, find_control, seeded_subset
 from lmc_verify.controls.control import Control, ControlRecord, ControlResult, check_control
 from lmc_verify.controls.score import MutationScore
@@ -13,7 +13,6 @@ from lmc_verify.controls.score import MutationScore
 __all__ = [
     "CONTROLS",
     "Altered",
-    "AlteredMember",
     "Control",
     "ControlRecord",
     "ControlResult",

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lmc_verify.estimators import Compensated, Estimate, Estimator, History, HistoryWrite, Policies
+from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Policies, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, Problem
 
-__all__ = ["Altered", "AlteredMember", "Inputs", "alter"]
+__all__ = ["Altered", "Inputs", "alter"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +54,14 @@ class Altered:
     write: Callable[[HistoryWrite, Batch], HistoryWrite] | None = None
 
     @property
-    def normaliser(self) -> str:
-        """The normaliser of the sound estimator."""
-        return str(getattr(self.base, "normaliser", "inclusion"))
+    def normaliser(self) -> str | None:
+        """The normaliser of the sound estimator; None where it states none."""
+        return properties_of(self.base).normaliser
+
+    @property
+    def policies(self) -> Policies | None:
+        """The halo policies that the sound estimator states: claims about them apply, theory does not rely on them."""
+        return properties_of(self.base).policies
 
     def init(self, problem: Problem) -> History:
         """Return the sound estimator's state."""
@@ -77,28 +82,12 @@ class Altered:
         return dataclasses.replace(estimate, gradient=gradient, writes=writes)
 
 
-@Compensated.register
-@dataclass(frozen=True)
-class AlteredMember(Altered):
-    """An altered member of the compensated family: claims about that family apply to it."""
-
-    base: Compensated
-
-    @property
-    def policies(self) -> Policies:
-        """The halo policies of the sound estimator."""
-        return self.base.policies
-
-
 def alter(base: Estimator, name: str, **alterations: Any) -> Altered:
-    """Alter an estimator; a member of the compensated family stays one.
+    """Alter an estimator: it goes on stating what it states, and is no longer known to do it.
 
     Args:
         base: the sound estimator.
         name: what is altered; the new name is ``"<base> (<name>)"``.
         alterations: see `Altered`.
     """
-    label = f"{base.name} ({name})"
-    if isinstance(base, Compensated):
-        return AlteredMember(base, label, **alterations)
-    return Altered(base, label, **alterations)
+    return Altered(base, f"{base.name} ({name})", **alterations)

@@ -22,7 +22,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Patch
 from lmc_verify.cases import prepared_state
 from lmc_verify.counterexamples.example import Counterexample
 from lmc_verify.errors import InvalidInputError, OutputError
-from lmc_verify.estimators import BackwardSGD, Blend, Compensated, Cut, Drop
+from lmc_verify.estimators import BackwardSGD, Blend, Cut, Drop, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import gradient_norm, gradient_sum
 
@@ -74,15 +74,15 @@ def lost_messages(example: Counterexample) -> LostMessages:
 
 
 def _lost_in(example: Counterexample, chosen: Batch) -> LostMessages:
-    graph, estimator = example.instance.graph, example.estimator
+    graph, found = example.instance.graph, properties_of(example.estimator)
     batch, halo = chosen.nodes.tolist(), graph.neighbourhood(chosen.nodes).tolist()
     inside, border = set(batch), set(halo)
     edges = sorted({(s, d) for s, d in graph.edge_index.T.tolist() if s != d})
     outside = [(s, d) for s, d in edges if (s in border) != (d in border) and not {s, d} & inside]
     messages: list[Edge] = []
     what = ""
-    if isinstance(estimator, Compensated):
-        forward, backward = estimator.policies.forward, estimator.policies.backward
+    if found.policies is not None and found.known:
+        forward, backward = found.policies.forward, found.policies.backward
         if isinstance(forward, Cut):
             messages = [(s, d) for s, d in edges if (s in inside) != (d in inside)]
             what = "messages over cut edges"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_desig
 from lmc_verify.counterexamples.storage import damaged, read_files, write_files
 from lmc_verify.encoding import untagged
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
+from lmc_verify.estimators import Estimator, make_estimator
+from lmc_verify.estimators.registry import registered_settings
 from lmc_verify.graphs import Batch, Graph
 from lmc_verify.objective import exact_pass, gradient_sum
 from lmc_verify.provenance import environment
 
-__all__ = ["Counterexample", "estimator_settings", "load_counterexample", "measured_tensors", "save_counterexample"]
+__all__ = ["Counterexample", "load_counterexample", "measured_tensors", "save_counterexample"]
 
 _GRAPH = ("edge_index", "edge_weight", "x", "y", "train_mask")
 _PARAMETERS = "parameters."
@@ -95,15 +96,6 @@ def measured_tensors(case: Case, verdict: Verdict) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in out.items()}
 
 
-def estimator_settings(estimator: Estimator) -> dict[str, Any] | None:
-    """Return the settings that rebuild a registered estimator; None for any other object."""
-    kind = ESTIMATORS.get(estimator.name)
-    if kind is None or type(estimator) is not kind:
-        return None
-    registered: Any = kind  # a data class, which the registry's type does not say
-    return {item.name: getattr(estimator, item.name) for item in fields(registered)}
-
-
 def save_counterexample(example: Counterexample, folder: str | Path, name: str | None = None) -> tuple[Path, Path]:
     """Write ``NAME.json`` and ``NAME.safetensors`` into a folder and return their paths.
 
@@ -126,7 +118,7 @@ def save_counterexample(example: Counterexample, folder: str | Path, name: str |
     tensors |= dict(example.tensors)
     document = {
         "claim": example.claim,
-        "estimator": {"name": example.estimator.name, "settings": estimator_settings(example.estimator)},
+        "estimator": {"name": example.estimator.name, "settings": registered_settings(example.estimator)},
         "model": {"name": instance.model.name, "settings": dict(instance.model.settings)},
         "design": describe_design(instance.design),
         "names": {"graph": instance.graph.name, "partition": None if partition is None else partition.method},

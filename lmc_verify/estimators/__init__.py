@@ -24,6 +24,7 @@ from lmc_verify.estimators.compensated.members import (
 from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
+from lmc_verify.estimators.properties import EstimatorProperties, properties_of
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
@@ -61,6 +62,7 @@ __all__ = [
     "Estimate",
     "Estimator",
     "EstimatorInfo",
+    "EstimatorProperties",
     "FastGCN",
     "FullBatch",
     "GraphSAINTEdge",
@@ -84,6 +86,7 @@ __all__ = [
     "estimate_compensated",
     "make_estimator",
     "node_weights",
+    "properties_of",
     "unwrapped",
     "with_beta",
 ]

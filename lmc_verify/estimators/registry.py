@@ -24,6 +24,7 @@ from lmc_verify.estimators.compensated.members import (
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.properties import properties_of, replaced_on_instance, settings_of
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
@@ -32,7 +33,7 @@ from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
 from lmc_verify.plugins import Plugin, Registry
 
-__all__ = ["CATALOGUE", "ESTIMATORS", "EstimatorInfo", "make_estimator", "with_beta"]
+__all__ = ["CATALOGUE", "ESTIMATORS", "EstimatorInfo", "make_estimator", "registered_settings", "with_beta"]
 
 
 @dataclass(frozen=True)
@@ -209,18 +210,32 @@ def _defaults(build: Any) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
 
 
+def registered_settings(estimator: Estimator) -> dict[str, Any] | None:
+    """Return the settings from which `make_estimator` rebuilds an estimator; None for one that it would not rebuild."""
+    registered: object = ESTIMATORS.get(estimator.name)
+    rebuilt = type(estimator) is registered and not replaced_on_instance(estimator)
+    return settings_of(estimator) if rebuilt else None
+
+
 def with_beta(estimator: Estimator, factor: float) -> Estimator:
     """Return an estimator with its beta multiplied by a factor; estimators without a beta as they are.
 
     Raises:
-        InvalidInputError: the result lies outside [0, 1], or the estimator has a beta and is no dataclass.
+        InvalidInputError: the result lies outside [0, 1]; or the estimator has a beta and is no dataclass, or has
+            methods of its own on the instance, which a copy would lose.
     """
-    beta = getattr(estimator, "beta", None)
+    beta = properties_of(estimator).beta
     if beta is None:
         return estimator
     if not is_dataclass(cast(object, estimator)):
         raise InvalidInputError(
             f"estimator {estimator.name!r} has a beta and is no dataclass, so its beta cannot be scaled; make it one"
+        )
+    lost = replaced_on_instance(estimator)
+    if lost:
+        raise InvalidInputError(
+            f"estimator {estimator.name!r} has {', '.join(lost)} set on the instance, which a copy with another beta "
+            "would lose; set it in a subclass"
         )
     scaled = tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
     settings: Any = estimator

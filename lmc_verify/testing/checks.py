@@ -8,7 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 from lmc_verify.cases import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History, HistoryWrite, Sampling, VectorWrite
+from lmc_verify.estimators import Estimate, History, HistoryWrite, VectorWrite, properties_of
+from lmc_verify.estimators.properties import contract_flaw, settings_of
 from lmc_verify.graphs import Batch, Clusters, Graph, Partition
 from lmc_verify.models import GCN, key_dropout
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
@@ -127,9 +128,8 @@ def _storages(values: Any) -> set[int]:
 
 def is_an_estimator(subject: Subject) -> None:
     """It has a name, `init` and `estimate`."""
-    estimator = subject.estimator
-    _require(isinstance(estimator, Estimator), "it lacks name, init or estimate")
-    _require(isinstance(estimator.name, str) and bool(estimator.name), f"its name is {estimator.name!r}, not a text")
+    flaw = contract_flaw(subject.estimator)
+    _require(not flaw, flaw)
 
 
 def is_settings_only(subject: Subject) -> None:
@@ -139,8 +139,9 @@ def is_settings_only(subject: Subject) -> None:
     again = pickle.loads(pickle.dumps(estimator))
     for made, how in ((copy.deepcopy(estimator), "copied"), (again, "pickled")):
         _require(made == estimator, f"it is not equal to itself when {how}")
-    held = [item.name for item in fields(estimator)] if is_dataclass(estimator) else list(vars(estimator))
-    tensors = [name for name in held if isinstance(getattr(estimator, name, None), Tensor)]
+    settings = settings_of(estimator)
+    held = vars(estimator) if settings is None else settings
+    tensors = [name for name, value in held.items() if isinstance(value, Tensor)]
     _require(not tensors, f"its settings {tensors} are tensors; tensors live in the state")
 
 
@@ -390,7 +391,7 @@ def refuses_foreign_batches(subject: Subject) -> None:
 
 def refuses_batches_without_a_sample(subject: Subject) -> None:
     """An estimator with randomness of its own refuses a batch that does not carry it: it must not draw in secret."""
-    if not isinstance(subject.estimator, Sampling):
+    if not properties_of(subject.estimator).samples:
         raise NotApplicableError("the estimator adds no randomness of its own to the batches")
     problem, state, batch = subject.prepared()
     try:

@@ -11,6 +11,7 @@ no message crosses a batch's border (E7).
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lmc_verify.claims import find_claim
 from lmc_verify.claims.verdict import Outcome
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
+from lmc_verify.estimators.properties import declared_claims, label_of
 from lmc_verify.testing.checks import CHECKS, NotApplicableError, SkippedError, check_claim_verdict, global_state_kept
 from lmc_verify.testing.subjects import Subject, subjects
 
@@ -142,7 +144,7 @@ def parametrize_with_checks(
     import pytest
 
     params = [
-        pytest.param(partial(_in_pytest, run), id=f"{_name(estimator)}-{run.check}-{run.case}".replace(" ", "_"))
+        pytest.param(partial(_in_pytest, run), id=f"{label_of(estimator)}-{run.check}-{run.case}".replace(" ", "_"))
         for estimator in estimators
         for run in _runs(estimator, claims, seed)
     ]
@@ -156,14 +158,10 @@ class _Run:
     call: Callable[[], None]
 
 
-def _name(estimator: object) -> str:
-    return str(getattr(estimator, "name", type(estimator).__name__))
-
-
 def _runs(estimator: Estimator, claims: Mapping[str, str | Outcome] | None, seed: int) -> Iterator[_Run]:
-    if isinstance(estimator, type):
+    if inspect.isclass(estimator):
         raise InvalidInputError(f"check_estimator needs an instance, got the class {estimator.__name__}; call it first")
-    declared = _declared(getattr(estimator, "claims", None) or {} if claims is None else claims)
+    declared = _declared(declared_claims(estimator) if claims is None else claims)
     for case, build in subjects(estimator, seed):
         for name, check in CHECKS.items():
             yield _Run(name, case, partial(_call, check, build))

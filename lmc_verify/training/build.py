@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lmc_verify.cases import DatasetSettings, Workspace, build_design, build_estimator, check_dataset
-from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, Graph, OneBatch
+from lmc_verify.graphs import Clusters, EpochClusters, FusedClusters, Graph
 from lmc_verify.training.settings import RunSettings
 from lmc_verify.training.trainer import Trainer
 
@@ -33,8 +33,6 @@ def build_trainer(
     if isinstance(design, (Clusters, EpochClusters, FusedClusters)):
         graph, partition = workspace.arranged(graph, design.partition)
         design = replace(design, partition=partition)
-    if getattr(estimator, "ignores_batch", False):
-        design = OneBatch(Batch.of(torch.arange(graph.num_nodes)), graph.num_nodes)
     return Trainer(
         workspace.problem(graph, settings.model, settings.seed),
         estimator,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, Held, Sampling, batch_law, with_beta
+from lmc_verify.estimators import Estimator, batch_law, properties_of, with_beta
+from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
 from lmc_verify.objective import Problem, evaluating
@@ -99,7 +100,8 @@ class Trainer:
     ) -> None:
         self.settings = settings = settings or TrainerSettings()
         self.problem, self.seed = problem.copy(), seed
-        if getattr(estimator, "ignores_batch", False):
+        found = properties_of(estimator)
+        if found.ignores_batch:
             design = OneBatch(Batch.of(torch.arange(problem.graph.num_nodes)), problem.graph.num_nodes)
         self.design = design
         covered = design.inclusion_probabilities().numel()
@@ -109,7 +111,7 @@ class Trainer:
                 "build the design from this graph"
             )
         seen: Sequence[int] = getattr(design, "seen", ())
-        if isinstance(estimator, Sampling) and seen:
+        if found.samples and seen:
             raise InvalidInputError(
                 f"the design has seen clusters {list(seen)}, but {estimator.name!r} samples and "
                 "draws batches independently: it would never meet them again; leave design.seen out"
@@ -138,6 +140,7 @@ class Trainer:
         )
         self._schedule = self._build_schedule(planned, 0)
         law = batch_law(self.estimator, self.problem, self.state, design)
+        self._adaptive = found.adaptive
         self._stream = BatchStream(law, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
         self._law = _fresh(whole_law(design))
@@ -214,7 +217,7 @@ class Trainer:
 
     def _step(self) -> None:
         """Estimate, write the histories, move the parameters."""
-        if getattr(self.estimator, "adaptive", False):
+        if self._adaptive:
             self._stream.follow(batch_law(self.estimator, self.problem, self.state, self.design))
         batch = self._stream.next()
         if self._drops:
@@ -392,8 +395,7 @@ class Trainer:
                 f"dropout in {part} would draw from torch's global generator; "
                 "use lmc_verify.models.Dropout (the models' dropout= option), or set its probability to 0"
             )
-        policies = getattr(self.estimator, "policies", None)
-        if isinstance(getattr(policies, "forward", None), Held):
+        if properties_of(self.estimator).holds_exact:
             raise InvalidInputError(
                 f"estimator {self.estimator.name!r} holds exact values, which are undefined while units are dropped; "
                 "set dropout to 0, or choose another estimator"
@@ -413,7 +415,7 @@ class Trainer:
             "dropout": max(rates, default=0.0),
             "modules": blake2b(repr(model).encode(), digest_size=8).hexdigest(),  # activations, norms and their options
             "loss": self.problem.loss,
-            "estimator": described(self.estimator),
+            "estimator": {"name": label_of(self.estimator), **(settings_of(self.estimator) or {})},
             "design": described(self.design),
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.seed,
@@ -431,12 +433,12 @@ def _fresh(design: BatchDesign) -> BatchDesign:
     return fresh
 
 
-def described(item: Any) -> dict[str, Any]:
-    """Return the name and the settings of an estimator or a batch design; what is no data class by its name only."""
-    name = getattr(item, "name", type(item).__name__)
-    if not is_dataclass(item):
+def described(design: Any) -> dict[str, Any]:
+    """Return the name and the settings of a batch design; what is no data class by its name only."""
+    name = getattr(design, "name", type(design).__name__)
+    if not is_dataclass(design):
         return {"name": name}
-    values = {field.name: getattr(item, field.name) for field in fields(item)}
+    values = {field.name: getattr(design, field.name) for field in fields(design)}
     for key, value in values.items():
         if isinstance(value, Partition):
             values[key] = {"method": value.method, "parts": value.num_parts, "hash": value.fingerprint}

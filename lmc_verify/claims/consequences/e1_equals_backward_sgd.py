@@ -11,7 +11,7 @@ from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import FullBatch
+from lmc_verify.estimators import properties_of
 
 __all__ = ["EQUALS_BACKWARD_SGD"]
 
@@ -71,7 +71,7 @@ def expect_equals_backward_sgd(case: Case) -> Expectation:
     if case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
     whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
-    if isinstance(case.estimator, FullBatch) and not whole:
+    if properties_of(case.estimator).exact and not whole:
         return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
 

@@ -11,7 +11,7 @@ from lmc_verify.claims.reference import FAMILY, SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Compensated, History
+from lmc_verify.estimators import History, properties_of
 from lmc_verify.objective import gradient_norm
 from lmc_verify.statistics.rounding import decide, gamma
 
@@ -99,10 +99,11 @@ def _history_errors(case: Case, state: History, sweep: int, reference: Reference
 
 def expect_exact_when_frozen(case: Case) -> Expectation:
     """Return what theory says of E2."""
-    if case.partition is None or not isinstance(case.estimator, Compensated):
+    policies = properties_of(case.estimator).policies
+    if case.partition is None or policies is None:
         return Expectation(Outcome.NOT_APPLICABLE, "needs a design over clusters and halo policies")
     found = expect_from_halo(case, sweep_batches(case), histories="exact")
-    if found.outcome is Outcome.EXACT and case.estimator.policies.write_halo and case.problem.num_layers == 1:
+    if found.outcome is Outcome.EXACT and policies.write_halo and case.problem.num_layers == 1:
         return Expectation(None, "halo rows that are written back may be incomplete, though no gradient reads them")
     return found
 

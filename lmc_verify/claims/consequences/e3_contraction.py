@@ -14,9 +14,9 @@ from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
-from lmc_verify.claims.theory import Expectation, halo_view
+from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import EMBEDDING, Blend, Compensated, History, HistoryWrite
+from lmc_verify.estimators import EMBEDDING, Blend, History, HistoryWrite, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import rounding_terms
 from lmc_verify.seeds import generator
@@ -36,8 +36,8 @@ WIDTH = 0.02
 
 
 def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
-    kept = isinstance(case.estimator, Compensated) and case.estimator.policies.writes_embeddings
-    return kept, case.estimator.name
+    policies = properties_of(case.estimator).policies
+    return policies is not None and policies.writes_embeddings, case.estimator.name
 
 
 KEEPS_EMBEDDINGS = Assumption("keeps-embeddings", "the estimator keeps a history of H", _keeps_embeddings)
@@ -194,8 +194,11 @@ def check_sampled(case: Case) -> Verdict:
 
 
 def _expected(case: Case, holds: Outcome) -> Expectation:
-    assert isinstance(case.estimator, Compensated)
-    policies = case.estimator.policies
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    policies = found.policies
+    assert policies is not None  # KEEPS_EMBEDDINGS holds
     fresh = isinstance(policies.forward, Blend) and policies.forward.uses_fresh
     if not (policies.write_halo and fresh):  # without fresh values halo rows are written as they were
         return Expectation(holds, "batch rows of H^1 are written from exact inputs, other rows are left alone")

@@ -25,7 +25,7 @@ from lmc_verify.claims.claim import Claim, not_applicable
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.estimators import with_beta
+from lmc_verify.estimators import properties_of, with_beta
 
 __all__ = ["FLOOR_IN_BETA"]
 
@@ -39,7 +39,9 @@ def check_floor_in_beta(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, BETA_ABOVE_ZERO.id)
     if inapplicable is not None:
         return inapplicable
-    alpha, beta = case.sampling.alpha, float(getattr(case.estimator, "beta", 0.0))
+    alpha, beta = case.sampling.alpha, properties_of(case.estimator).beta
+    assert beta is not None
+    assert not isinstance(beta, tuple)  # BETA_ABOVE_ZERO holds
     runs = [(beta * scale, with_beta(case.estimator, scale), 0.0) for scale in scales()]
     curves = measure(case, "floor in beta", runs, late_steps(case), seeds_of(case, alpha))
     no_slope = unreadable(case, claim, curves, Outcome.NOT_APPLICABLE)

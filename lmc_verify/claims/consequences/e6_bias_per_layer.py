@@ -16,9 +16,9 @@ from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_o
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import relative_by_layer
-from lmc_verify.claims.theory import Expectation, trains_encoder
+from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
 from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.estimators import Blend, Compensated, Held
+from lmc_verify.estimators import Blend, Held, properties_of
 
 __all__ = ["LOWER_LAYERS_BIASED"]
 
@@ -58,12 +58,13 @@ def check(case: Case) -> Verdict:
 
 
 def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
-    estimator = case.estimator
-    if not isinstance(estimator, Compensated) or not isinstance(estimator.policies.forward, Blend | Held):
+    found = properties_of(case.estimator)
+    if found.policies is None or not isinstance(found.policies.forward, Blend | Held):
         return False, "the estimator keeps no history of H"
-    fresh = isinstance(estimator.policies.forward, Blend) and estimator.policies.forward.uses_fresh
+    fresh = isinstance(found.policies.forward, Blend) and found.policies.forward.uses_fresh
     exact = case.histories == "exact" and not fresh
-    return exact, f"histories: {case.histories}" + (", blended with fresh values" if fresh else "")
+    blended = ", blended with fresh values" if fresh else ""
+    return found.unless_unknown(exact), f"histories: {case.histories}{blended}"
 
 
 def _lower_layers(case: Case) -> tuple[bool | None, str]:
@@ -77,6 +78,8 @@ def expect(case: Case) -> Expectation:
     broken = next((item for item in checks if item.holds is False), None)
     if broken is not None or case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement if broken else "the design is too large")
+    if not properties_of(case.estimator).known:
+        return UNKNOWN
     return Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
 
 

@@ -11,9 +11,9 @@ from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOU
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Blend, Compensated, Held, Shadow
+from lmc_verify.estimators import Blend, Held, properties_of
 from lmc_verify.graphs import Batch, Clusters
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
@@ -118,8 +118,8 @@ def _expected_on(case: Case, problem: Problem) -> Residuals:
 
 def _single_layer_applies(case: Case) -> bool:
     """L = 1 needs the estimator to read the halo's (exact) inputs; without encoder, no message goes back."""
-    estimator = case.estimator
-    return isinstance(estimator, Compensated) and isinstance(estimator.policies.forward, Blend | Held)
+    policies = properties_of(case.estimator).policies
+    return policies is not None and isinstance(policies.forward, Blend | Held)
 
 
 def _single_layer(case: Case) -> Residuals:
@@ -148,15 +148,19 @@ def expect(case: Case) -> Expectation:
     broken = next((item for item in REDUCTIONS.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if not properties_of(case.estimator).known:
+        return UNKNOWN
     return Expectation(Outcome.EXACT, "where no message crosses a batch's border, nothing is left to compensate")
 
 
 def _whole_objective(case: Case) -> tuple[bool | None, str]:
-    estimator = case.estimator
-    whole = not isinstance(estimator, Shadow) or (
-        not estimator.renormalise and estimator.depth >= case.problem.num_layers
-    )
-    return whole, "" if whole else f"{estimator.name} estimates the loss of every target on its own ego network"
+    found = properties_of(case.estimator)
+    shadow = found.own_objective
+    if shadow is None:
+        return found.unless_unknown(True), ""
+    whole = not shadow.renormalise and shadow.depth >= case.problem.num_layers
+    detail = "" if whole else f"{shadow.name} estimates the loss of every target on its own ego network"
+    return found.unless_unknown(whole), detail
 
 
 WHOLE_OBJECTIVE = Assumption(

@@ -13,9 +13,9 @@ from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, flatten, norm_by_layer, unflatten
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import BackwardSGD, Held, History
+from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
 from lmc_verify.objective import Gradient, gradient_sum, loss_conditioning, rounding_terms
 from lmc_verify.statistics.enumeration import MomentAccumulator
@@ -57,8 +57,7 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
 
 
 def _is_backward_sgd(case: Case) -> bool:
-    policies = getattr(case.estimator, "policies", None)
-    return policies is not None and isinstance(policies.forward, Held) and case.normaliser == "inclusion"
+    return properties_of(case.estimator).holds_exact is True and case.normaliser == "inclusion"
 
 
 def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
@@ -184,10 +183,12 @@ def _closed_form(case: Case) -> tuple[bool | None, str]:
 
 
 def expect(case: Case) -> Expectation:
-    """Return what theory says of E8: the decomposition holds for every estimator."""
+    """Return what theory says of E8: the decomposition holds for every estimator, the closed form for Backward SGD."""
     broken = next((item for item in BIAS_AND_VARIANCE.checked_assumptions(case)[:2] if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if _is_backward_sgd(case) and not properties_of(case.estimator).known:
+        return UNKNOWN
     return Expectation(
         Outcome.EXACT, "an identity of every random vector, and the variance of a sample without replacement"
     )

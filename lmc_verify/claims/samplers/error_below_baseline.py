@@ -11,7 +11,7 @@ from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_o
 from lmc_verify.claims.residuals import norm_by_layer
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.estimators import Sampled, properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
 
 __all__ = ["BELOW_BASELINE"]
@@ -22,7 +22,8 @@ RELATIVE_ROUNDING = 1e-9
 
 def baseline_of(case: Case) -> Sampled | None:
     """Return the sampler that the estimator's authors compare it with, at the same budget; None if there is none."""
-    return case.estimator.baseline() if isinstance(case.estimator, Sampled) else None
+    sampler = properties_of(case.estimator).sampler
+    return None if sampler is None else sampler.baseline()
 
 
 def _has_baseline(case: Case) -> tuple[bool | None, str]:

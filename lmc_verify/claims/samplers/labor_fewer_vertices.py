@@ -13,9 +13,9 @@ from lmc_verify.cases import Case, readable_count
 from lmc_verify.claims.assumptions import MAX_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.samplers.error_below_baseline import RELATIVE_ROUNDING
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import LABOR, NeighbourSampling
+from lmc_verify.estimators import NeighbourSampling, properties_of
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.graphs import Block
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
@@ -49,11 +49,11 @@ def _by_row(operator: Block, values: Tensor) -> Tensor:
 
 
 def _is_labor(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, LABOR), case.estimator.name
+    return properties_of(case.estimator).labor is not None, case.estimator.name
 
 
 def _top_laws_finite(case: Case) -> tuple[bool | None, str]:
-    if not isinstance(case.estimator, LABOR):
+    if properties_of(case.estimator).labor is None:
         return None, ""
     if case.base_design.support_size > MAX_SUPPORT:
         return False, f"{readable_count(case.base_design.support_size)} batches"
@@ -63,8 +63,8 @@ def _top_laws_finite(case: Case) -> tuple[bool | None, str]:
 
 def _top_layers(case: Case) -> Iterator[tuple[Tensor, float, Block, tuple[LayerLaw, LayerLaw]]]:
     """Yield each batch's rows, its probability, the last layer's operator, and the laws of LABOR and its baseline."""
-    estimator, layers = case.estimator, case.problem.num_layers
-    assert isinstance(estimator, LABOR)
+    estimator, layers = properties_of(case.estimator).labor, case.problem.num_layers
+    assert estimator is not None
     rival = NeighbourSampling(fan_out=estimator.fan_out)
     laws = (estimator.laws(case.problem)[-1], rival.laws(case.problem)[-1])
     operator = case.graph.operator(case.problem.model.layer(layers).operator)
@@ -83,8 +83,9 @@ def check_vertices(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
-    assert isinstance(case.estimator, LABOR)
-    rounds, worst, shifted, atoms = case.estimator.rounds, 0.0, 0.0, 0
+    estimator = properties_of(case.estimator).labor
+    assert estimator is not None  # IS_LABOR holds
+    rounds, worst, shifted, atoms = estimator.rounds, 0.0, 0.0, 0
     sources = [0.0, 0.0]
     largest, entries = 0.0, 1
     for rows, probability, operator, (labor, neighbour) in _top_layers(case):
@@ -137,6 +138,8 @@ def expect_vertices(case: Case) -> Expectation:
     broken = next((item for item in FEWER_VERTICES.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if not properties_of(case.estimator).known:
+        return UNKNOWN
     return Expectation(Outcome.EXACT, "equal weights by construction, and sources are kept for all destinations or few")
 
 

@@ -8,16 +8,16 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Shadow
+from lmc_verify.estimators import properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
 
 __all__ = ["UNBIASED_OWN_OBJECTIVE"]
 
 
 def _own_objective(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, Shadow), case.estimator.name
+    return properties_of(case.estimator).own_objective is not None, case.estimator.name
 
 
 OWN_OBJECTIVE = Assumption("own-objective", "the estimator has an objective of its own", _own_objective)
@@ -29,8 +29,9 @@ def check_own_objective(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, OWN_OBJECTIVE.id)
     if inapplicable is not None:
         return inapplicable
-    assert isinstance(case.estimator, Shadow)
-    loss, gradient = case.estimator.objective(case.problem)
+    estimator = properties_of(case.estimator).own_objective
+    assert estimator is not None  # OWN_OBJECTIVE holds
+    loss, gradient = estimator.objective(case.problem)
     own = replace(case, exact=replace(case.exact, loss=loss, gradient=gradient))
     moments, bias, residuals = compare_mean(own)
     unit = gradient_norm(case.exact.gradient) or 1.0
@@ -60,6 +61,8 @@ def expect_own_objective(case: Case) -> Expectation:
     broken = next((item for item in UNBIASED_OWN_OBJECTIVE.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if not properties_of(case.estimator).known:
+        return UNKNOWN
     if case.normaliser != "inclusion" or case.conditioned:
         return Expectation(None, "targets are not weighted by the inverse of the law that they are drawn from")
     return Expectation(

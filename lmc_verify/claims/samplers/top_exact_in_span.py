@@ -9,9 +9,9 @@ from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOU
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.estimators import TOP
+from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.base import node_weights
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, Problem, exact_pass
@@ -27,7 +27,7 @@ PERTURBATIONS = 2
 
 
 def _is_top(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, TOP), case.estimator.name
+    return properties_of(case.estimator).message_invariance is not None, case.estimator.name
 
 
 def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
@@ -41,14 +41,15 @@ def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
 
 def _in_span(case: Case) -> tuple[bool | None, str]:
     """Whether ``H_halo = R H_batch`` for every batch and layer, here and at further parameters."""
-    if not isinstance(case.estimator, TOP):
+    top = properties_of(case.estimator).message_invariance
+    if top is None:
         return None, ""
     if case.design.support_size > MAX_SUPPORT:
         return None, "the design is too large to be enumerated"
-    state, worst = case.estimator.init(case.problem), 0.0
+    state, worst = top.init(case.problem), 0.0
     points = [case.exact, *(exact_pass(_perturbed(case.problem, case.seed, k)) for k in range(PERTURBATIONS))]
     for batch, _ in case.design.enumerate():
-        found = case.estimator.invariance(case.problem, state, batch.nodes.to(case.graph.device))
+        found = top.invariance(case.problem, state, batch.nodes.to(case.graph.device))
         for exact in points:
             for h in exact.embeddings[:-1]:
                 error = float((h[found.halo] - found.coefficients @ h[found.batch]).norm())
@@ -118,6 +119,8 @@ def expect_in_span(case: Case) -> Expectation:
     broken = next((item for item in EXACT_IN_SPAN.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    if not properties_of(case.estimator).known:
+        return UNKNOWN
     return Expectation(
         Outcome.EXACT, "the halo's embeddings are the same function of the parameters as their combinations"
     )

@@ -17,9 +17,10 @@ from torch import Tensor
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators.samplers.sampled import Sampled, layers_without_weighted_sums
+from lmc_verify.estimators import properties_of
+from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
 from lmc_verify.graphs import Batch, Block, LayerSample
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.betting import BiasTest
@@ -38,7 +39,8 @@ Array = npt.NDArray[np.float64]
 
 
 def _samples_messages(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, Sampled) and case.estimator.samples_messages, case.estimator.name
+    sampler = properties_of(case.estimator).sampler
+    return sampler is not None and sampler.samples_messages, case.estimator.name
 
 
 def _weighted_sums(case: Case) -> tuple[bool | None, str]:
@@ -130,11 +132,15 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
     broken = next((item for item in claim.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
-    assert isinstance(case.estimator, Sampled)
-    estimated = case.estimator.estimated_weights(case.problem)
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    sampler = found.sampler
+    assert sampler is not None  # SAMPLES_MESSAGES holds
+    estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(Outcome.REFUTED if holds is Outcome.EXACT else None, estimated)
-    missed = case.estimator.missed(case.problem, case.design)
+    missed = sampler.missed(case.problem, case.design)
     if missed:
         return Expectation(None, missed)
     return Expectation(
@@ -160,8 +166,9 @@ class _Aggregates:
         self._exact: dict[int, Tensor] = {}
         self.bounds: dict[str, float] = {}
         self.norms: dict[str, float] = {}
-        assert isinstance(case.estimator, Sampled)  # SAMPLES_MESSAGES holds
-        scales = case.estimator.largest_scales(case.problem, case.design)
+        sampler = properties_of(case.estimator).sampler
+        assert sampler is not None  # SAMPLES_MESSAGES holds
+        scales = sampler.largest_scales(case.problem, case.design)
         for index in range(1, case.problem.num_layers + 1):
             h = case.exact.embeddings[index - 1]
             direction = torch.from_numpy(rng.standard_normal(h.shape[1])).to(h)
@@ -190,12 +197,21 @@ def check_sampled(case: Case) -> Verdict:
     """Draw batches with samples until a bias of the aggregates is shown, or shown to be at most delta.
 
     Each node's embedding is projected on one fixed random direction. The error of a row has a proven range: no weight
-    exceeds the largest one that the law can give. Refutation and support spend half of the error level each.
+    exceeds the largest one that the law can give; nothing is decided for a sampler whose methods are not the package's
+    own. Refutation and support spend half of the error level each.
     """
     claim = UNBIASED_AGGREGATION_SAMPLED
     inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
     if inapplicable is not None:
         return inapplicable
+    if not properties_of(case.estimator).known:
+        return verdict_of(
+            case,
+            claim.id,
+            Outcome.INCONCLUSIVE,
+            "no proven range: the sampler has methods of its own, and nothing but its word bounds the weights",
+            assumptions=claim.checked_assumptions(case),
+        )
     parts = _Aggregates(case)
     unit = math.hypot(*parts.norms.values())
     if unit == 0:

@@ -18,9 +18,9 @@ from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_o
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WEIGHTED_SUMS
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Graph
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.architecture import ACTIVATIONS
@@ -132,16 +132,20 @@ def expect(case: Case) -> Expectation:
     broken = next((item for item in LINEAR_CONTROL.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
-    assert isinstance(case.estimator, Sampled)
-    estimated = case.estimator.estimated_weights(case.problem)
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    sampler = found.sampler
+    assert sampler is not None  # SAMPLES_MESSAGES holds
+    estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(None, estimated)
     if case.normaliser != "inclusion" or case.conditioned:
         return Expectation(None, "batch rows are not weighted by the inverse of the law that they are drawn from")
-    missed = case.estimator.missed(case.problem, case.design)
+    missed = sampler.missed(case.problem, case.design)
     if missed:
         return Expectation(None, missed)
-    if not case.estimator.independent_layers and case.problem.num_layers > 1:
+    if not sampler.independent_layers and case.problem.num_layers > 1:
         return Expectation(
             None, "one sample serves every layer, and the mean of a product is then not the product of the means"
         )

@@ -12,9 +12,16 @@ from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SU
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.residuals import UNIT, relative_by_layer, unflatten
-from lmc_verify.claims.theory import Expectation, expect_from_halo, expect_from_sample, frozen_sweeps, weights_fail
+from lmc_verify.claims.theory import (
+    UNKNOWN,
+    Expectation,
+    expect_from_halo,
+    expect_from_sample,
+    frozen_sweeps,
+    weights_fail,
+)
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Compensated, Cut, Held, Sampled
+from lmc_verify.estimators import Cut, Held, properties_of
 from lmc_verify.objective import gradient_norm, rounding_terms
 
 __all__ = ["UNBIASED"]
@@ -70,10 +77,13 @@ def expect(case: Case) -> Expectation:
     """Return what theory says: unbiased only with full compensation and weights that match the design."""
     if case.design.support_size > MAX_SUPPORT:
         return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
     reasons = weights_fail(case)
     if reasons:
         return Expectation(Outcome.REFUTED, "; ".join(reasons))
-    if isinstance(case.estimator, Sampled):
+    if found.sampler is not None:
         return expect_from_sample(case)
     return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories=case.histories)
 
@@ -89,11 +99,14 @@ def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
 
 
 def _histories(case: Case) -> tuple[bool | None, str]:
-    if isinstance(case.estimator, Compensated) and isinstance(case.estimator.policies.forward, Held | Cut):
+    found = properties_of(case.estimator)
+    if not found.known:
+        return True if case.histories == "exact" else None, f"histories: {case.histories}"
+    if found.policies is not None and isinstance(found.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
-    if isinstance(case.estimator, Sampled) and not case.estimator.corrected:
+    if found.sampler is not None and not found.sampler.corrected:
         return True, "the estimator reads no history"
-    family = isinstance(case.estimator, Compensated)
+    family = found.policies is not None
     warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
     return case.histories == "exact" or warm, f"histories: {case.histories}"
 

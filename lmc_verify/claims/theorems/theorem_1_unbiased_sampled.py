@@ -24,7 +24,7 @@ from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, norm_by_layer
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import BackwardSGD, FullBatch, History, Sampled
+from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms
 from lmc_verify.seeds import generator
@@ -359,7 +359,8 @@ def expect(case: Case) -> Expectation:
     if _draws(case)[1] is None:
         # A loose range, or a difference that is zero on average only, takes an unknown number of draws.
         loose = not isinstance(found, NoBound) and not all(_is_negligible(case, found.layers).values())
-        if loose or isinstance(case.estimator, FullBatch | Sampled):
+        estimator = properties_of(case.estimator)
+        if loose or estimator.exact or estimator.sampler is not None:
             return Expectation(None, f"{exact.reason}; whether the draws suffice to show it depends on the range")
     return Expectation(Outcome.SUPPORTED, exact.reason)
 

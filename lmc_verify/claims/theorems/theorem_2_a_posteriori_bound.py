@@ -13,7 +13,7 @@ from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import BackwardSGD, Compensated, Held, History
+from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
@@ -131,7 +131,8 @@ def check(case: Case) -> Verdict:
 
 
 def _proven(case: Case) -> tuple[bool | None, str]:
-    if not isinstance(case.estimator, Compensated):
+    estimator = properties_of(case.estimator)
+    if estimator.policies is None or not estimator.known:
         return False, f"no bound is proven for the estimator {case.estimator.name!r}"
     if active_dropout(case.problem.model) is not None:
         return None, "not looked at while units are dropped"
@@ -148,8 +149,7 @@ def expect(case: Case) -> Expectation:
     broken = next((item for item in POSTERIOR_BOUND.checked_assumptions(case) if item.holds is False), None)
     if broken is not None:
         return Expectation(Outcome.NOT_APPLICABLE, f"{broken.statement}: {broken.detail}")
-    assert isinstance(case.estimator, Compensated)  # no bound is proven for others
-    if isinstance(case.estimator.policies.forward, Held):
+    if properties_of(case.estimator).holds_exact:
         return Expectation(Outcome.SUPPORTED, "the estimate is Backward SGD's: there is no error to bound")
     return Expectation(None, "the bound holds; whether it is vacuous depends on depth, weights and histories")
 

@@ -1,0 +1,195 @@
+"""What an estimator is, asked in one place: what it states about itself, and whether its methods bear that out.
+
+An estimator *states* what it is by its attributes (halo policies, beta, loss weighting) and by the class of the package
+that it derives from. Subclasses inherit what is stated, and claims are checked against it. They do not inherit trust:
+theory and bounds are about particular methods, so an estimator is *known* only while every one of these is the
+package's own, in its class and on the instance. Of any other estimator what is not stated is unknown (None).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property
+from typing import Any, cast
+
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.base import Estimator, Sampling
+from lmc_verify.estimators.compensated.members import Compensated
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
+from lmc_verify.estimators.samplers.mvs import MVS
+from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
+from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.estimators.shadow import Shadow
+from lmc_verify.estimators.top import TOP
+
+__all__ = [
+    "EstimatorProperties",
+    "contract_flaw",
+    "declared_claims",
+    "label_of",
+    "properties_of",
+    "replaced_on_instance",
+    "settings_of",
+]
+
+_SAMPLERS = (
+    NeighbourSampling,
+    VRGCN,
+    LABOR,
+    FastGCN,
+    LADIES,
+    ASGCN,
+    MVS,
+    GraphSAINTNode,
+    GraphSAINTEdge,
+    GraphSAINTWalk,
+)
+
+# Members of the compensated family are meant to state policies of their own; the engine follows them.
+_OWN: Mapping[type, frozenset[str]] = {Compensated: frozenset({"policies"})} | dict.fromkeys(
+    (FullBatch, Shadow, TOP, *_SAMPLERS), frozenset()
+)
+"""The package's classes that theory is about, each with what a subclass may replace beside settings and the name."""
+
+
+@dataclass(frozen=True)
+class EstimatorProperties:
+    """What an estimator states, and whether it is known to be what it states.
+
+    Attributes:
+        known: every method that theory, bounds and claimed distributions rest on is the package's own; otherwise
+            nothing but measurement says what the estimates are.
+        exact: it derives from `FullBatch`, whose every estimate is the exact gradient.
+        policies: the halo policies that it states; None where it states none.
+        sampler: the estimator, if it states by way of `Sampled` which messages it samples; else None.
+        labor: the estimator, if it samples by the laws of a `LABOR`; else None.
+        own_objective: the estimator, if it has a `Shadow`'s objective of its own; else None.
+        message_invariance: the estimator, if it fits a `TOP`'s combinations to the halo; else None.
+        samples: it has randomness of its own, which its batches carry, see `Sampling`.
+        adaptive: it samples from a distribution that depends on the state or the parameters.
+        ignores_batch: its estimates do not depend on the batch; None where that is unknown.
+        holds_exact: its state holds exact values, which `init` computes; None where that is unknown.
+        normaliser: how it scales batch rows up, see `lmc_verify.NORMALISERS`; None where that is unknown.
+        beta: weight of fresh values at the halo, one number or one a node; None where it states none.
+    """
+
+    known: bool
+    exact: bool
+    policies: Policies | None
+    sampler: Sampled | None
+    labor: LABOR | None
+    own_objective: Shadow | None
+    message_invariance: TOP | None
+    samples: bool
+    adaptive: bool
+    ignores_batch: bool | None
+    holds_exact: bool | None
+    normaliser: str | None
+    beta: float | tuple[float, ...] | None
+
+    def unless_unknown(self, holds: bool) -> bool | None:
+        """Return whether something holds that follows from what is stated, None where it holds only if it is known."""
+        return holds if self.known or not holds else None
+
+
+def properties_of(estimator: Estimator) -> EstimatorProperties:
+    """Return what an estimator is, by what it states and by the methods that it runs."""
+    stated = getattr(estimator, "policies", None)
+    policies = stated if isinstance(stated, Policies) else None
+    known = _is_known(estimator, policies)
+    samples = isinstance(estimator, Sampling)
+    labor = isinstance(estimator, LABOR) and _runs(estimator, LABOR, "sampling")
+    unstated = False if known else None
+    return EstimatorProperties(
+        known=known,
+        exact=isinstance(estimator, FullBatch),
+        policies=policies,
+        sampler=estimator if isinstance(estimator, Sampled) else None,
+        labor=cast(LABOR, estimator) if labor else None,
+        own_objective=estimator if isinstance(estimator, Shadow) else None,
+        message_invariance=estimator if isinstance(estimator, TOP) else None,
+        samples=samples,
+        adaptive=samples and bool(getattr(estimator, "adaptive", False)),
+        ignores_batch=getattr(estimator, "ignores_batch", unstated),
+        holds_exact=unstated if policies is None else isinstance(policies.forward, Held),
+        # The full batch weights no rows: its mean is the exact gradient, as with inverse inclusion probabilities.
+        normaliser=getattr(estimator, "normaliser", "inclusion" if known else None),
+        beta=getattr(estimator, "beta", None),
+    )
+
+
+def _is_known(estimator: Estimator, policies: Policies | None) -> bool:
+    """Whether an estimator does all that its nearest class in `_OWN` does by that class's own methods."""
+    own = next((kind for kind in type(estimator).__mro__ if kind in _OWN), None)
+    if own is None or not _runs(estimator, own, *_relied_on(own)):
+        return False
+    if own is not Compensated:
+        return True
+    halo = () if policies is None else (policies.forward, policies.backward)
+    return type(policies) is Policies and all(type(policy) in (Blend, Held, Cut, Drop) for policy in halo)
+
+
+def _runs(estimator: Estimator, own: type, *names: str) -> bool:
+    """Whether attributes are those of a class, which neither a subclass nor the instance has replaced."""
+    return all(inspect.getattr_static(estimator, name) is inspect.getattr_static(own, name) for name in names)
+
+
+@cache
+def _relied_on(own: type) -> tuple[str, ...]:
+    """Return the attributes of a class of `_OWN` that decide what it does: all but its name and its settings."""
+    settings = {item.name for item in fields(cast(Any, own))}
+    left_out = settings | _OWN[own] | {"name", "_abc_impl"}
+    return ("__getattribute__", *(name for name in dir(own) if not name.startswith("__") and name not in left_out))
+
+
+def replaced_on_instance(estimator: Estimator) -> tuple[str, ...]:
+    """Return the attributes of its class that an instance replaces and a copy made of its settings would lose."""
+    kind, own = type(estimator), getattr(estimator, "__dict__", {})
+    settings = set(settings_of(estimator) or ())
+    return tuple(
+        name
+        for name in own
+        if name not in settings
+        and hasattr(kind, name)
+        and not isinstance(inspect.getattr_static(kind, name), cached_property)
+    )
+
+
+def settings_of(estimator: Estimator) -> dict[str, Any] | None:
+    """Return an estimator's settings by name; None if it is no data class."""
+    if not is_dataclass(cast(object, estimator)):
+        return None
+    return {item.name: getattr(estimator, item.name) for item in fields(cast(Any, estimator))}
+
+
+def label_of(estimator: object) -> str:
+    """Return an estimator's name, or the name of its class where it has none."""
+    return str(getattr(estimator, "name", type(estimator).__name__))
+
+
+def contract_flaw(candidate: object) -> str:
+    """Return what an object lacks to be an `Estimator`; empty if nothing."""
+    if not isinstance(candidate, Estimator):
+        return "it lacks name, init or estimate"
+    name: object = candidate.name
+    return "" if isinstance(name, str) and name else f"its name is {name!r}, not a text"
+
+
+def declared_claims(estimator: object) -> Mapping[str, str]:
+    """Return the outcomes that an estimator, or its class, declares by claim id in ``claims``; empty if it has none.
+
+    Raises:
+        InvalidInputError: ``claims`` is no mapping.
+    """
+    claims = getattr(estimator, "claims", None) or {}
+    if not isinstance(claims, Mapping):
+        raise InvalidInputError(
+            f"{label_of(estimator)!r} declares claims as a {type(claims).__name__}; give a mapping from claim ids to "
+            "outcomes"
+        )
+    return claims
