@@ -47,7 +47,8 @@ class Reference:
 
 
 def _in_family(case: Case) -> tuple[bool | None, str]:
-    return isinstance(case.estimator, Compensated), case.estimator.name
+    holds = isinstance(case.estimator, Compensated)
+    return holds, "" if holds else f"{case.estimator.name} has no halo policies and histories"
 
 
 def explained(case: Case, claim: Claim) -> str:
