@@ -24,7 +24,7 @@ class Outcome(str, Enum):
     VACUOUS = "VACUOUS"
     """A bound that holds, with so much slack that it says nothing."""
     NOT_APPLICABLE = "NOT_APPLICABLE"
-    """An assumption of the claim fails on this case; the summary names it."""
+    """An assumption that the claim requires fails on this case; the summary says what fails."""
     ERROR = "ERROR"
     """The check crashed: says nothing about the claim."""
 

@@ -47,9 +47,9 @@ def check_decay_and_floor(case: Case) -> Verdict:
     """Train with eta = eta_0 eps^2, beta = beta_0 eps^2 from zero histories; eps^2 runs over 1, 1/2, 1/4, ...
 
     The floor is the mean over snapshots that are taken when the histories have had time to forget their start, and its
-    slope in eps must be at least `SLOPE`. (A fitted floor would not do: where parameters drift, slow decay to nothing
-    fits as well as a floor that moves.) The decay is geometric if decay and floor, fitted together, describe the curves
-    to within `FIT_ERROR`, and the fitted rate is one at which at most `REMAINS` of the transient is left at the end.
+    slope in eps must be at least the theorem's. (A fitted floor would not do: where parameters drift, slow decay to
+    nothing fits as well as a floor that moves.) The decay is geometric if decay and floor, fitted together, describe
+    the curves, and the fitted rate is one at which the transient has died down by the end of the run.
     """
     claim = DECAY_AND_FLOOR
     inapplicable = not_applicable(case, claim)

@@ -40,9 +40,8 @@ def snapshot_steps(steps: int) -> list[int]:
 def check_fixed_point(case: Case) -> Verdict:
     """Follow the mean update, enumerated from exact histories, and compare it with the exact gradient on the way.
 
-    The claim holds if both agree at every snapshot. It is refuted by a plateau: at the end the gradient is at least
-    `PLATEAU` times the mean update, it has kept `STILL` of itself in the second half of the steps, and it is more than
-    rounding.
+    The claim holds if both agree at every snapshot. It is refuted by a plateau: at the end the gradient is a multiple
+    of the mean update, it has hardly fallen in the second half of the steps, and it is more than rounding.
     """
     claim = FIXED_POINT
     inapplicable = not_applicable(case, claim)

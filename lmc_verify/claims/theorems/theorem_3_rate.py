@@ -112,12 +112,12 @@ _UNIT = "log-log slope"
 
 
 def check(case: Case) -> Verdict:
-    """Train for N steps with step size and beta as in `scheduled`, N on a grid, with independent seeds for every N.
+    """Train for N steps with the theorem's step size and beta, N on a grid, with independent seeds for every N.
 
     One seed gives one log-log slope of E||grad L(theta_R)||, R uniform on the steps; the interval for the median slope
-    must lie at or below `SLOPE`. The same test is run on a control problem with a known slope. A slope on a finite
-    range refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent must
-    keep it.
+    must lie at or below the theorem's. The same test is run on a control problem with a known slope. A slope on a
+    finite range refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent
+    must keep it.
     """
     claim = RATE
     inapplicable = not_applicable(case, claim)

@@ -44,9 +44,8 @@ def _scheduled(case: Case) -> Case:
 def check_relative_bias(case: Case) -> Verdict:
     """Follow exact gradient descent while the histories see random batches, and enumerate bias / gradient on the way.
 
-    The claim holds if at the last `LATE` snapshots the bias is below `LIMIT` times the gradient in every run, and is
-    refuted if it is above in every run. Where the gradient has not fallen to `APPROACH` of its first norm, staying
-    below supports nothing.
+    The claim holds if at the last snapshots the bias is below the gradient in every run, and is refuted if it is above
+    in every run. Where the gradient has hardly fallen, staying below it supports nothing.
     """
     claim = RELATIVE_BIAS
     inapplicable = not_applicable(case, claim)
