@@ -16,6 +16,8 @@ import torch
 from common.helpers import FAST
 from hypothesis import HealthCheck, settings
 
+from lmc_verify.claims import bias_curves
+
 torch.set_num_threads(1)  # the graphs are tiny: more threads only cost time
 
 # A busy machine draws examples slowly: that says nothing about the strategies.
@@ -43,3 +45,9 @@ def _global_random_state_is_left_alone() -> Iterator[None]:
     yield
     changed = [name for name, state in random_state().items() if state != before[name]]
     assert not changed, f"the test changed the global random state of {changed}; pass a generator or a seed instead"
+
+
+@pytest.fixture
+def short_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three values on the grids of the claims about floors, in place of five."""
+    monkeypatch.setattr(bias_curves, "HALVINGS", 2)

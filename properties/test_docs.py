@@ -120,6 +120,13 @@ def test_a_page_lists_exactly_the_claim_s_assumptions(claim: Claim) -> None:
 
 
 @claims
+def test_a_page_says_of_exactly_the_required_assumptions_that_the_claim_is_not_applicable_without(claim: Claim) -> None:
+    text = sections(claim)["Assumptions"]
+    rows = [row for row in table(text) if row[1].startswith("`NOT_APPLICABLE`") or "All are required" in text]
+    assert [name for row in rows for name in quoted(row[0])] == [assumption.id for assumption in claim.required]
+
+
+@claims
 def test_expected_verdicts_are_of_estimators_and_outcomes_that_exist(claim: Claim) -> None:
     rows = table(sections(claim)["Expected verdicts"])
     verdicts = [row for row in rows if quoted(row[2])]

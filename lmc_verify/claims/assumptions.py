@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 from lmc_verify.bounds.lipschitz import is_smooth
 from lmc_verify.cases import Case, readable_count
 from lmc_verify.claims.claim import Assumption
@@ -27,11 +29,41 @@ __all__ = [
     "NO_SAMPLING",
     "SMOOTH",
     "UNIFORM",
+    "enumerable",
     "halo_dropped_backward",
+    "inclusion_matches",
 ]
 
 MAX_SUPPORT = 20_000
 """Largest design that the exact tier enumerates."""
+
+UNIFORM_ROUNDING = 1e-12
+"""Inclusion probabilities that differ by at most this, relative, are equal."""
+
+INCLUSION_ROUNDING = 1e-9
+"""Largest distance of ``E[1{j in B} / pi_j]`` from 1 that counts as none."""
+
+CONDITIONED = "batches are drawn given what the epoch has seen"
+"""Why a design that is conditioned on a part of its epoch is not the one that weights are for."""
+
+
+def enumerable(size: int, what: str = "batches") -> tuple[bool, str]:
+    """Whether so many of something can be enumerated, and the numbers that decide it."""
+    return size <= MAX_SUPPORT, f"{readable_count(size)} {what}, at most {MAX_SUPPORT:,} can be enumerated"
+
+
+def inclusion_matches(case: Case) -> tuple[bool, str]:
+    """Whether the batches' inclusion probabilities are those of the design, by enumeration, and how far they are off.
+
+    It holds if ``E[1{j in B} / pi_j] = 1`` at every node j.
+    """
+    total = torch.zeros(case.graph.num_nodes, dtype=torch.float64)
+    for batch, probability in case.design.enumerate():
+        total[batch.nodes] += probability / batch.inclusion
+    worst = float((total - 1).abs().max())
+    if worst < INCLUSION_ROUNDING:
+        return True, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+    return False, f"E[1{{j in B}} / pi_j] is off 1 by up to {worst:.2g}, at most {INCLUSION_ROUNDING:.0e} is rounding"
 
 
 def _no_dropout(case: Case) -> tuple[bool | None, str]:
@@ -40,14 +72,13 @@ def _no_dropout(case: Case) -> tuple[bool | None, str]:
 
 
 def _finite_support(case: Case) -> tuple[bool | None, str]:
-    size = case.design.support_size
-    return size <= MAX_SUPPORT, f"{readable_count(size)} batches, at most {MAX_SUPPORT:,} are enumerated"
+    return enumerable(case.design.support_size)
 
 
 def _aggregate_linear(case: Case) -> tuple[bool | None, str]:
     model = case.problem.model
     bad = [str(index) for index in range(1, model.num_layers + 1) if not model.layer(index).aggregate_linear]
-    return not bad, "" if not bad else f"layer {', '.join(bad)}: the Jacobian depends on the row's own aggregate"
+    return not bad, f"the Jacobian of layer {', '.join(bad)} depends on the row's own aggregate" if bad else ""
 
 
 def _beta_zero(case: Case) -> tuple[bool | None, str]:
@@ -55,29 +86,40 @@ def _beta_zero(case: Case) -> tuple[bool | None, str]:
     if found.policies is None:
         return None, "the estimator has no halo policies"
     policies = (found.policies.forward, found.policies.backward)
-    return found.unless_unknown(not any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies)), ""
+    fresh = any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies)
+    detail = "fresh, incomplete values are mixed into the halo" if fresh else ""
+    return found.unless_unknown(not fresh), detail
 
 
-def _in_halo(finding: str) -> Callable[[Case], tuple[bool | None, str]]:
-    """Return a check of one finding of `HaloView` over the whole design."""
+def _in_halo(finding: str, otherwise: str) -> Callable[[Case], tuple[bool | None, str]]:
+    """Return a check of one finding of `HaloView` over the whole design, with the reason given where it fails."""
 
     def check(case: Case) -> tuple[bool | None, str]:
-        if case.design.support_size > MAX_SUPPORT:
-            return None, f"{readable_count(case.design.support_size)} batches"
+        few, count = enumerable(case.design.support_size)
+        if not few:
+            return None, count
         view = halo_view(case, (batch for batch, _ in case.design.enumerate()))
-        return bool(getattr(view, finding)), ""
+        found = bool(getattr(view, finding))
+        return found, "" if found else otherwise
 
     return check
 
 
 def _clusters(case: Case) -> tuple[bool | None, str]:
-    return case.partition is not None, f"design: {type(case.design).__name__}"
+    design = type(case.design).__name__
+    return (
+        case.partition is not None,
+        f"design: {design}" if case.partition is not None else f"{design} draws no clusters",
+    )
 
 
 def _inclusion_weights(case: Case) -> tuple[bool | None, str]:
-    if properties_of(case.estimator).normaliser is None and not case.conditioned:
+    if case.conditioned:
+        return False, CONDITIONED
+    if properties_of(case.estimator).normaliser is None:
         return None, "how the estimator weights batch rows is unknown"
-    return case.normaliser == "inclusion" and not case.conditioned, f"normaliser: {case.normaliser}"
+    holds = case.normaliser == "inclusion"
+    return holds, f"loss weighting: {case.normaliser}" if holds else f"the loss is weighted by {case.normaliser}"
 
 
 NO_DROPOUT = Assumption("no-dropout", "no unit is dropped", _no_dropout)
@@ -92,39 +134,44 @@ AGGREGATE_LINEAR = Assumption(
 
 BETA_ZERO = Assumption("beta-zero", "halo values come from the histories alone (beta = 0)", _beta_zero)
 
-CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _in_halo("exists"))
+CUT_EDGES = Assumption("cut-edges", "some edges leave a batch", _in_halo("exists", "no edge leaves a batch"))
 
 HALO_SIGNAL = Assumption(
     "halo-signal",
     "every trained part below the last layer would lose something if the halo sent nothing back",
-    _in_halo("carries_signal"),
+    _in_halo("carries_signal", "the halo sends nothing back to some trained part below the last layer"),
 )
 
 CLUSTERS = Assumption("clusters", "the design draws clusters, so that a sweep visits every node once", _clusters)
 
 INCLUSION_WEIGHTS = Assumption(
     "inclusion-weights",
-    "batch rows are weighted by inverse inclusion probabilities of the law they are drawn from",
+    "batch rows are weighted by inverse inclusion probabilities of the distribution they are drawn from",
     _inclusion_weights,
 )
 
 
 def _uniform(case: Case) -> tuple[bool | None, str]:
+    if case.conditioned:
+        return False, CONDITIONED
     inclusion = case.design.inclusion_probabilities()
-    uniform = bool((inclusion - inclusion[0]).abs().max() <= 1e-12 * inclusion[0])
-    detail = f"inclusion probability {float(inclusion[0]):.3g} at every node" if uniform else "nodes differ"
-    return uniform and not case.conditioned, detail + (", given what the epoch has seen" if case.conditioned else "")
+    if bool((inclusion - inclusion[0]).abs().max() <= UNIFORM_ROUNDING * inclusion[0]):
+        return True, f"inclusion probability {float(inclusion[0]):.3g} at every node"
+    lowest, highest = float(inclusion.min()), float(inclusion.max())
+    return False, f"inclusion probabilities of nodes lie between {lowest:.3g} and {highest:.3g}"
 
 
 UNIFORM = Assumption(
     "uniform-batches", "(A1) batches are drawn independently, and every node is as likely to be in one", _uniform
 )
 
-NO_SAMPLING = Assumption(
-    "no-sampling",
-    "the estimator adds no randomness of its own to the batches",
-    lambda case: (not properties_of(case.estimator).samples, case.estimator.name),
-)
+
+def _no_sampling(case: Case) -> tuple[bool | None, str]:
+    random = properties_of(case.estimator).samples
+    return not random, f"{case.estimator.name} adds randomness of its own to the batches" if random else ""
+
+
+NO_SAMPLING = Assumption("no-sampling", "the estimator adds no randomness of its own to the batches", _no_sampling)
 
 
 def halo_dropped_backward(case: Case) -> bool | None:
@@ -135,18 +182,17 @@ def halo_dropped_backward(case: Case) -> bool | None:
 
 def _smooth(case: Case) -> tuple[bool | None, str]:
     found = is_smooth(case.problem)
-    return found.smooth, "" if found.smooth else f"kinks: {', '.join(found.kinks)}"
+    return found.smooth, "" if found.smooth else f"the model has kinks: {', '.join(found.kinks)}"
 
 
 def _bounded(case: Case) -> tuple[bool | None, str]:
     exact = case.exact
     largest = max(float(value.norm()) for value in (*exact.embeddings, *exact.auxiliary.values()))
     gradient = gradient_norm(exact.gradient)
-    finite = math.isfinite(largest) and math.isfinite(gradient)
-    return (
-        None if finite else False,
-        f"at the start: norms of H and V at most {largest:.3g}, of the gradient {gradient:.3g}",
-    )
+    norms = f"norms of H and V at most {largest:.3g}, of the gradient {gradient:.3g}"
+    if math.isfinite(largest) and math.isfinite(gradient):
+        return None, f"at the start: {norms}"
+    return False, f"a norm is not finite at the start: {norms}"
 
 
 SMOOTH = Assumption("smooth", "(A2) layers, backward maps and their derivatives are Lipschitz", _smooth)

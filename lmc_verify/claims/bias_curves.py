@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmc_verify.cases import Case
-from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, failed, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, properties_of, with_beta
@@ -342,10 +341,9 @@ def seeds_of(case: Case, alpha: float) -> int:
 
 def expect_before_halo(case: Case, claim: Claim) -> Expectation | None:
     """Return what theory says of a claim whatever is put at the halo, or None if that matters."""
-    required = (NO_DROPOUT.id, FINITE_SUPPORT.id, BETA_ABOVE_ZERO.id)
-    broken = failed(claim.checked_assumptions(case), *required)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, claim)
+    if inapplicable is not None:
+        return inapplicable
     if gradient_norm(case.exact.gradient) == 0:
         return Expectation(None, "the exact gradient is zero at the start (a network that has died?)")
     if reasons := weights_fail(case):
@@ -377,8 +375,8 @@ def _has_beta(case: Case) -> tuple[bool | None, str]:
     if beta is None:
         return False, "the estimator has no beta"
     if isinstance(beta, tuple):
-        return False, "beta is one number a node"
-    return beta > 0, f"beta = {beta}"
+        return False, "beta is one number per node, not one for all"
+    return beta > 0, f"beta = {beta}" if beta > 0 else f"beta = {beta} is not above zero"
 
 
 BETA_ABOVE_ZERO = Assumption("beta-above-zero", "beta is one number above zero", _has_beta)

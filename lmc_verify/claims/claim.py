@@ -12,24 +12,33 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.provenance import code_fingerprint
 
-__all__ = ["Assumption", "Claim", "failed", "not_applicable", "verdict_of"]
+__all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
 
 
 @dataclass(frozen=True)
 class Assumption:
-    """A condition of a claim. `check` returns whether it holds (None: cannot be decided) and a detail."""
+    """A condition of a claim.
+
+    Attributes:
+        id: such as ``"no-dropout"``.
+        statement: what is assumed, for a reader.
+        check: returns whether it holds on a case (None: cannot be decided) and a detail. Where it fails, the detail is
+            the reason that a reader is given: it says what fails, without the statement beside it.
+    """
 
     id: str
     statement: str
     check: Callable[[Case], tuple[bool | None, str]]
 
     def __call__(self, case: Case) -> AssumptionCheck:
-        """Check the assumption on a case."""
+        """Check the assumption on a case; one that fails always has a detail."""
         holds, detail = self.check(case)
+        if holds is False and not detail:
+            detail = f"it does not hold that {self.statement}"
         return AssumptionCheck(self.id, self.statement, holds, detail)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A claim that can be checked.
 
@@ -40,7 +49,9 @@ class Claim:
         source: paper and place, or "derived".
         tier: ``"exact"`` (enumeration in float64), ``"test"`` or ``"rate"``.
         theory: why it should hold, and for whom it should not.
-        assumptions: conditions; a claim whose *required* assumption fails is not applicable, see `check`.
+        required: assumptions without which the claim says nothing: where one fails, it is not applicable.
+        assumptions: every assumption, the required ones first, whether or not they are named again when the claim is
+            built. Where one of the others fails the claim is checked all the same: it explains a refutation.
         check: gives the verdict on a case.
         expect: what theory says on a case.
     """
@@ -51,13 +62,23 @@ class Claim:
     source: str
     tier: str
     theory: str
-    assumptions: tuple[Assumption, ...]
+    required: tuple[Assumption, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     check: Callable[[Case], Verdict]
     expect: Callable[[Case], Expectation]
+
+    def __post_init__(self) -> None:
+        others = tuple(item for item in self.assumptions if item not in self.required)
+        object.__setattr__(self, "assumptions", (*self.required, *others))
 
     def checked_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
         """Check every assumption on a case."""
         return tuple(assumption(case) for assumption in self.assumptions)
+
+    def unmet(self, case: Case) -> AssumptionCheck | None:
+        """Return the first required assumption that fails on a case, or None."""
+        checks = (assumption(case) for assumption in self.required)
+        return next((item for item in checks if item.holds is False), None)
 
 
 def verdict_of(
@@ -96,17 +117,16 @@ def verdict_of(
     )
 
 
-def failed(assumptions: Sequence[AssumptionCheck], *required: str) -> AssumptionCheck | None:
-    """Return the first of the required assumptions that does not hold, or None."""
-    return next((item for item in assumptions if item.id in required and item.holds is False), None)
-
-
-def not_applicable(case: Case, claim: Claim, *required: str) -> Verdict | None:
-    """Return a NOT_APPLICABLE verdict if one of the required assumptions fails, else None."""
-    assumptions = claim.checked_assumptions(case)
-    broken = failed(assumptions, *required)
+def not_applicable(case: Case, claim: Claim) -> Verdict | None:
+    """Return a NOT_APPLICABLE verdict that says why if a required assumption fails, else None."""
+    broken = claim.unmet(case)
     if broken is None:
         return None
-    detail = f" ({broken.detail})" if broken.detail else ""
-    summary = f"the assumption '{broken.statement}' does not hold{detail}"
-    return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, summary, assumptions=assumptions)
+    assumptions = claim.checked_assumptions(case)
+    return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, broken.detail, assumptions=assumptions)
+
+
+def expect_not_applicable(case: Case, claim: Claim) -> Expectation | None:
+    """Return that the claim is expected not to be applicable, and why, if a required assumption fails, else None."""
+    broken = claim.unmet(case)
+    return None if broken is None else Expectation(Outcome.NOT_APPLICABLE, broken.detail)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lmc_verify.cases import Case, readable_count
-from lmc_verify.claims.assumptions import MAX_SUPPORT
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import enumerable
 from lmc_verify.claims.residuals import UNIT, Residuals, flatten, norm_by_layer, relative_by_layer, unflatten
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.errors import InvalidInputError
@@ -21,12 +21,9 @@ def enumerate_estimator(case: Case) -> DesignMoments:
     Raises:
         InvalidInputError: the design has more than `MAX_SUPPORT` batches.
     """
-    size = case.design.support_size
-    if size > MAX_SUPPORT:
-        raise InvalidInputError(
-            f"the design has {readable_count(size)} batches, at most {MAX_SUPPORT:,} are enumerated; "
-            "use fewer parts or a smaller batch"
-        )
+    few, count = enumerable(case.design.support_size)
+    if not few:
+        raise InvalidInputError(f"the design has {count}; use fewer parts or a smaller batch")
     state = case.initial_state()
     moments = MomentAccumulator()
     for batch, probability in case.design.enumerate():

@@ -47,7 +47,8 @@ class Reference:
 
 
 def _in_family(case: Case) -> tuple[bool | None, str]:
-    return properties_of(case.estimator).policies is not None, case.estimator.name
+    holds = properties_of(case.estimator).policies is not None
+    return holds, "" if holds else f"{case.estimator.name} has no halo policies and histories"
 
 
 def explained(case: Case, claim: Claim) -> str:

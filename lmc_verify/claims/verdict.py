@@ -24,9 +24,9 @@ class Outcome(str, Enum):
     INCONCLUSIVE = "INCONCLUSIVE"
     """Neither; the summary says what would decide it."""
     VACUOUS = "VACUOUS"
-    """A bound that holds with a slack of more than 100x."""
+    """A bound that holds, with so much slack that it says nothing."""
     NOT_APPLICABLE = "NOT_APPLICABLE"
-    """An assumption of the claim fails on this case; the summary names it."""
+    """An assumption that the claim requires fails on this case; the summary says what fails."""
     ERROR = "ERROR"
     """The check crashed: says nothing about the claim."""
 

@@ -121,7 +121,9 @@ def explain(
                 "source": item.source,
                 "tier": item.tier,
                 "theory": item.theory,
-                "assumptions": [{"id": a.id, "statement": a.statement} for a in item.assumptions],
+                "assumptions": [
+                    {"id": a.id, "statement": a.statement, "required": a in item.required} for a in item.assumptions
+                ],
                 "check": how,
             }
         )
@@ -139,7 +141,8 @@ def explain(
         console.print(text, markup=False, highlight=False)
     console.print("\nAssumptions", style="bold")
     for assumption in item.assumptions:
-        console.print(f"- {assumption.id}: {assumption.statement}", markup=False, highlight=False)
+        required = " (required)" if assumption in item.required else ""
+        console.print(f"- {assumption.id}{required}: {assumption.statement}", markup=False, highlight=False)
 
 
 def _plugins_found() -> str:

@@ -237,7 +237,7 @@ def test_assumptions_that_statements_rule_out_stay_ruled_out() -> None:
 def test_reductions_of_a_foreign_estimator_are_measured() -> None:
     verdict = check_claim("e7/reductions", problem_of(), DESIGN, Foreign())  # type: ignore[arg-type]
     assert verdict.outcome is Outcome.EXACT
-    assert verdict.case["normaliser"] == "inclusion"
+    assert verdict.case.normaliser == "inclusion"
 
 
 # --- samplers ------------------------------------------------------------------------------------------

@@ -180,6 +180,9 @@ def test_explain(claim: str, lmc: Command) -> None:
     assert all(document.json.values())
     for item in document.json["assumptions"]:
         assert item["statement"] in plain.out.replace("\n", " ")
+    required = [item["id"] for item in document.json["assumptions"] if item["required"]]
+    assert required == [assumption.id for assumption in CLAIMS[claim].required]
+    assert required == re.findall(r"^- (\S+) \(required\):", plain.out, re.MULTILINE)
 
 
 def test_doctor(lmc: Command, tmp_path: Path) -> None:

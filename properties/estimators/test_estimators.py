@@ -59,7 +59,7 @@ NORMALISERS = ["inclusion", "node-count", "batch-mean"]
 def steps(draw: st.DrawFn) -> tuple[Problem, History, Batch, str]:
     """A plain GCN problem, a state of arbitrary values, an arbitrary batch and a normaliser.
 
-    Smaller problems hide most of what is tested here; one layer is a subject of `test_unbiasedness.py`.
+    Smaller problems hide most of what is tested here; one layer is a subject of `test_e7_reductions.py`.
     """
     problem = draw(problems(graphs(min_nodes=3), kinds=("gcn",), plain=True, min_layers=2))
     state, batch = draw(histories(problem)), draw(batches(problem.graph))

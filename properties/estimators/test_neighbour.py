@@ -32,7 +32,6 @@ from lmc_verify import (
 from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_law
-from lmc_verify.estimators.samplers.laws import Kept
 from lmc_verify.estimators.samplers.neighbour import LaborLaw, NeighbourLaw
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.testing import graphs, problems, seeds
@@ -187,9 +186,6 @@ def test_one_round_of_labor_by_hand() -> None:
         assert found["distinct sources, labor"] == pytest.approx(sources / 2)  # the other cluster has no messages
 
 
-# --- what is claimed ------------------------------------------------------------------------------
-
-
 def tiny(layers: int = 2) -> Problem:
     graph = path_graph(4, y=torch.tensor([0, 1, 0, 1]))
     return Problem(graph, GCN(3, 3, 2, layers, seed=1, dtype=torch.float64).eval())
@@ -226,53 +222,6 @@ def test_verdicts_are_those_of_theory(claim: str, estimator: NeighbourSampling, 
     assert verdict.outcome is outcome, verdict.summary
     expected = CLAIMS[claim].expect(assemble_case(problem, BATCHES, estimator, histories=start))
     assert expected.outcome in (outcome, None), expected.reason
-
-
-def test_one_layer_is_biased_through_the_loss_alone() -> None:
-    assert check_claim("theorem-1/unbiased", tiny(1), BATCHES, NeighbourSampling(fan_out=1)).outcome is Outcome.REFUTED
-
-
-def test_fewer_sources_where_destinations_share_them() -> None:
-    # Two centres, four leaves: LABOR takes the same leaves for both.
-    edges = torch.tensor([[i, j] for i in range(2, 6) for j in range(2)]).T
-    graph = path_graph(6, edge_index=edges)
-    problem = Problem(graph, GCN(3, 3, 3, 1, dtype=torch.float64).eval())
-    verdict = check_claim("labor/fewer-vertices", problem, UniformNodes(6, 6), LABOR(fan_out=2))
-    found = {item.quantity: item.value for item in verdict.evidence}
-    # Rows 0 and 1 have five messages (four leaves, the loop): each source is kept with probability 2/5 by each row.
-    # Leaves' own rows keep their only message, so every leaf and both centres' loops count as well.
-    assert verdict.outcome is Outcome.EXACT
-    assert found["distinct sources, labor"] == pytest.approx(4 + 2 * 2 / 5)
-    assert found["distinct sources, neighbour sampling"] == pytest.approx(4 + 2 * 2 / 5)
-    centres = check_claim("labor/fewer-vertices", problem, UniformNodes(6, 2), LABOR(fan_out=2))
-    own = {item.quantity: item.value for item in centres.evidence}
-    assert own["distinct sources, labor"] < own["distinct sources, neighbour sampling"]
-
-
-def test_more_sources_at_equal_variance_are_refuted() -> None:
-    """Rows 0 and 1 each keep one of the sources 2 and 3, with equal probability, but never the same."""
-
-    class Disjoint(LaborLaw):
-        def enumerate(self, operator, rows):  # type: ignore[no-untyped-def]
-            if rows.tolist() != [0, 1]:
-                yield from super().enumerate(operator, rows)
-                return
-            for entries in ([0, 3], [1, 2]):
-                entry = torch.tensor(entries)
-                yield Kept(operator.csr.row[entry].long(), entry, torch.full((2,), 2.0, dtype=torch.float64)), 0.5
-
-    class Wasteful(LABOR):
-        def laws(self, problem):  # type: ignore[no-untyped-def]
-            return tuple(Disjoint(1) for _ in range(problem.num_layers))
-
-    graph = path_graph(4, edge_index=torch.tensor([[2, 3, 2, 3], [0, 0, 1, 1]]))
-    problem = Problem(graph, SAGE(3, 3, 3, 1, dtype=torch.float64).eval())
-    pair = Clusters(Partition(torch.tensor([0, 0, 1, 1])), 1)
-    assert check_claim("labor/fewer-vertices", problem, pair, LABOR(fan_out=1)).outcome is Outcome.EXACT
-    verdict = check_claim("labor/fewer-vertices", problem, pair, Wasteful(fan_out=1))
-    assert verdict.outcome is Outcome.REFUTED
-    assert verdict.residual == 0
-    assert "1 distinct sources a batch, neighbour sampling 0.75" in verdict.summary
 
 
 def test_a_broken_weight_is_caught() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from common.helpers import assert_close, path_graph
+from common.sampler_cases import SMALL, tiny
 from scipy.stats import multinomial
 from torch import nn
 from torch_geometric.nn import GraphConv
@@ -19,7 +19,6 @@ from lmc_verify import (
     SAGE,
     Clusters,
     ConvLayer,
-    Graph,
     History,
     InvalidInputError,
     LayeredModel,
@@ -34,10 +33,8 @@ from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import (
     ASGCN,
-    LABOR,
     LADIES,
     MVS,
-    TOP,
     VRGCN,
     Estimate,
     GraphSAINTEdge,
@@ -48,25 +45,13 @@ from lmc_verify.estimators import (
 )
 from lmc_verify.estimators.samplers import laws, sampled_design
 from lmc_verify.estimators.samplers import saint_atoms as atoms
-from lmc_verify.estimators.samplers.layerwise import LadiesLaw
 from lmc_verify.estimators.samplers.mvs import WeightedNodes
-from lmc_verify.estimators.samplers.neighbour import LaborLaw
 from lmc_verify.models.convs import initialise
 from lmc_verify.seeds import torch_generator
-
-SMALL = UniformNodes(4, 1)
-
-
-def tiny(layers: int = 2, **changes: Any) -> Problem:
-    graph = path_graph(4, **({"y": torch.tensor([0, 1, 0, 1])} | changes))
-    return Problem(graph, GCN(3, 3, 2, layers, seed=1, dtype=torch.float64).eval())
 
 
 def expected(claim: str, problem: Problem, estimator: Any, design: Any = SMALL) -> Outcome | None:
     return CLAIMS[claim].expect(assemble_case(problem, design, estimator)).outcome
-
-
-# --- weighted sums ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("aggregation", ["max", "std"])
@@ -89,79 +74,6 @@ def test_an_activation_behind_the_aggregate_is_seen_without_a_bias() -> None:
         batch_law(VRGCN(), problem, VRGCN().init(problem), SMALL)
 
 
-# --- verdicts --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("weight", [1.0, 1e-4, 1e-7, 1e-9])
-def test_a_tiny_message_does_not_hide_a_bias(weight: float) -> None:
-    class Heavier(LadiesLaw):
-        def _kept(self, operator, rows, q, count):  # type: ignore[no-untyped-def]
-            kept = super()._kept(operator, rows, q, count)
-            return kept._replace(scale=1.05 * kept.scale)
-
-    class Wrong(LADIES):
-        def _law(self, size, problem, state):  # type: ignore[no-untyped-def]
-            return Heavier(size)
-
-    weights = torch.ones(6, dtype=torch.float64)
-    weights[0] = weight
-    problem = tiny(1, edge_weight=weights)
-    assert check_claim("sampling/unbiased-aggregation", problem, SMALL, LADIES(nodes=2)).outcome is Outcome.EXACT
-    verdict = check_claim("sampling/unbiased-aggregation", problem, SMALL, Wrong(nodes=2))
-    assert verdict.outcome is Outcome.REFUTED
-    assert verdict.residual == pytest.approx(0.05)
-
-
-def test_what_is_no_number_is_refuted() -> None:
-    class Broken(VRGCN):
-        def estimate(self, problem, state, batch):  # type: ignore[no-untyped-def]
-            made = super().estimate(problem, state, batch)
-            return replace(made, gradient={name: value * math.nan for name, value in made.gradient.items()})
-
-    assert check_claim("sampling/error-below-baseline", tiny(), SMALL, Broken(fan_out=1)).outcome is Outcome.REFUTED
-
-    class NoWeights(LaborLaw):
-        def enumerate(self, operator, rows):  # type: ignore[no-untyped-def]
-            for kept, probability in super().enumerate(operator, rows):
-                yield kept._replace(scale=kept.scale * math.nan), probability
-
-    class BrokenLabor(LABOR):
-        def laws(self, problem):  # type: ignore[no-untyped-def]
-            return tuple(NoWeights(1, self.rounds) for _ in range(problem.num_layers))
-
-    for rounds in (0, 1):
-        estimator = BrokenLabor(fan_out=1, rounds=rounds)
-        assert check_claim("labor/fewer-vertices", tiny(), SMALL, estimator).outcome is Outcome.REFUTED
-
-
-def test_a_wrong_mean_at_the_right_variance_is_refuted() -> None:
-    class Heavier(LaborLaw):
-        def enumerate(self, operator, rows):  # type: ignore[no-untyped-def]
-            for kept, probability in super().enumerate(operator, rows):
-                yield kept._replace(scale=1.01 * kept.scale), probability
-
-    class Wrong(LABOR):
-        def laws(self, problem):  # type: ignore[no-untyped-def]
-            return tuple(Heavier(4) for _ in range(problem.num_layers))
-
-    verdict = check_claim("labor/fewer-vertices", tiny(1), SMALL, Wrong(fan_out=4))  # all messages are kept
-    assert verdict.outcome is Outcome.REFUTED
-    found = {item.quantity: item for item in verdict.evidence}
-    assert found["difference of means"].value == pytest.approx(0.01)
-    assert found["difference of variances"].value <= (found["difference of variances"].tolerance or 0)
-    assert found["distinct sources, labor"].value == found["distinct sources, neighbour sampling"].value
-
-
-def test_a_law_that_cannot_be_enumerated_is_not() -> None:
-    graph: Graph = load_graph("ring", num_nodes=60).double()
-    problem = Problem(graph, GCN(graph.num_features, 3, graph.num_outputs, 2, dtype=torch.float64).eval(), "bce")
-    verdict = check_claim("top/exact-in-span", problem, UniformNodes(60, 10), TOP())
-    assert verdict.outcome is Outcome.NOT_APPLICABLE
-
-
-# --- what theory expects ---------------------------------------------------------------------------
-
-
 def test_nothing_is_expected_of_what_is_never_drawn() -> None:
     """One node a subgraph: no message is ever inside. An isolated node is in no subgraph of edges."""
     claim, control = "sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinearity"
@@ -182,20 +94,6 @@ def test_nothing_is_expected_of_what_is_never_drawn() -> None:
     unlabelled = tiny(1, edge_index=lonely.graph.edge_index, train_mask=mask)
     assert expected(control, unlabelled, GraphSAINTEdge(edges=2)) is Outcome.EXACT
     assert check_claim(control, unlabelled, SMALL, GraphSAINTEdge(edges=2)).outcome is Outcome.EXACT
-
-
-@pytest.mark.parametrize("normaliser", ["inclusion", "node-count", "batch-mean"])
-def test_a_law_with_weights_of_its_own_overrides_the_normaliser(normaliser: str) -> None:
-    problem, estimator = tiny(), MVS(fan_out=4, size=2, normaliser=normaliser)
-    verdict = check_claim("theorem-1/unbiased", problem, SMALL, estimator, histories="exact")
-    assert verdict.outcome is Outcome.EXACT
-    assert CLAIMS["theorem-1/unbiased"].expect(assemble_case(problem, SMALL, estimator, histories="exact")).outcome in (
-        Outcome.EXACT,
-        None,
-    )
-
-
-# --- sizes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [3, 170, 171, 256, 1000, 3000])
@@ -237,9 +135,6 @@ def test_a_large_support_is_not_counted_batch_by_batch(monkeypatch: pytest.Monke
     law = batch_law(NeighbourSampling(fan_out=2), problem, History(), design)
     assert law.support_size > 100_000
     assert len(asked) == 1
-
-
-# --- misuse ----------------------------------------------------------------------------------------
 
 
 def test_a_batch_of_the_base_law_alone_is_refused() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lmc_verify.cases import Case, prepared_state, sweep_batches
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, CLUSTERS, NO_DROPOUT
-from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import FAMILY, SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
@@ -17,6 +17,9 @@ from lmc_verify.statistics.rounding import decide, gamma
 
 __all__ = ["EXACT_WHEN_FROZEN"]
 
+HISTORY_ROUNDING = 4
+"""Tolerance of a history in units of ``gamma``: values are computed and then read, on both sides of the comparison."""
+
 
 def check_exact_when_frozen(case: Case) -> Verdict:
     """Sweep over the clusters at fixed parameters from zero histories, and watch histories and gradients.
@@ -26,7 +29,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     2L instead.
     """
     claim = EXACT_WHEN_FROZEN
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FAMILY.id, CLUSTERS.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     reference, state, batches = Reference(case), prepared_state(case, "zero"), sweep_batches(case)
@@ -91,7 +94,7 @@ def _history_errors(case: Case, state: History, sweep: int, reference: Reference
         for layer in held:
             if layer and sweep == (layer if kind == "H" else 2 * layers - layer):
                 error = float((held[layer] - truth[layer]).norm()) / (float(truth[layer].norm()) or 1.0)
-                tolerance = 4 * gamma(reference.terms) * (1.0 if kind == "H" else reference.conditioning)
+                tolerance = HISTORY_ROUNDING * gamma(reference.terms) * (1.0 if kind == "H" else reference.conditioning)
                 name, unit = f"hist({kind}^{layer}) after sweep {sweep}", f"norm of {kind}^{layer}"
                 out.append(Evidence(name, error, tolerance, unit=unit, group="history error when due"))
     return out
@@ -99,9 +102,11 @@ def _history_errors(case: Case, state: History, sweep: int, reference: Reference
 
 def expect_exact_when_frozen(case: Case) -> Expectation:
     """Return what theory says of E2."""
+    inapplicable = expect_not_applicable(case, EXACT_WHEN_FROZEN)
+    if inapplicable is not None:
+        return inapplicable
     policies = properties_of(case.estimator).policies
-    if case.partition is None or policies is None:
-        return Expectation(Outcome.NOT_APPLICABLE, "needs a design over clusters and halo policies")
+    assert policies is not None  # FAMILY holds
     found = expect_from_halo(case, sweep_batches(case), histories="exact")
     if found.outcome is Outcome.EXACT and policies.write_halo and case.problem.num_layers == 1:
         return Expectation(None, "halo rows that are written back may be incomplete, though no gradient reads them")
@@ -124,13 +129,8 @@ EXACT_WHEN_FROZEN = Claim(
         "or with attention, halo Jacobians see incomplete aggregates and a floor remains. GAS's histories become "
         "exact, its gradient never."
     ),
-    assumptions=(
-        NO_DROPOUT,
-        FAMILY,
-        CLUSTERS,
-        BETA_ZERO,
-        AGGREGATE_LINEAR,
-    ),
+    required=(NO_DROPOUT, FAMILY, CLUSTERS),
+    assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check_exact_when_frozen,
     expect=expect_exact_when_frozen,
 )

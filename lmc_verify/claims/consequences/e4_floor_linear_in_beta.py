@@ -1,8 +1,4 @@
-"""Theorem 2 and its consequences E4 and E5: the bias along training decays to a floor, and what the floor depends on.
-
-All three vary something over a grid, measure the bias along independent runs (see bias_curves.py), and test the
-log-log slope of its floor.
-"""
+"""E4: at fixed parameters, the floor of the bias is linear in beta."""
 
 from __future__ import annotations
 
@@ -24,19 +20,23 @@ from lmc_verify.claims.bias_curves import (
 from lmc_verify.claims.claim import Claim, not_applicable
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators import properties_of, with_beta
 
 __all__ = ["FLOOR_IN_BETA"]
 
+SLOPE = 1.0
+"""Log-log slope of a floor that is linear in beta."""
+
 LINEAR = 0.2
-"""A log-log slope within this distance of 1 counts as linear."""
+"""A log-log slope within this distance of `SLOPE` counts as linear."""
 
 
 def check_floor_in_beta(case: Case) -> Verdict:
-    """Hold the parameters, let the histories settle under beta, beta/2, ... beta/16, and fit the slope of the bias."""
+    """Hold the parameters, let the histories settle under beta, beta/2, beta/4, ..., and fit the slope of the bias."""
     claim = FLOOR_IN_BETA
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, BETA_ABOVE_ZERO.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     alpha, beta = case.sampling.alpha, properties_of(case.estimator).beta
@@ -48,14 +48,14 @@ def check_floor_in_beta(case: Case) -> Verdict:
     if no_slope is not None:
         return no_slope
     slope = FloorSlope(curves, alpha)
-    outcome = slope.outcome(1 - LINEAR, 1 + LINEAR)
+    outcome = slope.outcome(SLOPE - LINEAR, SLOPE + LINEAR)
     largest, smallest = np.median(curves.floors, axis=0)[[0, -1]]
     summary = (
         f"the floor goes from {largest:.2g} of the gradient at beta = {beta:.3g} to {smallest:.2g} at "
-        f"{curves.values[-1]:.3g}: slope {slope.words}; linear is 1 within {LINEAR}"
+        f"{curves.values[-1]:.3g}: slope {slope.words}; linear is {fraction(SLOPE)} within {LINEAR}"
     )
     series = [curves.floor_series("Floor of the bias against beta", "beta")]
-    return slope.verdict(case, claim, outcome, summary, limit=1.0, evidence=[], series=series)
+    return slope.verdict(case, claim, outcome, summary, limit=SLOPE, evidence=[], series=series)
 
 
 def expect_floor_in_beta(case: Case) -> Expectation:
@@ -79,7 +79,7 @@ FLOOR_IN_BETA = Claim(
     title="A constant beta leaves a floor, linear in beta",
     statement=(
         "At fixed parameters and constant beta > 0 the bias does not vanish however long the histories settle; its "
-        "floor is linear in beta: its log-log slope is 1."
+        f"floor is linear in beta: its log-log slope is {fraction(SLOPE)}."
     ),
     source=SOURCE,
     tier="rate",
@@ -87,7 +87,7 @@ FLOOR_IN_BETA = Claim(
         "A blended halo value is wrong by beta times the error of the fresh, incomplete value, and stays so. GAS, FM "
         "and other estimators that drop halo messages have a floor at beta = 0, and a slope near 0."
     ),
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
+    required=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
     check=check_floor_in_beta,
     expect=expect_floor_in_beta,
 )

@@ -20,15 +20,19 @@ from lmc_verify.claims.bias_curves import (
 )
 from lmc_verify.claims.claim import Claim, not_applicable
 from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Outcome, Verdict
 
 __all__ = ["FLOOR_IN_STEP_SIZE"]
 
+SLOPE = 1 / 2
+"""Smallest log-log slope of the bias in the step size that the theorem needs."""
+
 
 def check_floor_in_step_size(case: Case) -> Verdict:
-    """Train with step sizes eta, eta/2, ... eta/16, and fit the slope of the bias after the transient."""
+    """Train with step sizes eta, eta/2, eta/4, ..., and fit the slope of the bias after the transient."""
     claim = FLOOR_IN_STEP_SIZE
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     alpha = case.sampling.alpha
@@ -39,14 +43,14 @@ def check_floor_in_step_size(case: Case) -> Verdict:
     if no_slope is not None:
         return no_slope
     slope = FloorSlope(curves, alpha)
-    outcome = slope.outcome(0.5)
+    outcome = slope.outcome(SLOPE)
     largest, smallest = np.median(curves.floors, axis=0)[[0, -1]]
     summary = (
         f"the bias goes from {largest:.2g} of the gradient at step size {sizes[0]:.3g} to {smallest:.2g} at "
-        f"{sizes[-1]:.3g}: slope {slope.words}; the theorem needs 1/2"
+        f"{sizes[-1]:.3g}: slope {slope.words}; the theorem needs {fraction(SLOPE)}"
     )
     series = [curves.floor_series("Bias against step size", "step size")]
-    return slope.verdict(case, claim, outcome, summary, limit=0.5, evidence=[], series=series)
+    return slope.verdict(case, claim, outcome, summary, limit=SLOPE, evidence=[], series=series)
 
 
 def expect_floor_in_step_size(case: Case) -> Expectation:
@@ -68,17 +72,18 @@ FLOOR_IN_STEP_SIZE = Claim(
     title="The bias falls with the step size",
     statement=(
         "Along training by stochastic gradient descent with step size eta the mean norm of the bias falls with a "
-        "log-log slope of at least 1/2 in eta."
+        f"log-log slope of at least {fraction(SLOPE)} in eta."
     ),
     source=f"{LMC_THEOREM_2}, Theorem 2, with beta = 0",
     tier="rate",
     theory=(
         "Histories are as old as the last visit of their rows; in that time the parameters move by an amount in "
-        "proportion to eta. The theorem needs a slope of 1/2, plain Lipschitz arguments give 1. What an estimator "
-        "drops does not depend on eta: GAS has slope 0. The step sizes must be small enough for all runs to stay near "
-        "one place: elsewhere on the path the bias of every estimator is another one."
+        f"proportion to eta. The theorem needs a slope of {fraction(SLOPE)}, plain Lipschitz arguments give 1. What an "
+        "estimator drops does not depend on eta: GAS has slope 0. The step sizes must be small enough for all runs to "
+        "stay near one place: elsewhere on the path the bias of every estimator is another one."
     ),
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM, SMOOTH, BOUNDED),
+    required=(NO_DROPOUT, FINITE_SUPPORT),
+    assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_floor_in_step_size,
     expect=expect_floor_in_step_size,
 )

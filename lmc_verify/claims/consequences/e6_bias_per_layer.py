@@ -8,11 +8,10 @@ from lmc_verify.claims.assumptions import (
     FINITE_SUPPORT,
     HALO_SIGNAL,
     INCLUSION_WEIGHTS,
-    MAX_SUPPORT,
     NO_DROPOUT,
     halo_dropped_backward,
 )
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import relative_by_layer
@@ -26,7 +25,7 @@ __all__ = ["LOWER_LAYERS_BIASED"]
 def check(case: Case) -> Verdict:
     """Enumerate the design from exact histories and compare every layer's bias with rounding."""
     claim = LOWER_LAYERS_BIASED
-    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     exact, problem = case.exact.gradient, case.problem
@@ -61,23 +60,29 @@ def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
     if found.policies is None or not isinstance(found.policies.forward, Blend | Held):
         return False, "the estimator keeps no history of H"
-    fresh = isinstance(found.policies.forward, Blend) and found.policies.forward.uses_fresh
-    exact = case.histories == "exact" and not fresh
-    blended = ", blended with fresh values" if fresh else ""
-    return found.unless_unknown(exact), f"histories: {case.histories}{blended}"
+    if isinstance(found.policies.forward, Blend) and found.policies.forward.uses_fresh:
+        return found.unless_unknown(False), "fresh, incomplete values are mixed into the halo's embeddings"
+    exact = case.histories == "exact"
+    detail = "" if exact else f"the histories that are read are those of {case.histories!r}, not exact"
+    return found.unless_unknown(exact), detail
 
 
 def _lower_layers(case: Case) -> tuple[bool | None, str]:
     problem = case.problem
-    return problem.num_layers > 1 or trains_encoder(case), f"L = {problem.num_layers}"
+    lower = problem.num_layers > 1 or trains_encoder(case)
+    return lower, f"L = {problem.num_layers}" if lower else "the model has one layer, and no encoder that is trained"
+
+
+def _backward_dropped(case: Case) -> tuple[bool | None, str]:
+    dropped = halo_dropped_backward(case)
+    return dropped, "" if dropped else f"{case.estimator.name} drops no halo messages in the backward pass"
 
 
 def expect(case: Case) -> Expectation:
     """Return what theory says of E6."""
-    checks = LOWER_LAYERS_BIASED.checked_assumptions(case)
-    broken = next((item for item in checks if item.holds is False), None)
-    if broken is not None or case.design.support_size > MAX_SUPPORT:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement if broken else "the design is too large")
+    inapplicable = expect_not_applicable(case, LOWER_LAYERS_BIASED)
+    if inapplicable is not None:
+        return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
     return Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
@@ -96,15 +101,11 @@ LOWER_LAYERS_BIASED = Claim(
         "V^L at batch rows comes from the loss and is exact; V^l below lacks what the halo's rows would send back, "
         "and that part has no reason to vanish in expectation."
     ),
-    assumptions=(
+    required=(
         NO_DROPOUT,
         FINITE_SUPPORT,
         CUT_EDGES,
-        Assumption(
-            "backward-halo-dropped",
-            "halo messages are dropped in the backward pass",
-            lambda case: (halo_dropped_backward(case), case.estimator.name),
-        ),
+        Assumption("backward-halo-dropped", "halo messages are dropped in the backward pass", _backward_dropped),
         Assumption("exact-embeddings", "the halo's embeddings are exact", _exact_embeddings),
         INCLUSION_WEIGHTS,
         Assumption("lower-layers", "there is a layer below the last", _lower_layers),

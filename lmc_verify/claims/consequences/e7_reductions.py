@@ -8,7 +8,7 @@ import torch
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, NO_SAMPLING
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
@@ -35,7 +35,7 @@ ID = "e7/reductions"
 
 def check(case: Case) -> Verdict:
     """Check every reduction on the case's own graph: all clusters, no cut edges, no edges, one layer."""
-    inapplicable = not_applicable(case, REDUCTIONS, *(assumption.id for assumption in REDUCTIONS.assumptions))
+    inapplicable = not_applicable(case, REDUCTIONS)
     if inapplicable is not None:
         return inapplicable
     results = {
@@ -145,9 +145,9 @@ def _single_layer(case: Case) -> Residuals:
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: every estimator of the family reduces, with inclusion weights."""
-    broken = next((item for item in REDUCTIONS.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, REDUCTIONS)
+    if inapplicable is not None:
+        return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
     return Expectation(Outcome.EXACT, "where no message crosses a batch's border, nothing is left to compensate")
@@ -177,13 +177,7 @@ REDUCTIONS = Claim(
     source="derived from the estimators' definitions in LMC (Shi, Liang and Wang, ICLR 2023)",
     tier="exact",
     theory="The estimators differ only in what they put at the halo; where none is needed, they agree.",
-    assumptions=(
-        NO_DROPOUT,
-        CLUSTERS,
-        INCLUSION_WEIGHTS,
-        NO_SAMPLING,
-        WHOLE_OBJECTIVE,
-    ),
+    required=(NO_DROPOUT, CLUSTERS, INCLUSION_WEIGHTS, NO_SAMPLING, WHOLE_OBJECTIVE),
     check=check,
     expect=expect,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, flatten, norm_by_layer, unflatten
 from lmc_verify.claims.theory import UNKNOWN, Expectation
@@ -22,6 +22,9 @@ from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
 __all__ = ["BIAS_AND_VARIANCE", "closed_form_variance"]
+
+SQUARE_ROUNDING = 8
+"""Tolerance of an identity between mean squares, in units of what rounding does to one of them: see `_identity`."""
 
 
 def closed_form_variance(case: Case) -> dict[str, float] | None:
@@ -68,7 +71,7 @@ def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
 def check(case: Case) -> Verdict:
     """Enumerate the design: E||g - grad||^2, ||E g - grad||^2 and the variance are accumulated apart and compared."""
     claim = BIAS_AND_VARIANCE
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     problem, exact = case.problem, case.exact.gradient
@@ -167,7 +170,7 @@ def _identity(name: str, left: float, right: float, unit: float, rounding: float
     scale = size + unit
     if scale == 0:
         return Evidence(name, 0.0, rounding, unit=_SQUARES, group="identities")
-    tolerance = 8 * rounding * (math.sqrt(size / scale) + rounding)
+    tolerance = SQUARE_ROUNDING * rounding * (math.sqrt(size / scale) + rounding)
     return Evidence(name, abs(left - right) / scale, tolerance, unit=_SQUARES, group="identities")
 
 
@@ -184,9 +187,9 @@ def _closed_form(case: Case) -> tuple[bool | None, str]:
 
 def expect(case: Case) -> Expectation:
     """Return what theory says of E8: the decomposition holds for every estimator, the closed form for Backward SGD."""
-    broken = next((item for item in BIAS_AND_VARIANCE.checked_assumptions(case)[:2] if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, BIAS_AND_VARIANCE)
+    if inapplicable is not None:
+        return inapplicable
     if _is_backward_sgd(case) and not properties_of(case.estimator).known:
         return UNKNOWN
     return Expectation(
@@ -209,11 +212,8 @@ BIAS_AND_VARIANCE = Claim(
         "(the quantity of the paper's figure 5). The closed form is the variance of a sum over a sample without "
         "replacement."
     ),
-    assumptions=(
-        NO_DROPOUT,
-        FINITE_SUPPORT,
-        Assumption("closed-form", "the design has a closed form of the variance", _closed_form),
-    ),
+    required=(NO_DROPOUT, FINITE_SUPPORT),
+    assumptions=(Assumption("closed-form", "the design has a closed form of the variance", _closed_form),),
     check=check,
     expect=expect,
 )

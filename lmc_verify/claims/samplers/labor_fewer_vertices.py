@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.cases import Case, readable_count
-from lmc_verify.claims.assumptions import MAX_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.cases import Case
+from lmc_verify.claims.assumptions import NO_DROPOUT, enumerable
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.samplers.error_below_baseline import RELATIVE_ROUNDING
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
@@ -21,6 +21,12 @@ from lmc_verify.graphs import Block
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
 __all__ = ["FEWER_VERTICES"]
+
+ROUNDING = 4
+"""Tolerance of a moment in units of ``gamma``, for moments of two samplers that are each a difference of sums."""
+
+TERMS = 10
+"""Rounded operations of one atom's weight and probability, counted with the atoms that are added up."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,18 @@ def _by_row(operator: Block, values: Tensor) -> Tensor:
 
 
 def _is_labor(case: Case) -> tuple[bool | None, str]:
-    return properties_of(case.estimator).labor is not None, case.estimator.name
+    labor = properties_of(case.estimator).labor is not None
+    return labor, "" if labor else f"the estimator is {case.estimator.name}, the claim is about labor"
 
 
 def _top_laws_finite(case: Case) -> tuple[bool | None, str]:
     if properties_of(case.estimator).labor is None:
         return None, ""
-    if case.base_design.support_size > MAX_SUPPORT:
-        return False, f"{readable_count(case.base_design.support_size)} batches"
+    few, count = enumerable(case.base_design.support_size)
+    if not few:
+        return False, count
     size = sum(law.count(operator, rows) for rows, _, operator, laws in _top_layers(case) for law in laws)
-    return size <= MAX_SUPPORT, f"{readable_count(size)} samples of the last layer"
+    return enumerable(size, "samples of the last layer")
 
 
 def _top_layers(case: Case) -> Iterator[tuple[Tensor, float, Block, tuple[LayerLaw, LayerLaw]]]:
@@ -80,7 +88,7 @@ TOP_LAWS_FINITE = Assumption("last-layer-finite", "the last layer's samples can 
 def check_vertices(case: Case) -> Verdict:
     """Enumerate the last layer's samples under both laws: each entry's variance, and the number of distinct sources."""
     claim = FEWER_VERTICES
-    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     estimator = properties_of(case.estimator).labor
@@ -103,8 +111,8 @@ def check_vertices(case: Case) -> Verdict:
         shifted = float(np.maximum(shifted, float((own.mean - other.mean).abs().max())))
         sources = [total + probability * one.sources for total, one in zip(sources, (own, other), strict=True)]
     # A second moment is a variance and the mean's square, 1 an entry; a sum over a row has as many terms as entries.
-    tolerance = 4 * gamma(atoms + 10) * (entries + largest)
-    mean_tolerance = 4 * gamma(atoms + 10)
+    mean_tolerance = ROUNDING * gamma(atoms + TERMS)
+    tolerance = mean_tolerance * (entries + largest)
     decisions = {decide(worst, tolerance), decide(shifted, mean_tolerance)}
     fewer = sources[0] <= sources[1] * (1 + RELATIVE_ROUNDING)
     outcome = (
@@ -135,9 +143,9 @@ def check_vertices(case: Case) -> Verdict:
 
 def expect_vertices(case: Case) -> Expectation:
     """Return what theory says: it holds for LABOR, whatever the graph."""
-    broken = next((item for item in FEWER_VERTICES.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, FEWER_VERTICES)
+    if inapplicable is not None:
+        return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
     return Expectation(Outcome.EXACT, "equal weights by construction, and sources are kept for all destinations or few")
@@ -160,7 +168,7 @@ FEWER_VERTICES = Claim(
         "sum_j 1 / min(1, c_i pi_j) = d^2/k, the sum that k/d gives, and each round lowers the expected number of "
         "sources, sum_j min(1, pi_j max_i c_i)."
     ),
-    assumptions=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
+    required=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
     check=check_vertices,
     expect=expect_vertices,
 )

@@ -1,4 +1,4 @@
-"""Claims about estimators with another view of the graph: shaDow's own objective, and TOP's message invariance."""
+"""shaDow is unbiased for its own objective: the loss of every target on its own ego network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
@@ -17,7 +17,8 @@ __all__ = ["UNBIASED_OWN_OBJECTIVE"]
 
 
 def _own_objective(case: Case) -> tuple[bool | None, str]:
-    return properties_of(case.estimator).own_objective is not None, case.estimator.name
+    own = properties_of(case.estimator).own_objective is not None
+    return own, "" if own else f"{case.estimator.name} has no objective of its own"
 
 
 OWN_OBJECTIVE = Assumption("own-objective", "the estimator has an objective of its own", _own_objective)
@@ -26,7 +27,7 @@ OWN_OBJECTIVE = Assumption("own-objective", "the estimator has an objective of i
 def check_own_objective(case: Case) -> Verdict:
     """Enumerate the design and compare the mean estimate with the gradient of the estimator's own objective."""
     claim = UNBIASED_OWN_OBJECTIVE
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id, OWN_OBJECTIVE.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     estimator = properties_of(case.estimator).own_objective
@@ -58,9 +59,9 @@ def check_own_objective(case: Case) -> Verdict:
 
 def expect_own_objective(case: Case) -> Expectation:
     """Return what theory says: a sum over targets, each with its inverse inclusion probability."""
-    broken = next((item for item in UNBIASED_OWN_OBJECTIVE.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, UNBIASED_OWN_OBJECTIVE)
+    if inapplicable is not None:
+        return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
     if case.normaliser != "inclusion" or case.conditioned:
@@ -81,12 +82,10 @@ UNBIASED_OWN_OBJECTIVE = Claim(
     tier="exact",
     theory=(
         "A target's loss depends on its ego network alone, so the objective is a sum over targets; weighting those "
-        "of the "
-        "batch by inverse inclusion probabilities is unbiased. Against the whole graph's objective it is biased, "
-        "unless "
-        "the ego networks reach as far as the layers and keep the whole graph's weights."
+        "of the batch by inverse inclusion probabilities is unbiased. Against the whole graph's objective it is "
+        "biased, unless the ego networks reach as far as the layers and keep the whole graph's weights."
     ),
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, OWN_OBJECTIVE),
+    required=(NO_DROPOUT, FINITE_SUPPORT, OWN_OBJECTIVE),
     check=check_own_objective,
     expect=expect_own_objective,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import properties_of
@@ -35,17 +35,21 @@ LOOK_EVERY, LOOK_GROWTH = 25, 1.05
 ROUNDING = 1e-11
 """What rounding may do to one draw, in units of its range: a sum of fewer than 10^4 terms, taken a hundredfold."""
 
+TERMS = 10
+"""Rounded operations of one atom's weight and probability, counted with the atoms that are added up."""
+
 Array = npt.NDArray[np.float64]
 
 
 def _samples_messages(case: Case) -> tuple[bool | None, str]:
     sampler = properties_of(case.estimator).sampler
-    return sampler is not None and sampler.samples_messages, case.estimator.name
+    samples = sampler is not None and sampler.samples_messages
+    return samples, "" if samples else f"{case.estimator.name} samples no messages"
 
 
 def _weighted_sums(case: Case) -> tuple[bool | None, str]:
     layers = layers_without_weighted_sums(case.problem)
-    return not layers, f"layer {', '.join(map(str, layers))} is none" if layers else ""
+    return not layers, f"layer {', '.join(map(str, layers))} is no weighted sum of messages" if layers else ""
 
 
 SAMPLES_MESSAGES = Assumption(
@@ -72,7 +76,7 @@ def _operator(case: Case, layer: int) -> Block:
 def check(case: Case) -> Verdict:
     """Enumerate batches with their samples and compare every entry's mean weight with the operator's, row by row."""
     claim = UNBIASED_AGGREGATION
-    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     layers = range(1, case.problem.num_layers + 1)
@@ -96,7 +100,7 @@ def check(case: Case) -> Verdict:
                 f"layer {index}",
                 difference / reference,
                 # Both sums are of terms of one sign, so rounding is relative to what they add up to.
-                gamma(atoms + 10) * float((value.abs() * (mean[index].abs() + weight)).norm()) / reference,
+                gamma(atoms + TERMS) * float((value.abs() * (mean[index].abs() + weight)).norm()) / reference,
                 unit="norm of the layer's operator at the rows that are needed",
                 group="bias of the aggregate",
             )
@@ -129,9 +133,9 @@ def check(case: Case) -> Verdict:
 
 
 def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
-    broken = next((item for item in claim.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, claim)
+    if inapplicable is not None:
+        return inapplicable
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN
@@ -151,9 +155,6 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
 def expect(case: Case) -> Expectation:
     """Return what theory says, by enumeration."""
     return _expected(case, UNBIASED_AGGREGATION, Outcome.EXACT)
-
-
-# ----------------------------------------------------------------------------------------------------- from draws
 
 
 class _Aggregates:
@@ -201,7 +202,7 @@ def check_sampled(case: Case) -> Verdict:
     own. Refutation and support spend half of the error level each.
     """
     claim = UNBIASED_AGGREGATION_SAMPLED
-    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in claim.assumptions))
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     if not properties_of(case.estimator).known:
@@ -303,8 +304,7 @@ _SOURCE = (
 )
 _STATEMENT = (
     "Given that a layer needs a row, the mean of the row's sampled aggregate is its exact aggregate, in every layer "
-    "and "
-    "for every value of the embeddings."
+    "and for every value of the embeddings."
 )
 _THEORY = (
     "A message is kept with some probability and weighted by its inverse; what counts is the weight's mean, given what "
@@ -319,7 +319,7 @@ UNBIASED_AGGREGATION = Claim(
     source=_SOURCE,
     tier="exact",
     theory=_THEORY,
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check,
     expect=expect,
 )
@@ -331,7 +331,7 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     source=_SOURCE,
     tier="test",
     theory=_THEORY,
-    assumptions=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
+    required=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check_sampled,
     expect=expect_sampled,
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WEIGHTED_SUMS
@@ -28,6 +28,9 @@ from lmc_verify.objective import ExactPass, Problem, exact_pass, gradient_norm
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["LINEAR_CONTROL", "LinearProblem", "linearised"]
+
+AFFINE_ROUNDING = 1e-9
+"""Largest difference from an affine function, relative to the outputs, that counts as none."""
 
 _NONLINEAR = (*(type(build()) for build in ACTIVATIONS.values()), nn.LayerNorm)
 
@@ -77,7 +80,9 @@ def _can_be_linear(case: Case) -> tuple[bool | None, str]:
             linear.model(graph.replaced(x=x)) for x in (torch.zeros_like(graph.x), graph.x, other, graph.x + other)
         )
     size = float(one.abs().max()) + float(both.abs().max())
-    return float((both - one - two + zero).abs().max()) <= 1e-9 * size, "outputs are affine in the features"
+    if float((both - one - two + zero).abs().max()) <= AFFINE_ROUNDING * size:
+        return True, "outputs are affine in the features"
+    return False, "outputs are not affine in the features, even without activations and norms"
 
 
 CAN_BE_LINEAR = Assumption(
@@ -93,8 +98,7 @@ def _linear_case(case: Case) -> Case:
 def check(case: Case) -> Verdict:
     """Enumerate batches with samples on the linearised problem, at the same parameters, and compare the mean."""
     claim = LINEAR_CONTROL
-    required = (NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR)
-    inapplicable = not_applicable(case, claim, *(assumption.id for assumption in required))
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     linear = _linear_case(case)
@@ -111,8 +115,7 @@ def check(case: Case) -> Verdict:
         worst = max(per_layer, key=lambda part: per_layer[part])
         summary = (
             f"biased even without nonlinearity: off by {gradient_norm(bias) / (gradient_norm(exact) or 1.0):.2g} of "
-            f"the "
-            f"gradient's norm, most in {worst} ({per_layer[worst]:.2g} of its own)"
+            f"the gradient's norm, most in {worst} ({per_layer[worst]:.2g} of its own)"
         )
     else:
         summary = residuals.explanation
@@ -129,9 +132,9 @@ def check(case: Case) -> Verdict:
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: unbiased where aggregates are, and layers are sampled independently."""
-    broken = next((item for item in LINEAR_CONTROL.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, LINEAR_CONTROL)
+    if inapplicable is not None:
+        return inapplicable
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN
@@ -157,8 +160,8 @@ LINEAR_CONTROL = Claim(
     title="Unbiased where nothing is nonlinear",
     statement=(
         "With identities for activations and norms, and the loss linearised at the exact outputs, the expectation "
-        "of the "
-        "gradient estimate over batches and samples equals the exact gradient of that problem, whatever the histories."
+        "of the gradient estimate over batches and samples equals the exact gradient of that problem, whatever the "
+        "histories."
     ),
     source="derived; the control of the bias through the nonlinearity",
     tier="exact",
@@ -168,7 +171,7 @@ LINEAR_CONTROL = Claim(
         "biased on the case itself and not here is biased through the activations and the loss; one layer does not "
         "help, because cross entropy is not linear in the outputs."
     ),
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR),
+    required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR),
     check=check,
     expect=expect,
 )

@@ -8,8 +8,15 @@ from __future__ import annotations
 import torch
 
 from lmc_verify.cases import Case
-from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.assumptions import (
+    AGGREGATE_LINEAR,
+    BETA_ZERO,
+    FINITE_SUPPORT,
+    NO_DROPOUT,
+    enumerable,
+    inclusion_matches,
+)
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.residuals import UNIT, relative_by_layer, unflatten
 from lmc_verify.claims.theory import (
@@ -31,7 +38,7 @@ ID = "theorem-1/unbiased"
 
 def check(case: Case) -> Verdict:
     """Enumerate the design and compare the mean estimate with the exact gradient."""
-    inapplicable = not_applicable(case, UNBIASED, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    inapplicable = not_applicable(case, UNBIASED)
     if inapplicable is not None:
         return inapplicable
     moments, bias, residuals = compare_mean(case)
@@ -75,8 +82,9 @@ def check(case: Case) -> Verdict:
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: unbiased only with full compensation and weights that match the design."""
-    if case.design.support_size > MAX_SUPPORT:
-        return Expectation(Outcome.NOT_APPLICABLE, "the design is too large to be enumerated")
+    inapplicable = expect_not_applicable(case, UNBIASED)
+    if inapplicable is not None:
+        return inapplicable
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN
@@ -89,13 +97,8 @@ def expect(case: Case) -> Expectation:
 
 
 def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
-    if case.design.support_size > MAX_SUPPORT:
-        return None, "the design is too large to be enumerated"
-    total = torch.zeros(case.graph.num_nodes, dtype=torch.float64)
-    for batch, probability in case.design.enumerate():
-        total[batch.nodes] += probability / batch.inclusion
-    worst = float((total - 1).abs().max())
-    return worst < 1e-9, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+    few, count = enumerable(case.design.support_size)
+    return inclusion_matches(case) if few else (None, count)
 
 
 def _histories(case: Case) -> tuple[bool | None, str]:
@@ -108,7 +111,9 @@ def _histories(case: Case) -> tuple[bool | None, str]:
         return True, "the estimator reads no history"
     family = found.policies is not None
     warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
-    return case.histories == "exact" or warm, f"histories: {case.histories}"
+    if case.histories == "exact" or warm:
+        return True, f"histories: {case.histories}"
+    return False, f"the histories that are read are those of {case.histories!r}, not exact"
 
 
 UNBIASED = Claim(
@@ -126,9 +131,8 @@ UNBIASED = Claim(
         "histories are exact and its layers aggregate-linear. GAS, FM and Cluster-GCN drop the halo's messages in "
         "the backward pass and are biased in every layer that needs them."
     ),
+    required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(
-        NO_DROPOUT,
-        FINITE_SUPPORT,
         Assumption("inclusion", "the batches' inclusion probabilities are those of the design", _inclusion_matches),
         Assumption("exact-histories", "the histories that are read hold exact values", _histories),
         BETA_ZERO,

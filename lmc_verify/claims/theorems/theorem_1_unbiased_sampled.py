@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lmc_verify.bounds import NoBound, enumerated_range, range_bound
 from lmc_verify.cases import Case, readable_count
-from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT, inclusion_matches
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, norm_by_layer
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
@@ -43,6 +42,9 @@ SAMPLE_FOR_POWER = 200
 
 PILOT = 8
 """Batches from which the size of an estimate, and with it its rounding error, is taken."""
+
+EQUIPROBABLE = 1e-12
+"""Probabilities of batches that differ by at most this, relative, are equal: only then can a census be drawn."""
 
 Blocks = dict[str, npt.NDArray[np.float64]]
 
@@ -74,7 +76,7 @@ def _draws(case: Case) -> tuple[Iterator[Batch], int | None]:
     if case.design.support_size <= min(MAX_SUPPORT, case.sampling.draws):
         support = list(case.design.enumerate())
         probabilities = np.array([probability for _, probability in support])
-        if np.ptp(probabilities) <= 1e-12 * probabilities[0]:
+        if np.ptp(probabilities) <= EQUIPROBABLE * probabilities[0]:
             return (support[index][0] for index in rng.permutation(len(support))), len(support)
     return (case.design.draw(rng) for _ in range(case.sampling.draws)), None
 
@@ -116,7 +118,7 @@ def check(case: Case) -> Verdict:
     without replacement, so that a census decides.
     """
     claim = UNBIASED_SAMPLED
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, REFERENCE_MEAN.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     norms = norm_by_layer(case.problem, case.exact.gradient)
@@ -328,11 +330,7 @@ def _reference_mean(case: Case) -> tuple[bool | None, str]:
         return True, ""
     if design.support_size > MAX_SUPPORT:
         return None, f"{type(design).__name__} is too large to look its inclusion probabilities through"
-    total = torch.zeros(case.graph.num_nodes, dtype=torch.float64)
-    for batch, probability in design.enumerate():
-        total[batch.nodes] += probability / batch.inclusion
-    worst = float((total - 1).abs().max())
-    return worst < 1e-9, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+    return inclusion_matches(case)
 
 
 REFERENCE_MEAN = Assumption(
@@ -342,9 +340,9 @@ REFERENCE_MEAN = Assumption(
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: as for the enumeration, where a proven range is there to decide with."""
-    broken = next((item for item in UNBIASED_SAMPLED.checked_assumptions(case)[:2] if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, UNBIASED_SAMPLED)
+    if inapplicable is not None:
+        return inapplicable
     if gradient_norm(case.exact.gradient) == 0:
         return Expectation(Outcome.NOT_APPLICABLE, "the exact gradient vanishes")
     if case.normaliser != "inclusion":
@@ -379,7 +377,8 @@ UNBIASED_SAMPLED = Claim(
         + " The difference from Backward SGD on the same batch has the same mean as the bias and a much smaller "
         "variance."
     ),
-    assumptions=(NO_DROPOUT, REFERENCE_MEAN, BETA_ZERO, AGGREGATE_LINEAR),
+    required=(NO_DROPOUT, REFERENCE_MEAN),
+    assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check,
     expect=expect,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import NO_DROPOUT
-from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
@@ -26,6 +26,9 @@ VACUOUS_SLACK = 100.0
 
 NEGLIGIBLE = 1e-9
 """Errors below this part of the gradient are rounding, whose slack says nothing."""
+
+NORM_ROUNDING = 1e-12
+"""How far rounding may carry a total error out of its interval, relative to the norms; the bound has its own margin."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def _step(case: Case, run: TrainingRun) -> _Step | None:
     estimate = run.step(batch).gradient
     error = gradient_norm(gradient_sum(estimate, expected, -1.0))
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
-    rounding = 1e-12 * (total + unit)  # of the norms; the bound has its own allowance
+    rounding = NORM_ROUNDING * (total + unit)
     return _Step(
         error,
         bound.total,
@@ -70,7 +73,7 @@ def check(case: Case) -> Verdict:
     it lies within the bound of Backward SGD's own error on the batch.
     """
     claim = POSTERIOR_BOUND
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, PROVEN.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     run = TrainingRun(
@@ -146,9 +149,9 @@ PROVEN = Assumption("proven-bound", "a bound is proven for this estimator and th
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: the bound is never exceeded; how much slack it has depends on the case."""
-    broken = next((item for item in POSTERIOR_BOUND.checked_assumptions(case) if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, f"{broken.statement}: {broken.detail}")
+    inapplicable = expect_not_applicable(case, POSTERIOR_BOUND)
+    if inapplicable is not None:
+        return inapplicable
     if properties_of(case.estimator).holds_exact:
         return Expectation(Outcome.SUPPORTED, "the estimate is Backward SGD's: there is no error to bound")
     return Expectation(None, "the bound holds; whether it is vacuous depends on depth, weights and histories")
@@ -167,9 +170,10 @@ POSTERIOR_BOUND = Claim(
     theory=(
         "Errors of halo rows spread along edges, at most by the weights' operator norms, forward and then backward; "
         "the derivative of ReLU can only change where an error exceeds the input's distance from the kink. Where halo "
-        "messages are dropped the whole message counts as error. A bound of more than 100 times the error is vacuous."
+        f"messages are dropped the whole message counts as error. A bound of more than {VACUOUS_SLACK:g} times the "
+        "error is vacuous."
     ),
-    assumptions=(NO_DROPOUT, PROVEN),
+    required=(NO_DROPOUT, PROVEN),
     check=check,
     expect=expect,
 )

@@ -12,7 +12,7 @@ import math
 from lmc_verify.bounds.lipschitz import NormTracker, is_smooth, kinks_crossed, lipschitz_lower, lipschitz_upper
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import NO_DROPOUT, UNIFORM
-from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.objective import exact_pass
@@ -25,7 +25,7 @@ __all__ = ["ASSUMPTIONS"]
 def check(case: Case) -> Verdict:
     """Train, and estimate on the way: Lipschitz constants from both sides, norms, and ReLU kinks that are crossed."""
     claim = ASSUMPTIONS
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     training = case.training
@@ -106,9 +106,9 @@ def check(case: Case) -> Verdict:
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: kinks of ReLU are crossed sooner or later, smooth models have none."""
-    broken = next((item for item in ASSUMPTIONS.checked_assumptions(case)[:1] if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, ASSUMPTIONS)
+    if inapplicable is not None:
+        return inapplicable
     if is_smooth(case.problem).smooth:
         return Expectation(Outcome.SUPPORTED, "every part of the model is smooth")
     return Expectation(None, "the model has kinks; whether a short run crosses one depends on its path")
@@ -128,7 +128,8 @@ ASSUMPTIONS = Claim(
         "crossed, and a crossed one shows as a jump of the bias. Smooth activations such as tanh satisfy (A2) on "
         "bounded sets. Constants along one run are lower bounds of those that hold for all parameters."
     ),
-    assumptions=(NO_DROPOUT, UNIFORM),
+    required=(NO_DROPOUT,),
+    assumptions=(UNIFORM,),
     check=check,
     expect=expect,
 )

@@ -1,6 +1,6 @@
-"""Theorem 3 near a stationary point: does the mean update vanish only there, does the bias shrink with the gradient?
+"""Theorem 3 near a stationary point: does the mean update vanish only there?
 
-Both claims are about bias alone, so the parameters follow a deterministic path and the bias is enumerated along it: no
+The claim is about bias alone, so the parameters follow a deterministic path and the bias is enumerated along it: no
 sampling error of the path hides it, and no error probability is spent.
 """
 
@@ -11,7 +11,7 @@ import math
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, UNIFORM
-from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import compare_mean
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -37,17 +37,14 @@ def snapshot_steps(steps: int) -> list[int]:
     return sorted({round(steps * (index / (SNAPSHOTS - 1)) ** 2) for index in range(SNAPSHOTS)})
 
 
-# ------------------------------------------------------------------------------------------------ fixed points
-
-
 def check_fixed_point(case: Case) -> Verdict:
     """Follow the mean update, enumerated from exact histories, and compare it with the exact gradient on the way.
 
-    The claim holds if both agree at every snapshot. It is refuted by a plateau: at the end the gradient is at least
-    four times the mean update, it has not halved in the second half of the steps, and it is more than rounding.
+    The claim holds if both agree at every snapshot. It is refuted by a plateau: at the end the gradient is a multiple
+    of the mean update, it has hardly fallen in the second half of the steps, and it is more than rounding.
     """
     claim = FIXED_POINT
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     steps = case.training.steps
@@ -131,9 +128,9 @@ def check_fixed_point(case: Case) -> Verdict:
 
 def expect_fixed_point(case: Case) -> Expectation:
     """Return what theory says: the two agree where the estimator is unbiased; a bias may or may not make a plateau."""
-    broken = next((item for item in FIXED_POINT.checked_assumptions(case)[:2] if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, FIXED_POINT)
+    if inapplicable is not None:
+        return inapplicable
     reasons = weights_fail(case)
     found = expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
     if found.outcome is Outcome.EXACT and not reasons:
@@ -156,7 +153,8 @@ FIXED_POINT = Claim(
         "cancel: GAS comes to rest on a plateau away from every stationary point, most of all where neighbours "
         "disagree, so that the messages that it drops point against those that it keeps."
     ),
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT, UNIFORM),
+    required=(NO_DROPOUT, FINITE_SUPPORT),
+    assumptions=(UNIFORM,),
     check=check_fixed_point,
     expect=expect_fixed_point,
 )

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import more_seeds
-from lmc_verify.claims.claim import Claim, not_applicable, verdict_of
+from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, FullBatch, with_beta
 from lmc_verify.objective import exact_pass, gradient_norm
@@ -28,23 +29,29 @@ from lmc_verify.statistics.rates import (
 )
 from lmc_verify.training import TrainingRun
 
-__all__ = ["RATE", "scheduled"]
+__all__ = ["RATE", "SCHEDULE", "scheduled"]
 
 Matrix = npt.NDArray[np.float64]
 
 SLOPE = -1 / 6
-"""``E||grad|| = O(eps)`` after ``N = O(eps^-6)`` steps."""
+"""Largest log-log slope of the gradient norm in N: ``E||grad|| = O(eps)`` after ``N = O(eps^-6)`` steps."""
+
+SCHEDULE = -2 / 3
+"""Power of N that step size and beta follow: ``O(eps^4)`` after ``N = O(eps^-6)`` steps."""
 
 SAMPLES = 32
 """Random steps R of a run that the gradient norm is averaged over, one from each of as many equal stretches."""
+
+CONTROL_STEP = 0.5
+"""Step size of the control problem's shortest run."""
 
 FLOOR = 1e-10
 """Rounding floor of a gradient norm, in units of the norm at the start."""
 
 
 def scheduled(estimator: Estimator, step_size: float, length: int) -> tuple[Estimator, float]:
-    """Return the estimator and step size of a run of N steps: ``beta_0 N^(-2/3)`` and ``eta_0 N^(-2/3)``."""
-    factor = length ** (-2 / 3)
+    """Return the estimator and step size of a run of N steps: beta_0 and eta_0 times N to the power `SCHEDULE`."""
+    factor = length**SCHEDULE
     return with_beta(estimator, factor), step_size * factor
 
 
@@ -57,7 +64,7 @@ def _run(case: Case, length: int, seed: int, repeat: int) -> float:
     run = TrainingRun(case.problem, estimator, case.design, step_size=size, generator=generator(case.seed, *axes))
     total = 0.0
     # Where stretches are not whole numbers of steps two of them may draw the same one: it then counts twice, as the
-    # uniform law has it.
+    # uniform distribution has it.
     for step, times in sorted(Counter(stretches.astype(int).tolist()).items()):
         while run.step_count < step:
             run.step()
@@ -85,7 +92,7 @@ def _full_batch(case: Case) -> list[float]:
 def _control(case: Case, seeds: int, alpha: float) -> tuple[bool, list[Evidence]]:
     """Run the slope test on problems of known slope: one that must be supported, one that must be refuted."""
     lengths = case.training.lengths
-    sizes = [0.5 * (length / lengths[0]) ** (-2 / 3) for length in lengths]
+    sizes = [CONTROL_STEP * (length / lengths[0]) ** SCHEDULE for length in lengths]
     rng = generator(case.seed, "control", case.sampling.replicate)
     known = known_slope(lengths, sizes)
     sound, wrong = (
@@ -105,14 +112,15 @@ _UNIT = "log-log slope"
 
 
 def check(case: Case) -> Verdict:
-    """Train for N steps with eta_0 N^(-2/3) and beta_0 N^(-2/3), N on a grid, with independent seeds for every N.
+    """Train for N steps with the theorem's step size and beta, N on a grid, with independent seeds for every N.
 
     One seed gives one log-log slope of E||grad L(theta_R)||, R uniform on the steps; the interval for the median slope
-    must lie at or below -1/6. The same test is run on a control problem with a known slope. A slope on a finite range
-    refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent must keep it.
+    must lie at or below the theorem's. The same test is run on a control problem with a known slope. A slope on a
+    finite range refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent
+    must keep it.
     """
     claim = RATE
-    inapplicable = not_applicable(case, claim, NO_DROPOUT.id)
+    inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
     # The control's two intervals and the claim's own share the level.
@@ -175,7 +183,8 @@ def _decide(
     lengths, medians = case.training.lengths, np.median(means, axis=0)
     words = (
         f"the gradient norm goes from {medians[0]:.3g} at N = {lengths[0]} to {medians[-1]:.3g} at {lengths[-1]}: "
-        f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs -1/6"
+        f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs "
+        f"{fraction(SLOPE)}"
     )
     if slope.inside(upper=SLOPE):
         return Outcome.SUPPORTED, words + "; not refuted on this range of N"
@@ -198,33 +207,35 @@ def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, 
     return (
         Series("median over seeds", lengths, tuple(map(float, medians)), *labels, low, high, "loglog"),
         Series("full batch", lengths, tuple(reference), *labels, scale="loglog"),
-        Series("slope -1/6", lengths, line, *labels, scale="loglog"),
+        Series(f"slope {fraction(SLOPE)}", lengths, line, *labels, scale="loglog"),
     )
 
 
 def expect(case: Case) -> Expectation:
     """Return what theory says: nothing sure on a finite range, but for what an assumption rules out."""
-    broken = next((item for item in RATE.checked_assumptions(case)[:1] if item.holds is False), None)
-    if broken is not None:
-        return Expectation(Outcome.NOT_APPLICABLE, broken.statement)
+    inapplicable = expect_not_applicable(case, RATE)
+    if inapplicable is not None:
+        return inapplicable
     return Expectation(None, "a rate is asymptotic: what a finite range of N shows depends on the problem")
 
 
 RATE = Claim(
     id="theorem-3/rate",
-    title="The gradient norm falls as N^(-1/6)",
+    title=f"The gradient norm falls as N^({fraction(SLOPE)})",
     statement=(
-        "With eta = eta_0 N^(-2/3) and beta = beta_0 N^(-2/3), N steps and R uniform on them, E||grad L(theta_R)|| "
-        "falls with a log-log slope of at most -1/6 in N."
+        f"With eta = eta_0 N^({fraction(SCHEDULE)}) and beta = beta_0 N^({fraction(SCHEDULE)}), N steps and R uniform "
+        f"on them, E||grad L(theta_R)|| falls with a log-log slope of at most {fraction(SLOPE)} in N."
     ),
     source="LMC (Shi, Liang and Wang, ICLR 2023), Theorem 3; the schedule is derived from its orders in eps",
     tier="rate",
     theory=(
-        "eta = O(eps^4), beta = O(eps^4) and N = O(eps^-6) give O(eps); in N that is eta and beta of order N^(-2/3) "
-        "and a gradient norm of order N^(-1/6). The bias of LMC falls with eta and beta. That of GAS does not: where "
-        "it outweighs the gradient the norm stays on a plateau, and the slope is near 0."
+        "eta = O(eps^4), beta = O(eps^4) and N = O(eps^-6) give O(eps); in N that is eta and beta of order "
+        f"N^({fraction(SCHEDULE)}) and a gradient norm of order N^({fraction(SLOPE)}). The bias of LMC falls with eta "
+        "and beta. That of GAS does not: where it outweighs the gradient the norm stays on a plateau, and the slope is "
+        "near 0."
     ),
-    assumptions=(NO_DROPOUT, UNIFORM, SMOOTH, BOUNDED),
+    required=(NO_DROPOUT,),
+    assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check,
     expect=expect,
 )

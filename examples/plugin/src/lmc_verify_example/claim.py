@@ -14,7 +14,7 @@ __all__ = ["LOSS_UNBIASED"]
 
 def check(case: Case) -> Verdict:
     """Enumerate the design, and compare the mean loss estimate with the objective."""
-    inapplicable = not_applicable(case, LOSS_UNBIASED, NO_DROPOUT.id, FINITE_SUPPORT.id)
+    inapplicable = not_applicable(case, LOSS_UNBIASED)
     if inapplicable is not None:
         return inapplicable
     state, mean = case.initial_state(), 0.0
@@ -47,7 +47,7 @@ LOSS_UNBIASED = Claim(
     source="an example",
     tier="exact",
     theory="With exact embeddings at the halo, the last layer's batch rows are exact; inclusion weights do the rest.",
-    assumptions=(NO_DROPOUT, FINITE_SUPPORT),
+    required=(NO_DROPOUT, FINITE_SUPPORT),
     check=check,
     expect=expect,
 )

@@ -125,7 +125,7 @@ def test_feature_momentum_does_not(design: str) -> None:
 def test_a_claim_without_its_assumptions_is_not_applicable(claim: Any) -> None:
     seen = {"name": "epoch", "parts": 6, "per_batch": 2, "seen": [0, 1]}
     for estimator, design, words in (
-        ({"name": "lmc"}, seen, "as likely"),
+        ({"name": "lmc"}, seen, "given what the epoch has seen"),
         ({"name": "backward-sgd"}, "clusters", "history of H"),
         ({"name": "cluster-gcn"}, "clusters", "history of H"),
     ):

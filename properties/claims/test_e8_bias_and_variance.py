@@ -9,24 +9,38 @@ import numpy as np
 import pytest
 import torch
 from common import oracles
-from common.helpers import assert_close, oracle_problem, path_graph
+from common.helpers import (
+    assert_close,
+    oracle_problem,
+    path_graph,
+)
+from common.identities import estimate, with_partition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import testing
+from lmc_verify import (
+    FM,
+    GAS,
+    GCN,
+    LMC,
+    BackwardSGD,
+    Batch,
+    ClusterGCN,
+    Clusters,
+    Estimator,
+    Partition,
+    Problem,
+    UniformNodes,
+    exact_pass,
+    testing,
+)
 from lmc_verify.cases.case import Case, assemble_case, build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome
 from lmc_verify.claims.consequences import e8_bias_and_variance as module
 from lmc_verify.claims.consequences.e8_bias_and_variance import BIAS_AND_VARIANCE, closed_form_variance
-from lmc_verify.estimators import FM, GAS, LMC, BackwardSGD, ClusterGCN, Estimator, FullBatch
-from lmc_verify.graphs.designs import Clusters, UniformNodes
-from lmc_verify.graphs.partition import Partition
-from lmc_verify.models import GCN
-from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.objective.exact import exact_pass
-from lmc_verify.objective.problem import Problem
+from lmc_verify.estimators import FullBatch
 
 WORKSPACE = Workspace()
 ESTIMATORS = [
@@ -179,21 +193,22 @@ def test_the_figures_are_those_of_a_direct_computation(problem: Problem, data: s
             assert_close(f"{group}, {part}", got[group], value, rtol=1e-7, scale=scale)
 
 
-@pytest.mark.parametrize("margin", [0.0, 5.0, 20.0])
-def test_conditioning_is_how_much_smaller_the_loss_derivative_is_than_its_terms(margin: float) -> None:
-    """All nodes of class 0 with logits (margin, 0): p - y is smaller than its terms by 1 - p = 1 / (1 + e^margin)."""
-    graph = path_graph(5, y=torch.zeros(5, dtype=torch.int64))
-    model = GCN(graph.num_features, 1, 2, num_layers=1, dtype=torch.float64).eval()
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        parameters["layers.0.conv.lin.weight"].zero_()
-        parameters["layers.0.conv.bias"].copy_(torch.tensor([margin, 0.0]))
-    problem = Problem(graph, model)
-    exact = exact_pass(problem)
-    assert loss_conditioning(problem, exact) == pytest.approx(1 + math.exp(margin))
-    with torch.no_grad():
-        parameters["layers.0.conv.bias"].copy_(torch.tensor([1000.0, 0.0]))
-    assert loss_conditioning(problem, exact_pass(problem)) == math.inf
-    # Layer by layer: a dense product, an aggregation, and both backwards; then outputs, rows and support points.
-    degree = 3  # of an inner node, with its self-loop
-    assert rounding_terms(problem, 10) == 10 + 5 + 4 * 2 + 3 + (3 + degree + 2 + degree + 12)
+@given(with_partition())
+def test_backward_sgd_variance_over_clusters_is_the_formula(drawn: tuple) -> None:
+    problem, partition = drawn
+    b = partition.num_parts
+    estimator, exact = BackwardSGD(), exact_pass(problem)
+    step = estimate(estimator, problem, estimator.init(problem))
+
+    def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([value.flatten() for value in gradient.values()])
+
+    sums = torch.stack([flat(step(Batch.of(cluster))) for cluster in partition.clusters])
+    spread = (sums - sums.mean(0)).square().sum() / max(b - 1, 1)
+    for c in range(1, b + 1):
+        got = sum(
+            p * (flat(step(batch)) - flat(exact.gradient)).square().sum()
+            for batch, p in Clusters(partition, c).enumerate()
+        )
+        want = b**2 * (1 - c / b) * spread / c
+        assert_close(f"Var over {c} of {b} clusters", got, want, rtol=1e-9)

@@ -1,0 +1,79 @@
+"""Curves of the bias are what is enumerated along runs of the named seeds; late ones come when histories settled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from common.rate_cases import (
+    E5,
+    RATE,
+    RING,
+    ZERO_BETA,
+    case_of,
+)
+
+from lmc_verify import GAS
+from lmc_verify.claims import bias_curves
+from lmc_verify.estimators import LMC
+from lmc_verify.objective.exact import exact_pass
+from lmc_verify.objective.problem import gradient_norm
+from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+
+pytestmark = pytest.mark.usefixtures("short_grids")
+
+
+def test_curves_are_the_enumerated_bias_along_runs_of_the_named_seeds() -> None:
+    case = case_of(E5, ZERO_BETA)
+    runs = [(1.0, LMC(), 0.02), (0.5, LMC(beta=0.3), 0.01), (0.0, GAS(), 0.0)]
+    curves = bias_curves.measure(case, "by hand", runs, [0, 1, 2, 3, 5, 7], 2)
+    assert curves.bias.shape == curves.gradient.shape == (2, 3, 6)
+    unit = gradient_norm(case.exact.gradient)
+    for seed in range(2):
+        rng = bias_curves.generator(case.seed, "by hand", 0, seed)
+        run = TrainingRun(case.problem, LMC(beta=0.3), case.design, step_size=0.01, generator=rng)
+        for step in range(8):
+            if step in curves.steps:
+                place = curves.steps.index(step)
+                exact = exact_pass(run.problem)
+                bias, _ = conditional_bias(run.problem, LMC(beta=0.3), run.state, weighted_batches(case.design))
+                assert curves.bias[seed, 1, place] == pytest.approx(gradient_norm(bias) / unit, rel=1e-12)
+                assert curves.gradient[seed, 1, place] == pytest.approx(gradient_norm(exact.gradient) / unit, rel=1e-12)
+            run.step()
+    assert curves.floors == pytest.approx(curves.bias[:, :, -4:].mean(axis=2))
+    assert (curves.gradient[:, 2] == 1).all(), "a step size of zero holds the parameters"
+    assert (curves.distances[:, 2] == 0).all()
+    assert (curves.distances[:, 0] > curves.distances[:, 1]).all()
+    assert curves.apart == pytest.approx(float(np.median(curves.distances[:, 0])))
+
+
+def test_seeds_are_independent_and_runs_of_a_seed_share_batches() -> None:
+    case = case_of(E5, ZERO_BETA)
+    curves = bias_curves.measure(case, "seeds", [(1.0, LMC(), 0.0), (1.0, LMC(), 0.0)], [1, 2, 3, 4], 6)
+    assert np.array_equal(curves.bias[:, 0], curves.bias[:, 1])
+    assert len({tuple(row) for row in curves.bias[:, 0]}) > 1
+
+
+def test_late_snapshots_come_when_histories_have_settled() -> None:
+    """At fixed parameters and beta = 0, the bias of LMC has gone at the first late snapshot, in all of 30 runs."""
+    for base, want in ((RING, 2 * 2 * 7), (RATE, 2 * 2 * 18)):
+        case = case_of(E5, ZERO_BETA, base)
+        assert bias_curves.mixing_steps(case) == want
+        late = bias_curves.late_steps(case)
+        assert late[0] == want
+        assert len(late) == bias_curves.SNAPSHOTS
+        assert np.diff(late).min() >= 1 / float(case.design.inclusion_probabilities().min())
+    case = case_of(E5, ZERO_BETA)
+    curves = bias_curves.measure(case, "settled", [(1.0, LMC(), 0.0)], bias_curves.late_steps(case)[:1], 30)
+    assert curves.vanishes
+    assert not curves.dead
+
+
+def test_all_batches_at_once_mix_in_no_time() -> None:
+    whole = case_of(E5, ZERO_BETA, RING | {"design": {"partition": "contiguous", "parts": 2, "per_batch": 2}})
+    assert bias_curves.mixing_steps(whole) == 4
+
+
+def test_a_slope_on_the_limit_is_not_decided_by_seeds() -> None:
+    assert (
+        bias_curves.more_seeds([0.4, 0.5, 0.6], 0.3, 0.5) == "the slope lies too near the limit for any number of seeds"
+    )

@@ -1,0 +1,187 @@
+"""Theorem 3: the rate of the gradient norm, the schedule that it is for, and the control problem of known rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from common.rate_cases import (
+    BACKWARD,
+    FULL,
+    GAS_,
+    LMC_BETA,
+    RATE,
+    SHORT_RATE,
+    THREE,
+    assert_complete,
+    case_of,
+    evidence,
+    verdict,
+)
+
+from lmc_verify import GAS, make_estimator
+from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.claims.theorems import theorem_3_rate as convergence
+from lmc_verify.claims.theorems.theorem_3_rate import scheduled
+from lmc_verify.estimators import LMC
+from lmc_verify.objective.exact import exact_pass
+from lmc_verify.objective.problem import gradient_norm
+from lmc_verify.training import TrainingRun
+
+pytestmark = pytest.mark.usefixtures("short_grids")
+SURE = [
+    (LMC_BETA, RATE, "SUPPORTED"),
+    (BACKWARD, RATE, "SUPPORTED"),
+    (FULL, RATE, "SUPPORTED"),
+    (GAS_, RATE, "REFUTED"),
+]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "base", "outcome"),
+    SURE,
+    ids=[f"{estimator['name']} {base['dataset']['name']}" for estimator, base, _ in SURE],
+)
+def test_verdict_is_what_theory_says(estimator: dict[str, Any], base: dict[str, Any], outcome: str) -> None:
+    case, found = case_of(THREE, estimator, base), verdict(THREE, estimator, base)
+    assert str(found.outcome) == outcome, found.summary
+    theory = CLAIMS[THREE].expect(case)
+    assert theory.reason
+    assert_complete(THREE, case, found)
+
+
+def test_schedule_is_eta_and_beta_times_n_to_minus_two_thirds() -> None:
+    estimator, size = scheduled(make_estimator("lmc", beta=0.8), 16.0, 64)
+    assert size == pytest.approx(1.0)
+    assert isinstance(estimator, LMC)
+    assert estimator.beta == pytest.approx(0.05)
+    assert scheduled(GAS(), 16.0, 64)[0] == GAS()
+
+
+def test_rate_averages_the_exact_gradient_over_uniform_steps() -> None:
+    """Over all steps where N is at most the number of samples; each as often as it is drawn where it is larger."""
+    case = case_of(THREE, FULL)
+    for length in (8, 33):
+        run = TrainingRun(
+            case.problem,
+            case.estimator,
+            case.design,
+            step_size=scheduled(case.estimator, 24.0, length)[1],
+            generator=np.random.default_rng(0),
+        )
+        norms = []
+        for _ in range(length):
+            norms.append(gradient_norm(exact_pass(run.problem).gradient))
+            run.step()
+        found = [convergence._run(case, length, seed, 0) for seed in range(1 if length == 8 else 8)]
+        if length == 8:
+            assert found[0] == pytest.approx(float(np.mean(norms)), rel=1e-12)
+        else:
+            error = 6 * float(np.std(found, ddof=1)) / math.sqrt(len(found))
+            assert error < 0.1 * float(np.mean(norms))
+            assert abs(float(np.mean(found)) - float(np.mean(norms))) < error
+            assert len(set(found)) == 8
+
+
+def test_repeats_of_a_seed_are_independent_runs_and_averaged() -> None:
+    three = case_of(THREE, GAS_, RATE | {"training": {"step_size": 24, "repeats": 3}})
+    runs = [convergence._run(three, 8, 1, repeat) for repeat in range(3)]
+    assert len(set(runs)) == 3
+    assert convergence._mean_norm(three, 8, 1) == pytest.approx(float(np.mean(runs)), rel=1e-12)
+    assert convergence._mean_norm(case_of(THREE, GAS_), 8, 1) == runs[0]
+
+
+@pytest.fixture
+def sound_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose slope is -0.4, so that only the control or the floor stands against a verdict."""
+    monkeypatch.setattr(convergence, "_run", lambda case, length, seed, repeat: (1 + 0.01 * seed) * length**-0.4)
+    monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**-0.4 for length in case.training.lengths])
+    assert CLAIMS[THREE].check(case_of(THREE, FULL)).outcome is Outcome.SUPPORTED
+
+
+@pytest.mark.usefixtures("sound_runs")
+def test_control_problem_can_veto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convergence, "known_slope", lambda lengths, sizes: -0.2)
+    found = CLAIMS[THREE].check(case_of(THREE, FULL))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "the control problem of known rate was not judged rightly" in found.summary
+    low, _, high = evidence(found, "control: quadratic")
+    assert not low <= -0.2 <= high
+
+
+@pytest.mark.usefixtures("sound_runs")
+def test_control_must_itself_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval that holds the known slope by being wide is no sign that the test works."""
+    measured, calls = convergence.measured_norms, []
+
+    def noisy(lengths: Any, sizes: Any, *rest: Any) -> Any:
+        calls.append(sizes)
+        norms = measured(lengths, sizes, *rest)
+        tilt = np.linspace(-1, 1, norms.shape[0])[:, None] * np.log(np.asarray(lengths))
+        return norms * np.exp(tilt) if len(calls) == 1 else norms
+
+    monkeypatch.setattr(convergence, "measured_norms", noisy)
+    assert CLAIMS[THREE].check(case_of(THREE, FULL)).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.usefixtures("sound_runs")
+@pytest.mark.parametrize("lost", [0, 1], ids=["a sound schedule that does not decay", "a wrong one that does"])
+def test_control_needs_both_of_its_problems(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    measured, calls = convergence.measured_norms, []
+
+    def swapped(lengths: Any, sizes: Any, *rest: Any) -> Any:
+        calls.append(sizes)
+        good = [0.5 * (length / lengths[0]) ** (-2 / 3) for length in lengths]
+        other = good if lost else [0.5] * len(lengths)
+        return measured(lengths, other if len(calls) - 1 == lost else sizes, *rest)
+
+    monkeypatch.setattr(convergence, "measured_norms", swapped)
+    assert CLAIMS[THREE].check(case_of(THREE, FULL)).outcome is Outcome.INCONCLUSIVE
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("exact", "outcome"), [(-0.2, Outcome.REFUTED), (-0.15, Outcome.INCONCLUSIVE)])
+def test_a_range_that_is_too_short_for_the_exact_gradient_refutes_nothing(
+    monkeypatch: pytest.MonkeyPatch, exact: float, outcome: Outcome
+) -> None:
+    monkeypatch.setattr(convergence, "_run", lambda case, length, seed, repeat: 1 + 0.01 * seed)
+    monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**exact for length in case.training.lengths])
+    found = CLAIMS[THREE].check(case_of(THREE, GAS_))
+    assert found.outcome is outcome
+    assert ("not even full-batch gradient descent keeps it here" in found.summary) == (outcome is not Outcome.REFUTED)
+    assert f"{exact:.3f}" in found.summary
+
+
+def test_full_batch_reference_is_the_mean_over_all_steps() -> None:
+    """The estimator under test has no part in it, and at N steps of eta_0 N^(-2/3) it is plain gradient descent."""
+    case = case_of(THREE, GAS_, SHORT_RATE)
+    run = convergence._full_batch(case)
+    assert run == convergence._full_batch(case_of(THREE, FULL, SHORT_RATE))
+    for seed in range(2):
+        first = convergence._run(case_of(THREE, FULL, SHORT_RATE), 4, seed, 0)  # four samples of four steps
+        assert first == pytest.approx(run[0], rel=1e-12)
+
+
+def test_control_is_reported_and_judged_rightly() -> None:
+    found = verdict(THREE, GAS_)
+    low, value, high = evidence(found, "control: quadratic")
+    assert low <= value <= high < -1 / 6
+    low, value, high = evidence(found, "control: constant")
+    assert -1 / 6 < low <= value <= high
+
+
+@pytest.mark.usefixtures("sound_runs")
+def test_no_slope_near_the_rounding_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(THREE, FULL)
+    smallest = 256**-0.4 / gradient_norm(case.exact.gradient)
+    monkeypatch.setattr(convergence, "FLOOR", smallest / 5.1)
+    assert CLAIMS[THREE].check(case).outcome is Outcome.SUPPORTED
+    monkeypatch.setattr(convergence, "FLOOR", smallest / 4.9)
+    found = CLAIMS[THREE].check(case_of(THREE, FULL))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "slope refused" in found.summary
+    assert not any(item.quantity.startswith("E||grad||") for item in found.evidence)
+    assert found.minimum_detectable_effect is None
+    assert found.series, "the curve is still drawn"
