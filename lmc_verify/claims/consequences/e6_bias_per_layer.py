@@ -64,7 +64,7 @@ def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     if fresh:
         return False, "fresh, incomplete values are mixed into the halo's embeddings"
     exact = case.histories == "exact"
-    return exact, "" if exact else f"the histories that are read are those of {case.histories!r}, not exact"
+    return exact, "" if exact else f"the histories that are read are not exact (histories: {case.histories})"
 
 
 def _lower_layers(case: Case) -> tuple[bool | None, str]:
