@@ -49,6 +49,13 @@ class AffineLayer:
         """Width of the layer's result."""
         return self.weight.shape[0]
 
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write ``rows W^T + b`` [rows, out] for aggregated rows [rows, in]; root weight and residual are left out."""
+        if self.bias is None:
+            torch.mm(rows, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, rows, self.weight.t(), out=out)
+
 
 def affine_layers(model: LayeredModel) -> Sequence[AffineLayer] | None:
     """Return every layer of a model in closed form, or None if some layer has none."""
