@@ -1,4 +1,4 @@
-"""Graphs, their normalised operators, and rectangular blocks of them.
+"""A graph with features and labels, its operators, blocks that are cut out of them, and neighbourhoods.
 
 An edge ``j -> i`` carries a message from source ``j`` to destination ``i``; an operator has row = destination and
 column = source. Weights, degrees and normalisation always come from the whole graph, whatever block is cut out.
