@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+SAMPLES = 500
+"""First samples of a batch whose losses are compared, to see whether the sample reaches the loss."""
+
+
 @dataclass(frozen=True)
 class Expectation:
     """What theory says of a claim on a case, and why; None where it says nothing."""
@@ -205,7 +209,7 @@ def _sample_shows(case: Case) -> bool:
         first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
         if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
             return True
-        if number > 500:
+        if number > SAMPLES:
             break
     return False
 

@@ -113,7 +113,7 @@ def _histories(case: Case) -> tuple[bool | None, str]:
     warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
     if case.histories == "exact" or warm:
         return True, f"histories: {case.histories}"
-    return False, f"the histories that are read are those of {case.histories!r}, not exact"
+    return False, f"the histories that are read are not exact (histories: {case.histories})"
 
 
 UNBIASED = Claim(
