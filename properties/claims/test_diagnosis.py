@@ -26,7 +26,7 @@ from lmc_verify import (
     check_claim,
 )
 from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, likeness
-from lmc_verify.objective import exact_gradient
+from lmc_verify.objective import exact_gradient, gradient_norm
 
 DESIGN = Clusters(Partition.contiguous(6, 3), 1)
 
@@ -121,3 +121,21 @@ def test_likeness_by_hand() -> None:
     assert all(np.isnan(likeness({"a": -exact["a"], "b": -exact["b"]}, exact)))
     assert 0.999 < COSINE < 1
     assert SINGLE_PRECISION[0] < 2**-24 < SINGLE_PRECISION[1]
+
+
+@pytest.mark.parametrize(("turn", "called"), [(0.9, True), (1.1, False)])
+def test_the_cosine_decides_which_word_is_used(turn: float, called: bool) -> None:
+    """Every estimate is turned out of the gradient's direction by an angle just inside, or outside, of the limit."""
+    problem = problem_of()
+    exact = exact_gradient(problem)[1]
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in exact.items()}
+    along = sum(float((noise[name] * value).sum()) for name, value in exact.items())
+    norm = gradient_norm(exact)
+    across = {name: noise[name] - along / norm**2 * value for name, value in exact.items()}
+    size = turn * np.sqrt(1 / COSINE**2 - 1) * norm / gradient_norm(across)
+
+    def turned(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: 2 * value + 2 * size * across[name] for name, value in gradient.items()}
+
+    assert ("times the gradient" in verdict_of(turned).summary) is called
