@@ -205,7 +205,7 @@ def _sample_shows(case: Case) -> bool:
     """Whether the loss differs between some of the first samples of one batch."""
     state, seen = case.initial_state(), dict[tuple[int, ...], float]()
     for number, (batch, _) in enumerate(case.design.enumerate()):
-        loss = case.estimator.estimate(case.problem, state, batch).loss
+        loss = case.estimate(state, batch).loss
         first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
         if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
             return True

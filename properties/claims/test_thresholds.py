@@ -539,6 +539,7 @@ def test_fractions_are_written_as_fractions(value: float, words: str) -> None:
 # --- no number is written where it is used ---------------------------------------------------------------------------
 
 AMOUNTS = {
+    "COSINE",  # decides words alone; see test_diagnosis.py
     "HALVINGS",
     "SNAPSHOTS",
     "STEPS",

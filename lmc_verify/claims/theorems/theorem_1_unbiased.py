@@ -17,7 +17,9 @@ from lmc_verify.claims.assumptions import (
     inclusion_matches,
 )
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import describe
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import UNIT, relative_by_layer, unflatten
 from lmc_verify.claims.theory import (
     UNKNOWN,
@@ -63,9 +65,11 @@ def check(case: Case) -> Verdict:
         )
     elif outcome is Outcome.REFUTED:
         worst = max(per_layer, key=lambda part: per_layer[part])
+        looks, likenesses = describe(problem, bias, exact, residuals)
+        evidence += likenesses
         summary = (
             f"biased: the mean over all {moments.atoms:,} batches is off by {total_bias:.2g} of the gradient's norm, "
-            f"most in {worst} ({per_layer[worst]:.2g} of its own)"
+            f"most in {worst} ({per_layer[worst]:.2g} of its own){looks}{explained(case, UNBIASED)}"
         )
     else:
         summary = residuals.explanation
