@@ -18,7 +18,7 @@ from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, batch_law, properties_of, unwrapped
+from lmc_verify.estimators import Estimator, History, batch_distribution, properties_of, unwrapped
 from lmc_verify.graphs import BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
@@ -55,7 +55,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if properties_of(self.estimator).samples:
-            law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
+            law = batch_distribution(self.estimator, self.problem, self.initial_state(), self.design)
             object.__setattr__(self, "design", law)
         else:
             object.__setattr__(self, "design", unwrapped(self.design))
@@ -72,9 +72,9 @@ class Case:
         return partition if isinstance(partition, Partition) else None
 
     @property
-    def normaliser(self) -> str:
-        """The estimator's normaliser; ``"inclusion"`` where it states none."""
-        return properties_of(self.estimator).normaliser or "inclusion"
+    def weighting(self) -> str:
+        """The estimator's loss weighting; ``"inclusion"`` where it states none."""
+        return properties_of(self.estimator).weighting or "inclusion"
 
     @property
     def conditioned(self) -> bool:
@@ -103,7 +103,7 @@ class Case:
             layers=problem.num_layers,
             width=max(problem.widths[1:]),
             estimator=self.estimator.name,
-            normaliser=self.normaliser,
+            normaliser=self.weighting,
             design=type(base).__name__,
             per_batch=getattr(base, "per_batch", getattr(base, "size", None)),
             support=design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
@@ -135,7 +135,12 @@ class Case:
             frozen=model.frozen,
             model_options=model.options,
             design=settings.design.name,
-            estimator_settings=settings.estimator.settings,
+            # The loss weighting has a key of its own, under the name that records have always had.
+            estimator_settings={
+                key: value
+                for key, value in settings.estimator.settings.items()
+                if (key, value) != ("weighting", self.weighting)
+            },
         )
 
     @cached_property
@@ -227,7 +232,7 @@ def prepared_state(case: Case, histories: str) -> History:
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
                 if samples:
-                    law = batch_law(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
+                    law = batch_distribution(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
                     batch = law.draw(rng)
                 state.apply(case.estimator.estimate(case.problem, state, batch).writes)
     return state

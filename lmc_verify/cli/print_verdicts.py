@@ -74,7 +74,7 @@ def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
         verdict, case = trial.verdict, trial.verdict.case
         details = [case.model or "", case.activation_cut or "", case.design or ""]
         if case.normaliser not in (None, "inclusion"):
-            details.append(f"normaliser={case.normaliser}")
+            details.append(f"weighting={case.normaliser}")
         if "beta" in case.estimator_settings:
             details.append(f"beta={case.estimator_settings['beta']}")
         if case.histories not in (None, "exact"):

@@ -161,18 +161,18 @@ _SOUND = (
 
 _WEIGHTS = (
     _setting(
-        "node-count-normaliser",
+        "node-count-weighting",
         "|V| / |V_B| instead of b / c, with clusters of unequal size",
         _UNBIASED,
         _BACKWARD,
-        _case("backward-sgd", normaliser="node-count"),
+        _case("backward-sgd", weighting="node-count"),
     ),
     _setting(
-        "batch-mean-normaliser",
+        "batch-mean-weighting",
         "loss averaged over the batch's labelled nodes",
         _UNBIASED,
         _BACKWARD,
-        _case("backward-sgd", normaliser="batch-mean"),
+        _case("backward-sgd", weighting="batch-mean"),
     ),
     _setting(
         "epoch-taken-for-uniform",

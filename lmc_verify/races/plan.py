@@ -66,6 +66,8 @@ class PlannedRace:
     def key(self) -> str:
         """Identity of the race: its settings, without what pictures and tables are made of it."""
         values = self.settings.model_dump(mode="json", exclude={"title", "figure"})
+        for item, contestant in zip(values["contestants"], self.settings.contestants, strict=True):
+            item["estimator"] = contestant.estimator.identity.model_dump(mode="json")
         return _digest("race", values)
 
     @property
@@ -106,6 +108,7 @@ class PlannedRun:
         the clusters that nodes are arranged by.
         """
         values = self.settings.model_dump(mode="json")
+        values["estimator"] = self.contestant.estimator.identity.model_dump(mode="json")
         if self.contestant.estimator.name == FULL_BATCH:
             values["design"] = {key: values["design"].get(key) for key in ("partition", "parts")}
         return _digest("run", {**values, "plugins": plugins_of(self.settings)})

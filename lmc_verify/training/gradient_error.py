@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmc_verify.estimators import Estimator, History, batch_law
+from lmc_verify.estimators import Estimator, History, batch_distribution
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import Gradient, Problem, evaluating, exact_pass
 from lmc_verify.statistics.enumeration import MomentAccumulator
-from lmc_verify.training.stream import whole_law
+from lmc_verify.training.stream import whole_distribution
 from lmc_verify.training.trace import WHOLE, GradientError
 
 __all__ = ["measure_gradient_error"]
@@ -41,7 +41,7 @@ def measure_gradient_error(
         limit: a design of at most this many batches is enumerated; of a larger one as many are drawn.
         generator: of the draws.
     """
-    law = batch_law(estimator, problem, state, whole_law(design))
+    law = batch_distribution(estimator, problem, state, whole_distribution(design))
     with evaluating(problem.model):
         exact = exact_pass(problem)
         if state.exact_for is not None:  # else every estimate would make the same exact pass

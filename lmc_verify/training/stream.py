@@ -11,10 +11,10 @@ import numpy as np
 
 from lmc_verify.graphs import Batch, BatchDesign, EpochClusters
 
-__all__ = ["BatchStream", "steps_per_epoch", "whole_law"]
+__all__ = ["BatchStream", "steps_per_epoch", "whole_distribution"]
 
 
-def whole_law(design: BatchDesign) -> BatchDesign:
+def whole_distribution(design: BatchDesign) -> BatchDesign:
     """Return a design's law at the start of an epoch: without what it was told to have seen."""
     return replace(design, seen=()) if isinstance(design, EpochClusters) and design.seen else design
 
@@ -63,7 +63,7 @@ class BatchStream:
         self._design = design
 
     def _shuffle(self) -> None:
-        design: Any = self._design if self._first else whole_law(self._design)
+        design: Any = self._design if self._first else whole_distribution(self._design)
         self._mark = self._state()
         self._epoch, self._taken = list(design.epoch(self._generator)), 0
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, batch_law, properties_of, with_beta
+from lmc_verify.estimators import Estimator, batch_distribution, properties_of, with_beta
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
@@ -37,7 +37,7 @@ from lmc_verify.training.evaluation import evaluate, metric_of
 from lmc_verify.training.gradient_error import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, steps_per_epoch, whole_law
+from lmc_verify.training.stream import BatchStream, steps_per_epoch, whole_distribution
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -139,11 +139,11 @@ class Trainer:
             settings.optimiser_options,
         )
         self._schedule = self._build_schedule(planned, 0)
-        law = batch_law(self.estimator, self.problem, self.state, design)
+        law = batch_distribution(self.estimator, self.problem, self.state, design)
         self._adaptive = found.adaptive
         self._stream = BatchStream(law, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
-        self._law = _fresh(whole_law(design))
+        self._law = _fresh(whole_distribution(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -218,7 +218,7 @@ class Trainer:
     def _step(self) -> None:
         """Estimate, write the histories, move the parameters."""
         if self._adaptive:
-            self._stream.follow(batch_law(self.estimator, self.problem, self.state, self.design))
+            self._stream.follow(batch_distribution(self.estimator, self.problem, self.state, self.design))
         batch = self._stream.next()
         if self._drops:
             key_dropout(self.problem.model, self.seed, "training", self.step_count)

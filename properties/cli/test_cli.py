@@ -413,7 +413,7 @@ def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> No
 
 def test_settings_reach_the_search(lmc: Command) -> None:
     words = ["counterexample", "theorem-1/unbiased", "--estimator", "backward-sgd", "--max-nodes", "3"]
-    settings = ["--set", "estimator.normaliser=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
+    settings = ["--set", "estimator.weighting=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
     values = lmc(*words, *settings, "--json").json
     assert values["found"] is True
     assert values["verdict"]["case"]["normaliser"] == "node-count"

@@ -154,8 +154,8 @@ CAREFUL: dict[str, tuple[lv.Estimator, dict[str, Any], int]] = {
     "fresh values only": (FRESH, {}, 3),
     "zero histories": (lv.LMC(), {"histories": "zero"}, 2),
     "one sweep": (lv.LMC(), {"histories": "sweeps:1"}, 2),
-    "node count": (lv.BackwardSGD(normaliser="node-count"), {}, 3),
-    "batch mean": (lv.BackwardSGD(normaliser="batch-mean"), {}, 2),
+    "node count": (lv.BackwardSGD(weighting="node-count"), {}, 3),
+    "batch mean": (lv.BackwardSGD(weighting="batch-mean"), {}, 2),
     "epoch": (lv.BackwardSGD(), {"space": SearchSpace(design={"name": "epoch", "seen": (0,)})}, 2),
     "attention": (lv.LMC(), {"space": SearchSpace(model={"name": "gat"})}, 3),
 }

@@ -270,7 +270,7 @@ def test_every_kind_of_figure_has_its_curves(tmp_path: Path) -> None:
 
 def test_an_estimator_has_one_colour_everywhere_and_a_second_one_another_line(tmp_path: Path) -> None:
     one = a_race(FIGURES)
-    other = '{ name = "gas", label = "GAS again", normaliser = "node-count" }'
+    other = '{ name = "gas", label = "GAS again", weighting = "node-count" }'
     two = a_race(f'title = "b"\nestimator = ["gas", {other}]\nfigure = "convergence"')
     report = report_of(tmp_path, raced(one, rising), raced(two, rising))
     seen: dict[str, set[int]] = {}

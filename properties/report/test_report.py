@@ -145,7 +145,7 @@ def some_controls() -> Iterator[Trial]:
     for number, (name, role, effect) in enumerate(
         [
             ("exact-backward-sgd", "sound", None),
-            ("wrong-normaliser", "defect", 0.25),
+            ("wrong-weighting", "defect", 0.25),
             ("dropped-halo-term", "defect", 0.081),
             ("sign-flipped", "defect", 2.0),
             ("float16-cast", "defect", 4.4e-4),
@@ -1043,7 +1043,7 @@ def test_a_product_of_zero_and_infinity_is_undefined(tmp_path: Path) -> None:
 
 def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path: Path) -> None:
     def change(trial: Trial) -> Trial:
-        changed = {"float16-cast": None, "wrong-normaliser": None, "sign-flipped": False}
+        changed = {"float16-cast": None, "wrong-weighting": None, "sign-flipped": False}
         if trial.control is None or trial.control.name not in changed:
             return trial
         return replace(trial, control=replace(trial.control, passed=changed[trial.control.name]))

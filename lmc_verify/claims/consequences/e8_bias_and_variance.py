@@ -60,7 +60,7 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
 
 
 def _is_backward_sgd(case: Case) -> bool:
-    return properties_of(case.estimator).holds_exact is True and case.normaliser == "inclusion"
+    return properties_of(case.estimator).holds_exact is True and case.weighting == "inclusion"
 
 
 def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:

@@ -64,7 +64,7 @@ def expect_own_objective(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
-    if case.normaliser != "inclusion" or case.conditioned:
+    if case.weighting != "inclusion" or case.conditioned:
         return Expectation(None, "targets are not weighted by the inverse of the law that they are drawn from")
     return Expectation(
         Outcome.EXACT, "the objective is a sum over targets, and each is weighted by its inverse probability"

@@ -143,7 +143,7 @@ def expect(case: Case) -> Expectation:
     estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(None, estimated)
-    if case.normaliser != "inclusion" or case.conditioned:
+    if case.weighting != "inclusion" or case.conditioned:
         return Expectation(None, "batch rows are not weighted by the inverse of the law that they are drawn from")
     missed = sampler.missed(case.problem, case.design)
     if missed:

@@ -59,8 +59,8 @@ class _Range:
 
 def _proven_range(case: Case) -> _Range:
     state = case.initial_state()
-    if case.normaliser != "inclusion":  # the bounds are for two estimates with the same weights
-        return _Range(None, f"no proven range: weights by {case.normaliser}, Backward SGD's are inverse inclusion")
+    if case.weighting != "inclusion":  # the bounds are for two estimates with the same weights
+        return _Range(None, f"no proven range: weights by {case.weighting}, Backward SGD's are inverse inclusion")
     found = range_bound(case.problem, case.exact, state, case.design, case.estimator)
     if not isinstance(found, NoBound):
         return _Range(found.layers, found.derivation)
@@ -345,8 +345,8 @@ def expect(case: Case) -> Expectation:
         return inapplicable
     if gradient_norm(case.exact.gradient) == 0:
         return Expectation(Outcome.NOT_APPLICABLE, "the exact gradient vanishes")
-    if case.normaliser != "inclusion":
-        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for weights by {case.normaliser}")
+    if case.weighting != "inclusion":
+        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for weights by {case.weighting}")
     small = case.design.support_size <= MAX_SUPPORT
     found = range_bound(case.problem, case.exact, case.initial_state(), case.design, case.estimator)
     if isinstance(found, NoBound) and not small:

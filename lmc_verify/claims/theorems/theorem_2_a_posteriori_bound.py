@@ -51,8 +51,8 @@ def _step(case: Case, run: TrainingRun) -> _Step | None:
     bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=exact_terms(problem, exact))
     assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
     held = History.from_exact(problem, exact)
-    expected = BackwardSGD(normaliser=case.normaliser).estimate(problem, held, batch).gradient
-    enclosed = error_interval(problem, exact, batch, bound, normaliser=case.normaliser)
+    expected = BackwardSGD(weighting=case.weighting).estimate(problem, held, batch).gradient
+    enclosed = error_interval(problem, exact, batch, bound, weighting=case.weighting)
     estimate = run.step(batch).gradient
     error = gradient_norm(gradient_sum(estimate, expected, -1.0))
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))

@@ -203,7 +203,7 @@ class LADIES(FastGCN):
 
     def baseline(self) -> FastGCN:
         """Return FastGCN with as many draws."""
-        return FastGCN(self.nodes, normaliser=self.normaliser)
+        return FastGCN(self.nodes, weighting=self.weighting)
 
 
 PROPOSAL = "proposal"
@@ -246,11 +246,11 @@ class ASGCN(FastGCN):
 
     def baseline(self) -> FastGCN:
         """Return FastGCN with as many draws."""
-        return FastGCN(self.nodes, normaliser=self.normaliser)
+        return FastGCN(self.nodes, weighting=self.weighting)
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient, and the proposal's next weights among the writes."""
-        estimate, computed = evaluate_sampled(problem, batch, self.normaliser, None)
+        estimate, computed = evaluate_sampled(problem, batch, self.weighting, None)
         return replace(estimate, writes=(VectorWrite(PROPOSAL, self._next(problem, state, batch, computed)),))
 
     def _next(self, problem: Problem, state: History, batch: Batch, computed: Mapping[int, Tensor]) -> Tensor:

@@ -128,7 +128,7 @@ class MVS(VRGCN):
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient; the writes hold the batch's rows of ``V^L`` too."""
         self._table(problem, state)
-        estimate, computed = evaluate_sampled(problem, batch, self.normaliser, state)
+        estimate, computed = evaluate_sampled(problem, batch, self.weighting, state)
         h = computed[problem.num_layers].detach().requires_grad_()
         nodes = batch.nodes.to(h.device)
         with torch.enable_grad():

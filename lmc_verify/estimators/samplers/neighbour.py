@@ -228,7 +228,7 @@ class VRGCN(NeighbourSampling):
 
     def baseline(self) -> Sampled | None:
         """Return neighbour sampling with the same fan-out."""
-        return NeighbourSampling(self.fan_out, normaliser=self.normaliser)
+        return NeighbourSampling(self.fan_out, weighting=self.weighting)
 
 
 @dataclass(frozen=True)
