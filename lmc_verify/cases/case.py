@@ -32,8 +32,8 @@ class Case:
 
     Attributes:
         problem: in float64, in evaluation mode.
-        design: the law of the batches: the design that was given and, with it, the samples of an estimator that has
-            randomness of its own, at the case's initial state.
+        design: the distribution of the batches: the design that was given and, with it, the samples of an estimator
+            that has randomness of its own, at the case's initial state.
         estimator: the estimator under test.
         exact: the exact pass of `problem`.
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.

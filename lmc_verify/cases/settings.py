@@ -127,7 +127,7 @@ class SamplingSettings(Settings):
         delta: largest bias, in units of the exact gradient's norm, that still counts as none.
         draws: most batches that are drawn before a test gives up.
         seeds: independent training runs of a rate; None for as many as `alpha` needs.
-        replicate: number of the repetition; another one draws afresh and leaves the case as it is.
+        replicate: number of the repetition; another one has fresh draws of the same case.
     """
 
     alpha: float = Field(1e-6, gt=0, lt=0.5)

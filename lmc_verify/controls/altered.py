@@ -83,7 +83,7 @@ class Altered:
 
 
 def alter(base: Estimator, name: str, **alterations: Any) -> Altered:
-    """Alter an estimator: it goes on stating what it states, and is no longer known to do it.
+    """Alter an estimator: it still states what it did, and is no longer known to do it.
 
     Args:
         base: the sound estimator.

@@ -137,7 +137,7 @@ def _wrapped(
 # ---------------------------------------------------------------------------------------------- the catalogue
 
 _SOUND = (
-    _sound("sound-backward-sgd", "Backward SGD as it should be", _UNBIASED, _BACKWARD),
+    _sound("sound-backward-sgd", "Backward SGD without a defect", _UNBIASED, _BACKWARD),
     _sound("sound-lmc", "LMC with exact histories and beta = 0", _EQUAL, _LMC),
     _sound("sound-sweeps", "LMC after 2L - 2 sweeps at fixed parameters", _UNBIASED, _WARM),
     _sound(
@@ -416,7 +416,7 @@ _STATISTICAL = (
     ),
     _computed(
         "weights-not-scaled",
-        "weights of one where 1 / pi is due",
+        "weights of one instead of 1 / pi",
         _SPREAD,
         _BACKWARD,
         gradient=defects.unweighted,

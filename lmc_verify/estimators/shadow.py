@@ -74,7 +74,7 @@ class Shadow(Weighted):
     def objective(self, problem: Problem) -> tuple[float, Gradient]:
         """Return loss and gradient of the ego networks' objective, one target after the other.
 
-        Written apart from `estimate`: each ego network becomes a graph of its own.
+        Written separately from `estimate`: each ego network becomes a graph of its own.
         """
         refuse_dropout(problem)
         graph, total = problem.graph, 0.0

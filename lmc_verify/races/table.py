@@ -152,7 +152,7 @@ def _spread(design: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _design_words(key: str, value: Any) -> str:
-    return f"{value} a batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
+    return f"{value} per batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
 
 
 def _differs(designs: Sequence[Mapping[str, Any]], key: str) -> bool:

@@ -247,7 +247,7 @@ class SearchRecord:
 
 
 def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
-    """Search, and save and draw what is found. A crash becomes an error; bad input is raised, for the caller to mend.
+    """Search, and save and draw what is found. A crash becomes an error; bad input is raised, for the caller to fix.
 
     Raises:
         InvalidInputError: the settings do not fit.

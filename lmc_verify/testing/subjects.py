@@ -1,4 +1,4 @@
-"""What the conformance checks look at: an estimator on small cases, each built afresh for every check."""
+"""What the conformance checks look at: an estimator on small cases, built again for every check."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Subject:
         problem = problem or self.problem
         state = self.estimator.init(problem)
         source = generator(self.seed, "conformance steps")
-        for _ in range(steps):  # the law may depend on the state
+        for _ in range(steps):  # the distribution may depend on the state
             batch = batch_distribution(self.estimator, problem, state, self.design).draw(source)
             state.apply(self.estimator.estimate(problem, state, batch).writes)
         return state
@@ -69,7 +69,7 @@ class Subject:
 
 
 def subjects(estimator: Estimator, seed: int) -> Iterator[tuple[str, Callable[[], Subject]]]:
-    """Yield the conformance cases by name; each is built afresh for every check, so that none disturbs another."""
+    """Yield the conformance cases by name; each is built again for every check, so that none disturbs another."""
     yield "gcn on a directed weighted graph", partial(_directed, estimator, seed)
     yield "sage on a multi-label graph", partial(_multi_label, estimator, seed)
 

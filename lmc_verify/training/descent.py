@@ -101,7 +101,7 @@ class TrainingRun:
         }
 
     def draw(self) -> Batch:
-        """Draw the next batch, from the estimator's own law where it has one that depends on the state."""
+        """Draw the next batch, from the estimator's own distribution where that depends on the state."""
         if self._adaptive:
             self.design = batch_distribution(self.estimator, self.problem, self.state, self.design)
         return self.design.draw(self._generator)

@@ -30,13 +30,13 @@ def measure_gradient_error(
     limit: int,
     generator: np.random.Generator,
 ) -> GradientError:
-    """Measure the next estimate's law at the present parameters and histories; nothing is changed.
+    """Measure the next estimate's distribution at the present parameters and histories; nothing is changed.
 
     Args:
         problem: the problem; evaluated in evaluation mode.
         estimator: the estimator.
         state: its histories.
-        design: the law of the batch; one that shuffles epochs counts as its law at a random place of an epoch.
+        design: the distribution of the batch; of one that shuffles epochs, that at a random place of an epoch.
         step: for the record.
         limit: a design of at most this many batches is enumerated; of a larger one as many are drawn.
         generator: of the draws.

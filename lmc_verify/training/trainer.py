@@ -1,7 +1,7 @@
 """The trainer: any estimator, model, data and batch design with any optimiser, measured while it trains.
 
 Training time is the time of batches, estimates, writes to histories and the optimiser. Evaluations, measurements of the
-gradient's error, checkpoints and progress are kept out of it.
+gradient's error, checkpoints and progress are excluded.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ["Trainer"]
 _NOTICE = 0.5
 """Seconds of training after which a listener is told of the progress between evaluations."""
 _CHECKPOINT = 60.0
-"""Seconds between checkpoints while a run goes on; one is always made at its end, and when it is interrupted."""
+"""Seconds between checkpoints during a run; one is always made at its end, and when it is interrupted."""
 
 Listener = Callable[["Trainer"], None]
 
@@ -61,7 +61,7 @@ class Trainer:
         problem: where to start.
         estimator: gives the gradient estimates.
         design: gives the batches; `lmc_verify.EpochClusters` gives whole epochs without replacement. Estimators that
-            look at no batch (full-batch training) take one step an epoch, whatever it is.
+            look at no batch (full-batch training) take one step per epoch, whatever it is.
         settings: see `TrainerSettings`.
         seed: root seed of the run.
         description: further entries for the trace's description.
@@ -168,7 +168,7 @@ class Trainer:
 
         Args:
             listen: called with the trainer after every evaluation, and twice a second in between.
-            stop: asked after every step; the run is then ``"interrupted"``, and goes on when `run` is called again.
+            stop: asked after every step; the run is then ``"interrupted"``, and continues when `run` is called again.
             checkpoint: file to keep the run in, written every minute, at the end, and when the run is interrupted.
 
         Raises:
@@ -309,7 +309,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint, from which `restore` goes on; see `lmc_verify.training.checkpoint`.
+        """Write a checkpoint, from which `restore` continues; see `lmc_verify.training.checkpoint`.
 
         Raises:
             OutputError: it cannot be written.
@@ -333,7 +333,7 @@ class Trainer:
         write_checkpoint(path, {**tensors, **pack_history(self.state), **slots}, document)
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
+        """Continue from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
 
         Raises:
             InvalidInputError: a checkpoint that cannot be read, or is of another run; the message names what differs.

@@ -269,7 +269,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "examples": (lambda: find_counterexample(UNBIASED, lv.GAS(), examples=0), r"examples is 0"),
     "seed": (lambda: find_counterexample(UNBIASED, lv.GAS(), seed=-1), r"seed is -1"),
     "histories": (lambda: find_counterexample(UNBIASED, lv.GAS(), histories="old"), r"'old'.*'exact', 'zero'"),
-    "beta": (lambda: find_counterexample(UNBIASED, lv.LMC(beta=(0.5, 0.5))), r"beta has 2 values.*one a node"),
+    "beta": (lambda: find_counterexample(UNBIASED, lv.LMC(beta=(0.5, 0.5))), r"beta has 2 values.*one per node"),
     "sweeps": (
         lambda: find_counterexample(
             UNBIASED, lv.LMC(), histories="sweeps:1", space=SearchSpace(design={"name": "nodes"})
@@ -409,7 +409,7 @@ def edit(file: Path) -> None:
 TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "tensor bit": (lambda file, tensors: flip(tensors), r"\.safetensors is damaged or was changed.*hash in the JSON"),
     "truncated": (lambda file, tensors: tensors.write_bytes(tensors.read_bytes()[:50]), r"damaged or was changed"),
-    "no tensors": (lambda file, tensors: tensors.unlink(), r"cannot read the tensors.*beside its JSON"),
+    "no tensors": (lambda file, tensors: tensors.unlink(), r"cannot read the tensors.*next to its JSON"),
     "other tensors": (
         lambda file, tensors: tensors.write_bytes(safetensors.torch.save({"x": torch.ones(1)})),
         r"damaged or was changed",

@@ -351,7 +351,7 @@ def test_every_estimator_drops_here() -> None:
 
 
 def sampled(name: str, settings: dict[str, Any], problem: Problem) -> tuple[Estimator, History, Batch]:
-    """Return estimator, state and a batch of half of the nodes, of which about a third are anew in the state."""
+    """Return estimator, state and a batch of half of the nodes, of which about a third are new in the state."""
     method = make_estimator(name, **settings)
     problem.model.eval()
     state, design = method.init(problem), UniformNodes(34, 12)
@@ -404,7 +404,7 @@ def test_samplers_drop_a_row_alike_as_source_and_target(name: str) -> None:
     problem.model.layer(2).before = nn.Sequential(nn.Tanh(), Recorder(seen))
     key_dropout(problem.model, 3, 5)
     method, state, batch = sampled(name, SAMPLERS[name], problem)
-    for table in state.embeddings.values():  # a history's units are dropped apart from those of the fresh row
+    for table in state.embeddings.values():  # a history's units are dropped separately from those of the fresh row
         table += torch.rand(table.shape, generator=torch.Generator().manual_seed(2), dtype=table.dtype)
     seen.clear()
     method.estimate(problem, state, batch)

@@ -161,7 +161,7 @@ def test_a_run_that_diverges_is_drawn_as_far_as_it_came_and_named(tmp_path: Path
     assert report.level == "incomplete"  # no control was run; a run that diverges is a result
     assert "1 diverged" in report.headline
     page = render_html(report)
-    assert "Diverged, drawn as far as they came: gas (seed 1)." in page
+    assert "Diverged, drawn up to the step at which they diverged: gas (seed 1)." in page
     assert "8 diverged, 1 finished" not in page
     (race,) = report.races
     loss = next(

@@ -482,7 +482,7 @@ def test_a_run_as_expected_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "level", "words"),
     [
-        ({"not_run": ABSENT}, "incomplete", "1 planned case not run"),
+        ({"not_run": ABSENT}, "incomplete", "1 planned check not run"),
         ({"finish": False}, "incomplete", "did not finish"),
         ({"trials": list(some_trials())}, "incomplete", "no control was run"),
         ({"trials": []}, "failed", "No claim was checked"),
@@ -682,9 +682,9 @@ def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
         records.add_search(run, a_search())
         report = build_report(records, run, CLAIMS)
     assert "the run did not finish (1 of 7 trials)" in report.headline
-    assert "What the run did not come to." in render_html(report)
+    assert "Planned checks that the run did not reach." in render_html(report)
     for rendered in (render_markdown(report), render_html(report)):
-        assert "every planned case was run" not in rendered
+        assert "every planned check was run" not in rendered
 
 
 # --- JSON, JUnit, Markdown ---
@@ -974,7 +974,7 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     page = shown(built)
     assert "is at most 1e-6. " in page
     assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in page
-    assert "controls, whose answers are known, spent 2e-8 apart from it" in page
+    assert "controls, whose answers are known, spent 2e-8 in addition" in page
     markdown = render_markdown(built)
     assert "| theorem-3/rate | 2 | 2e-8 | 4e-8 |" in markdown
     assert "is at most 1e-6." in markdown

@@ -104,7 +104,9 @@ def check_in_span(case: Case) -> Verdict:
     outcome = residuals.outcome
     words = {
         Outcome.EXACT: f"on all {batches:,} batches the estimate is the gradient of the batch's loss",
-        Outcome.REFUTED: f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's",
+        Outcome.REFUTED: (
+            f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's gradient"
+        ),
     }
     return verdict_of(
         case,

@@ -65,7 +65,7 @@ def check(case: Case) -> Verdict:
         worst = max(per_layer, key=lambda part: per_layer[part])
         summary = (
             f"biased: the mean over all {moments.atoms:,} batches is off by {total_bias:.2g} of the gradient's norm, "
-            f"most in {worst} ({per_layer[worst]:.2g} of its own)"
+            f"most in {worst} ({per_layer[worst]:.2g} of that layer's gradient)"
         )
     else:
         summary = residuals.explanation

@@ -106,8 +106,8 @@ def check(case: Case) -> Verdict:
     else:
         outcome = Outcome.VACUOUS if slack > VACUOUS_SLACK else Outcome.SUPPORTED
         summary = (
-            f"never exceeded on {count:,} steps, nor the interval of the total error left; the bound is typically "
-            f"{slack:.3g} times the measured error (at best {min(slacks):.3g})"
+            f"the bound held at all {count:,} steps, and the total error stayed in its interval; the bound is "
+            f"typically {slack:.3g} times the measured error (at best {min(slacks):.3g})"
         )
     x = tuple(map(float, range(count)))
     labels = ("Error along training and its bound", "step", "distance from Backward SGD on the same batch")
@@ -138,7 +138,7 @@ def _proven(case: Case) -> tuple[bool | None, str]:
     if estimator.policies is None or not estimator.known:
         return False, f"no bound is proven for the estimator {case.estimator.name!r}"
     if active_dropout(case.problem.model) is not None:
-        return None, "not looked at while units are dropped"
+        return None, "not checked while dropout is active"
     batch = case.design.draw(generator(case.seed, "a-posteriori bound"))
     found = batch_bound(case.problem, case.exact, prepared_state(case, "zero"), batch, case.estimator)
     return not isinstance(found, NoBound), found.reason if isinstance(found, NoBound) else ""

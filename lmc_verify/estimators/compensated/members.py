@@ -134,7 +134,7 @@ class LMC(Compensated):
     """Local message compensation [LMC, ICLR 2023].
 
     Attributes:
-        beta: weight of the fresh value, ``beta_i = beta * score(deg_local(i) / deg(i))``; one number or one a node.
+        beta: weight of the fresh value, ``beta_i = beta * score(deg_local(i) / deg(i))``; one number or one per node.
         score: see `lmc_verify.estimators.SCORES`.
         whole_when_complete: see `lmc_verify.estimators.Blend`.
     """
@@ -200,7 +200,7 @@ class FM(Compensated):
     """GraphFM-OB: feature momentum at the halo, written back; nothing backward.
 
     Attributes:
-        beta: weight of the fresh value at every halo row; one number or one a node.
+        beta: weight of the fresh value at every halo row; one number or one per node.
     """
 
     name: ClassVar[str] = "fm"

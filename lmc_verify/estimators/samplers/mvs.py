@@ -78,11 +78,11 @@ class MVS(VRGCN):
     """MVS-GNN: nodes drawn with probabilities from stale gradient norms, with VR-GCN's aggregates.
 
     A node's norm is that of the loss's derivative at its last embedding, as it was when the node was last in a batch.
-    Its own law of batches takes the place of the design's.
+    Its own distribution of batches takes the place of the design's.
 
     Attributes:
-        fan_out: messages a row keeps; one number, or one a layer, layer 1 first.
-        size: draws a batch, with replacement.
+        fan_out: messages kept per row; one number, or one per layer, layer 1 first.
+        size: draws per batch, with replacement.
         smoothing: share of the uniform distribution in q, in (0, 1]; keeps q positive.
 
     Raises:

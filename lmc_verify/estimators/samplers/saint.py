@@ -45,7 +45,7 @@ class Subgraphs:
         base: the design whose place it takes.
         problem: gives the graph and the layers.
         atoms: what subgraphs are made of.
-        times: atoms a subgraph.
+        times: atoms per subgraph.
         presamples: subgraphs from which constants are estimated where they have no closed form.
         seed: of those.
     """
@@ -127,7 +127,7 @@ class Subgraphs:
     def _inclusion(self) -> Tensor:
         hit = self.atoms.hit()
         if hit is None:
-            # Of a node that was never seen nothing is known but that it is rare.
+            # Of a node that was never seen all that is known is that it is rare.
             return self._counts.sum(dim=0).clamp(min=1).double() / self.presamples
         return _at_least_once(hit, self.times)
 
@@ -240,7 +240,7 @@ class GraphSAINT(Sampled, ABC):
         """Return what subgraphs are made of."""
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> Subgraphs:
-        """Return the law of subgraphs, which takes the place of the design."""
+        """Return the distribution of subgraphs, which takes the place of the design."""
         atoms = self.atoms(problem.graph)
         if self.constants == "estimated":
             atoms = _Unknown(atoms.graph, atoms)
@@ -281,7 +281,7 @@ class _Unknown(Atoms):
         return self.atoms.draw(count, generator)
 
     def law(self) -> Law:
-        """Return the atoms' law."""
+        """Return the atoms' distribution."""
         return self.atoms.law()
 
     def hit(self) -> None:
@@ -297,7 +297,7 @@ class GraphSAINTNode(GraphSAINT):
     """GraphSAINT's node sampler: subgraphs of nodes drawn by the operator's column norms.
 
     Attributes:
-        nodes: draws a subgraph, with replacement.
+        nodes: draws per subgraph, with replacement.
     """
 
     name: ClassVar[str] = "graphsaint-node"
@@ -319,7 +319,7 @@ class GraphSAINTEdge(GraphSAINT):
     An isolated node is never in a subgraph, so its part of the gradient is missed.
 
     Attributes:
-        edges: draws a subgraph, with replacement.
+        edges: draws per subgraph, with replacement.
     """
 
     name: ClassVar[str] = "graphsaint-edge"
@@ -339,7 +339,7 @@ class GraphSAINTWalk(GraphSAINT):
     """GraphSAINT's random-walk sampler: subgraphs of walks from uniform roots.
 
     Attributes:
-        roots: walks a subgraph.
+        roots: walks per subgraph.
         length: steps of a walk.
     """
 

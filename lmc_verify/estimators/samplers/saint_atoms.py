@@ -1,4 +1,4 @@
-"""What GraphSAINT's subgraphs are made of: nodes, edges and random walks, with the chance that they hold a node."""
+"""What GraphSAINT's subgraphs are made of: nodes, edges and random walks, and how probably they hold a node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Law = dict[frozenset[int], float]
 
 
 class Atoms(ABC):
-    """A law of small node sets in one graph."""
+    """A distribution of small node sets in one graph."""
 
     graph: Graph
 

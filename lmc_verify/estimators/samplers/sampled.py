@@ -2,8 +2,8 @@
 
 Each layer is evaluated on the rows that the layer above needs, with the sampled operator in place of the whole one.
 With a history of the sources, ``A h`` becomes ``A_s (h - hist) + A hist`` [VR-GCN]: the history's part is a constant,
-gradients pass through the sampled part. In training with dropout a history's units are dropped apart from the fresh
-row's, so the two agree on average over masks only.
+gradients pass through the sampled part. In training with dropout a history's units are dropped separately from the
+fresh row's, so the two agree on average over masks only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sampled(Weighted):
     """Base of estimators whose own randomness is a sample: settings only."""
 
     adaptive: ClassVar[bool] = False
-    """Whether the law of batches and samples depends on state or parameters, and is asked anew at every step."""
+    """Whether samples depend on state or parameters, so that their distribution is computed again at every step."""
     corrected: ClassVar[bool] = False
     """Whether what is not sampled is taken from a history."""
     independent_layers: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class Sampled(Weighted):
 
     @abstractmethod
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
-        """Return the law of batches with their samples, on top of a design of batches."""
+        """Return the distribution of batches with their samples, on top of a design of batches."""
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch with its sample; pure, see `lmc_verify.Estimator`."""
@@ -67,7 +67,7 @@ class Sampled(Weighted):
     def largest_scales(self, problem: Problem, design: BatchDesign) -> tuple[Tensor, ...]:
         """Return an upper bound of every entry's factor by layer, each float64 [entries], layer 1 first.
 
-        `design` is a law that `sampling` returned.
+        `design` is a result of `sampling`.
         """
         assert isinstance(design, SampledDesign)
         out = []
@@ -80,7 +80,7 @@ class Sampled(Weighted):
         return ""
 
     def missed(self, problem: Problem, design: BatchDesign) -> str:
-        """Return what no batch of a law of `sampling` ever holds, though it should; empty where there is nothing."""
+        """Return what no batch of a result of `sampling` ever holds, though it should; empty where there is nothing."""
         return ""
 
     def baseline(self) -> Sampled | None:

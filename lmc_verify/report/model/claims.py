@@ -103,7 +103,7 @@ class Case:
 
     @property
     def error_level(self) -> str:
-        """The chance of a wrong verdict, in words."""
+        """The probability of a wrong verdict, in words."""
         if self.statistical:
             return text.level(self.verdict.alpha_spent)
         return "0: enumerated" if self.enumerated else text.ABSENT
