@@ -55,8 +55,8 @@ class Case:
 
     def __post_init__(self) -> None:
         if properties_of(self.estimator).samples:
-            law = batch_distribution(self.estimator, self.problem, self.initial_state(), self.design)
-            object.__setattr__(self, "design", law)
+            distribution = batch_distribution(self.estimator, self.problem, self.initial_state(), self.design)
+            object.__setattr__(self, "design", distribution)
         else:
             object.__setattr__(self, "design", unwrapped(self.design))
 
@@ -232,8 +232,10 @@ def prepared_state(case: Case, histories: str) -> History:
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
                 if samples:
-                    law = batch_distribution(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
-                    batch = law.draw(rng)
+                    distribution = batch_distribution(
+                        case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes)
+                    )
+                    batch = distribution.draw(rng)
                 state.apply(case.estimator.estimate(case.problem, state, batch).writes)
     return state
 

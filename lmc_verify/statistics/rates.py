@@ -145,7 +145,7 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
         raise ValueError(f"power is {power} and must lie in (0, 1); deviation is {deviation} and must not be negative")
     if seeds < seeds_needed(alpha):
         return math.inf
-    # At most `cut` draws may fall on the wrong side of the limit; find the chance of one that allows it.
+    # At most `cut` draws may fall on the wrong side of the limit; find the probability of one that allows it.
     cut, _ = _cut(seeds, alpha)
     low, high = 0.0, 0.5
     for _ in range(60):

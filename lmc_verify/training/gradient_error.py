@@ -41,16 +41,16 @@ def measure_gradient_error(
         limit: a design of at most this many batches is enumerated; of a larger one as many are drawn.
         generator: of the draws.
     """
-    law = batch_distribution(estimator, problem, state, whole_distribution(design))
+    distribution = batch_distribution(estimator, problem, state, whole_distribution(design))
     with evaluating(problem.model):
         exact = exact_pass(problem)
         if state.exact_for is not None:  # else every estimate would make the same exact pass
             state = History.from_exact(problem, exact)
         batches: list[tuple[Batch, float]]
-        if law.support_size <= limit:
-            drawn, batches = False, list(law.enumerate())
+        if distribution.support_size <= limit:
+            drawn, batches = False, list(distribution.enumerate())
         else:
-            drawn, batches = True, [(law.draw(generator), 1 / limit) for _ in range(limit)]
+            drawn, batches = True, [(distribution.draw(generator), 1 / limit) for _ in range(limit)]
         parts = _parts(problem)
         moments, error = MomentAccumulator(), {part: [0.0] for part in parts}
         gradient = _flat(exact.gradient)

@@ -139,11 +139,11 @@ class Trainer:
             settings.optimiser_options,
         )
         self._schedule = self._build_schedule(planned, 0)
-        law = batch_distribution(self.estimator, self.problem, self.state, design)
+        distribution = batch_distribution(self.estimator, self.problem, self.state, design)
         self._adaptive = found.adaptive
-        self._stream = BatchStream(law, generator(seed, "training", "batches"))
+        self._stream = BatchStream(distribution, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
-        self._law = _fresh(whole_distribution(design))
+        self._measured_design = _fresh(whole_distribution(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -260,7 +260,7 @@ class Trainer:
                 self.problem,
                 self.estimator,
                 self.state,
-                self._law,
+                self._measured_design,
                 step=self.step_count,
                 limit=self.settings.gradient_batches,
                 generator=generator(self.seed, "training", "gradient error", self.step_count),

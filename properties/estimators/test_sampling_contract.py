@@ -311,7 +311,7 @@ def test_enumeration_is_a_law_without_repeats(name: str, data: st.DataObject) ->
 @EVERY
 @FEW
 @given(data=st.data())
-def test_inclusion_probabilities_are_those_of_the_law(name: str, data: st.DataObject) -> None:
+def test_inclusion_probabilities_are_those_of_the_distribution(name: str, data: st.DataObject) -> None:
     problem, _, law = data.draw(cases(name))
     found = torch.zeros(problem.graph.num_nodes, dtype=torch.float64)
     for batch, probability in law.enumerate():

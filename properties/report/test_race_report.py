@@ -263,8 +263,8 @@ def test_every_kind_of_figure_has_its_curves(tmp_path: Path) -> None:
     for _, plots in report.races[2].plots:
         assert all([curve.label for curve in plot.curves] == ["full-batch", "lmc", "gas"] for plot in plots)
     assert [plot.detail.split(",")[0] for _, plots in report.races[2].plots for plot in plots] == [
-        "1 cluster a batch",
-        "10 clusters a batch",
+        "1 cluster per batch",
+        "10 clusters per batch",
     ]
 
 

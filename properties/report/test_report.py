@@ -681,7 +681,7 @@ def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
         run = records.start_run("s", "t", {"planned": 7}, {})
         records.add_search(run, a_search())
         report = build_report(records, run, CLAIMS)
-    assert "the run did not finish (1 of 7 trials)" in report.headline
+    assert "the run did not finish (1 of 7 parts)" in report.headline
     assert "Planned checks that the run did not reach." in render_html(report)
     for rendered in (render_markdown(report), render_html(report)):
         assert "every planned check was run" not in rendered
@@ -935,7 +935,9 @@ def test_statistical_cases_without_intervals_show_draws_and_e_values(tmp_path: P
     assert rates.measures(rates.cases[0])[1:] == ("–", "2e-8")
     # The whole support was drawn: chance cannot change the verdict, which spent nothing.
     assert built.errors.certain == 1
-    assert "2 statistical checks spent 4e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in shown(built)
+    assert "2 statistical checks spent 4e-8 of 1e-6; 1 verdict that does not depend on chance spent nothing" in shown(
+        built
+    )
 
 
 def test_an_enumerated_verdict_has_error_level_zero(report: Report) -> None:
@@ -973,7 +975,7 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     ]
     page = shown(built)
     assert "is at most 1e-6. " in page
-    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in page
+    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that does not depend on chance spent nothing" in page
     assert "controls, whose answers are known, spent 2e-8 in addition" in page
     markdown = render_markdown(built)
     assert "| theorem-3/rate | 2 | 2e-8 | 4e-8 |" in markdown

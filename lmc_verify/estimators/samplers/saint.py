@@ -28,7 +28,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import COUNTED, device_generator, row_entries
-from lmc_verify.estimators.samplers.saint_atoms import Atoms, EdgeAtoms, Law, NodeAtoms, WalkAtoms
+from lmc_verify.estimators.samplers.saint_atoms import Atoms, Distribution, EdgeAtoms, NodeAtoms, WalkAtoms
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, Block, Graph, LayerSample, Sample
 from lmc_verify.objective import Problem
@@ -83,7 +83,7 @@ class Subgraphs:
         """Number of node sets: exact up to 100,000 sequences of atoms, an upper bound above."""
         if "size" not in self._cache:
             known = self.problem.graph.num_edges <= COUNTED
-            kinds = len(self.atoms.law()) if known and self._walks <= COUNTED else self._walks
+            kinds = len(self.atoms.distribution()) if known and self._walks <= COUNTED else self._walks
             bound = math.comb(kinds + self.times - 1, self.times)
             self._cache["size"] = len(self._sets()) if bound <= COUNTED else bound
         size = self._cache["size"]
@@ -99,12 +99,12 @@ class Subgraphs:
         walks: int = self.problem.graph.num_nodes * max(most, 1) ** self.atoms.length
         return walks
 
-    def _sets(self) -> Law:
+    def _sets(self) -> Distribution:
         if "sets" not in self._cache:
-            one = self.atoms.law()
-            union: Law = {frozenset(): 1.0}
+            one = self.atoms.distribution()
+            union: Distribution = {frozenset(): 1.0}
             for _ in range(self.times):
-                further: Law = {}
+                further: Distribution = {}
                 for (left, p), (right, q) in product(union.items(), one.items()):
                     further[left | right] = further.get(left | right, 0.0) + p * q
                 union = further
@@ -280,9 +280,9 @@ class _Unknown(Atoms):
         """Draw from the atoms."""
         return self.atoms.draw(count, generator)
 
-    def law(self) -> Law:
+    def distribution(self) -> Distribution:
         """Return the atoms' distribution."""
-        return self.atoms.law()
+        return self.atoms.distribution()
 
     def hit(self) -> None:
         """Return None."""

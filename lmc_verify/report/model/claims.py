@@ -98,7 +98,7 @@ class Case:
 
     @property
     def certain(self) -> bool:
-        """Whether there is a verdict, and chance cannot change it."""
+        """Whether there is a verdict, and it does not depend on chance."""
         return self.verdict.alpha_spent == 0 and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
 
     @property

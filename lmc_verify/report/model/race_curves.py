@@ -87,7 +87,7 @@ def ablation_plots(record: RaceRecord, detail: str) -> tuple[Plot, ...]:
     plots: list[Plot] = []
     for size in sizes:
         chosen = [item for item in contestants if item.estimator.name == "full-batch" or item.design.per_batch == size]
-        found = convergence_plots(record, chosen, f"{text.count(size, 'cluster')} a batch, {detail}")
+        found = convergence_plots(record, chosen, f"{text.count(size, 'cluster')} per batch, {detail}")
         for plot in (item for item in found if item.x_label == "epochs" and item.scale == "linear"):
             labels = [names[curve.label] for curve in plot.curves]
             if len(set(labels)) == len(labels):  # the batch size is in the figure's title
