@@ -133,7 +133,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def hot_path(session: nox.Session) -> None:
-    """Measure exact gradients and epochs beside PyG and the machine's limits: the tables of docs/performance.md."""
+    """Compare exact gradients and epochs with PyG and the machine's limits: the tables of docs/performance.md."""
     install(session)
     session.run("python", "tools/hot_path.py", *session.posargs)
 

@@ -34,7 +34,7 @@ class Operator(Benchmark):
 
     def setup(self, dataset: str, device: str, dtype: str) -> None:
         super().setup(dataset, device, dtype)
-        self.graph: lv.Graph = self.problem.graph.replaced()  # a graph without operators, anew for every sample
+        self.graph: lv.Graph = self.problem.graph.replaced()  # a graph without operators, built again for every sample
 
     def time_operator(self, *_: str) -> None:
         """Normalise the whole graph's edges and store the GCN operator and its transpose by rows."""

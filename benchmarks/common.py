@@ -1,7 +1,7 @@
 """What the benchmarks share: parameters, problems with fixed seeds, device clocks, and when a case is skipped.
 
 The problem is a GCN of 3 layers, 64 wide (256 on the large graph), with the data set's own features; a step is one
-batch of 2 of 40 METIS clusters (80 on the large graph). Inputs are built once a process, through the public interface
+batch of 2 of 40 METIS clusters (80 on the large graph). Inputs are built once per process, through the public interface
 of lmc_verify only, so that the benchmarks of today also run against the package of another commit. Every benchmark uses
 torch's own number of threads; `track_threads` records it next to the results.
 """
@@ -97,7 +97,7 @@ def available_memory() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
 
-# ------------------------------------------------------------------ inputs, built once a process
+# ------------------------------------------------------------------ inputs, built once per process
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from lmc_verify.estimators import (
     LADIES,
     LMC,
     MVS,
-    NORMALISERS,
     TOP,
     VRGCN,
     BackwardSGD,
@@ -38,6 +37,7 @@ from lmc_verify.estimators import (
     Shadow,
     make_estimator,
 )
+from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
 from lmc_verify.graphs import (
     Batch,
     BatchDesign,

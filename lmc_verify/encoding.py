@@ -93,6 +93,6 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{toml_key(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
-    if isinstance(value, str):  # JSON escapes what TOML wants escaped, but for DEL
+    if isinstance(value, str):  # JSON escapes what TOML wants escaped, except for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)

@@ -140,7 +140,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         except Exception as error:  # whatever a foreign module raises
             raise PluginError(
                 f"the plug-in {plugin.name!r} ({plugin}, group {self.group!r}) cannot be used: "
-                f"{type(error).__name__}: {error}; mend or uninstall it"
+                f"{type(error).__name__}: {error}; fix or uninstall it"
             ) from error
         return adapted
 

@@ -1,4 +1,4 @@
-"""Seeds: one root seed a run, spawned by named axes. No global generator is read or set anywhere.
+"""Seeds: one root seed per run, spawned by named axes. No global generator is read or set anywhere.
 
 `numpy.random.SeedSequence` spawn keys make streams independent; an axis name is hashed, so that adding an axis value
 never shifts the streams of the others.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lmc_verify as lv
-from lmc_verify.estimators import ESTIMATORS, batch_law
+from lmc_verify.estimators import ESTIMATORS, batch_distribution
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +38,7 @@ def test_estimates(name: str) -> None:
     there = problem.to("cuda")
     estimator = lv.make_estimator(name)
     state, state_there = estimator.init(problem), estimator.init(there)
-    law = batch_law(estimator, problem, state, lv.Clusters(lv.Partition.metis(problem.graph, 4), 1))
+    law = batch_distribution(estimator, problem, state, lv.Clusters(lv.Partition.metis(problem.graph, 4), 1))
     rng = np.random.default_rng(0)
     for _ in range(4):
         batch = law.draw(rng)

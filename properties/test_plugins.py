@@ -142,7 +142,7 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(install: Install, what
         registry[name]
     text = str(caught.value)
     assert message in text
-    assert all(part in text for part in ("'bad'", value, "plugone 1.0", f"lmc_verify.{group}", "mend or uninstall it"))
+    assert all(part in text for part in ("'bad'", value, "plugone 1.0", f"lmc_verify.{group}", "fix or uninstall it"))
     assert name not in registry.usable()
     assert set(registry.broken()) == {name}
     assert lv.make_estimator("gas").name == "gas"

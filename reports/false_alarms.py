@@ -3,7 +3,7 @@
 A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Tests keep the error level
 that the suite gives them. Rates, which take many training runs at that level, get a far larger one: fewer seeds make
 narrower intervals, so an alarm is more likely here than in the suite. Where an estimator is exactly unbiased the
-expected e-value of a repetition is at most 1; how large they became is printed beside the outcomes.
+expected e-value of a repetition is at most 1; how large they became is printed next to the outcomes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=str(Path(__file__).parent / "theorem-check.toml"))
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--first", type=int, default=1, help="number of the first repetition, to go on after a stop")
+    parser.add_argument("--first", type=int, default=1, help="number of the first repetition, to continue after a stop")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

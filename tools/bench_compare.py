@@ -5,8 +5,8 @@ disturbs the machine meets both. A round gives one ratio for each benchmark, the
 as what disturbs a sample makes it longer. The decision looks at these ratios only: a benchmark has become slower if the
 lower end of the order-statistic interval for their median is above `--factor`. The ends are at a level of `--alpha`
 over the number of timed benchmarks: if no median ratio is above the factor, the probability that any benchmark of the
-comparison is called slower is at most `--alpha`, whatever the law of the times, as long as rounds are independent of
-each other.
+comparison is called slower is at most `--alpha`, whatever the distribution of the times, as long as rounds are
+independent of each other.
 
 Peak memory and numbers that follow from fixed seeds (errors, draws, steps) are measured once and repeat; they are
 called worse if their ratio is above the factor. Times that are measured inside one process (units "ratio" and "seconds"
@@ -145,7 +145,7 @@ class Measured:
 def measurements(results: Results, benchmarks: Benchmarks) -> dict[str, Measured]:
     """Return what was measured on one commit, by name with parameters, of the selected benchmarks.
 
-    asv keeps what earlier runs measured with other parameters beside it; that is of other rounds, and left out.
+    asv keeps what earlier runs measured with other parameters next to it; that is of other rounds, and left out.
     """
     found = {}
     for name, benchmark in benchmarks.items():

@@ -1,4 +1,4 @@
-"""Measure the hot path beside plain PyTorch Geometric and beside the machine's limits; print the tables of the docs.
+"""Compare the hot path with plain PyTorch Geometric and with the machine's limits; print the tables of the docs.
 
 Everything is measured in one run on one machine: what is compared takes turns, and medians are shown. Peak memory is
 that of a process of its own, interpreter and libraries included. The reference is a full-batch gradient of PyG's
@@ -159,7 +159,7 @@ def print_ratios(setting: Setting, rounds: int) -> None:
     for count in (HALF, FEW):
         steps = PARTS // count
         ratio = times[f"lmc epoch, {steps} steps"] / times[f"gas epoch, {steps} steps"]
-        print(f"\nA step of LMC over one of GAS, {steps} steps an epoch: {ratio:.2f}", end="")
+        print(f"\nA step of LMC over one of GAS, {steps} steps per epoch: {ratio:.2f}", end="")
     print("\n")
 
 
@@ -167,7 +167,7 @@ def print_ratios(setting: Setting, rounds: int) -> None:
 
 
 def print_floors(problem: lv.Problem, rounds: int) -> None:
-    """Print the exact gradient's time beside what its dense and sparse products need at the least.
+    """Print the exact gradient's time next to what its dense and sparse products need at the least.
 
     The dense floor is what the products' operations take at the speed of one large product; the sparse floor is the
     time of the products alone, in pieces whose results nobody reads. What they must move at the least is shown, too.
@@ -201,7 +201,7 @@ def print_floors(problem: lv.Problem, rounds: int) -> None:
     moved = sum(2 * n * side * 4 + operator.num_entries * 8 for side in sides)
     floors = {"dense products": flops / rate, "sparse products": best["sparse"]}
     print(f"Matrix product: {rate / 1e9:.0f} GFLOP/s. Copy: {bandwidth / 1e9:.1f} GB/s, read and written.\n")
-    print("| | needed | floor, s |\n| :-- | --: | --: |")
+    print("| | needed | lower bound, s |\n| :-- | --: | --: |")
     print(f"| dense products | {flops / 1e9:.0f} GFLOP | {floors['dense products']:.2f} |")
     print(f"| sparse products | {moved / 1e9:.1f} GB, {moved / bandwidth:.2f} s | {floors['sparse products']:.2f} |")
     total = sum(floors.values())

@@ -51,7 +51,7 @@ def batch_bound(
     """Bound ``|g_est - g_ref|`` on one batch from the errors of the histories, without computing either gradient.
 
     Covers the compensated family with every halo policy, on GCN and SAGE layers with LayerNorm and ReLU before or after
-    the convolution and residual connections, a linear encoder and head, both losses and all normalisers.
+    the convolution and residual connections, a linear encoder and head, both losses and all loss weightings.
 
     Args:
         problem: the problem.
@@ -74,7 +74,7 @@ def batch_bound(
         found = propagate(terms, scope, *_history_errors(problem, exact, state, policies, scope.halo))
     except Unproven as unproven:
         return NoBound(str(unproven))
-    weights = node_weights(problem, batch, _normaliser(estimator))
+    weights = node_weights(problem, batch, _weighting(estimator))
     bounds = dict.fromkeys(problem.parameter_names, 0.0)
     for name, parts in found.items():
         bounds[name] = _SLACK * sum(_on_batch(part, weights) for part in parts)
@@ -118,7 +118,7 @@ def range_bound(
         found = propagate(terms, scope, *_history_errors(problem, exact, state, policies, scope.halo))
     except Unproven as unproven:
         return NoBound(str(unproven))
-    weight, text = _largest_weight(problem, groups, _normaliser(estimator))
+    weight, text = _largest_weight(problem, groups, _weighting(estimator))
     bounds = dict.fromkeys(problem.parameter_names, 0.0)
     for name, parts in found.items():
         bounds[name] = _SLACK * weight * sum(_on_groups(part, groups) for part in parts)
@@ -149,7 +149,7 @@ def enumerated_range(
         raise InvalidInputError(
             f"the design has {design.support_size} batches, the limit is {limit}; raise the limit or use range_bound"
         )
-    reference, held = BackwardSGD(normaliser=_normaliser(estimator)), History.from_exact(problem, exact)
+    reference, held = BackwardSGD(weighting=_weighting(estimator)), History.from_exact(problem, exact)
     parameters: dict[str, float] = {}
     layers: dict[str, float] = {}
     total = 0.0
@@ -165,7 +165,7 @@ def enumerated_range(
 
 
 def error_interval(
-    problem: Problem, exact: ExactPass, batch: Batch, bound: ErrorBound, *, normaliser: str = "inclusion"
+    problem: Problem, exact: ExactPass, batch: Batch, bound: ErrorBound, *, weighting: str = "inclusion"
 ) -> ErrorInterval:
     """Enclose ``|g_est - grad L|`` on a batch, given a bound on ``|g_est - g_ref|``.
 
@@ -176,10 +176,10 @@ def error_interval(
         exact: its exact pass at the present parameters.
         batch: the batch.
         bound: from `batch_bound` on this batch, or a range.
-        normaliser: the estimator's.
+        weighting: the estimator's.
     """
     held = History.from_exact(problem, exact)
-    reference = BackwardSGD(normaliser=normaliser).estimate(problem, held, batch).gradient
+    reference = BackwardSGD(weighting=weighting).estimate(problem, held, batch).gradient
     norms = {name: float(v.double().norm()) for name, v in gradient_sum(reference, exact.gradient, -1.0).items()}
     layers, total = by_layer(problem, norms)
 
@@ -213,9 +213,9 @@ def _prepared(
     return found.policies, ExactTerms(problem, exact) if terms is None else terms
 
 
-def _normaliser(estimator: Estimator) -> str:
+def _weighting(estimator: Estimator) -> str:
     found = properties_of(estimator)
-    return "inclusion" if found.policies is None else found.normaliser or "inclusion"
+    return "inclusion" if found.policies is None else found.weighting or "inclusion"
 
 
 def _history_errors(
@@ -286,14 +286,14 @@ def _on_groups(term: RowTerm, groups: Groups) -> float:
     return min(largest(sums), _spectral(term.factor) * math.sqrt(largest(squares)))
 
 
-def _largest_weight(problem: Problem, groups: Groups, normaliser: str) -> tuple[float, str]:
+def _largest_weight(problem: Problem, groups: Groups, weighting: str) -> tuple[float, str]:
     """Return an upper bound on the weight of a batch row, and its name."""
     graph = problem.graph
-    if normaliser == "inclusion":
+    if weighting == "inclusion":
         return 1 / groups.inclusion, f"1/pi = {1 / groups.inclusion:.3g}"
-    counted = torch.ones_like(graph.train_mask) if normaliser == "node-count" else graph.train_mask
+    counted = torch.ones_like(graph.train_mask) if weighting == "node-count" else graph.train_mask
     by_group = torch.bincount(groups.assignment[counted.cpu()], minlength=groups.count)[list(groups.open)]
     # A batch without a labelled node has weight zero, so at least one labelled node counts.
     smallest = max(1, int(by_group.sort().values[: groups.least].sum()))
     factor = float(counted.sum()) / smallest
-    return factor, f"the largest {normaliser} factor {factor:.3g}"
+    return factor, f"the largest {weighting} factor {factor:.3g}"

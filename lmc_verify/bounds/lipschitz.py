@@ -131,7 +131,7 @@ def lipschitz_lower(
         problem: the problem.
         exact: its exact pass at the present parameters.
         generator: draws the starting directions.
-        steps: power iterations a layer.
+        steps: power iterations per layer.
 
     Raises:
         InvalidInputError: no step, or dropout is active.
@@ -253,7 +253,7 @@ def kinks_crossed(
         moved: the problem at the later parameters; None where they are the same as `problem`'s.
 
     Returns:
-        One count a part that has a ReLU; None where no part has one.
+        One count per part that has a ReLU; None where no part has one.
     """
     first, second = _relu_inputs(problem, before), _relu_inputs(moved or problem, after)
     if first.keys() != second.keys():

@@ -8,7 +8,7 @@ of norm at most ``e`` with coordinates at most ``e_k`` can flip a set F of coord
 and ``sum_{k in F} x_k^2 <= e^2``; see `flipped`.
 
 LayerNorm: with ``P`` the centring projection, ``d`` the width, ``s(x) = sqrt(|Px|^2 / d + eps)`` and ``n(x) = Px / s``,
-the Jacobian is ``K(x) = (P - n n^T / d) / s``. As ``|n|^2 / d <= 1``, ``|K| <= 1 / s``. Differentiating once more in
+the Jacobian is ``K(x) = (P - n n^T / d) / s``. As ``|n|^2 / d <= 1``, ``|K| <= 1 / s``. Differentiating again in
 the direction u gives three terms of norm at most ``|u| / (sqrt(d) s^2)``, so on a segment of length e
 ``|K(x') - K(x)| <= 3 e / (sqrt(d) s_min^2)``, where ``s >= s_min = sqrt(max(0, |Px| - e)^2 / d + eps)``.
 """

@@ -1,8 +1,9 @@
 """Who sends messages to whom: one batch with its halo, or every batch of a design at once.
 
-A scope has *slots*, one a row that the estimator evaluates: batch slots first, then halo slots. An estimator aggregates
-with ``A^ = A + D``: entries that are missing from the local set have ``D_ij = -A_ij``, and a renormalised operator has
-other entries too. For one batch D is known. For all batches of a design only an interval ``lo <= D_ij <= hi`` is, and
+A scope has *slots*, one per row that the estimator evaluates: batch slots first, then halo slots. An estimator
+aggregates with ``A^ = A + D``: entries that are missing from the local set have ``D_ij = -A_ij``, and a renormalised
+operator has other entries too. For one batch D is known. For all batches of a design only an interval
+``lo <= D_ij <= hi`` is, and
 
     |sum_j D_ij x_jk|  <=  max(|sum_j max(lo x, hi x)|, |sum_j min(lo x, hi x)|)      for every coordinate k.
 """
@@ -294,7 +295,7 @@ class DesignScope(Scope):
         if isinstance(policy.beta, tuple):
             if len(policy.beta) != self.graph.num_nodes:
                 raise InvalidInputError(
-                    f"beta has {len(policy.beta)} values, the graph {self.graph.num_nodes} nodes; give one a node"
+                    f"beta has {len(policy.beta)} values, the graph {self.graph.num_nodes} nodes; give one per node"
                 )
             beta = held.new_tensor(policy.beta)[self.halo, None]
         else:

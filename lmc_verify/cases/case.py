@@ -22,7 +22,7 @@ from lmc_verify.estimators import (
     Estimate,
     Estimator,
     History,
-    batch_law,
+    batch_distribution,
     checked_estimate,
     first_estimate,
     properties_of,
@@ -41,8 +41,8 @@ class Case:
 
     Attributes:
         problem: in float64, in evaluation mode.
-        design: the law of the batches: the design that was given and, with it, the samples of an estimator that has
-            randomness of its own, at the case's initial state.
+        design: the distribution of the batches: the design that was given and, with it, the samples of an estimator
+            that has randomness of its own, at the case's initial state.
         estimator: the estimator under test.
         exact: the exact pass of `problem`.
         histories: ``"exact"``, ``"zero"`` or ``"sweeps:K"``, see `CaseSettings`.
@@ -65,8 +65,8 @@ class Case:
 
     def __post_init__(self) -> None:
         if properties_of(self.estimator).samples:
-            law = batch_law(self.estimator, self.problem, self.initial_state(), self.design)
-            object.__setattr__(self, "design", law)
+            distribution = batch_distribution(self.estimator, self.problem, self.initial_state(), self.design)
+            object.__setattr__(self, "design", distribution)
         else:
             object.__setattr__(self, "design", unwrapped(self.design))
 
@@ -82,9 +82,9 @@ class Case:
         return partition if isinstance(partition, Partition) else None
 
     @property
-    def normaliser(self) -> str:
-        """The estimator's normaliser; ``"inclusion"`` where it states none."""
-        return properties_of(self.estimator).normaliser or "inclusion"
+    def weighting(self) -> str:
+        """The estimator's loss weighting; ``"inclusion"`` where it states none."""
+        return properties_of(self.estimator).weighting or "inclusion"
 
     @property
     def conditioned(self) -> bool:
@@ -127,7 +127,7 @@ class Case:
             layers=problem.num_layers,
             width=max(problem.widths[1:]),
             estimator=self.estimator.name,
-            normaliser=self.normaliser,
+            normaliser=self.weighting,
             design=type(base).__name__,
             per_batch=getattr(base, "per_batch", getattr(base, "size", None)),
             support=design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
@@ -159,7 +159,12 @@ class Case:
             frozen=model.frozen,
             model_options=model.options,
             design=settings.design.name,
-            estimator_settings=settings.estimator.settings,
+            # The loss weighting has a key of its own, under the name that records have always had.
+            estimator_settings={
+                key: value
+                for key, value in settings.estimator.settings.items()
+                if (key, value) != ("weighting", self.weighting)
+            },
         )
 
     @cached_property
@@ -252,8 +257,10 @@ def prepared_state(case: Case, histories: str) -> History:
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
                 if samples:
-                    law = batch_law(case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes))
-                    batch = law.draw(rng)
+                    distribution = batch_distribution(
+                        case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes)
+                    )
+                    batch = distribution.draw(rng)
                 state.apply(case.estimate(state, batch).writes)
     return state
 

@@ -48,7 +48,7 @@ _ASSIGNMENT = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, taken apart.
+    """A command line, parsed.
 
     Attributes:
         name: of the command, such as ``"check"``.
@@ -137,7 +137,7 @@ def settings_tree(base: Mapping[str, Any], assignments: Sequence[str]) -> dict[s
 
     Args:
         base: values by dotted key, such as ``{"dataset.name": "karate"}``.
-        assignments: further ``KEY=VALUE`` texts, which win. A part of a key may be in quotes, as in TOML.
+        assignments: further ``KEY=VALUE`` texts, which override them. A part of a key may be in quotes, as in TOML.
 
     Raises:
         InvalidInputError: a text that is not KEY=VALUE.

@@ -6,9 +6,10 @@ import json
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.registry import current_settings, departures
 
 __all__ = [
     "CaseSettings",
@@ -63,7 +64,24 @@ class DatasetSettings(_Named):
 
 
 class EstimatorSettings(_Named):
-    """An estimator by name, with its settings."""
+    """An estimator by name, with its settings; those that are given under a former name have the present one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _use_present_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("name"), str):
+            return values  # which pydantic refuses, or a model that has been through this
+        settings = {key: value for key, value in values.items() if key != "name"}
+        return {"name": values["name"], **current_settings(values["name"], settings)}
+
+    @property
+    def identity(self) -> EstimatorSettings:
+        """The same without the settings that are written out with their default value: equal for equal estimators.
+
+        Raises:
+            PluginError: the estimator is a plug-in's that cannot be used.
+        """
+        return EstimatorSettings(name=self.name, **departures(self.name, self.settings))
 
 
 class ModelSettings(Settings):
@@ -109,7 +127,7 @@ class SamplingSettings(Settings):
         delta: largest bias, in units of the exact gradient's norm, that still counts as none.
         draws: most batches that are drawn before a test gives up.
         seeds: independent training runs of a rate; None for as many as `alpha` needs.
-        replicate: number of the repetition; another one draws afresh and leaves the case as it is.
+        replicate: number of the repetition; another one has fresh draws of the same case.
     """
 
     alpha: float = Field(1e-6, gt=0, lt=0.5)
@@ -168,5 +186,10 @@ class CaseSettings(Settings):
         return known_histories(value)
 
     def canonical(self) -> str:
-        """Return the settings as one line of JSON with sorted keys: the identity of the case."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the settings as one line of JSON with sorted keys: the identity of the case.
+
+        Raises:
+            PluginError: the estimator is a plug-in's that cannot be used.
+        """
+        case = self.model_copy(update={"estimator": self.estimator.identity})
+        return json.dumps(case.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -116,10 +116,10 @@ def _clusters(case: Case) -> tuple[bool | None, str]:
 def _inclusion_weights(case: Case) -> tuple[bool | None, str]:
     if case.conditioned:
         return False, CONDITIONED
-    if properties_of(case.estimator).normaliser is None:
+    if properties_of(case.estimator).weighting is None:
         return None, "how the estimator weights batch rows is unknown"
-    holds = case.normaliser == "inclusion"
-    return holds, f"loss weighting: {case.normaliser}" if holds else f"the loss is weighted by {case.normaliser}"
+    holds = case.weighting == "inclusion"
+    return holds, f"loss weighting: {case.weighting}" if holds else f"the loss is weighted by {case.weighting}"
 
 
 NO_DROPOUT = Assumption("no-dropout", "no unit is dropped", _no_dropout)

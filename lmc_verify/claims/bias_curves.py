@@ -135,7 +135,7 @@ def mixing_steps(case: Case) -> int:
     """Return the number of steps after which histories at fixed parameters have forgotten their start.
 
     A row is refreshed with probability pi a step, and 2 L layers of histories follow each other; each is given the
-    time in which all but a thousandth of the rows are refreshed.
+    time in which all rows except a thousandth are refreshed.
     """
     missed = 1 - float(case.design.inclusion_probabilities().min())
     if missed <= 0:
@@ -253,7 +253,7 @@ def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:
 
 
 class FloorSlope:
-    """The log-log slope of the floor against what is varied: one a seed, and an interval for their median.
+    """The log-log slope of the floor against what is varied: one per seed, and an interval for their median.
 
     Args:
         curves: the curves.
@@ -305,7 +305,7 @@ class FloorSlope:
         evidence: Sequence[Evidence],
         series: Sequence[Series],
     ) -> Verdict:
-        """Assemble the verdict: the slope beside its limit, and the margin that it could have been told from it."""
+        """Assemble the verdict: the slope, its limit, and the margin from the limit that would have been detected."""
         found = self.interval
         margin = None
         if found.exists:
@@ -375,7 +375,7 @@ def _has_beta(case: Case) -> tuple[bool | None, str]:
     if beta is None:
         return False, "the estimator has no beta"
     if isinstance(beta, tuple):
-        return False, "beta is one number per node, not one for all"
+        return False, "beta differs between nodes"
     return beta > 0, f"beta = {beta}" if beta > 0 else f"beta = {beta} is not above zero"
 
 

@@ -26,7 +26,7 @@ class Assumption:
         id: such as ``"no-dropout"``.
         statement: what is assumed, for a reader.
         check: returns whether it holds on a case (None: cannot be decided) and a detail. Where it fails, the detail is
-            the reason that a reader is given: it says what fails, without the statement beside it.
+            the reason that a reader is given: it says what fails, without the statement next to it.
     """
 
     id: str

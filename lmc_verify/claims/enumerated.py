@@ -45,7 +45,7 @@ def compare_mean(case: Case) -> tuple[DesignMoments, Gradient, Residuals]:
 
 
 def bias_evidence(problem: Problem, bias: Gradient, exact: Gradient, residuals: Residuals) -> tuple[Evidence, ...]:
-    """Return each layer's bias beside its tolerance: at most sqrt(blocks) times that of a block."""
+    """Return each layer's bias next to its tolerance: at most sqrt(blocks) times that of a block."""
     out = []
     for part, value in relative_by_layer(problem, bias, exact).items():
         blocks = [block for name, block in residuals.blocks.items() if problem.layer_of(name) == part]

@@ -18,7 +18,7 @@ class Reference:
     """Backward SGD on a case, and the comparison of other estimates with it, batch by batch."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.estimator = case, BackwardSGD(normaliser=case.normaliser)
+        self.case, self.estimator = case, BackwardSGD(weighting=case.weighting)
         self.state = History.from_exact(case.problem, case.exact)
         self.terms = rounding_terms(case.problem)
         self.conditioning = loss_conditioning(case.problem, case.exact)

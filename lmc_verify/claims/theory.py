@@ -276,20 +276,23 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
 
 
 def weights_fail(case: Case) -> list[str]:
-    """Return why the weights of batch rows are not the inverse of the law that batches are drawn from; empty if so."""
+    """Return why the weights of batch rows are not the inclusion probabilities' inverses; empty if they are."""
     out: list[str] = []
     if case.conditioned:
-        out.append("the weights are those of the marginal law, the batches are drawn given what the epoch has seen")
-    normaliser = case.normaliser
-    if normaliser == "inclusion":
+        out.append(
+            "the weights are those of the marginal distribution, but the batches are drawn conditionally on what the "
+            "epoch has visited"
+        )
+    weighting = case.weighting
+    if weighting == "inclusion":
         return out
     mask = case.graph.train_mask.cpu()
     drawn = [batch for batch, _ in case.design.enumerate()]
     if all(batch.sample is not None and batch.sample.weights is not None for batch in drawn):
-        return out  # the estimator's own law gives the weights, whatever the normaliser
+        return out  # the estimator's own distribution gives the weights, not its setting
     batches = [batch.nodes for batch in drawn]
-    if normaliser == "node-count" and len({nodes.numel() for nodes in batches}) > 1:
+    if weighting == "node-count" and len({nodes.numel() for nodes in batches}) > 1:
         out.append("batches differ in size, so |V| / |V_B| is not the inverse inclusion probability")
-    if normaliser == "batch-mean" and len({int(mask[nodes].sum()) for nodes in batches}) > 1:
+    if weighting == "batch-mean" and len({int(mask[nodes].sum()) for nodes in batches}) > 1:
         out.append("batches differ in their number of labelled nodes, so the batch mean is not the objective's weight")
     return out

@@ -36,7 +36,7 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """One measured quantity beside the limit it was compared with.
+    """One measured quantity with the limit it was compared with.
 
     Attributes:
         quantity: what was measured, such as ``"layers.0.conv.lin.weight"``.

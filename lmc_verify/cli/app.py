@@ -2,9 +2,9 @@
 race | controls | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
-conformance check, or the checks spent more error probability than there is, or a training run diverged; 2 usage or
-configuration; 3 inconclusive under ``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted,
-to be gone on with.
+conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
+3 inconclusive under ``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted, can be
+resumed.
 """
 
 from __future__ import annotations

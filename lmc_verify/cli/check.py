@@ -30,12 +30,12 @@ def check(
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
     settings: SetOption = None,
     expect: Annotated[
-        str | None, typer.Option("--expect", help="Expected outcome (default: what theory says of this case).")
+        str | None, typer.Option("--expect", help="Expected outcome (default: what theory predicts for this case).")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check one claim on one case; exit with 0 if the verdict is the expected one, or leaves open what theory says."""
+    """Check one claim on one case; exit with 0 if it is as expected, or INCONCLUSIVE where theory expects another."""
     chosen = find_claim(claim)
     chosen_settings = case_settings(
         {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed}, settings or []
@@ -105,12 +105,12 @@ def controls(
 
 
 def check_estimator(
-    name: Annotated[str, typer.Argument(help="Estimator by name, one of a plug-in included.")],
+    name: Annotated[str, typer.Argument(help="Estimator by name, including those of plug-ins.")],
     settings: SetOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed of cases and batches.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that an estimator keeps the contract and the claims that it declares; exit with 1 if a check fails."""
+    """Check that an estimator satisfies the contract and the claims that it declares; exit with 1 if a check fails."""
     from lmc_verify.testing.conformance import Census, Status
     from lmc_verify.testing.conformance import check_estimator as run_checks
 

@@ -1,4 +1,4 @@
-"""Commands that tell what there is: ``list``, ``explain`` and ``doctor``."""
+"""Commands that list what is available: ``list``, ``explain`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def list_names(
 
 def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
     if kind is Kind.estimators:
-        return ["name", "family", "claims", "cost a step", "memory", "source"], [
+        return ["name", "family", "claims", "cost per step", "memory", "source"], [
             [name, *_estimator_row(CATALOGUE.get(name), item)] for name, item in ESTIMATORS.usable().items()
         ]
     if kind is Kind.models:
@@ -91,7 +91,7 @@ def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
 
 
 def _estimator_row(info: EstimatorInfo | None, item: Any) -> list[str]:
-    """Return family, claims, cost, memory and source; of a plug-in, its claims and what it says of itself."""
+    """Return family, claims, cost, memory and source; of a plug-in, its claims and its own description."""
     if info is None:
         try:
             claims = ", ".join(declared_claims(item))

@@ -34,6 +34,9 @@ _STYLE = {
 }
 
 
+_TOO_SMALL = "not decided: the effect is below what the check can detect"
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
@@ -47,8 +50,8 @@ def print_result(result: RunResult, console: Console) -> None:
     statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
     if statistical:
         console.print(
-            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} "
-            f"statistical check{'' if statistical == 1 else 's'}{', MORE THAN THERE IS' if result.overspent else ''}",
+            f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} statistical "
+            f"check{'' if statistical == 1 else 's'}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
             highlight=False,
         )
     _print_searches(result.searches, console)
@@ -56,7 +59,12 @@ def print_result(result: RunResult, console: Console) -> None:
     for _, reason in result.not_run:
         reasons[reason] = reasons.get(reason, 0) + 1
     for reason, count in reasons.items():
-        console.print(f"not run: {count} trials: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"not run: {count} planned {'check' if count == 1 else 'checks'}: {reason}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     good = sum(trial.as_expected is True for trial in claims)
     if claims or not result.race_runs:
         console.print(f"{good} of {len(claims)} verdicts as expected", highlight=False)
@@ -74,7 +82,7 @@ def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
         verdict, case = trial.verdict, trial.verdict.case
         details = [case.model or "", case.activation_cut or "", case.design or ""]
         if case.normaliser not in (None, "inclusion"):
-            details.append(f"normaliser={case.normaliser}")
+            details.append(f"weighting={case.normaliser}")
         if "beta" in case.estimator_settings:
             details.append(f"beta={case.estimator_settings['beta']}")
         if case.histories not in (None, "exact"):
@@ -100,7 +108,7 @@ def _print_controls(result: RunResult, console: Console) -> None:
         console.print(f"{passed} of {len(controls)} controls passed", highlight=False)
         for trial in controls:
             if trial.as_expected is not True and trial.control is not None:
-                state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+                state = "FAILED" if trial.as_expected is False else _TOO_SMALL
                 console.print(
                     f"  {trial.control.name}: {state}: {trial.verdict.summary}", markup=False, highlight=False
                 )
@@ -168,7 +176,7 @@ def print_verdict(
     Args:
         verdict: the verdict.
         expected: what was expected, or None.
-        reason: why that was expected, or nothing.
+        reason: why that was expected, or why nothing was.
         console: where to print.
         as_expected: whether the verdict is what was expected; None if nothing was, or if the verdict decides nothing.
     """
@@ -176,15 +184,16 @@ def print_verdict(
     console.print(
         f"[{style}]{verdict.outcome.value}[/] {escape(verdict.claim)}: {escape(verdict.summary)}", soft_wrap=True
     )
+    why = reason.removeprefix("theory: ")
     if expected is None:
-        console.print(f"no expectation: {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"no expectation: {escape(why)}", highlight=False, soft_wrap=True)
     else:
         mark = {
-            True: "as expected",
-            False: "[bold red]unexpected[/]",
-            None: "neither confirmed nor contradicted",
+            True: f"as expected ({expected.value})",
+            False: f"[bold red]unexpected[/] (expected {expected.value})",
+            None: f"undecided (expected {expected.value})",
         }[as_expected]
-        console.print(f"expected {expected.value}, {mark}: {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark}: {escape(why)}", highlight=False, soft_wrap=True)
     case = ", ".join(f"{key}={value}" for key, value in verdict.case.to_dict().items())
     console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
     for item in verdict.assumptions:
@@ -209,7 +218,7 @@ def print_verdict(
 
 
 def print_controls(trials: Sequence[Trial], console: Console) -> None:
-    """Print one line a control, what is to be said of those that did not pass, and the mutation score."""
+    """Print one line per control, details of those that did not pass, and the mutation score."""
     table = Table(box=None, pad_edge=False)
     for name in ("control", "claim", "role"):
         table.add_column(name, overflow="fold")
@@ -232,7 +241,7 @@ def print_controls(trials: Sequence[Trial], console: Console) -> None:
     console.print(table)
     for trial, control in zip(trials, kept, strict=True):
         if trial.as_expected is not True:
-            state = "FAILED" if trial.as_expected is False else "not decided, effect too small"
+            state = "FAILED" if trial.as_expected is False else _TOO_SMALL
             line = f"{control.name} ({control.description}): {state}: {trial.verdict.summary}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if any(control.role == "defect" for control in kept):

@@ -50,7 +50,7 @@ def _standing(run: RaceRun) -> str:
 
 
 class _Clock:
-    """Estimates the time left once the parts of the last kind have begun: those before say nothing of it."""
+    """Estimates the time left once the parts of the last kind have begun: those before say nothing about it."""
 
     def __init__(self, last: type[AnyPlanned]) -> None:
         self.last, self.done, self.start = last, 0, time.monotonic()

@@ -42,11 +42,11 @@ def counterexample(
         Path | None, typer.Option("--out", help="Output folder (default: reports/out/counterexamples).")
     ] = None,
     max_nodes: Annotated[int, typer.Option("--max-nodes", help="Largest number of nodes.")] = 6,
-    examples: Annotated[int, typer.Option("--examples", help="Cases to try before giving up.")] = 200,
-    directed: Annotated[bool, typer.Option("--directed", help="Try one-way edges too.")] = False,
+    examples: Annotated[int, typer.Option("--examples", help="Maximum number of cases to try.")] = 200,
+    directed: Annotated[bool, typer.Option("--directed", help="Also try one-way edges.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for the smallest graph, batches and parameters that refute a claim, and save and draw them."""
+    """Search for the smallest graph, batches and parameters that refute a claim; save and draw what is found."""
     from lmc_verify.counterexamples import SearchSpace, find_counterexample, save_drawing
     from lmc_verify.counterexamples.drawing import caption
 
@@ -130,7 +130,7 @@ def reproduce(
     if file.suffix in (".json", ".safetensors"):
         if trial is not None or every or number is not None:
             raise InvalidInputError(
-                f"{file} is taken for a counterexample, which has no trials; leave out --trial, --all and --run"
+                f"{file} is read as a counterexample, which has no trials; leave out --trial, --all and --run"
             )
         from lmc_verify.counterexamples import load_counterexample
         from lmc_verify.runs import replay_counterexample

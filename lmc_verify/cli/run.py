@@ -39,14 +39,19 @@ def _claim_texts() -> dict[str, ClaimText]:
 
 
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite of the package.")],
+    suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite in the package.")],
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/NAME).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Reuse trials of the same case and code.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Reuse recorded results of the same cases and code.")
+    ] = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
-    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", help="Number of processes.")] = 1,
     replicate: Annotated[
-        int, typer.Option("--replicate", min=0, help="Repetition: another number repeats statistical checks afresh.")
+        int,
+        typer.Option(
+            "--replicate", min=0, help="Repetition: another number repeats the statistical checks with fresh draws."
+        ),
     ] = 0,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Variant of the suite's races, such as quick (default: its first).")
@@ -87,19 +92,19 @@ def run_and_report(
     jobs: int,
     replicate: int = 0,
     preset: str | None = None,
-    anew: bool = True,
+    overwrite: bool = True,
 ) -> tuple[RunResult, Report, dict[str, Path]]:
-    """Run a suite into the records of a folder and write its report beside them; return result, report and files.
+    """Run a suite into the records of a folder and write its report next to them; return result, report and files.
 
     Args:
         suite: the suite.
         folder: where records and report are.
         workspace: where data come from.
-        resume: take over what the records have of the same identity.
+        resume: reuse what the records already hold of the same identity.
         jobs: processes.
         replicate: number of the repetition.
         preset: variant of the races.
-        anew: whether, without `resume`, the folder may hold a run already, beside which the new one is recorded.
+        overwrite: whether, without `resume`, the folder may hold a run already; the new one is added to its records.
 
     Raises:
         InvalidInputError: the suite or its data do not fit, or the folder holds a run that it may not hold.
@@ -115,9 +120,9 @@ def run_and_report(
     last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
     writable(folder)
     with Records.create_or_open(folder / RECORDS_FILE) as records:
-        if not (resume or anew) and records.latest_run() is not None:
+        if not (resume or overwrite) and records.latest_run() is not None:
             raise InvalidInputError(
-                f"{folder} holds a run; go on with it (--resume), start anew (--overwrite), or choose another --out"
+                f"{folder} holds a run; continue it (--resume), start again (--overwrite), or choose another --out"
             )
         with progress(sum(counts.values()), console=err_console(), last=last) as display:
             try:
@@ -133,7 +138,7 @@ def run_and_report(
                     watch=display.watch,
                 )
             except KeyboardInterrupt:
-                typer.echo(f"interrupted; what is done is in {records.path}, go on with --resume", err=True)
+                typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
                 raise
         report = build_report(records, result.run_id, _claim_texts())
         return result, report, write_report(report, folder)
@@ -175,7 +180,7 @@ def table(
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: beside the records).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write (default: next to the records).")] = None,
     suite: Annotated[str | None, typer.Option("--suite", help="Take the latest run of this suite.")] = None,
     benchmarks: Annotated[
         Path | None, typer.Option("--benchmarks", help="Also show asv's results in this folder, such as .asv/results.")

@@ -43,9 +43,11 @@ TRACE, CHECKPOINT = "trace.json", "checkpoint.safetensors"
 
 INTERRUPTED = 130
 
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with what the output folder holds.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start anew where the output folder holds a run.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Start again even if the output folder holds a run.")
+]
 
 
 def train(
@@ -71,7 +73,7 @@ def train(
         trainer.restore(checkpoint)
     elif checkpoint.exists() and not overwrite:
         raise InvalidInputError(
-            f"{folder} holds a run; go on with it (--resume), start anew (--overwrite), or choose another --out"
+            f"{folder} holds a run; continue it (--resume), start again (--overwrite), or choose another --out"
         )
     with _stopping() as stop, train_progress(trainer, err_console()) as listen:
         trace = trainer.run(listen=listen, stop=stop, checkpoint=checkpoint)
@@ -89,9 +91,9 @@ def train(
 
 
 def race(
-    file: Annotated[Path | None, typer.Argument(help="Settings of the race (TOML); options win over it.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Settings of the race (TOML); options override it.")] = None,
     estimator: Annotated[
-        list[str] | None, typer.Option("--estimator", help="A contestant by name. Repeatable; instead of the file's.")
+        list[str] | None, typer.Option("--estimator", help="A contestant by name, instead of the file's. Repeatable.")
     ] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Data set by name (default: digits).")] = None,
     seeds: Annotated[
@@ -106,14 +108,14 @@ def race(
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
-    jobs: Annotated[int, typer.Option("--jobs", help="Processes.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", help="Number of processes.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Train several estimators once per seed and say when each had the target accuracy. Exit with 5 if a run failed."""
+    """Train several estimators once per seed and report when each reaches the target; exit with 5 if a run failed."""
     chosen = Suite.of_race(race_settings(file, estimator or [], dataset, seeds, target, settings or []))
     folder = out or Path("reports") / "out" / "race"
     workspace = Workspace(data_root, download)
-    result, report, paths = run_and_report(chosen, folder, workspace, resume=resume, jobs=jobs, anew=overwrite)
+    result, report, paths = run_and_report(chosen, folder, workspace, resume=resume, jobs=jobs, overwrite=overwrite)
     (section,) = report.races
     if as_json:
         files = {"records": folder / RECORDS_FILE, **paths}
@@ -130,7 +132,7 @@ def race(
 
 @contextmanager
 def _stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether an interrupt has come; a second one ends the program at once."""
+    """Yield a function that tells whether the program was interrupted; a second interrupt ends it at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's business
         yield asked.is_set
@@ -141,7 +143,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
         asked.set()
         for item, handler in before.items():
             signal.signal(item, handler)
-        typer.echo("interrupted: finishing this step; interrupt again to give up at once", err=True)
+        typer.echo("interrupted: finishing this step; interrupt again to stop at once", err=True)
 
     for number in before:
         signal.signal(number, note)

@@ -1,8 +1,8 @@
 """Controls: estimators that are known to be sound or broken, checked in every run.
 
 A verifier that cannot fail proves nothing. Each seeded defect changes one thing of a sound case; the check must refute
-it whenever the defect's effect, measured apart from the check, is above what the check can detect. Sound controls must
-pass.
+it whenever the defect's effect, measured separately from the check, is above what the check can detect. Sound controls
+must pass.
 """
 
 from lmc_verify.controls.altered import Altered, Inputs, alter

@@ -54,9 +54,9 @@ class Altered:
     write: Callable[[HistoryWrite, Batch], HistoryWrite] | None = None
 
     @property
-    def normaliser(self) -> str | None:
-        """The normaliser of the sound estimator; None where it states none."""
-        return properties_of(self.base).normaliser
+    def weighting(self) -> str | None:
+        """The loss weighting of the sound estimator; None where it states none."""
+        return properties_of(self.base).weighting
 
     @property
     def policies(self) -> Policies | None:
@@ -83,7 +83,7 @@ class Altered:
 
 
 def alter(base: Estimator, name: str, **alterations: Any) -> Altered:
-    """Alter an estimator: it goes on stating what it states, and is no longer known to do it.
+    """Alter an estimator: it still states what it did, and is no longer known to do it.
 
     Args:
         base: the sound estimator.

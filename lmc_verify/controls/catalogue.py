@@ -137,7 +137,7 @@ def _wrapped(
 # ---------------------------------------------------------------------------------------------- the catalogue
 
 _SOUND = (
-    _sound("sound-backward-sgd", "Backward SGD as it should be", _UNBIASED, _BACKWARD),
+    _sound("sound-backward-sgd", "Backward SGD without a defect", _UNBIASED, _BACKWARD),
     _sound("sound-lmc", "LMC with exact histories and beta = 0", _EQUAL, _LMC),
     _sound("sound-sweeps", "LMC after 2L - 2 sweeps at fixed parameters", _UNBIASED, _WARM),
     _sound(
@@ -161,18 +161,18 @@ _SOUND = (
 
 _WEIGHTS = (
     _setting(
-        "node-count-normaliser",
+        "node-count-weighting",
         "|V| / |V_B| instead of b / c, with clusters of unequal size",
         _UNBIASED,
         _BACKWARD,
-        _case("backward-sgd", normaliser="node-count"),
+        _case("backward-sgd", weighting="node-count"),
     ),
     _setting(
-        "batch-mean-normaliser",
+        "batch-mean-weighting",
         "loss averaged over the batch's labelled nodes",
         _UNBIASED,
         _BACKWARD,
-        _case("backward-sgd", normaliser="batch-mean"),
+        _case("backward-sgd", weighting="batch-mean"),
     ),
     _setting(
         "epoch-taken-for-uniform",
@@ -416,7 +416,7 @@ _STATISTICAL = (
     ),
     _computed(
         "weights-not-scaled",
-        "weights of one where 1 / pi is due",
+        "weights of one instead of 1 / pi",
         _SPREAD,
         _BACKWARD,
         gradient=defects.unweighted,

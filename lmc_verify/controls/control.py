@@ -1,4 +1,4 @@
-"""What a control is, and how it is run: the claim's check, and the defect's effect measured apart from it."""
+"""What a control is, and how it is run: the claim's check, and the defect's effect measured separately from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Control:
         claim: id of the claim that is checked, of any tier.
         sound: settings of the sound case.
         broken: settings of the broken case where they differ (a setting that is wrong), else None.
-        alter: wraps the sound estimator (a computation that is wrong), else None. It is called afresh for every use,
+        alter: wraps the sound estimator (a computation that is wrong), else None. It is called again for every use,
             so that an alteration with a memory starts with an empty one.
     """
 
@@ -90,14 +90,14 @@ class ControlResult:
 
     @property
     def record(self) -> ControlRecord:
-        """What records keep beside the verdict."""
+        """What records keep next to the verdict."""
         control = self.control
         return ControlRecord(control.name, control.description, control.role, self.effect, self.detectable, self.passed)
 
 
 @dataclass(frozen=True)
 class ControlRecord:
-    """What records keep of a control beside its verdict.
+    """What records keep of a control next to its verdict.
 
     Attributes:
         name: of the control.

@@ -160,7 +160,7 @@ def rows_misplaced(write: HistoryWrite, batch: Batch) -> HistoryWrite:
 
 
 def auxiliary_in_batch_units(write: HistoryWrite, batch: Batch) -> HistoryWrite:
-    """Write V as the derivative of the batch's loss, which holds the normaliser b / c."""
+    """Write V as the derivative of the batch's loss, which holds the weight b / c."""
     if write.kind != AUXILIARY:
         return write
     return dataclasses.replace(write, values=write.values / float(batch.inclusion[0]))

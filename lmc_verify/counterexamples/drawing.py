@@ -272,7 +272,7 @@ def _draw_nodes(
         features = ", ".join(f"{value + 0.0:.4g}" for value in graph.x[node].tolist())
         label = f"x = {features}" + (f"\ny = {int(graph.y[node])}" if graph.train_mask[node] else "")
         away = math.hypot(x, y)
-        # Beside the node, away from the centre; below it where the node is left or right of the centre.
+        # Next to the node, away from the centre; below it where the node is left or right of the centre.
         level = abs(y) < 0.1 * (away or 1.0)
         place = (x, y - _RADIUS - 0.06) if level else (x + x / away * 0.3, y + math.copysign(_RADIUS + 0.06, y))
         axes.text(*place, label, ha="center", va="bottom" if place[1] > y else "top", fontsize=9, color=_INK, zorder=5)

@@ -66,7 +66,7 @@ class Counterexample:
         return list(self.instance.design.enumerate())
 
     def case(self) -> Case:
-        """Return the case, built afresh."""
+        """Build the case and return it."""
         return self.instance.case(self.estimator, self.histories, self.seed)
 
     def replay(self) -> tuple[Verdict, dict[str, Tensor]]:
@@ -135,7 +135,7 @@ def load_counterexample(path: str | Path, estimator: Estimator | None = None) ->
     """Read what `save_counterexample` wrote.
 
     Args:
-        path: the JSON file or the safetensors file; the other one must lie beside it.
+        path: the JSON file or the safetensors file; the other one must be in the same folder.
         estimator: the estimator, where the file keeps one that is not registered by name only.
 
     Raises:

@@ -54,7 +54,7 @@ class SearchSpace:
         max_nodes: largest number of nodes.
         directed: whether edges may lack their reverse.
         model: pinned settings of the model, by the names of `lmc_verify.cases.settings.ModelSettings`.
-        design: pinned settings of the batch design, by the names of `DesignSettings` (``partition`` apart: clusters
+        design: pinned settings of the batch design, by the names of `DesignSettings` (except ``partition``: clusters
             are drawn).
 
     Raises:

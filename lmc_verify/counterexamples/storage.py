@@ -56,7 +56,7 @@ def read_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `write_files` wrote: the document and the tensors, both checked against their hashes.
 
     Args:
-        path: the JSON file or the safetensors file; the other one must lie beside it.
+        path: the JSON file or the safetensors file; the other one must be in the same folder.
 
     Raises:
         InvalidInputError: a file that is missing, damaged, changed, foreign, or of a newer version.
@@ -71,7 +71,7 @@ def _document(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InvalidInputError(
             f"cannot read the counterexample {file}: {error.strerror}; give the path of a NAME.json with its "
-            "NAME.safetensors beside it"
+            "NAME.safetensors next to it"
         ) from error
     except ValueError as error:  # also UnicodeDecodeError
         raise damaged(file, f"not JSON ({error})") from error
@@ -92,7 +92,7 @@ def _tensors(file: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
         data = file.read_bytes()
     except OSError as error:
         raise InvalidInputError(
-            f"cannot read the tensors of the counterexample, {file}: {error.strerror}; put it beside its JSON file"
+            f"cannot read the tensors of the counterexample, {file}: {error.strerror}; put it next to its JSON file"
         ) from error
     if hashlib.sha256(data).hexdigest() != document.get("tensors", {}).get("sha256"):
         raise damaged(file, "its content does not match the hash in the JSON file")

@@ -1,12 +1,12 @@
 """Gradient estimators: settings without tensors, pure estimates, explicit writes."""
 
 from lmc_verify.estimators.base import (
-    NORMALISERS,
+    LOSS_WEIGHTINGS,
     Cost,
     Estimate,
     Estimator,
     Sampling,
-    batch_law,
+    batch_distribution,
     node_weights,
     unwrapped,
 )
@@ -37,6 +37,9 @@ from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
 
+batch_law = batch_distribution
+"""The former name of `batch_distribution`, for the plug-ins that import it."""
+
 __all__ = [
     "ASGCN",
     "AUXILIARY",
@@ -48,8 +51,8 @@ __all__ = [
     "LABOR",
     "LADIES",
     "LMC",
+    "LOSS_WEIGHTINGS",
     "MVS",
-    "NORMALISERS",
     "SCORES",
     "TOP",
     "VRGCN",
@@ -84,6 +87,7 @@ __all__ = [
     "Shadow",
     "Untouched",
     "VectorWrite",
+    "batch_distribution",
     "batch_law",
     "checked_estimate",
     "estimate_compensated",

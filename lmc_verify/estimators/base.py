@@ -1,4 +1,4 @@
-"""What every estimator has in common: the protocol, estimates, costs, and the normalisers."""
+"""What every estimator has in common: the protocol, estimates, costs, and the loss weightings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import Gradient, Problem
 
 __all__ = [
-    "NORMALISERS",
+    "LOSS_WEIGHTINGS",
     "Cost",
     "Estimate",
     "Estimator",
     "Sampling",
-    "batch_law",
+    "batch_distribution",
     "check_batch",
     "node_weights",
     "unwrapped",
 ]
 
-NORMALISERS = ("inclusion", "node-count", "batch-mean")
-"""How contributions of batch rows are scaled up to the whole graph.
+LOSS_WEIGHTINGS = ("inclusion", "node-count", "batch-mean")
+"""How the terms of a batch's loss are scaled up to the whole graph.
 
 - ``inclusion``: ``1 / pi_j`` (Horvitz-Thompson); for ``c`` of ``b`` clusters the factor ``b / c``. Always unbiased.
 - ``node-count``: ``|V| / |V_B|``. Unbiased if every batch has the same size.
@@ -99,47 +99,47 @@ class Sampling(Protocol):
 
     @property
     def adaptive(self) -> bool:
-        """Whether the law depends on the state or the parameters, and is asked anew at every step."""
+        """Whether the distribution depends on the state or the parameters, and is computed again at every step."""
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
-        """Return the law of batches that carry a sample, on top of a design of batches.
+        """Return the distribution of batches that carry a sample, on top of a design of batches.
 
-        The law has two attributes more than a design: ``carries_samples = True``, and ``base``, the design.
+        It has two attributes more than a design: ``carries_samples = True``, and ``base``, the design.
         """
 
 
-def batch_law(estimator: Estimator, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
-    """Return the law that an estimator's batches are drawn from: the design, with the estimator's own samples if any.
+def batch_distribution(estimator: Estimator, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
+    """Return what an estimator's batches are drawn from: the design, with the estimator's own samples if any.
 
-    A law that this function returned before may take the place of the design it was made of.
+    A distribution that this function returned before may be given in place of the design it was made of.
     """
     base = unwrapped(design)
     return estimator.sampling(problem, state, base) if isinstance(estimator, Sampling) else base
 
 
 def unwrapped(design: BatchDesign) -> BatchDesign:
-    """Return the design that a law of batches with samples was made of; other designs as they are."""
+    """Return the design that a distribution of batches with samples was made of; other designs as they are."""
     while getattr(design, "carries_samples", False):
         design = getattr(design, "base")  # noqa: B009  # the protocol of designs does not have it
     return design
 
 
-def node_weights(problem: Problem, batch: Batch, normaliser: str) -> Tensor:
-    """Return the weight of each batch row's contribution, in the problem's dtype [batch].
+def node_weights(problem: Problem, batch: Batch, weighting: str) -> Tensor:
+    """Return the weight of each batch row's loss, in the problem's dtype [batch].
 
     Raises:
-        UnknownNameError: `normaliser` is not in `NORMALISERS`.
+        UnknownNameError: `weighting` is not in `LOSS_WEIGHTINGS`.
     """
     graph = problem.graph
-    if normaliser == "inclusion":
+    if weighting == "inclusion":
         return batch.inclusion.reciprocal().to(graph.device, graph.dtype)
-    if normaliser == "node-count":
+    if weighting == "node-count":
         factor = graph.num_nodes / batch.size
-    elif normaliser == "batch-mean":
+    elif weighting == "batch-mean":
         labelled = int(graph.train_mask[batch.nodes.to(graph.device)].sum())
         factor = graph.num_labelled / labelled if labelled else 0.0
     else:
-        raise UnknownNameError("normaliser", normaliser, NORMALISERS)
+        raise UnknownNameError("loss weighting", weighting, LOSS_WEIGHTINGS)
     return torch.full((batch.size,), factor, device=graph.device, dtype=graph.dtype)
 
 

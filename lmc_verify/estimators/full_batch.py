@@ -47,7 +47,7 @@ class FullBatch:
 def _by_autograd(problem: Problem) -> tuple[float, Gradient]:
     """Return the objective and its gradient, differentiated through the whole model at once.
 
-    The exact pass evaluates layers and derivatives apart and keeps auxiliary variables, which nothing needs here.
+    The exact pass evaluates layers and derivatives separately and keeps auxiliary variables, which nothing needs here.
     """
     parameters = dict(problem.model.named_parameters())
     with torch.enable_grad():

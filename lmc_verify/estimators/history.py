@@ -92,7 +92,7 @@ class RowsAhead:
 class History:
     """One table a layer and kind, each [n, width]; ``apply`` is the only way to change it.
 
-    Auxiliary variables are kept in units of the full objective: they hold ``1/|V_L|`` and no batch normaliser.
+    Auxiliary variables are kept in units of the full objective: they hold ``1/|V_L|`` and no weight of a batch.
 
     Attributes:
         embeddings: H by layer.

@@ -26,6 +26,7 @@ from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode,
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.weighting import FORMER_NAME, stated_weighting
 
 __all__ = [
     "EstimatorProperties",
@@ -54,7 +55,7 @@ _SAMPLERS = (
 _OWN: Mapping[type, frozenset[str]] = {Compensated: frozenset({"policies"})} | dict.fromkeys(
     (FullBatch, Shadow, TOP, *_SAMPLERS), frozenset()
 )
-"""The package's classes that theory is about, each with what a subclass may replace beside settings and the name."""
+"""The package's classes that theory is about, each with what a subclass may replace besides settings and the name."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,15 @@ class EstimatorProperties:
         exact: it derives from `FullBatch`, whose every estimate is the exact gradient.
         policies: the halo policies that it states; None where it states none.
         sampler: the estimator, if it states by way of `Sampled` which messages it samples; else None.
-        labor: the estimator, if it samples by the laws of a `LABOR`; else None.
+        labor: the estimator, if it samples from the distributions of a `LABOR`; else None.
         own_objective: the estimator, if it has a `Shadow`'s objective of its own; else None.
         message_invariance: the estimator, if it fits a `TOP`'s combinations to the halo; else None.
         samples: it has randomness of its own, which its batches carry, see `Sampling`.
         adaptive: it samples from a distribution that depends on the state or the parameters.
         ignores_batch: its estimates do not depend on the batch; None where that is unknown.
         holds_exact: its state holds exact values, which `init` computes; None where that is unknown.
-        normaliser: how it scales batch rows up, see `lmc_verify.NORMALISERS`; None where that is unknown.
-        beta: weight of fresh values at the halo, one number or one a node; None where it states none.
+        weighting: its loss weighting, see `lmc_verify.estimators.LOSS_WEIGHTINGS`; None where that is unknown.
+        beta: weight of fresh values at the halo, one number or one per node; None where it states none.
     """
 
     known: bool
@@ -89,7 +90,7 @@ class EstimatorProperties:
     adaptive: bool
     ignores_batch: bool | None
     holds_exact: bool | None
-    normaliser: str | None
+    weighting: str | None
     beta: float | tuple[float, ...] | None
 
     def unless_unknown(self, holds: bool) -> bool | None:
@@ -118,7 +119,7 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
         ignores_batch=getattr(estimator, "ignores_batch", unstated),
         holds_exact=unstated if policies is None else isinstance(policies.forward, Held),
         # The full batch weights no rows: its mean is the exact gradient, as with inverse inclusion probabilities.
-        normaliser=getattr(estimator, "normaliser", "inclusion" if known else None),
+        weighting=stated_weighting(estimator) or ("inclusion" if known else None),
         beta=getattr(estimator, "beta", None),
     )
 
@@ -143,7 +144,7 @@ def _runs(estimator: Estimator, own: type, *names: str) -> bool:
 def _relied_on(own: type) -> tuple[str, ...]:
     """Return the attributes of a class of `_OWN` that decide what it does: all but its name and its settings."""
     settings = {item.name for item in fields(cast(Any, own))}
-    left_out = settings | _OWN[own] | {"name", "_abc_impl"}
+    left_out = settings | _OWN[own] | {"name", FORMER_NAME, "_abc_impl"}
     return ("__getattribute__", *(name for name in dir(own) if not name.startswith("__") and name not in left_out))
 
 

@@ -1,4 +1,4 @@
-"""Estimators by name, and what each is: its family, what is claimed for it, what a step costs, and its paper.
+"""Estimators by name, and what each is: its family, the claims made for it, the cost of a step, and its paper.
 
 Symbols: B rows of the batch, H of its halo, d their mean number of messages, s the fan-out, t nodes per layer, S nodes
 of a subgraph, e of an ego network, n nodes, m messages, L layers, w width, f features. Costs count messages of one
@@ -8,7 +8,7 @@ pass.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
@@ -31,9 +31,19 @@ from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSamp
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.weighting import FORMER_NAME, renamed
 from lmc_verify.plugins import Plugin, Registry
 
-__all__ = ["CATALOGUE", "ESTIMATORS", "EstimatorInfo", "make_estimator", "registered_settings", "with_beta"]
+__all__ = [
+    "CATALOGUE",
+    "ESTIMATORS",
+    "EstimatorInfo",
+    "current_settings",
+    "departures",
+    "make_estimator",
+    "registered_settings",
+    "with_beta",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class EstimatorInfo:
         family: what it has in common with others.
         claims: ids of the claims that are made for it or follow from its definition, and hold where their assumptions
             do.
-        cost: messages a step, to leading order.
+        cost: messages per step, to leading order.
         memory: numbers that it keeps between steps.
         source: the paper.
     """
@@ -190,6 +200,7 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
         raise UnknownNameError("estimator", name, ESTIMATORS)
     build: Any = ESTIMATORS[name]
     defaults = _defaults(build)
+    settings = _renamed(settings, defaults)
     for setting, value in settings.items():
         if setting not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
@@ -198,9 +209,52 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
         if isinstance(defaults[setting], bool) and not isinstance(value, bool):
             raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be true or false")
         if isinstance(defaults[setting], float) and isinstance(value, bool):
-            raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be a number, or one number a node")
+            raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be a number, or one number per node")
     estimator: Estimator = build(**settings)
     return estimator
+
+
+def current_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of an estimator with its present names in place of former ones; of unknown names as they are.
+
+    Raises:
+        InvalidInputError: a setting is given under both names, with different values.
+        PluginError: the estimator is a plug-in's that cannot be used.
+    """
+    if FORMER_NAME not in settings or name not in ESTIMATORS:
+        return dict(settings)
+    return _renamed(settings, _defaults(ESTIMATORS[name]))
+
+
+def departures(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an estimator that are not its defaults, under present names: equal for equal estimators.
+
+    Raises:
+        InvalidInputError: a setting is given under two names, with different values.
+        PluginError: the estimator is a plug-in's that cannot be used.
+    """
+    if name not in ESTIMATORS:
+        return dict(settings)
+    defaults = _defaults(ESTIMATORS[name])
+    given = {key: _as_number(value, defaults.get(key)) for key, value in _renamed(settings, defaults).items()}
+    return {key: value for key, value in given.items() if not _is_default(value, defaults.get(key))}
+
+
+def _as_number(value: Any, default: Any) -> Any:
+    """Return a whole number as a float where the setting is one."""
+    return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple)) and list(value) == list(default)
+    plain = isinstance(default, (bool, int, float, str)) and isinstance(value, bool) == isinstance(default, bool)
+    return plain and bool(value == default)
+
+
+def _renamed(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under present names; a plug-in may have a setting of its own with a former name."""
+    return dict(settings) if FORMER_NAME in defaults or "weighting" not in defaults else renamed(settings)
 
 
 def _defaults(build: Any) -> dict[str, Any]:

@@ -8,16 +8,17 @@ Source: Zeng et al., Decoupling the Depth and Scope of Graph Neural Networks, Ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import row_entries
+from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import CSR, Batch, Block, Graph, normalised_edges
 from lmc_verify.objective import Gradient, Problem, refuse_dropout
 
@@ -25,30 +26,26 @@ __all__ = ["Shadow"]
 
 
 @dataclass(frozen=True)
-class Shadow:
+class Shadow(Weighted):
     """shaDow: the model on the ego network of every target; unbiased for the objective that this defines.
 
     Attributes:
         depth: hops, against the direction of messages, within which nodes belong to an ego network.
         renormalise: normalise by the ego network's degrees (the published method), or keep the whole graph's weights;
             then, with a depth of at least the model's layers, the objective is the whole graph's.
-        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
 
     Raises:
         InvalidInputError: a depth below 0.
-        UnknownNameError: an unknown normaliser.
     """
 
     name: ClassVar[str] = "shadow"
     depth: int = 1
     renormalise: bool = True
-    normaliser: str = field(default="inclusion", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.depth, int) or self.depth < 0:
             raise InvalidInputError(f"depth is {self.depth}, it must be a whole number of at least 0")
-        if self.normaliser not in NORMALISERS:
-            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
 
     def init(self, problem: Problem) -> History:
         """Return an empty state."""
@@ -69,7 +66,7 @@ class Shadow:
                 needed += block.csr.num_entries
                 h = model.layer(index)(h, h, x0, block)
             losses = problem.node_losses(model.predict(h[egos.roots]), nodes)
-            loss = losses @ node_weights(problem, batch, self.normaliser)
+            loss = losses @ node_weights(problem, batch, self.weighting)
         gradient = _gradient(problem, loss)
         cost = Cost(egos.nodes.numel(), needed, needed, needed, needed, history_bytes=0)
         return Estimate(gradient, float(loss.detach()), (), cost)
@@ -77,7 +74,7 @@ class Shadow:
     def objective(self, problem: Problem) -> tuple[float, Gradient]:
         """Return loss and gradient of the ego networks' objective, one target after the other.
 
-        Written apart from `estimate`: each ego network becomes a graph of its own.
+        Written separately from `estimate`: each ego network becomes a graph of its own.
         """
         refuse_dropout(problem)
         graph, total = problem.graph, 0.0

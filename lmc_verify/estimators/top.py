@@ -11,16 +11,17 @@ Source: Shi et al., Accurate and Scalable Graph Neural Networks via Message Inva
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import row_entries
+from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, Graph, LocalSet
 from lmc_verify.objective import Problem, refuse_dropout
 
@@ -52,28 +53,24 @@ class Invariance:
 
 
 @dataclass(frozen=True)
-class TOP:
+class TOP(Weighted):
     """TOP (message invariance): the halo's embeddings as fitted combinations of the batch's.
 
     Attributes:
         tolerance: singular values of the batch's basis below this share of the largest count as zero; so do those
             below what rounding makes of zero, the matrix's longer side times the dtype's epsilon.
-        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
 
     Raises:
         InvalidInputError: a tolerance outside [0, 1).
-        UnknownNameError: an unknown normaliser.
     """
 
     name: ClassVar[str] = "top"
     tolerance: float = 1e-10
-    normaliser: str = field(default="inclusion", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.tolerance < 1:
             raise InvalidInputError(f"tolerance is {self.tolerance}, it must lie in [0, 1)")
-        if self.normaliser not in NORMALISERS:
-            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
 
     def init(self, problem: Problem) -> History:
         """Return a state with the basis ``Z, A Z, ..., A^(L-1) Z``, ``Z = [1, X]`` [n, L * (1 + features)]."""
@@ -122,7 +119,7 @@ class TOP:
                 messages += block.csr.num_entries
                 h = layer(torch.cat([h, found.coefficients @ h]), h, x0, block)
             losses = problem.node_losses(model.predict(h), nodes)
-            loss = losses @ node_weights(problem, batch, self.normaliser)
+            loss = losses @ node_weights(problem, batch, self.weighting)
         gradient = problem.zero_gradient()
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)

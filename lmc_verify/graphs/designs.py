@@ -31,7 +31,7 @@ AnyGenerator = np.random.Generator | torch.Generator
 
 @runtime_checkable
 class BatchDesign(Protocol):
-    """A probability law over batches. A user's own design needs these four members."""
+    """A probability distribution over batches. A user's own design needs these four members."""
 
     @property
     def support_size(self) -> int:
@@ -147,11 +147,12 @@ class UniformNodes:
 
 @dataclass(frozen=True)
 class EpochClusters(_ClusterDesign):
-    """Epoch shuffling: clusters are shuffled once an epoch and taken `per_batch` at a time, each exactly once.
+    """Epoch shuffling: clusters are shuffled once per epoch and taken `per_batch` at a time, each exactly once.
 
-    As a law for one batch at a random position of an epoch it is uniform, ``pi = 1 / batches``. Given the batches
-    already seen in the epoch it is not: `after` conditions on them, and keeps the marginal inclusion probabilities
-    that practitioners use. The last batch of an epoch is smaller when `per_batch` does not divide the clusters.
+    As a distribution of one batch at a random position of an epoch it is uniform, ``pi = 1 / batches``. Given the
+    batches already seen in the epoch it is not: `after` conditions on them, and keeps the marginal inclusion
+    probabilities that practitioners use. The last batch of an epoch is smaller when `per_batch` does not divide the
+    clusters.
 
     Attributes:
         partition: the clusters.
@@ -172,7 +173,7 @@ class EpochClusters(_ClusterDesign):
             )
         if len(self.seen) >= self.partition.num_parts or len(self.seen) % self.per_batch:
             raise InvalidInputError(
-                f"{len(self.seen)} of {self.partition.num_parts} clusters were seen with {self.per_batch} a batch: "
+                f"{len(self.seen)} of {self.partition.num_parts} clusters were seen with {self.per_batch} per batch: "
                 "give whole batches, and leave at least one cluster for the next"
             )
 
@@ -182,7 +183,7 @@ class EpochClusters(_ClusterDesign):
         return -(-self.partition.num_parts // self.per_batch)
 
     def after(self, *clusters: int) -> EpochClusters:
-        """Return the law of the next batch, given that these further clusters were visited in this epoch."""
+        """Return the distribution of the next batch, given that these further clusters were visited in this epoch."""
         return EpochClusters(self.partition, self.per_batch, (*self.seen, *clusters))
 
     @cached_property
@@ -229,7 +230,7 @@ class EpochClusters(_ClusterDesign):
                 yield self._batch(chosen, 1 / self.batches_per_epoch), probability / number
 
     def inclusion_probabilities(self) -> Tensor:
-        """``1 / batches`` for every node: the marginal law, also when `seen` is given (see the class)."""
+        """``1 / batches`` for every node: the marginal distribution, also when `seen` is given (see the class)."""
         return torch.full((self.partition.num_nodes,), 1 / self.batches_per_epoch, dtype=torch.float64)
 
 

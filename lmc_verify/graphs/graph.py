@@ -43,7 +43,7 @@ class Graph:
         edge_weight: float [m] or None.
         val_mask, test_mask: bool [n] or None.
         name: for messages and reports.
-        cache_bytes: memory that the graph may keep what is worked out from it in, apart from its operators: half of it
+        cache_bytes: memory that the graph may keep what is computed from it in, besides its operators: half of it
             for ``A X``, if that fits, and half for the blocks of batches that come again.
 
     Args:
@@ -89,7 +89,7 @@ class Graph:
         return {key: value._version for key, value in tensors.items() if value is not None}
 
     def check_unchanged(self) -> None:
-        """Refuse to go on with tensors that were changed in place: operators, ``A X`` and batches are kept from before.
+        """Refuse tensors that were changed in place: operators, ``A X`` and batches are kept from before.
 
         Raises:
             InvalidInputError: names the tensor.
@@ -268,7 +268,7 @@ class Graph:
         return found
 
     def local_degree_ratio(self, local: LocalSet) -> Tensor:
-        """Return the share of each halo row's in-edges (self-loops apart) that come from inside the local set.
+        """Return the share of each halo row's in-edges (without self-loops) that come from inside the local set.
 
         A row without in-edges misses no message: its share is 1.
         """
@@ -339,7 +339,7 @@ class Graph:
         return self.train_mask, self.val_mask, self.test_mask
 
     def replaced(self, **changes: Any) -> Graph:
-        """Return the graph with some of its fields replaced; its operators are built anew.
+        """Return the graph with some of its fields replaced; its operators are built again.
 
         Raises:
             TypeError: a field that a graph does not have.

@@ -235,7 +235,7 @@ def _stable_order(key: Tensor, bound: int) -> Tensor:
     """Return the order [entries] that sorts keys in 0 ... bound-1 and leaves equal ones as they are."""
     if key.device.type != "cpu":
         return torch.argsort(key, stable=True)
-    # One entry a row, in the column of its key: by columns, that is sorted. scipy counts where torch would compare.
+    # One entry per row, in the column of its key: by columns, that is sorted. scipy counts where torch would compare.
     every = torch.arange(key.numel() + 1, dtype=key.dtype).numpy()
     entries = sparse.csr_matrix((every[:-1], key.numpy(), every), shape=(key.numel(), bound))
     return torch.from_numpy(entries.tocsc().data)

@@ -59,7 +59,7 @@ def validate_graph(
     if weight is not None:
         if weight.shape != (edges.shape[1],) or not weight.is_floating_point():
             raise InvalidInputError(
-                f"edge_weight must be floating [{edges.shape[1]}] (one a directed edge), "
+                f"edge_weight must be floating [{edges.shape[1]}] (one per directed edge), "
                 f"got {weight.dtype} {tuple(weight.shape)}"
             )
         if not torch.isfinite(weight).all():

@@ -86,7 +86,7 @@ def affine_layers(model: LayeredModel) -> Sequence[AffineLayer] | None:
 def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
     """Return the closed form of a module, the identity for None, or None for a module without one.
 
-    Dropout that drops nothing, in evaluation mode, may stand beside it.
+    Dropout that drops nothing, in evaluation mode, may stand next to it.
     """
     if module is None:
         return IDENTITY

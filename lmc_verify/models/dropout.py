@@ -1,6 +1,6 @@
 """Dropout whose mask is a pure function of a key: no global generator is read, and evaluations can be repeated.
 
-An estimator evaluates a layer several times in a step: for batch rows, for halo rows, and once more for a derivative. A
+An estimator evaluates a layer several times in a step: for batch rows, for halo rows, and again for a derivative. A
 unit must be dropped in all of them or in none, and the estimate must be the same when it is made again.
 """
 

@@ -6,7 +6,7 @@ has the loss's direct term in it, because the carried columns pass it down uncha
 identity on the row itself: a layer stays aggregate-linear if it was. The price is that histories are l times as wide.
 
 With beta = 0 histories of carried columns hold what those of the lower layers hold, row by row. With beta > 0 a carried
-column is blended once more in every layer that it passes.
+column is blended again in every layer that it passes.
 
 Source: Xu et al., Representation Learning on Graphs with Jumping Knowledge Networks, ICML 2018.
 """

@@ -1,4 +1,4 @@
-"""Node-wise losses: one value a node, so that any set of rows can be weighted on its own."""
+"""Node-wise losses: one value per node, so that any set of rows can be weighted on its own."""
 
 from __future__ import annotations
 

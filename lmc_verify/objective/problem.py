@@ -72,7 +72,7 @@ class Problem:
         if self.num_outputs < graph.num_outputs or (graph.multi_label and self.num_outputs != graph.num_outputs):
             raise InvalidInputError(
                 f"the model has {self.num_outputs} outputs, the labels need {graph.num_outputs} "
-                f"(largest class {graph.num_outputs - 1}); set out_channels={graph.num_outputs} or mend the labels"
+                f"(largest class {graph.num_outputs - 1}); set out_channels={graph.num_outputs} or fix the labels"
             )
 
     def _check_parameters(self) -> None:

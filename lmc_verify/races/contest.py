@@ -1,6 +1,6 @@
 """Races: every contestant is trained once per seed, in turns, and measured by when it has the target accuracy.
 
-Contestants take turns seed by seed, each seed beginning with another one, so that a machine that becomes slower or
+Contestants take turns seed by seed, each seed beginning with a different one, so that a machine that becomes slower or
 faster does so for all of them. Seconds are training time alone. Initial parameters are those of the seed, the same for
 all contestants.
 """

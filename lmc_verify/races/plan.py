@@ -1,6 +1,6 @@
 """Races as parts of a suite: `[[race]]` tables, what they plan, and what is recorded of every run.
 
-A race trains several contestants on one data set, each once a seed. One run of one contestant is the unit of work: it
+A race trains several contestants on one data set, each once per seed. One run of one contestant is the unit of work: it
 is recorded in its own transaction, and a run that two races of a suite have in common is made once.
 
 .. code-block:: toml
@@ -66,6 +66,8 @@ class PlannedRace:
     def key(self) -> str:
         """Identity of the race: its settings, without what pictures and tables are made of it."""
         values = self.settings.model_dump(mode="json", exclude={"title", "figure"})
+        for item, contestant in zip(values["contestants"], self.settings.contestants, strict=True):
+            item["estimator"] = contestant.estimator.identity.model_dump(mode="json")
         return _digest("race", values)
 
     @property
@@ -102,10 +104,11 @@ class PlannedRun:
         """Identity for resuming: everything that the run depends on, and the versions of the code and of torch.
 
         Versions of plug-ins are among them. Runs of different races with one identity are the same run. Names, titles
-        and the target are no part of it, nor is the design of full-batch training, which looks at no batch, but for
-        the clusters that nodes are arranged by.
+        and the target are no part of it, nor is the design of full-batch training, which looks at no batch, except
+        for the clusters that nodes are arranged by.
         """
         values = self.settings.model_dump(mode="json")
+        values["estimator"] = self.contestant.estimator.identity.model_dump(mode="json")
         if self.contestant.estimator.name == FULL_BATCH:
             values["design"] = {key: values["design"].get(key) for key in ("partition", "parts")}
         return _digest("run", {**values, "plugins": plugins_of(self.settings)})

@@ -31,7 +31,7 @@ def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs
     """Train every contestant once per seed and say when each had the target accuracy; record nothing.
 
     Everything that the settings name is built before the first run. A run that raises an error after that is
-    recorded as ``"failed"``; the others go on. ``lmc-verify race`` makes the same runs and records each as it ends.
+    recorded as ``"failed"``; the others continue. ``lmc-verify race`` makes the same runs and records each as it ends.
 
     Args:
         settings: the race.
@@ -52,7 +52,7 @@ def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs
 
 
 class _Worker:
-    """A process that makes runs. It keeps one data set at a time: the large ones do not fit beside each other."""
+    """A process that makes runs. It keeps one data set at a time: the large ones do not fit next to each other."""
 
     def __init__(self, data_root: Path | None, download: bool) -> None:
         self.place = (data_root, download)
@@ -62,7 +62,7 @@ class _Worker:
         """Contestants that have taken the step that does not count."""
 
     def make(self, planned: PlannedRun, watch: Watch | None = None) -> RaceRun:
-        """Make one run. An error is recorded as such; bad input is raised, for the caller to mend.
+        """Make one run. An error is recorded as such; bad input is raised, for the caller to fix.
 
         Raises:
             InvalidInputError: the settings do not fit the data.

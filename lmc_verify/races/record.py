@@ -109,7 +109,7 @@ class Median:
     """A median over runs with its distribution-free interval; a run that never arrives counts as infinite.
 
     Attributes:
-        value: the median; infinite where half of the runs never arrived; None where no run has a value.
+        value: the median; infinite where half of the runs never reached it; None where no run has a value.
         low: lower end of the interval; None where there are too few runs for the level.
         high: upper end; may be infinite.
         miss: probability that the interval misses the distribution's median, at most; 1 where there is none.
@@ -214,7 +214,8 @@ class RaceRecord:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
-                f"the record of a race is damaged ({type(error).__name__}: {error}); restore it, or race again"
+                f"the record of a race is damaged ({type(error).__name__}: {error}); restore it, or run the race "
+                "again in another folder"
             ) from error
 
 

@@ -76,7 +76,7 @@ class ContestantSettings(Settings):
 
     Attributes:
         estimator: by name, with its settings.
-        design: its batch design. Full-batch training looks at no batch, and takes one step an epoch.
+        design: its batch design. Full-batch training looks at no batch, and takes one step per epoch.
         label: what tables and pictures call it; by default the estimator with its settings.
         trainer: settings in which it departs from the race's, such as ``{"learning_rate": 0.05}``.
     """
@@ -116,7 +116,7 @@ class TargetSettings(Settings):
 
 
 class RaceSettings(Settings):
-    """A race: contestants on one data set and model, each trained once a seed.
+    """A race: contestants on one data set and model, each trained once per seed.
 
     Attributes:
         dataset: the data; also from `data_seed`, which is the same for all runs.

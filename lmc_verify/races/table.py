@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmc_verify.cases import build_estimator, check_dataset
+from lmc_verify.cases import EstimatorSettings, build_estimator, check_dataset
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
@@ -135,8 +135,7 @@ def _contestants(table: RaceTable) -> list[Any]:
         estimator = {"name": written} if isinstance(written, str) else dict(written)
         label, trainer = estimator.pop("label", ""), estimator.pop("trainer", {})
         if not label:
-            settings = " ".join(f"{key}={value}" for key, value in sorted(estimator.items()) if key != "name")
-            label = f"{estimator.get('name')} {settings}".strip()
+            label = validated(EstimatorSettings, estimator, at="estimator").describe()
         single = estimator.get("name") == FULL_BATCH
         for design in designs[:1] if single else designs:
             parts = [] if single else [_design_words(key, design.get(key)) for key in varying]
@@ -153,7 +152,7 @@ def _spread(design: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _design_words(key: str, value: Any) -> str:
-    return f"{value} a batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
+    return f"{value} per batch" if key == "per_batch" else f"{value} parts" if key == "parts" else f"{key} {value}"
 
 
 def _differs(designs: Sequence[Mapping[str, Any]], key: str) -> bool:

@@ -47,7 +47,7 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     """Write the report in every format and return format -> path.
 
     Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered,
-    and written beside their places, before the first file is replaced: what fails on the way leaves an older report as
+    and written next to their places, before the first file is replaced: what fails on the way leaves an older report as
     it was.
 
     Raises:

@@ -110,7 +110,7 @@ def run_suite(
 ) -> RunResult:
     """Run every trial, every search and every race of a suite; record each trial, search and run in its transaction.
 
-    Counterexamples are written into the folder ``counterexamples`` beside the records.
+    Counterexamples are written into the folder ``counterexamples`` next to the records.
 
     Args:
         suite: the suite.
@@ -119,7 +119,7 @@ def run_suite(
         resume: take trials, searches and runs of races with the same identity (claim or training run, case and code)
             from earlier runs in `records`; a search whose files are gone or changed is made again.
         jobs: processes; 1 runs in this one. Verdicts do not depend on it.
-        replicate: number of the repetition of the statistical checks; another one draws afresh.
+        replicate: number of the repetition of the statistical checks; another one has fresh draws.
         preset: variant of the races; by default the suite's first.
         listen: called after each trial, each search and each run of a race.
         watch: called while a run of a race is under way, with one process only.

@@ -32,14 +32,14 @@ __all__ = ["Planned", "run_planned", "trial_key"]
 
 @dataclass(frozen=True)
 class Planned:
-    """A trial that is to be run.
+    """One planned check.
 
     Attributes:
         kind: ``"claim"`` or ``"control"``.
         claim: id of the claim.
         settings: the case.
         expected: what the suite expects.
-        optional: whether an absent data set only skips the trial.
+        optional: whether an absent data set only skips the check.
         control: the control, for that kind.
     """
 
@@ -97,7 +97,7 @@ def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
 
 
 def run_planned(planned: Planned, workspace: Workspace) -> Trial:
-    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to mend.
+    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to fix.
 
     Raises:
         InvalidInputError: the settings do not fit the data.

@@ -1,4 +1,4 @@
-"""SQLite store of trials: append-only, resumable, one transaction a trial.
+"""SQLite store of trials: append-only, resumable, one transaction per trial.
 
 A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed

@@ -2,7 +2,7 @@
 
 Two results are identical if every recorded number, text and outcome is equal to the replayed one; NaN equals NaN.
 Wall-clock times are not compared, nor is the hash of the code: another version of the code, of torch, another platform
-or thread count is stated beside the result, because it may explain a difference.
+or thread count is stated next to the result, because it may explain a difference.
 """
 
 from __future__ import annotations

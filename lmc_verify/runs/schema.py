@@ -31,7 +31,7 @@ _MAGIC = b"SQLite format 3\x00"
 
 
 def _append_only(table: str, *unique: str) -> tuple[str, ...]:
-    """Return the triggers that keep what a table holds; `unique` names the columns that tell its rows apart."""
+    """Return the triggers that keep what a table holds; `unique` names the columns that identify a row."""
     triggers = [
         f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, 'append-only: {table} cannot be changed'); END"

@@ -13,7 +13,7 @@ import json
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,7 +111,9 @@ class PlannedSearch:
     def key(self) -> str:
         """Identity for resuming: claim, case, and the versions of the code, of torch and of Hypothesis."""
         versions = [code_fingerprint(), torch.__version__, importlib.metadata.version("hypothesis")]
-        text = "\n".join(["counterexample", self.claim, json.dumps(self.case, sort_keys=True), *versions])
+        settings = self.settings.model_copy(update={"estimator": self.settings.estimator.identity})
+        case = json.dumps(replace(self, settings=settings).case, sort_keys=True)
+        text = "\n".join(["counterexample", self.claim, case, *versions])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -245,7 +247,7 @@ class SearchRecord:
 
 
 def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
-    """Search, and save and draw what is found. A crash becomes an error; bad input is raised, for the caller to mend.
+    """Search, and save and draw what is found. A crash becomes an error; bad input is raised, for the caller to fix.
 
     Raises:
         InvalidInputError: the settings do not fit.

@@ -249,7 +249,7 @@ def load_suite(path: str | Path) -> Suite:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the suite file {file}: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise InvalidInputError(f"{file} is not valid TOML: {error}; mend the file at that place") from error
+        raise InvalidInputError(f"{file} is not valid TOML: {error}; fix the file at that place") from error
     return validated(Suite, values, f"{file} is not a suite")
 
 

@@ -29,7 +29,7 @@ class Trial:
         expected: the outcome that the suite expects, such as ``"REFUTED"``; None for no expectation.
         command: shell command that reproduces the trial.
         seconds: wall-clock time it took.
-        control: of a control, what is kept beside the verdict; else None.
+        control: of a control, what is kept next to the verdict; else None.
     """
 
     key: str
@@ -120,7 +120,7 @@ class NotRun:
 
 
 def repeated_case(verdict: Verdict) -> str:
-    """Return what repetitions of a verdict have in common: claim, case but for the replicate, and every hash.
+    """Return what repetitions of a verdict have in common: claim, case except for the replicate, and every hash.
 
     The hashes include the version of the code, so evidence of different code is never added up.
     """

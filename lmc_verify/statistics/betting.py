@@ -131,7 +131,7 @@ class BettingProcess:
             limit = np.broadcast_to(self.bound, inside.shape)[~inside].flat[0]
             raise ValueError(
                 f"a draw is {worst}, its proven range is +-{limit}: the range is broken, nothing can be concluded; "
-                "prove a larger range and start anew"
+                "prove a larger range and start again"
             )
         if np.isnan(mean).any():
             raise ValueError("the null's conditional mean is not a number")
@@ -333,7 +333,8 @@ def checked_draw(
         if not norm <= bounds[name] * (1 + RANGE_SLACK) + tolerances[name]:
             raise ValueError(
                 f"block {name!r} of draw has norm {norm}, its proven bound is {bounds[name]} (tolerance "
-                f"{tolerances[name]}): the range is broken, nothing can be concluded; prove a larger one and start anew"
+                f"{tolerances[name]}): the range is broken, nothing can be concluded; prove a larger one and start "
+                "again"
             )
     return blocks
 

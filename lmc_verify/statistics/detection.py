@@ -1,4 +1,4 @@
-"""What tests by betting can detect: the smallest bias, and the draws that a bias needs, each promised for every law.
+"""What tests by betting can detect: the smallest bias, and the draws that a bias needs, whatever the distribution.
 
 The promises are about the tests of betting.py. The capital after a number of draws is bounded from below with the
 probability wanted (`guaranteed_log_capital`); the smallest bias, or number of draws, at which that bound reaches the
@@ -34,7 +34,7 @@ def guaranteed_log_capital(
     """Return, for every bet, a logarithm of capital that `draws` draws reach with probability at least 1 - miss [bets].
 
     The draws x lie in [-1, reach], have conditional variances of at most `variance`, and conditional means in [mean,
-    largest_mean], but for `lost_draws` of them whose means are only known to be at least -largest_mean.
+    largest_mean], except for `lost_draws` of them whose means are only known to be at least -largest_mean.
 
     Let ``z = lambda (x - mean) / (1 + lambda mean)``. As ``x >= -1``, z is at least -k with
     ``k = lambda (1 + mean) / (1 + lambda mean)``. Since ``(z - log(1 + z)) / z^2`` decreases in z, each factor has
@@ -113,7 +113,7 @@ def smallest_detectable_bias(
 
     The promise, for independent identically distributed draws: a block whose mean has at least this norm makes the
     test reject at alpha within `draws` draws with probability at least `power`. It is a lower bound and holds for every
-    law; typical laws are detected some two times smaller.
+    distribution; typical ones are detected about two times smaller.
 
     Args:
         deviation: bound of the standard deviation along any direction, in units of the bound.

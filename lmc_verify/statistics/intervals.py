@@ -156,7 +156,7 @@ class MeanInterval:
         if not self._low - slack <= value <= self._high + slack:
             raise ValueError(
                 f"a draw is {value}, its proven range is [{self._low}, {self._high}]: the range is broken, nothing can "
-                "be concluded; prove a larger range and start anew"
+                "be concluded; prove a larger range and start again"
             )
         if self._population is not None and self.draws >= self._population:
             raise ValueError(f"all {self._population} points of the population are drawn; there is no further draw")
@@ -187,7 +187,7 @@ def reachable_upper_bound(mean: float, deviation: float, draws: int, alpha: floa
     """Return a value that the upper end falls below, after `draws` draws, with probability at least 1 - miss.
 
     The promise is for independent draws in [0, 1] with this mean and a standard deviation of at most `deviation`; it
-    holds for every law. It is the smallest candidate against which `guaranteed_log_capital` is enough.
+    holds for every distribution. It is the smallest candidate against which `guaranteed_log_capital` is enough.
     """
     needed = log_threshold(alpha) + math.log(_BETS.size)
     # The capital against a candidate increases with its gap to the mean, the guarantee need not: take the first gap.

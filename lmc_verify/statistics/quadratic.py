@@ -1,8 +1,9 @@
-"""A control problem whose rate is known: stochastic gradient descent on a quadratic, in its stationary law.
+"""A control problem whose rate is known: stochastic gradient descent on a quadratic, in its stationary distribution.
 
-For ``L(x) = |x|^2 / 2`` with gradient noise of unit variance, ``x' = (1 - eta) x - eta noise`` leaves the normal law
-with variance ``eta / (2 - eta)`` a coordinate invariant. Started there, the expected gradient norm is that of every
-step, so its slope over any schedule of step sizes is known in closed form. Whatever measures slopes must find it.
+For ``L(x) = |x|^2 / 2`` with gradient noise of unit variance, ``x' = (1 - eta) x - eta noise`` leaves the normal
+distribution with variance ``eta / (2 - eta)`` per coordinate invariant. Started there, the expected gradient norm is
+that of every step, so its slope over any schedule of step sizes is known in closed form. Whatever measures slopes must
+find it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ DIMENSION = 64
 
 
 def expected_norm(step_size: float) -> float:
-    """Return the expected gradient norm in the stationary law.
+    """Return the expected gradient norm in the stationary distribution.
 
     Raises:
         ValueError: a step size outside (0, 2), for which there is none.
     """
     if not 0 < step_size < 2:
-        raise ValueError(f"the step size is {step_size}, a stationary law needs one in (0, 2)")
+        raise ValueError(
+            f"the step size is {step_size}, a stationary distribution exists only for step sizes in (0, 2)"
+        )
     log_mean = gammaln((DIMENSION + 1) / 2) - gammaln(DIMENSION / 2)
     return float(np.sqrt(2 * step_size / (2 - step_size)) * np.exp(log_mean))
 

@@ -222,9 +222,9 @@ class BiasRadius:
 def resolvable_bias(bound: float, second_moment: float, draws: int, alpha: float, *, power: float = 0.9) -> float:
     """Return a bound that `BiasRadius.upper` reaches in `draws` draws of mean zero, with probability at least `power`.
 
-    The promise is for independent identically distributed draws with mean zero, and holds for every law. It covers the
-    noise of both parts: that of the second moment's bound, and the norm of the sum, which is below the smaller of
-    Pinelis' and Chebyshev's bounds.
+    The promise is for independent identically distributed draws with mean zero, and holds for every distribution.
+    It covers the noise of both parts: that of the second moment's bound, and the norm of the sum, which is below the
+    smaller of Pinelis' and Chebyshev's bounds.
 
     Args:
         bound: proven bound of ``||D||``.

@@ -1,11 +1,11 @@
 """Rates from independent training runs: slopes, decay with a floor, and intervals that assume no distribution.
 
 One run (a seed) gives one number, such as a log-log slope. The numbers of independent runs are independent draws from
-one law, and order statistics bound the median of that law whatever it looks like: with n runs, all of them lie above
+one distribution, and order statistics bound its median whatever its shape: with n runs, all of them lie above
 the median with probability ``2^-n``. A t-interval would need normal tails far beyond what a few dozen runs can show.
 
 For the test there are three functions: `median_interval` runs it, `detectable_margin` says how far from a limit the
-median must lie to be told apart from it, and `seeds_to_detect` how many runs tell a given distance apart. An error
+median must lie to be distinguished from it, and `seeds_to_detect` how many runs detect a given distance. An error
 level alone asks for `seeds_needed`.
 """
 
@@ -46,7 +46,7 @@ _NO_DECAY = 1e-12
 
 @dataclass(frozen=True)
 class MedianInterval:
-    """An interval for the median of a law, from independent draws.
+    """An interval for the median of a distribution, from independent draws.
 
     Attributes:
         median: of the draws.
@@ -107,10 +107,10 @@ def _cut(draws: int, alpha: float) -> tuple[int, float]:
 
 
 def median_interval(values: Sequence[float], alpha: float) -> MedianInterval:
-    """Return the order-statistic interval for the median, exact for every law without assumptions on its shape.
+    """Return the order-statistic interval for the median, exact for every distribution, whatever its shape.
 
     Args:
-        values: independent draws from one law. Infinite values are allowed and count as what they are.
+        values: independent draws from one distribution. Infinite values are allowed and count as what they are.
         alpha: largest probability that the interval misses the median.
 
     Raises:
@@ -145,7 +145,7 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
         raise ValueError(f"power is {power} and must lie in (0, 1); deviation is {deviation} and must not be negative")
     if seeds < seeds_needed(alpha):
         return math.inf
-    # At most `cut` draws may fall on the wrong side of the limit; find the chance of one that allows it.
+    # At most `cut` draws may fall on the wrong side of the limit; find the probability of one that allows it.
     cut, _ = _cut(seeds, alpha)
     low, high = 0.0, 0.5
     for _ in range(60):
@@ -155,7 +155,7 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
 
 
 def seeds_to_detect(margin: float, deviation: float, alpha: float, power: float = 0.9) -> int | None:
-    """Return how many draws tell a median at this distance from a limit apart; the inverse of `detectable_margin`.
+    """Return how many draws distinguish a median at this distance from a limit; the inverse of `detectable_margin`.
 
     Args:
         margin: distance of the median from the limit.
@@ -170,7 +170,7 @@ def seeds_to_detect(margin: float, deviation: float, alpha: float, power: float 
         ValueError: a margin that is not positive, a level or power outside (0, 1), or a negative deviation.
     """
     if not margin > 0:
-        raise ValueError(f"the margin is {margin}, it must be positive: on the limit itself nothing can be told apart")
+        raise ValueError(f"the margin is {margin}, it must be positive: on the limit nothing can be distinguished")
     return first_that(lambda draws: detectable_margin(deviation, draws, alpha, power) <= margin, limit=2**20)
 
 

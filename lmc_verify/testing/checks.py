@@ -269,7 +269,7 @@ def loss_and_cost_are_numbers(subject: Subject) -> None:
 
 
 def writes_are_applied(subject: Subject) -> None:
-    """Writes fit the state, change written rows only, and the estimator goes on from there."""
+    """Writes fit the state, change written rows only, and the estimator continues from there."""
     problem, state, batch = subject.prepared()
     estimate = subject.estimator.estimate(problem, state, batch)
     _require(isinstance(estimate.writes, tuple), f"writes is a {type(estimate.writes).__name__}, a tuple is needed")
@@ -342,7 +342,7 @@ def accepts_every_batch(subject: Subject) -> None:
 
 
 def accepts_a_graph_without_edges(subject: Subject) -> None:
-    """Finite gradients there too; a law that draws edges may say that there are none."""
+    """Finite gradients there too; a sampler of edges may say that there are none."""
     problem, graph = subject.problem, subject.problem.graph
     weight = None if graph.edge_weight is None else graph.edge_weight[:0]
     edgeless = problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
@@ -350,7 +350,7 @@ def accepts_a_graph_without_edges(subject: Subject) -> None:
     try:
         batch = subject.batches(edgeless, state, subject.design)[0]
     except InvalidInputError as refusal:
-        raise NotApplicableError(f"the estimator's law has nothing to draw: {refusal}") from refusal
+        raise NotApplicableError(f"the estimator has nothing to sample: {refusal}") from refusal
     _is_usable("a graph without edges", edgeless, subject.estimator.estimate(edgeless, state, batch).gradient)
 
 
@@ -454,7 +454,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "refuses batches without a sample": refuses_batches_without_a_sample,
     "drops units by key": drops_units_by_key,
 }
-"""Every check by name, beside the claims (`check_claim_verdict`)."""
+"""Every check by name, besides the claims (`check_claim_verdict`)."""
 
 
 def check_claim_verdict(subject: Subject, *, claim: str, declared: Outcome | None) -> None:

@@ -1,4 +1,4 @@
-"""Conformance: does an estimator keep the contract of `lmc_verify.Estimator`, and the claims that it declares?
+"""Conformance: does an estimator satisfy the contract of `lmc_verify.Estimator`, and the claims that it declares?
 
 `check_estimator` runs every check on every conformance case and returns one result each, failed or not; a `Census`
 says how many were run, did not apply, or were skipped. `parametrize_with_checks` makes a pytest test of each.
@@ -68,8 +68,8 @@ class Census:
     """How many checks were run, and how many were not.
 
     Attributes:
-        passed: run, and as they should be.
-        failed: run, and not as they should be.
+        passed: run, and passed.
+        failed: run, and failed.
         not_applicable: not run: nothing to check for this estimator.
         skipped: not run: not possible here.
     """

@@ -124,7 +124,7 @@ def partitions(graph: Graph, *, max_parts: int | None = None) -> st.SearchStrate
 
     Args:
         graph: the graph.
-        max_parts: at most this many clusters; None allows one a node.
+        max_parts: at most this many clusters; None allows one per node.
     """
     n = graph.num_nodes
     limit = n if max_parts is None else min(max_parts, n)
@@ -155,7 +155,7 @@ def batches(draw: st.DrawFn, graph: Graph) -> Batch:
 def designs(draw: st.DrawFn, graph: Graph, *, max_support: int = 24, max_parts: int = 4) -> BatchDesign:
     """Batch designs of every kind on a graph, with at most `max_support` batches, so that they can be enumerated.
 
-    `EpochClusters` are drawn at the start of an epoch; call its `after` for a conditional law.
+    `EpochClusters` are drawn at the start of an epoch; call its `after` for a conditional distribution.
     """
     n = graph.num_nodes
     kind = draw(st.sampled_from(["clusters", "nodes", "epoch", "fused"]))
@@ -281,7 +281,7 @@ def histories(draw: st.DrawFn, problem: Problem) -> History:
 
 @st.composite
 def betas(draw: st.DrawFn, graph: Graph) -> float | tuple[float, ...]:
-    """Blend weights: one number in [0, 1], both ends included, or one a node."""
+    """Blend weights: one number in [0, 1], both ends included, or one per node."""
     if draw(st.booleans()):
         values = _uniform(draw(seeds()), (graph.num_nodes,), torch.float64, 0.0, 1.0)
         return tuple(values.tolist())

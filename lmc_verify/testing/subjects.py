@@ -1,4 +1,4 @@
-"""What the conformance checks look at: an estimator on small cases, each built afresh for every check."""
+"""What the conformance checks look at: an estimator on small cases, built again for every check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lmc_verify.datasets import load_graph
-from lmc_verify.estimators import Estimate, Estimator, History, batch_law
+from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, Partition, make_partition
 from lmc_verify.models import GCN, SAGE, LayeredModel
 from lmc_verify.objective import Problem
@@ -45,15 +45,16 @@ class Subject:
         problem = problem or self.problem
         state = self.estimator.init(problem)
         source = generator(self.seed, "conformance steps")
-        for _ in range(steps):  # the law may depend on the state
-            batch = batch_law(self.estimator, problem, state, self.design).draw(source)
+        for _ in range(steps):  # the distribution may depend on the state
+            batch = batch_distribution(self.estimator, problem, state, self.design).draw(source)
             state.apply(self.estimator.estimate(problem, state, batch).writes)
         return state
 
     def batches(self, problem: Problem, state: History, design: BatchDesign, count: int = 1) -> list[Batch]:
         """Draw batches of a design, with the estimator's own samples if it takes any."""
-        law, source = batch_law(self.estimator, problem, state, design), generator(self.seed, "conformance batches")
-        return [law.draw(source) for _ in range(count)]
+        distribution = batch_distribution(self.estimator, problem, state, design)
+        source = generator(self.seed, "conformance batches")
+        return [distribution.draw(source) for _ in range(count)]
 
     def prepared(self, problem: Problem | None = None) -> tuple[Problem, History, Batch]:
         """Return problem, state and a batch."""
@@ -68,7 +69,7 @@ class Subject:
 
 
 def subjects(estimator: Estimator, seed: int) -> Iterator[tuple[str, Callable[[], Subject]]]:
-    """Yield the conformance cases by name; each is built afresh for every check, so that none disturbs another."""
+    """Yield the conformance cases by name; each is built again for every check, so that none disturbs another."""
     yield "gcn on a directed weighted graph", partial(_directed, estimator, seed)
     yield "sage on a multi-label graph", partial(_multi_label, estimator, seed)
 

@@ -183,7 +183,7 @@ def unpack_optimiser(
     ]
     optimiser.load_state_dict({"state": {}, "param_groups": groups})
     # The state itself is set by hand: load_state_dict casts it to the parameters' precision, which is another number
-    # where an optimiser keeps single precision beside double (NAdam).
+    # where an optimiser keeps single precision next to double (NAdam).
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     slots: dict[str, Any] = dict(document["values"])
     for key, device in document["devices"].items():

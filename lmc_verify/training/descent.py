@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History, batch_law, checked_estimate, properties_of
+from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import ExactPass, Gradient, Problem, exact_pass, gradient_norm, gradient_sum
 
@@ -93,7 +93,7 @@ class TrainingRun:
         self.problem = problem.copy()
         self.estimator, self.step_size = estimator, step_size
         self.state = estimator.init(self.problem) if state is None else state.clone()
-        self.design = batch_law(estimator, self.problem, self.state, design)
+        self.design = batch_distribution(estimator, self.problem, self.state, design)
         self._adaptive = properties_of(estimator).adaptive
         self.step_count = 0
         self._generator = generator
@@ -104,9 +104,9 @@ class TrainingRun:
         }
 
     def draw(self) -> Batch:
-        """Draw the next batch, from the estimator's own law where it has one that depends on the state."""
+        """Draw the next batch, from the estimator's own distribution where that depends on the state."""
         if self._adaptive:
-            self.design = batch_law(self.estimator, self.problem, self.state, self.design)
+            self.design = batch_distribution(self.estimator, self.problem, self.state, self.design)
         return self.design.draw(self._generator)
 
     def step(self, batch: Batch | None = None) -> Estimate:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmc_verify.estimators import Estimator, History, batch_law
+from lmc_verify.estimators import Estimator, History, batch_distribution
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import Gradient, Problem, evaluating, exact_pass
 from lmc_verify.statistics.enumeration import MomentAccumulator
-from lmc_verify.training.stream import whole_law
+from lmc_verify.training.stream import whole_distribution
 from lmc_verify.training.trace import WHOLE, GradientError
 
 __all__ = ["measure_gradient_error"]
@@ -30,27 +30,27 @@ def measure_gradient_error(
     limit: int,
     generator: np.random.Generator,
 ) -> GradientError:
-    """Measure the next estimate's law at the present parameters and histories; nothing is changed.
+    """Measure the next estimate's distribution at the present parameters and histories; nothing is changed.
 
     Args:
         problem: the problem; evaluated in evaluation mode.
         estimator: the estimator.
         state: its histories.
-        design: the law of the batch; one that shuffles epochs counts as its law at a random place of an epoch.
+        design: the distribution of the batch; of one that shuffles epochs, that at a random place of an epoch.
         step: for the record.
         limit: a design of at most this many batches is enumerated; of a larger one as many are drawn.
         generator: of the draws.
     """
-    law = batch_law(estimator, problem, state, whole_law(design))
+    distribution = batch_distribution(estimator, problem, state, whole_distribution(design))
     with evaluating(problem.model):
         exact = exact_pass(problem)
         if state.exact_for is not None:  # else every estimate would make the same exact pass
             state = History.from_exact(problem, exact)
         batches: list[tuple[Batch, float]]
-        if law.support_size <= limit:
-            drawn, batches = False, list(law.enumerate())
+        if distribution.support_size <= limit:
+            drawn, batches = False, list(distribution.enumerate())
         else:
-            drawn, batches = True, [(law.draw(generator), 1 / limit) for _ in range(limit)]
+            drawn, batches = True, [(distribution.draw(generator), 1 / limit) for _ in range(limit)]
         parts = _parts(problem)
         moments, error = MomentAccumulator(), {part: [0.0] for part in parts}
         gradient = _flat(exact.gradient)

@@ -18,7 +18,7 @@ __all__ = ["build_optimiser", "build_schedule", "check_optimiser", "check_schedu
 
 # These need a closure that evaluates the loss again, or sparse gradients: neither fits one estimate a step.
 _UNFIT_OPTIMISERS = {
-    "lbfgs": "evaluates the loss several times a step, an estimate is made once",
+    "lbfgs": "evaluates the loss several times per step, but an estimate is made once",
     "sparseadam": "takes sparse gradients, estimates are dense",
 }
 # These need functions, other schedules or a metric: no settings file can hold the former, no run has the latter.

@@ -11,11 +11,11 @@ import numpy as np
 
 from lmc_verify.graphs import Batch, BatchDesign, EpochClusters
 
-__all__ = ["BatchStream", "steps_per_epoch", "whole_law"]
+__all__ = ["BatchStream", "steps_per_epoch", "whole_distribution"]
 
 
-def whole_law(design: BatchDesign) -> BatchDesign:
-    """Return a design's law at the start of an epoch: without what it was told to have seen."""
+def whole_distribution(design: BatchDesign) -> BatchDesign:
+    """Return a design's distribution at the start of an epoch: without the clusters that it was told were visited."""
     return replace(design, seen=()) if isinstance(design, EpochClusters) and design.seen else design
 
 
@@ -35,7 +35,7 @@ class BatchStream:
     independent draws. A first epoch of which some clusters were already seen is shorter.
 
     Args:
-        design: the law.
+        design: the distribution of batches.
         generator: of the batches; the stream's own from here on.
     """
 
@@ -59,11 +59,11 @@ class BatchStream:
         return batch
 
     def follow(self, design: BatchDesign) -> None:
-        """Draw from another law from here on, such as that of an estimator whose law depends on its state."""
+        """Draw from another distribution from here on, such as that of an estimator that samples by its state."""
         self._design = design
 
     def _shuffle(self) -> None:
-        design: Any = self._design if self._first else whole_law(self._design)
+        design: Any = self._design if self._first else whole_distribution(self._design)
         self._mark = self._state()
         self._epoch, self._taken = list(design.epoch(self._generator)), 0
 

@@ -53,7 +53,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class GradientError:
-    """The law of the next estimate against the exact gradient, at the histories and parameters of one step.
+    """The distribution of the next estimate against the exact gradient, at the histories and parameters of one step.
 
     Both are taken in evaluation mode: where a run drops units, they are those of the whole model. Every mapping has
     the parts of the model that have parameters, and ``"all"``.

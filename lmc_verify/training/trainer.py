@@ -1,7 +1,7 @@
 """The trainer: any estimator, model, data and batch design with any optimiser, measured while it trains.
 
 Training time is the time of batches, estimates, writes to histories and the optimiser. Evaluations, measurements of the
-gradient's error, checkpoints and progress are kept out of it.
+gradient's error, checkpoints and progress are excluded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, batch_law, properties_of, with_beta
+from lmc_verify.estimators import Estimator, batch_distribution, properties_of, with_beta
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
@@ -37,7 +37,7 @@ from lmc_verify.training.evaluation import evaluate, metric_of
 from lmc_verify.training.gradient_error import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
 from lmc_verify.training.settings import TrainerSettings
-from lmc_verify.training.stream import BatchStream, steps_per_epoch, whole_law
+from lmc_verify.training.stream import BatchStream, steps_per_epoch, whole_distribution
 from lmc_verify.training.trace import Evaluation, Trace
 
 __all__ = ["Trainer"]
@@ -45,7 +45,7 @@ __all__ = ["Trainer"]
 _NOTICE = 0.5
 """Seconds of training after which a listener is told of the progress between evaluations."""
 _CHECKPOINT = 60.0
-"""Seconds between checkpoints while a run goes on; one is always made at its end, and when it is interrupted."""
+"""Seconds between checkpoints during a run; one is always made at its end, and when it is interrupted."""
 
 Listener = Callable[["Trainer"], None]
 
@@ -61,7 +61,7 @@ class Trainer:
         problem: where to start.
         estimator: gives the gradient estimates.
         design: gives the batches; `lmc_verify.EpochClusters` gives whole epochs without replacement. Estimators that
-            look at no batch (full-batch training) take one step an epoch, whatever it is.
+            look at no batch (full-batch training) take one step per epoch, whatever it is.
         settings: see `TrainerSettings`.
         seed: root seed of the run.
         description: further entries for the trace's description.
@@ -139,11 +139,11 @@ class Trainer:
             settings.optimiser_options,
         )
         self._schedule = self._build_schedule(planned, 0)
-        law = batch_law(self.estimator, self.problem, self.state, design)
+        distribution = batch_distribution(self.estimator, self.problem, self.state, design)
         self._adaptive = found.adaptive
-        self._stream = BatchStream(law, generator(seed, "training", "batches"))
+        self._stream = BatchStream(distribution, generator(seed, "training", "batches"))
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
-        self._law = _fresh(whole_law(design))
+        self._measured_design = _fresh(whole_distribution(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
         self._nodes, self._messages = 0, 0
         self._batch_loss, self._batch_count = 0.0, 0
@@ -168,7 +168,7 @@ class Trainer:
 
         Args:
             listen: called with the trainer after every evaluation, and twice a second in between.
-            stop: asked after every step; the run is then ``"interrupted"``, and goes on when `run` is called again.
+            stop: asked after every step; the run is then ``"interrupted"``, and continues when `run` is called again.
             checkpoint: file to keep the run in, written every minute, at the end, and when the run is interrupted.
 
         Raises:
@@ -218,7 +218,7 @@ class Trainer:
     def _step(self) -> None:
         """Estimate, write the histories, move the parameters."""
         if self._adaptive:
-            self._stream.follow(batch_law(self.estimator, self.problem, self.state, self.design))
+            self._stream.follow(batch_distribution(self.estimator, self.problem, self.state, self.design))
         batch = self._stream.next()
         if self._drops:
             key_dropout(self.problem.model, self.seed, "training", self.step_count)
@@ -260,7 +260,7 @@ class Trainer:
                 self.problem,
                 self.estimator,
                 self.state,
-                self._law,
+                self._measured_design,
                 step=self.step_count,
                 limit=self.settings.gradient_batches,
                 generator=generator(self.seed, "training", "gradient error", self.step_count),
@@ -309,7 +309,7 @@ class Trainer:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, path: str | Path) -> None:
-        """Write a checkpoint, from which `restore` goes on; see `lmc_verify.training.checkpoint`.
+        """Write a checkpoint, from which `restore` continues; see `lmc_verify.training.checkpoint`.
 
         Raises:
             OutputError: it cannot be written.
@@ -333,7 +333,7 @@ class Trainer:
         write_checkpoint(path, {**tensors, **pack_history(self.state), **slots}, document)
 
     def restore(self, path: str | Path) -> None:
-        """Go on from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
+        """Continue from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
 
         Raises:
             InvalidInputError: a checkpoint that cannot be read, or is of another run; the message names what differs.

@@ -32,7 +32,7 @@ from lmc_verify.estimators import (
     FM,
     GAS,
     LMC,
-    NORMALISERS,
+    LOSS_WEIGHTINGS,
     SCORES,
     BackwardSGD,
     ClusterGCN,
@@ -52,7 +52,7 @@ def estimators(draw, graph):
     name = draw(
         st.sampled_from(["backward-sgd", "lmc", "lmc-forward-only", "lmc-backward-only", "gas", "fm", "cluster-gcn"])
     )
-    settings = {"normaliser": draw(st.sampled_from(NORMALISERS))}
+    settings = {"weighting": draw(st.sampled_from(LOSS_WEIGHTINGS))}
     if name.startswith("lmc"):
         settings["score"] = draw(st.sampled_from(sorted(SCORES)))
         settings["whole_when_complete"] = draw(st.booleans())
@@ -90,7 +90,7 @@ def problems(draw):
 
 def differences(problem, exact, state, batch, estimator):
     """Return ``g_est - g_ref`` on a batch."""
-    reference = BackwardSGD(normaliser=estimator.normaliser)
+    reference = BackwardSGD(weighting=estimator.weighting)
     held = History.from_exact(problem, exact)
     estimate = estimator.estimate(problem, state, batch).gradient
     return gradient_sum(estimate, reference.estimate(problem, held, batch).gradient, -1.0)
@@ -180,7 +180,7 @@ def test_total_error_lies_in_its_interval(data):
     state = data.draw(states(problem, exact, estimator))
     batch = data.draw(testing.batches(problem.graph))
     bound = batch_bound(problem, exact, state, batch, estimator)
-    interval = error_interval(problem, exact, batch, bound, normaliser=estimator.normaliser)
+    interval = error_interval(problem, exact, batch, bound, weighting=estimator.weighting)
     error = gradient_norm(gradient_sum(estimator.estimate(problem, state, batch).gradient, exact.gradient, -1.0))
     assert interval.low * (1 - 1e-12) <= error <= interval.high * (1 + 1e-12)
     assert interval.high - interval.low <= 2 * bound.total * (1 + 1e-9) + 1e-12
@@ -409,14 +409,14 @@ def test_a_halo_node_misses_messages_from_its_own_group_too():
         assert batch.clusters != (0,) or gradient_norm(difference) > 0.1
 
 
-@pytest.mark.parametrize(("normaliser", "factor"), [("inclusion", 2), ("node-count", 6), ("batch-mean", 5)])
-def test_range_takes_the_largest_weight_of_unequal_clusters(normaliser, factor):
+@pytest.mark.parametrize(("weighting", "factor"), [("inclusion", 2), ("node-count", 6), ("batch-mean", 5)])
+def test_range_takes_the_largest_weight_of_unequal_clusters(weighting, factor):
     mask = torch.tensor([True, False, True, True, True, True])
     problem = _problem(graph=path_graph(6, train_mask=mask))
     exact = exact_pass(problem)
     state, design = History.from_exact(problem, exact), lv.Clusters(lv.Partition.from_clusters([[0], [1, 2, 3, 4, 5]]))
     plain = range_bound(problem, exact, state, design, GAS())
-    found = range_bound(problem, exact, state, design, GAS(normaliser=normaliser))
+    found = range_bound(problem, exact, state, design, GAS(weighting=weighting))
     assert found.total == pytest.approx(plain.total * factor / 2)
 
 

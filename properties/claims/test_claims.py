@@ -95,12 +95,12 @@ def test_theory_knows_every_design(design: dict[str, Any], estimator: str) -> No
     assert agree(case_of(estimator, design=design)).keys() == IDENTITIES.keys()
 
 
-@pytest.mark.parametrize("normaliser", ["node-count", "batch-mean"])
+@pytest.mark.parametrize("weighting", ["node-count", "batch-mean"])
 @pytest.mark.parametrize("estimator", ["backward-sgd", "lmc", "gas"])
-def test_theory_knows_every_normaliser(estimator: str, normaliser: str) -> None:
-    agree(case_of({"name": estimator, "normaliser": normaliser}))
+def test_theory_knows_every_weighting(estimator: str, weighting: str) -> None:
+    agree(case_of({"name": estimator, "weighting": weighting}))
     alike = {"partition": "contiguous", "parts": 8, "per_batch": 2}  # 40 nodes: every batch has ten
-    assert agree(case_of({"name": "backward-sgd", "normaliser": "node-count"}, design=alike))[UNBIASED.id].outcome is (
+    assert agree(case_of({"name": "backward-sgd", "weighting": "node-count"}, design=alike))[UNBIASED.id].outcome is (
         Outcome.EXACT
     )
 
@@ -339,12 +339,12 @@ def test_dropout_makes_every_claim_inapplicable(claim: Any) -> None:
     [
         (FROZEN, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "UniformNodes draws no clusters"),
         (REDUCTIONS, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "UniformNodes draws no clusters"),
-        (REDUCTIONS, {"name": "lmc", "normaliser": "node-count"}, {}, "the loss is weighted by node-count"),
+        (REDUCTIONS, {"name": "lmc", "weighting": "node-count"}, {}, "the loss is weighted by node-count"),
         (LAYERS, "lmc", {}, "lmc drops no halo messages in the backward pass"),
         (LAYERS, "gas", {"histories": "zero"}, "the histories that are read are not exact (histories: zero)"),
         (LAYERS, "fm", {}, "fresh, incomplete values are mixed into the halo's embeddings"),
         (LAYERS, "gas", {"model": {"layers": 1}}, "the model has one layer, and no encoder that is trained"),
-        (LAYERS, {"name": "gas", "normaliser": "batch-mean"}, {}, "the loss is weighted by batch-mean"),
+        (LAYERS, {"name": "gas", "weighting": "batch-mean"}, {}, "the loss is weighted by batch-mean"),
         (LAYERS, "gas", {"design": {"parts": 4, "per_batch": 4}}, "no edge leaves a batch"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -1,4 +1,4 @@
-"""E3 is checked row by row: a history of H^1 shrinks by 1 - c/b a step, and a defect in what is written is caught."""
+"""E3 is checked row by row: a history of H^1 shrinks by 1 - c/b per step, and a defect in what is written is caught."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ ESTIMATORS = [
     {"name": "backward-sgd"},
     {"name": "lmc"},
     {"name": "lmc", "beta": 0.4},
-    {"name": "gas", "normaliser": "node-count"},
+    {"name": "gas", "weighting": "node-count"},
     {"name": "fm"},
     {"name": "cluster-gcn"},
     {"name": "full-batch"},

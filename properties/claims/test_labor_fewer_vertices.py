@@ -66,7 +66,7 @@ def test_more_sources_at_equal_variance_are_refuted() -> None:
     verdict = check_claim("labor/fewer-vertices", problem, pair, Wasteful(fan_out=1))
     assert verdict.outcome is Outcome.REFUTED
     assert verdict.residual == 0
-    assert "1 distinct sources a batch, neighbour sampling 0.75" in verdict.summary
+    assert "1 distinct sources per batch, with neighbour sampling 0.75" in verdict.summary
 
 
 def test_a_wrong_mean_at_the_right_variance_is_refuted() -> None:

@@ -162,9 +162,9 @@ def test_dropout_is_not_applicable(claim: str) -> None:
 
 
 @pytest.mark.parametrize("claim", [E4, E5, TWO])
-@pytest.mark.parametrize("normaliser", ["node-count", "batch-mean"])
-def test_theory_expects_nothing_where_weights_are_wrong(claim: str, normaliser: str) -> None:
-    estimator = LMC_BETA | {"normaliser": normaliser}
+@pytest.mark.parametrize("weighting", ["node-count", "batch-mean"])
+def test_theory_expects_nothing_where_weights_are_wrong(claim: str, weighting: str) -> None:
+    estimator = LMC_BETA | {"weighting": weighting}
     uneven = RING | {"dataset": {"name": "karate"}, "design": {"partition": "metis", "parts": 3, "per_batch": 1}}
     assert CLAIMS[claim].expect(case_of(claim, estimator, uneven)).outcome is None
 

@@ -32,7 +32,7 @@ SETTINGS: list[tuple[str | dict[str, Any], dict[str, Any]]] = [
     ("lmc", {"design": {"name": "nodes", "per_batch": 1}}),
     ("gas", {"design": {"parts": 4, "per_batch": 4}}),
     ("gas", {"model": {"layers": 1, "width": 3}, "histories": "zero"}),
-    ({"name": "gas", "normaliser": "batch-mean"}, {}),
+    ({"name": "gas", "weighting": "batch-mean"}, {}),
     ("lmc", {"design": {"name": "epoch", "parts": 5, "per_batch": 1, "seen": [0, 3]}}),
     ("lmc", {"dataset": {"name": "karate"}, "design": {"name": "nodes", "per_batch": 17}}),
     ({"name": "full-batch"}, {}),

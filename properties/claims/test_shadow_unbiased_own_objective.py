@@ -48,7 +48,7 @@ def test_shadow_s_claim_and_the_whole_graph_s() -> None:
     verdict = check_claim("shadow/unbiased-own-objective", problem, design, Shadow(1))
     assert verdict.outcome is Outcome.EXACT
     assert check_claim("theorem-1/unbiased", problem, design, Shadow(1)).outcome is Outcome.REFUTED
-    broken = Shadow(1, normaliser="batch-mean")
+    broken = Shadow(1, weighting="batch-mean")
     partial = Problem(graph.replaced(train_mask=torch.tensor([True, True, False, True, False])), problem.model)
     assert check_claim("shadow/unbiased-own-objective", partial, design, broken).outcome is Outcome.REFUTED
     assert check_claim("shadow/unbiased-own-objective", problem, design, TOP()).outcome is Outcome.NOT_APPLICABLE

@@ -55,7 +55,7 @@ def test_node_count_is_unbiased_for_equal_sizes(drawn: tuple) -> None:
     problem, design = drawn
     if len({batch.size for batch, _ in design.enumerate()}) > 1:
         design = UniformNodes(problem.graph.num_nodes, 1)
-    estimator = BackwardSGD(normaliser="node-count")
+    estimator = BackwardSGD(weighting="node-count")
     mean = expectation(design, estimate(estimator, problem, estimator.init(problem)))
     assert_gradients(f"E[{estimator}] under {design}", mean, exact_pass(problem).gradient)
 
@@ -63,13 +63,13 @@ def test_node_count_is_unbiased_for_equal_sizes(drawn: tuple) -> None:
 def test_node_count_is_biased_for_unequal_sizes() -> None:
     problem, _ = witness()
     unequal = Clusters(Partition.from_clusters([[0], [1, 2], [3, 4, 5, 6, 7, 8]]), 1)
-    assert bias(problem, BackwardSGD(normaliser="node-count"), unequal) > WITNESS
+    assert bias(problem, BackwardSGD(weighting="node-count"), unequal) > WITNESS
     assert bias(problem, BackwardSGD(), unequal) < 1e-12
 
 
 def test_batch_mean_is_unbiased_only_for_equal_numbers_of_labels() -> None:
     problem, partition = witness()
-    design, estimator = Clusters(partition, 1), BackwardSGD(normaliser="batch-mean")
+    design, estimator = Clusters(partition, 1), BackwardSGD(weighting="batch-mean")
     assert bias(problem, estimator, design) < 1e-12  # three labelled nodes in each cluster
     for unlabelled in ([0], [0, 3], [0, 3, 6]):  # the last leaves a cluster without any, which contributes zero
         mask = torch.ones(9, dtype=torch.bool)
@@ -173,9 +173,9 @@ class WrongWeights(Skewed):
             yield Batch.of(batch.nodes, 0.5), probability
 
 
-@pytest.mark.parametrize("normaliser", ["inclusion", "node-count", "batch-mean"])
-def test_a_law_with_weights_of_its_own_overrides_the_normaliser(normaliser: str) -> None:
-    problem, estimator = tiny(), MVS(fan_out=4, size=2, normaliser=normaliser)
+@pytest.mark.parametrize("weighting", ["inclusion", "node-count", "batch-mean"])
+def test_a_law_with_weights_of_its_own_overrides_the_weighting(weighting: str) -> None:
+    problem, estimator = tiny(), MVS(fan_out=4, size=2, weighting=weighting)
     verdict = check_claim("theorem-1/unbiased", problem, SMALL, estimator, histories="exact")
     assert verdict.outcome is Outcome.EXACT
     assert CLAIMS["theorem-1/unbiased"].expect(assemble_case(problem, SMALL, estimator, histories="exact")).outcome in (

@@ -96,7 +96,7 @@ def test_a_bias_without_a_plateau_refutes_nothing() -> None:
 
 def test_wrong_weights_are_not_expected_to_be_exact() -> None:
     partition = Partition(torch.tensor([0, 0, 0, 1, 1, 2]), "unequal")
-    case = small(BackwardSGD(normaliser="node-count"), Clusters(partition, 1))
+    case = small(BackwardSGD(weighting="node-count"), Clusters(partition, 1))
     assert FIXED_POINT.expect(case).outcome is None
     assert FIXED_POINT.check(case).outcome is not Outcome.EXACT
     seen = small(BackwardSGD(), EpochClusters(partition, 1, (0,)))

@@ -105,7 +105,7 @@ def case_of(estimator: Estimator, *, histories: str = "exact", layers: int = 2) 
 EXPECTED: list[tuple[str, Any, dict[str, Any]]] = [
     ("theorem-1/unbiased", LMC, {}),
     ("theorem-1/unbiased", GAS, {}),
-    ("theorem-1/unbiased", BackwardSGD, {"normaliser": "batch-mean"}),
+    ("theorem-1/unbiased", BackwardSGD, {"weighting": "batch-mean"}),
     ("theorem-1/unbiased", FullBatch, {}),
     ("theorem-1/unbiased", Shadow, {"depth": 0}),
     ("theorem-1/unbiased-sampled", LMC, {}),
@@ -231,7 +231,7 @@ def test_assumptions_that_statements_rule_out_stay_ruled_out() -> None:
         assert holds(BETA_ZERO, kind()) is wanted
     for kind in (LMC, scaled(LMC)):
         assert holds(BETA_ZERO, kind(beta=0.4)) is False
-        assert holds(INCLUSION_WEIGHTS, kind(normaliser="batch-mean")) is False
+        assert holds(INCLUSION_WEIGHTS, kind(weighting="batch-mean")) is False
     dropped, embeddings = (by_id(LOWER_LAYERS_BIASED, name) for name in ("backward-halo-dropped", "exact-embeddings"))
     for assumption in (dropped, embeddings):
         assert [holds(assumption, kind()) for kind in (GAS, scaled(GAS), altered(GAS))] == [True, None, None]

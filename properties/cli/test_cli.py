@@ -217,7 +217,7 @@ def test_check(lmc: Command) -> None:
     document = lmc("check", "theorem-1/unbiased", "--estimator", "gas", *SMALL, "--json")
     assert (plain.code, document.code, plain.err, document.err) == (0, 0, "", "")
     assert plain.out.startswith("REFUTED theorem-1/unbiased: biased")
-    assert "expected REFUTED, as expected: theory: messages from the halo are dropped" in plain.out
+    assert "as expected (REFUTED): messages from the halo are dropped" in plain.out
     values = document.json
     assert values["as_expected"] is True
     assert Verdict.from_dict(values["verdict"]).outcome is Outcome.REFUTED
@@ -305,7 +305,7 @@ def test_more_error_probability_than_there_is_is_1(tiny: Path, lmc: Command, mon
     monkeypatch.setitem(CLAIMS, original.id, dataclasses.replace(original, check=wasteful))
     result = lmc("run", tiny)
     assert result.code == 1
-    assert "error ledger: 2e-06 of 1e-06 spent over 2 statistical checks, MORE THAN THERE IS" in result.out
+    assert "error ledger: 2e-06 of 1e-06 spent over 2 statistical checks, MORE THAN ALPHA_TOTAL" in result.out
     assert "spent an error level of 2e-6, more than 1e-6" in result.out
 
 
@@ -413,7 +413,7 @@ def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> No
 
 def test_settings_reach_the_search(lmc: Command) -> None:
     words = ["counterexample", "theorem-1/unbiased", "--estimator", "backward-sgd", "--max-nodes", "3"]
-    settings = ["--set", "estimator.normaliser=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
+    settings = ["--set", "estimator.weighting=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
     values = lmc(*words, *settings, "--json").json
     assert values["found"] is True
     assert values["verdict"]["case"]["normaliser"] == "node-count"
@@ -491,7 +491,7 @@ def test_an_expectation_may_be_given(spelling: str, lmc: Command) -> None:
     assert (good.code, good.err) == (0, "")
     bad = lmc("check", "theorem-1/unbiased", "--estimator", "gas", "--expect", spelling, *SMALL)
     assert bad.code == 1
-    assert "expected EXACT, unexpected: as asked for" in bad.out
+    assert "unexpected (expected EXACT): as asked for" in bad.out
 
 
 def test_not_applicable_may_be_expected_with_a_dash(lmc: Command) -> None:
@@ -514,7 +514,7 @@ def test_what_is_not_decided_does_not_contradict_theory(lmc: Command, monkeypatc
     words = ["check", "theorem-1/unbiased", *SMALL]
     result = lmc(*words)  # theory says EXACT
     assert result.code == 0
-    assert "expected EXACT, neither confirmed nor contradicted: theory:" in result.out
+    assert "undecided (expected EXACT): " in result.out
     document = lmc(*words, "--json").json
     assert (document["expected"], document["as_expected"]) == ("EXACT", None)
     assert lmc(*words, "--strict").code == 3
@@ -539,7 +539,7 @@ def test_every_other_outcome_contradicts_theory(
     rigged("theorem-1/unbiased", monkeypatch, outcome)
     result = lmc("check", "theorem-1/unbiased", *SMALL, "--strict")
     assert result.code == 1
-    assert "expected EXACT, unexpected: theory:" in result.out
+    assert "unexpected (expected EXACT): " in result.out
 
 
 def test_an_unexpected_verdict_of_a_suite_is_1(tiny: Path, lmc: Command) -> None:
@@ -588,7 +588,7 @@ def test_nothing_checked_is_6(tiny: Path, lmc: Command) -> None:
     tiny.write_text(re.sub("controls = .*", "controls = false", text))
     result = lmc("run", tiny)
     assert result.code == 6
-    assert "not run: 2 trials: " in result.out
+    assert "not run: 2 planned checks: " in result.out
     document = lmc("run", tiny, "--json")
     assert document.code == document.json["exit_code"] == 6
     assert len(document.json["not_run"]) == 2

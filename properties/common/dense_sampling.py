@@ -1,7 +1,7 @@
 """A second, slow and dense implementation of the estimators that sample messages, in numpy and without any engine.
 
 Written from the definitions alone: a sample is a dense matrix a layer, the model is a GCN with the pre-activation cut,
-the backward pass is written out. `laws` lists every sample of a law from its definition, node by node.
+the backward pass is written out. `laws` lists every sample of a distribution from its definition, node by node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Matrices = list[Array]
 def gradient(
     problem: oracles.Problem, sampled: Matrices, weights: Array, histories: Layers | None = None
 ) -> tuple[float, dict[str, list[Array]]]:
-    """Return loss and gradient of ``sum_i weights_i loss_i`` with one sampled operator a layer.
+    """Return loss and gradient of ``sum_i weights_i loss_i`` with one sampled operator per layer.
 
     With histories, ``A h`` is ``A_s (h - hist) + A hist``, the history of the features being the features.
     """

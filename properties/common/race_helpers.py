@@ -69,7 +69,7 @@ def a_trace(
     losses: Iterable[float] | None = None,
     pace: float = 2.0,
 ) -> Trace:
-    """Return a trace that was evaluated every four steps, an epoch; `pace` is seconds an epoch."""
+    """Return a trace that was evaluated every four steps, an epoch; `pace` is seconds per epoch."""
     values = list(accuracies)
     loss = [1.0 / (number + 1) for number in range(len(values))] if losses is None else list(losses)
     rows = tuple(

@@ -28,7 +28,7 @@ LMC_BETA, ZERO_BETA = {"name": "lmc", "beta": 0.4}, {"name": "lmc"}
 GAS_, FM_, BACKWARD, FULL = {"name": "gas"}, {"name": "fm"}, {"name": "backward-sgd"}, {"name": "full-batch"}
 WORKSPACE = Workspace()
 
-# Twelve nodes in three parts: 34 steps a run. The step size keeps all runs near one place.
+# Twelve nodes in three parts: 34 steps per run. The step size keeps all runs close together.
 RING = {
     "dataset": {"name": "ring", "num_nodes": 12},
     "model": {"layers": 2, "width": 3},
@@ -64,7 +64,7 @@ def _known(claim: str, estimator: str, base: str) -> Verdict:
 
 
 def verdict(claim: str, estimator: dict[str, Any], base: dict[str, Any] | None = None) -> Verdict:
-    """Check a claim once a session: a verdict is a function of its case (see below)."""
+    """Check a claim once per session: a verdict is a function of its case (see below)."""
     return _known(claim, json.dumps(estimator), json.dumps(base or (RATE if claim == THREE else RING)))
 
 

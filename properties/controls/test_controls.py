@@ -368,7 +368,7 @@ def test_an_altered_estimator_states_what_the_sound_one_states_and_is_not_known_
     altered = alter(case.estimator, "nothing")
     assert isinstance(altered, Estimator)
     assert (altered.name, altered.policies) == ("lmc (nothing)", sound.policies)
-    assert altered.normaliser == sound.normaliser == "inclusion"
+    assert altered.weighting == sound.weighting == "inclusion"
     assert (sound.known, properties_of(altered).known) == (True, False)
 
     class Foreign:
@@ -376,7 +376,7 @@ def test_an_altered_estimator_states_what_the_sound_one_states_and_is_not_known_
         init, estimate = case.estimator.init, case.estimator.estimate
 
     stranger = alter(Foreign(), "nothing")
-    assert (stranger.name, stranger.policies, stranger.normaliser) == ("foreign (nothing)", None, None)
+    assert (stranger.name, stranger.policies, stranger.weighting) == ("foreign (nothing)", None, None)
     unaltered = find_claim("e2/exact-when-frozen").check(dataclasses.replace(case, estimator=altered))
     assert unaltered.outcome is Outcome.EXACT
 

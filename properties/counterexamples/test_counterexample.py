@@ -154,8 +154,8 @@ CAREFUL: dict[str, tuple[lv.Estimator, dict[str, Any], int]] = {
     "fresh values only": (FRESH, {}, 3),
     "zero histories": (lv.LMC(), {"histories": "zero"}, 2),
     "one sweep": (lv.LMC(), {"histories": "sweeps:1"}, 2),
-    "node count": (lv.BackwardSGD(normaliser="node-count"), {}, 3),
-    "batch mean": (lv.BackwardSGD(normaliser="batch-mean"), {}, 2),
+    "node count": (lv.BackwardSGD(weighting="node-count"), {}, 3),
+    "batch mean": (lv.BackwardSGD(weighting="batch-mean"), {}, 2),
     "epoch": (lv.BackwardSGD(), {"space": SearchSpace(design={"name": "epoch", "seen": (0,)})}, 2),
     "attention": (lv.LMC(), {"space": SearchSpace(model={"name": "gat"})}, 3),
 }
@@ -269,7 +269,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "examples": (lambda: find_counterexample(UNBIASED, lv.GAS(), examples=0), r"examples is 0"),
     "seed": (lambda: find_counterexample(UNBIASED, lv.GAS(), seed=-1), r"seed is -1"),
     "histories": (lambda: find_counterexample(UNBIASED, lv.GAS(), histories="old"), r"'old'.*'exact', 'zero'"),
-    "beta": (lambda: find_counterexample(UNBIASED, lv.LMC(beta=(0.5, 0.5))), r"beta has 2 values.*one a node"),
+    "beta": (lambda: find_counterexample(UNBIASED, lv.LMC(beta=(0.5, 0.5))), r"beta has 2 values.*one per node"),
     "sweeps": (
         lambda: find_counterexample(
             UNBIASED, lv.LMC(), histories="sweeps:1", space=SearchSpace(design={"name": "nodes"})
@@ -409,7 +409,7 @@ def edit(file: Path) -> None:
 TAMPERED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "tensor bit": (lambda file, tensors: flip(tensors), r"\.safetensors is damaged or was changed.*hash in the JSON"),
     "truncated": (lambda file, tensors: tensors.write_bytes(tensors.read_bytes()[:50]), r"damaged or was changed"),
-    "no tensors": (lambda file, tensors: tensors.unlink(), r"cannot read the tensors.*beside its JSON"),
+    "no tensors": (lambda file, tensors: tensors.unlink(), r"cannot read the tensors.*next to its JSON"),
     "other tensors": (
         lambda file, tensors: tensors.write_bytes(safetensors.torch.save({"x": torch.ones(1)})),
         r"damaged or was changed",

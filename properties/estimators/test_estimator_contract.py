@@ -157,7 +157,7 @@ def test_batch_without_labels_gives_no_loss_and_no_head_gradient(name: str, draw
     head = problem.parameters_of(problem.model.head)
     for parameter in (name for name, value in head.items() if id(value) not in shared):
         assert not estimate.gradient[parameter].any(), f"{estimator}: head gradient {estimate.gradient[parameter]}"
-    mean = replace(estimator, normaliser="batch-mean").estimate(problem, state, batch)
+    mean = replace(estimator, weighting="batch-mean").estimate(problem, state, batch)
     assert not any(bool(value.any()) for value in mean.gradient.values()), "batch-mean without labels must be zero"
 
 
@@ -281,7 +281,7 @@ def test_settings_are_values() -> None:
     assert LMC(beta=0.3) == LMC(beta=0.3) == pickle.loads(pickle.dumps(LMC(beta=0.3)))
     assert LMC(beta=[0.1, 0.2]) == LMC(beta=(0.1, 0.2))
     assert len({LMC(), LMC(beta=0.1), LMC(score="sine"), LMCForwardOnly(), LMCBackwardOnly(), GAS(), FM()}) == 7
-    assert LMC(normaliser="node-count") != LMC()
+    assert LMC(weighting="node-count") != LMC()
     assert LMC() != LMCForwardOnly()
     with pytest.raises(AttributeError):
         LMC().beta = 0.2  # type: ignore[misc]  # frozen, which is what is tested
@@ -289,18 +289,18 @@ def test_settings_are_values() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"full-batch"}))  # which has no setting
 def test_registry_builds_by_name(name: str) -> None:
-    built = make_estimator(name, normaliser="node-count")
-    assert (built.name, built.normaliser) == (name, "node-count")
+    built = make_estimator(name, weighting="node-count")
+    assert (built.name, built.weighting) == (name, "node-count")
     assert isinstance(built, Estimator)
-    assert hash(built) == hash(make_estimator(name, normaliser="node-count"))
-    with pytest.raises(InvalidInputError, match=r"'nope'; it has .*normaliser"):
+    assert hash(built) == hash(make_estimator(name, weighting="node-count"))
+    with pytest.raises(InvalidInputError, match=r"'nope'; it has .*weighting"):
         make_estimator(name, nope=1)
 
 
 def test_an_estimator_without_settings_says_so() -> None:
     assert make_estimator("full-batch").name == "full-batch"
-    with pytest.raises(InvalidInputError, match=r"'full-batch' has no setting 'normaliser'; it has none"):
-        make_estimator("full-batch", normaliser="inclusion")
+    with pytest.raises(InvalidInputError, match=r"'full-batch' has no setting 'weighting'; it has none"):
+        make_estimator("full-batch", weighting="inclusion")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_an_estimator_without_settings_says_so() -> None:
         (lambda: LMC(beta=float("nan")), InvalidInputError, "beta is nan"),
         (lambda: FM(beta=(0.1, -0.1)), InvalidInputError, r"-0\.1.* \[0, 1\]"),
         (lambda: LMC(score="lin"), UnknownNameError, "did you mean 'linear'"),
-        (lambda: GAS(normaliser="inclusions"), UnknownNameError, "did you mean 'inclusion'"),
+        (lambda: GAS(weighting="inclusions"), UnknownNameError, "did you mean 'inclusion'"),
         (lambda: Policies(Drop(), Drop()), InvalidInputError, "swap them"),
         (lambda: Policies(Held(), Drop()), InvalidInputError, r"Held\(\) twice"),
         (lambda: Policies(Cut(), Blend()), InvalidInputError, r"use Drop\(\)"),

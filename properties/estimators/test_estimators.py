@@ -52,18 +52,18 @@ from lmc_verify.models import ConvLayer, GCNConv
 from lmc_verify.testing import batches, betas, graphs, histories, problems
 
 COMPENSATED = ["lmc", "gas", "fm", "lmc-forward-only", "lmc-backward-only"]
-NORMALISERS = ["inclusion", "node-count", "batch-mean"]
+LOSS_WEIGHTINGS = ["inclusion", "node-count", "batch-mean"]
 
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Problem, History, Batch, str]:
-    """A plain GCN problem, a state of arbitrary values, an arbitrary batch and a normaliser.
+    """A plain GCN problem, a state of arbitrary values, an arbitrary batch and a weighting.
 
     Smaller problems hide most of what is tested here; one layer is a subject of `test_e7_reductions.py`.
     """
     problem = draw(problems(graphs(min_nodes=3), kinds=("gcn",), plain=True, min_layers=2))
     state, batch = draw(histories(problem)), draw(batches(problem.graph))
-    return problem, state, batch, draw(st.sampled_from(NORMALISERS))
+    return problem, state, batch, draw(st.sampled_from(LOSS_WEIGHTINGS))
 
 
 @st.composite
@@ -76,12 +76,12 @@ def blends(draw: st.DrawFn, graph: Graph) -> dict[str, Any]:
     }
 
 
-def oracle_weights(problem: Problem, batch: Batch, normaliser: str) -> oracles.Array:
-    """The table of normalisers, from its definition; NaN outside of the batch."""
+def oracle_weights(problem: Problem, batch: Batch, weighting: str) -> oracles.Array:
+    """The table of weightings, from its definition; NaN outside of the batch."""
     graph, labelled = problem.graph, problem.graph.train_mask.numpy()
-    if normaliser == "inclusion":
+    if weighting == "inclusion":
         return on_all_nodes(graph.num_nodes, batch, 1 / batch.inclusion)
-    if normaliser == "node-count":
+    if weighting == "node-count":
         factor = graph.num_nodes / batch.size
     else:
         inside = labelled[batch.nodes.numpy()].sum()
@@ -96,25 +96,25 @@ def oracle_beta(graph: Graph, batch: Batch, settings: dict[str, Any]) -> oracles
     return np.where(ratio == 1, 1.0, beta) if settings["whole_when_complete"] else beta
 
 
-def build(name: str, settings: dict[str, Any], normaliser: str) -> Estimator:
+def build(name: str, settings: dict[str, Any], weighting: str) -> Estimator:
     if name == "gas":
-        return GAS(normaliser=normaliser)
+        return GAS(weighting=weighting)
     if name == "fm":
-        return FM(beta=settings["beta"], normaliser=normaliser)
+        return FM(beta=settings["beta"], weighting=weighting)
     kind = {"lmc": LMC, "lmc-forward-only": LMCForwardOnly, "lmc-backward-only": LMCBackwardOnly}[name]
-    return kind(**settings, normaliser=normaliser)
+    return kind(**settings, weighting=weighting)
 
 
 @pytest.mark.parametrize("name", COMPENSATED)
 @given(drawn=steps(), data=st.data())
 def test_gradient_loss_and_histories_equal_the_oracle(name: str, drawn: tuple, data: st.DataObject) -> None:
-    problem, state, batch, normaliser = drawn
+    problem, state, batch, weighting = drawn
     settings = data.draw(blends(problem.graph))
-    estimator = build(name, settings, normaliser)
+    estimator = build(name, settings, weighting)
 
     reference = oracle_problem(problem)
     H, V = oracle_tables(state)
-    nodes, weights = batch.nodes.numpy(), oracle_weights(problem, batch, normaliser)
+    nodes, weights = batch.nodes.numpy(), oracle_weights(problem, batch, weighting)
     if name == "gas":
         want = oracles.gas(reference, H, V, nodes, weights)
     elif name == "fm":
@@ -142,10 +142,10 @@ def test_gradient_loss_and_histories_equal_the_oracle(name: str, drawn: tuple, d
 
 @given(steps())
 def test_backward_sgd_equals_the_oracle(drawn: tuple) -> None:
-    problem, _, batch, normaliser = drawn
-    estimator = BackwardSGD(normaliser=normaliser)
+    problem, _, batch, weighting = drawn
+    estimator = BackwardSGD(weighting=weighting)
     got = estimator.estimate(problem, estimator.init(problem), batch)
-    weights = oracle_weights(problem, batch, normaliser)
+    weights = oracle_weights(problem, batch, weighting)
     reference = oracle_problem(problem)
     everywhere = {"forward_policy": "exact", "backward_policy": "exact"}
     H, V = oracles.zero_histories(reference)
@@ -153,7 +153,7 @@ def test_backward_sgd_equals_the_oracle(drawn: tuple) -> None:
     call = f"{estimator}.estimate({problem}, nodes={batch.nodes.tolist()})"
     assert_gradients(call, got.gradient, from_oracle(want.gradient))
     assert_close(f"{call}.loss", got.loss, want.loss)
-    if normaliser == "inclusion":  # and the oracle's direct formula
+    if weighting == "inclusion":  # and the oracle's direct formula
         direct = oracles.backward_sgd(reference, batch.nodes.numpy(), 1 / weights)
         assert_gradients(call, got.gradient, from_oracle(direct))
     assert got.writes == ()
@@ -162,9 +162,9 @@ def test_backward_sgd_equals_the_oracle(drawn: tuple) -> None:
 @pytest.mark.parametrize("renormalise", [True, False])
 @given(drawn=steps())
 def test_cluster_gcn_equals_the_oracle(renormalise: bool, drawn: tuple) -> None:
-    problem, _, batch, normaliser = drawn
+    problem, _, batch, weighting = drawn
     graph, nodes = problem.graph, batch.nodes.numpy()
-    estimator = ClusterGCN(renormalise=renormalise, normaliser=normaliser)
+    estimator = ClusterGCN(renormalise=renormalise, weighting=weighting)
     got = estimator.estimate(problem, estimator.init(problem), batch)
     operator = None
     if renormalise:
@@ -172,20 +172,20 @@ def test_cluster_gcn_equals_the_oracle(renormalise: bool, drawn: tuple) -> None:
         weight = edge_weights(graph)
         induced = oracles.induced_edges(graph.edge_index.numpy(), nodes)
         operator = oracles.gcn_operator(induced, graph.num_nodes, None if weight is None else weight[kept])
-    want = oracles.cluster_gcn(oracle_problem(problem), nodes, oracle_weights(problem, batch, normaliser), operator)
+    want = oracles.cluster_gcn(oracle_problem(problem), nodes, oracle_weights(problem, batch, weighting), operator)
     call = f"{estimator}.estimate({problem}, nodes={nodes.tolist()})"
     assert_gradients(call, got.gradient, from_oracle(want.gradient))
     assert_close(f"{call}.loss", got.loss, want.loss)
     assert got.writes == ()
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
 @given(drawn=steps())
-def test_node_weights_are_the_table_of_normalisers(normaliser: str, drawn: tuple) -> None:
+def test_node_weights_are_the_table_of_weightings(weighting: str, drawn: tuple) -> None:
     problem, _, batch, _ = drawn
-    got = node_weights(problem, batch, normaliser)
-    want = oracle_weights(problem, batch, normaliser)[batch.nodes.numpy()]
-    assert_close(f"node_weights({normaliser})", got, want, rtol=1e-15)
+    got = node_weights(problem, batch, weighting)
+    want = oracle_weights(problem, batch, weighting)[batch.nodes.numpy()]
+    assert_close(f"node_weights({weighting})", got, want, rtol=1e-15)
     assert got.dtype == problem.graph.dtype
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmc_verify import GCN, Graph, History, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim
 from lmc_verify.claims import Outcome
-from lmc_verify.estimators import ASGCN, LADIES, FastGCN, Sampled, VectorWrite, batch_law
+from lmc_verify.estimators import ASGCN, LADIES, FastGCN, Sampled, VectorWrite, batch_distribution
 from lmc_verify.estimators.samplers.layerwise import FastLaw, LadiesLaw, NodesLaw, ProposalLaw
 from lmc_verify.testing import graphs
 
@@ -127,7 +127,7 @@ def test_the_proposal_learns_to_find_large_embeddings() -> None:
 def test_a_step_of_zero_keeps_the_proposal() -> None:
     problem, estimator = tiny(), ASGCN(nodes=2, proposal_step=0.0)
     state = estimator.init(problem)
-    batch = batch_law(estimator, problem, state, UniformNodes(4, 2)).draw(np.random.default_rng(0))
+    batch = batch_distribution(estimator, problem, state, UniformNodes(4, 2)).draw(np.random.default_rng(0))
     (write,) = estimator.estimate(problem, state, batch).writes
     assert isinstance(write, VectorWrite)
     assert torch.equal(write.values, state.vectors["proposal"])

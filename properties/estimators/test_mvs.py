@@ -11,7 +11,7 @@ from common.helpers import assert_close, path_graph
 
 from lmc_verify import GCN, History, InvalidInputError, Problem, TrainingRun, UniformNodes, check_claim, exact_pass
 from lmc_verify.claims import Outcome
-from lmc_verify.estimators import MVS, batch_law
+from lmc_verify.estimators import MVS, batch_distribution
 from lmc_verify.estimators.samplers.mvs import WeightedNodes
 
 
@@ -36,7 +36,7 @@ def test_a_batch_writes_the_derivatives_of_its_own_nodes() -> None:
     problem, estimator = tiny(), MVS(size=2)
     exact = exact_pass(problem)
     state = estimator.init(problem).filled(exact)
-    for number, (batch, _) in enumerate(batch_law(estimator, problem, state, UniformNodes(3, 1)).enumerate()):
+    for number, (batch, _) in enumerate(batch_distribution(estimator, problem, state, UniformNodes(3, 1)).enumerate()):
         (write,) = (w for w in estimator.estimate(problem, state, batch).writes if w.kind == "auxiliary")  # type: ignore[union-attr]  # rows
         assert torch.equal(write.nodes, batch.nodes)  # type: ignore[union-attr]
         assert_close("V^L", write.values, exact.auxiliary[2][batch.nodes])  # type: ignore[union-attr]
@@ -100,4 +100,4 @@ def test_bad_settings_and_states_are_refused() -> None:
         MVS(smoothing=0)
     problem, estimator = tiny(), MVS()
     with pytest.raises(InvalidInputError, match=r"no auxiliary history \(3, 2\) for layer 2"):
-        batch_law(estimator, problem, History(), UniformNodes(3, 1))
+        batch_distribution(estimator, problem, History(), UniformNodes(3, 1))

@@ -31,7 +31,7 @@ from lmc_verify import (
 )
 from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
-from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_law
+from lmc_verify.estimators import LABOR, VRGCN, NeighbourSampling, batch_distribution
 from lmc_verify.estimators.samplers.neighbour import LaborLaw, NeighbourLaw
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.testing import graphs, problems, seeds
@@ -108,7 +108,7 @@ def test_the_mean_estimate_is_the_mean_over_independent_layers(problem: Problem)
                 mean[name] = mean.get(name, 0.0) + p * q * value
     estimator = NeighbourSampling(fan_out=1)
     state = estimator.init(problem)
-    design = batch_law(estimator, problem, state, UniformNodes(n, n))
+    design = batch_distribution(estimator, problem, state, UniformNodes(n, n))
     got = expectation(design, lambda batch: estimator.estimate(problem, state, batch).gradient)
     for name, value in mean.items():
         assert_close(name, got[name], value, rtol=1e-9)
@@ -286,7 +286,7 @@ def test_fan_outs_by_layer() -> None:
     assert NeighbourSampling(fan_out=[2, 1]) == NeighbourSampling(fan_out=(2, 1))  # type: ignore[arg-type]  # from TOML
     problem = tiny(2)
     estimator = NeighbourSampling(fan_out=(3, 1))
-    law = batch_law(estimator, problem, estimator.init(problem), BATCHES)
+    law = batch_distribution(estimator, problem, estimator.init(problem), BATCHES)
     batch = law.draw(np.random.default_rng(0))
     assert batch.sample is not None
     assert batch.sample.layers[1].entry.numel() == 1

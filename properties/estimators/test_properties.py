@@ -95,7 +95,7 @@ def test_every_estimator_of_the_package_is_known(name: str) -> None:
     assert (found.labor is estimator) == (name == "labor")
     assert (found.own_objective is estimator) == (name == "shadow")
     assert (found.message_invariance is estimator) == (name == "top")
-    assert found.normaliser == "inclusion"
+    assert found.weighting == "inclusion"
     assert found.beta == BETA.get(name)
 
 
@@ -105,8 +105,8 @@ def test_every_kind_of_estimator_is_in_the_table() -> None:
 
 
 def test_what_is_stated_is_that_of_the_instance() -> None:
-    found = properties_of(LMC(beta=(0.0, 0.5), normaliser="batch-mean"))
-    assert (found.known, found.beta, found.normaliser) == (True, (0.0, 0.5), "batch-mean")
+    found = properties_of(LMC(beta=(0.0, 0.5), weighting="batch-mean"))
+    assert (found.known, found.beta, found.weighting) == (True, (0.0, 0.5), "batch-mean")
     assert found.policies == Policies(Blend((0.0, 0.5)), Blend((0.0, 0.5)))
 
 
@@ -137,7 +137,7 @@ def test_a_subclass_that_replaces_a_method_is_unknown(name: str, method: str) ->
         assert not found.known
         # Claims are still checked against what it states.
         assert (found.policies, found.samples, found.beta) == (own.policies, own.samples, own.beta)
-        assert found.normaliser == (None if name == "full-batch" else "inclusion")
+        assert found.weighting == (None if name == "full-batch" else "inclusion")
         assert (found.sampler is made) == (own.sampler is not None)
 
 
@@ -158,14 +158,14 @@ def test_a_subclass_with_another_name_other_settings_and_more_methods_is_known(n
     @dataclass(frozen=True)
     class Own(kind):  # type: ignore[misc]
         name = "own"
-        normaliser: str = "inclusion"
+        weighting: str = "inclusion"
         extra: int = 3
 
         def more(self) -> int:
             return self.extra
 
     assert properties_of(Own()).known
-    assert properties_of(Own(extra=4)).normaliser == "inclusion"
+    assert properties_of(Own(extra=4)).weighting == "inclusion"
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,14 @@ class Foreign:
 def test_of_a_foreign_estimator_nothing_is_assumed() -> None:
     found = properties_of(Foreign())
     assert {found.known, found.exact, found.samples, found.adaptive} == {False}
-    unknown = (found.policies, found.ignores_batch, found.holds_exact, found.normaliser, found.beta)
+    unknown = (found.policies, found.ignores_batch, found.holds_exact, found.weighting, found.beta)
     assert unknown == (None,) * 5
     assert (found.sampler, found.labor, found.own_objective, found.message_invariance) == (None,) * 4
 
 
 def test_what_a_foreign_estimator_states_is_taken_as_stated() -> None:
     class Stating(Foreign):
-        normaliser = "batch-mean"
+        weighting = "batch-mean"
         ignores_batch = True
         beta = 0.5
         adaptive = True  # of nothing: it does not sample
@@ -293,7 +293,7 @@ def test_what_a_foreign_estimator_states_is_taken_as_stated() -> None:
 
     found = properties_of(Stating())
     assert not found.known
-    assert (found.normaliser, found.ignores_batch, found.beta, found.adaptive) == ("batch-mean", True, 0.5, False)
+    assert (found.weighting, found.ignores_batch, found.beta, found.adaptive) == ("batch-mean", True, 0.5, False)
     assert (found.policies, found.holds_exact) == (Policies(Held(), Held()), True)
 
     class Words(Foreign):
@@ -312,7 +312,7 @@ def test_an_altered_estimator_is_not_known() -> None:
     for base in (LMC(), BackwardSGD(), FullBatch(), TOP(), Shadow(), Foreign()):
         found, sound = properties_of(alter(base, "nothing")), properties_of(base)
         assert not found.known
-        assert (found.policies, found.normaliser) == (sound.policies, sound.normaliser)
+        assert (found.policies, found.weighting) == (sound.policies, sound.weighting)
 
 
 # --- copies and descriptions ---------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_declared_claims_are_a_mapping() -> None:
 PACKAGE = Path(package.__file__).parent.parent
 ASKING = {"isinstance", "issubclass", "getattr", "hasattr", "type"}
 ATTRIBUTES = {
-    *("policies", "normaliser", "beta", "adaptive", "sampling", "ignores_batch", "corrected", "reweights", "claims"),
+    *("policies", "weighting", "beta", "adaptive", "sampling", "ignores_batch", "corrected", "reweights", "claims"),
     *("samples_messages", "independent_layers"),
 }
 CLASSES = {kind.__name__ for kind in (Compensated, Sampled, Sampling, Estimator, GraphSAINT)} | {

@@ -137,4 +137,4 @@ def test_bad_settings_are_refused() -> None:
 def test_walks_stay_where_nothing_arrives(length: int) -> None:
     graph = path_graph(3, edge_index=torch.zeros(2, 0, dtype=torch.int64))
     walk = GraphSAINTWalk(roots=1, length=length)
-    assert {frozenset({0}), frozenset({1}), frozenset({2})} == set(walk.atoms(graph).law())
+    assert {frozenset({0}), frozenset({1}), frozenset({2})} == set(walk.atoms(graph).distribution())

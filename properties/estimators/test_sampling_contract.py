@@ -44,7 +44,7 @@ from lmc_verify import (
 )
 from lmc_verify import exact_pass as exact
 from lmc_verify.claims import CLAIMS
-from lmc_verify.estimators import ESTIMATORS, Sampled, batch_law, make_estimator
+from lmc_verify.estimators import ESTIMATORS, Sampled, batch_distribution, make_estimator
 from lmc_verify.estimators.registry import CATALOGUE
 from lmc_verify.estimators.samplers import laws
 from lmc_verify.graphs.operators import Block
@@ -110,7 +110,7 @@ def cases(
     if name == "graphsaint-edge":
         assume(bool((problem.graph.edge_index[0] != problem.graph.edge_index[1]).any()))
     state = state_of(estimator, problem, draw(histories(problem)))
-    law = batch_law(estimator, problem, state, draw(designs(problem.graph, max_support=6)))
+    law = batch_distribution(estimator, problem, state, draw(designs(problem.graph, max_support=6)))
     assume(law.support_size <= MOST_SAMPLES)
     return problem, state, law
 
@@ -198,7 +198,7 @@ def test_residuals_and_ends_are_sampled_too(name: str, kind: str) -> None:
     state = estimator.init(problem)
     for seed, table in state.embeddings.items():
         table.copy_(torch.rand(table.shape, generator=torch.Generator().manual_seed(seed), dtype=table.dtype))
-    law = batch_law(estimator, problem, state, UniformNodes(34, 3))
+    law = batch_distribution(estimator, problem, state, UniformNodes(34, 3))
     for seed in range(3):
         batch = law.draw(np.random.default_rng(seed))
         estimate = estimator.estimate(problem, state, batch)
@@ -311,7 +311,7 @@ def test_enumeration_is_a_law_without_repeats(name: str, data: st.DataObject) ->
 @EVERY
 @FEW
 @given(data=st.data())
-def test_inclusion_probabilities_are_those_of_the_law(name: str, data: st.DataObject) -> None:
+def test_inclusion_probabilities_are_those_of_the_distribution(name: str, data: st.DataObject) -> None:
     problem, _, law = data.draw(cases(name))
     found = torch.zeros(problem.graph.num_nodes, dtype=torch.float64)
     for batch, probability in law.enumerate():
@@ -339,7 +339,7 @@ def test_draws_have_the_enumerated_frequencies(name: str) -> None:
     """Pearson's test at 1e-6 on 1000 draws with a fixed seed: it passes or fails for good."""
     problem = small_problem(5, layers=1)
     estimator = build(name)
-    law = batch_law(estimator, problem, estimator.init(problem), UniformNodes(5, 1))
+    law = batch_distribution(estimator, problem, estimator.init(problem), UniformNodes(5, 1))
     wanted: Counter[tuple] = Counter()
     for batch, probability in law.enumerate():
         wanted[key_of(batch)] += probability
@@ -394,7 +394,7 @@ def test_a_budget_for_every_message_leaves_nothing_to_chance(name: str, data: st
     estimator = build(name, COVERING)
     state = state_of(estimator, problem, data.draw(histories(problem)))
     base = data.draw(designs(problem.graph, max_support=6))
-    law = batch_law(estimator, problem, state, base)
+    law = batch_distribution(estimator, problem, state, base)
     assert law.support_size == base.support_size
     mean = expectation(law, lambda batch: estimator.estimate(problem, state, batch).gradient)
     weights = torch.zeros(problem.graph.num_nodes, dtype=torch.float64)
@@ -427,7 +427,7 @@ def test_a_batch_without_a_sample_is_refused(name: str) -> None:
 @EVERY
 def test_a_sample_of_another_model_is_refused(name: str) -> None:
     problem, estimator = small_problem(layers=2), build(name)
-    law = batch_law(estimator, problem, estimator.init(problem), UniformNodes(5, 2))
+    law = batch_distribution(estimator, problem, estimator.init(problem), UniformNodes(5, 2))
     other = small_problem(layers=3)
     with pytest.raises(InvalidInputError, match="2 layers and 2 rows"):
         estimator.estimate(other, estimator.init(other), law.draw(np.random.default_rng(0)))
@@ -459,7 +459,7 @@ def test_every_registered_sampler_is_tested() -> None:
 @pytest.mark.parametrize("name", [name for name in SMALL if build(name).corrected])
 def test_histories_that_do_not_fit_are_refused(name: str) -> None:
     problem, estimator = small_problem(), build(name)
-    law = batch_law(estimator, problem, estimator.init(problem), Clusters(Partition.random(5, 2), 1))
+    law = batch_distribution(estimator, problem, estimator.init(problem), Clusters(Partition.random(5, 2), 1))
     with pytest.raises(InvalidInputError, match=r"no (torch.float64|auxiliary) history \(5, \d\) for layer \d"):
         estimator.estimate(problem, History(), law.draw(np.random.default_rng(0)))
     attention = small_problem(kind="gat")

@@ -41,7 +41,7 @@ from lmc_verify.estimators import (
     GraphSAINTNode,
     GraphSAINTWalk,
     NeighbourSampling,
-    batch_law,
+    batch_distribution,
 )
 from lmc_verify.estimators.samplers import laws, sampled_design
 from lmc_verify.estimators.samplers import saint_atoms as atoms
@@ -63,7 +63,7 @@ def test_maxima_and_deviations_are_no_weighted_sums(aggregation: str) -> None:
     initialise(model, torch_generator(0))
     problem = Problem(path_graph(4), model.eval())
     with pytest.raises(InvalidInputError, match="layer 1, 2 is no weighted sum of messages"):
-        batch_law(VRGCN(), problem, VRGCN().init(problem), SMALL)
+        batch_distribution(VRGCN(), problem, VRGCN().init(problem), SMALL)
     for claim in ("sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinearity"):
         assert check_claim(claim, problem, SMALL, NeighbourSampling(fan_out=1)).outcome is Outcome.NOT_APPLICABLE
 
@@ -71,7 +71,7 @@ def test_maxima_and_deviations_are_no_weighted_sums(aggregation: str) -> None:
 def test_an_activation_behind_the_aggregate_is_seen_without_a_bias() -> None:
     problem = Problem(path_graph(4), GCN(3, 3, 3, 2, activation_cut="post", bias=False, dtype=torch.float64).eval())
     with pytest.raises(InvalidInputError, match="layer 1 is no weighted sum"):
-        batch_law(VRGCN(), problem, VRGCN().init(problem), SMALL)
+        batch_distribution(VRGCN(), problem, VRGCN().init(problem), SMALL)
 
 
 def test_nothing_is_expected_of_what_is_never_drawn() -> None:
@@ -107,7 +107,7 @@ def test_probabilities_of_many_draws(number: int) -> None:
 def test_many_draws_of_few_sources_can_be_enumerated() -> None:
     graph = path_graph(4, edge_index=torch.tensor([[0], [1]]))  # a self-loop is all that nodes 2 and 3 have
     problem = Problem(graph, GCN(3, 3, 3, 1, dtype=torch.float64).eval())
-    law = batch_law(LADIES(nodes=256), problem, History(), UniformNodes(4, 1))
+    law = batch_distribution(LADIES(nodes=256), problem, History(), UniformNodes(4, 1))
     assert law.support_size == 1 + 257 + 1 + 1
     assert sum(probability for _, probability in law.enumerate()) == pytest.approx(1)
 
@@ -132,7 +132,7 @@ def test_a_large_support_is_not_counted_batch_by_batch(monkeypatch: pytest.Monke
     bound = sampled_design.SampledDesign._bound
     monkeypatch.setattr(sampled_design.SampledDesign, "_bound", lambda self, rows: asked.append(1) or bound(self, rows))
     design = Clusters(Partition(torch.arange(200) // 2), 2)
-    law = batch_law(NeighbourSampling(fan_out=2), problem, History(), design)
+    law = batch_distribution(NeighbourSampling(fan_out=2), problem, History(), design)
     assert law.support_size > 100_000
     assert len(asked) == 1
 
@@ -148,7 +148,7 @@ def test_negative_weights_name_the_sampler() -> None:
     graph = path_graph(4, edge_weight=torch.full((6,), -3.0, dtype=torch.float64))
     problem = Problem(graph, SAGE(3, 3, 3, 2, dtype=torch.float64).eval())
     with pytest.raises(InvalidInputError, match=r"'graphsaint-node' draws nodes by the norms .* use 'graphsaint-edge'"):
-        batch_law(GraphSAINTNode(), problem, History(), SMALL).draw(np.random.default_rng(0))
+        batch_distribution(GraphSAINTNode(), problem, History(), SMALL).draw(np.random.default_rng(0))
 
 
 def test_vectors_move_with_the_state() -> None:

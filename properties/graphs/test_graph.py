@@ -272,7 +272,10 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "edge negative": ({"edge_index": changed(BASE.edge_index, (1, 0), -1)}, r"node -1, valid ids are 0 \.\.\. 3"),
     "edge dtype": ({"edge_index": BASE.edge_index.int()}, r"int64 \[2, edges\], got torch\.int32"),
     "edge shape": ({"edge_index": BASE.edge_index.T}, r"int64 \[2, edges\], got torch\.int64 \(6, 2\)"),
-    "weight shape": ({"edge_weight": torch.ones(5).double()}, r"floating \[6\] \(one a directed edge\), got .*\(5,\)"),
+    "weight shape": (
+        {"edge_weight": torch.ones(5).double()},
+        r"floating \[6\] \(one per directed edge\), got .*\(5,\)",
+    ),
     "weight dtype": ({"edge_weight": torch.ones(6, dtype=torch.int64)}, r"got torch\.int64"),
     "weight NaN": ({"edge_weight": changed(torch.ones(6).double(), 3, NAN)}, "at edge 3; every weight must be finite"),
     "mask dtype": ({"train_mask": torch.ones(4)}, r"train_mask must be bool \[4\], got torch\.float32"),

@@ -217,7 +217,7 @@ def test_an_epoch_visits_every_cluster_once(partition: Partition, data: st.DataO
 
 
 @given(with_partition(), st.data())
-def test_given_the_past_an_epoch_is_another_law(partition: Partition, data: st.DataObject) -> None:
+def test_given_the_past_an_epoch_is_another_distribution(partition: Partition, data: st.DataObject) -> None:
     per_batch = data.draw(st.integers(1, partition.num_parts))
     design = EpochClusters(partition, per_batch)
     order = data.draw(st.permutations(range(partition.num_parts)))

@@ -44,7 +44,7 @@ from lmc_verify import (
     load_graph,
 )
 from lmc_verify.estimators import ESTIMATORS as REGISTRY
-from lmc_verify.estimators import batch_law, make_estimator
+from lmc_verify.estimators import batch_distribution, make_estimator
 from lmc_verify.models import MODELS as MODEL_NAMES
 from lmc_verify.models import GCNConv, SAGEConv, active_dropout, key_dropout, make_model
 from lmc_verify.models.convs import initialise
@@ -351,15 +351,15 @@ def test_every_estimator_drops_here() -> None:
 
 
 def sampled(name: str, settings: dict[str, Any], problem: Problem) -> tuple[Estimator, History, Batch]:
-    """Return estimator, state and a batch of half of the nodes, of which about a third are anew in the state."""
+    """Return estimator, state and a batch of half of the nodes, of which about a third are new in the state."""
     method = make_estimator(name, **settings)
     problem.model.eval()
     state, design = method.init(problem), UniformNodes(34, 12)
     for seed in range(2):
-        batch = batch_law(method, problem, state, design).draw(np.random.default_rng(seed))
+        batch = batch_distribution(method, problem, state, design).draw(np.random.default_rng(seed))
         state.apply(method.estimate(problem, state, batch).writes)
     problem.model.train()
-    return method, state, batch_law(method, problem, state, design).draw(np.random.default_rng(2))
+    return method, state, batch_distribution(method, problem, state, design).draw(np.random.default_rng(2))
 
 
 @pytest.mark.parametrize(("model", "cut"), SUMS)
@@ -387,7 +387,7 @@ def test_samplers_that_take_everything_give_the_gradient_with_these_units(name: 
     state = method.init(problem)
     everything = Clusters(Partition(torch.zeros(34, dtype=torch.int64), "everything"), 1)
     try:
-        batch = batch_law(method, problem, state, everything).draw(np.random.default_rng(0))
+        batch = batch_distribution(method, problem, state, everything).draw(np.random.default_rng(0))
     except InvalidInputError:
         assert (name, cut) == ("vr-gcn", "post"), "its histories cannot correct an activation behind the aggregate"
         return
@@ -404,7 +404,7 @@ def test_samplers_drop_a_row_alike_as_source_and_target(name: str) -> None:
     problem.model.layer(2).before = nn.Sequential(nn.Tanh(), Recorder(seen))
     key_dropout(problem.model, 3, 5)
     method, state, batch = sampled(name, SAMPLERS[name], problem)
-    for table in state.embeddings.values():  # a history's units are dropped apart from those of the fresh row
+    for table in state.embeddings.values():  # a history's units are dropped separately from those of the fresh row
         table += torch.rand(table.shape, generator=torch.Generator().manual_seed(2), dtype=table.dtype)
     seen.clear()
     method.estimate(problem, state, batch)

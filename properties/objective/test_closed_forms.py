@@ -133,16 +133,16 @@ def test_the_exact_gradient_is_that_of_the_objective(problem: Problem, chunk_siz
 @st.composite
 def compensated(draw: st.DrawFn, graph: Graph) -> Compensated:
     """Every member of the family, with any setting."""
-    beta, normaliser = draw(betas(graph)), draw(st.sampled_from(["inclusion", "node-count", "batch-mean"]))
+    beta, weighting = draw(betas(graph)), draw(st.sampled_from(["inclusion", "node-count", "batch-mean"]))
     kind = draw(st.sampled_from([BackwardSGD, LMC, LMCForwardOnly, LMCBackwardOnly, GAS, FM, ClusterGCN]))
     if kind in (BackwardSGD, GAS):
-        return kind(normaliser=normaliser)
+        return kind(weighting=weighting)
     if kind is FM:
-        return FM(beta, normaliser=normaliser)
+        return FM(beta, weighting=weighting)
     if kind is ClusterGCN:
-        return ClusterGCN(draw(st.booleans()), normaliser=normaliser)
+        return ClusterGCN(draw(st.booleans()), weighting=weighting)
     score = draw(st.sampled_from(["linear", "quadratic", "constant"]))
-    return kind(beta, score, draw(st.booleans()), normaliser=normaliser)
+    return kind(beta, score, draw(st.booleans()), weighting=weighting)
 
 
 @ways_apart
@@ -156,7 +156,7 @@ def test_an_estimate_in_closed_form_is_the_estimate(data: st.DataObject) -> None
         state = History.from_exact(problem, exact_pass(problem))
     layers = affine_layers(problem.model)
     assert layers is not None
-    arguments = (problem, state, batch, estimator.policies, estimator.normaliser)
+    arguments = (problem, state, batch, estimator.policies, estimator.weighting)
     found = []
     for step in (ClosedStep(*arguments, layers), AutogradStep(*arguments)):
         step.forward()
@@ -303,7 +303,7 @@ def test_gradients_of_all_batches_are_their_estimates(data: st.DataObject) -> No
 
 def test_weights_of_whole_batches_are_no_sums_over_clusters() -> None:
     problem = Problem(load_graph("karate"), GCN(34, 4, 4))
-    reference = BackwardSGD(normaliser="node-count")
+    reference = BackwardSGD(weighting="node-count")
     with pytest.raises(InvalidInputError, match="'node-count', whose weights"):
         next(reference.gradients(problem, reference.init(problem), Clusters(Partition.contiguous(34, 4), 2)))
 

@@ -30,7 +30,7 @@ from lmc_verify import (
     exact_gradient,
     exact_pass,
 )
-from lmc_verify.estimators import batch_law
+from lmc_verify.estimators import batch_distribution
 from lmc_verify.graphs.operators import Block
 from lmc_verify.models import GCNConv
 
@@ -102,7 +102,7 @@ def test_samples_are_refused_alike() -> None:
     problem = Problem(path_graph(NODES), normed().eval())
     estimator = NeighbourSampling()
     state = estimator.init(problem)
-    batch, _ = next(batch_law(estimator, problem, state, DESIGN).enumerate())
+    batch, _ = next(batch_distribution(estimator, problem, state, DESIGN).enumerate())
     problem.model.train()
     with pytest.raises(InvalidInputError, match="_SpectralNorm"):
         estimator.estimate(problem, state, batch)

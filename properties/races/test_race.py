@@ -389,7 +389,7 @@ def test_train_writes_its_trace_and_goes_on(lmc: Callable[..., Result], monkeypa
     assert sorted(path.name for path in Path("o").iterdir()) == ["checkpoint.safetensors", "trace.json"]
     again = lmc(*TRAIN)
     assert again.code == 2
-    assert "holds a run; go on with it (--resume), start anew (--overwrite)" in again.err
+    assert "holds a run; continue it (--resume), start again (--overwrite)" in again.err
     other = lmc(*TRAIN, "--resume")
     assert other.code == 2
     assert "is of another run: its " in other.err
@@ -455,7 +455,7 @@ def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., 
     assert (status, len(record.entries)) == ("finished", 6)
     again = lmc(*RACE)
     assert again.code == 2
-    assert "o holds a run; go on with it (--resume), start anew (--overwrite)" in again.err
+    assert "o holds a run; continue it (--resume), start again (--overwrite)" in again.err
     resumed = lmc(*RACE, "--resume", "--json")
     assert resumed.code == 0
     document = json.loads(resumed.out)
@@ -503,7 +503,7 @@ def test_a_race_that_is_interrupted_keeps_its_runs_and_goes_on(
         patch.setattr(Trainer, "_step", interrupt)
         stopped = lmc(*RACE)
     assert stopped.code == 130
-    assert f"interrupted; what is done is in {Path('o/records.sqlite')}, go on with --resume" in stopped.err
+    assert f"interrupted; what is done is in {Path('o/records.sqlite')}, continue with --resume" in stopped.err
     status, record = recorded("o")
     assert (status, [(item.label, item.seed) for item in record.entries]) == (
         "interrupted",

@@ -100,7 +100,7 @@ def test_contestants_are_every_estimator_with_every_design_and_full_batch_once()
     labels = [item.label for item in race.settings.contestants]
     assert labels == [
         "full-batch",
-        *(f"{name}, {parts} parts, {size} a batch" for name in ("LMC", "gas") for parts in (4, 6) for size in (1, 2)),
+        *(f"{name}, {parts} parts, {size} per batch" for name in ("LMC", "gas") for parts in (4, 6) for size in (1, 2)),
     ]
     lmc = race.settings.contestants[2]
     assert (lmc.estimator.settings, lmc.design.parts, lmc.design.per_batch, lmc.design.name) == (

@@ -161,7 +161,7 @@ def test_a_run_that_diverges_is_drawn_as_far_as_it_came_and_named(tmp_path: Path
     assert report.level == "incomplete"  # no control was run; a run that diverges is a result
     assert "1 diverged" in report.headline
     page = render_html(report)
-    assert "Diverged, drawn as far as they came: gas (seed 1)." in page
+    assert "Diverged, drawn up to the step at which they diverged: gas (seed 1)." in page
     assert "8 diverged, 1 finished" not in page
     (race,) = report.races
     loss = next(
@@ -263,14 +263,14 @@ def test_every_kind_of_figure_has_its_curves(tmp_path: Path) -> None:
     for _, plots in report.races[2].plots:
         assert all([curve.label for curve in plot.curves] == ["full-batch", "lmc", "gas"] for plot in plots)
     assert [plot.detail.split(",")[0] for _, plots in report.races[2].plots for plot in plots] == [
-        "1 cluster a batch",
-        "10 clusters a batch",
+        "1 cluster per batch",
+        "10 clusters per batch",
     ]
 
 
 def test_an_estimator_has_one_colour_everywhere_and_a_second_one_another_line(tmp_path: Path) -> None:
     one = a_race(FIGURES)
-    other = '{ name = "gas", label = "GAS again", normaliser = "node-count" }'
+    other = '{ name = "gas", label = "GAS again", weighting = "node-count" }'
     two = a_race(f'title = "b"\nestimator = ["gas", {other}]\nfigure = "convergence"')
     report = report_of(tmp_path, raced(one, rising), raced(two, rising))
     seen: dict[str, set[int]] = {}

@@ -145,7 +145,7 @@ def some_controls() -> Iterator[Trial]:
     for number, (name, role, effect) in enumerate(
         [
             ("exact-backward-sgd", "sound", None),
-            ("wrong-normaliser", "defect", 0.25),
+            ("wrong-weighting", "defect", 0.25),
             ("dropped-halo-term", "defect", 0.081),
             ("sign-flipped", "defect", 2.0),
             ("float16-cast", "defect", 4.4e-4),
@@ -482,7 +482,7 @@ def test_a_run_as_expected_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "level", "words"),
     [
-        ({"not_run": ABSENT}, "incomplete", "1 planned case not run"),
+        ({"not_run": ABSENT}, "incomplete", "1 planned check not run"),
         ({"finish": False}, "incomplete", "did not finish"),
         ({"trials": list(some_trials())}, "incomplete", "no control was run"),
         ({"trials": []}, "failed", "No claim was checked"),
@@ -681,10 +681,10 @@ def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
         run = records.start_run("s", "t", {"planned": 7}, {})
         records.add_search(run, a_search())
         report = build_report(records, run, CLAIMS)
-    assert "the run did not finish (1 of 7 trials)" in report.headline
-    assert "What the run did not come to." in render_html(report)
+    assert "the run did not finish (1 of 7 parts)" in report.headline
+    assert "Planned checks that the run did not reach." in render_html(report)
     for rendered in (render_markdown(report), render_html(report)):
-        assert "every planned case was run" not in rendered
+        assert "every planned check was run" not in rendered
 
 
 # --- JSON, JUnit, Markdown ---
@@ -935,7 +935,9 @@ def test_statistical_cases_without_intervals_show_draws_and_e_values(tmp_path: P
     assert rates.measures(rates.cases[0])[1:] == ("–", "2e-8")
     # The whole support was drawn: chance cannot change the verdict, which spent nothing.
     assert built.errors.certain == 1
-    assert "2 statistical checks spent 4e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in shown(built)
+    assert "2 statistical checks spent 4e-8 of 1e-6; 1 verdict that does not depend on chance spent nothing" in shown(
+        built
+    )
 
 
 def test_an_enumerated_verdict_has_error_level_zero(report: Report) -> None:
@@ -973,8 +975,8 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     ]
     page = shown(built)
     assert "is at most 1e-6. " in page
-    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that chance cannot change spent nothing" in page
-    assert "controls, whose answers are known, spent 2e-8 apart from it" in page
+    assert "3 statistical checks spent 6e-8 of 1e-6; 1 verdict that does not depend on chance spent nothing" in page
+    assert "controls, whose answers are known, spent 2e-8 in addition" in page
     markdown = render_markdown(built)
     assert "| theorem-3/rate | 2 | 2e-8 | 4e-8 |" in markdown
     assert "is at most 1e-6." in markdown
@@ -1043,7 +1045,7 @@ def test_a_product_of_zero_and_infinity_is_undefined(tmp_path: Path) -> None:
 
 def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path: Path) -> None:
     def change(trial: Trial) -> Trial:
-        changed = {"float16-cast": None, "wrong-normaliser": None, "sign-flipped": False}
+        changed = {"float16-cast": None, "wrong-weighting": None, "sign-flipped": False}
         if trial.control is None or trial.control.name not in changed:
             return trial
         return replace(trial, control=replace(trial.control, passed=changed[trial.control.name]))

@@ -132,7 +132,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     ),
     "estimator beta": ('["lmc", "gas"]', '[{ name = "lmc", beta = true }, "gas"]', r"beta is True.*number"),
     "estimator without name": ('["lmc", "gas"]', "[{ beta = 0.4 }]", r"name"),
-    "normaliser": ('["lmc", "gas"]', '[{ name = "lmc", normaliser = "mean" }, "gas"]', r"'mean'.*batch-mean"),
+    "weighting": ('["lmc", "gas"]', '[{ name = "lmc", weighting = "mean" }, "gas"]', r"'mean'.*batch-mean"),
     "field of a check": ('dataset = "karate"', 'data_set = "karate"', r"data_set"),
     "field of a suite": ('title = "Tiny"', 'title = "Tiny"\ncolour = "red"', r"colour"),
     "field of a model": ("expect", "model = { depth = 3 }\nexpect", r"depth"),
@@ -458,7 +458,7 @@ def test_the_identity_of_a_search_has_every_setting_and_version(monkeypatch: pyt
             {},
             {"claim": "e1/equals-backward-sgd"},
             {"estimator": "fm"},
-            {"estimator": {"name": "gas", "normaliser": "node-count"}},
+            {"estimator": {"name": "gas", "weighting": "node-count"}},
             {"model": {"layers": 3}},  # the value of a case that is not given, which a search draws
             {"design": {"name": "clusters"}},
             {"histories": "zero"},

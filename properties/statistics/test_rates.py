@@ -319,7 +319,7 @@ def test_no_fit_of_too_little(steps: list[float], values: list[float], message: 
 
 
 @pytest.mark.parametrize("size", [0.01, 0.3, 1.0, 1.7])
-def test_expected_norm_is_that_of_the_stationary_law(size: float) -> None:
+def test_expected_norm_is_that_of_the_stationary_distribution(size: float) -> None:
     """Simulated from zero until the start is forgotten, not from the stationary law that the formula assumes."""
     rng = np.random.default_rng(7)
     x = np.zeros((500, DIMENSION))

@@ -75,7 +75,7 @@ def test_every_estimator_of_the_package_conforms(name: str) -> None:
 
 def test_other_settings_conform_too() -> None:
     # batch-mean weights do not reduce to the exact gradient: there E7 does not apply.
-    results = check_estimator(LMC(beta=0.4, normaliser="batch-mean"))
+    results = check_estimator(LMC(beta=0.4, weighting="batch-mean"))
     assert not [result for result in results if result.status is Status.FAILED]
     assert {r.status for r in results if r.check == "claim e7/reductions"} == {Status.NOT_APPLICABLE}
 
@@ -466,7 +466,7 @@ def test_the_parametrisation_fails_skips_and_names_its_checks() -> None:
 
 
 def test_the_command_prints_a_census_and_exits_with_1_on_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = CliRunner().invoke(app, ["check-estimator", "gas", "--set", "estimator.normaliser=node-count"])
+    good = CliRunner().invoke(app, ["check-estimator", "gas", "--set", "estimator.weighting=node-count"])
     assert good.exit_code == 0, good.output
     assert "0 failed" in good.output
     monkeypatch.setitem(ESTIMATORS, "wrapped", Doubles)

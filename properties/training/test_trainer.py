@@ -537,7 +537,7 @@ def test_problems_that_do_not_fit_are_refused() -> None:
     ("settings", "message"),
     [
         ({"optimiser": "adm"}, r"unknown optimiser 'adm': did you mean 'adam'"),
-        ({"optimiser": "lbfgs"}, r"evaluates the loss several times a step"),
+        ({"optimiser": "lbfgs"}, r"evaluates the loss several times per step"),
         ({"optimiser": "SparseAdam"}, r"sparse gradients"),
         ({"optimiser_options": {"momentum": 0.9}}, r"'adam' has no option 'momentum'; it has betas"),
         ({"optimiser_options": {"lr": 0.9}}, r"set learning_rate instead"),

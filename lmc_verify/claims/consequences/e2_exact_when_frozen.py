@@ -61,13 +61,13 @@ def check_exact_when_frozen(case: Case) -> Verdict:
         summary = (
             f"from sweep {due} on every gradient equals Backward SGD's (largest difference "
             f"{residuals.worst.value:.1e} of a layer's gradient, rounding allows {residuals.worst.tolerance:.1e}); the "
-            "histories are exact when due"
+            "histories are exact in the sweep in which they should be"
         )
     elif outcome is Outcome.REFUTED:
         summary = (
             f"gradients still differ from Backward SGD's by {by_sweep[-1].value:.2g} of the gradient's norm after "
-            f"{due + 1} sweeps (first sweep: {by_sweep[0].value:.2g}); histories off by up to {off:.2g} when due"
-            f"{explained(case, claim)}"
+            f"{due + 1} sweeps (first sweep: {by_sweep[0].value:.2g}); histories off by up to {off:.2g} in the "
+            f"sweep in which they should be exact{explained(case, claim)}"
         )
     else:
         summary = residuals.explanation
@@ -96,7 +96,7 @@ def _history_errors(case: Case, state: History, sweep: int, reference: Reference
                 error = float((held[layer] - truth[layer]).norm()) / (float(truth[layer].norm()) or 1.0)
                 tolerance = HISTORY_ROUNDING * gamma(reference.terms) * (1.0 if kind == "H" else reference.conditioning)
                 name, unit = f"hist({kind}^{layer}) after sweep {sweep}", f"norm of {kind}^{layer}"
-                out.append(Evidence(name, error, tolerance, unit=unit, group="history error when due"))
+                out.append(Evidence(name, error, tolerance, unit=unit, group="history error when it should vanish"))
     return out
 
 
@@ -124,10 +124,10 @@ EXACT_WHEN_FROZEN = Claim(
     source=SOURCE,
     tier="exact",
     theory=(
-        "Batch rows are written from halo values that the sweep before made exact, one layer a sweep: first H "
+        "Batch rows are written from halo values that the sweep before made exact, one layer per sweep: first H "
         "upwards, then V downwards. It needs a cut right after the linear aggregation; with the post-activation cut "
         "or with attention, halo Jacobians see incomplete aggregates and a floor remains. GAS's histories become "
-        "exact, its gradient never."
+        "exact, its gradient never does."
     ),
     required=(NO_DROPOUT, FAMILY, CLUSTERS),
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),

@@ -105,7 +105,7 @@ def check(case: Case) -> Verdict:
         case,
         claim.id,
         outcome,
-        f"the expected squared error of hist(H^1) {verb} 1 - c/b = {factor:.4g} a step, from {len(residuals)} states: "
+        f"the expected squared error of hist(H^1) {verb} 1 - c/b = {factor:.4g} per step, in {len(residuals)} states: "
         f"largest difference {worst.value:.1e}, rounding allows {worst.tolerance:.1e}",
         histories="zero",
         evidence=residuals,

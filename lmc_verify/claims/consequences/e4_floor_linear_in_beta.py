@@ -52,7 +52,7 @@ def check_floor_in_beta(case: Case) -> Verdict:
     largest, smallest = np.median(curves.floors, axis=0)[[0, -1]]
     summary = (
         f"the floor goes from {largest:.2g} of the gradient at beta = {beta:.3g} to {smallest:.2g} at "
-        f"{curves.values[-1]:.3g}: slope {slope.words}; linear is {fraction(SLOPE)} within {LINEAR}"
+        f"{curves.values[-1]:.3g}: slope {slope.words}; linear means {fraction(SLOPE)} +- {LINEAR}"
     )
     series = [curves.floor_series("Floor of the bias against beta", "beta")]
     return slope.verdict(case, claim, outcome, summary, limit=SLOPE, evidence=[], series=series)

@@ -80,7 +80,7 @@ FLOOR_IN_STEP_SIZE = Claim(
         "Histories are as old as the last visit of their rows; in that time the parameters move by an amount in "
         f"proportion to eta. The theorem needs a slope of {fraction(SLOPE)}, plain Lipschitz arguments give 1. What an "
         "estimator drops does not depend on eta: GAS has slope 0. The step sizes must be small enough for all runs to "
-        "stay near one place: elsewhere on the path the bias of every estimator is another one."
+        "stay close together: elsewhere on the path the bias of every estimator is different."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

@@ -1,4 +1,4 @@
-"""E8: the error of an estimate apart as bias and variance, and Backward SGD's variance against its closed form."""
+"""E8: the error of an estimate split into bias and variance, and Backward SGD's variance against its closed form."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
 
 
 def _is_backward_sgd(case: Case) -> bool:
-    return properties_of(case.estimator).holds_exact is True and case.normaliser == "inclusion"
+    return properties_of(case.estimator).holds_exact is True and case.weighting == "inclusion"
 
 
 def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
@@ -69,7 +69,7 @@ def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
 
 
 def check(case: Case) -> Verdict:
-    """Enumerate the design: E||g - grad||^2, ||E g - grad||^2 and the variance are accumulated apart and compared."""
+    """Enumerate the design: E||g - grad||^2, ||E g - grad||^2 and the variance, accumulated separately; compare."""
     claim = BIAS_AND_VARIANCE
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
@@ -199,7 +199,7 @@ def expect(case: Case) -> Expectation:
 
 BIAS_AND_VARIANCE = Claim(
     id="e8/bias-and-variance",
-    title="Error is bias and variance",
+    title="The error is bias plus variance",
     statement=(
         "E||g - grad||^2 = ||bias||^2 + variance in every layer; with c of b clusters the variance of Backward SGD is "
         "b^2 (1 - c/b) S^2 / c, S^2 the variance of the clusters' contributions."
@@ -208,7 +208,7 @@ BIAS_AND_VARIANCE = Claim(
     tier="exact",
     theory=(
         "The error of one batch is dominated by the variance, so it says little about the bias: LMC and GAS differ by "
-        "a few percent in error and by everything in bias. The report shows both beside the error of single batches "
+        "a few percent in error, but completely in bias. The report shows both next to the error of single batches "
         "(the quantity of the paper's figure 5). The closed form is the variance of a sum over a sample without "
         "replacement."
     ),

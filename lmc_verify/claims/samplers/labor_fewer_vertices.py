@@ -31,7 +31,7 @@ TERMS = 10
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of one layer's law at some rows: mean and variance of every entry's weight, and the mean number of sources."""
+    """Of one layer's samples at some rows: mean and variance of every entry's weight, mean number of sources."""
 
     mean: Tensor
     variance: Tensor
@@ -70,7 +70,7 @@ def _top_laws_finite(case: Case) -> tuple[bool | None, str]:
 
 
 def _top_layers(case: Case) -> Iterator[tuple[Tensor, float, Block, tuple[LayerLaw, LayerLaw]]]:
-    """Yield each batch's rows, its probability, the last layer's operator, and the laws of LABOR and its baseline."""
+    """Yield each batch's rows, its probability, the last layer's operator, and how LABOR and its baseline sample."""
     estimator, layers = properties_of(case.estimator).labor, case.problem.num_layers
     assert estimator is not None
     rival = NeighbourSampling(fan_out=estimator.fan_out)
@@ -86,7 +86,7 @@ TOP_LAWS_FINITE = Assumption("last-layer-finite", "the last layer's samples can 
 
 
 def check_vertices(case: Case) -> Verdict:
-    """Enumerate the last layer's samples under both laws: each entry's variance, and the number of distinct sources."""
+    """Enumerate the last layer's samples of both: each entry's variance, and the number of distinct sources."""
     claim = FEWER_VERTICES
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
@@ -103,7 +103,7 @@ def check_vertices(case: Case) -> Verdict:
             continue
         gap, scale = own.variance - other.variance, other.variance
         entries = max(entries, int(operator.in_degree.max()) if rounds else 1)
-        if rounds:  # a row's variances have the same sum, and are shared out anew
+        if rounds:  # a row's variances have the same sum, and are distributed again
             gap, scale = _by_row(operator, gap), _by_row(operator, scale)
         largest = max(largest, float(scale.max()))
         # NaN stays NaN, and is a refutation
@@ -126,7 +126,7 @@ def check_vertices(case: Case) -> Verdict:
         case,
         claim.id,
         outcome,
-        f"{sources[0]:.3g} distinct sources a batch, neighbour sampling {sources[1]:.3g}; "
+        f"{sources[0]:.3g} distinct sources per batch, with neighbour sampling {sources[1]:.3g}; "
         f"{'sums of the variances of a row' if rounds else 'variances of the weights'} differ by at most {worst:.1e}",
         evidence=[
             Evidence("difference of variances", worst, tolerance, unit="weight squared", group="weights"),

@@ -36,7 +36,7 @@ def check_own_objective(case: Case) -> Verdict:
     own = replace(case, exact=replace(case.exact, loss=loss, gradient=gradient))
     moments, bias, residuals = compare_mean(own)
     unit = gradient_norm(case.exact.gradient) or 1.0
-    apart = gradient_norm(gradient_sum(gradient, case.exact.gradient, -1.0)) / unit
+    distance = gradient_norm(gradient_sum(gradient, case.exact.gradient, -1.0)) / unit
     outcome = residuals.outcome
     words = {
         Outcome.EXACT: f"the mean over all {moments.atoms:,} batches is the gradient of the estimator's own objective",
@@ -46,12 +46,12 @@ def check_own_objective(case: Case) -> Verdict:
         case,
         claim.id,
         outcome,
-        f"{words.get(outcome, residuals.explanation)}; that is {apart:.2g} of the gradient's norm away from the whole "
-        "graph's",
+        f"{words.get(outcome, residuals.explanation)}; its distance from the whole graph's gradient is {distance:.2g} "
+        "of that gradient's norm",
         residuals=residuals,
         evidence=[
             *bias_evidence(case.problem, bias, gradient, residuals),
-            Evidence("own gradient less the whole graph's", apart, group="totals"),
+            Evidence("own gradient less the whole graph's", distance, group="totals"),
         ],
         assumptions=claim.checked_assumptions(case),
     )
@@ -64,8 +64,8 @@ def expect_own_objective(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
-    if case.normaliser != "inclusion" or case.conditioned:
-        return Expectation(None, "targets are not weighted by the inverse of the law that they are drawn from")
+    if case.weighting != "inclusion" or case.conditioned:
+        return Expectation(None, "targets are not weighted by their inverse inclusion probabilities")
     return Expectation(
         Outcome.EXACT, "the objective is a sum over targets, and each is weighted by its inverse probability"
     )

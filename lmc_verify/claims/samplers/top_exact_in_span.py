@@ -70,13 +70,13 @@ IN_SPAN = Assumption(
 )
 
 
-def batch_gradient(problem: Problem, batch: Batch, normaliser: str) -> Gradient:
+def batch_gradient(problem: Problem, batch: Batch, weighting: str) -> Gradient:
     """Return the gradient of the batch's weighted loss through the whole graph."""
     parameters = {name: p for name, p in problem.model.named_parameters() if p.requires_grad}
     nodes = batch.nodes.to(problem.graph.device)
     with torch.enable_grad():
         losses = problem.node_losses(problem.model(problem.graph)[nodes], nodes)
-        loss = losses @ node_weights(problem, batch, normaliser)
+        loss = losses @ node_weights(problem, batch, weighting)
     grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, grads, strict=True))
 
@@ -86,7 +86,7 @@ class _WholeGraph(Reference):
 
     def expected(self, batch: Batch) -> Gradient:
         """Return the gradient of the batch's loss."""
-        return batch_gradient(self.case.problem, batch, self.case.normaliser)
+        return batch_gradient(self.case.problem, batch, self.case.weighting)
 
 
 def check_in_span(case: Case) -> Verdict:
@@ -104,7 +104,9 @@ def check_in_span(case: Case) -> Verdict:
     outcome = residuals.outcome
     words = {
         Outcome.EXACT: f"on all {batches:,} batches the estimate is the gradient of the batch's loss",
-        Outcome.REFUTED: f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's",
+        Outcome.REFUTED: (
+            f"differs from the gradient of the batch's loss by {residuals.worst.value:.2g} of a layer's gradient"
+        ),
     }
     return verdict_of(
         case,

@@ -65,7 +65,7 @@ WEIGHTED_SUMS = Assumption(
 
 def samples_of(batch: Batch) -> tuple[LayerSample, ...]:
     """Return the samples of a batch by layer, layer 1 first."""
-    assert batch.sample is not None  # the law of an estimator that samples messages gives one
+    assert batch.sample is not None  # an estimator that samples messages draws one
     return batch.sample.layers
 
 
@@ -158,7 +158,7 @@ def expect(case: Case) -> Expectation:
 
 
 class _Aggregates:
-    """The error of one draw's aggregates, of one number a node, with a proven range by layer."""
+    """The error of one draw's aggregates, of one number per node, with a proven range by layer."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -198,8 +198,8 @@ def check_sampled(case: Case) -> Verdict:
     """Draw batches with samples until a bias of the aggregates is shown, or shown to be at most delta.
 
     Each node's embedding is projected on one fixed random direction. The error of a row has a proven range: no weight
-    exceeds the largest one that the law can give; nothing is decided for a sampler whose methods are not the package's
-    own. Refutation and support spend half of the error level each.
+    exceeds the largest possible one; nothing is decided for a sampler whose methods are not the package's own.
+    Refutation and support spend half of the error level each.
     """
     claim = UNBIASED_AGGREGATION_SAMPLED
     inapplicable = not_applicable(case, claim)
@@ -210,7 +210,7 @@ def check_sampled(case: Case) -> Verdict:
             case,
             claim.id,
             Outcome.INCONCLUSIVE,
-            "no proven range: the sampler has methods of its own, and nothing but its word bounds the weights",
+            "no proven range: the sampler has methods of its own, and its weights are bounded only by what it states",
             assumptions=claim.checked_assumptions(case),
         )
     parts = _Aggregates(case)

@@ -115,7 +115,7 @@ def check(case: Case) -> Verdict:
         worst = max(per_layer, key=lambda part: per_layer[part])
         summary = (
             f"biased even without nonlinearity: off by {gradient_norm(bias) / (gradient_norm(exact) or 1.0):.2g} of "
-            f"the gradient's norm, most in {worst} ({per_layer[worst]:.2g} of its own)"
+            f"the gradient's norm, most in {worst} ({per_layer[worst]:.2g} of that layer's gradient)"
         )
     else:
         summary = residuals.explanation
@@ -143,8 +143,8 @@ def expect(case: Case) -> Expectation:
     estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(None, estimated)
-    if case.normaliser != "inclusion" or case.conditioned:
-        return Expectation(None, "batch rows are not weighted by the inverse of the law that they are drawn from")
+    if case.weighting != "inclusion" or case.conditioned:
+        return Expectation(None, "batch rows are not weighted by their inverse inclusion probabilities")
     missed = sampler.missed(case.problem, case.design)
     if missed:
         return Expectation(None, missed)
@@ -152,7 +152,7 @@ def expect(case: Case) -> Expectation:
         return Expectation(
             None, "one sample serves every layer, and the mean of a product is then not the product of the means"
         )
-    return Expectation(Outcome.EXACT, "the gradient is a product of one unbiased, independent factor a layer")
+    return Expectation(Outcome.EXACT, "the gradient is a product of one unbiased, independent factor per layer")
 
 
 LINEAR_CONTROL = Claim(
@@ -166,10 +166,10 @@ LINEAR_CONTROL = Claim(
     source="derived; the control of the bias through the nonlinearity",
     tier="exact",
     theory=(
-        "Every gradient is then a sum of products with one sampled operator a layer. Given the layers above, each "
-        "factor is unbiased, so the product is. It fails where one sample serves several layers (GraphSAINT). What is "
-        "biased on the case itself and not here is biased through the activations and the loss; one layer does not "
-        "help, because cross entropy is not linear in the outputs."
+        "Every gradient is then a sum of products with one sampled operator per layer. Given the layers above, each "
+        "factor is unbiased, so the product is. It fails where one sample serves several layers (GraphSAINT). A bias "
+        "on the case itself that is absent here comes from the activations and the loss; one layer does not help, "
+        "because cross entropy is not linear in the outputs."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR),
     check=check,

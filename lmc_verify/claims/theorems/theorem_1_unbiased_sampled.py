@@ -59,8 +59,12 @@ class _Range:
 
 def _proven_range(case: Case) -> _Range:
     state = case.initial_state()
-    if case.normaliser != "inclusion":  # the bounds are for two estimates with the same weights
-        return _Range(None, f"no proven range: weights by {case.normaliser}, Backward SGD's are inverse inclusion")
+    if case.weighting != "inclusion":  # the bounds are for two estimates with the same weights
+        return _Range(
+            None,
+            f"no proven range: the loss weighting is {case.weighting}, Backward SGD uses inverse inclusion "
+            "probabilities",
+        )
     found = range_bound(case.problem, case.exact, state, case.design, case.estimator)
     if not isinstance(found, NoBound):
         return _Range(found.layers, found.derivation)
@@ -238,7 +242,7 @@ def _power(
     alpha, unit = case.sampling.alpha / 2, gradient_norm(case.exact.gradient)
     active = [part for part, bound in bounds.items() if bound > 0]
     resolution = 2 * max(tolerance.values()) / unit
-    if population is not None or not active:  # a census sees all but rounding
+    if population is not None or not active:  # a census leaves only rounding
         return _Power(resolution, f"rounding alone could hide {resolution:.1g}; set sampling.delta above it")
     if len(sample) < 2:
         return _Power(None, "set sampling.draws to 2 at least")
@@ -329,7 +333,7 @@ def _reference_mean(case: Case) -> tuple[bool | None, str]:
     if type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters):
         return True, ""
     if design.support_size > MAX_SUPPORT:
-        return None, f"{type(design).__name__} is too large to look its inclusion probabilities through"
+        return None, f"{type(design).__name__} is too large to check its inclusion probabilities"
     return inclusion_matches(case)
 
 
@@ -345,8 +349,8 @@ def expect(case: Case) -> Expectation:
         return inapplicable
     if gradient_norm(case.exact.gradient) == 0:
         return Expectation(Outcome.NOT_APPLICABLE, "the exact gradient vanishes")
-    if case.normaliser != "inclusion":
-        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for weights by {case.normaliser}")
+    if case.weighting != "inclusion":
+        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for the loss weighting {case.weighting}")
     small = case.design.support_size <= MAX_SUPPORT
     found = range_bound(case.problem, case.exact, case.initial_state(), case.design, case.estimator)
     if isinstance(found, NoBound) and not small:

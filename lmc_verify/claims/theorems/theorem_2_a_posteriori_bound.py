@@ -51,8 +51,8 @@ def _step(case: Case, run: TrainingRun) -> _Step | None:
     bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=exact_terms(problem, exact))
     assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
     held = History.from_exact(problem, exact)
-    expected = BackwardSGD(normaliser=case.normaliser).estimate(problem, held, batch).gradient
-    enclosed = error_interval(problem, exact, batch, bound, normaliser=case.normaliser)
+    expected = BackwardSGD(weighting=case.weighting).estimate(problem, held, batch).gradient
+    enclosed = error_interval(problem, exact, batch, bound, weighting=case.weighting)
     estimate = run.step(batch).gradient
     error = gradient_norm(gradient_sum(estimate, expected, -1.0))
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
@@ -106,8 +106,8 @@ def check(case: Case) -> Verdict:
     else:
         outcome = Outcome.VACUOUS if slack > VACUOUS_SLACK else Outcome.SUPPORTED
         summary = (
-            f"never exceeded on {count:,} steps, nor the interval of the total error left; the bound is typically "
-            f"{slack:.3g} times the measured error (at best {min(slacks):.3g})"
+            f"the bound held at all {count:,} steps, and the total error stayed in its interval; the bound is "
+            f"typically {slack:.3g} times the measured error (at best {min(slacks):.3g})"
         )
     x = tuple(map(float, range(count)))
     labels = ("Error along training and its bound", "step", "distance from Backward SGD on the same batch")
@@ -137,7 +137,7 @@ def _proven(case: Case) -> tuple[bool | None, str]:
     if properties_of(case.estimator).policies is None:
         return False, f"no bound is proven for the estimator {case.estimator.name!r}"
     if active_dropout(case.problem.model) is not None:
-        return None, "not looked at while units are dropped"
+        return None, "not checked while dropout is active"
     batch = case.design.draw(generator(case.seed, "a-posteriori bound"))
     found = batch_bound(case.problem, case.exact, prepared_state(case, "zero"), batch, case.estimator)
     return not isinstance(found, NoBound), found.reason if isinstance(found, NoBound) else ""

@@ -94,7 +94,7 @@ def check(case: Case) -> Verdict:
                 )
                 for layer, value in lower.items()
             ),
-            Evidence("ReLU inputs that change sign in a step", crossed / (inputs or 1), None, "share", "kinks"),
+            Evidence("ReLU inputs that change sign per step", crossed / (inputs or 1), None, "share", "kinks"),
             *(
                 Evidence(f"{name}, at least", value, unit="Frobenius norm", group="norms")
                 for name, value in norms.largest.items()

@@ -78,7 +78,7 @@ def check_decay_and_floor(case: Case) -> Verdict:
     largest, smallest = np.median(curves.floors, axis=0)[[0, -1]]
     within = f" (in [{rate.low:.3f}, {rate.high:.3f}])" if rate.exists else ""
     summary = (
-        f"the bias decays by a factor {rate.median:.3f} a step{within} to a floor that goes from {largest:.2g} to "
+        f"the bias decays by a factor of {rate.median:.3f} per step{within} to a floor that goes from {largest:.2g} to "
         f"{smallest:.2g} of the gradient over eps = 1 ... {curves.values[-1]:.2g}: slope in eps {slope.words}; the "
         f"theorem needs {fraction(SLOPE)}{remark}"
     )
@@ -121,7 +121,7 @@ DECAY_AND_FLOOR = Claim(
     theory=(
         "The transient is that of histories from zero, which are refreshed at random; the floor comes from parameters "
         "that move (eta) and from incomplete fresh values (beta). What an estimator drops remains at every eps: GAS, "
-        "FM and Cluster-GCN have a floor of slope 0. As for E5, all runs must stay near one place."
+        "FM and Cluster-GCN have a floor of slope 0. As for E5, all runs must stay close together."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

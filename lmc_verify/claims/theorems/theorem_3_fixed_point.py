@@ -23,10 +23,10 @@ from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
 __all__ = ["FIXED_POINT", "SOURCE", "snapshot_steps"]
 
 PLATEAU = 4.0
-"""A gradient this many times the mean update is a plateau: training stands still where the gradient does not vanish."""
+"""A gradient this many times the mean update is a plateau: training stops where the gradient does not vanish."""
 
 STILL = 0.5
-"""On a plateau the gradient stands still: in the second half of the steps it does not fall below this share."""
+"""On a plateau the gradient stays: in the second half of the steps it does not fall below this share."""
 
 SNAPSHOTS = 12
 """Points of a path at which the bias is enumerated, dense at the start."""
@@ -91,12 +91,11 @@ def check_fixed_point(case: Case) -> Verdict:
     )
     if found is Outcome.EXACT:
         summary = (
-            f"the mean update is the exact gradient all along: largest residual {residuals.worst.value:.1e}; {words}"
+            "the mean update equals the exact gradient at every snapshot: largest residual "
+            f"{residuals.worst.value:.1e}; {words}"
         )
     elif found is Outcome.REFUTED:
-        summary = (
-            f"a plateau: {words}, {ratio:.3g} times the update: training stands still away from a stationary point"
-        )
+        summary = f"a plateau: {words}, {ratio:.3g} times the update: training stops away from a stationary point"
     elif residuals.outcome is Outcome.REFUTED:
         if diverged:
             advice = "it diverged, lower training.step_size"
@@ -149,8 +148,8 @@ FIXED_POINT = Claim(
     source=SOURCE,
     tier="exact",
     theory=(
-        "An unbiased estimator's mean update is the gradient. A biased one stands still where gradient and bias "
-        "cancel: GAS comes to rest on a plateau away from every stationary point, most of all where neighbours "
+        "An unbiased estimator's mean update is the gradient. A biased one stops where gradient and bias "
+        "cancel: GAS stops on a plateau away from every stationary point, most of all where neighbours "
         "disagree, so that the messages that it drops point against those that it keeps."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),

@@ -192,8 +192,8 @@ def _decide(
         if exact_slope > SLOPE:
             return (
                 Outcome.INCONCLUSIVE,
-                f"{words}; not even full-batch gradient descent keeps it here (slope {exact_slope:.3f}): the runs are "
-                "too short, raise training.step_size or training.lengths",
+                f"{words}; not even full-batch gradient descent has this rate here (slope {exact_slope:.3f}): the runs "
+                "are too short, raise training.step_size or training.lengths",
             )
         return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
     return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
@@ -212,7 +212,7 @@ def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, 
 
 
 def expect(case: Case) -> Expectation:
-    """Return what theory says: nothing sure on a finite range, but for what an assumption rules out."""
+    """Return what theory says: nothing certain on a finite range, except for what an assumption rules out."""
     inapplicable = expect_not_applicable(case, RATE)
     if inapplicable is not None:
         return inapplicable

@@ -20,21 +20,22 @@ Sources: LMC and Backward SGD: Shi, Liang and Wang, ICLR 2023. GAS: Fey et al., 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import NORMALISERS, Estimate, check_batch
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.base import Estimate, check_batch
 from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Policies
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.compensated.step_autograd import AutogradStep
 from lmc_verify.estimators.compensated.step_closed import ClosedStep
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, Refresh, Write
+from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, Clusters
 from lmc_verify.models.closed_forms import affine_layers
 from lmc_verify.objective import Gradient, Problem, exact_pass, refuse_dropout
@@ -53,22 +54,11 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Compensated(ABC):
-    """Base of the family: settings only. Subclasses state their two policies.
-
-    Attributes:
-        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
-
-    Raises:
-        UnknownNameError: an unknown normaliser.
-    """
-
-    name: ClassVar[str]
-    normaliser: str = field(default="inclusion", kw_only=True)
+class Compensated(Weighted):
+    """Base of the family: settings only. Subclasses state their two policies."""
 
     def __post_init__(self) -> None:
-        if self.normaliser not in NORMALISERS:
-            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
+        super().__post_init__()
         _ = self.policies  # validates their settings
 
     @property
@@ -88,7 +78,7 @@ class Compensated(ABC):
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch; pure, see `lmc_verify.Estimator`."""
-        return estimate_compensated(problem, state, batch, self.policies, self.normaliser)
+        return estimate_compensated(problem, state, batch, self.policies, self.weighting)
 
 
 def _as_beta(beta: float | Sequence[float]) -> float | tuple[float, ...]:
@@ -123,11 +113,11 @@ class BackwardSGD(Compensated):
             design: the design.
 
         Raises:
-            InvalidInputError: the normaliser is not ``"inclusion"``; its weights then depend on the whole batch.
+            InvalidInputError: the loss weighting is not ``"inclusion"``; the weights then depend on the whole batch.
         """
-        if self.normaliser != "inclusion":
+        if self.weighting != "inclusion":
             raise InvalidInputError(
-                f"the normaliser is {self.normaliser!r}, whose weights are not those of single clusters; use "
+                f"the loss weighting is {self.weighting!r}, whose weights are not those of single clusters; use "
                 "'inclusion', or estimate batch by batch"
             )
         alone = Clusters(design.partition, 1)
@@ -144,7 +134,7 @@ class LMC(Compensated):
     """Local message compensation [LMC, ICLR 2023].
 
     Attributes:
-        beta: weight of the fresh value, ``beta_i = beta * score(deg_local(i) / deg(i))``; one number or one a node.
+        beta: weight of the fresh value, ``beta_i = beta * score(deg_local(i) / deg(i))``; one number or one per node.
         score: see `lmc_verify.estimators.SCORES`.
         whole_when_complete: see `lmc_verify.estimators.Blend`.
     """
@@ -210,7 +200,7 @@ class FM(Compensated):
     """GraphFM-OB: feature momentum at the halo, written back; nothing backward.
 
     Attributes:
-        beta: weight of the fresh value at every halo row; one number or one a node.
+        beta: weight of the fresh value at every halo row; one number or one per node.
     """
 
     name: ClassVar[str] = "fm"
@@ -245,7 +235,7 @@ class ClusterGCN(Compensated):
 
 
 def estimate_compensated(
-    problem: Problem, state: History, batch: Batch, policies: Policies, normaliser: str
+    problem: Problem, state: History, batch: Batch, policies: Policies, weighting: str
 ) -> Estimate:
     """Estimate the gradient from one batch with the given halo policies.
 
@@ -254,7 +244,7 @@ def estimate_compensated(
         state: histories to read; nothing in it is changed.
         batch: the batch, ids of the problem's graph.
         policies: what to put at the halo.
-        normaliser: see `lmc_verify.NORMALISERS`.
+        weighting: see `lmc_verify.estimators.LOSS_WEIGHTINGS`.
 
     Raises:
         InvalidInputError: the batch does not belong to the graph, the state lacks a history that is needed, or dropout
@@ -271,9 +261,9 @@ def estimate_compensated(
     layers = affine_layers(problem.model)
     step: Step
     if layers is None:
-        step = AutogradStep(problem, state, batch, policies, normaliser)
+        step = AutogradStep(problem, state, batch, policies, weighting)
     else:
-        step = ClosedStep(problem, state, batch, policies, normaliser, layers)
+        step = ClosedStep(problem, state, batch, policies, weighting, layers)
     step.forward()
     step.backward()
     estimate = step.result(*writes)

@@ -29,7 +29,7 @@ class Blend:
     """``(1 - beta_i) * history + beta_i * fresh`` with ``beta_i = beta * score(deg_local(i) / deg(i))``.
 
     Attributes:
-        beta: one number for all nodes, or one a node as a tuple of length n; in [0, 1].
+        beta: one number for all nodes, or one per node as a tuple of length n; in [0, 1].
         score: a name in `SCORES`.
         whole_when_complete: take the fresh value whole at rows all of whose neighbours are local, as the published
             code does; off by default, as in the paper's formulas.
@@ -66,7 +66,7 @@ class Blend:
         if isinstance(self.beta, tuple):
             if len(self.beta) != graph.num_nodes:
                 raise InvalidInputError(
-                    f"beta has {len(self.beta)} values, the graph has {graph.num_nodes} nodes; give one a node"
+                    f"beta has {len(self.beta)} values, the graph has {graph.num_nodes} nodes; give one per node"
                 )
             alpha = torch.tensor(self.beta, dtype=graph.dtype, device=graph.device)[local.halo]
         else:

@@ -26,12 +26,12 @@ class Step(ABC):
         loss: the estimated objective.
     """
 
-    def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, normaliser: str) -> None:
+    def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, weighting: str) -> None:
         self.problem, self.state, self.policies = problem, state, policies
         self.structure = local_structure(problem.graph, batch, cut=isinstance(policies.forward, Cut))
         self.local = self.structure.nodes
         self.size = self.local.num_batch
-        self.weights = node_weights(problem, batch, normaliser)
+        self.weights = node_weights(problem, batch, weighting)
         self.gradient = problem.zero_gradient()
         self.loss = 0.0
         self.embeddings: dict[int, Tensor] = {}

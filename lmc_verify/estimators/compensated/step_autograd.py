@@ -24,8 +24,8 @@ __all__ = ["AutogradStep"]
 class AutogradStep(Step):
     """An estimate, layer by layer, with autograd's vector-Jacobian product of one layer at a time."""
 
-    def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, normaliser: str) -> None:
-        super().__init__(problem, state, batch, policies, normaliser)
+    def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, weighting: str) -> None:
+        super().__init__(problem, state, batch, policies, weighting)
         self._tapes: dict[int, _Tape] = {}
 
     def _block(self, kind: str, *, halo: bool) -> Block:

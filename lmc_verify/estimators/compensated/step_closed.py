@@ -36,10 +36,10 @@ class ClosedStep(Step):
         state: History,
         batch: Batch,
         policies: Policies,
-        normaliser: str,
+        weighting: str,
         layers: Sequence[AffineLayer],
     ) -> None:
-        super().__init__(problem, state, batch, policies, normaliser)
+        super().__init__(problem, state, batch, policies, weighting)
         self.layers = layers
         self._all = self.local.nodes.numel()
         halo = self._all > self.size

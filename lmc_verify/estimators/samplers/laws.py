@@ -1,7 +1,7 @@
-"""Laws of sampled messages, layer by layer, and the batch design that they make of a user's own.
+"""Distributions of sampled messages, layer by layer, and the batch design that they make of a user's own.
 
-A layer law decides which entries of the operator's rows are kept, and with which weights. `SampledDesign` draws a batch
-and then, from the last layer down, a sample for the rows that the layer above needs; or lists all of them.
+A `LayerLaw` decides which entries of the operator's rows are kept, and with which weights. `SampledDesign` draws a
+batch and then, from the last layer down, a sample for the rows that the layer above needs; or lists all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
 
 class LayerLaw(ABC):
-    """How one layer's messages are sampled, given the rows that the layer above needs."""
+    """The distribution of one layer's sampled messages, given the rows that the layer above needs."""
 
     @abstractmethod
     def draw(self, operator: Block, rows: Tensor, generator: torch.Generator) -> Kept:

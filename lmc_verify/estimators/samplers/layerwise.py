@@ -1,4 +1,4 @@
-"""Layer-wise sampling: one set of nodes a layer, shared by all rows. FastGCN, LADIES and AS-GCN.
+"""Layer-wise sampling: one set of nodes per layer, shared by all rows. FastGCN, LADIES and AS-GCN.
 
 Of the sources of a layer, t are drawn with replacement with probabilities q; a message from source j that was drawn c_j
 times has weight ``c_j / (t q_j)``, so aggregates are unbiased whatever q is, if it is positive at every source. The
@@ -55,7 +55,7 @@ class NodesLaw(LayerLaw):
         return self._kept(operator, rows, q, count)
 
     def enumerate(self, operator: Block, rows: Tensor) -> Iterator[tuple[Kept, float]]:
-        """Yield every outcome; draws of nodes that send nothing to the rows are not told apart."""
+        """Yield every outcome; draws of nodes that send nothing to the rows are not distinguished."""
         q = self.probabilities(operator, rows)
         sources, rest = self._classes(operator, rows, q)
         if not sources.numel() and rest == 0:
@@ -110,7 +110,7 @@ def _inverse(bound: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FastLaw(NodesLaw):
-    """FastGCN's law: q from the squared norms of the operator's columns."""
+    """FastGCN's distribution: q from the squared norms of the operator's columns."""
 
     nodes: int
 
@@ -127,7 +127,7 @@ class FastLaw(NodesLaw):
 
 @dataclass(frozen=True)
 class LadiesLaw(NodesLaw):
-    """LADIES's law: q from the squared norms of the columns within the rows."""
+    """LADIES's distribution: q from the squared norms of the columns within the rows."""
 
     nodes: int
 
@@ -143,7 +143,7 @@ class LadiesLaw(NodesLaw):
 
 @dataclass(frozen=True, eq=False)
 class ProposalLaw(NodesLaw):
-    """AS-GCN's law: ``q_j ~ sum_{i in R} |A_ij| g_j``.
+    """AS-GCN's distribution: ``q_j ~ sum_{i in R} |A_ij| g_j``.
 
     Attributes:
         nodes: draws.
@@ -168,7 +168,7 @@ class FastGCN(Sampled):
     """FastGCN: every layer draws nodes from one distribution over the graph, with replacement.
 
     Attributes:
-        nodes: draws a layer; one number, or one a layer, layer 1 first.
+        nodes: draws per layer; one number, or one per layer, layer 1 first.
     """
 
     name: ClassVar[str] = "fastgcn"
@@ -193,7 +193,7 @@ class LADIES(FastGCN):
     """LADIES: every layer draws nodes among the sources of the rows that the layer above needs.
 
     Attributes:
-        nodes: draws a layer; one number, or one a layer, layer 1 first.
+        nodes: draws per layer; one number, or one per layer, layer 1 first.
     """
 
     name: ClassVar[str] = "ladies"
@@ -203,7 +203,7 @@ class LADIES(FastGCN):
 
     def baseline(self) -> FastGCN:
         """Return FastGCN with as many draws."""
-        return FastGCN(self.nodes, normaliser=self.normaliser)
+        return FastGCN(self.nodes, weighting=self.weighting)
 
 
 PROPOSAL = "proposal"
@@ -220,7 +220,7 @@ class ASGCN(FastGCN):
     adds that variance to the training loss; here it trains the proposal alone, so that the objective stays the same.
 
     Attributes:
-        nodes: draws a layer; one number, or one a layer, layer 1 first.
+        nodes: draws per layer; one number, or one per layer, layer 1 first.
         proposal_step: step size of the proposal; 0 keeps it as it is.
 
     Raises:
@@ -246,11 +246,11 @@ class ASGCN(FastGCN):
 
     def baseline(self) -> FastGCN:
         """Return FastGCN with as many draws."""
-        return FastGCN(self.nodes, normaliser=self.normaliser)
+        return FastGCN(self.nodes, weighting=self.weighting)
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient, and the proposal's next weights among the writes."""
-        estimate, computed = evaluate_sampled(problem, batch, self.normaliser, None)
+        estimate, computed = evaluate_sampled(problem, batch, self.weighting, None)
         return replace(estimate, writes=(VectorWrite(PROPOSAL, self._next(problem, state, batch, computed)),))
 
     def _next(self, problem: Problem, state: History, batch: Batch, computed: Mapping[int, Tensor]) -> Tensor:

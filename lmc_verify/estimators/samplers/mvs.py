@@ -78,11 +78,11 @@ class MVS(VRGCN):
     """MVS-GNN: nodes drawn with probabilities from stale gradient norms, with VR-GCN's aggregates.
 
     A node's norm is that of the loss's derivative at its last embedding, as it was when the node was last in a batch.
-    Its own law of batches takes the place of the design's.
+    Its own distribution of batches takes the place of the design's.
 
     Attributes:
-        fan_out: messages a row keeps; one number, or one a layer, layer 1 first.
-        size: draws a batch, with replacement.
+        fan_out: messages kept per row; one number, or one per layer, layer 1 first.
+        size: draws per batch, with replacement.
         smoothing: share of the uniform distribution in q, in (0, 1]; keeps q positive.
 
     Raises:
@@ -128,7 +128,7 @@ class MVS(VRGCN):
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient; the writes hold the batch's rows of ``V^L`` too."""
         self._table(problem, state)
-        estimate, computed = evaluate_sampled(problem, batch, self.normaliser, state)
+        estimate, computed = evaluate_sampled(problem, batch, self.weighting, state)
         h = computed[problem.num_layers].detach().requires_grad_()
         nodes = batch.nodes.to(h.device)
         with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Node-wise sampling: each row keeps some of its messages. GraphSAGE neighbour sampling, VR-GCN and LABOR.
 
-A row with d messages (entries of the operator, so a self-loop counts, and parallel edges count apart) keeps s of them
-with weight ``d / s``, or all where ``d <= s``: the sampled aggregate is unbiased in every layer.
+A row with d messages (entries of the operator, so a self-loop counts, and parallel edges count separately) keeps s of
+them with weight ``d / s``, or all where ``d <= s``: the sampled aggregate is unbiased in every layer.
 
 Sources: neighbour sampling: Hamilton, Ying and Leskovec, NeurIPS 2017. VR-GCN: Chen, Zhu and Song, ICML 2018. LABOR:
 Balin and Catalyurek, NeurIPS 2023.
@@ -98,7 +98,7 @@ class LaborLaw(LayerLaw):
     round sets ``pi_t`` to ``pi_t max_s c_s``: sources that many rows want are kept more often, and fewer are needed.
 
     Attributes:
-        fan_out: messages a row keeps on average, if all of its sources are alike.
+        fan_out: messages kept per row on average, if all of its sources are alike.
         rounds: of importance sampling, LABOR-i.
     """
 
@@ -106,7 +106,7 @@ class LaborLaw(LayerLaw):
     rounds: int = 0
 
     def draw(self, operator: Block, rows: Tensor, generator: torch.Generator) -> Kept:
-        """Draw one number a source."""
+        """Draw one number per source."""
         position, entry, sources, slot = self._entries(operator, rows)
         limits = self._limits(operator, rows, position, slot, sources.numel())
         number = torch.rand(sources.numel(), generator=generator, dtype=torch.float64, device=entry.device)
@@ -184,7 +184,7 @@ class NeighbourSampling(Sampled):
     Unbiased in every aggregate; biased in the gradient, because activations and the loss are not linear.
 
     Attributes:
-        fan_out: messages a row keeps; one number, or one a layer, layer 1 first.
+        fan_out: messages kept per row; one number, or one per layer, layer 1 first.
     """
 
     name: ClassVar[str] = "neighbour-sampling"
@@ -199,7 +199,7 @@ class NeighbourSampling(Sampled):
         return SampledDesign(design, problem, self.laws(problem))
 
     def laws(self, problem: Problem) -> tuple[LayerLaw, ...]:
-        """Return the law of every layer, layer 1 first."""
+        """Return the distribution of every layer, layer 1 first."""
         return tuple(NeighbourLaw(size) for size in by_layer("fan_out", self.fan_out, problem.num_layers))
 
 
@@ -211,7 +211,7 @@ class VRGCN(NeighbourSampling):
     sample, and, as layers are sampled independently, the gradient is unbiased.
 
     Attributes:
-        fan_out: messages a row keeps; one number, or one a layer, layer 1 first.
+        fan_out: messages kept per row; one number, or one per layer, layer 1 first.
 
     Raises:
         InvalidInputError: from `sampling`, for layers that are no weighted sums: a history cannot correct them.
@@ -228,7 +228,7 @@ class VRGCN(NeighbourSampling):
 
     def baseline(self) -> Sampled | None:
         """Return neighbour sampling with the same fan-out."""
-        return NeighbourSampling(self.fan_out, normaliser=self.normaliser)
+        return NeighbourSampling(self.fan_out, weighting=self.weighting)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class LABOR(NeighbourSampling):
     """LABOR: neighbour sampling in which the destinations of a source decide by one common random number.
 
     Attributes:
-        fan_out: messages a row keeps on average, in LABOR-0; one number, or one a layer, layer 1 first.
+        fan_out: messages kept per row on average, in LABOR-0; one number, or one per layer, layer 1 first.
         rounds: of importance sampling, which prefers sources that many rows want: 0 is LABOR-0, i is LABOR-i.
 
     Raises:
@@ -252,20 +252,20 @@ class LABOR(NeighbourSampling):
             raise InvalidInputError(f"rounds is {self.rounds!r}, it must be a whole number of at least 0")
 
     def laws(self, problem: Problem) -> tuple[LayerLaw, ...]:
-        """Return the law of every layer, layer 1 first."""
+        """Return the distribution of every layer, layer 1 first."""
         sizes = by_layer("fan_out", self.fan_out, problem.num_layers)
         return tuple(LaborLaw(size, self.rounds) for size in sizes)
 
 
 def as_sizes(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Return a setting that is one whole number, or one a layer, of at least 1 each.
+    """Return a setting that is one whole number, or one per layer, of at least 1 each.
 
     Raises:
         InvalidInputError: it is something else.
     """
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if not values or not all(isinstance(item, int) and not isinstance(item, bool) and item >= 1 for item in values):
-        raise InvalidInputError(f"{name} is {value!r}, it must be a whole number of at least 1, or one a layer")
+        raise InvalidInputError(f"{name} is {value!r}, it must be a whole number of at least 1, or one per layer")
     return values if isinstance(value, Sequence) else values[0]
 
 
@@ -278,6 +278,6 @@ def by_layer(name: str, value: int | tuple[int, ...], num_layers: int) -> tuple[
     values = (value,) * num_layers if isinstance(value, int) else value
     if len(values) != num_layers:
         raise InvalidInputError(
-            f"{name} has {len(values)} values, the model has {num_layers} layers; give one number, or one a layer"
+            f"{name} has {len(values)} values, the model has {num_layers} layers; give one number, or one per layer"
         )
     return values

@@ -28,7 +28,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import COUNTED, device_generator, row_entries
-from lmc_verify.estimators.samplers.saint_atoms import Atoms, EdgeAtoms, Law, NodeAtoms, WalkAtoms
+from lmc_verify.estimators.samplers.saint_atoms import Atoms, Distribution, EdgeAtoms, NodeAtoms, WalkAtoms
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, Block, Graph, LayerSample, Sample
 from lmc_verify.objective import Problem
@@ -45,7 +45,7 @@ class Subgraphs:
         base: the design whose place it takes.
         problem: gives the graph and the layers.
         atoms: what subgraphs are made of.
-        times: atoms a subgraph.
+        times: atoms per subgraph.
         presamples: subgraphs from which constants are estimated where they have no closed form.
         seed: of those.
     """
@@ -83,7 +83,7 @@ class Subgraphs:
         """Number of node sets: exact up to 100,000 sequences of atoms, an upper bound above."""
         if "size" not in self._cache:
             known = self.problem.graph.num_edges <= COUNTED
-            kinds = len(self.atoms.law()) if known and self._walks <= COUNTED else self._walks
+            kinds = len(self.atoms.distribution()) if known and self._walks <= COUNTED else self._walks
             bound = math.comb(kinds + self.times - 1, self.times)
             self._cache["size"] = len(self._sets()) if bound <= COUNTED else bound
         size = self._cache["size"]
@@ -99,12 +99,12 @@ class Subgraphs:
         walks: int = self.problem.graph.num_nodes * max(most, 1) ** self.atoms.length
         return walks
 
-    def _sets(self) -> Law:
+    def _sets(self) -> Distribution:
         if "sets" not in self._cache:
-            one = self.atoms.law()
-            union: Law = {frozenset(): 1.0}
+            one = self.atoms.distribution()
+            union: Distribution = {frozenset(): 1.0}
             for _ in range(self.times):
-                further: Law = {}
+                further: Distribution = {}
                 for (left, p), (right, q) in product(union.items(), one.items()):
                     further[left | right] = further.get(left | right, 0.0) + p * q
                 union = further
@@ -127,7 +127,7 @@ class Subgraphs:
     def _inclusion(self) -> Tensor:
         hit = self.atoms.hit()
         if hit is None:
-            # Of a node that was never seen nothing is known but that it is rare.
+            # Of a node that was never seen all that is known is that it is rare.
             return self._counts.sum(dim=0).clamp(min=1).double() / self.presamples
         return _at_least_once(hit, self.times)
 
@@ -240,7 +240,7 @@ class GraphSAINT(Sampled, ABC):
         """Return what subgraphs are made of."""
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> Subgraphs:
-        """Return the law of subgraphs, which takes the place of the design."""
+        """Return the distribution of subgraphs, which takes the place of the design."""
         atoms = self.atoms(problem.graph)
         if self.constants == "estimated":
             atoms = _Unknown(atoms.graph, atoms)
@@ -280,9 +280,9 @@ class _Unknown(Atoms):
         """Draw from the atoms."""
         return self.atoms.draw(count, generator)
 
-    def law(self) -> Law:
-        """Return the atoms' law."""
-        return self.atoms.law()
+    def distribution(self) -> Distribution:
+        """Return the atoms' distribution."""
+        return self.atoms.distribution()
 
     def hit(self) -> None:
         """Return None."""
@@ -297,7 +297,7 @@ class GraphSAINTNode(GraphSAINT):
     """GraphSAINT's node sampler: subgraphs of nodes drawn by the operator's column norms.
 
     Attributes:
-        nodes: draws a subgraph, with replacement.
+        nodes: draws per subgraph, with replacement.
     """
 
     name: ClassVar[str] = "graphsaint-node"
@@ -319,7 +319,7 @@ class GraphSAINTEdge(GraphSAINT):
     An isolated node is never in a subgraph, so its part of the gradient is missed.
 
     Attributes:
-        edges: draws a subgraph, with replacement.
+        edges: draws per subgraph, with replacement.
     """
 
     name: ClassVar[str] = "graphsaint-edge"
@@ -339,7 +339,7 @@ class GraphSAINTWalk(GraphSAINT):
     """GraphSAINT's random-walk sampler: subgraphs of walks from uniform roots.
 
     Attributes:
-        roots: walks a subgraph.
+        roots: walks per subgraph.
         length: steps of a walk.
     """
 

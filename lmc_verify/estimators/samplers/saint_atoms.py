@@ -1,4 +1,4 @@
-"""What GraphSAINT's subgraphs are made of: nodes, edges and random walks, with the chance that they hold a node."""
+"""What GraphSAINT's subgraphs are made of: nodes, edges and random walks, and how probably they hold a node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.samplers.laws import draw_categories
 from lmc_verify.graphs import Block, Graph
 
-__all__ = ["Atoms", "EdgeAtoms", "Law", "NodeAtoms", "WalkAtoms"]
+__all__ = ["Atoms", "Distribution", "EdgeAtoms", "NodeAtoms", "WalkAtoms"]
 
 WALK_WORK = 50_000_000
 """Walk probabilities are computed where nodes x (nodes + messages) is at most this, and estimated elsewhere."""
@@ -21,11 +21,11 @@ WALK_WORK = 50_000_000
 WALK_MEMORY = 2**21
 """Numbers, of float64, that one step of following walks may hold at a time."""
 
-Law = dict[frozenset[int], float]
+Distribution = dict[frozenset[int], float]
 
 
 class Atoms(ABC):
-    """A law of small node sets in one graph."""
+    """A distribution of small node sets in one graph."""
 
     graph: Graph
 
@@ -34,7 +34,7 @@ class Atoms(ABC):
         """Return the nodes of independent atoms, int64 [count, nodes of an atom]; repeats are allowed."""
 
     @abstractmethod
-    def law(self) -> Law:
+    def distribution(self) -> Distribution:
         """Return every atom with its probability."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class NodeAtoms(Atoms):
         """Return the nodes [count, 1]."""
         return draw_categories(self._q, count, generator)[:, None]
 
-    def law(self) -> Law:
+    def distribution(self) -> Distribution:
         """Return every node of positive probability."""
         return {frozenset((node,)): value for node, value in enumerate(self._q.tolist()) if value > 0}
 
@@ -117,9 +117,9 @@ class EdgeAtoms(Atoms):
         chosen = draw_categories(p, count, generator)
         return torch.stack([row[chosen], col[chosen]], dim=1)
 
-    def law(self) -> Law:
+    def distribution(self) -> Distribution:
         """Return every pair of ends."""
-        out: Law = {}
+        out: Distribution = {}
         for i, j, value in zip(*(part.tolist() for part in self._edges), strict=True):
             out[frozenset((i, j))] = out.get(frozenset((i, j)), 0.0) + value
         return out
@@ -170,7 +170,7 @@ class WalkAtoms(Atoms):
             path.append(torch.where(degree[here] > 0, reached, here))
         return torch.stack(path, dim=1)
 
-    def law(self) -> Law:
+    def distribution(self) -> Distribution:
         """Return every set of nodes that a walk can visit."""
         start, degree, column = (part.tolist() for part in self._steps)
         n = self.graph.num_nodes
@@ -183,7 +183,7 @@ class WalkAtoms(Atoms):
                     key = (there, seen | {there})
                     further[key] = further.get(key, 0.0) + probability / len(own)
             paths = further
-        out: Law = {}
+        out: Distribution = {}
         for (_, seen), probability in paths.items():
             out[seen] = out.get(seen, 0.0) + probability
         return out

@@ -2,25 +2,26 @@
 
 Each layer is evaluated on the rows that the layer above needs, with the sampled operator in place of the whole one.
 With a history of the sources, ``A h`` becomes ``A_s (h - hist) + A hist`` [VR-GCN]: the history's part is a constant,
-gradients pass through the sampled part. In training with dropout a history's units are dropped apart from the fresh
-row's, so the two agree on average over masks only.
+gradients pass through the sampled part. In training with dropout a history's units are dropped separately from the
+fresh row's, so the two agree on average over masks only.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import NORMALISERS, Cost, Estimate, check_batch, node_weights
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import EMBEDDING, History, HistoryWrite
 from lmc_verify.estimators.samplers.laws import row_entries
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
+from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import CSR, Batch, BatchDesign, Block, LayerSample, Sample
 from lmc_verify.models import Layer
 from lmc_verify.objective import Problem, evaluating, refuse_dropout
@@ -37,19 +38,11 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Sampled(ABC):
-    """Base of estimators whose own randomness is a sample: settings only.
+class Sampled(Weighted):
+    """Base of estimators whose own randomness is a sample: settings only."""
 
-    Attributes:
-        normaliser: how batch rows are scaled up, see `lmc_verify.NORMALISERS`.
-
-    Raises:
-        UnknownNameError: an unknown normaliser.
-    """
-
-    name: ClassVar[str]
     adaptive: ClassVar[bool] = False
-    """Whether the law of batches and samples depends on state or parameters, and is asked anew at every step."""
+    """Whether samples depend on state or parameters, so that their distribution is computed again at every step."""
     corrected: ClassVar[bool] = False
     """Whether what is not sampled is taken from a history."""
     independent_layers: ClassVar[bool] = True
@@ -58,11 +51,6 @@ class Sampled(ABC):
     """Whether messages are weighted by random counts, even where the budget covers all of them."""
     samples_messages: ClassVar[bool] = True
     """Whether a batch's sample lists the entries of the operators that each layer keeps."""
-    normaliser: str = field(default="inclusion", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.normaliser not in NORMALISERS:
-            raise UnknownNameError("normaliser", self.normaliser, NORMALISERS)
 
     def init(self, problem: Problem) -> History:
         """Return histories of zeros where the estimator reads any, else an empty state."""
@@ -70,16 +58,16 @@ class Sampled(ABC):
 
     @abstractmethod
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
-        """Return the law of batches with their samples, on top of a design of batches."""
+        """Return the distribution of batches with their samples, on top of a design of batches."""
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch with its sample; pure, see `lmc_verify.Estimator`."""
-        return estimate_sampled(problem, batch, self.normaliser, state if self.corrected else None)
+        return estimate_sampled(problem, batch, self.weighting, state if self.corrected else None)
 
     def largest_scales(self, problem: Problem, design: BatchDesign) -> tuple[Tensor, ...]:
         """Return an upper bound of every entry's factor by layer, each float64 [entries], layer 1 first.
 
-        `design` is a law that `sampling` returned.
+        `design` is a result of `sampling`.
         """
         assert isinstance(design, SampledDesign)
         out = []
@@ -92,7 +80,7 @@ class Sampled(ABC):
         return ""
 
     def missed(self, problem: Problem, design: BatchDesign) -> str:
-        """Return what no batch of a law of `sampling` ever holds, though it should; empty where there is nothing."""
+        """Return what no batch of a result of `sampling` ever holds, though it should; empty where there is nothing."""
         return ""
 
     def baseline(self) -> Sampled | None:
@@ -167,20 +155,20 @@ def require_weighted_sums(problem: Problem, estimator: str) -> None:
         )
 
 
-def estimate_sampled(problem: Problem, batch: Batch, normaliser: str, state: History | None) -> Estimate:
+def estimate_sampled(problem: Problem, batch: Batch, weighting: str, state: History | None) -> Estimate:
     """Return the estimate of `evaluate_sampled` alone."""
-    return evaluate_sampled(problem, batch, normaliser, state)[0]
+    return evaluate_sampled(problem, batch, weighting, state)[0]
 
 
 def evaluate_sampled(
-    problem: Problem, batch: Batch, normaliser: str, state: History | None
+    problem: Problem, batch: Batch, weighting: str, state: History | None
 ) -> tuple[Estimate, Mapping[int, Tensor]]:
     """Estimate the gradient of the batch's weighted loss through the sampled blocks.
 
     Args:
         problem: the problem; nothing in it is changed.
         batch: the batch with its sample.
-        normaliser: see `lmc_verify.NORMALISERS`; a sample with weights of its own overrides it.
+        weighting: see `lmc_verify.estimators.LOSS_WEIGHTINGS`; a sample with weights of its own overrides it.
         state: the histories that correct what was not sampled, or None to leave that out.
 
     Returns:
@@ -196,7 +184,7 @@ def evaluate_sampled(
     sample = _check_sample(problem, batch)
     if state is not None:
         _check_histories(problem, state)
-    weights = node_weights(problem, batch, normaliser) if sample.weights is None else sample.weights
+    weights = node_weights(problem, batch, weighting) if sample.weights is None else sample.weights
     parameters = {name: p for name, p in problem.model.named_parameters() if p.requires_grad}
     run = _Pass(problem, sample, state)
     with torch.enable_grad():

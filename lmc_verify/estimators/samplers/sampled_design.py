@@ -20,7 +20,7 @@ __all__ = ["SampledDesign", "layer_sample", "reads_target"]
 
 
 def reads_target(layer: Layer) -> bool:
-    """Whether a layer's row depends on the same node's row below, apart from messages; True if it cannot be told."""
+    """Whether a layer's row depends on the same node's row below, other than by messages; True if that is unknown."""
     return layer.residual or layer.conv.reads_target if isinstance(layer, ConvLayer) else True
 
 
@@ -41,12 +41,13 @@ def _weights(batch: Batch) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class SampledDesign:
-    """A batch design whose batches also carry a sample, drawn by one law a layer.
+    """A batch design whose batches also carry a sample, drawn from one distribution per layer.
 
     Attributes:
         base: the design of the batches themselves.
         problem: gives the graph and what each layer reads.
-        laws: layer 1 first; given the rows that each needs, the layers' samples are independent.
+        laws: distributions of the layers' samples, layer 1 first; given the rows that each needs, the samples are
+            independent.
     """
 
     carries_samples: ClassVar[bool] = True
@@ -143,7 +144,7 @@ class SampledDesign:
         return total
 
     def _bound(self, rows: Tensor) -> int:
-        """Return the number of samples if every source of the rows were needed below: in most laws an upper bound."""
+        """Return the number of samples if every source of the rows were needed below: in most cases an upper bound."""
         bound = 1
         for index in range(self.problem.num_layers, 0, -1):
             _, operator = self._layer(index)

@@ -41,7 +41,7 @@ __all__ = [
 
 INK, MUTED, RULE, ACCENT, BAD, CARD = (f"#0102{number:02x}" for number in range(1, 7))
 CURVES = tuple(f"#0102{number:02x}" for number in range(16, 24))
-"""Colours of curves, in order: as many as a reader can tell apart."""
+"""Colours of curves, in order: as many as a reader can distinguish."""
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",

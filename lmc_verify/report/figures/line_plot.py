@@ -263,7 +263,7 @@ def _wrapped(label: str) -> list[str]:
 def _label_ends(
     figure: Figure, axes: Axes, curves: Sequence[Curve], labels: Sequence[Sequence[str]], limits: tuple[float, float]
 ) -> None:
-    """Write each label beside the end of its line, spread out where lines end close together."""
+    """Write each label next to the end of its line, spread out where lines end close together."""
     ends = [_end(axes, curve, limits) for curve in curves]
     box = axes.bbox
     heights = [_LINE * len(label) + 4.0 for label in labels]
@@ -295,7 +295,7 @@ def _end(axes: Axes, curve: Curve, limits: tuple[float, float]) -> tuple[float, 
 
 
 def _spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
-    """Move centres apart until boxes of these heights, in the order of `wanted`, do not overlap."""
+    """Separate centres until boxes of these heights, in the order of `wanted`, do not overlap."""
     order = sorted(range(len(wanted)), key=lambda index: (wanted[index], -index))
     centres = list(wanted)
     floor = low

@@ -21,7 +21,7 @@ from lmc_verify.report.model.races import RaceSection
 __all__ = ["FOLDER", "Picture", "picture_groups", "pictures", "standalone"]
 
 FOLDER = "figures"
-"""Folder of the pictures beside a report."""
+"""Folder of the pictures next to a report."""
 
 _TITLE = 26.0  # height of the title above the drawing
 _MARGIN = 8.0

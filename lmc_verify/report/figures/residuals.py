@@ -1,4 +1,4 @@
-"""Figures of enumerated identities: residuals beside their tolerances, and the bias of every layer."""
+"""Figures of enumerated identities: residuals next to their tolerances, and the bias of every layer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Row:
 
 
 def residual_strip(section: ClaimSection, identifier: str) -> str | None:
-    """Draw each case's residual beside its tolerance and detection limit, on a log scale; None without residuals."""
+    """Draw each case's residual next to its tolerance and detection limit, on a log scale; None without residuals."""
     rows = _rows([case for case in section.cases if case.verdict.residual is not None])
     if not rows:
         return None

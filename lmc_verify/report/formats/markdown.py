@@ -25,7 +25,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
 
     Args:
         report: the report.
-        folder: where the Markdown will lie, to which links to drawings are relative; by default beside the records.
+        folder: where the Markdown will lie, to which links to drawings are relative; by default next to the records.
     """
     base = report.folder if folder is None else Path(folder)
     environment = Environment(
@@ -49,7 +49,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
         plots=plots,
         drawing=lambda found: _link(report.folder / FOLDER / f"{found.name}.svg", base),
         picture_groups=picture_groups,
-        picture_link=lambda picture: quote(picture.file, safe="/"),  # they are written beside the Markdown
+        picture_link=lambda picture: quote(picture.file, safe="/"),  # they are written next to the Markdown
     )
     return re.sub(r"\n{3,}", "\n\n", written)
 

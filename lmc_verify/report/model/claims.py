@@ -98,12 +98,12 @@ class Case:
 
     @property
     def certain(self) -> bool:
-        """Whether there is a verdict, and chance cannot change it."""
+        """Whether there is a verdict, and it does not depend on chance."""
         return self.verdict.alpha_spent == 0 and self.verdict.outcome not in (Outcome.NOT_APPLICABLE, Outcome.ERROR)
 
     @property
     def error_level(self) -> str:
-        """The chance of a wrong verdict, in words."""
+        """The probability of a wrong verdict, in words."""
         if self.statistical:
             return text.level(self.verdict.alpha_spent)
         return "0: enumerated" if self.enumerated else text.ABSENT

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MOST_CURVES = 6
-"""As many curves as a reader can tell apart in one figure."""
+"""As many curves as a reader can distinguish in one figure."""
 
 _FEW_CURVES = 4  # with more, every data set has a figure of its own
 
@@ -95,7 +95,7 @@ class Points:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series with its look: colours tell cases apart (or the series of a single case), dashes series.
+    """A series with its look: colours distinguish cases (or the series of a single case), dashes series.
 
     A `shared` curve is the same in several cases, such as a claimed value: it is drawn once and has no case's colour.
     """

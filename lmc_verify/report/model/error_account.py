@@ -41,14 +41,14 @@ class ClaimSpending:
 class ErrorAccount:
     """The error ledger of a run: which verdicts could be wrong by chance, and with what probability at most.
 
-    A verdict by enumeration spends nothing. By the union bound the chance of any wrong statistical verdict is at most
-    the sum of what the checks spent, however they depend on each other.
+    A verdict by enumeration spends nothing. By the union bound the probability of any wrong statistical verdict is at
+    most the sum of what the checks spent, however they depend on each other.
 
     Attributes:
-        total: what the run set out to spend at most, or None where it did not say.
+        total: what the run was allowed to spend, or None where it does not say.
         claims: the claims with statistical checks.
         certain: number of verdicts that spent nothing: enumeration decided them, or the whole support was drawn.
-        controls: error probability spent by controls, whose answers are known: it is apart from the total.
+        controls: error probability spent by controls, whose answers are known: it is not part of the total.
     """
 
     total: float | None
@@ -86,7 +86,7 @@ class ErrorAccount:
 
     @property
     def overspent(self) -> bool:
-        """Whether the checks spent more than the run set out to: its guarantee is then the sum, not the total."""
+        """Whether the checks spent more than the run was allowed to: its guarantee is then the sum, not the total."""
         return self.total is not None and self.spent > self.total * (1 + _SLACK)
 
     @property
@@ -96,11 +96,11 @@ class ErrorAccount:
             return "No verdict of this run is statistical: none can be wrong by chance."
         bound = self.spent if self.total is None or self.overspent else self.total
         words = (
-            "Whatever is true of the claims, the chance that any statistical verdict of this run is wrong (a true "
+            "Whatever is true of the claims, the probability that any statistical verdict of this run is wrong (a true "
             f"claim called refuted, a false one called supported) is at most {text.level(bound)}."
         )
         if self.overspent:
-            words += f" The run set out to spend at most {text.level(self.total)}: its checks spent more."
+            words += f" The run was allowed to spend {text.level(self.total)}; its checks spent more."
         return words
 
     @property
@@ -109,7 +109,8 @@ class ErrorAccount:
         words = f"{text.count(self.checks, 'statistical check')} spent {text.level(self.spent)}"
         if self.total is not None:
             words += f" of {text.level(self.total)}"
-        words += f"; {text.count(self.certain, 'verdict')} that chance cannot change spent nothing"
+        depend = "does" if self.certain == 1 else "do"
+        words += f"; {text.count(self.certain, 'verdict')} that {depend} not depend on chance spent nothing"
         if self.controls > 0:
-            words += f"; controls, whose answers are known, spent {text.level(self.controls)} apart from it"
+            words += f"; controls, whose answers are known, spent {text.level(self.controls)} in addition"
         return words + "."

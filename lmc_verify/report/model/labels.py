@@ -1,4 +1,4 @@
-"""Labels of cases: the fewest settings that tell the cases of a claim apart."""
+"""Labels of cases: the fewest settings that distinguish the cases of a claim."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def settings_in_words(case: CaseDescription) -> list[tuple[str, str]]:
 
 
 def distinguishing_labels(described: Sequence[CaseDescription], *, whole: bool = True) -> list[str]:
-    """Name each case by the fewest settings that tell the cases of a claim apart.
+    """Name each case by the fewest settings that distinguish the cases of a claim.
 
     Args:
         described: the cases.

@@ -1,4 +1,4 @@
-"""What the paper reports of its own experiments, to be printed beside measured values and never as one of them.
+"""What the paper reports of its own experiments, to be printed next to measured values and never as one of them.
 
 The numbers were taken from secondary sources and not from the paper's tables, so confidence in them is medium.
 """
@@ -18,7 +18,7 @@ class Reported:
     """One reported value.
 
     Attributes:
-        figure: kind of the race beside which it belongs, such as ``"time-to-accuracy"``.
+        figure: kind of the race that it belongs to, such as ``"time-to-accuracy"``.
         dataset: the paper's data set.
         model: the paper's model.
         quantity: what was measured.
@@ -66,5 +66,5 @@ REPORTED: tuple[Reported, ...] = (
 
 
 def reported_for(figures: tuple[str, ...]) -> tuple[Reported, ...]:
-    """Return the values that belong beside these kinds of race; none for most kinds."""
+    """Return the values that belong to these kinds of race; none for most kinds."""
     return tuple(item for item in REPORTED if item.figure in figures)

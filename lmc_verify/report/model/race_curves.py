@@ -87,7 +87,7 @@ def ablation_plots(record: RaceRecord, detail: str) -> tuple[Plot, ...]:
     plots: list[Plot] = []
     for size in sizes:
         chosen = [item for item in contestants if item.estimator.name == "full-batch" or item.design.per_batch == size]
-        found = convergence_plots(record, chosen, f"{text.count(size, 'cluster')} a batch, {detail}")
+        found = convergence_plots(record, chosen, f"{text.count(size, 'cluster')} per batch, {detail}")
         for plot in (item for item in found if item.x_label == "epochs" and item.scale == "linear"):
             labels = [names[curve.label] for curve in plot.curves]
             if len(set(labels)) == len(labels):  # the batch size is in the figure's title
@@ -130,7 +130,7 @@ def gradient_plots(record: RaceRecord, contestants: Sequence[ContestantSettings]
 
 
 def batch_size_plots(record: RaceRecord, contestants: Sequence[ContestantSettings], detail: str) -> tuple[Plot, ...]:
-    """Return accuracy against the number of clusters a batch, with intervals for the medians over seeds."""
+    """Return accuracy against the number of clusters per batch, with intervals for the medians over seeds."""
     standings = {item.label: item for item in record.standings}
     quantities = (
         ("best", f"best {record.target.split} {_metric(record)}"),
@@ -157,13 +157,13 @@ def batch_size_plots(record: RaceRecord, contestants: Sequence[ContestantSetting
                 x=tuple(size for size, _ in points),
                 y=tuple(float(median.value) for _, median in points if median.value is not None),
                 figure=title,
-                x_label="clusters a batch",
+                x_label="clusters per batch",
                 y_label=y_label,
                 low=tuple(math.nan if median.low is None else median.low for _, median in points),
                 high=tuple(math.nan if median.high is None else median.high for _, median in points),
             )
             curves.append((group[0].estimator.name, common_label(group), series))
-        plots.append(_plot(title, detail, "clusters a batch", y_label, "linear", curves))
+        plots.append(_plot(title, detail, "clusters per batch", y_label, "linear", curves))
     return tuple(plot for plot in plots if plot.curves)
 
 
@@ -303,8 +303,8 @@ def common_label(group: Sequence[ContestantSettings]) -> str:
 def _without_start(plot: Plot) -> Plot:
     """Return a figure whose axis begins where curves are after their first sixth, if that is far above their start.
 
-    Accuracies rise from chance in the first epochs, beside which all later differences would vanish. Earlier points are
-    drawn at the lower edge, and the figure's notes count them.
+    Accuracies rise from chance in the first epochs, which would make all later differences look small. Earlier points
+    are drawn at the lower edge, and the figure's notes count them.
     """
     late = [y for curve in plot.curves for y in curve.points.y[max(1, len(curve.points.y) // 6) :]]
     every = [y for curve in plot.curves for y in curve.points.y]

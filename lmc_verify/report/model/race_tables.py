@@ -113,7 +113,7 @@ def batch_size_tables(record: RaceRecord) -> tuple[RaceTable, ...]:
             same = cell(standings[group[0].label])
             rows.append((common_label(group), *(same if whole else cells.get(size, text.ABSENT) for size in sizes)))
         colours = tuple(colour_of(group[0].estimator.name) for group in groups.values())
-        columns = ("contestant", *(f"{size} a batch" for size in sizes))
+        columns = ("contestant", *(f"{size} per batch" for size in sizes))
         tables.append(RaceTable(title, columns, tuple(rows), colours, _level(record)))
     return tuple(tables)
 
@@ -159,7 +159,7 @@ def _gradients(record: RaceRecord, label: str) -> list[GradientError]:
 
 
 def _unit(record: RaceRecord) -> tuple[str, float] | None:
-    """The contestant that times are compared with: the first LMC that arrived, else the fastest."""
+    """The contestant that times are compared with: the first LMC that reached the target, else the fastest."""
     found = {
         item.label: median.value
         for item in record.standings

@@ -168,7 +168,7 @@ class Report:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: neither killed nor interrupted."""
+        """Whether the run reached its end: neither killed nor interrupted."""
         return self.run.finished is not None and self.run.status != "interrupted"
 
     @property
@@ -194,7 +194,7 @@ class Report:
             spent, total = text.level(self.errors.spent), text.level(self.errors.total)
             parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
         if self.not_run:
-            parts.append(f"{text.count(len(self.not_run), 'planned case')} not run")
+            parts.append(f"{text.count(len(self.not_run), 'planned check')} not run")
         if self.races_not_run:
             parts.append(f"{text.count(len(self.races_not_run), 'planned race')} not run")
         if self.checked and self.finished and not self.not_run and not self.races_not_run:
@@ -203,7 +203,7 @@ class Report:
             planned = self.run.settings.get("planned")
             done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
             done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
-            what = "parts" if self.races else "trials"
+            what = "parts" if self.races or self.counterexamples else "planned checks"
             parts.append(
                 f"the run did not finish ({done} of {planned} {what})" if planned else "the run did not finish"
             )

@@ -41,11 +41,14 @@ OUTCOME_SYMBOLS: Mapping[Outcome, str] = {
     Outcome.NOT_APPLICABLE: "–",
     Outcome.ERROR: "!",
 }
-"""A sign beside every outcome, so that colour is never the only signal."""
+"""A sign next to every outcome, so that colour is never the only signal."""
 
 OUTCOME_MEANINGS: Mapping[Outcome, str] = {
     Outcome.EXACT: "every residual of the enumerated identity is within its rounding tolerance",
-    Outcome.SUPPORTED: "the interval lies inside the region that the claim states",
+    Outcome.SUPPORTED: (
+        "the interval lies inside the region that the claim states, or nothing against the claim was found where "
+        "enumeration cannot prove it"
+    ),
     Outcome.REFUTED: "the claim is false on this case, beyond rounding or at the stated error level",
     Outcome.INCONCLUSIVE: "neither; the summary says what would decide it",
     Outcome.VACUOUS: "the bound holds, with a slack of more than 100 times",
@@ -76,9 +79,10 @@ _CASE_KEYS = (
 )
 _NAMES = {
     "dataset": "data set",
-    "activation_cut": "cut",
+    "activation_cut": "activation cut",
+    "normaliser": "loss weighting",
     "per_batch": "parts per batch",
-    "support": "batches in the support",
+    "support": "possible batches",
 }
 _TIERS = {
     "exact": "every batch enumerated",
