@@ -8,6 +8,7 @@ not.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -67,6 +68,9 @@ class PyGConv(Conv):
         first = next(iter(arguments.values()), None)
         if first is None or first.annotation in (Tensor, "Tensor"):
             raise _not_bipartite(conv)
+        wanted = _edge_features(conv, arguments)
+        if wanted:
+            raise _reads_edge_features(conv, wanted)
         self.conv = conv
         self.aggregate_linear = aggregate_linear
         self.operator = "sum"
@@ -74,6 +78,7 @@ class PyGConv(Conv):
             conv.add_self_loops = False
             self.operator = "loops"
         self._takes_weight = "edge_weight" in arguments
+        self._edge_argument = next((name for name in _EDGE_ARGUMENTS if name in arguments), "")
         if aggregate_linear and not isinstance(conv.aggr_module, (SumAggregation, MeanAggregation)):
             raise InvalidInputError(
                 f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
@@ -92,12 +97,37 @@ class PyGConv(Conv):
             extra["size"] = (columns, rows)
         try:
             out: Any = self.conv((source, target), block.edge_index, **extra)
-        except (TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+            if self._edge_argument:
+                raise _reads_edge_features(self.conv, f"its argument {self._edge_argument}") from error
+            if isinstance(error, RuntimeError):
+                raise  # widths that do not fit, which whoever knows the layers says better
             raise _not_bipartite(self.conv, f"its forward raised {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor) or out.shape[0] != rows:
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise _not_bipartite(self.conv, f"its forward returned {shape} for {rows} target rows")
         return out
+
+
+_EDGE_ARGUMENTS = ("edge_attr", "edge_feat", "edge_type", "pseudo")
+
+
+def _reads_edge_features(conv: nn.Module, how: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{type(conv).__name__} reads edge features ({how}), and lmc_verify.Graph holds no edge_attr: without them it "
+        "would compute another function; use a convolution without edge features, or one number per edge as edge_weight"
+    )
+
+
+def _edge_features(conv: nn.Module, arguments: Mapping[str, inspect.Parameter]) -> str:
+    """Return by which setting or argument a convolution reads features of edges, or an empty text."""
+    for setting in ("edge_dim", "in_edge_channels"):
+        if getattr(conv, setting, None) is not None:
+            return f"{setting}={getattr(conv, setting)}"
+    needed = [name for name in _EDGE_ARGUMENTS if name in arguments]
+    if any(arguments[name].default is inspect.Parameter.empty for name in needed):
+        return f"its argument {needed[0]}"
+    return ""
 
 
 class PNAConv(pyg_nn.PNAConv):
