@@ -99,7 +99,8 @@ def controls(
         print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})
     else:
         print_controls(trials, out_console())
-    crashed = [trial.verdict.outcome is Outcome.ERROR for trial in trials]
+    # A defect that breaks the contract is caught by an error.
+    crashed = [trial.verdict.outcome is Outcome.ERROR and trial.as_expected is not True for trial in trials]
     missed = any(trial.as_expected is False and not crash for trial, crash in zip(trials, crashed, strict=True))
     raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lmc_verify.cases import Case, CaseSettings, Workspace, build_case, prepared_state, sweep_batches
-from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.claims import Outcome, Verdict, find_claim, verdict_of
 from lmc_verify.claims.residuals import relative_by_layer
+from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Estimator, History
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, gradient_sum
@@ -68,7 +69,8 @@ class ControlResult:
     Attributes:
         control: the control.
         verdict: of the claim on the checked case.
-        effect: size of the defect in gradient norms, measured without the check; None for sound controls.
+        effect: size of the defect in gradient norms, measured without the check; None for sound controls, infinite
+            where the defect breaks the contract of an estimator.
         passed: whether the verifier did its duty; None if the effect is too small to ask for it.
     """
 
@@ -138,7 +140,15 @@ class ControlRecord:
 def check_control(control: Control, workspace: Workspace | None = None) -> ControlResult:
     """Run a control: check the claim, and measure the defect's effect without the check."""
     workspace = workspace or Workspace()
-    verdict = find_claim(control.claim).check(control.checked_case(workspace))
+    case = control.checked_case(workspace)
+    try:
+        verdict = find_claim(control.claim).check(case)
+    except ContractError as error:
+        if control.role == "sound":
+            raise
+        # It is caught before anything could be said about bias, and its size is that of no bias.
+        refused = verdict_of(case, control.claim, Outcome.ERROR, f"refused, the contract is broken: {error}")
+        return ControlResult(control, refused, math.inf, True)
     found = verdict.outcome is control.expected
     if control.role == "sound":
         return ControlResult(control, verdict, None, found)

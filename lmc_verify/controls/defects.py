@@ -79,7 +79,8 @@ class _InNeighbours(Graph):
 
 def in_neighbours_only(graph: Graph) -> Graph:
     """Leave the nodes that are fed by the batch, but do not feed it, out of the halo."""
-    return _InNeighbours(**{item.name: getattr(graph, item.name) for item in dataclasses.fields(Graph)})
+    fields = {item.name: getattr(graph, item.name) for item in dataclasses.fields(Graph) if item.init}
+    return _InNeighbours(**fields, snapshot=False)
 
 
 def halo_mean_over_local_sources(problem: Problem, batch: Batch) -> Problem:

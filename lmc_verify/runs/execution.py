@@ -67,7 +67,9 @@ class RunResult:
         its target, is a result.
         """
         claims = [trial for trial in self.trials if trial.kind == "claim"]
-        crashed = [trial for trial in self.trials if trial.verdict.outcome is Outcome.ERROR]
+        crashed = [
+            trial for trial in self.trials if trial.verdict.outcome is Outcome.ERROR and trial.as_expected is not True
+        ]
         controls = [trial for trial in self.trials if trial.kind == "control" and trial not in crashed]
         if any(trial.as_expected is False for trial in controls):
             return 4

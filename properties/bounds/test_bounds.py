@@ -393,8 +393,9 @@ def test_residual_connections_carry_backward_errors():
 def test_a_halo_node_misses_messages_from_its_own_group_too():
     # Batch {0}: its halo is node 1, which misses the only message that counts, from node 2 of its own group.
     graph = path_graph(4)
-    graph.x.zero_()
-    graph.x[2] = 10.0
+    x = torch.zeros_like(graph.x)
+    x[2] = 10.0
+    graph = graph.replaced(x=x)
     problem = _problem(graph=graph)
     with torch.no_grad():
         for layer in problem.model.layers:

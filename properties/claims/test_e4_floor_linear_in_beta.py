@@ -55,7 +55,7 @@ def test_verdict_is_what_theory_says(estimator: dict[str, Any], base: dict[str, 
     [
         (ZERO_BETA, "beta = 0.0 is not above zero"),
         (GAS_, "the estimator has no beta"),
-        ({"name": "lmc", "beta": [0.1] * 12}, "beta is one number per node, not one for all"),
+        ({"name": "lmc", "beta": [0.1] * 12}, "beta differs between nodes"),
     ],
 )
 def test_e4_needs_one_beta_above_zero(estimator: dict[str, Any], reason: str) -> None:

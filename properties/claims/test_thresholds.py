@@ -521,7 +521,7 @@ def test_summaries_and_curves_name_the_constant(monkeypatch: pytest.MonkeyPatch)
         assert "the theorem needs 3/4" in CLAIMS[claim].check(build(monkeypatch)).summary
     monkeypatch.setattr(e4_floor_linear_in_beta, "SLOPE", 0.75)
     monkeypatch.setattr(e4_floor_linear_in_beta, "LINEAR", 0.125)
-    assert "linear is 3/4 within 0.125" in CLAIMS["e4/floor-linear-in-beta"].check(in_beta(monkeypatch)).summary
+    assert "linear means 3/4 +- 0.125" in CLAIMS["e4/floor-linear-in-beta"].check(in_beta(monkeypatch)).summary
     monkeypatch.setattr(assumptions, "MAX_SUPPORT", 5)
     assert CLAIMS["theorem-1/unbiased"].check(case_of("lmc")).summary == "6 batches, at most 5 can be enumerated"
     monkeypatch.setattr(residuals, "RESOLUTION_LIMIT", 3e-20)

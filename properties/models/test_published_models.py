@@ -350,7 +350,7 @@ def test_lmc_is_exact_for_aggregate_linear_models(claim: str, model: str) -> Non
 def test_lmc_keeps_a_floor_for_others_and_the_verdict_names_the_assumption(claim: str, model: str) -> None:
     verdict = verdict_of(claim, model, OTHERS[model], "lmc")
     assert verdict.outcome is Outcome.REFUTED
-    assert "assumptions that fail: aggregate-linear (layer 1, 2" in verdict.summary
+    assert "assumptions that fail: aggregate-linear (the Jacobian of layer 1, 2" in verdict.summary
     sweeps = [item.value for item in verdict.evidence if item.group == "gradient error by sweep"]
     if sweeps:  # a floor: nothing changes any more, and it is far above rounding
         assert sweeps[-1] == pytest.approx(sweeps[-2], rel=0.2)

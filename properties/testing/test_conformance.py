@@ -86,7 +86,7 @@ def test_shadow_is_held_to_its_own_objective_and_to_the_whole_graph_s_where_that
     whole = check_estimator(Shadow(depth=3, renormalise=False), only=["claim e7/reductions"])
     assert of_claim(whole, "e7/reductions") == {Status.PASSED}
     detail = next(result.detail for result in own if result.check == "claim e7/reductions")
-    assert "whole graph's objective" in detail
+    assert "on its own ego network" in detail
 
 
 # --- deliberately wrong estimators ------------------------------------------------------------------

@@ -73,7 +73,7 @@ def check_relative_bias(case: Case) -> Verdict:
                 norms[place] = gradient_norm(exact.gradient)
                 relative[seed, place] = gradient_norm(bias) / (norms[place] or 1.0)
             if step < training.steps:
-                run.state.apply(checked_estimate(estimator, run.problem, run.state, run.draw()).writes)
+                run.state.apply(checked_estimate(estimator, run.problem, run.state, run.draw(), finite=False).writes)
                 run.descend(exact.gradient)
     late = relative[:, -LATE:]
     if not np.isfinite(norms).all():
