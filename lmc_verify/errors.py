@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 __all__ = [
+    "ContractError",
     "InfrastructureError",
     "InvalidInputError",
     "LmcVerifyError",
@@ -60,6 +61,12 @@ class RecordsError(InvalidInputError):
 
 class OutputError(InvalidInputError):
     """An output folder or file that cannot be written."""
+
+
+class ContractError(LmcVerifyError):
+    """An estimator that breaks its contract: what it gives is no estimate that could be biased or not."""
+
+    exit_code = 5
 
 
 class InfrastructureError(LmcVerifyError):

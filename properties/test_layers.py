@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lmc_verify.datasets.layouts import import_quietly  # rich draws a random number when it is imported
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lmc_verify"
 
@@ -131,6 +133,32 @@ def test_folders_are_small_enough_to_look_through() -> None:
 def test_every_folder_says_what_it_is_for() -> None:
     for module, file in MODULES.items():
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or module.endswith("_version"), module
+
+
+def names_something(name: str) -> bool:
+    """Whether a dotted name leads to a module of the package, or to something in one."""
+    parts = name.split(".")
+    end = next(end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in MODULES)
+    found: object = import_quietly(".".join(parts[:end]))
+    for part in parts[end:]:
+        if part in getattr(found, "__dataclass_fields__", {}):
+            return True
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
+
+
+def test_names_that_texts_refer_to_exist() -> None:
+    missing = [
+        f"{module}: {name}"
+        for module, file in MODULES.items()
+        for name in re.findall(r"`(lmc_verify(?:\.\w+)+)", file.read_text(encoding="utf-8"))
+        if not names_something(name)
+    ]
+    assert not missing
+    assert not names_something("lmc_verify.models.affine")
+    assert names_something("lmc_verify.Graph.cache_bytes")
 
 
 def test_the_tests_follow_the_package() -> None:

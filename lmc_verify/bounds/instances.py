@@ -17,6 +17,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
 from lmc_verify.estimators.compensated.members import BackwardSGD
 from lmc_verify.estimators.compensated.policies import Policies
+from lmc_verify.estimators.contract import checked_estimate
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.estimators.properties import properties_of
 from lmc_verify.graphs import Batch, BatchDesign
@@ -153,7 +154,7 @@ def enumerated_range(
     layers: dict[str, float] = {}
     total = 0.0
     for batch, _ in design.enumerate():
-        estimate = estimator.estimate(problem, state, batch).gradient
+        estimate = checked_estimate(estimator, problem, state, batch).gradient
         difference = gradient_sum(estimate, reference.estimate(problem, held, batch).gradient, -1.0)
         norms = {name: float(value.double().norm()) for name, value in difference.items()}
         by_part, whole = by_layer(problem, norms)

@@ -18,8 +18,17 @@ from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, History, batch_distribution, properties_of, unwrapped
-from lmc_verify.graphs import BatchDesign, Clusters, Graph, OneBatch, Partition
+from lmc_verify.estimators import (
+    Estimate,
+    Estimator,
+    History,
+    batch_distribution,
+    checked_estimate,
+    first_estimate,
+    properties_of,
+    unwrapped,
+)
+from lmc_verify.graphs import Batch, BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
 
@@ -52,6 +61,7 @@ class Case:
     settings: CaseSettings | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    _asked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if properties_of(self.estimator).samples:
@@ -85,6 +95,20 @@ class Case:
     def base_design(self) -> BatchDesign:
         """The design of the batches, without the samples of the estimator."""
         return unwrapped(self.design)
+
+    def estimate(self, state: History, batch: Batch) -> Estimate:
+        """Return the estimator's estimate from one batch, checked against the contract.
+
+        The first one is made twice: it must be the same bits, and nothing that was given may have changed.
+
+        Raises:
+            ContractError: see `lmc_verify.estimators.contract`.
+        """
+        if self._asked:
+            return checked_estimate(self.estimator, self.problem, state, batch)
+        estimate = first_estimate(self.estimator, self.problem, state, batch)
+        object.__setattr__(self, "_asked", True)
+        return estimate
 
     def initial_state(self) -> History:
         """Return a state with the histories that the case asks for."""
@@ -167,7 +191,7 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     graph = workspace.graph(settings.dataset, settings.seed)
     problem = workspace.problem(graph, settings.model, settings.seed)
     return Case(
-        problem=problem,
+        problem=problem.copy(),  # trials share the original: what an estimator does to its model stays its own
         design=build_design(settings.design, graph, workspace, settings.seed),
         estimator=build_estimator(settings.estimator),
         exact=workspace.exact(problem),
@@ -204,6 +228,7 @@ def assemble_case(
             f"the batch design covers {covered} nodes, the graph has {problem.graph.num_nodes}; "
             "build the design from this graph"
         )
+    problem = problem.copy()  # the caller's model stays as it is, whatever an estimator does
     return Case(
         problem,
         design,
@@ -232,11 +257,9 @@ def prepared_state(case: Case, histories: str) -> History:
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
                 if samples:
-                    distribution = batch_distribution(
-                        case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes)
-                    )
-                    batch = distribution.draw(rng)
-                state.apply(case.estimator.estimate(case.problem, state, batch).writes)
+                    one = OneBatch(batch, case.graph.num_nodes)
+                    batch = batch_distribution(case.estimator, case.problem, state, one).draw(rng)
+                state.apply(case.estimate(state, batch).writes)
     return state
 
 

@@ -1,4 +1,4 @@
-"""What cases share: graphs, partitions, problems and exact passes, made once and kept."""
+"""From settings to graphs, partitions, problems, exact passes and designs; what cases share is made once and kept."""
 
 from __future__ import annotations
 

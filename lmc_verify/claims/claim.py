@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.errors import ContractError
+from lmc_verify.estimators import Untouched
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -70,6 +73,7 @@ class Claim:
     def __post_init__(self) -> None:
         others = tuple(item for item in self.assumptions if item not in self.required)
         object.__setattr__(self, "assumptions", (*self.required, *others))
+        object.__setattr__(self, "check", _guarded(self.check))
 
     def checked_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
         """Check every assumption on a case."""
@@ -79,6 +83,35 @@ class Claim:
         """Return the first required assumption that fails on a case, or None."""
         checks = (assumption(case) for assumption in self.required)
         return next((item for item in checks if item.holds is False), None)
+
+
+def _guarded(check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
+    """Return a check after which the case must be as it was: a verdict about a changed problem says nothing."""
+
+    @wraps(check)
+    def guarded(case: Case) -> Verdict:
+        before = Untouched(case.problem)
+        try:
+            verdict = check(case)
+        except ContractError:
+            raise
+        except Exception as error:
+            if before.changed():
+                raise _changed(before, case) from error
+            raise
+        if before.changed():
+            raise _changed(before, case)
+        return verdict
+
+    return guarded
+
+
+def _changed(before: Untouched, case: Case) -> ContractError:
+    try:
+        before.require(f"estimator {case.estimator.name!r}")
+    except ContractError as error:
+        return error
+    raise AssertionError("it was asked that something has changed")
 
 
 def verdict_of(

@@ -27,7 +27,7 @@ def enumerate_estimator(case: Case) -> DesignMoments:
     state = case.initial_state()
     moments = MomentAccumulator()
     for batch, probability in case.design.enumerate():
-        estimate = case.estimator.estimate(case.problem, state, batch)
+        estimate = case.estimate(state, batch)
         moments.add(flatten(estimate.gradient).cpu().numpy(), probability)
     return moments.result()
 

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+SAMPLES = 500
+"""First samples of a batch whose losses are compared, to see whether the sample reaches the loss."""
+
+
 @dataclass(frozen=True)
 class Expectation:
     """What theory says of a claim on a case, and why; None where it says nothing."""
@@ -201,11 +205,11 @@ def _sample_shows(case: Case) -> bool:
     """Whether the loss differs between some of the first samples of one batch."""
     state, seen = case.initial_state(), dict[tuple[int, ...], float]()
     for number, (batch, _) in enumerate(case.design.enumerate()):
-        loss = case.estimator.estimate(case.problem, state, batch).loss
+        loss = case.estimate(state, batch).loss
         first = seen.setdefault(tuple(batch.nodes.tolist()), loss)
         if abs(loss - first) > RESOLUTION_LIMIT * max(abs(loss), abs(first)):
             return True
-        if number > 500:
+        if number > SAMPLES:
             break
     return False
 

@@ -90,7 +90,7 @@ def measured_tensors(case: Case, verdict: Verdict) -> dict[str, Tensor]:
     out |= {f"history.auxiliary.{layer}": table.clone() for layer, table in state.auxiliary.items()}
     mean = case.problem.zero_gradient()
     for batch, probability in case.design.enumerate():
-        mean = gradient_sum(mean, case.estimator.estimate(case.problem, state, batch).gradient, probability)
+        mean = gradient_sum(mean, case.estimate(state, batch).gradient, probability)
     out |= {f"mean.{name}": value for name, value in mean.items()}
     out |= {f"exact.{name}": value for name, value in exact_pass(case.problem).gradient.items()}
     return {name: value.detach() for name, value in out.items()}

@@ -1,4 +1,4 @@
-"""Data sets: a name to a graph."""
+"""Data sets by name: what is known of each, and its graph."""
 
 from lmc_verify.datasets.registry import dataset_info, dataset_names, dataset_registry, load_data, load_graph
 

@@ -17,52 +17,6 @@ from lmc_verify.datasets.layouts import OgbFiles, PygFiles, RawFiles, import_qui
 __all__ = ["make", "own_entries"]
 
 
-def _load_digits(request: Request) -> Data:
-    pixels, labels = import_quietly("sklearn.datasets").load_digits(return_X_y=True)
-    count, neighbors = len(pixels), request.options["neighbors"]
-    # Pixels are integers in 0..16, so the squared distances are exact; equal ones are ordered by node number,
-    # which makes the graph independent of the BLAS, of its threads and of the sorting algorithm.
-    norms = (pixels**2).sum(axis=1)
-    squared = (norms[:, None] + norms[None, :] - 2.0 * (pixels @ pixels.T)).astype(np.int64)
-    rank = squared * count + np.arange(count)
-    np.fill_diagonal(rank, np.iinfo(np.int64).max)
-    nearest = np.argpartition(rank, neighbors - 1, axis=1)[:, :neighbors]
-    adjacent = np.zeros((count, count), dtype=bool)
-    np.put_along_axis(adjacent, nearest, True, axis=1)
-    edge_index = np.stack(np.nonzero(adjacent | adjacent.T))
-    return Data(
-        x=torch.from_numpy((pixels / 16.0).astype(np.float32)),
-        edge_index=torch.from_numpy(edge_index),
-        y=torch.from_numpy(labels.astype(np.int64)),
-    )
-
-
-def _load_karate(request: Request) -> Data:
-    with silent():
-        return import_quietly("torch_geometric.datasets").KarateClub()[0]
-
-
-def _load_generated(request: Request) -> Data:
-    graph = GENERATORS[request.place.name].function(make_rng(request.seed, 0), **request.options)
-    data = Data(
-        x=torch.from_numpy(graph.x),
-        edge_index=torch.from_numpy(graph.edge_index),
-        y=torch.from_numpy(graph.y),
-    )
-    if graph.edge_weight is not None:
-        data.edge_weight = torch.from_numpy(graph.edge_weight)
-    return data
-
-
-def _load_files(files: RawFiles, request: Request) -> Data:
-    data = read_raw(files, request.place)
-    if request.options.get("undirected"):
-        from torch_geometric.utils import to_undirected
-
-        data.edge_index = to_undirected(data.edge_index, num_nodes=data.x.size(0))
-    return data
-
-
 _PLANETOID = "Yang, Cohen and Salakhutdinov, Revisiting semi-supervised learning with graph embeddings (2016)"
 
 _PITFALLS = "Shchur and others, Pitfalls of graph neural network evaluation (2018)"
@@ -185,3 +139,49 @@ def own_entries() -> list[Entry]:
             )
         )
     return entries
+
+
+def _load_digits(request: Request) -> Data:
+    pixels, labels = import_quietly("sklearn.datasets").load_digits(return_X_y=True)
+    count, neighbors = len(pixels), request.options["neighbors"]
+    # Pixels are integers in 0..16, so the squared distances are exact; equal ones are ordered by node number,
+    # which makes the graph independent of the BLAS, of its threads and of the sorting algorithm.
+    norms = (pixels**2).sum(axis=1)
+    squared = (norms[:, None] + norms[None, :] - 2.0 * (pixels @ pixels.T)).astype(np.int64)
+    rank = squared * count + np.arange(count)
+    np.fill_diagonal(rank, np.iinfo(np.int64).max)
+    nearest = np.argpartition(rank, neighbors - 1, axis=1)[:, :neighbors]
+    adjacent = np.zeros((count, count), dtype=bool)
+    np.put_along_axis(adjacent, nearest, True, axis=1)
+    edge_index = np.stack(np.nonzero(adjacent | adjacent.T))
+    return Data(
+        x=torch.from_numpy((pixels / 16.0).astype(np.float32)),
+        edge_index=torch.from_numpy(edge_index),
+        y=torch.from_numpy(labels.astype(np.int64)),
+    )
+
+
+def _load_karate(request: Request) -> Data:
+    with silent():
+        return import_quietly("torch_geometric.datasets").KarateClub()[0]
+
+
+def _load_generated(request: Request) -> Data:
+    graph = GENERATORS[request.place.name].function(make_rng(request.seed, 0), **request.options)
+    data = Data(
+        x=torch.from_numpy(graph.x),
+        edge_index=torch.from_numpy(graph.edge_index),
+        y=torch.from_numpy(graph.y),
+    )
+    if graph.edge_weight is not None:
+        data.edge_weight = torch.from_numpy(graph.edge_weight)
+    return data
+
+
+def _load_files(files: RawFiles, request: Request) -> Data:
+    data = read_raw(files, request.place)
+    if request.options.get("undirected"):
+        from torch_geometric.utils import to_undirected
+
+        data.edge_index = to_undirected(data.edge_index, num_nodes=data.x.size(0))
+    return data

@@ -1,9 +1,9 @@
-"""Raw files of published data sets -> `torch_geometric.data.Data`: where they are, downloads, cache, readers.
+"""Raw files of published data sets: where they are, downloads, and a cache of what was read from them.
 
-A private helper of `lmc_verify.datasets`, which names the data sets. The folder of raw files is only read. PyTorch
-Geometric writes what it processed next to the raw files, so it is given a cache folder where `raw` is a link to the
-real one. A cache entry is built in a temporary folder and renamed into place: processes that load the same data set
-at once repeat some work and never see a half-written entry.
+Which files a data set has and how they are read is in `lmc_verify.datasets.layouts`. The folder of raw files is only
+read. PyTorch Geometric writes what it processed next to the raw files, so it is given a cache folder where `raw` is a
+link to the real one. A cache entry is built in a temporary folder and renamed into place: processes that load the same
+data set at once repeat some work and never see a half-written entry.
 
 The network is used when `Place.download` is set and never otherwise. Raw files are trusted input: those of Cora,
 CiteSeer and PubMed are pickles, and PyTorch Geometric downloads without checking certificates.

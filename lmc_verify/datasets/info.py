@@ -1,4 +1,4 @@
-"""What is known of a data set before it is loaded."""
+"""A data set in the registry: what is known of it, how it is loaded, and the arguments of a load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Raw files in the layouts of PyTorch Geometric and OGB: which files a data set needs, and how they are read."""
+"""Raw files in the layouts of PyTorch Geometric and OGB: which files a data set needs, and how they are read.
+
+The libraries that read them are imported on first use, quietly and without touching a global random state.
+"""
 
 from __future__ import annotations
 
@@ -159,10 +162,6 @@ def import_quietly(module: str) -> Any:
         random.setstate(state)
 
 
-def _refuse_download(dataset: Any) -> None:
-    raise FileNotFoundError(f"raw files disappeared from {dataset.raw_dir}")
-
-
 def import_pandas() -> Any:
     """Import pandas, which reads the raw files of OGB.
 
@@ -176,6 +175,10 @@ def import_pandas() -> Any:
             "the OGB data sets need the extra lmc-verify[ogb], which is not installed: "
             "run pip install 'lmc-verify[ogb]'"
         ) from None
+
+
+def _refuse_download(dataset: Any) -> None:
+    raise FileNotFoundError(f"raw files disappeared from {dataset.raw_dir}")
 
 
 def _merge(parts: Mapping[str, list[Data]]) -> Data:

@@ -1,10 +1,11 @@
 """Node-classification data sets by name, as one `torch_geometric.data.Data` each.
 
-Four families: *embedded* (part of scikit-learn or PyTorch Geometric), *generated* (`lmc_verify.generated`),
-*pyg* (raw files in the layout of PyTorch Geometric) and *ogb* (raw files in the layout of OGB).
+Four families: *embedded* (part of scikit-learn or PyTorch Geometric), *generated* (`lmc_verify.datasets.generated`),
+*pyg* (raw files in the layout of PyTorch Geometric) and *ogb* (raw files in the layout of OGB); plug-ins add others.
 
-The raw files of the last two are found, downloaded, cached and read by `lmc_verify.rawfiles`; the folder
-`data_root` is only read, and the network is used when `download=True` and never otherwise.
+The raw files of the last two are found, downloaded and cached by `lmc_verify.datasets.files`; how they are read is in
+`lmc_verify.datasets.layouts`. The folder `data_root` is only read, and the network is used when `download=True` and
+never otherwise.
 
 Data sets without masks get a seeded random split into 60 % training, 20 % validation and 20 % test nodes. No
 function here reads or writes a global random state.

@@ -22,6 +22,7 @@ from lmc_verify.estimators.compensated.members import (
     estimate_compensated,
 )
 from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.contract import Untouched, checked_estimate, first_estimate, require_reading
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
 from lmc_verify.estimators.properties import EstimatorProperties, properties_of
@@ -84,13 +85,17 @@ __all__ = [
     "SampledDesign",
     "Sampling",
     "Shadow",
+    "Untouched",
     "VectorWrite",
     "batch_distribution",
     "batch_law",
+    "checked_estimate",
     "estimate_compensated",
+    "first_estimate",
     "make_estimator",
     "node_weights",
     "properties_of",
+    "require_reading",
     "unwrapped",
     "with_beta",
 ]

@@ -10,7 +10,7 @@ from lmc_verify.graphs.designs import (
     OneBatch,
     UniformNodes,
 )
-from lmc_verify.graphs.graph import Graph
+from lmc_verify.graphs.graph import Graph, graph_content
 from lmc_verify.graphs.memory import BufferPool
 from lmc_verify.graphs.operators import Block, LocalSet, normalised_edges
 from lmc_verify.graphs.partition import Partition, make_partition
@@ -33,6 +33,7 @@ __all__ = [
     "Partition",
     "Sample",
     "UniformNodes",
+    "graph_content",
     "make_partition",
     "normalised_edges",
     "piece_rows",

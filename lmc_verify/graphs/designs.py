@@ -1,4 +1,4 @@
-"""Batches and batch designs: probability distributions over node sets.
+"""Batch designs: probability distributions over batches of nodes.
 
 A design can draw a batch, enumerate its support with probabilities, and state every node's inclusion probability
 ``pi_j``. The Horvitz-Thompson weight of node j is ``1 / pi_j``: a sum over the batch of ``1 / pi_j`` times node

@@ -1,4 +1,4 @@
-"""Graphs, their normalised operators, and rectangular blocks of them.
+"""A graph with features and labels, its operators, blocks that are cut out of them, and neighbourhoods.
 
 An edge ``j -> i`` carries a message from source ``j`` to destination ``i``; an operator has row = destination and
 column = source. Weights, degrees and normalisation always come from the whole graph, whatever block is cut out.
@@ -23,7 +23,7 @@ from lmc_verify.graphs.reading import read_pyg
 from lmc_verify.graphs.sparse import CSR
 from lmc_verify.graphs.validation import validate_graph
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "graph_content"]
 
 _TENSORS = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
 
@@ -355,3 +355,19 @@ class Graph:
             f"Graph({self.name!r}, nodes={self.num_nodes}, edges={self.num_edges}, features={self.num_features}, "
             f"outputs={self.num_outputs}, labelled={self.num_labelled}, dtype={str(self.dtype).removeprefix('torch.')})"
         )
+
+
+def graph_content(graph: Graph) -> dict[str, str]:
+    """Return a hash of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept)."""
+    return {key: _digest(getattr(graph, key)) for key in _TENSORS}
+
+
+def _digest(value: Tensor | None) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    if value is None:
+        digest.update(b"none")
+    else:
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Operators of a graph, and rectangular pieces of them."""
+"""What layers aggregate with: operators by name, rectangular blocks of them, and the local sets that blocks are cut to.
+
+An operator is a matrix with destinations as rows and sources as columns; `normalised_edges` gives its entries.
+"""
 
 from __future__ import annotations
 

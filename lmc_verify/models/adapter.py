@@ -1,4 +1,9 @@
-"""The adapter from PyTorch Geometric convolutions that accept a bipartite input to the layer contract."""
+"""PyTorch Geometric convolutions in layered models: the adapter, and PNA's convolution with a bipartite input.
+
+A layer is evaluated on rectangular blocks: sources and destinations are separate, and degrees are those of the whole
+graph. `PyGConv` evaluates a convolution in this way. `PNAConv` takes a bipartite input, which PyTorch Geometric's does
+not.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +29,148 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import Block
 from lmc_verify.models.layered import Conv, check_node_wise
 
-__all__ = ["PNAConv", "PyGConv"]
+__all__ = ["PNAConv", "PyGConv", "materialise", "whole_graph_constants"]
+
+
+class PyGConv(Conv):
+    """A PyTorch Geometric convolution as the message-passing part of a layer.
+
+    The convolution is used with the bipartite input ``(source, target)``. Two of its settings are taken over, because
+    they would be computed from the local piece instead of the whole graph: self-loops (``add_self_loops``) come from
+    the operator; means, moments and degree scalers divide by the whole graph's in-degrees.
+
+    Args:
+        conv: any `MessagePassing` module whose ``forward`` accepts ``(x_source, x_target)``; it belongs to the adapter
+            from here on. If its ``forward`` has an argument ``edge_weight``, it gets the graph's weights.
+        aggregate_linear: whether the Jacobian with respect to the sources does not depend on the destination's
+            aggregate: true for sums and means of linear messages, false for attention, maxima and moments.
+
+    Raises:
+        InvalidInputError: the convolution cannot take a bipartite input, couples rows, or is declared aggregate-linear
+            with an aggregation that is not.
+    """
+
+    def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False) -> None:
+        super().__init__()
+        if not isinstance(conv, MessagePassing):
+            raise InvalidInputError(
+                f"{type(conv).__name__} is not a torch_geometric MessagePassing module; "
+                "derive from lmc_verify.Layer for other kinds of layers"
+            )
+        check_node_wise(conv)
+        if any(isinstance(parameter, UninitializedParameter) for parameter in conv.parameters()):
+            raise InvalidInputError(
+                f"{type(conv).__name__} has lazily initialised parameters, which would be drawn from torch's global "
+                "generator at first use; give its input widths as numbers instead of -1"
+            )
+        arguments = inspect.signature(conv.forward).parameters
+        first = next(iter(arguments.values()), None)
+        if first is None or first.annotation in (Tensor, "Tensor"):
+            raise _not_bipartite(conv)
+        self.conv = conv
+        self.aggregate_linear = aggregate_linear
+        self.operator = "sum"
+        if getattr(conv, "add_self_loops", False):
+            conv.add_self_loops = False
+            self.operator = "loops"
+        self._takes_weight = "edge_weight" in arguments
+        if aggregate_linear and not isinstance(conv.aggr_module, (SumAggregation, MeanAggregation)):
+            raise InvalidInputError(
+                f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
+                "aggregate-linear; leave aggregate_linear out"
+            )
+        conv.aggr_module = whole_graph_constants(conv.aggr_module)
+        self._degree_readers = [part for part in conv.modules() if isinstance(part, _ReadsInDegree)]
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        """Return the rows [rows, out]."""
+        for part in self._degree_readers:
+            part.in_degree = block.in_degree
+        extra: dict[str, Any] = {"edge_weight": block.edge_weight} if self._takes_weight else {}
+        rows, columns = block.shape
+        if "size" in inspect.signature(self.conv.forward).parameters:
+            extra["size"] = (columns, rows)
+        try:
+            out: Any = self.conv((source, target), block.edge_index, **extra)
+        except (TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise _not_bipartite(self.conv, f"its forward raised {type(error).__name__}: {error}") from error
+        if not isinstance(out, Tensor) or out.shape[0] != rows:
+            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise _not_bipartite(self.conv, f"its forward returned {shape} for {rows} target rows")
+        return out
+
+
+class PNAConv(pyg_nn.PNAConv):
+    """`torch_geometric.nn.PNAConv` whose ``forward`` takes ``(x_source, x_target)``; parameters and numbers are equal.
+
+    Source: Corso et al., Principal Neighbourhood Aggregation for Graph Nets, NeurIPS 2020. Arguments are those of
+    PyTorch Geometric; edge features are not supported. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree
+    scalers read the whole graph's in-degrees.
+    """
+
+    AGGREGATORS: ClassVar[tuple[str, ...]] = ("mean", "min", "max", "std")
+    SCALERS: ClassVar[tuple[str, ...]] = ("identity", "amplification", "attenuation")
+    UNIT_DEGREES: ClassVar[tuple[int, ...]] = (0, 1)
+    """A degree histogram that leaves the scalers almost as they are: every node has one in-edge."""
+
+    def forward(self, x: tuple[Tensor, Tensor], edge_index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the rows [rows, out] from sources [columns, in] and targets [rows, in]."""
+        source, target = (self._towers(value) for value in x)
+        # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
+        rows = self.propagate(edge_index, x=(source, target), edge_attr=None, size=size)
+        rows = torch.cat([target, rows], dim=-1)
+        towers = [post(rows[:, index]) for index, post in enumerate(self.post_nns)]
+        out: Tensor = self.lin(torch.cat(towers, dim=1))
+        return out
+
+    def refill_buffers(self) -> None:
+        """Fill the buffers, which `lmc_verify.models.adapter.materialise` leaves uninitialised."""
+        self.aggr_module.reset_parameters()
+
+    def _towers(self, value: Tensor) -> Tensor:
+        """Return rows by tower [rows, towers, in of a tower]."""
+        if self.divide_input:
+            return value.view(-1, self.towers, self.F_in)
+        return value.view(-1, 1, self.F_in).repeat(1, self.towers, 1)
+
+
+def materialise(conv_type: type[nn.Module], *args: Any, dtype: torch.dtype | None, **settings: Any) -> nn.Module:
+    """Build a module without running its initialiser, which would draw from the global generator.
+
+    Every parameter is left uninitialised; `lmc_verify.models.convs.initialise` fills them. Buffers are filled by the
+    module's own method ``refill_buffers``.
+    """
+    with torch.device("meta"):
+        module = conv_type(*args, **settings)
+    refill = getattr(module, "refill_buffers", None)
+    if refill is None and any(True for _ in module.buffers()):
+        raise RuntimeError(f"{conv_type.__name__} has buffers, which must not be left uninitialised")
+    module = module.to_empty(device="cpu")
+    module = module if dtype is None else module.to(dtype)
+    if refill is not None:
+        refill()
+    return module
+
+
+def whole_graph_constants(aggregation: Aggregation) -> Aggregation:
+    """Return an aggregation whose means, moments and degree scalers take their degrees from the whole graph.
+
+    Standard deviations and several aggregations are changed in place, others are replaced.
+    """
+    if isinstance(aggregation, _ReadsInDegree):
+        return aggregation
+    if isinstance(aggregation, MeanAggregation):
+        return _WholeGraphMean()
+    if isinstance(aggregation, DegreeScalerAggregation):
+        return _WholeGraphScaler(aggregation)
+    if isinstance(aggregation, VarAggregation):
+        return _WholeGraphVariance(semi_grad=aggregation.semi_grad)
+    if isinstance(aggregation, StdAggregation):
+        aggregation.var_aggr = whole_graph_constants(aggregation.var_aggr)
+    elif isinstance(aggregation, MultiAggregation):
+        aggregation.aggrs = nn.ModuleList([whole_graph_constants(part) for part in aggregation.aggrs])
+        aggregation.fused_aggr = None  # the fused kernels would count local sources
+    return aggregation
 
 
 class _ReadsInDegree(Aggregation):
@@ -135,95 +281,6 @@ def _positive(average: Tensor) -> Tensor:
     return torch.where(average > 0, average, torch.ones_like(average)).detach().clone()
 
 
-def whole_graph_constants(aggregation: Aggregation) -> Aggregation:
-    """Return an aggregation whose means, moments and degree scalers take their degrees from the whole graph.
-
-    Standard deviations and several aggregations are changed in place, others are replaced.
-    """
-    if isinstance(aggregation, _ReadsInDegree):
-        return aggregation
-    if isinstance(aggregation, MeanAggregation):
-        return _WholeGraphMean()
-    if isinstance(aggregation, DegreeScalerAggregation):
-        return _WholeGraphScaler(aggregation)
-    if isinstance(aggregation, VarAggregation):
-        return _WholeGraphVariance(semi_grad=aggregation.semi_grad)
-    if isinstance(aggregation, StdAggregation):
-        aggregation.var_aggr = whole_graph_constants(aggregation.var_aggr)
-    elif isinstance(aggregation, MultiAggregation):
-        aggregation.aggrs = nn.ModuleList([whole_graph_constants(part) for part in aggregation.aggrs])
-        aggregation.fused_aggr = None  # the fused kernels would count local sources
-    return aggregation
-
-
-class PyGConv(Conv):
-    """A PyTorch Geometric convolution as the message-passing part of a layer.
-
-    The convolution is used with the bipartite input ``(source, target)``. Two of its settings are taken over, because
-    they would be computed from the local piece instead of the whole graph: self-loops (``add_self_loops``) come from
-    the operator; means, moments and degree scalers divide by the whole graph's in-degrees.
-
-    Args:
-        conv: any `MessagePassing` module whose ``forward`` accepts ``(x_source, x_target)``; it belongs to the adapter
-            from here on. If its ``forward`` has an argument ``edge_weight``, it gets the graph's weights.
-        aggregate_linear: whether the Jacobian with respect to the sources does not depend on the destination's
-            aggregate: true for sums and means of linear messages, false for attention, maxima and moments.
-
-    Raises:
-        InvalidInputError: the convolution cannot take a bipartite input, couples rows, or is declared aggregate-linear
-            with an aggregation that is not.
-    """
-
-    def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False) -> None:
-        super().__init__()
-        if not isinstance(conv, MessagePassing):
-            raise InvalidInputError(
-                f"{type(conv).__name__} is not a torch_geometric MessagePassing module; "
-                "derive from lmc_verify.Layer for other kinds of layers"
-            )
-        check_node_wise(conv)
-        if any(isinstance(parameter, UninitializedParameter) for parameter in conv.parameters()):
-            raise InvalidInputError(
-                f"{type(conv).__name__} has lazily initialised parameters, which would be drawn from torch's global "
-                "generator at first use; give its input widths as numbers instead of -1"
-            )
-        arguments = inspect.signature(conv.forward).parameters
-        first = next(iter(arguments.values()), None)
-        if first is None or first.annotation in (Tensor, "Tensor"):
-            raise _not_bipartite(conv)
-        self.conv = conv
-        self.aggregate_linear = aggregate_linear
-        self.operator = "sum"
-        if getattr(conv, "add_self_loops", False):
-            conv.add_self_loops = False
-            self.operator = "loops"
-        self._takes_weight = "edge_weight" in arguments
-        if aggregate_linear and not isinstance(conv.aggr_module, (SumAggregation, MeanAggregation)):
-            raise InvalidInputError(
-                f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
-                "aggregate-linear; leave aggregate_linear out"
-            )
-        conv.aggr_module = whole_graph_constants(conv.aggr_module)
-        self._degree_readers = [part for part in conv.modules() if isinstance(part, _ReadsInDegree)]
-
-    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
-        """Return the rows [rows, out]."""
-        for part in self._degree_readers:
-            part.in_degree = block.in_degree
-        extra: dict[str, Any] = {"edge_weight": block.edge_weight} if self._takes_weight else {}
-        rows, columns = block.shape
-        if "size" in inspect.signature(self.conv.forward).parameters:
-            extra["size"] = (columns, rows)
-        try:
-            out: Any = self.conv((source, target), block.edge_index, **extra)
-        except (TypeError, ValueError, AttributeError, AssertionError) as error:
-            raise _not_bipartite(self.conv, f"its forward raised {type(error).__name__}: {error}") from error
-        if not isinstance(out, Tensor) or out.shape[0] != rows:
-            shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise _not_bipartite(self.conv, f"its forward returned {shape} for {rows} target rows")
-        return out
-
-
 def _not_bipartite(conv: nn.Module, reason: str = "its forward takes a single tensor") -> InvalidInputError:
     return InvalidInputError(
         f"{type(conv).__name__} cannot take a bipartite input (x_source, x_target), which rectangular blocks need: "
@@ -231,55 +288,3 @@ def _not_bipartite(conv: nn.Module, reason: str = "its forward takes a single te
         "use a convolution that can (SAGEConv, GATConv, GINConv, GraphConv, TransformerConv, ...), lmc_verify.GCN, "
         "lmc_verify.models.PNAConv, or derive from lmc_verify.Layer"
     )
-
-
-def materialise(conv_type: type[nn.Module], *args: Any, dtype: torch.dtype | None, **settings: Any) -> nn.Module:
-    """Build a module without running its initialiser, which would draw from the global generator.
-
-    Every parameter is left uninitialised; `lmc_verify.models.convs.initialise` fills them. Buffers are filled by the
-    module's own method ``refill_buffers``.
-    """
-    with torch.device("meta"):
-        module = conv_type(*args, **settings)
-    refill = getattr(module, "refill_buffers", None)
-    if refill is None and any(True for _ in module.buffers()):
-        raise RuntimeError(f"{conv_type.__name__} has buffers, which must not be left uninitialised")
-    module = module.to_empty(device="cpu")
-    module = module if dtype is None else module.to(dtype)
-    if refill is not None:
-        refill()
-    return module
-
-
-class PNAConv(pyg_nn.PNAConv):
-    """`torch_geometric.nn.PNAConv` whose ``forward`` takes ``(x_source, x_target)``; parameters and numbers are equal.
-
-    Source: Corso et al., Principal Neighbourhood Aggregation for Graph Nets, NeurIPS 2020. Arguments are those of
-    PyTorch Geometric; edge features are not supported. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree
-    scalers read the whole graph's in-degrees.
-    """
-
-    AGGREGATORS: ClassVar[tuple[str, ...]] = ("mean", "min", "max", "std")
-    SCALERS: ClassVar[tuple[str, ...]] = ("identity", "amplification", "attenuation")
-    UNIT_DEGREES: ClassVar[tuple[int, ...]] = (0, 1)
-    """A degree histogram that leaves the scalers almost as they are: every node has one in-edge."""
-
-    def forward(self, x: tuple[Tensor, Tensor], edge_index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the rows [rows, out] from sources [columns, in] and targets [rows, in]."""
-        source, target = (self._towers(value) for value in x)
-        # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
-        rows = self.propagate(edge_index, x=(source, target), edge_attr=None, size=size)
-        rows = torch.cat([target, rows], dim=-1)
-        towers = [post(rows[:, index]) for index, post in enumerate(self.post_nns)]
-        out: Tensor = self.lin(torch.cat(towers, dim=1))
-        return out
-
-    def refill_buffers(self) -> None:
-        """Fill the buffers, which `lmc_verify.models.adapter.materialise` leaves uninitialised."""
-        self.aggr_module.reset_parameters()
-
-    def _towers(self, value: Tensor) -> Tensor:
-        """Return rows by tower [rows, towers, in of a tower]."""
-        if self.divide_input:
-            return value.view(-1, self.towers, self.F_in)
-        return value.view(-1, 1, self.F_in).repeat(1, self.towers, 1)

@@ -1,8 +1,9 @@
-"""Layers in closed form: those whose rows are an affine function of the activations that they aggregate.
+"""Layers in closed form, whose rows are an affine function of the activations that they aggregate, and activations.
 
 GCN and SAGE with the pre-activation cut are ``H = A s W^T + s_target R^T + b [+ h_target]`` with ``s = phi(h)``. For
 such layers the forward pass and the vector-Jacobian products can be written down, so that a pass needs no autograd
-graph, reads and writes each value once, and works in memory that it has already.
+graph, reads and writes each value once, and works in memory that it has already. `affine_layers` and
+`closed_activation` say which modules have a closed form.
 """
 
 from __future__ import annotations
@@ -17,6 +18,24 @@ from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
 
 __all__ = ["IDENTITY", "AffineLayer", "ClosedActivation", "affine_layers", "closed_activation"]
+
+
+@dataclass(frozen=True)
+class ClosedActivation:
+    """``s = phi(h)`` element by element, with its derivative, written into given memory.
+
+    Attributes:
+        apply: ``apply(h, out)`` writes phi(h); `out` may be `h`. The identity is worth a look beforehand: it copies.
+        pull_back: ``pull_back(grad, h)`` multiplies `grad` by ``phi'(h)`` in place.
+        pull_back_value: ``pull_back_value(grad, s)`` does the same from the value, or None where that cannot be done.
+    """
+
+    apply: Callable[[Tensor, Tensor], object]
+    pull_back: Callable[[Tensor, Tensor], object]
+    pull_back_value: Callable[[Tensor, Tensor], object] | None
+
+
+IDENTITY = ClosedActivation(lambda h, out: out.copy_(h), lambda grad, h: grad, lambda grad, s: grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +68,34 @@ class AffineLayer:
         """Width of the layer's result."""
         return self.weight.shape[0]
 
+    def write(self, rows: Tensor, out: Tensor) -> None:
+        """Write ``rows W^T + b`` [rows, out] for aggregated rows [rows, in]; root weight and residual are left out."""
+        if self.bias is None:
+            torch.mm(rows, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, rows, self.weight.t(), out=out)
+
 
 def affine_layers(model: LayeredModel) -> Sequence[AffineLayer] | None:
     """Return every layer of a model in closed form, or None if some layer has none."""
     layers = [_affine(model.layer(index)) for index in range(1, model.num_layers + 1)]
     found = [layer for layer in layers if layer is not None]
     return found if len(found) == len(layers) else None
+
+
+def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
+    """Return the closed form of a module, the identity for None, or None for a module without one.
+
+    Dropout that drops nothing, in evaluation mode, may stand next to it.
+    """
+    if module is None:
+        return IDENTITY
+    if type(module) is nn.Sequential:
+        acting = [part for part in module if not _is_idle(part)]
+        return closed_activation(acting[0] if acting else None) if len(acting) < 2 else None
+    if type(module) is nn.Softplus and (module.beta, module.threshold) != (1, 20):
+        return None
+    return _CLOSED.get(type(module))
 
 
 def _affine(layer: Layer) -> AffineLayer | None:
@@ -86,19 +127,9 @@ def _is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 
-@dataclass(frozen=True)
-class ClosedActivation:
-    """``s = phi(h)`` element by element, with its derivative, written into given memory.
-
-    Attributes:
-        apply: ``apply(h, out)`` writes phi(h); `out` may be `h`. The identity is worth a look beforehand: it copies.
-        pull_back: ``pull_back(grad, h)`` multiplies `grad` by ``phi'(h)`` in place.
-        pull_back_value: ``pull_back_value(grad, s)`` does the same from the value, or None where that cannot be done.
-    """
-
-    apply: Callable[[Tensor, Tensor], object]
-    pull_back: Callable[[Tensor, Tensor], object]
-    pull_back_value: Callable[[Tensor, Tensor], object] | None
+def _is_idle(module: nn.Module) -> bool:
+    """Whether a module is dropout that drops nothing."""
+    return isinstance(module, nn.Dropout) and (not module.training or module.p == 0)
 
 
 # The derivatives are torch's own kernels, so that closed forms and autograd agree bit for bit, at ReLU's kink too.
@@ -130,25 +161,3 @@ _CLOSED: dict[type[nn.Module], ClosedActivation] = {
         None,
     ),
 }
-
-IDENTITY = ClosedActivation(lambda h, out: out.copy_(h), lambda grad, h: grad, lambda grad, s: grad)
-
-
-def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
-    """Return the closed form of a module, the identity for None, or None for a module without one.
-
-    Dropout that drops nothing, in evaluation mode, may stand next to it.
-    """
-    if module is None:
-        return IDENTITY
-    if type(module) is nn.Sequential:
-        acting = [part for part in module if not _is_idle(part)]
-        return closed_activation(acting[0] if acting else None) if len(acting) < 2 else None
-    if type(module) is nn.Softplus and (module.beta, module.threshold) != (1, 20):
-        return None
-    return _CLOSED.get(type(module))
-
-
-def _is_idle(module: nn.Module) -> bool:
-    """Whether a module is dropout that drops nothing."""
-    return isinstance(module, nn.Dropout) and (not module.training or module.p == 0)

@@ -1,7 +1,7 @@
 """The layer contract: models as ``encoder`` -> ``layers`` -> ``head`` whose embeddings can be kept layer by layer.
 
 ``H^0 = encoder(x)`` is node-wise, ``H^l = layers[l-1](...)`` passes messages, ``head`` is node-wise. Where a layer is
-*cut* decides which values a history keeps: see `ConvLayer`.
+*cut* decides which values a history keeps: see `ConvLayer`. Modules that are known to couple rows are refused.
 """
 
 from __future__ import annotations
@@ -109,22 +109,6 @@ class ConvLayer(Layer):
         return rows + target if self.residual else rows
 
 
-def place_of(target: Tensor, source: Tensor) -> int | None:
-    """Return the place of the first target row among the source rows, or None where they are other tensors."""
-    if target is source:
-        return 0
-    width = source.shape[1]
-    same = (
-        width > 0
-        and target.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
-        and target.dtype == source.dtype
-        and target.stride() == source.stride() == (width, 1)
-    )
-    start, rest = divmod(int(target.storage_offset()) - int(source.storage_offset()), width or 1)
-    inside = 0 <= start <= start + target.shape[0] <= source.shape[0]
-    return start if same and not rest and inside else None
-
-
 class LayeredModel(nn.Module):
     """A node-wise encoder, message-passing layers, and a node-wise head.
 
@@ -180,16 +164,20 @@ class LayeredModel(nn.Module):
         return self.predict(h)
 
 
-_COUPLES_ROWS = (
-    nn.modules.batchnorm._BatchNorm,
-    pyg_nn.BatchNorm,
-    pyg_nn.InstanceNorm,
-    pyg_nn.GraphNorm,
-    pyg_nn.GraphSizeNorm,
-    pyg_nn.PairNorm,
-    pyg_nn.MeanSubtractionNorm,
-    pyg_nn.DiffGroupNorm,
-)
+def place_of(target: Tensor, source: Tensor) -> int | None:
+    """Return the place of the first target row among the source rows, or None where they are other tensors."""
+    if target is source:
+        return 0
+    width = source.shape[1]
+    same = (
+        width > 0
+        and target.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+        and target.dtype == source.dtype
+        and target.stride() == source.stride() == (width, 1)
+    )
+    start, rest = divmod(int(target.storage_offset()) - int(source.storage_offset()), width or 1)
+    inside = 0 <= start <= start + target.shape[0] <= source.shape[0]
+    return start if same and not rest and inside else None
 
 
 def check_node_wise(module: nn.Module) -> None:
@@ -217,3 +205,15 @@ def active_dropout(module: nn.Module, *, allow_keyed: bool = False) -> str | Non
         if part.training and isinstance(rate, (int, float)) and rate > 0:
             return name or type(part).__name__
     return None
+
+
+_COUPLES_ROWS = (
+    nn.modules.batchnorm._BatchNorm,
+    pyg_nn.BatchNorm,
+    pyg_nn.InstanceNorm,
+    pyg_nn.GraphNorm,
+    pyg_nn.GraphSizeNorm,
+    pyg_nn.PairNorm,
+    pyg_nn.MeanSubtractionNorm,
+    pyg_nn.DiffGroupNorm,
+)

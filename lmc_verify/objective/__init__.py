@@ -1,18 +1,17 @@
 """The objective of a problem, and its exact loss, embeddings, auxiliary variables and gradient."""
 
+from lmc_verify.objective.closed_work import ClosedWork
 from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
-from lmc_verify.objective.exact_closed import affine_rows, aggregated_input
 from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
 from lmc_verify.objective.problem import Gradient, Problem, evaluating, gradient_norm, gradient_sum
 
 __all__ = [
+    "ClosedWork",
     "ExactPass",
     "FixedPointPass",
     "Gradient",
     "Problem",
-    "affine_rows",
-    "aggregated_input",
     "evaluating",
     "exact_gradient",
     "exact_pass",

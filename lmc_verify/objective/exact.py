@@ -1,7 +1,8 @@
 """The exact pass: loss, every embedding ``H^l``, every auxiliary variable ``V^l`` and every gradient of a problem.
 
-The backward pass is the backward message passing of the paper: layer by layer, with the vector-Jacobian product of one
-layer at a time. It is tested against plain autograd through the whole model.
+The backward pass is the backward message passing of the paper. Where every layer has a closed form it is written down
+(`lmc_verify.objective.exact_closed`), else it takes autograd's vector-Jacobian product of one layer at a time
+(`lmc_verify.objective.exact_autograd`). Both are tested against plain autograd through the whole model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lmc_verify.objective.exact_autograd import AutogradPass
 from lmc_verify.objective.exact_closed import ClosedPass
 from lmc_verify.objective.problem import Gradient, Problem
 
-__all__ = ["ExactPass", "exact_gradient", "exact_pass"]
+__all__ = ["ExactPass", "exact_gradient", "exact_pass", "refuse_dropout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[
     """Compute the exact loss and gradient, without keeping embeddings and auxiliary variables.
 
     Takes about half of the memory of `exact_pass`, and less time, where all layers have a closed form (see
-    `lmc_verify.models.affine`).
+    `lmc_verify.models.closed_forms`).
 
     Args:
         problem: the problem.

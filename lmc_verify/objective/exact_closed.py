@@ -14,16 +14,17 @@ It is tested against the pass that differentiates layer by layer, and against pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmc_verify.graphs import CSR, Block, piece_rows
+from lmc_verify.graphs import CSR, Block
 from lmc_verify.models.closed_forms import IDENTITY, AffineLayer
+from lmc_verify.objective.closed_work import ClosedWork
 from lmc_verify.objective.problem import Problem
 
-__all__ = ["ClosedPass", "affine_rows", "aggregated_input"]
+__all__ = ["ClosedPass"]
 
 
 class ClosedPass:
@@ -51,12 +52,10 @@ class ClosedPass:
         self.loss, self.gradient = 0.0, problem.zero_gradient()
         self.embeddings: dict[int, Tensor] = {}
         self.auxiliary: dict[int, Tensor] = {}
-        self._chunk = chunk_size or piece_rows(graph.device, max(problem.widths[1:]), graph.num_nodes)
+        self._work = ClosedWork(problem, layers, self.gradient, rows=graph.num_nodes, chunk_size=chunk_size)
         self._encoder = problem.parameters_of(problem.model.encoder)
-        self._given = aggregated_input(problem, layers[0])
         self._read: dict[int, Tensor] = {}  # s: what layer l + 1 aggregates, phi(H^l)
         self._product: Tensor | None = None  # s W^T, of a layer that multiplies before it aggregates
-        self._temporary: dict[int, Tensor] = {}
 
     # --------------------------------------------------------------- forward
 
@@ -69,7 +68,7 @@ class ClosedPass:
                 self._forward_layer(index)
 
     def _encode(self) -> None:
-        problem, layer = self.problem, self._layer(1)
+        problem, layer = self.problem, self._work.layer(1)
         x, h = problem.graph.x, problem.graph.x
         if problem.model.encoder is not None:
             h = self._empty(problem.widths[0])
@@ -85,7 +84,7 @@ class ClosedPass:
         self.embeddings[0], self._read[0], self._product = h, s, product
 
     def _forward_layer(self, index: int) -> None:
-        layer, above = self._layer(index), None if index == len(self.layers) else self._layer(index + 1)
+        layer, above = self._work.layer(index), None if index == len(self.layers) else self._work.layer(index + 1)
         s = self._empty(layer.out_channels)
         h = s  # the embedding is activated where it is, unless somebody wants it
         activation = IDENTITY if above is None else above.activation
@@ -96,12 +95,12 @@ class ClosedPass:
         for rows, piece in self._pieces(index):
             out = h[rows]
             if piece is None:
-                affine_rows(self._given_rows(rows), layer, out)
+                layer.write(self._work.given_rows(rows), out)
             elif self._product is not None:
                 fresh = piece.product(self._product)
                 out.copy_(fresh) if layer.bias is None else torch.add(fresh, layer.bias, out=out)
             else:
-                affine_rows(piece.product(self._read[index - 1]), layer, out)
+                layer.write(piece.product(self._read[index - 1]), out)
             if layer.root_weight is not None:
                 out.addmm_(self._read[index - 1][rows], layer.root_weight.t())
             if layer.residual:
@@ -127,7 +126,7 @@ class ClosedPass:
         for rows in self._chunks() if self._encoder else ():
             with torch.enable_grad():
                 out = self.problem.model.encode(self.problem.graph.x[rows])
-            self._differentiate(out, self._encoder, self.auxiliary[0][rows])
+            self._work.differentiate(out, self._encoder, self.auxiliary[0][rows])
 
     def _start(self) -> None:
         """Differentiate the loss and the head."""
@@ -139,14 +138,14 @@ class ClosedPass:
             with torch.enable_grad():
                 value = problem.node_losses(problem.model.predict(h), nodes).sum()
             self.loss += float(value.detach())
-            (v,) = self._differentiate(value, head, None, h)
+            (v,) = self._work.differentiate(value, head, None, h)
             with torch.no_grad():
                 self._absorb(top, rows, v)
                 if target is not None:
                     target[rows] = v
 
     def _backward_layer(self, index: int) -> None:
-        layer, needs_input = self._layer(index), self._needs_input(index)
+        layer, needs_input = self._work.layer(index), self._needs_input(index)
         collects = self._sends_outputs(index) and layer.weight.requires_grad
         if not (needs_input or collects):
             return
@@ -157,14 +156,14 @@ class ClosedPass:
             source = self._empty(layer.in_channels)
             for rows in self._chunks():
                 torch.mm(v[rows], layer.weight, out=source[rows])
-        for rows, piece in self._operator(index).csr_t.pieces(self._chunk):
+        for rows, piece in self._operator(index).csr_t.pieces(self._work.chunk_size):
             below = piece.product(source)
             if collects:
-                self._gradient_of(layer.weight).addmm_(below.t(), s[rows])
+                self._work.gradient_of(layer.weight).addmm_(below.t(), s[rows])
             if not needs_input:
                 continue
             if source is v:
-                below = torch.mm(below, layer.weight, out=self._scratch(len(below), layer.in_channels))
+                below = torch.mm(below, layer.weight, out=self._work.scratch(len(below), layer.in_channels))
             if layer.root_weight is not None:
                 below.addmm_(v[rows], layer.root_weight)
             if layer.activation.pull_back_value is None:
@@ -180,21 +179,21 @@ class ClosedPass:
 
     def _absorb(self, index: int, rows: slice, v: Tensor) -> None:
         """Collect the gradients that rows of V^l alone give."""
-        layer = self._layer(index)
+        layer = self._work.layer(index)
         if layer.bias is not None and layer.bias.requires_grad:
-            self._gradient_of(layer.bias).add_(v.sum(0))
+            self._work.gradient_of(layer.bias).add_(v.sum(0))
         if layer.weight.requires_grad and not self._sends_outputs(index):
-            _, piece = self._pieces(index)[rows.start // self._chunk]
+            _, piece = self._pieces(index)[rows.start // self._work.chunk_size]
             # A s is made again: that is less work than keeping it.
-            source = self._given_rows(rows) if piece is None else piece.product(self._read[index - 1])
-            self._gradient_of(layer.weight).addmm_(v.t(), source)
+            source = self._work.given_rows(rows) if piece is None else piece.product(self._read[index - 1])
+            self._work.gradient_of(layer.weight).addmm_(v.t(), source)
         if layer.root_weight is not None and layer.root_weight.requires_grad:
-            self._gradient_of(layer.root_weight).addmm_(v.t(), self._read[index - 1][rows])
+            self._work.gradient_of(layer.root_weight).addmm_(v.t(), self._read[index - 1][rows])
 
     def _target(self, index: int) -> Tensor | None:
         """Return where V^l goes, or None if its rows are needed once only."""
         wanted = index == 0 or self._needs_input(index)
-        if index > 0 and self._sends_outputs(index) and self._layer(index).weight.requires_grad:
+        if index > 0 and self._sends_outputs(index) and self._work.layer(index).weight.requires_grad:
             wanted = True
         if not (wanted or self.keep):
             return None
@@ -203,83 +202,37 @@ class ClosedPass:
         self.auxiliary[index] = self._read[index] if reuse else self._empty(self.problem.widths[index])
         return self.auxiliary[index]
 
-    def _differentiate(
-        self, output: Tensor, parameters: Mapping[str, nn.Parameter], cotangent: Tensor | None, *inputs: Tensor
-    ) -> list[Tensor]:
-        """Add the gradient of parameters, and return those of the inputs."""
-        wanted = [*inputs, *parameters.values()]
-        grads = torch.autograd.grad(output, wanted, cotangent, allow_unused=True, materialize_grads=True)
-        for name, grad in zip(parameters, grads[len(inputs) :], strict=True):
-            self.gradient[name] += grad
-        return list(grads[: len(inputs)])
-
     # ---------------------------------------------------------------- pieces
 
-    def _layer(self, index: int) -> AffineLayer:
-        return self.layers[index - 1]
-
-    def _is_given(self, index: int) -> bool:
-        return index == 1 and self._given is not None
-
-    def _given_rows(self, rows: slice) -> Tensor:
-        assert self._given is not None  # asked for where _is_given only
-        return self._given[rows]
-
     def _multiplies_first(self, index: int) -> bool:
-        layer = self._layer(index)
-        return not self._is_given(index) and layer.out_channels < layer.in_channels
+        layer = self._work.layer(index)
+        return not self._work.is_given(index) and layer.out_channels < layer.in_channels
 
     def _sends_outputs(self, index: int) -> bool:
         """Whether the backward pass aggregates V itself, and so has U."""
-        layer = self._layer(index)
-        return not self._is_given(index) and layer.out_channels <= layer.in_channels
+        layer = self._work.layer(index)
+        return not self._work.is_given(index) and layer.out_channels <= layer.in_channels
 
     def _needs_input(self, index: int) -> bool:
         """Whether V^{l-1} is asked for: by the layer below, or by the encoder."""
         return index > 1 or bool(self._encoder)
 
     def _operator(self, index: int) -> Block:
-        return self.problem.graph.operator(self._layer(index).operator)
+        return self.problem.graph.operator(self._work.layer(index).operator)
 
     def _pieces(self, index: int) -> Sequence[tuple[slice, CSR | None]]:
         """Return chunks of rows with their piece of the operator, or with None where ``A X`` is given."""
-        if self._is_given(index):
+        if self._work.is_given(index):
             return [(rows, None) for rows in self._chunks()]
-        return self._operator(index).csr.pieces(self._chunk)
+        return self._operator(index).csr.pieces(self._work.chunk_size)
 
     def _chunks(self) -> list[slice]:
-        n = self.problem.graph.num_nodes
-        return [slice(start, min(start + self._chunk, n)) for start in range(0, n, self._chunk)]
+        return self._work.chunks(0, self.problem.graph.num_nodes)
 
     def _nodes(self) -> Sequence[Tensor]:
         graph = self.problem.graph
         every = torch.arange(graph.num_nodes, device=graph.device)
         return [every[rows] for rows in self._chunks()]
 
-    def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
-        return self.gradient[self.problem.name_of(parameter)]
-
     def _empty(self, width: int) -> Tensor:
-        graph = self.problem.graph
-        return self.problem.buffers.empty(graph.num_nodes, width, graph.x)
-
-    def _scratch(self, rows: int, width: int) -> Tensor:
-        """Return memory for one chunk, the same at every call."""
-        if width not in self._temporary:
-            self._temporary[width] = self.problem.buffers.empty(self._chunk, width, self.problem.graph.x)
-        return self._temporary[width][:rows]
-
-
-def aggregated_input(problem: Problem, layer: AffineLayer) -> Tensor | None:
-    """Return ``A X`` if that is what the first layer multiplies, and the graph can keep it."""
-    if problem.model.encoder is not None or layer.activation is not IDENTITY:
-        return None
-    return problem.graph.aggregated_features(layer.operator)
-
-
-def affine_rows(rows: Tensor, layer: AffineLayer, out: Tensor) -> None:
-    """Write ``rows W^T + b``."""
-    if layer.bias is None:
-        torch.mm(rows, layer.weight.t(), out=out)
-    else:
-        torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
+        return self._work.empty(self.problem.graph.num_nodes, width)

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -109,10 +109,7 @@ class Problem:
             One row of every embedding ``H^0 ... H^L``, and of the outputs.
         """
         graph, model = self.graph, self.model
-        rows = torch.zeros(2, dtype=torch.int64, device=graph.device)
-        columns = torch.arange(2, device=graph.device)
-        value = torch.ones(2, dtype=graph.dtype, device=graph.device)
-        block = Block(CSR.from_coo(rows, columns, value, 1, 2), torch.full((1,), 2, device=graph.device))
+        block = _two_messages(graph.device, graph.dtype)
         step, width = "the encoder", graph.num_features
         with torch.no_grad():
             try:
@@ -241,13 +238,12 @@ class Problem:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
         """Return the problem on another device or in another dtype, with its own copy of the model."""
-        return Problem(
-            self.graph.to(device, dtype), copy.deepcopy(self.model).to(device=device, dtype=dtype), self.loss
-        )
+        model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
+        return self._checked(Problem(self.graph.to(device, dtype), model, self.loss))
 
     def copy(self) -> Problem:
         """Return the problem with its own copy of the model; the graph is shared."""
-        return Problem(self.graph, copy.deepcopy(self.model), self.loss)
+        return self._checked(Problem(self.graph, copy.deepcopy(self.model), self.loss))
 
     def double(self) -> Problem:
         """Return the problem in float64, the reference precision."""
@@ -255,7 +251,12 @@ class Problem:
 
     def with_graph(self, graph: Graph) -> Problem:
         """Return the problem of the same model on another graph."""
-        return Problem(graph, self.model, self.loss)
+        return self._checked(Problem(graph, self.model, self.loss))
+
+    def _checked(self, other: Problem) -> Problem:
+        """Return a problem of the same model, of which need not be asked again whether it is a function."""
+        other._checked_modes = self._checked_modes
+        return other
 
     def parameter_fingerprint(self) -> str:
         """Content hash (16 hex digits) of the parameters."""
@@ -267,6 +268,15 @@ class Problem:
 
     def __repr__(self) -> str:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
+
+
+@cache
+def _two_messages(device: torch.device, dtype: torch.dtype) -> Block:
+    """Return the smallest block that shows what a layer does: one row with two columns."""
+    rows = torch.zeros(2, dtype=torch.int64, device=device)
+    value = torch.ones(2, dtype=dtype, device=device)
+    csr = CSR.from_coo(rows, torch.arange(2, device=device), value, 1, 2)
+    return Block(csr, torch.full((1,), 2, device=device))
 
 
 def _unchanged(part: Callable[..., Tensor], name: str, *inputs: Any) -> Tensor:

@@ -5,7 +5,7 @@ read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELET
 process loses at most the trials under way, and with several jobs those that wait for an earlier one to end. So it is
 with searches for counterexamples. A run of a race waits for no other.
 
-Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside a case come back as lists.
+Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside settings come back as lists.
 """
 
 from __future__ import annotations

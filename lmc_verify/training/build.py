@@ -1,4 +1,4 @@
-"""Settings to a trainer that is ready to run."""
+"""From settings to a trainer that is ready to run, to its graph, and to one step that warms both up."""
 
 from __future__ import annotations
 

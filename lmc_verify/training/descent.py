@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, properties_of
+from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
 from lmc_verify.graphs import Batch, BatchDesign
-from lmc_verify.objective import ExactPass, Gradient, Problem, exact_pass, gradient_sum
+from lmc_verify.objective import ExactPass, Gradient, Problem, exact_pass, gradient_norm, gradient_sum
 
 __all__ = ["TrainingRun", "conditional_bias", "weighted_batches"]
 
@@ -47,9 +47,12 @@ def conditional_bias(
     exact = exact or exact_pass(problem)
     if state.exact_for is not None and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact)
+    finite = math.isfinite(gradient_norm(exact.gradient))  # else the run has diverged, and estimates with it
     mean = problem.zero_gradient()
     for batch, probability in batches:
-        mean = gradient_sum(mean, estimator.estimate(problem, state, batch).gradient, probability)
+        mean = gradient_sum(
+            mean, checked_estimate(estimator, problem, state, batch, finite=finite).gradient, probability
+        )
     return gradient_sum(mean, exact.gradient, -1.0), exact
 
 
@@ -113,7 +116,7 @@ class TrainingRun:
             batch: the batch, by default a fresh draw.
         """
         batch = self.draw() if batch is None else batch
-        estimate = self.estimator.estimate(self.problem, self.state, batch)
+        estimate = checked_estimate(self.estimator, self.problem, self.state, batch, finite=False)
         self.state.apply(estimate.writes)
         self.descend(estimate.gradient)
         return estimate

@@ -341,7 +341,7 @@ def test_dropout_makes_every_claim_inapplicable(claim: Any) -> None:
         (REDUCTIONS, "lmc", {"design": {"name": "nodes", "per_batch": 1}}, "UniformNodes draws no clusters"),
         (REDUCTIONS, {"name": "lmc", "weighting": "node-count"}, {}, "the loss is weighted by node-count"),
         (LAYERS, "lmc", {}, "lmc drops no halo messages in the backward pass"),
-        (LAYERS, "gas", {"histories": "zero"}, "the histories that are read are those of 'zero', not exact"),
+        (LAYERS, "gas", {"histories": "zero"}, "the histories that are read are not exact (histories: zero)"),
         (LAYERS, "fm", {}, "fresh, incomplete values are mixed into the halo's embeddings"),
         (LAYERS, "gas", {"model": {"layers": 1}}, "the model has one layer, and no encoder that is trained"),
         (LAYERS, {"name": "gas", "weighting": "batch-mean"}, {}, "the loss is weighted by batch-mean"),

@@ -225,5 +225,5 @@ def test_another_replicate_draws_afresh_on_the_same_case(claim: str, estimator: 
     other = CLAIMS[claim].check(case_of(claim, estimator, base, sampling={"alpha": alpha, "replicate": 1}))
     assert other.series[0].y != first.series[0].y
     assert other.hashes == first.hashes
-    assert other.case == first.case | {"replicate": 1}
+    assert other.case == replace(first.case, replicate=1)
     assert other.outcome is first.outcome or claim == THREE

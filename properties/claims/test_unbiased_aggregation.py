@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from common.sampler_cases import SMALL, tiny
 
 from lmc_verify import (
+    Problem,
     check_claim,
 )
-from lmc_verify.claims import Outcome
+from lmc_verify.cases.case import Case, assemble_case
+from lmc_verify.cases.settings import SamplingSettings
+from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import (
     LADIES,
+    NeighbourSampling,
 )
 from lmc_verify.estimators.samplers.layerwise import LadiesLaw
+from lmc_verify.estimators.samplers.neighbour import NeighbourLaw
+from lmc_verify.statistics.betting import log_threshold
 
 
 @pytest.mark.parametrize("weight", [1.0, 1e-4, 1e-7, 1e-9])
@@ -34,3 +43,57 @@ def test_a_tiny_message_does_not_hide_a_bias(weight: float) -> None:
     verdict = check_claim("sampling/unbiased-aggregation", problem, SMALL, Wrong(nodes=2))
     assert verdict.outcome is Outcome.REFUTED
     assert verdict.residual == pytest.approx(0.05)
+
+
+SAMPLED = CLAIMS["sampling/unbiased-aggregation-sampled"]
+
+
+class HeavyLaw(NeighbourLaw):
+    """Every weight is half again as large as it should be."""
+
+    def _kept(self, degree, position, entry):  # type: ignore[no-untyped-def]
+        kept = super()._kept(degree, position, entry)
+        return kept._replace(scale=1.5 * kept.scale)
+
+    def largest_scale(self, operator):  # type: ignore[no-untyped-def]
+        return 1.5 * super().largest_scale(operator)
+
+
+class Heavy(NeighbourSampling):
+    def laws(self, problem: Problem) -> tuple[NeighbourLaw, ...]:
+        return tuple(HeavyLaw(4) for _ in range(problem.num_layers))
+
+
+def drawn(estimator: LADIES | NeighbourSampling, **sampling: Any) -> Case:
+    return assemble_case(tiny(1), SMALL, estimator, sampling=SamplingSettings(**sampling))
+
+
+def test_a_bias_of_the_weights_is_found_from_draws() -> None:
+    verdict = SAMPLED.check(drawn(Heavy(fan_out=4), draws=500, alpha=0.01))
+    assert verdict.outcome is Outcome.REFUTED, verdict.summary
+    assert verdict.log_e_value is not None
+    assert verdict.log_e_value >= log_threshold(0.005)
+    assert verdict.alpha_spent == 0.01
+    assert verdict.draws is not None
+    assert verdict.draws < 500
+
+
+def test_unbiased_aggregates_are_refuted_as_rarely_as_stated() -> None:
+    """The level is 0.4, half of it for a refutation; the verdict looks after every draw."""
+    found = [SAMPLED.check(drawn(LADIES(nodes=1), draws=40, alpha=0.4, replicate=k)).outcome for k in range(25)]
+    assert found.count(Outcome.REFUTED) <= 0.2 * 25
+    assert set(found) <= {Outcome.REFUTED, Outcome.INCONCLUSIVE}
+
+
+def test_the_draws_that_are_advised_show_that_there_is_no_bias() -> None:
+    case = drawn(NeighbourSampling(fan_out=2), draws=30, alpha=0.1, delta=0.5)
+    short = SAMPLED.check(case)
+    assert short.outcome is Outcome.INCONCLUSIVE, short.summary
+    needed = int(short.summary.split("about ")[1].split()[0].replace(",", ""))
+    assert needed > 30
+    found = SAMPLED.check(replace(case, sampling=SamplingSettings(draws=2 * needed, alpha=0.1, delta=0.5)))
+    assert found.outcome is Outcome.SUPPORTED, found.summary
+    bound = found.evidence[0]
+    assert bound.tolerance == 0.5
+    assert bound.value <= bound.tolerance
+    assert SAMPLED.expect(case).outcome is None

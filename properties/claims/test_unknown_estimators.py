@@ -34,7 +34,7 @@ from lmc_verify.estimators import (
     NeighbourSampling,
     Shadow,
 )
-from lmc_verify.graphs import Batch, Clusters, Partition
+from lmc_verify.graphs import Batch, Clusters, EpochClusters, Partition
 from lmc_verify.models import SAGE
 from lmc_verify.objective import Gradient, Problem
 from properties.common.helpers import path_graph
@@ -138,11 +138,19 @@ def test_theory_expects_nothing_where_a_method_is_replaced(
     assert CLAIMS[claim].expect(case_of(kind(**settings))).outcome in sure
     if way == "wrapper" and (kind in (NeighbourSampling, LABOR)):
         return  # an altered estimator does not sample
-    if way == "instance" and "beta" in settings:
-        return  # refused: a copy with another beta would lose the method
     found = CLAIMS[claim].expect(case_of(WAYS[way](kind)(**settings)))
     assert found.outcome not in sure, found
     assert found.reason
+
+
+@pytest.mark.parametrize("way", ["subclass", "instance"])
+def test_theory_expects_nothing_of_a_changed_top(way: str) -> None:
+    whole = Clusters(DESIGN.partition, 3)  # no halo, which lies in every span
+    expected = [
+        CLAIMS["top/exact-in-span"].expect(assemble_case(problem_of(), whole, made)).outcome
+        for made in (TOP(), WAYS[way](TOP)())
+    ]
+    assert expected == [Outcome.EXACT, None]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -214,8 +222,8 @@ def test_assumptions_about_a_foreign_estimator_are_unknown() -> None:
     assert holds(histories, foreign) is True
     assert holds(histories, foreign, histories="zero") is None
     assert holds(by_id(LOWER_LAYERS_BIASED, "backward-halo-dropped"), foreign) is False  # it states no policies
-    seen = replace(case_of(foreign), design=Clusters(DESIGN.partition, 1))
-    assert INCLUSION_WEIGHTS(seen).holds is None
+    seen = replace(case_of(foreign), design=EpochClusters(DESIGN.partition, 1, (0,)))
+    assert INCLUSION_WEIGHTS(seen).holds is False  # whatever the weights, they are not those of this design
 
 
 def test_assumptions_that_statements_rule_out_stay_ruled_out() -> None:

@@ -593,6 +593,8 @@ GOOD, BAD = result("sound", True, None), result("sound", False, None)
         ([CRASHED, GOOD, BAD], "mutation score: 0 of 1 defects above the detectable effect caught (0 %)"),
         ([CAUGHT, LUCKY], "mutation score: 1 of 1 defects above the detectable effect caught (100 %); 1 below it"),
         ([BELOW, GOOD], "mutation score: no defect with an effect above the detectable one; 1 below it"),
+        # Passing was not asked for.
+        ([result("defect", None, None)], "mutation score: no defect with an effect above the detectable one; 1 below"),
     ],
 )
 def test_the_score_is_printed(results: list[ControlRecord], line: str) -> None:

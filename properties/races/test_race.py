@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import InvalidInputError, Trainer, cli
+from lmc_verify.encoding import published
 from lmc_verify.estimators import ESTIMATORS, GAS
 from lmc_verify.races import processes
 from lmc_verify.races.contest import contestants_of, race_record, race_runs
@@ -243,8 +244,8 @@ def test_diverged_runs_are_recorded() -> None:
 def test_processes_make_the_same_race_in_whatever_order_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small(seeds=[0, 1])
     one = run_race(settings)
-    straight = processes._make_all
-    monkeypatch.setattr(processes, "_make_all", lambda *given: reversed(list(straight(*given))))
+    straight = processes.make_runs
+    monkeypatch.setattr(processes, "make_runs", lambda *given, **more: reversed(list(straight(*given, **more))))
     two = run_race(settings, jobs=2)
     timeless = [
         [(item.label, item.seed, item.position, item.trace and item.trace.without_times()) for item in record.entries]
@@ -458,7 +459,8 @@ def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., 
     resumed = lmc(*RACE, "--resume", "--json")
     assert resumed.code == 0
     document = json.loads(resumed.out)
-    assert RaceRecord.from_dict(document) == record, "nothing is trained again"
+    want = published(record.to_dict())
+    assert {key: document[key] for key in want} == want, "nothing is trained again"
     assert list(document["files"]) == ["records", "html", "markdown", "json", "junit"]
     assert all(Path(file).exists() for file in document["files"].values())
     assert document["exit_code"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,21 @@ def test_a_race_without_nodes_to_judge_by_is_refused(records: Records, jobs: int
         run_suite(suite_of(table), records, Workspace(), jobs=jobs)
 
 
+def test_a_race_that_is_not_run_takes_nothing_from_earlier_runs(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted(monkeypatch)
+    suite = suite_of(TINY)
+    run_suite(suite, records, Workspace())
+    absent = [replace(race.header, reason="no raw files") for race in suite.races()]
+    monkeypatch.setattr(execution, "check_races", lambda races, *place: absent)
+    heard: list[tuple[Any, str]] = []
+    again = run_suite(suite, records, Workspace(), resume=True, listen=lambda _, *told: heard.append(told))
+    assert (again.reused, again.race_runs, again.not_run) == (0, (), ())
+    assert heard == [(None, "no raw files")] * absent[0].planned
+    assert records.races(again.run_id) == [(absent[0], ())]
+
+
 def test_a_resumed_run_makes_only_what_is_missing(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     made = counted(monkeypatch, crash="lmc")
     first = run_suite(suite_of(TINY), records, Workspace())
@@ -484,6 +500,20 @@ def test_a_run_that_races_have_in_common_is_made_once(records: Records, monkeypa
     assert {item.race for item in shared} == {header.key}
     traces = {(item.key): item.entry.trace for item in tiny}
     assert all(item.entry.trace == traces[item.key] for item in shared if item.key in traces)
+
+
+def test_a_run_that_is_taken_over_has_the_command_of_its_own_race(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full-batch training looks at no batch, so races with other batches share it; their commands differ."""
+    made = counted(monkeypatch)
+    suite = suite_of(TINY + TINY.replace('"tiny"', '"other"').replace("per_batch = 2", "per_batch = 1"))
+    for resume in (False, True):
+        result = run_suite(suite, records, Workspace(), resume=resume)
+        wanted = [run.command for race in suite.races() for run in race.runs]
+        assert [item.command for item in result.race_runs] == wanted
+        assert len(set(wanted)) == 8
+        assert (len(made), result.reused) == (6, 8 if resume else 0)
 
 
 def test_a_crash_is_recorded_and_the_others_go_on(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,19 @@ def test_a_reused_trial_is_held_against_the_new_expectation(records: Records) ->
     assert again.exit_code == 1
 
 
+def test_what_is_on_record_needs_no_data(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_suite(suite_of(CHECK), records, WORKSPACE)
+    monkeypatch.setattr(execution, "_absent_data", lambda plan, workspace: {"karate": "no raw files"})
+    heard: list[tuple[Trial | None, str]] = []
+    again = run_suite(suite_of(CHECK), records, WORKSPACE, resume=True, listen=lambda _, *told: heard.append(told))
+    assert (again.reused, again.not_run) == (3, ())
+    assert heard == [(trial, "") for trial in first.trials]
+    heard.clear()
+    afresh = run_suite(suite_of(CHECK), records, WORKSPACE, listen=lambda _, *told: heard.append(told))
+    assert (afresh.reused, afresh.trials) == (0, ())
+    assert heard == [(None, "no raw files")] * 3 == [(None, reason) for _, reason in afresh.not_run]
+
+
 def test_another_replicate_reuses_what_draws_nothing(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     both = suite_of(CHECK, SAMPLED, controls=["sound-lmc"])
     first = run_suite(both, records, WORKSPACE)

@@ -27,7 +27,7 @@ def check_equals_backward_sgd(case: Case) -> Verdict:
     worst_by_layer: dict[str, float] = {}
     batches = differing = 0
     for batch, _ in case.design.enumerate():
-        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        estimate = case.estimate(state, batch).gradient
         difference, one = reference.compare(estimate, batch)
         batches += 1
         differing += one.worst.ratio > 1

@@ -40,7 +40,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     for sweep in range(1, due + 2):
         largest = 0.0
         for batch in batches:
-            estimate = case.estimator.estimate(case.problem, state, batch)
+            estimate = case.estimate(state, batch)
             state.apply(estimate.writes)
             difference, one = reference.compare(estimate.gradient, batch)
             largest = float(np.maximum(largest, gradient_norm(difference) / (norm or 1.0)))  # keeps NaN

@@ -55,7 +55,7 @@ def _after(case: Case, state: History, batch: Batch) -> float:
     """Return the squared error of hist(H^1) after one step from a state that is left as it is."""
     trial = History(dict(state.embeddings), dict(state.auxiliary), None)
     trial.embeddings[1] = trial.embeddings[1].clone()
-    estimate = case.estimator.estimate(case.problem, state, batch)
+    estimate = case.estimate(state, batch)
     first = (w for w in estimate.writes if isinstance(w, HistoryWrite) and (w.kind, w.layer) == (EMBEDDING, 1))
     trial.apply(first)
     return _squared_error(case, trial)
@@ -92,7 +92,7 @@ def check(case: Case) -> Verdict:
                 group="contraction",
             )
         )
-        state.apply(case.estimator.estimate(case.problem, state, case.design.draw(rng)).writes)
+        state.apply(case.estimate(state, case.design.draw(rng)).writes)
     if not residuals:
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the history of H^1 has no error to begin with")
     found = {decide(item.value, item.tolerance or 0.0) for item in residuals}

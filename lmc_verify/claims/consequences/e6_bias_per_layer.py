@@ -63,7 +63,7 @@ def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     if isinstance(found.policies.forward, Blend) and found.policies.forward.uses_fresh:
         return found.unless_unknown(False), "fresh, incomplete values are mixed into the halo's embeddings"
     exact = case.histories == "exact"
-    detail = "" if exact else f"the histories that are read are those of {case.histories!r}, not exact"
+    detail = "" if exact else f"the histories that are read are not exact (histories: {case.histories})"
     return found.unless_unknown(exact), detail
 
 

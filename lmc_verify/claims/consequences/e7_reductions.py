@@ -13,7 +13,7 @@ from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Blend, Held, properties_of
+from lmc_verify.estimators import Blend, Held, checked_estimate, properties_of, require_reading
 from lmc_verify.graphs import Batch, Clusters
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
@@ -38,6 +38,7 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, REDUCTIONS)
     if inapplicable is not None:
         return inapplicable
+    require_reading(case.estimator, case.problem, case.exact.gradient)  # the reductions are problems of their own
     results = {
         "all clusters in one batch": _all_clusters(case),
         "no cut edges": _expected_on(case, _without_cut_edges(case)),
@@ -88,7 +89,7 @@ def _all_clusters(case: Case) -> Residuals:
     """c = b: the batch is the whole graph and there is no halo."""
     everything = Batch.of(torch.arange(case.graph.num_nodes), 1.0)
     state = case.estimator.init(case.problem)
-    return _compare(case.problem, case.estimator.estimate(case.problem, state, everything).gradient, case.exact)
+    return _compare(case.problem, case.estimate(state, everything).gradient, case.exact)
 
 
 def _without_cut_edges(case: Case) -> Problem:
@@ -112,7 +113,7 @@ def _expected_on(case: Case, problem: Problem) -> Residuals:
     state = case.estimator.init(problem)
     mean = problem.zero_gradient()
     for batch, probability in Clusters(case.partition, 1).enumerate():
-        mean = gradient_sum(mean, case.estimator.estimate(problem, state, batch).gradient, probability)
+        mean = gradient_sum(mean, checked_estimate(case.estimator, problem, state, batch).gradient, probability)
     return _compare(problem, mean, exact_pass(problem))
 
 
@@ -138,7 +139,7 @@ def _single_layer(case: Case) -> Residuals:
     reference, state = Reference(one_layer), case.estimator.init(problem)
     residuals = Residuals({})
     for batch, _ in Clusters(case.partition, 1).enumerate():
-        estimate = case.estimator.estimate(problem, state, batch).gradient
+        estimate = checked_estimate(case.estimator, problem, state, batch).gradient
         residuals = reference.compare(estimate, batch)[1].merged(residuals)
     return residuals
 

@@ -78,7 +78,7 @@ def check(case: Case) -> Verdict:
     norms, state = norm_by_layer(problem, exact), case.initial_state()
     moments, error, relative = MomentAccumulator(), dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
     for batch, probability in case.design.enumerate():
-        gradient = case.estimator.estimate(problem, state, batch).gradient
+        gradient = case.estimate(state, batch).gradient
         moments.add(flatten(gradient).cpu().numpy(), probability)
         for part, norm in norm_by_layer(problem, gradient_sum(gradient, exact, -1.0)).items():
             error[part] += probability * norm**2

@@ -65,7 +65,7 @@ def _error(case: Case) -> _Error:
     state, atoms, total = case.initial_state(), 0, dict[str, float]()
     for batch, probability in case.design.enumerate():
         atoms += 1
-        gradient = case.estimator.estimate(case.problem, state, batch).gradient
+        gradient = case.estimate(state, batch).gradient
         for part, norm in norm_by_layer(case.problem, gradient_sum(gradient, case.exact.gradient, -1.0)).items():
             total[part] = total.get(part, 0.0) + probability * norm**2
     return _Error(total, atoms)

@@ -99,7 +99,7 @@ def check_in_span(case: Case) -> Verdict:
     residuals, batches = Residuals({}), 0
     for batch, _ in case.design.enumerate():
         batches += 1
-        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        estimate = case.estimate(state, batch).gradient
         residuals = reference.compare(estimate, batch)[1].merged(residuals)
     outcome = residuals.outcome
     words = {

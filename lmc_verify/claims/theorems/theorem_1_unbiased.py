@@ -17,7 +17,9 @@ from lmc_verify.claims.assumptions import (
     inclusion_matches,
 )
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import describe
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import UNIT, relative_by_layer, unflatten
 from lmc_verify.claims.theory import (
     UNKNOWN,
@@ -63,9 +65,12 @@ def check(case: Case) -> Verdict:
         )
     elif outcome is Outcome.REFUTED:
         worst = max(per_layer, key=lambda part: per_layer[part])
+        looks, likenesses = describe(problem, bias, exact, residuals)
+        evidence += likenesses
         summary = (
             f"biased: the mean over all {moments.atoms:,} batches is off by {total_bias:.2g} of the gradient's norm, "
-            f"most in {worst} ({per_layer[worst]:.2g} of that layer's gradient)"
+            f"most in {worst} ({per_layer[worst]:.2g} of that layer's gradient){looks}"
+            f"{explained(case, UNBIASED)}"
         )
     else:
         summary = residuals.explanation
@@ -113,7 +118,7 @@ def _histories(case: Case) -> tuple[bool | None, str]:
     warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
     if case.histories == "exact" or warm:
         return True, f"histories: {case.histories}"
-    return False, f"the histories that are read are those of {case.histories!r}, not exact"
+    return False, f"the histories that are read are not exact (histories: {case.histories})"
 
 
 UNBIASED = Claim(

@@ -217,7 +217,7 @@ def _difference_of(case: Case) -> Callable[[Batch], Blocks]:
     held = History.from_exact(case.problem, case.exact)
 
     def difference(batch: Batch) -> Blocks:
-        estimate = case.estimator.estimate(case.problem, state, batch).gradient
+        estimate = case.estimate(state, batch).gradient
         return _blocks(case, gradient_sum(estimate, reference.estimate(case.problem, held, batch).gradient, -1.0))
 
     return difference

@@ -14,6 +14,7 @@ from lmc_verify.claims.theorems.theorem_3_rate import SCHEDULE, scheduled
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.estimators import checked_estimate
 from lmc_verify.objective import exact_pass, gradient_norm
 from lmc_verify.seeds import generator
 from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
@@ -72,7 +73,7 @@ def check_relative_bias(case: Case) -> Verdict:
                 norms[place] = gradient_norm(exact.gradient)
                 relative[seed, place] = gradient_norm(bias) / (norms[place] or 1.0)
             if step < training.steps:
-                run.state.apply(estimator.estimate(run.problem, run.state, run.draw()).writes)
+                run.state.apply(checked_estimate(estimator, run.problem, run.state, run.draw()).writes)
                 run.descend(exact.gradient)
     late = relative[:, -LATE:]
     if not np.isfinite(norms).all():

@@ -1,24 +1,24 @@
 """One compensated estimate in closed form, for models all of whose layers are affine in what they aggregate.
 
-The rules are those of `lmc_verify.estimators.autogradstep`, against which it is tested, with the derivatives written
-down (see `lmc_verify.closedpass`). Layers aggregate before they multiply, forward and backward, because a batch has
-fewer rows than its local set; the work is done in chunks of rows. Where halo rows get no fresh value, nothing is
-computed at them.
+The rules are those of `lmc_verify.estimators.compensated.step_autograd`, against which it is tested, with the
+derivatives written down (see `lmc_verify.objective.exact_closed`). Layers aggregate before they multiply, forward and
+backward, because a batch has fewer rows than its local set; the work is done in chunks of rows. Where halo rows get no
+fresh value, nothing is computed at them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc_verify.estimators.compensated.policies import Blend, Cut, HaloPolicy, Held, Policies
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
-from lmc_verify.graphs import CSR, Batch, piece_rows
+from lmc_verify.graphs import CSR, Batch
 from lmc_verify.models.closed_forms import IDENTITY, AffineLayer, ClosedActivation
-from lmc_verify.objective import Problem, affine_rows, aggregated_input
+from lmc_verify.objective import ClosedWork, Problem
 
 __all__ = ["ClosedStep"]
 
@@ -47,8 +47,8 @@ class ClosedStep(Step):
         self._compensates = halo and policies.compensates
         self._fresh_forward = halo and _uses_fresh(policies.forward)
         self._fresh_backward = halo and _uses_fresh(policies.backward)
-        self._chunk = piece_rows(problem.graph.device, max(problem.widths[1:]), self._all)
-        self._given = None if isinstance(policies.forward, Cut) else aggregated_input(problem, layers[0])
+        whole = not isinstance(policies.forward, Cut)
+        self._work = ClosedWork(problem, layers, self.gradient, rows=self._all, whole_graph=whole)
         below = range(1, len(layers))
         wanted = [(EMBEDDING, index) for index in below] if isinstance(policies.forward, Blend) else []
         wanted += [(AUXILIARY, index) for index in below] if self._compensates else []
@@ -56,7 +56,6 @@ class ClosedStep(Step):
         self._encoded = self._top = problem.graph.x[:0]
         self._read = problem.graph.x[:0]  # s at local rows, what the next layer aggregates
         self._aggregated: dict[int, Tensor] = {}  # A s at batch rows
-        self._temporary: dict[int, Tensor] = {}
 
     # --------------------------------------------------------------- forward
 
@@ -80,17 +79,17 @@ class ClosedStep(Step):
                 self._encoded = model.encode(x.index_select(0, self.local.batch))  # only these rows are differentiated
             halo = [model.encode(x[self.local.halo], self.size)] if self._all > self.size else []
             self.embeddings[0] = torch.cat([self._encoded.detach(), *halo])
-        elif self._given is None or self._fresh_forward or layer.root_weight is not None or layer.residual:
-            self.embeddings[0] = self._empty(self._all, x.shape[1])
+        elif self._work.given is None or self._fresh_forward or layer.root_weight is not None or layer.residual:
+            self.embeddings[0] = self._work.empty(self._all, x.shape[1])
             torch.index_select(x, 0, self.local.nodes, out=self.embeddings[0])
         if 0 in self.embeddings:
             self._read = self._activated(self.embeddings[0], layer.activation)
 
     def _forward_layer(self, index: int) -> None:
-        layer = self._layer(index)
-        kept = None if self._is_given(index) else self._empty(self.size, layer.in_channels)
+        layer = self._work.layer(index)
+        kept = None if self._work.is_given(index) else self._work.empty(self.size, layer.in_channels)
         keeps_halo = self._fresh_forward or self._fresh_backward or self.policies.write_halo
-        h = self._empty(self._all if keeps_halo else self.size, layer.out_channels)
+        h = self._work.empty(self._all if keeps_halo else self.size, layer.out_channels)
         for rows, aggregated in self._aggregate(index):
             if kept is not None:
                 kept[rows] = aggregated
@@ -103,16 +102,16 @@ class ClosedStep(Step):
 
     def _top_layer(self, index: int) -> None:
         """Evaluate the last layer and the loss, and collect their gradients, chunk by chunk."""
-        layer = self._layer(index)
+        layer = self._work.layer(index)
         all_rows = self._compensates or self._fresh_forward or self.policies.write_halo
-        h = self._empty(self._all if all_rows else self.size, layer.out_channels)
-        v = self._empty(self._all if self._compensates else self.size, layer.out_channels)
+        h = self._work.empty(self._all if all_rows else self.size, layer.out_channels)
+        v = self._work.empty(self._all if self._compensates else self.size, layer.out_channels)
         for rows, aggregated in self._aggregate(index):
             self._evaluate(index, aggregated, rows, h[rows])
             v[rows] = self._differentiate_loss(h[rows], rows)
             self._collect(index, rows, v[rows], aggregated, self._read[rows])
         self._fill_halo(index, h)
-        for rows in self._chunks(self.size, len(v)):
+        for rows in self._work.chunks(self.size, len(v)):
             v[rows] = self._differentiate_loss(h[rows], rows)
         self.embeddings[index], self._top = h, v
         self._read = self.problem.graph.x[:0]  # gives its memory back
@@ -130,22 +129,21 @@ class ClosedStep(Step):
 
     def _aggregate(self, index: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``A s`` for one chunk of batch rows after another."""
-        layer = self._layer(index)
-        if self._is_given(index):
-            assert self._given is not None
-            for rows in self._chunks(0, self.size):
-                yield rows, self._given.index_select(0, self.local.batch[rows])
+        layer = self._work.layer(index)
+        if self._work.is_given(index):
+            for rows in self._work.chunks(0, self.size):
+                yield rows, self._work.given_rows(self.local.batch[rows])
             return
         block = self.structure.block(layer.operator, halo=False, renormalised=self._renormalised)
-        for rows, piece in block.csr.pieces(self._chunk):
+        for rows, piece in block.csr.pieces(self._work.chunk_size):
             yield rows, piece.product(self._read)
 
     def _fill_halo(self, index: int, h: Tensor) -> None:
         """Fill the halo rows of h^l, where there are any."""
         if self._fresh_forward:
-            block = self.structure.block(self._layer(index).operator, halo=True)
+            block = self.structure.block(self._work.layer(index).operator, halo=True)
             for rows, local, piece in self._halo_pieces(block.csr):
-                fresh = self._scratch(rows.stop - rows.start, h.shape[1])
+                fresh = self._work.scratch(rows.stop - rows.start, h.shape[1])
                 self._evaluate(index, piece.product(self._read), local, fresh)
                 h[local] = self._blended(self.policies.forward, EMBEDDING, index, rows, fresh)
         elif len(h) > self.size:
@@ -153,12 +151,12 @@ class ClosedStep(Step):
 
     def _read_next(self, index: int) -> None:
         """Fill what the layer above this one reads, phi(h^l) at local rows."""
-        h, activation = self.embeddings.get(index), self._layer(index + 1).activation
+        h, activation = self.embeddings.get(index), self._work.layer(index + 1).activation
         known = 0 if h is None else len(h)
         width = self.problem.widths[index]
         self._read = self.problem.graph.x[:0]  # gives its memory back
-        self._read = self._empty(self._all, width)
-        for rows in (*self._chunks(0, self.size), *self._chunks(self.size, self._all)):
+        self._read = self._work.empty(self._all, width)
+        for rows in (*self._work.chunks(0, self.size), *self._work.chunks(self.size, self._all)):
             out = self._read[rows]
             if h is not None and rows.start < known:
                 activation.apply(h[rows], out)
@@ -169,8 +167,8 @@ class ClosedStep(Step):
 
     def _evaluate(self, index: int, aggregated: Tensor, rows: slice, out: Tensor) -> None:
         """Write the layer's rows, given what they aggregate."""
-        layer = self._layer(index)
-        affine_rows(aggregated, layer, out)
+        layer = self._work.layer(index)
+        layer.write(aggregated, out)
         if layer.root_weight is not None:
             out.addmm_(self._read[rows], layer.root_weight.t())
         if layer.residual:
@@ -196,7 +194,7 @@ class ClosedStep(Step):
                     v = self._backward_layer(index, v)
         if self._encoder:
             total = self.state.read(AUXILIARY, 0, self.local.batch) if self._held else v[: self.size]
-            self._differentiate(self._encoded, self._encoder, self.weights[:, None] * total)
+            self._work.differentiate(self._encoded, self._encoder, self.weights[:, None] * total)
 
     def _differentiate_loss(self, embeddings: Tensor, rows: slice) -> Tensor:
         """Return rows of V^L; batch rows count in the loss and give the gradient of the head."""
@@ -206,48 +204,48 @@ class ClosedStep(Step):
             losses = problem.node_losses(problem.model.predict(h, rows.start), self.local.nodes[rows])
         if rows.stop <= self.size:
             self.loss += float(losses.detach() @ self.weights[rows])
-            self._differentiate(losses, problem.parameters_of(problem.model.head), self.weights[rows])
-        (v,) = torch.autograd.grad(losses, [h], torch.ones_like(losses), allow_unused=True, materialize_grads=True)
+            head = problem.parameters_of(problem.model.head)
+            self._work.differentiate(losses, head, self.weights[rows], again=True)
+        (v,) = self._work.differentiate(losses, {}, torch.ones_like(losses), h)
         return v
 
     def _collect_layer(self, index: int, v: Tensor) -> None:
         """Collect a layer's gradients from what was kept of its forward pass, which goes."""
-        layer, kept = self._layer(index), self._aggregated.pop(index, None)
-        for rows in self._chunks(0, self.size):
+        layer, kept = self._work.layer(index), self._aggregated.pop(index, None)
+        for rows in self._work.chunks(0, self.size):
             own = None
             if layer.root_weight is not None:
                 own = self._activated(self.embeddings[index - 1][rows], layer.activation)
             if kept is None:
-                assert self._given is not None  # nothing else is not kept
-                aggregated = self._given.index_select(0, self.local.batch[rows])
+                aggregated = self._work.given_rows(self.local.batch[rows])
             else:
                 aggregated = kept[rows]
             self._collect(index, rows, v[rows], aggregated, own)
 
     def _collect(self, index: int, rows: slice, v: Tensor, aggregated: Tensor, own: Tensor | None) -> None:
         """Add ``sum over batch rows j of weight_j * (d row_j / d parameter)^T V_j`` for the layer's parameters."""
-        layer = self._layer(index)
-        weighted = torch.mul(v, self.weights[rows, None], out=self._scratch(len(v), v.shape[1]))
+        layer = self._work.layer(index)
+        weighted = torch.mul(v, self.weights[rows, None], out=self._work.scratch(len(v), v.shape[1]))
         if layer.weight.requires_grad:
-            self._gradient_of(layer.weight).addmm_(weighted.t(), aggregated)
+            self._work.gradient_of(layer.weight).addmm_(weighted.t(), aggregated)
         if layer.bias is not None and layer.bias.requires_grad:
-            self._gradient_of(layer.bias).add_(weighted.sum(0))
+            self._work.gradient_of(layer.bias).add_(weighted.sum(0))
         if layer.root_weight is not None and layer.root_weight.requires_grad and own is not None:
-            self._gradient_of(layer.root_weight).addmm_(weighted.t(), own)
+            self._work.gradient_of(layer.root_weight).addmm_(weighted.t(), own)
 
     def _backward_layer(self, index: int, v: Tensor) -> Tensor:
         """Return V^{l-1} at batch rows and, where halo rows send messages on, at local rows."""
-        layer = self._layer(index)
+        layer = self._work.layer(index)
         with_halo = self._compensates and index > 1 and self._needs_input_gradient(index - 1)
-        below = self._empty(self._all if with_halo else self.size, layer.in_channels)
+        below = self._work.empty(self._all if with_halo else self.size, layer.in_channels)
         inner = self.structure.transposed(
             layer.operator, halo=False, to_halo=self.policies.compensates, renormalised=self._renormalised
         )
-        for rows, piece in inner.pieces(self._chunk):
+        for rows, piece in inner.pieces(self._work.chunk_size):
             self._send(index, piece.product(v), v[rows], rows, below[rows])
         if with_halo and self._fresh_backward:
             for rows, local, piece in self._halo_pieces(self.structure.transposed(layer.operator, halo=True)):
-                fresh = self._scratch(len(self.local.nodes[local]), layer.in_channels)
+                fresh = self._work.scratch(len(self.local.nodes[local]), layer.in_channels)
                 self._send(index, piece.product(v), v[local], local, fresh)
                 below[local] = self._blended(self.policies.backward, AUXILIARY, index - 1, rows, fresh)
         elif with_halo:
@@ -256,7 +254,7 @@ class ClosedStep(Step):
 
     def _send(self, index: int, received: Tensor, own: Tensor, rows: slice, out: Tensor) -> None:
         """Write rows of V^{l-1}, given ``A^T V`` and V there."""
-        layer = self._layer(index)
+        layer = self._work.layer(index)
         torch.mm(received, layer.weight, out=out)
         if layer.root_weight is not None:
             out.addmm_(own, layer.root_weight)
@@ -273,48 +271,17 @@ class ClosedStep(Step):
             return found if out is None else out.copy_(found)
         return self.state.read(kind, layer, self.local.nodes[rows], out=out)
 
-    def _layer(self, index: int) -> AffineLayer:
-        return self.layers[index - 1]
-
-    def _is_given(self, index: int) -> bool:
-        return index == 1 and self._given is not None
-
     def _activated(self, h: Tensor, activation: ClosedActivation) -> Tensor:
         if activation is IDENTITY:
             return h
-        s = self._empty(*h.shape)
+        s = self._work.empty(*h.shape)
         activation.apply(h, s)
         return s
 
     def _halo_pieces(self, matrix: CSR) -> Iterator[tuple[slice, slice, CSR]]:
         """Return chunks of halo rows: as rows of the halo, as local rows, and the piece."""
-        for rows, piece in matrix.pieces(self._chunk):
+        for rows, piece in matrix.pieces(self._work.chunk_size):
             yield rows, slice(self.size + rows.start, self.size + rows.stop), piece
-
-    def _chunks(self, start: int, stop: int) -> list[slice]:
-        return [slice(first, min(first + self._chunk, stop)) for first in range(start, stop, self._chunk)]
-
-    def _differentiate(self, output: Tensor, parameters: Mapping[str, nn.Parameter], cotangent: Tensor) -> None:
-        """Add the gradient of parameters."""
-        if not parameters or not output.requires_grad:
-            return
-        grads = torch.autograd.grad(
-            output, list(parameters.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for name, grad in zip(parameters, grads, strict=True):
-            self.gradient[name] += grad
-
-    def _gradient_of(self, parameter: nn.Parameter) -> Tensor:
-        return self.gradient[self.problem.name_of(parameter)]
-
-    def _empty(self, rows: int, width: int) -> Tensor:
-        return self.problem.buffers.empty(rows, width, self.problem.graph.x)
-
-    def _scratch(self, rows: int, width: int) -> Tensor:
-        """Return memory for one chunk, the same at every call."""
-        if width not in self._temporary:
-            self._temporary[width] = self._empty(min(self._chunk, self._all), width)
-        return self._temporary[width][:rows]
 
 
 def _uses_fresh(policy: HaloPolicy) -> bool:

@@ -1,0 +1,141 @@
+"""A refuted mean is described by what leads to its cause: a factor, one parameter, single precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from common.helpers import path_graph
+
+from lmc_verify import (
+    GAS,
+    GCN,
+    BackwardSGD,
+    Batch,
+    Clusters,
+    Estimate,
+    Gradient,
+    History,
+    Partition,
+    Problem,
+    Verdict,
+    check_claim,
+)
+from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, likeness
+from lmc_verify.objective import exact_gradient, gradient_norm
+
+DESIGN = Clusters(Partition.contiguous(6, 3), 1)
+
+
+def problem_of() -> Problem:
+    return Problem(path_graph(6), GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+
+
+def verdict_of(change: Callable[[Gradient, Gradient], Gradient]) -> Verdict:
+    """Return the verdict of Theorem 1 on Backward SGD with a constant added to every estimate, or a factor."""
+    problem = problem_of()
+    exact = exact_gradient(problem)[1]
+
+    @dataclass(frozen=True)
+    class Changed(BackwardSGD):
+        name: ClassVar[str] = "changed"
+
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            made = super().estimate(problem, state, batch)
+            return replace(made, gradient=change(made.gradient, exact))
+
+    return check_claim("theorem-1/unbiased", problem, DESIGN, Changed())
+
+
+def measured(verdict: Verdict, start: str) -> float:
+    return next(item.value for item in verdict.evidence if item.quantity.startswith(start))
+
+
+@pytest.mark.parametrize("factor", [34.0, 0.5, 1.001, 3.0])
+def test_a_multiple_of_the_gradient_is_called_one(factor: float) -> None:
+    verdict = verdict_of(lambda gradient, exact: {name: factor * value for name, value in gradient.items()})
+    assert verdict.outcome.value == "REFUTED"
+    assert f"the mean is {factor:.4g} times the gradient, cosine 1.0000" in verdict.summary
+    assert measured(verdict, "mean estimate as a multiple") == pytest.approx(factor, rel=1e-9)
+    assert measured(verdict, "cosine") == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_sign_is_no_factor_of_this_kind() -> None:
+    verdict = verdict_of(lambda gradient, exact: {name: -value for name, value in gradient.items()})
+    assert "times the gradient" not in verdict.summary
+    assert measured(verdict, "cosine") == pytest.approx(-1.0, abs=1e-12)
+
+
+def test_a_leak_into_one_parameter_is_named_alone() -> None:
+    name = "layers.1.conv.bias"
+
+    def leak(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {key: value + (3.4 * exact[name] if key == name else 0.0) for key, value in gradient.items()}
+
+    verdict = verdict_of(leak)
+    assert f"{name} alone: 340% of its own gradient, everything else at rounding" in verdict.summary
+
+
+def test_of_several_parameters_the_worst_is_named() -> None:
+    weights = {"layers.0.conv.lin.weight": 0.2, "layers.1.conv.lin.weight": 2.5}
+
+    def add(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: value + weights.get(name, 0.0) * exact[name].flip(0).roll(1) for name, value in gradient.items()}
+
+    assert "worst parameter layers.1.conv.lin.weight: 250% of its own gradient" in verdict_of(add).summary
+
+
+def test_single_precision_is_called_that() -> None:
+    def rounded(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: value.float().double() for name, value in gradient.items()}
+
+    verdict = verdict_of(rounded)
+    assert verdict.outcome.value == "REFUTED"
+    assert "rounding in single precision" in verdict.summary
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-2])
+def test_what_is_larger_than_single_precision_is_not_excused(size: float) -> None:
+    def noisy(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: value + size * exact[name].flip(0) for name, value in gradient.items()}
+
+    assert "single precision" not in verdict_of(noisy).summary
+
+
+def test_gas_is_no_factor_and_no_rounding() -> None:
+    verdict = check_claim("theorem-1/unbiased", problem_of(), DESIGN, GAS())
+    assert verdict.outcome.value == "REFUTED"
+    assert "times the gradient" not in verdict.summary
+    assert "worst parameter layers.0." in verdict.summary
+
+
+def test_likeness_by_hand() -> None:
+    exact = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+    bias = {"a": torch.tensor([0.0, 5.0]), "b": torch.tensor([0.0])}
+    factor, cosine = likeness(bias, exact)
+    assert (factor, cosine) == (pytest.approx(1.0), pytest.approx(1 / np.sqrt(2)))
+    assert all(np.isnan(likeness({"a": -exact["a"], "b": -exact["b"]}, exact)))
+    assert 0.999 < COSINE < 1
+    assert SINGLE_PRECISION[0] < 2**-24 < SINGLE_PRECISION[1]
+
+
+@pytest.mark.parametrize(("turn", "called"), [(0.9, True), (1.1, False)])
+def test_the_cosine_decides_which_word_is_used(turn: float, called: bool) -> None:
+    """Every estimate is turned out of the gradient's direction by an angle just inside, or outside, of the limit."""
+    problem = problem_of()
+    exact = exact_gradient(problem)[1]
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in exact.items()}
+    along = sum(float((noise[name] * value).sum()) for name, value in exact.items())
+    norm = gradient_norm(exact)
+    across = {name: noise[name] - along / norm**2 * value for name, value in exact.items()}
+    size = turn * np.sqrt(1 / COSINE**2 - 1) * norm / gradient_norm(across)
+
+    def turned(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: 2 * value + 2 * size * across[name] for name, value in gradient.items()}
+
+    assert ("times the gradient" in verdict_of(turned).summary) is called
