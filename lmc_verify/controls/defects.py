@@ -79,7 +79,7 @@ class _InNeighbours(Graph):
 
 def in_neighbours_only(graph: Graph) -> Graph:
     """Leave the nodes that are fed by the batch, but do not feed it, out of the halo."""
-    return _InNeighbours(**{item.name: getattr(graph, item.name) for item in dataclasses.fields(Graph)})
+    return _InNeighbours(**{item.name: getattr(graph, item.name) for item in dataclasses.fields(Graph) if item.init})
 
 
 def halo_mean_over_local_sources(problem: Problem, batch: Batch) -> Problem:
