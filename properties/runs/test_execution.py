@@ -567,4 +567,4 @@ def test_the_report_of_an_interrupted_run_says_so(tmp_path: Path) -> None:
         assert latest is not None
         report = build_report(records, latest.id, {})
     assert report.level != "passed"
-    assert f"the run did not finish (2 of {len(shipped.plan())} trials)" in report.headline
+    assert f"the run did not finish (2 of {len(shipped.plan())} planned checks)" in report.headline
