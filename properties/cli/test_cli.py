@@ -624,7 +624,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "type": ([*CHECK, "--set", "model.layers=three"], r"model\.layers.*integer"),
     "beta": ([*CHECK, *KARATE, "--estimator", "lmc", "--set", "estimator.beta=1.5"], r"beta is 1\.5.*\[0, 1\]"),
     "beta type": ([*CHECK, *KARATE, "--estimator", "lmc", "--set", "estimator.beta=much"], r"much"),
-    "estimator setting": ([*CHECK, *KARATE, "--estimator", "gas", "--set", "estimator.beta=1"], r"'gas'.*'beta'.*weighting"),
+    "estimator setting": (
+        [*CHECK, *KARATE, "--estimator", "gas", "--set", "estimator.beta=1"],
+        r"'gas'.*'beta'.*weighting",
+    ),
     "estimator switch": (
         [*CHECK, *KARATE, "--estimator", "cluster-gcn", "--set", "estimator.renormalise=no"],
         r"renormalise is 'no'.*true or false",
