@@ -175,6 +175,25 @@ def test_an_estimate_in_closed_form_is_the_estimate(data: st.DataObject) -> None
         assert_close(f"{left.kind} {left.layer}", left.values, right.values)
 
 
+@pytest.mark.parametrize("kept", [0, 2**20], ids=["A X is made", "A X is kept"])
+@pytest.mark.parametrize("kind", [GCN, SAGE])
+@pytest.mark.parametrize(
+    "estimator", [LMC(beta=0.4), GAS(), FM(), BackwardSGD(), ClusterGCN(), ClusterGCN(renormalise=False)], ids=repr
+)
+def test_only_the_whole_graph_s_operator_reads_what_the_graph_keeps(
+    estimator: Compensated, kind: type[GCN] | type[SAGE], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = load_graph("karate").double().replaced(cache_bytes=kept)
+    problem = Problem(graph, kind(graph.num_features, 4, graph.num_outputs, dtype=torch.float64))
+    state, batch = estimator.init(problem), Batch.of(range(10), 0.5)
+    assert (graph.aggregated_features("gcn") is None) is (kept == 0)
+    got = estimator.estimate(problem, state, batch)
+    monkeypatch.setattr("lmc_verify.estimators.compensated.members.affine_layers", lambda model: None)
+    want = estimator.estimate(problem, state, batch)
+    assert_close("loss", got.loss, want.loss)
+    assert_gradients(repr(estimator), got.gradient, want.gradient)
+
+
 @pytest.mark.parametrize("estimator", [LMC(beta=0.4), GAS(), FM(), BackwardSGD(), ClusterGCN()], ids=lambda e: e.name)
 def test_estimates_that_are_alive_share_no_memory(estimator: Estimator) -> None:
     graph = load_graph("karate").double()

@@ -69,8 +69,7 @@ def check(case: Case) -> Verdict:
         evidence += likenesses
         summary = (
             f"biased: the mean over all {moments.atoms:,} batches is off by {total_bias:.2g} of the gradient's norm, "
-            f"most in {worst} ({per_layer[worst]:.2g} of that layer's gradient){looks}"
-            f"{explained(case, UNBIASED)}"
+            f"most in {worst} ({per_layer[worst]:.2g} of that layer's gradient){looks}{explained(case, UNBIASED)}"
         )
     else:
         summary = residuals.explanation
