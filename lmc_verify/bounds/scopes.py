@@ -232,7 +232,7 @@ class DesignScope(Scope):
         value, row, column = csr.value, csr.row, csr.col.long()
         own = self._group[row] == self._group[column]
         zero = torch.zeros_like(value)
-        # Between a batch row and another group: in the local set or not. With one group a batch: surely not in it.
+        # Between a batch row and another group: in the local set or not. With one group per batch: surely not in it.
         cross = (-value, -value) if groups.most == 1 else (torch.minimum(zero, -value), torch.maximum(zero, -value))
         if groups.whole:
             lost = exact = (zero, zero)
@@ -361,7 +361,7 @@ class _DesignOperator(ScopedOperator):
             return self.forward_batch.spread(error, error)
         batch, halo = error.chunk(2)
         either = torch.maximum(batch, halo)
-        # With one group a batch, the neighbours of a batch row in other groups are all in the halo.
+        # With one group per batch, the neighbours of a batch row in other groups are all in the halo.
         return torch.cat(
             [
                 self.forward_batch.spread(batch, halo if self.single else either),

@@ -257,10 +257,8 @@ def prepared_state(case: Case, histories: str) -> History:
         for _ in range(int(histories.removeprefix("sweeps:"))):
             for batch in sweep_batches(case):
                 if samples:
-                    distribution = batch_distribution(
-                        case.estimator, case.problem, state, OneBatch(batch, case.graph.num_nodes)
-                    )
-                    batch = distribution.draw(rng)
+                    one = OneBatch(batch, case.graph.num_nodes)
+                    batch = batch_distribution(case.estimator, case.problem, state, one).draw(rng)
                 state.apply(case.estimate(state, batch).writes)
     return state
 

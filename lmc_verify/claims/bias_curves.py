@@ -134,7 +134,7 @@ class BiasCurves:
 def mixing_steps(case: Case) -> int:
     """Return the number of steps after which histories at fixed parameters have forgotten their start.
 
-    A row is refreshed with probability pi a step, and 2 L layers of histories follow each other; each is given the
+    A row is refreshed with probability pi per step, and 2 L layers of histories follow each other; each is given the
     time in which all rows except a thousandth are refreshed.
     """
     missed = 1 - float(case.design.inclusion_probabilities().min())

@@ -28,7 +28,7 @@ def _mark(trial: Trial | SearchRecord) -> str:
 
 @dataclass(frozen=True)
 class Display:
-    """What shows the progress of a run: `listen` after each part of it, `watch` while a run of a race is under way."""
+    """What shows the progress of a run: `listen` after each part of it, `watch` while a training run is under way."""
 
     listen: Listener
     watch: Callable[[RaceProgress], None] | None = None
@@ -44,7 +44,7 @@ def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
 
 
 def _standing(run: RaceRun) -> str:
-    """Say how good a run of a race is, or why there is nothing to say."""
+    """Say how good a training run is, or why there is nothing to say."""
     best = run.entry.trace.best() if run.entry.trace is not None else None
     return run.entry.reason if best is None else f"best {best.validation:.2%}"
 

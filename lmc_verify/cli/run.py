@@ -59,7 +59,7 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a suite, record every trial, counterexample and training run of a race, and write the report."""
+    """Run a suite, record every trial, counterexample and training run, and write the report."""
     chosen = load_suite(suite)
     folder = out or Path("reports") / "out" / chosen.name
     workspace = Workspace(data_root, download)

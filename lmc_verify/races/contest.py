@@ -74,7 +74,7 @@ def run_contestant(
     *,
     listen: Callable[[RaceProgress], None] | None = None,
 ) -> RaceEntry:
-    """Make one run of a race, whose position is left at 0; `race_record` judges it. An error is recorded as such.
+    """Make one training run, whose position is left at 0; `race_record` judges it. An error is recorded as such.
 
     Args:
         settings: the race.

@@ -1,7 +1,7 @@
 """Races as parts of a suite: `[[race]]` tables, what they plan, and what is recorded of every run.
 
-A race trains several contestants on one data set, each once per seed. One run of one contestant is the unit of work: it
-is recorded in its own transaction, and a run that two races of a suite have in common is made once.
+A race trains several contestants on one data set, each once per seed. One training run is the unit of work: it is
+recorded in its own transaction, and a run that two races of a suite have in common is made once.
 
 .. code-block:: toml
 
@@ -88,7 +88,7 @@ class PlannedRace:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of one contestant that is to be made."""
+    """One training run of one contestant that is to be made."""
 
     race: PlannedRace
     contestant: ContestantSettings
@@ -166,7 +166,7 @@ class RaceHeader:
 
 @dataclass(frozen=True)
 class RaceRun:
-    """What is recorded of one run of one contestant.
+    """What is recorded of one training run of one contestant.
 
     Attributes:
         key: identity for resuming.

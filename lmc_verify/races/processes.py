@@ -1,4 +1,4 @@
-"""Making the runs of races, one after another or over joblib's processes; each is recorded as it comes."""
+"""Making the training runs, one after another or over joblib's processes; each is recorded as it comes."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class RaceEntry:
-    """One run of one contestant.
+    """One training run of one contestant.
 
     Attributes:
         label: the contestant's, or `REFERENCE`.

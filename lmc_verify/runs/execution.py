@@ -38,8 +38,8 @@ class RunResult:
     Attributes:
         run_id: id of the run in its records.
         trials: every trial, in the order of the plan.
-        not_run: planned trials that were not run, with reasons.
-        reused: number of trials, searches and runs of races taken from an earlier run.
+        not_run: planned checks that were not run, with reasons.
+        reused: number of trials, searches and training runs taken from an earlier run.
         alpha_total: error probability that the statistical checks may spend together.
         searches: every search for a counterexample.
         races: every race with its runs.
@@ -63,7 +63,7 @@ class RunResult:
         """The exit code of the run, leaving `--strict` aside.
 
         4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is; 5 a
-        trial, a search or a run of a race crashed; 6 nothing was checked; else 0. A run that diverges, or never reaches
+        trial, a search or a training run crashed; 6 nothing was checked; else 0. A run that diverges, or never reaches
         its target, is a result.
         """
         claims = [trial for trial in self.trials if trial.kind == "claim"]
@@ -110,7 +110,7 @@ def run_suite(
     listen: Listener | None = None,
     watch: Callable[[RaceProgress], None] | None = None,
 ) -> RunResult:
-    """Run every trial, every search and every race of a suite; record each trial, search and run in its transaction.
+    """Run every planned check, search and race of a suite; record each trial, search and run in its transaction.
 
     Counterexamples are written into the folder ``counterexamples`` next to the records.
 
@@ -118,13 +118,13 @@ def run_suite(
         suite: the suite.
         records: where trials are appended; an interrupted run keeps what it has finished.
         workspace: where data come from.
-        resume: take trials, searches and runs of races with the same identity (claim or training run, case and code)
+        resume: take trials, searches and training runs with the same identity (claim or training run, case and code)
             from earlier runs in `records`; a search whose files are gone or changed is made again.
         jobs: processes; 1 runs in this one. Verdicts do not depend on it.
         replicate: number of the repetition of the statistical checks; another one has fresh draws.
         preset: variant of the races; by default the suite's first.
-        listen: called after each trial, each search and each run of a race.
-        watch: called while a run of a race is under way, with one process only.
+        listen: called after each trial, each search and each training run.
+        watch: called while a training run is under way, with one process only.
 
     Raises:
         InvalidInputError: the suite or its data do not fit. Trials recorded before stay recorded.

@@ -1,4 +1,4 @@
-"""Parts of a run under one protocol: checks, searches for counterexamples, and runs of races.
+"""Parts of a run under one protocol: checks, searches for counterexamples, and training runs.
 
 A phase is the parts of one kind. Its loop takes what an earlier run has recorded, says what cannot be run, and has the
 rest run; parts with one key are run once.
@@ -102,7 +102,7 @@ class SearchPart:
 
 @dataclass(frozen=True)
 class RunPart:
-    """A run of a race; `position` is its place in the race."""
+    """A training run; `position` is its place in the race."""
 
     planned: PlannedRun
     position: int

@@ -97,7 +97,7 @@ def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:
 
 
 def run_planned(planned: Planned, workspace: Workspace) -> Trial:
-    """Run one trial. A crash becomes an ERROR verdict; bad input is raised, for the caller to fix.
+    """Run one planned check. A crash becomes an ERROR verdict; bad input is raised, for the caller to fix.
 
     Raises:
         InvalidInputError: the settings do not fit the data.

@@ -3,7 +3,7 @@
 A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
 process loses at most the trials under way, and with several jobs those that wait for an earlier one to end. So it is
-with searches for counterexamples. A run of a race waits for no other.
+with searches for counterexamples. A training run waits for no other.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside settings come back as lists.
 """
@@ -99,7 +99,7 @@ class Records(RecordStore):
             )
 
     def add_race_run(self, run_id: int, item: RaceRun) -> None:
-        """Append one run of a race, in one transaction.
+        """Append one training run, in one transaction.
 
         Raises:
             RecordsError: the run of the suite is unknown or finished, or already holds this run of the race.
@@ -181,7 +181,7 @@ class Records(RecordStore):
         headers = self._rows("SELECT document FROM races WHERE run_id = ? ORDER BY id", (run_id,))
         runs: dict[str, list[RaceRun]] = {}
         for race, text in self._rows("SELECT race, document FROM race_runs WHERE run_id = ? ORDER BY id", (run_id,)):
-            runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "run of a race", text))
+            runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "training run", text))
         known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
         return [
             (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
@@ -193,7 +193,7 @@ class Records(RecordStore):
             return None
         wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
         rows = self._rows(wanted, (key,))
-        return self._stored(RaceRun.from_dict, "run of a race", rows[0][0]) if rows else None
+        return self._stored(RaceRun.from_dict, "training run", rows[0][0]) if rows else None
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:
         """Return what a run planned and did not run, in the order in which it was recorded."""

@@ -1,7 +1,7 @@
 """Suites: TOML files that say which claims are checked on which cases, and what is expected of them.
 
 A suite is a lazy product: every `[[check]]` table lists claims, data sets, models, designs, histories and estimators,
-and every combination becomes a planned trial with an expected outcome.
+and every combination becomes a planned check with an expected outcome.
 
 .. code-block:: toml
 
@@ -68,7 +68,7 @@ _Table = TypeVar("_Table")
 
 _Item = TypeVar("_Item", "Planned", PlannedSearch, PlannedRace)
 
-_PLANNED = {"check": "trial", "counterexample": "search", "race": "race"}
+_PLANNED = {"check": "check", "counterexample": "search", "race": "race"}
 
 OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
 
@@ -139,7 +139,7 @@ class Suite(BaseModel):
         return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
-        """Return every trial of the suite, claims first, in the order of the file.
+        """Return every planned check of the suite, claims first, in the order of the file.
 
         Statistical checks get their share of `alpha_total`.
 
@@ -147,7 +147,7 @@ class Suite(BaseModel):
             replicate: number of the repetition: another one repeats the statistical checks with fresh draws.
 
         Raises:
-            InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a repeated trial.
+            InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a check twice.
         """
         checks = self._expanded("check", self.check, lambda check: _expand(check, self.seed))
         planned = {trial.key: trial for trial in _with_shares(checks, self.alpha_total, replicate)}

@@ -108,7 +108,7 @@ class Run:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A case that was planned and not run, with the reason."""
+    """A planned check that was not run, with the reason."""
 
     claim: str
     reason: str

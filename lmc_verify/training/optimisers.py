@@ -95,7 +95,7 @@ def check_optimiser(name: str, options: Mapping[str, Any]) -> None:
 
     Raises:
         UnknownNameError: torch.optim has no such class.
-        InvalidInputError: it does not fit one estimate a step, or has no such option.
+        InvalidInputError: it does not fit one estimate per step, or has no such option.
     """
     _check_options("optimiser", name, _optimiser_class(name), options)
 

@@ -65,7 +65,7 @@ def test_one_sample_for_all_layers_is_refuted_from_two_layers_on() -> None:
 def test_wrong_weights_are_refuted_and_not_expected_to_be_exact() -> None:
     mask = torch.tensor([True, True, True, False])
     problem = tiny(1, train_mask=mask)
-    case = assemble_case(problem, SMALL, NeighbourSampling(fan_out=1, normaliser="batch-mean"))
+    case = assemble_case(problem, SMALL, NeighbourSampling(fan_out=1, weighting="batch-mean"))
     assert LINEAR_CONTROL.check(case).outcome is Outcome.REFUTED
     assert LINEAR_CONTROL.expect(case).outcome is None
     right = replace(case, estimator=NeighbourSampling(fan_out=1))

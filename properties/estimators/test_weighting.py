@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lmc_verify as lv
-from lmc_verify.cases import CaseSettings, EstimatorSettings, build_estimator, case_settings
+from lmc_verify.cases import CaseSettings, EstimatorSettings, build_case, build_estimator, case_settings
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS, LOSS_WEIGHTINGS, batch_distribution, batch_law, properties_of
 from lmc_verify.races import RaceSettings
@@ -111,6 +111,23 @@ def test_a_plugin_may_have_a_setting_of_its_own_with_the_former_name(monkeypatch
     assert settings.settings == {"normaliser": "node-count"}
     assert build_estimator(settings) == lv.GAS(weighting="node-count")
     assert EstimatorSettings(name="own-factory", normaliser="inclusion").identity.settings == {}
+
+    def both(normaliser: str = "inclusion", weighting: float = 0.5) -> lv.Estimator:
+        return lv.LMC(weighting, normaliser=normaliser)
+
+    monkeypatch.setitem(ESTIMATORS, "own-both", both)
+    assert lv.make_estimator("own-both", normaliser="node-count", weighting=0.25) == lv.LMC(
+        0.25, weighting="node-count"
+    )
+
+
+def test_it_is_recorded_once_under_its_former_name() -> None:
+    for name in ("weighting", "normaliser"):
+        assignments = [f"estimator.{name}=node-count", "estimator.beta=0.5"]
+        case = build_case(case_settings({"estimator.name": "lmc", "dataset.name": "karate"}, assignments))
+        recorded = case.description.to_dict()
+        assert (recorded["normaliser"], recorded["beta"]) == ("node-count", 0.5)
+        assert "weighting" not in recorded
 
 
 def test_a_foreign_estimator_may_state_it_under_either_name() -> None:

@@ -1,4 +1,4 @@
-"""Reports show every run of a race for what it was: what never arrived, diverged, crashed or was not run is said."""
+"""Reports show every training run for what it was: what never arrived, diverged, crashed or was not run is said."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def render_junit(report: Report) -> str:
     """Return JUnit XML.
 
     A trial that is not as expected is a failure, a crashed one an error, a case that was not run is skipped. The
-    controls are a suite of their own, and so are the searches for counterexamples and every race. A run of a race that
+    controls are a suite of their own, and so are the searches for counterexamples and every race. A training run that
     crashed is an error; one that diverged or never reached its target is a result.
     """
     root = ElementTree.Element("testsuites", name=_clean(report.run.suite))
@@ -149,7 +149,7 @@ def _properties(element: ElementTree.Element, case: Case) -> None:
 def _skipped(suite: ElementTree.Element, item: NotRun) -> None:
     label = " · ".join(words for _, words in settings_in_words(item.case))
     element = ElementTree.SubElement(
-        suite, "testcase", classname=_clean(item.claim), name=_clean(label or "planned case"), time="0.000"
+        suite, "testcase", classname=_clean(item.claim), name=_clean(label or "planned check"), time="0.000"
     )
     ElementTree.SubElement(element, "skipped", message=_clean(item.reason))
 

@@ -66,7 +66,7 @@ class ReportedTable:
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run of a race in words."""
+    """One training run in words."""
 
     label: str
     seed: int

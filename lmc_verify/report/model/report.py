@@ -118,7 +118,7 @@ class Report:
 
     @property
     def crashed_race_runs(self) -> tuple[RaceRun, ...]:
-        """The runs of races that raised an error."""
+        """The training runs that raised an error."""
         return tuple(item for item in self.race_runs if item.crashed)
 
     @property
@@ -128,7 +128,7 @@ class Report:
 
     @property
     def checked(self) -> bool:
-        """Whether there is anything to report on: a case, a search or a run of a race."""
+        """Whether there is anything to report on: a case, a search or a training run."""
         return bool(self.cases or self.counterexamples or self.race_runs)
 
     @property
@@ -271,7 +271,7 @@ class Report:
 
     @property
     def work_seconds(self) -> float:
-        """Sum of the time of all trials, searches and runs of races."""
+        """Sum of the time of all trials, searches and training runs."""
         trials = sum(case.trial.seconds for case in (*self.cases, *self.controls))
         searches = sum(search.record.seconds for search in self.counterexamples)
         return trials + searches + sum(item.seconds for item in self.race_runs)
