@@ -106,6 +106,7 @@ __all__ = [
     "Block",
     "ClusterGCN",
     "Clusters",
+    "ContractError",
     "Conv",
     "ConvLayer",
     "Dropout",
