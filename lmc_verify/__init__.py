@@ -9,7 +9,14 @@ from lmc_verify.bounds import batch_bound, range_bound
 from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
 from lmc_verify.datasets import dataset_names, load_data, load_graph
-from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, RecordsError, UnknownNameError
+from lmc_verify.errors import (
+    ContractError,
+    InvalidInputError,
+    LmcVerifyError,
+    OutputError,
+    RecordsError,
+    UnknownNameError,
+)
 from lmc_verify.estimators import (
     ASGCN,
     FM,

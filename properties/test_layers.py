@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -159,6 +160,13 @@ def test_names_that_texts_refer_to_exist() -> None:
     assert not missing
     assert not names_something("lmc_verify.models.affine")
     assert names_something("lmc_verify.Graph.cache_bytes")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.endswith("__main__")])
+def test_every_name_that_a_module_offers_is_there(module: str) -> None:
+    loaded = importlib.import_module(module)
+    missing = [name for name in getattr(loaded, "__all__", ()) if not hasattr(loaded, name)]
+    assert not missing
 
 
 def test_the_tests_follow_the_package() -> None:

@@ -462,7 +462,19 @@ TEXTS = [
         theorem_2_decay_and_floor,
         "SLOPE",
         0.75,
-        {"theorem-2/decay-and-floor statement": "log-log slope in eps is at least 3/4."},
+        {"theorem-2/decay-and-floor statement": "log-log slope in eps is at least 3/4;"},
+    ),
+    (
+        theorem_2_decay_and_floor,
+        "REMAINS",
+        0.25,
+        {"theorem-2/decay-and-floor statement": "the transient falls to at most 25% within the run"},
+    ),
+    (
+        theorem_2_decay_and_floor,
+        "FIT_ERROR",
+        0.375,
+        {"theorem-2/decay-and-floor statement": "error of the fit is at most 38%"},
     ),
     (
         theorem_2_a_posteriori_bound,
