@@ -101,3 +101,54 @@ def test_the_draws_that_are_advised_show_that_there_is_no_bias() -> None:
     assert bound.tolerance == 0.5
     assert bound.value <= bound.tolerance
     assert SAMPLED.expect(case).outcome is None
+
+
+class Cancelling:
+    """The samples of a sampler whose weights are too large given one set of rows, and too small given another.
+
+    The factors are such that the mean over all sets is right for every row: only what is conditioned on shows them.
+    """
+
+    carries_samples = True
+
+    def __init__(self, base: Any, rows: tuple[tuple[int, ...], tuple[int, ...]], size: float) -> None:
+        self.samples, self.base, self.support_size = base, base.base, base.support_size
+        chances = dict.fromkeys(rows, 0.0)
+        for batch, probability in base.enumerate():
+            own = tuple(batch.sample.layers[0].rows.tolist())
+            chances |= {own: chances[own] + probability} if own in chances else {}
+        # Too much in one set, and as much too little in the other, for the rows that both have.
+        self.factors = {rows[0]: 1 + size / chances[rows[0]], rows[1]: 1 - size / chances[rows[1]]}
+        self.shared = set(rows[0]) & set(rows[1])
+
+    def enumerate(self) -> Any:
+        for batch, probability in self.samples.enumerate():
+            first = batch.sample.layers[0]
+            factor = self.factors.get(tuple(first.rows.tolist()), 1.0)
+            common = torch.tensor([int(node) in self.shared for node in first.rows[first.position]])
+            scale = torch.where(common, factor * first.scale, first.scale)
+            layers = (replace(first, scale=scale), *batch.sample.layers[1:])
+            yield replace(batch, sample=replace(batch.sample, layers=layers)), probability
+
+    def inclusion_probabilities(self) -> torch.Tensor:
+        return self.samples.inclusion_probabilities()
+
+
+def test_biases_that_cancel_between_sets_of_rows_are_refuted() -> None:
+    class Skewed(NeighbourSampling):
+        size = 0.0
+
+        def sampling(self, problem, state, design):  # type: ignore[no-untyped-def]
+            # A path 0 - 1 - 2 - 3: row 1 of the first layer is needed beside row 0 and beside row 2.
+            return Cancelling(super().sampling(problem, state, design), ((0, 1), (1, 2)), self.size)
+
+    problem = tiny(2)
+    claim = CLAIMS["sampling/unbiased-aggregation"]
+    sound = claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2)))
+    assert sound.outcome is Outcome.EXACT
+    Skewed.size = 0.02
+    verdict = claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2)))
+    assert verdict.outcome is Outcome.REFUTED
+    assert "biased: in layer 1" in verdict.summary
+    Skewed.independent_layers = False  # given the single row nothing is seen, as for samplers of one subgraph
+    assert claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2))).outcome is Outcome.EXACT

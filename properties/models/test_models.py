@@ -338,3 +338,30 @@ def float64_gcn(*args: int, **settings: Any) -> LayeredModel:
 def test_problems_that_do_not_fit_are_refused(model: Callable[[], LayeredModel], loss: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         Problem(path_graph(4), model(), loss)
+
+
+# --- features of edges ---
+
+READS_EDGES: dict[str, Callable[[], nn.Module]] = {
+    "GATConv": lambda: pyg.GATConv(3, 2, edge_dim=2),
+    "GATv2Conv": lambda: pyg.GATv2Conv(3, 2, edge_dim=2),
+    "TransformerConv": lambda: pyg.TransformerConv(3, 2, edge_dim=2),
+    "GINEConv": lambda: pyg.GINEConv(nn.Linear(3, 2)),
+    "NNConv": lambda: pyg.NNConv(3, 2, nn.Linear(2, 6)),
+    "CGConv": lambda: pyg.CGConv(3, dim=2),
+    "GMMConv": lambda: pyg.GMMConv(3, 2, dim=2, kernel_size=2),
+    "RGCNConv": lambda: pyg.RGCNConv(3, 2, num_relations=2),
+    "GeneralConv": lambda: pyg.GeneralConv(3, 2, in_edge_channels=2),
+}
+
+
+@pytest.mark.parametrize("name", READS_EDGES)
+def test_convolutions_that_read_features_of_edges_are_refused_by_name(name: str) -> None:
+    module = seeded(READS_EDGES[name])
+    with pytest.raises(InvalidInputError, match=rf"{name} reads edge features .*edge_(attr|dim|type|weight)"):
+        Problem(path_graph(4), LayeredModel([ConvLayer(PyGConv(module))]))
+
+
+@pytest.mark.parametrize("make", [lambda: pyg.GATConv(3, 3), lambda: pyg.TransformerConv(3, 3), lambda: pyg.CGConv(3)])
+def test_those_that_need_none_are_taken(make: Callable[[], nn.Module]) -> None:
+    assert Problem(path_graph(4), LayeredModel([ConvLayer(PyGConv(seeded(make)))])).widths[0] == 3
