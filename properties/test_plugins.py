@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 import tomllib
@@ -221,3 +222,11 @@ def test_the_template_offers_one_of_each_and_they_work_together(
     verdict = json.loads(result.output)["verdict"]
     assert verdict["outcome"] == "EXACT"
     assert {"data set two-cliques", "model sgc", "estimator gas-scaled"} <= set(verdict["hashes"])
+
+
+def test_the_template_imports_the_interface_for_authors_alone() -> None:
+    allowed = {"lmc_verify", "lmc_verify.claims", "lmc_verify.estimators", "lmc_verify.models"}
+    for file in (TEMPLATE / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "lmc_verify":
+                assert node.module in allowed, f"{file.name} imports {node.module}"

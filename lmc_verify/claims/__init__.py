@@ -22,6 +22,8 @@ from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_o
 from lmc_verify.claims.registry import CLAIMS, check_claim, find_claim
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.objective import rounding_terms
+from lmc_verify.statistics.rounding import decide, gamma
 
 __all__ = [
     "AGGREGATE_LINEAR",
@@ -46,7 +48,10 @@ __all__ = [
     "Series",
     "Verdict",
     "check_claim",
+    "decide",
     "find_claim",
+    "gamma",
     "not_applicable",
+    "rounding_terms",
     "verdict_of",
 ]

@@ -904,8 +904,10 @@ def statistical_report(
 
 
 def shown(report: Report) -> str:
-    """The words of the page; parts of a sentence that stand in elements of their own are joined to it."""
-    words = " ".join(" ".join(Page(render_html(report)).text).split())
+    """The words of the page but for its glossary; parts of a sentence in elements of their own are joined to it."""
+    page, cut = re.subn(r'<h2 id="glossary">.*?</details>', "", render_html(report), flags=re.DOTALL)
+    assert cut == 1
+    words = " ".join(" ".join(Page(page).text).split())
     return re.sub(r" (?=[.;,])", "", words)
 
 

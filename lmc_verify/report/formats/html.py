@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from lmc_verify.report.figures.line_plot import curve_key, line_plot
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.figures.residuals import bias_per_layer, residual_strip
+from lmc_verify.report.formats.glossary import glossary
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.curves import Plot, case_plots, claim_plots
@@ -47,7 +48,7 @@ def render_html(report: Report) -> str:
         sentence=_sentence,
         percent=percent,
     )
-    environment.globals.update(picture_groups=picture_groups)
+    environment.globals.update(picture_groups=picture_groups, glossary=glossary)
     drawn = {section.anchor: _claim_curves(section) for section in report.sections}
     return environment.get_template("report.html.j2").render(
         report=report,

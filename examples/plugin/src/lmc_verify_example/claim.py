@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from lmc_verify.cases.case import Case
-from lmc_verify.claims import Claim, Evidence, Expectation, Outcome, Verdict
-from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
-from lmc_verify.claims.claim import not_applicable, verdict_of
-from lmc_verify.objective.conditioning import rounding_terms
-from lmc_verify.statistics.rounding import decide, gamma
+from lmc_verify.claims import (
+    FINITE_SUPPORT,
+    NO_DROPOUT,
+    Case,
+    Claim,
+    Evidence,
+    Expectation,
+    Outcome,
+    Verdict,
+    decide,
+    gamma,
+    not_applicable,
+    rounding_terms,
+    verdict_of,
+)
 
 __all__ = ["LOSS_UNBIASED"]
 
@@ -19,7 +28,7 @@ def check(case: Case) -> Verdict:
         return inapplicable
     state, mean = case.initial_state(), 0.0
     for batch, probability in case.design.enumerate():
-        mean += probability * case.estimator.estimate(case.problem, state, batch).loss
+        mean += probability * case.estimate(state, batch).loss
     off = abs(mean - case.exact.loss) / case.exact.loss
     tolerance = 4 * gamma(rounding_terms(case.problem, case.design.support_size))
     outcome = {"exact": Outcome.EXACT, "refuted": Outcome.REFUTED}.get(decide(off, tolerance), Outcome.INCONCLUSIVE)

@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lmc_verify import Layer, LayeredModel, spmm
-from lmc_verify.graphs.operators import Block
+from lmc_verify import Block, Layer, LayeredModel, spmm
 from lmc_verify.models import initialise
-from lmc_verify.seeds import torch_generator
 
 __all__ = ["SGC"]
 
@@ -51,4 +49,4 @@ class SGC(LayeredModel):
             encoder=nn.Sequential(first, nn.LeakyReLU(slope)),
             head=last,
         )
-        initialise(self, torch_generator(seed, "parameters"))
+        initialise(self, torch.Generator().manual_seed(seed))
