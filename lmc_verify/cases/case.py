@@ -190,6 +190,7 @@ def build_case(settings: CaseSettings, workspace: Workspace | None = None) -> Ca
     workspace = workspace or Workspace()
     graph = workspace.graph(settings.dataset, settings.seed)
     problem = workspace.problem(graph, settings.model, settings.seed)
+    _require_finite(problem, workspace.exact(problem))
     return Case(
         problem=problem.copy(),  # trials share the original: what an estimator does to its model stays its own
         design=build_design(settings.design, graph, workspace, settings.seed),
@@ -229,16 +230,46 @@ def assemble_case(
             "build the design from this graph"
         )
     problem = problem.copy()  # the caller's model stays as it is, whatever an estimator does
+    exact = exact_pass(problem)
+    _require_finite(problem, exact)
     return Case(
         problem,
         design,
         estimator,
-        exact_pass(problem),
+        exact,
         known_histories(histories),
         seed,
         sampling=sampling or SamplingSettings(),
         training=training or TrainingSettings(),
     )
+
+
+def _require_finite(problem: Problem, exact: ExactPass) -> None:
+    """Refuse a problem whose exact gradient is no number: nothing can be compared with it.
+
+    Raises:
+        InvalidInputError: names the parameter, or where the numbers overflow.
+    """
+    for name, parameter in problem.model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            raise InvalidInputError(
+                f"parameter {name} holds {bad} NaN or infinite values, so there is no exact gradient to compare with; "
+                "check a model whose training has not diverged"
+            )
+    for layer, rows in enumerate(exact.embeddings):
+        if not torch.isfinite(rows).all():
+            raise InvalidInputError(
+                f"the embeddings of layer {layer} are not finite at these parameters: the numbers overflow; scale the "
+                "features or the parameters down"
+            )
+    broken = [name for name, value in exact.gradient.items() if not torch.isfinite(value).all()]
+    if broken or not math.isfinite(exact.loss):
+        what = f"gradient of {broken[0]}" if broken else "objective"
+        raise InvalidInputError(
+            f"the exact {what} is not finite at these parameters: the numbers overflow; scale the features or the "
+            "parameters down"
+        )
 
 
 def prepared_state(case: Case, histories: str) -> History:
