@@ -19,7 +19,7 @@ from lmc_verify.errors import ContractError
 from lmc_verify.estimators.base import Estimate, Estimator
 from lmc_verify.estimators.history import History
 from lmc_verify.graphs import Batch, graph_content
-from lmc_verify.objective import Gradient, Problem, exact_gradient
+from lmc_verify.objective import Gradient, Problem, exact_gradient, same_bits
 
 __all__ = ["Untouched", "checked_estimate", "first_estimate", "require_reading"]
 
@@ -124,7 +124,8 @@ def first_estimate(estimator: Estimator, problem: Problem, state: History, batch
     before, kept, nodes = Untouched(problem), state.clone(), batch.nodes.clone()
     first = checked_estimate(estimator, problem, state, batch)
     who = f"estimate() of {estimator.name!r}"
-    before.require(who)
+    if (changed := before.violation(who)) is not None:
+        raise changed
     if not state.equals(kept):
         raise ContractError(
             f"{who} changes the state that it is given; return the rows in Estimate.writes, and they are written by "
@@ -157,7 +158,7 @@ class Untouched:
         """Return what is no longer as it was, in words, or an empty text."""
         for name, value in _model_tensors(self.problem).items():
             before = self._tensors.get(name)
-            if before is None or before.shape != value.shape or not _same(before, value):
+            if before is None or before.shape != value.shape or not same_bits(before, value):
                 return name
         if [module.training for module in self.problem.model.modules()] != self._modes:
             return "the model's training mode"
@@ -171,19 +172,16 @@ class Untouched:
                 if name in self._tensors:
                     value.copy_(self._tensors[name])
 
-    def require(self, who: str) -> None:
-        """Refuse what has changed; parameters and buffers are restored first.
-
-        Raises:
-            ContractError: names what `who` changed.
-        """
+    def violation(self, who: str) -> ContractError | None:
+        """Return the error that names what `who` has changed, or None; parameters and buffers are then written back."""
         changed = self.changed()
-        if changed:
-            self.restore_model()
-            raise ContractError(
-                f"{who} changes {changed} of the problem that it is given; work on copies: estimates must be pure, and "
-                "steps are taken by whoever asked for the estimate"
-            )
+        if not changed:
+            return None
+        self.restore_model()
+        return ContractError(
+            f"{who} changes {changed} of the problem that it is given; work on copies: estimates must be pure, and "
+            "steps are taken by whoever asked for the estimate"
+        )
 
 
 def _model_tensors(problem: Problem) -> dict[str, Tensor]:
@@ -191,10 +189,6 @@ def _model_tensors(problem: Problem) -> dict[str, Tensor]:
     return {f"parameter {name}": value for name, value in model.named_parameters()} | {
         f"buffer {name}": value for name, value in model.named_buffers()
     }
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def require_reading(estimator: Estimator, problem: Problem, exact: Gradient) -> None:

@@ -327,12 +327,7 @@ class Graph:
         self.check_unchanged()
         digest = hashlib.blake2b(digest_size=8)
         for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
-            if value is None:
-                digest.update(b"none")
-            else:
-                array = np.ascontiguousarray(value.detach().cpu().numpy())
-                digest.update(f"{array.dtype}{array.shape}".encode())
-                digest.update(array.tobytes())
+            digest.update(_bytes(value))
         return digest.hexdigest()
 
     def _masks(self) -> tuple[Tensor | None, ...]:
@@ -359,15 +354,12 @@ class Graph:
 
 def graph_content(graph: Graph) -> dict[str, str]:
     """Return a hash of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept)."""
-    return {key: _digest(getattr(graph, key)) for key in _TENSORS}
+    return {key: hashlib.blake2b(_bytes(getattr(graph, key)), digest_size=8).hexdigest() for key in _TENSORS}
 
 
-def _digest(value: Tensor | None) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def _bytes(value: Tensor | None) -> bytes:
+    """Return what is hashed of a tensor: dtype, shape and content."""
     if value is None:
-        digest.update(b"none")
-    else:
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+        return b"none"
+    array = np.ascontiguousarray(value.detach().cpu().numpy())
+    return f"{array.dtype}{array.shape}".encode() + array.tobytes()

@@ -19,7 +19,7 @@ from lmc_verify.graphs import CSR, Block, BufferPool, Graph
 from lmc_verify.models.layered import LayeredModel, active_dropout
 from lmc_verify.objective.losses import LOSSES, node_losses
 
-__all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum"]
+__all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
 
 Gradient = dict[str, Tensor]
 """A gradient by parameter name, in ``model.named_parameters()`` order."""
@@ -157,7 +157,7 @@ class Problem:
         devices = [self.graph.device] if self.graph.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             first, second = self._probe(), self._probe()
-        changed = [name for name, value in self.model.named_buffers() if not _same_bits(value, buffers[name])]
+        changed = [name for name, value in self.model.named_buffers() if not same_bits(value, buffers[name])]
         with torch.no_grad():
             for name, value in self.model.named_buffers():
                 value.copy_(buffers[name])
@@ -169,13 +169,13 @@ class Problem:
                 "its inputs, and no estimate of its gradient can be judged; call model.eval(), or take it out"
             )
         for place, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
-            if not _same_bits(one, other):
+            if not same_bits(one, other):
                 where = f"layer {place}" if place else "the encoder"
                 raise InvalidInputError(
                     f"{where} gives other rows for the same input when it is called again: the model is no function of "
                     "its inputs; call model.eval(), or take out what is random or counts its calls"
                 )
-        if not _same_bits(first[1], second[1]):
+        if not same_bits(first[1], second[1]):
             raise InvalidInputError(
                 "the head gives other outputs for the same input when it is called again: the model is no function of "
                 "its inputs; call model.eval(), or take out what is random or counts its calls"
@@ -270,7 +270,7 @@ class Problem:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
 
 
-def _same_bits(left: Tensor, right: Tensor) -> bool:
+def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two results are equal, NaN to NaN."""
     return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
