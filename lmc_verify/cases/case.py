@@ -19,12 +19,11 @@ from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSe
 from lmc_verify.cases.workspace import Workspace, build_design
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import (
+    ContractCheck,
     Estimate,
     Estimator,
     History,
     batch_distribution,
-    checked_estimate,
-    first_estimate,
     properties_of,
     unwrapped,
 )
@@ -50,6 +49,7 @@ class Case:
         settings: what the case was built from, or None if it was assembled from objects.
         sampling: error level and budget of statistical verdicts.
         training: the training runs along which convergence is checked.
+        contract: asks the estimator, and checks what it answers.
     """
 
     problem: Problem
@@ -61,9 +61,10 @@ class Case:
     settings: CaseSettings | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    _asked: bool = field(default=False, init=False, repr=False)
+    contract: ContractCheck = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "contract", ContractCheck(self.estimator, self.problem))
         if properties_of(self.estimator).samples:
             distribution = batch_distribution(self.estimator, self.problem, self.initial_state(), self.design)
             object.__setattr__(self, "design", distribution)
@@ -99,16 +100,18 @@ class Case:
     def estimate(self, state: History, batch: Batch) -> Estimate:
         """Return the estimator's estimate from one batch, checked against the contract.
 
-        The first one is made twice: it must be the same bits, and nothing that was given may have changed.
+        Raises:
+            ContractError: see `lmc_verify.estimators.contract`.
+        """
+        return self.contract.estimate(state, batch)
+
+    def check_contract(self) -> None:
+        """Ask for the estimate of one batch that the design draws, and check it against the contract.
 
         Raises:
             ContractError: see `lmc_verify.estimators.contract`.
         """
-        if self._asked:
-            return checked_estimate(self.estimator, self.problem, state, batch)
-        estimate = first_estimate(self.estimator, self.problem, state, batch)
-        object.__setattr__(self, "_asked", True)
-        return estimate
+        self.estimate(self.initial_state(), self.design.draw(generator(self.seed, "contract")))
 
     def initial_state(self) -> History:
         """Return a state with the histories that the case asks for."""

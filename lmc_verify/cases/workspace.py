@@ -21,6 +21,7 @@ from lmc_verify.graphs import (
     Graph,
     Partition,
     UniformNodes,
+    graph_content,
     make_partition,
 )
 from lmc_verify.models import (
@@ -40,6 +41,9 @@ __all__ = ["Workspace", "build_design"]
 class Workspace:
     """Where data come from, and what cases share: graphs, partitions and exact passes are made once.
 
+    An estimator that writes into a graph is an error of its own trial. Nobody else sees what it wrote: a graph that is
+    no longer what was loaded is loaded again, and whatever was made of it is made again.
+
     Attributes:
         data_root: folder with raw files of real data sets, or None.
         download: whether missing raw files may be downloaded.
@@ -49,14 +53,19 @@ class Workspace:
     download: bool = False
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
     _exact: dict[Problem, ExactPass] = field(default_factory=dict, repr=False)
+    _content: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
         """Load a data set, by default in float64."""
         key = f"graph {settings.model_dump_json()} {seed} {dtype}"
+        if key in self._cache and graph_content(self._cache[key]) != self._content[key]:
+            self._cache.clear()
+            self._exact.clear()
         if key not in self._cache:
             self._cache[key] = load_graph(
                 settings.name, data_root=self.data_root, download=self.download, seed=seed, **settings.settings
             ).to(dtype=dtype)
+            self._content[key] = graph_content(self._cache[key])
         graph: Graph = self._cache[key]
         return graph
 

@@ -12,7 +12,7 @@ from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import Untouched
+from lmc_verify.estimators import Untouched, require_reading
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -57,6 +57,8 @@ class Claim:
             built. Where one of the others fails the claim is checked all the same: it explains a refutation.
         check: gives the verdict on a case.
         expect: what theory says on a case.
+        varies: what the check changes of the case's problem (some of `lmc_verify.estimators.ASPECTS`): parameters in a
+            training run, say. An estimator that does not read it is refused.
     """
 
     id: str
@@ -69,11 +71,12 @@ class Claim:
     assumptions: tuple[Assumption, ...] = ()
     check: Callable[[Case], Verdict]
     expect: Callable[[Case], Expectation]
+    varies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         others = tuple(item for item in self.assumptions if item not in self.required)
         object.__setattr__(self, "assumptions", (*self.required, *others))
-        object.__setattr__(self, "check", _guarded(self.check))
+        object.__setattr__(self, "check", _guarded(self, self.check))
 
     def checked_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
         """Check every assumption on a case."""
@@ -85,14 +88,19 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
-def _guarded(check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
-    """Return a check after which the case must be as it was: a verdict about a changed problem says nothing."""
+def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
+    """Return a check before and after which the estimator must keep its contract: else a verdict says nothing."""
 
     @wraps(check)
     def guarded(case: Case) -> Verdict:
         before, who = Untouched(case.problem), f"estimator {case.estimator.name!r}"
         try:
+            if claim.unmet(case) is None:
+                case.check_contract()
+                if claim.varies:
+                    require_reading(case.estimator, case.problem, case.exact.gradient, claim.varies)
             verdict = check(case)
+            case.contract.settle()
         except ContractError:
             raise
         except Exception as error:  # which may be a consequence of the change

@@ -22,10 +22,11 @@ from lmc_verify.estimators.compensated.members import (
     estimate_compensated,
 )
 from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
-from lmc_verify.estimators.contract import Untouched, checked_estimate, first_estimate, require_reading
+from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_estimate
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
 from lmc_verify.estimators.properties import EstimatorProperties, properties_of
+from lmc_verify.estimators.reading import ASPECTS, require_reading
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
@@ -42,6 +43,7 @@ batch_law = batch_distribution
 
 __all__ = [
     "ASGCN",
+    "ASPECTS",
     "AUXILIARY",
     "CATALOGUE",
     "EMBEDDING",
@@ -60,6 +62,7 @@ __all__ = [
     "Blend",
     "ClusterGCN",
     "Compensated",
+    "ContractCheck",
     "Cost",
     "Cut",
     "Drop",
@@ -91,7 +94,6 @@ __all__ = [
     "batch_law",
     "checked_estimate",
     "estimate_compensated",
-    "first_estimate",
     "make_estimator",
     "node_weights",
     "properties_of",

@@ -2,35 +2,41 @@
 
 An estimate has a gradient for every trainable parameter, by name, in the parameter's shape, the problem's dtype and on
 its device, finite; one batch gives the same bits twice; nothing that was given is changed; the problem that is given is
-the one that is read. What breaks the contract is a `ContractError` that names what and where. It is never a statement
-about bias: a mean of estimates that break it means nothing.
+the one that is read (`lmc_verify.estimators.reading`). What breaks the contract is a `ContractError` that names what
+and where. It is never a statement about bias: a mean of estimates that break it means nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import ContractError
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
-from lmc_verify.estimators.history import History
+from lmc_verify.estimators.history import History, HistoryWrite, Refresh, VectorWrite, Write
 from lmc_verify.graphs import Batch, graph_content
-from lmc_verify.objective import Gradient, Problem, exact_gradient, same_bits
+from lmc_verify.objective import Problem, same_bits
 
-__all__ = ["Untouched", "checked_estimate", "first_estimate", "require_reading"]
+__all__ = ["ContractCheck", "Untouched", "checked_estimate"]
 
 _MOST = 6
 """Nodes of a batch that a message names."""
+
+_ASKED_TWICE = 16
+"""The first estimates of a case are made twice, this many; after them every one whose number is a power of two."""
 
 
 def checked_estimate(
     estimator: Estimator, problem: Problem, state: History, batch: Batch, *, finite: bool = True
 ) -> Estimate:
     """Estimate the gradient from one batch, and return the estimate with its gradient in the problem's order.
+
+    The gradient is detached and dense, and the loss a float, whatever they were.
 
     Args:
         estimator: the estimator.
@@ -40,30 +46,52 @@ def checked_estimate(
         finite: whether numbers must be finite; not those of a run that has diverged.
 
     Raises:
-        ContractError: what is returned is no estimate of this problem's gradient: names, shapes, dtypes, devices, or
-            numbers that are not finite.
+        ContractError: what is returned is no estimate of this problem's gradient: names, shapes, dtypes, devices,
+            history writes, or numbers that are not finite; or the batch was changed.
     """
+    who, kept = f"estimator {estimator.name!r}", _BatchKept(batch)
     estimate: Any = estimator.estimate(problem, state, batch)
-    who = f"estimator {estimator.name!r}"
-    gradient = getattr(estimate, "gradient", None)
-    if not isinstance(gradient, Mapping):
+    if kept.changed():
+        kept.restore()  # the design may keep the batch, and hand it to others
+        raise ContractError(f"estimate() of {estimator.name!r} changes the batch that it is given {_on(batch)}")
+    given = getattr(estimate, "gradient", None)
+    if not isinstance(given, Mapping):
         raise ContractError(
             f"{who} returned a {type(estimate).__name__} without a gradient by parameter name; return "
             "lmc_verify.Estimate(gradient, loss, writes, cost)"
         )
-    _check_names(who, list(gradient), list(problem.parameter_names))
-    parameters = dict(problem.model.named_parameters())
+    _check_names(who, list(given), list(problem.parameter_names))
+    parameters, gradient = dict(problem.model.named_parameters()), {}
     for name in problem.parameter_names:
-        _check_tensor(who, name, gradient[name], parameters[name])
+        gradient[name] = _plain(who, name, given[name], parameters[name])
         if finite:
-            _check_finite(who, name, gradient[name], batch)
-    if not isinstance(estimate.loss, float | int) or (finite and not math.isfinite(estimate.loss)):
-        raise ContractError(f"{who} gave the loss estimate {estimate.loss!r} {_on(batch)}; a finite number is needed")
-    if list(gradient) == list(problem.parameter_names):
-        made: Estimate = estimate
-        return made
-    ordered = {name: gradient[name] for name in problem.parameter_names}
-    return Estimate(ordered, estimate.loss, estimate.writes, estimate.cost)
+            _check_finite(who, f"the gradient of {name}", gradient[name], batch)
+    loss = _number(estimate.loss)
+    if loss is None or (finite and not math.isfinite(loss)):
+        raise ContractError(
+            f"{who} gave the loss estimate {estimate.loss!r} {_on(batch)}; a finite number is needed, as a float"
+        )
+    _check_writes(who, estimate.writes, batch, finite)
+    return Estimate(gradient, loss, tuple(estimate.writes), estimate.cost)
+
+
+class _BatchKept:
+    """A batch as it was."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._tensors = (batch.nodes, batch.inclusion)
+        self._kept = [(value.clone(), _version(value)) for value in self._tensors]
+
+    def changed(self) -> bool:
+        # Where the tensors are on a GPU, a comparison of bits would wait for everything that it has still to do.
+        return any(
+            _version(value) != version or (value.device.type == "cpu" and not torch.equal(value, kept))
+            for value, (kept, version) in zip(self._tensors, self._kept, strict=True)
+        )
+
+    def restore(self) -> None:
+        for value, (kept, _) in zip(self._tensors, self._kept, strict=True):
+            value.copy_(kept)
 
 
 def _check_names(who: str, found: list[Any], wanted: list[str]) -> None:
@@ -79,7 +107,8 @@ def _check_names(who: str, found: list[Any], wanted: list[str]) -> None:
     )
 
 
-def _check_tensor(who: str, name: str, value: Any, parameter: Tensor) -> None:
+def _plain(who: str, name: str, value: Any, parameter: Tensor) -> Tensor:
+    """Return a gradient detached and dense, or refuse it."""
     if not isinstance(value, Tensor):
         raise ContractError(f"{who} returned a {type(value).__name__} as the gradient of {name}; a tensor is needed")
     if value.shape != parameter.shape:
@@ -96,16 +125,45 @@ def _check_tensor(who: str, name: str, value: Any, parameter: Tensor) -> None:
         raise ContractError(
             f"{who} returned the gradient of {name} on {value.device}, the parameter is on {parameter.device}"
         )
+    plain = value.detach()
+    return plain if plain.layout is torch.strided else plain.to_dense()
 
 
-def _check_finite(who: str, name: str, value: Tensor, batch: Batch) -> None:
+def _check_finite(who: str, what: str, value: Tensor, batch: Batch) -> None:
     bad = ~torch.isfinite(value)
     if bool(bad.any()):
         kinds = "NaN" if bool(value.isnan().any()) else "infinite"
         raise ContractError(
-            f"the gradient of {name} that {who} returned {_on(batch)} is not finite: {int(bad.sum())} of "
+            f"{what} that {who} returned {_on(batch)} is not finite: {int(bad.sum())} of "
             f"{value.numel()} values are {kinds}; a mean over batches would be, too"
         )
+
+
+def _number(value: Any) -> float | None:
+    """Return a real number of Python, NumPy or torch as a float, None for anything else."""
+    if isinstance(value, bool | str | bytes | complex):
+        return None
+    if isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex() or value.dtype is torch.bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_writes(who: str, writes: Any, batch: Batch, finite: bool) -> None:
+    if not isinstance(writes, tuple | list) or not all(
+        isinstance(write, HistoryWrite | VectorWrite | Refresh) for write in writes
+    ):
+        raise ContractError(
+            f"{who} returned {type(writes).__name__} as the writes of its estimate {_on(batch)}; they are a tuple of "
+            "lmc_verify.HistoryWrite, which is empty where nothing is to be remembered"
+        )
+    for write in writes if finite else ():
+        if isinstance(write, HistoryWrite):
+            _check_finite(who, f"the {write.kind} history of layer {write.layer}", write.values, batch)
+        elif isinstance(write, VectorWrite):
+            _check_finite(who, f"the vector {write.name!r} of the state", write.values, batch)
 
 
 def _on(batch: Batch) -> str:
@@ -114,35 +172,139 @@ def _on(batch: Batch) -> str:
     return f"for the batch [{', '.join(map(str, nodes))}{more}]"
 
 
-def first_estimate(estimator: Estimator, problem: Problem, state: History, batch: Batch) -> Estimate:
-    """Return `checked_estimate`, after asking twice: it must be the same bits, and nothing may have changed.
+class ContractCheck:
+    """Asks an estimator for estimates of one problem, and holds every one of them against the contract.
 
-    Raises:
-        ContractError: see `checked_estimate`; or randomness of the estimator's own, or an estimate that changes the
-            parameters, buffers, graph, batch or state that it is given.
+    The first estimates, then ever fewer, are made twice and must be the same bits; `settle` asks for the very first one
+    again. The batch is compared with its bits before each time, the state by the versions of its tensors; the state's
+    bits and the whole problem are compared whenever the estimate is made twice.
+
+    Args:
+        estimator: the estimator.
+        problem: the problem, which is used as given.
     """
-    before, kept, nodes = Untouched(problem), state.clone(), batch.nodes.clone()
-    first = checked_estimate(estimator, problem, state, batch)
-    who = f"estimate() of {estimator.name!r}"
-    if (changed := before.violation(who)) is not None:
-        raise changed
-    if not state.equals(kept):
-        raise ContractError(
-            f"{who} changes the state that it is given; return the rows in Estimate.writes, and they are written by "
-            "state.apply"
+
+    def __init__(self, estimator: Estimator, problem: Problem) -> None:
+        self.estimator, self.problem = estimator, problem
+        self.count = 0
+        self._first: tuple[History, Batch, Estimate] | None = None
+        self._by_bits = False
+
+    def estimate(self, state: History, batch: Batch) -> Estimate:
+        """Return `checked_estimate`, with a gradient of its own memory.
+
+        Raises:
+            ContractError: see `checked_estimate`; or randomness of the estimator's own, or an estimate that changes the
+                parameters, buffers, graph, batch or state that it is given.
+        """
+        self.count += 1
+        twice = self.count <= _ASKED_TWICE or self.count & (self.count - 1) == 0
+        made = self._twice(state, batch) if twice else self._once(state, batch)
+        if self._first is None:
+            self._first = (state.clone(), batch, made)
+        return made
+
+    def settle(self) -> None:
+        """Ask for the first estimate again, and compare.
+
+        Raises:
+            ContractError: it is another one: the estimator remembers what it was asked in between.
+        """
+        if self._first is not None:
+            state, batch, made = self._first
+            self._compare(made, self._once(state, batch), "after other estimates")
+
+    def _once(self, state: History, batch: Batch, kept: History | None = None) -> Estimate:
+        versions = _versions(state)
+        kept = state.clone() if kept is None and self._by_bits else kept
+        made = checked_estimate(self.estimator, self.problem, state, batch)
+        if kept is not None and not state.equals(kept):
+            raise self._state_changed()
+        if versions != _versions(state):
+            if kept is None:
+                raise self._state_changed()
+            self._by_bits = True  # it writes there and puts back what was there
+        # An estimator may hand out the same memory each time, and write into it again.
+        gradient = {name: value.clone() for name, value in made.gradient.items()}
+        return Estimate(gradient, made.loss, tuple(map(_kept, made.writes)), made.cost)
+
+    def _twice(self, state: History, batch: Batch) -> Estimate:
+        before, kept = Untouched(self.problem), state.clone()
+        made = self._once(state, batch, kept)
+        if (changed := before.violation(self._who)) is not None:
+            raise changed
+        for write in made.writes:
+            self._check_fit(state, write)
+        self._compare(made, self._once(state, batch, kept), "with the same state and batch")
+        return made
+
+    @property
+    def _who(self) -> str:
+        return f"estimate() of {self.estimator.name!r}"
+
+    def _state_changed(self) -> ContractError:
+        return ContractError(
+            f"{self._who} changes the state that it is given; return the rows in Estimate.writes, and they are written "
+            "by state.apply"
         )
-    if not torch.equal(batch.nodes, nodes):
-        raise ContractError(f"{who} changes the batch that it is given")
-    again = checked_estimate(estimator, problem, state, batch)
-    differing = [name for name, value in first.gradient.items() if not torch.equal(value, again.gradient[name])]
-    if differing or first.loss != again.loss:
-        what = f"gradients of {', '.join(differing[:3])}" if differing else "loss estimates"
+
+    def _check_fit(self, state: History, write: Any) -> None:
+        try:
+            state.check(write)
+        except InvalidInputError as error:
+            raise ContractError(f"{self._who} returned a write that its own state refuses: {error}") from error
+
+    def _compare(self, made: Estimate, again: Estimate, when: str) -> None:
+        differing = [name for name, value in made.gradient.items() if not torch.equal(value, again.gradient[name])]
+        if differing:
+            what = f"gradients of {', '.join(differing[:3])}"
+        elif made.loss != again.loss:
+            what = "loss estimates"
+        elif not _same_writes(made, again):
+            what = "history writes"
+        else:
+            return
         raise ContractError(
-            f"{who} gives other {what} when it is called again with the same state and batch: it has randomness of its "
-            "own. Draw it with the batch, so that it can be enumerated or repeated: give the estimator a method "
-            "`sampling` that returns a design of batches with samples (see lmc_verify.Sampling)"
+            f"{self._who} gives other {what} when it is called again {when}: it has randomness of its own, or "
+            "remembers earlier calls. Draw with the batch, so that it can be enumerated or repeated: give the "
+            "estimator a method `sampling` that returns a design of batches with samples (see lmc_verify.Sampling). "
+            "What is remembered belongs in the state"
         )
-    return first
+
+
+def _tensors(state: History) -> dict[tuple[str, Any], Tensor]:
+    named = {("embedding", layer): table for layer, table in state.embeddings.items()}
+    named |= {("auxiliary", layer): table for layer, table in state.auxiliary.items()}
+    return named | {("vector", name): value for name, value in state.vectors.items()}
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
+
+
+def _versions(state: History) -> dict[tuple[str, Any], tuple[int, int]]:
+    """Return what changes when a tensor of the state is replaced or written into, unless through `.data`."""
+    return {key: (id(value), _version(value)) for key, value in _tensors(state).items()}
+
+
+def _kept(write: Write) -> Write:
+    """Return a write with values of its own memory."""
+    if isinstance(write, HistoryWrite):
+        return replace(write, nodes=write.nodes.clone(), values=write.values.clone())
+    return replace(write, values=write.values.clone()) if isinstance(write, VectorWrite) else write
+
+
+def _same_writes(left: Estimate, right: Estimate) -> bool:
+    return len(left.writes) == len(right.writes) and all(
+        type(one) is type(two) and all(map(same_bits, _values(one), _values(two)))
+        for one, two in zip(left.writes, right.writes, strict=True)
+    )
+
+
+def _values(write: Write) -> list[Tensor]:
+    if isinstance(write, HistoryWrite):
+        return [write.nodes, write.values]
+    return [write.values] if isinstance(write, VectorWrite) else list(_tensors(write.tables).values())
 
 
 class Untouched:
@@ -189,50 +351,3 @@ def _model_tensors(problem: Problem) -> dict[str, Tensor]:
     return {f"parameter {name}": value for name, value in model.named_parameters()} | {
         f"buffer {name}": value for name, value in model.named_buffers()
     }
-
-
-def require_reading(estimator: Estimator, problem: Problem, exact: Gradient) -> None:
-    """Refuse an estimator that does not read the problem that it is given, but data or a model of its own.
-
-    It is asked for the estimate of the whole graph as one batch, on the problem and on others with other features,
-    labels and parameters. Where the exact gradient changes and the estimate keeps every bit, it was not read.
-
-    Args:
-        estimator: the estimator.
-        problem: the problem.
-        exact: its exact gradient.
-
-    Raises:
-        ContractError: names what the estimator ignores.
-    """
-    everything = Batch.of(torch.arange(problem.graph.num_nodes), 1.0)
-    given = checked_estimate(estimator, problem, estimator.init(problem), everything).gradient
-    for what, other in _others(problem):
-        exact_there = exact_gradient(other)[1]
-        if _equal(exact, exact_there):
-            continue  # a network that has died, say
-        found = checked_estimate(estimator, other, estimator.init(other), everything).gradient
-        if _equal(given, found):
-            raise ContractError(
-                f"estimator {estimator.name!r} ignores the {what} of the problem that it is given: a problem with "
-                f"other {what} has the same estimate, bit for bit. It must read problem.graph and problem.model, and "
-                "no data or model of its own"
-            )
-
-
-def _others(problem: Problem) -> Iterator[tuple[str, Problem]]:
-    """Yield problems that differ from one in a single respect, with its name."""
-    graph = problem.graph
-    yield "features", problem.with_graph(graph.replaced(x=1.5 * graph.x + 0.25))
-    labels = graph.y.flip(0) if graph.multi_label else (graph.y.clamp(min=0) + 1) % max(graph.num_outputs, 2)
-    if graph.multi_label or problem.num_outputs > 1:
-        yield "labels", problem.with_graph(graph.replaced(y=labels))
-    moved = problem.copy()
-    with torch.no_grad():
-        for parameter in moved.model.parameters():
-            parameter.mul_(1.25)
-    yield "parameters", moved
-
-
-def _equal(left: Gradient, right: Gradient) -> bool:
-    return all(torch.equal(value, right[name]) for name, value in left.items())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.objective import ExactPass, Problem
+from lmc_verify.objective import ExactPass, Problem, same_bits
 
 __all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "VectorWrite", "Write"]
 
@@ -225,10 +225,7 @@ class History:
         """
         writes = tuple(writes)
         for write in writes:
-            if isinstance(write, HistoryWrite):
-                self._check(write)
-            elif isinstance(write, VectorWrite):
-                self._check_vector(write)
+            self.check(write)
         for write in writes:
             if isinstance(write, Refresh):
                 fresh = write.tables
@@ -243,7 +240,14 @@ class History:
                 table = self.table(write.kind)[write.layer]
                 table[write.nodes.to(table.device)] = write.values.to(table.device)
 
-    def _check(self, write: HistoryWrite) -> None:
+    def check(self, write: Write) -> None:
+        """Raise InvalidInputError if a write does not fit its table; nothing is written."""
+        if isinstance(write, HistoryWrite):
+            self._check_rows(write)
+        elif isinstance(write, VectorWrite):
+            self._check_vector(write)
+
+    def _check_rows(self, write: HistoryWrite) -> None:
         """Raise InvalidInputError if a write does not fit its table."""
         known = write.kind in (EMBEDDING, AUXILIARY)
         table = self.table(write.kind).get(write.layer) if known else None
@@ -294,7 +298,7 @@ class History:
             (self.vectors, other.vectors),
         )
         return all(
-            left.keys() == right.keys() and all(torch.equal(left[layer], right[layer]) for layer in left)
+            left.keys() == right.keys() and all(same_bits(left[layer], right[layer]) for layer in left)
             for left, right in pairs
         )
 

@@ -272,6 +272,8 @@ class Problem:
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two results are equal, NaN to NaN."""
+    if left.shape != right.shape:
+        return False
     return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmc_verify.estimators import Estimator, History, batch_distribution
+from lmc_verify.estimators import Estimator, History, batch_distribution, checked_estimate
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import Gradient, Problem, evaluating, exact_pass
 from lmc_verify.statistics.enumeration import MomentAccumulator
@@ -55,7 +55,8 @@ def measure_gradient_error(
         moments, error = MomentAccumulator(), {part: [0.0] for part in parts}
         gradient = _flat(exact.gradient)
         for batch, probability in batches:
-            difference = _flat(estimator.estimate(problem, state, batch).gradient) - gradient
+            estimate = checked_estimate(estimator, problem, state, batch, finite=False)
+            difference = _flat(estimate.gradient) - gradient
             moments.add(difference, probability)
             for part, norm in _norms(difference, parts).items():
                 error[part].append(probability * norm)

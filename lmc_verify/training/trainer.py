@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, batch_distribution, properties_of, with_beta
+from lmc_verify.estimators import Estimator, batch_distribution, checked_estimate, properties_of, with_beta
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
@@ -222,7 +222,7 @@ class Trainer:
         batch = self._stream.next()
         if self._drops:
             key_dropout(self.problem.model, self.seed, "training", self.step_count)
-        estimate = self.estimator.estimate(self.problem, self.state, batch)
+        estimate = checked_estimate(self.estimator, self.problem, self.state, batch, finite=False)
         if not math.isfinite(estimate.loss):
             self._end("diverged", f"the loss was {estimate.loss} at step {self.step_count + 1}; lower learning_rate")
             return

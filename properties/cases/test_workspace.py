@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from common.helpers import assert_same_bits, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import InvalidInputError, make_model
-from lmc_verify.cases import ModelSettings, Workspace
+from lmc_verify.cases import DatasetSettings, ModelSettings, Workspace
 from lmc_verify.models import MODELS, Architecture, ArchitectureModel, graph_settings
 from lmc_verify.testing import seeds
 
@@ -79,3 +80,17 @@ def test_what_cases_share_is_made_once() -> None:
 def test_settings_that_do_not_fit_the_model_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         Workspace().problem(GRAPH, ModelSettings(**settings), 0)
+
+
+def test_a_graph_that_somebody_wrote_into_is_loaded_again() -> None:
+    workspace, settings = Workspace(), DatasetSettings(name="karate")
+    model = ModelSettings(name="gcn", width=3, layers=2)
+    graph = workspace.graph(settings, 0)
+    kept, problem = graph.x.clone(), workspace.problem(graph, model, 0)
+    loss = workspace.exact(problem).loss
+    assert workspace.graph(settings, 0) is graph
+    graph.x.data.mul_(2.0)  # in a way that torch does not count
+    again = workspace.graph(settings, 0)
+    assert torch.equal(again.x, kept)
+    assert workspace.exact(workspace.problem(again, model, 0)).loss == loss
+    assert workspace.graph(settings, 0) is again

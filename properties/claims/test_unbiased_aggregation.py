@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from common.sampler_cases import SMALL, tiny
@@ -129,6 +130,10 @@ class Cancelling:
             scale = torch.where(common, factor * first.scale, first.scale)
             layers = (replace(first, scale=scale), *batch.sample.layers[1:])
             yield replace(batch, sample=replace(batch.sample, layers=layers)), probability
+
+    def draw(self, generator: Any) -> Any:
+        batches, chances = zip(*self.enumerate(), strict=True)
+        return batches[generator.choice(len(batches), p=np.array(chances) / sum(chances))]
 
     def inclusion_probabilities(self) -> torch.Tensor:
         return self.samples.inclusion_probabilities()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from common.helpers import path_graph
@@ -22,6 +23,7 @@ from lmc_verify import (
     Gradient,
     History,
     InvalidInputError,
+    LayeredModel,
     NeighbourSampling,
     Partition,
     Problem,
@@ -30,12 +32,13 @@ from lmc_verify import (
 )
 from lmc_verify.claims import CLAIMS
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import ESTIMATORS, make_estimator, require_reading
+from lmc_verify.estimators import ASPECTS, ESTIMATORS, HistoryWrite, make_estimator, require_reading
 from lmc_verify.objective import exact_gradient, exact_pass
 
 NODES = 6
 DESIGN = Clusters(Partition.contiguous(NODES, 3), 1)
 FIRST = "layers.0.conv.lin.weight"
+FRESH = np.random.default_rng(1)
 
 
 def problem_of(**settings: Any) -> Problem:
@@ -99,6 +102,43 @@ class Random:
         return replace(made, gradient={name: value * (1 + 0.1 * self.calls) for name, value in made.gradient.items()})
 
 
+class OneBuffer(Random):
+    """Hands out the same tensors every time, so that two estimates look alike to whoever keeps references."""
+
+    def __call__(self, problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        made = super().__call__(problem, state, batch, made)
+        if self.calls == 1:
+            self.buffer = {name: value.clone() for name, value in made.gradient.items()}
+        for name, value in made.gradient.items():
+            self.buffer[name].copy_(value)
+        return replace(made, gradient=self.buffer)
+
+
+class RandomLate(Random):
+    def __call__(self, problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        return super().__call__(problem, state, batch, made) if 5 in batch.nodes else made
+
+
+def other_writes(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    values = FRESH.random((batch.size, problem.widths[1]))
+    return replace(made, writes=(HistoryWrite("embedding", 1, batch.nodes, torch.from_numpy(values)),))
+
+
+def foreign_write(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    return replace(made, writes=(HistoryWrite("embedding", 9, batch.nodes, torch.ones(batch.size, 4).double()),))
+
+
+def nan_write(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    values = torch.full((batch.size, problem.widths[1]), torch.nan, dtype=torch.float64)
+    return replace(made, writes=(HistoryWrite("embedding", 1, batch.nodes, values),))
+
+
+def empties_batch(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    if 5 in batch.nodes:
+        batch.nodes.zero_()
+    return made
+
+
 BROKEN: dict[str, tuple[Callable[[], BackwardSGD], str]] = {
     "missing": (lambda: with_gradient(without_layers), rf"no gradient of .*{FIRST}"),
     "prefixed": (
@@ -120,6 +160,17 @@ BROKEN: dict[str, tuple[Callable[[], BackwardSGD], str]] = {
     "features": (lambda: altered(writes_features), r"changes graph\.x of the problem"),
     "state": (lambda: altered(writes_state), "changes the state that it is given"),
     "random": (lambda: altered(Random()), "it has randomness of its own"),
+    "random in one buffer": (lambda: altered(OneBuffer()), "it has randomness of its own"),
+    "random in the last batch": (lambda: altered(RandomLate()), "it has randomness of its own"),
+    "writes other rows": (lambda: altered(other_writes), "gives other history writes"),
+    "no writes": (lambda: altered(lambda p, s, b, made: replace(made, writes=None)), "NoneType as the writes"),
+    "writes of a table that is not there": (lambda: altered(foreign_write), "its own state refuses: .* layer 9"),
+    "nan in a write": (lambda: altered(nan_write), "embedding history of layer 1 .* is not finite"),
+    "loss of several numbers": (
+        lambda: altered(lambda p, s, b, made: replace(made, loss=torch.ones(2))),
+        "a finite number is needed, as a float",
+    ),
+    "batch": (lambda: altered(empties_batch), r"changes the batch that it is given for the batch \[\d"),
 }
 
 # Claims that look at single estimates, and what they need.
@@ -145,6 +196,109 @@ def test_a_gradient_in_another_order_is_the_same_gradient() -> None:
         found = check_claim(claim, problem_of(), DESIGN, reversed_order, sampling=FEW)
         plain = check_claim(claim, problem_of(), DESIGN, BackwardSGD(), sampling=FEW)
         assert (found.outcome, found.residual) == (plain.outcome, plain.residual)
+
+
+RIGHT: dict[str, Callable[[Estimate], Estimate]] = {
+    "attached": lambda made: replace(made, gradient={n: v.clone().requires_grad_() for n, v in made.gradient.items()}),
+    "sparse": lambda made: replace(made, gradient={n: v.to_sparse() for n, v in made.gradient.items()}),
+    "parameters": lambda made: replace(made, gradient={n: torch.nn.Parameter(v) for n, v in made.gradient.items()}),
+    "loss of numpy": lambda made: replace(made, loss=np.float64(made.loss)),  # type: ignore[arg-type]
+    "loss of torch": lambda made: replace(made, loss=torch.tensor(made.loss).double()),  # type: ignore[arg-type]
+    "list of writes": lambda made: replace(made, writes=list(made.writes)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_in_another_form_is_right(name: str) -> None:
+    odd = altered(lambda problem, state, batch, made: RIGHT[name](made), "backward-sgd")
+    for claim in (*ASKING, "e7/reductions"):
+        found = check_claim(claim, problem_of(), DESIGN, odd, sampling=FEW)
+        plain = check_claim(claim, problem_of(), DESIGN, altered(lambda p, s, b, made: made, "backward-sgd"))
+        assert (found.outcome, found.residual) == (plain.outcome, plain.residual) or claim.endswith("sampled")
+
+
+def test_one_buffer_for_every_estimate_is_no_breach() -> None:
+    buffer: Gradient = {}
+
+    def reuse(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        for name, value in made.gradient.items():
+            buffer.setdefault(name, torch.empty_like(value)).copy_(value)
+        return replace(made, gradient=buffer)
+
+    for claim in ASKING:
+        found = check_claim(claim, problem_of(), DESIGN, altered(reuse), sampling=FEW)
+        plain = check_claim(claim, problem_of(), DESIGN, altered(lambda p, s, b, made: made), sampling=FEW)
+        assert (found.outcome, found.residual) == (plain.outcome, plain.residual)
+
+
+def test_a_memory_is_found_when_the_first_estimate_is_asked_for_again() -> None:
+    class Tired:
+        """Right for twice as many calls as are made twice, then half as large."""
+
+        calls = 0
+
+        def __call__(self, problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+            self.calls += 1
+            factor = 1.0 if self.calls <= 36 else 0.5
+            return replace(made, gradient={name: factor * value for name, value in made.gradient.items()})
+
+    nodes = 20
+    problem = Problem(path_graph(nodes), GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    with pytest.raises(ContractError, match=r"called again after other estimates: .*remembers earlier calls"):
+        check_claim("theorem-1/unbiased", problem, Clusters(Partition.contiguous(nodes, nodes), 1), altered(Tired()))
+
+
+def test_a_state_that_is_written_and_restored_is_no_breach() -> None:
+    def restores(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        state.embeddings[1].mul_(2.0)
+        state.embeddings[1].mul_(0.5)
+        return made
+
+    nodes = 20
+    problem = Problem(path_graph(nodes), GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    design = Clusters(Partition.contiguous(nodes, nodes), 1)
+    assert check_claim("theorem-1/unbiased", problem, design, altered(restores)).outcome.value == "EXACT"
+
+
+def test_a_state_that_is_written_late_is_named() -> None:
+    def late(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        if 18 in batch.nodes:  # number 19 is asked once only
+            state.embeddings[1].zero_()
+        return made
+
+    nodes = 20
+    problem = Problem(path_graph(nodes), GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    design = Clusters(Partition.contiguous(nodes, nodes), 1)
+    with pytest.raises(ContractError, match="changes the state that it is given"):
+        check_claim("theorem-1/unbiased", problem, design, altered(late))
+
+
+RUNS = [
+    "theorem-2/assumptions",
+    "theorem-2/decay-and-floor",
+    "theorem-3/fixed-point",
+    "theorem-3/rate",
+    "theorem-3/relative-bias",
+    "e5/floor-in-step-size",
+]
+
+
+@pytest.mark.parametrize("claim", RUNS)
+def test_claims_of_whole_runs_check_the_contract_before_they_train(claim: str) -> None:
+    with pytest.raises(ContractError, match="it has randomness of its own"):
+        check_claim(claim, problem_of(), DESIGN, altered(Random()))
+
+
+@pytest.mark.parametrize("claim", RUNS)
+def test_claims_of_whole_runs_find_out_who_ignores_the_parameters(claim: str) -> None:
+    own = problem_of()
+    start = own.copy()
+
+    def stays(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        return BackwardSGD().estimate(start, History.from_exact(start, exact_pass(start)), batch)
+
+    with pytest.raises(ContractError, match="ignores the parameters"):
+        check_claim(claim, own, DESIGN, altered(stays))
 
 
 def test_gradients_under_exchanged_names_are_refuted() -> None:
@@ -211,6 +365,72 @@ def test_who_reads_the_problem_is_not_accused(estimator: Any) -> None:
     for activation in ("relu", "tanh"):
         problem = problem_of(activation=activation)
         assert require_reading(estimator, problem, exact_gradient(problem)[1]) is None  # raises nothing
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+def test_each_aspect_that_is_ignored_is_named(aspect: str) -> None:
+    own = problem_of()
+
+    def keeps(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        theirs, mine = problem.graph, own.graph
+        kept = {
+            "features": theirs.replaced(x=mine.x),
+            "labels": theirs.replaced(y=mine.y),
+            "training mask": theirs.replaced(train_mask=mine.train_mask),
+            "edges": theirs.replaced(edge_index=mine.edge_index),
+            "parameters": theirs,
+        }[aspect]
+        here = Problem(kept, own.model if aspect == "parameters" else problem.model)
+        return BackwardSGD().estimate(here, History.from_exact(here, exact_pass(here)), batch)
+
+    exact = exact_gradient(own)[1]
+    with pytest.raises(ContractError, match=f"ignores the {aspect} of the problem"):
+        require_reading(altered(keeps), own, exact)
+    others = [item for item in ASPECTS if item != aspect]
+    require_reading(altered(keeps), own, exact, others)  # the rest it reads
+
+
+class Table(torch.nn.Module):
+    """An encoder that is defined for the features 0 ... 3 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(torch.linspace(-1, 1, 16).double().view(4, 4), freeze=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x[:, 0].long())
+
+
+class Logit(torch.nn.Module):
+    """An encoder that is defined for features in (0, 1), and a parameter in (-1, 1), only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(-1, 1, 4).double())
+        self.angle = torch.nn.Parameter(torch.tensor(0.9).double())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.logit(x) * self.weight * torch.asin(self.angle)
+
+
+@pytest.mark.parametrize("encoder", [Table, Logit], ids=lambda item: item.__name__)
+@pytest.mark.parametrize("estimator", [GAS(), LMC()], ids=lambda item: item.name)
+def test_models_that_are_not_defined_everywhere_accuse_nobody(encoder: Any, estimator: Any) -> None:
+    graph = path_graph(NODES)
+    x = torch.arange(NODES).reshape(-1, 1) % 4 if encoder is Table else torch.linspace(0.1, 0.9, NODES).reshape(-1, 1)
+    layers = list(GCN(4, 4, 3, 2, dtype=torch.float64).layers)
+    problem = Problem(graph.replaced(x=x.double()), LayeredModel(layers, encoder=encoder()).eval())
+    assert check_claim("e7/reductions", problem, DESIGN, estimator).outcome.value == "EXACT"
+
+
+def test_unlabelled_nodes_may_hold_anything() -> None:
+    graph = path_graph(NODES)
+    mask = torch.ones(NODES, dtype=torch.bool)
+    mask[4:] = False
+    targets = torch.zeros(NODES, 3, dtype=torch.float64)
+    targets[:2, 1], targets[4:] = 1.0, torch.nan
+    problem = Problem(graph.replaced(y=targets, train_mask=mask), GCN(3, 4, 3, 2, dtype=torch.float64).eval(), "bce")
+    assert check_claim("e7/reductions", problem, DESIGN, LMC()).outcome.value == "EXACT"
 
 
 def test_a_network_that_has_died_is_no_reason_to_accuse() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ from lmc_verify import (
     UnknownNameError,
     load_graph,
 )
+from lmc_verify.errors import ContractError
 from lmc_verify.estimators import LMCBackwardOnly, LMCForwardOnly, NeighbourSampling
 from lmc_verify.seeds import generator
 from lmc_verify.testing import problems
@@ -466,6 +467,24 @@ def test_a_diverged_run_is_recorded_as_such() -> None:
     assert (seen.status, seen.last.validation if seen.last else 0) == ("diverged", None)
     assert "the objective was nan after step" in seen.reason
     assert trainer.run() is trainer.trace, "nothing more to do"
+
+
+@pytest.mark.parametrize("broken", ["missing", "reordered"])
+def test_gradients_are_taken_by_name(broken: str) -> None:
+    class Odd(GAS):
+        def estimate(self, problem: Problem, state: Any, batch: Batch) -> Any:
+            made = super().estimate(problem, state, batch)
+            items = list(made.gradient.items())
+            return replace(made, gradient=dict(items[1:] if broken == "missing" else reversed(items)))
+
+    settings: dict[str, Any] = {"trace_gradient_every": 1, "unit": "step"}
+    if broken == "missing":
+        with pytest.raises(ContractError, match=r"no gradient of layers\.0\.conv"):
+            trained(Odd(), **settings)
+        return
+    got, want = trained(Odd(), **settings), trained(GAS(), **settings)
+    assert_same_bits("parameters", parameters(got.problem), parameters(want.problem))
+    assert [item.bias for item in got.trace.gradients] == [item.bias for item in want.trace.gradients]
 
 
 @given(st.integers(1, 11))

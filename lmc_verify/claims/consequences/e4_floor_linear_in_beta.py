@@ -90,4 +90,5 @@ FLOOR_IN_BETA = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
     check=check_floor_in_beta,
     expect=expect_floor_in_beta,
+    varies=("parameters",),
 )

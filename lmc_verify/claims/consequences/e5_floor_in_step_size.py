@@ -86,4 +86,5 @@ FLOOR_IN_STEP_SIZE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_floor_in_step_size,
     expect=expect_floor_in_step_size,
+    varies=("parameters",),
 )

@@ -13,7 +13,7 @@ from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import Blend, Held, checked_estimate, properties_of, require_reading
+from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of
 from lmc_verify.graphs import Batch, Clusters
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
@@ -38,7 +38,6 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, REDUCTIONS)
     if inapplicable is not None:
         return inapplicable
-    require_reading(case.estimator, case.problem, case.exact.gradient)  # the reductions are problems of their own
     results = {
         "all clusters in one batch": _all_clusters(case),
         "no cut edges": _expected_on(case, _without_cut_edges(case)),
@@ -181,4 +180,5 @@ REDUCTIONS = Claim(
     required=(NO_DROPOUT, CLUSTERS, INCLUSION_WEIGHTS, NO_SAMPLING, WHOLE_OBJECTIVE),
     check=check,
     expect=expect,
+    varies=ASPECTS,  # the reductions are problems of their own
 )

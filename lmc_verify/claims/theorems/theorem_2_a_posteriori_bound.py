@@ -175,4 +175,5 @@ POSTERIOR_BOUND = Claim(
     required=(NO_DROPOUT, PROVEN),
     check=check,
     expect=expect,
+    varies=("parameters",),
 )

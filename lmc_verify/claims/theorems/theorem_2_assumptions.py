@@ -132,4 +132,5 @@ ASSUMPTIONS = Claim(
     assumptions=(UNIFORM,),
     check=check,
     expect=expect,
+    varies=("parameters",),
 )

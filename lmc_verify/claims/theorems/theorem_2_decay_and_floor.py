@@ -129,4 +129,5 @@ DECAY_AND_FLOOR = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_decay_and_floor,
     expect=expect_decay_and_floor,
+    varies=("parameters",),
 )

@@ -156,4 +156,5 @@ FIXED_POINT = Claim(
     assumptions=(UNIFORM,),
     check=check_fixed_point,
     expect=expect_fixed_point,
+    varies=("parameters",),
 )

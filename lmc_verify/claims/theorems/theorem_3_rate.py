@@ -238,4 +238,5 @@ RATE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check,
     expect=expect,
+    varies=("parameters",),
 )

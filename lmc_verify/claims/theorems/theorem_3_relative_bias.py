@@ -168,4 +168,5 @@ RELATIVE_BIAS = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_relative_bias,
     expect=expect_relative_bias,
+    varies=("parameters",),
 )

@@ -1,0 +1,97 @@
+"""Whether an estimator reads the problem that it is given, or data and a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lmc_verify.errors import ContractError, LmcVerifyError
+from lmc_verify.estimators.base import Estimator
+from lmc_verify.estimators.contract import checked_estimate
+from lmc_verify.graphs import Batch, Graph
+from lmc_verify.objective import Gradient, Problem, exact_gradient
+
+__all__ = ["ASPECTS", "require_reading"]
+
+ASPECTS = ("features", "labels", "training mask", "edges", "parameters")
+"""What of a problem an estimator has to read."""
+
+_NUDGE = 1 + 2**-10
+"""Parameters are scaled by little: a model may be defined near its own parameters only."""
+
+
+def require_reading(estimator: Estimator, problem: Problem, exact: Gradient, aspects: Sequence[str] = ASPECTS) -> None:
+    """Refuse an estimator that does not read the problem that it is given, but data or a model of its own.
+
+    It is asked for the estimate of the whole graph as one batch, on the problem and on others that differ in one
+    aspect: rows of features or labels exchanged, every second labelled node left out of the training mask, no edges,
+    parameters a thousandth larger. Where the exact gradient changes and the estimate keeps every bit, it was not read.
+    A problem whose exact gradient does not exist or is not finite is not asked about.
+
+    Args:
+        estimator: the estimator.
+        problem: the problem.
+        exact: its exact gradient.
+        aspects: some of `ASPECTS`.
+
+    Raises:
+        ContractError: names what the estimator ignores.
+    """
+    everything = Batch.of(torch.arange(problem.graph.num_nodes), 1.0)
+    given: Gradient | None = None
+    for what, other in _others(problem, aspects):
+        there = _exact(other)
+        if there is None or _equal(exact, there):
+            continue  # the model is not defined there, or the network has died, say
+        if given is None:
+            given = checked_estimate(estimator, problem, estimator.init(problem), everything).gradient
+        found = checked_estimate(estimator, other, estimator.init(other), everything).gradient
+        if _equal(given, found):
+            raise ContractError(
+                f"estimator {estimator.name!r} ignores the {what} of the problem that it is given: a problem with "
+                f"other {what} has the same estimate, bit for bit. It must read problem.graph and problem.model, and "
+                "no data or model of its own"
+            )
+
+
+def _others(problem: Problem, aspects: Sequence[str]) -> Iterator[tuple[str, Problem]]:
+    """Yield problems that differ from one in a single aspect, with its name; every value is one that occurs in it."""
+    graph = problem.graph
+    if "features" in aspects:
+        yield "features", problem.with_graph(graph.replaced(x=graph.x.roll(1, 0)))
+    if "labels" in aspects and graph.multi_label:
+        yield "labels", problem.with_graph(graph.replaced(y=1 - graph.y))
+    elif "labels" in aspects and problem.num_outputs > 1:
+        labels = torch.where(graph.y < 0, graph.y, (graph.y + 1) % problem.num_outputs)
+        yield "labels", problem.with_graph(graph.replaced(y=labels))
+    if "training mask" in aspects and graph.num_labelled > 1:
+        yield "training mask", problem.with_graph(graph.replaced(train_mask=_thinned(graph)))
+    if "edges" in aspects and graph.num_edges:
+        weight = None if graph.edge_weight is None else graph.edge_weight[:0]
+        yield "edges", problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+    if "parameters" in aspects:
+        moved = problem.copy()
+        with torch.no_grad():
+            for parameter in moved.model.parameters():
+                parameter.mul_(_NUDGE)
+        yield "parameters", moved
+
+
+def _thinned(graph: Graph) -> torch.Tensor:
+    mask = graph.train_mask.clone()
+    mask[mask.nonzero().flatten()[1::2]] = False
+    return mask
+
+
+def _exact(problem: Problem) -> Gradient | None:
+    """Return the exact gradient of another problem, or None where the model is not defined there."""
+    try:
+        gradient = exact_gradient(problem)[1]
+    except (LmcVerifyError, ArithmeticError, LookupError, RuntimeError, ValueError):
+        return None
+    return gradient if all(bool(torch.isfinite(value).all()) for value in gradient.values()) else None
+
+
+def _equal(left: Gradient, right: Gradient) -> bool:
+    return all(torch.equal(value, right[name]) for name, value in left.items())
