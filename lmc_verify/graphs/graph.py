@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Container
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,9 +79,10 @@ class Graph:
     def __post_init__(self, snapshot: bool) -> None:
         masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
         validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes, self.edge_attr)
-        for key in _TENSORS if snapshot else ():
+        for key in _TENSORS:
             value = getattr(self, key)
-            object.__setattr__(self, key, None if value is None else value.detach().clone())
+            if value is not None:
+                object.__setattr__(self, key, value.detach().clone() if snapshot else value.detach())
         self._remember()
 
     def _remember(self) -> None:
@@ -131,7 +132,8 @@ class Graph:
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_unchanged(content=True)
-        return {key: value for key, value in self.__dict__.items() if key not in ("_versions", "_checksums")}
+        # What is worked out on demand stays behind: it holds sparse tensors, which torch cannot copy.
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("_versions", "_checksums")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -157,8 +159,8 @@ class Graph:
         Raises:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
-        fields = read_pyg(data, split)
-        return cls(**fields, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
+        read = read_pyg(data, split)
+        return cls(**read, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property
     def num_nodes(self) -> int:
@@ -223,8 +225,8 @@ class Graph:
                 return None
             return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
-        fields = {key: move(getattr(self, key)) for key in _TENSORS}
-        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes, snapshot=False)  # type: ignore[arg-type]  # only optional fields can be None
+        moved = {key: move(getattr(self, key)) for key in _TENSORS}
+        return Graph(**moved, name=self.name, cache_bytes=self.cache_bytes, snapshot=False)  # type: ignore[arg-type]  # only optional fields can be None
 
     def double(self) -> Graph:
         """Return the graph in float64, the reference precision."""
@@ -352,15 +354,17 @@ class Graph:
         Args:
             kept: bool [m], or the edges' numbers.
         """
-        fields = {"edge_index": self.edge_index[:, kept]}
+        self.check_unchanged(content=True)
+        new = {"edge_index": self.edge_index[:, kept]}
         for key in ("edge_weight", "edge_attr"):
             value = getattr(self, key)
             if value is not None:
-                fields[key] = value[kept]
-        return self.replaced(**fields)
+                new[key] = value[kept]
+        return self.replaced(**new)
 
     def transposed(self) -> Graph:
         """Return the graph with every edge reversed."""
+        self.check_unchanged(content=True)
         return self.replaced(edge_index=self.edge_index.flip(0))
 
     def relabelled(self, order: Tensor) -> Graph:
@@ -369,6 +373,7 @@ class Graph:
         Raises:
             InvalidInputError: `order` is not a permutation of the nodes.
         """
+        self.check_unchanged(content=True)
         if not torch.equal(order.sort().values, torch.arange(self.num_nodes, device=order.device)):
             raise InvalidInputError(
                 f"order must be a permutation of the nodes 0 ... {self.num_nodes - 1}, each exactly once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def read_pyg(data: Data | Dataset, split: int | None = None) -> dict[str, Any]:
         if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             raise InvalidInputError(f"data.{key} is {kind}, a Graph needs a dense torch.Tensor; convert it first")
-    x = data.x if data.x.is_floating_point() else data.x.float()
+    x = data.x if data.x.is_floating_point() or data.x.is_complex() else data.x.float()
     num_nodes = x.shape[0]
     if data.num_nodes != num_nodes:
         raise InvalidInputError(
@@ -175,9 +175,10 @@ def _mask(data: Data, key: str, num_nodes: int, split: int | None) -> Tensor | N
             f"make one of them: mask = torch.zeros({num_nodes}, dtype=torch.bool); mask[ids] = True"
         )
     if value.dim() == 2:
-        if split is None or not 0 <= split < value.shape[1]:
+        whole = isinstance(split, SupportsIndex) and not isinstance(split, bool)
+        if split is None or not whole or not 0 <= split < value.shape[1]:
             raise InvalidInputError(
-                f"data.{key} has {value.shape[1]} splits and split={split}; choose one with "
+                f"data.{key} has {value.shape[1]} splits and split={split!r}; choose one with "
                 f"split=0 ... {value.shape[1] - 1}"
             )
         value = value[:, split]
@@ -193,6 +194,8 @@ def _mask(data: Data, key: str, num_nodes: int, split: int | None) -> Tensor | N
 def _targets(y: Tensor, dtype: torch.dtype, masks: Mapping[str, Tensor | None]) -> Tensor:
     if y.is_floating_point():
         return y.to(dtype)
+    if y.is_complex():
+        return y
     y = y.long()
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]

@@ -111,6 +111,10 @@ def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
                 f"float labels must be multi-label targets [nodes, tasks], got shape {tuple(y.shape)}; "
                 "for classes use integer labels: y.long()"
             )
+        if not y.shape[1]:
+            raise InvalidInputError(
+                "labels y have 0 tasks, the objective needs at least 1; give targets [nodes, tasks]"
+            )
         labelled = y[train_mask]
         bad = ~((labelled >= 0) & (labelled <= 1))  # NaN included
         if bool(bad.any()):

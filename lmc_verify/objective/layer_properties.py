@@ -15,12 +15,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch_geometric.nn import GATConv, Linear
+from torch_geometric.nn.aggr import (
+    MaxAggregation,
+    MinAggregation,
+    MultiAggregation,
+    StdAggregation,
+    SumAggregation,
+)
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
+from lmc_verify.models.adapter import PyGConv
 from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
 
-__all__ = ["check_layers"]
+__all__ = ["check_layers", "kind_of"]
 
 _EDGES = (
     (1, 0), (2, 0), (3, 0), (4, 0), (5, 0),
@@ -33,8 +42,11 @@ _NODES, _ROW, _KEPT, _OTHERS = 11, 0, 1, (2, 3, 4, 5)
 _BATCH = (0, 6, 7)
 """Rows that are compared; some of their sources send messages to other rows, too."""
 
-_KNOWN = (nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus)
-"""Modules that the package builds its own models of. Its tests measure those."""
+_KNOWN = (
+    *(nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus),
+    *(GATConv, Linear, SumAggregation, MinAggregation, MaxAggregation, StdAggregation, MultiAggregation),
+)
+"""Modules that the package builds its own models of. Its tests measure those, unless `PyGConv` is told to believe."""
 
 
 def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> None:
@@ -62,13 +74,14 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
             seen.add(id(layer))
             with torch.inference_mode(False):  # gradients are taken
                 _Trial(
-                    f"layer {index} ({_kind(layer)})", layer, _small_graph(graph, widths[index - 1]), widths[0]
+                    f"layer {index} ({kind_of(layer)})", layer, _small_graph(graph, widths[index - 1]), widths[0]
                 ).run()
 
 
 def _is_foreign(module: nn.Module) -> bool:
     types = {type(part) for part in module.modules()}
-    return any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
+    told = PyGConv in types and bool(getattr(module, "aggregate_linear", False))
+    return told or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
 
 
 def _check_rows(name: str, part: Callable[..., Tensor], graph: Graph, width: int) -> None:
@@ -86,7 +99,8 @@ def _check_rows(name: str, part: Callable[..., Tensor], graph: Graph, width: int
         )
 
 
-def _kind(layer: nn.Module) -> str:
+def kind_of(layer: nn.Module) -> str:
+    """Return the name of a layer's convolution, or of the layer where it has none."""
     inner = getattr(layer, "conv", layer)
     return type(getattr(inner, "conv", inner)).__name__
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -17,15 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graphs import CSR, Block, BufferPool, Graph
+from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
 from lmc_verify.models.layered import HOOKS, LayeredModel, active_dropout
-from lmc_verify.objective.layer_properties import check_layers
+from lmc_verify.objective.layer_properties import check_layers, kind_of
 from lmc_verify.objective.losses import LOSSES, node_losses
 
 __all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
 
 _SMALL = 2**20
 """Bytes of a graph that every pass reads again, for changes in place that torch does not count: under a millisecond."""
+
+_OTHER_KERNELS = 1e-4
+"""How far apart torch's kernels with and without gradients may be, for which it promises no bits, in float32, too."""
 
 Gradient = dict[str, Tensor]
 """A gradient by parameter name, in ``model.named_parameters()`` order."""
@@ -73,7 +76,8 @@ class Problem:
             raise InvalidInputError(f"loss {loss!r} does not fit {kind}; use loss={fitting!r}")
         self.graph, self.model, self.loss = graph, model, loss
         self._check_parameters()
-        self._parameters = self._list_parameters()
+        self._check_operators()
+        self._parameters = list(_known_parameters(model))
         with evaluating(model), self._restoring():
             embeddings, outputs = self._probe()
             self.widths = tuple(value.shape[1] for value in embeddings)
@@ -120,6 +124,14 @@ class Problem:
                 f"set in_channels={graph.num_features}"
             )
 
+    def _check_operators(self) -> None:
+        """Refuse operators that there are not, or that this graph's edge features do not fit, before one is built."""
+        graph, no_edges = self.graph, self.graph.edge_index[:, :0]
+        attr = None if graph.edge_attr is None else graph.edge_attr[:0]
+        for kind in {self.model.layer(index).operator for index in range(1, self.num_layers + 1)}:
+            normalised_edges(kind, no_edges, None, 1, graph.dtype)
+            operator_features(kind, no_edges, attr, 1, graph.dtype)
+
     def _check_whole_model(self) -> None:
         """Refuse what is done where the model is called as a whole: no pass calls it."""
         model = self.model
@@ -134,18 +146,14 @@ class Problem:
                 "and predict one by one; move what it does into these"
             )
 
-    def _list_parameters(self) -> dict[str, tuple[nn.Parameter, bool, torch.dtype]]:
-        return {name: (p, p.requires_grad, p.dtype) for name, p in self.model.named_parameters()}
-
     def _check_same_parameters(self) -> None:
         """Refuse parameters that were frozen, replaced or converted after the problem was made."""
-        now = self._list_parameters()
-        for name in {**self._parameters, **now}:
-            before, after = self._parameters.get(name), now.get(name)
-            if before is None or after is None or before[0] is not after[0] or before[1:] != after[1:]:
+        for known in self._parameters:
+            now = known.owner.get(known.key)
+            if now is not known.parameter or (now.requires_grad, now.dtype) != (known.trained, self.graph.dtype):
                 raise InvalidInputError(
-                    f"parameter {name} was frozen, unfrozen, replaced or converted after the problem was made, which "
-                    "knows the model's parameters as they were; build another Problem"
+                    f"parameter {known.name} was frozen, unfrozen, replaced or converted after the problem was made, "
+                    "which knows the model's parameters as they were; build another Problem"
                 )
 
     @contextmanager
@@ -162,8 +170,11 @@ class Problem:
                         if name in buffers and not same_bits(value, buffers[name]):
                             value.copy_(buffers[name])
 
-    def _probe(self) -> tuple[list[Tensor], Tensor]:
+    def _probe(self, *, record: bool = False) -> tuple[list[Tensor], Tensor]:
         """Evaluate encoder, layers and head on one row with two columns, to fail early and clearly.
+
+        Args:
+            record: whether autograd records it, as passes do that take a gradient.
 
         Returns:
             One row of every embedding ``H^0 ... H^L``, and of the outputs.
@@ -171,13 +182,13 @@ class Problem:
         graph, model = self.graph, self.model
         block = _two_messages(graph)
         step, width = "the encoder", graph.num_features
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(record):
             try:
                 x0 = _tried(model.encode, step, 2, graph.x[:1].repeat(2, 1))
                 h, embeddings = x0, [x0[:1]]
                 for index in range(1, model.num_layers + 1):
                     layer = model.layer(index)
-                    step = f"layer {index} ({type(getattr(layer, 'conv', layer)).__name__})"
+                    step = f"layer {index} ({kind_of(layer)})"
                     width = h.shape[1]
                     h = _tried(layer, step, 1, h, h[:1], x0[:1], block).repeat(2, 1)
                     embeddings.append(h[:1])
@@ -219,7 +230,7 @@ class Problem:
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         with self._restoring():
             drawn = torch.get_rng_state()
-            first, second = self._probe(), self._probe()
+            first, second, recorded = self._probe(), self._probe(), self._probe(record=True)
             draws = not torch.equal(drawn, torch.get_rng_state())
             changed = [
                 name
@@ -233,19 +244,21 @@ class Problem:
                 f"{owner} ({kind}) changes its buffer {buffer!r} whenever it is called: the model is no function of "
                 "its inputs, and no estimate of its gradient can be judged; call model.eval(), or take it out"
             )
-        for place, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
+        for place, (one, other, seen) in enumerate(
+            zip((*first[0], first[1]), (*second[0], second[1]), (*recorded[0], recorded[1]), strict=True)
+        ):
+            where = "the encoder" if not place else f"layer {place}" if place <= self.num_layers else "the head"
+            what = "outputs" if where == "the head" else "rows"
             if not same_bits(one, other):
-                where = f"layer {place}" if place else "the encoder"
                 raise InvalidInputError(
-                    f"{where} gives other rows for the same input when it is called again: the model is no function of "
-                    "its inputs; call model.eval(), or take out what is random or counts its calls"
+                    f"{where} gives other {what} for the same input when it is called again: the model is no function "
+                    "of its inputs; call model.eval(), or take out what is random or counts its calls"
                 )
-        if not same_bits(first[1], second[1]):
-            raise InvalidInputError(
-                "the head gives other outputs for the same input when it is called again: the model is no function of "
-                "its inputs; call model.eval(), or take out what is random or counts its calls"
-            )
-
+            if not torch.allclose(one, seen, rtol=_OTHER_KERNELS, atol=_OTHER_KERNELS, equal_nan=True):
+                raise InvalidInputError(
+                    f"{where} gives other {what} for the same input when gradients are recorded: the model is no "
+                    "function of its inputs; take out what asks torch.is_grad_enabled"
+                )
         if draws:
             raise InvalidInputError(
                 "the model draws from torch's global generator when it is called: it is no function of its inputs; "
@@ -310,12 +323,21 @@ class Problem:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
         """Return the problem on another device or in another dtype, with its own copy of the model."""
-        model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
+        model = self._copied_model().to(device=device, dtype=dtype)
         return self._checked(Problem(self.graph.to(device, dtype), model, self.loss, _measured=True))
 
     def copy(self) -> Problem:
         """Return the problem with its own copy of the model; the graph is shared."""
-        return self._checked(Problem(self.graph, copy.deepcopy(self.model), self.loss, _measured=True))
+        return self._checked(Problem(self.graph, self._copied_model(), self.loss, _measured=True))
+
+    def _copied_model(self) -> LayeredModel:
+        try:
+            return copy.deepcopy(self.model)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"the model cannot be copied, and claims are checked on a copy: {error}; with weight_norm and "
+                "spectral_norm use those of torch.nn.utils.parametrizations, with pruning call prune.remove"
+            ) from error
 
     def double(self) -> Problem:
         """Return the problem in float64, the reference precision."""
@@ -353,6 +375,25 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
         yield "parameter", name, parameter
     for name, buffer in model.named_buffers():
         yield "buffer", name, buffer
+
+
+@dataclass(frozen=True, eq=False)
+class _KnownParameter:
+    """A parameter as it was when the problem was made, and the module's table that holds it."""
+
+    name: str
+    owner: dict[str, nn.Parameter | None]
+    key: str
+    parameter: nn.Parameter
+    trained: bool
+
+
+def _known_parameters(model: nn.Module) -> Iterator[_KnownParameter]:
+    for prefix, module in model.named_modules():
+        for key, value in module._parameters.items():
+            if value is not None:
+                name = f"{prefix}.{key}" if prefix else key
+                yield _KnownParameter(name, module._parameters, key, value, value.requires_grad)
 
 
 def _two_messages(graph: Graph) -> Block:
