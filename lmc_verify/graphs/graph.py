@@ -393,10 +393,18 @@ class Graph:
             test_mask=pick(self.test_mask),
         )
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Content hash (16 hex digits) of structure, features of nodes and edges, labels and masks."""
+        """Content hash (16 hex digits) of structure, features of nodes and edges, labels and masks.
+
+        Raises:
+            InvalidInputError: a tensor was changed in place (see `check_unchanged`).
+        """
         self.check_unchanged(content=True)
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
             digest.update(_bytes(value))

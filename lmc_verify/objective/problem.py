@@ -180,9 +180,9 @@ class Problem:
             One row of every embedding ``H^0 ... H^L``, and of the outputs.
         """
         graph, model = self.graph, self.model
-        block = _two_messages(graph)
         step, width = "the encoder", graph.num_features
         with torch.inference_mode(False), torch.set_grad_enabled(record):
+            block = _two_messages(graph)
             try:
                 x0 = _tried(model.encode, step, 2, graph.x[:1].repeat(2, 1))
                 h, embeddings = x0, [x0[:1]]
@@ -194,10 +194,13 @@ class Problem:
                     embeddings.append(h[:1])
                 step, width = "the head", h.shape[1]
                 outputs = _tried(model.predict, step, 2, h)
-            except RuntimeError as error:
+            except InvalidInputError:
+                raise
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+                kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
                 features = "" if graph.edge_attr is None else f" and edge features of width {graph.edge_attr.shape[1]}"
                 raise InvalidInputError(
-                    f"{step} cannot be evaluated on rows of width {width}{features}: {error}; "
+                    f"{step} cannot be evaluated on rows of width {width}{features}: {kind}{error}; "
                     f"the graph's features have width {graph.num_features}, set the model's widths to match"
                 ) from error
         return embeddings, outputs

@@ -372,6 +372,7 @@ def test_files_keep_everything(design: lv.BatchDesign, tmp_path: Path) -> None:
         instance.graph.y,
         torch.tensor([True, False, True]),
         edge_weight=torch.tensor([0.5, 1 / 3, 0.5, 1 / 3], dtype=torch.float64),
+        edge_attr=torch.arange(8.0, dtype=torch.float64).reshape(4, 2),
     )
     example = of(dataclasses.replace(instance, graph=weighted, design=design), lv.LMC(beta=0.25), "zero")
     file, tensors = example.save(tmp_path, "kept")
@@ -382,7 +383,7 @@ def test_files_keep_everything(design: lv.BatchDesign, tmp_path: Path) -> None:
         assert (loaded.claim, loaded.histories, loaded.seed) == (UNBIASED, "zero", 0)
         assert loaded.instance.model == example.instance.model
         assert describe_design(loaded.instance.design) == describe_design(design)
-        for name in ("edge_index", "edge_weight", "x", "y", "train_mask"):
+        for name in ("edge_index", "edge_weight", "edge_attr", "x", "y", "train_mask"):
             assert torch.equal(getattr(loaded.instance.graph, name), getattr(weighted, name)), name
         assert loaded.replay()[0] == example.verdict
 
