@@ -24,6 +24,7 @@ from lmc_verify import (
     BackwardSGD,
     ClusterGCN,
     Clusters,
+    Conv,
     ConvLayer,
     Graph,
     InvalidInputError,
@@ -37,7 +38,8 @@ from lmc_verify import (
     exact_gradient,
     exact_pass,
 )
-from lmc_verify.graphs.operators import LocalSet
+from lmc_verify.estimators import VRGCN
+from lmc_verify.graphs.operators import Block, LocalSet
 from lmc_verify.models import PNAConv
 from lmc_verify.testing import graphs, seeds
 
@@ -223,6 +225,26 @@ def test_sampled_messages_carry_them() -> None:
         for key, value in estimator.estimate(problem, state, batch).gradient.items():
             mean[key] = mean.get(key, torch.zeros_like(value)) + probability * value
     assert_gradients("the mean over all batches", mean, exact_gradient(problem)[1])
+
+
+class Scaled(Conv):
+    """A sum of messages that are scaled by the weights and by the features of their edges."""
+
+    operator, aggregate_linear = "sum", True
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        assert block.edge_attr is not None
+        sender, row = block.edge_index
+        messages = (block.edge_weight * block.edge_attr[:, 0])[:, None] * source[sender]
+        return source.new_zeros(target.shape[0], source.shape[1]).index_add(0, row, messages)
+
+
+def test_what_histories_correct_carries_them_as_well() -> None:
+    """VR-GCN with exact histories is unbiased: each message, sampled or not, has the features of its own edge."""
+    head = seeded(lambda: nn.Linear(3, 3))
+    problem = Problem(featured(), LayeredModel([ConvLayer(Scaled()), ConvLayer(Scaled(), before=nn.Tanh())], head=head))
+    verdict = check_claim("theorem-1/unbiased", problem, Clusters(Partition.contiguous(6, 2), 1), VRGCN(fan_out=1))
+    assert verdict.outcome.value == "EXACT"
 
 
 @examples(15)
