@@ -167,8 +167,9 @@ class Problem:
             finally:
                 with torch.no_grad():
                     for name, value in self.model.named_buffers():
-                        if name in buffers and not same_bits(value, buffers[name]):
-                            value.copy_(buffers[name])
+                        kept = buffers.get(name)
+                        if kept is not None and kept.shape == value.shape and not same_bits(value, kept):
+                            value.copy_(kept)
 
     def _probe(self, *, record: bool = False) -> tuple[list[Tensor], Tensor]:
         """Evaluate encoder, layers and head on one row with two columns, to fail early and clearly.
@@ -368,8 +369,10 @@ class Problem:
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Whether two results are equal, NaN to NaN."""
-    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
+    """Whether two results have one shape and are equal, NaN to NaN."""
+    return torch.equal(left, right) or (
+        left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
+    )
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

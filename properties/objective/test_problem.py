@@ -193,6 +193,24 @@ def test_random_numbers_are_found_even_if_they_do_not_show() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Growing(Conv):
+    operator, aggregate_linear = "gcn", True
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        self.seen = torch.cat([self.seen, self.seen])
+        return spmm(block, source)
+
+
+def test_a_buffer_that_grows_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"Growing\) changes its buffer 'seen'"):
+        exact_pass(Problem(path_graph(NODES), LayeredModel([ConvLayer(Growing())])))
+
+
 def test_making_a_problem_leaves_buffers_as_they_were() -> None:
     conv = Remembering()
     Problem(path_graph(NODES), LayeredModel([ConvLayer(conv)]))
