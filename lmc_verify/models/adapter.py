@@ -51,7 +51,7 @@ class PyGConv(Conv):
             measured when a `lmc_verify.Problem` is made.
         edge_features: whether ``forward`` gets ``graph.edge_attr``. None decides by the convolution's settings
             (``edge_dim``, ``in_edge_channels``); one that has no such setting, but an argument ``edge_attr``, gets
-            them where the graph has some.
+            them where the graph has some. False also leaves out types of edges, where the convolution can do without.
 
     Raises:
         InvalidInputError: the convolution cannot take a bipartite input, couples rows, sends messages against the
@@ -177,11 +177,11 @@ def _edge_features(conv: nn.Module, arguments: Mapping[str, inspect.Parameter], 
     """
     for name in _TYPES_OF_EDGES:
         relations = getattr(conv, "num_relations", 2)
-        if name in arguments and (relations is None or relations > 1):
+        if wanted is not False and name in arguments and (relations is None or relations > 1):
             raise InvalidInputError(
                 f"{type(conv).__name__} reads edge features (its argument {name}), and lmc_verify.Graph holds "
                 "edge_attr and edge_weight alone; use one that reads edge_attr, and give "
-                "it the types as indicators, torch.nn.functional.one_hot(types)"
+                "it the types as indicators, torch.nn.functional.one_hot(types); or leave them out, edge_features=False"
             )
     if "edge_attr" not in arguments:
         if wanted:
@@ -218,8 +218,8 @@ class PNAConv(pyg_nn.PNAConv):
     """`torch_geometric.nn.PNAConv` whose ``forward`` takes ``(x_source, x_target)``; parameters and numbers are equal.
 
     Source: Corso et al., Principal Neighbourhood Aggregation for Graph Nets, NeurIPS 2020. Arguments are those of
-    PyTorch Geometric. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree
-    scalers read the whole graph's in-degrees.
+    PyTorch Geometric. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree scalers read the whole graph's
+    in-degrees.
     """
 
     AGGREGATORS: ClassVar[tuple[str, ...]] = ("mean", "min", "max", "std")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric import nn as pyg
+from torch_geometric.nn import MessagePassing
 
 from lmc_verify import (
     GAS,
@@ -342,6 +343,20 @@ def test_features_are_read_by_the_settings_of_a_convolution_or_as_told() -> None
     assert exact_gradient(told)[0] != exact_gradient(not_told)[0]
     with pytest.raises(InvalidInputError, match=r"SAGEConv\.forward has no argument edge_attr"):
         PyGConv(seeded(lambda: pyg.SAGEConv(3, 3)), edge_features=True)
+
+
+class Typed(MessagePassing):
+    """A sum that can do without types of edges."""
+
+    def forward(self, x: Any, edge_index: Tensor, edge_type: Tensor | None = None) -> Tensor:
+        return self.propagate(edge_index, x=x, size=(x[0].size(0), x[1].size(0)))
+
+
+def test_types_of_edges_are_left_out_only_if_that_is_said() -> None:
+    with pytest.raises(InvalidInputError, match=r"Typed reads edge features \(its argument edge_type\)"):
+        PyGConv(Typed())
+    problem = one(Typed(), edge_features=False)
+    assert_close("sums", exact_pass(problem).embeddings[1], problem.graph.operator("sum").csr.matmul(problem.graph.x))
 
 
 @examples(20)
