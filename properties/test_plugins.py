@@ -172,6 +172,32 @@ def test_a_name_that_is_taken_twice_is_an_error(install: Install, name: str) -> 
     assert list(ESTIMATORS).count(name) == 1
 
 
+DATA = """
+import torch
+from torch_geometric.data import Data
+
+def base(**changes):
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    values = {"x": torch.eye(4), "y": torch.arange(4), "edge_index": edges} | changes
+    return Data(**{key: value for key, value in values.items() if value is not None})
+
+def featured(*, seed): return base(edge_attr=torch.arange(8).reshape(4, 2))
+def ids(*, seed): return base(train_mask=torch.tensor([3, 2, 1, 0]))
+def adjacency(*, seed): return base(edge_index=None, adj_t=torch.eye(4).to_sparse())
+"""
+
+
+def test_data_of_plugins_keep_features_of_edges_or_are_named(install: Install) -> None:
+    install("plugone", {"datasets": {name: f"plugone:{name}" for name in ("featured", "ids", "adjacency")}}, DATA)
+    attr = lv.load_graph("featured").edge_attr
+    assert attr is not None
+    assert attr.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(lv.InvalidInputError, match=r"'ids' .*gave a train_mask of torch\.int64, a mask is bool \[4\]"):
+        lv.load_graph("ids")
+    with pytest.raises(lv.InvalidInputError, match=r"'adjacency' .*gave data without edge_index"):
+        lv.load_graph("adjacency")
+
+
 def test_models_and_data_sets_that_give_the_wrong_thing(install: Install) -> None:
     install("plugone", {"models": {"odd": "plugone:no_model"}, "datasets": {"none": "plugone:no_data"}})
     with pytest.raises(lv.InvalidInputError, match="model 'odd' gives a int, a LayeredModel is needed"):

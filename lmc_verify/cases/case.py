@@ -220,8 +220,13 @@ def assemble_case(
     """Make a case of objects: a user's own graph, model, design or estimator.
 
     Raises:
-        InvalidInputError: the problem is not in float64, or `histories` is none of exact, zero and sweeps:K.
+        InvalidInputError: the problem is not in float64 or has no trainable parameter, or `histories` is none of exact,
+            zero and sweeps:K.
     """
+    if not problem.parameter_names:
+        raise InvalidInputError(
+            "the model has no trainable parameter, so there is no gradient to estimate; set requires_grad on some"
+        )
     if problem.graph.dtype != torch.float64:
         raise InvalidInputError(
             f"the problem is in {problem.graph.dtype}, claims are checked in float64; pass problem.double()"

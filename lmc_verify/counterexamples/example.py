@@ -23,7 +23,7 @@ from lmc_verify.provenance import environment
 
 __all__ = ["Counterexample", "load_counterexample", "measured_tensors", "save_counterexample"]
 
-_GRAPH = ("edge_index", "edge_weight", "x", "y", "train_mask")
+_GRAPH = ("edge_index", "edge_weight", "edge_attr", "x", "y", "train_mask")
 _PARAMETERS = "parameters."
 _MEASURED = ("history.", "mean.", "exact.")
 

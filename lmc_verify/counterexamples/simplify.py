@@ -68,16 +68,14 @@ def _fewer_nodes(instance: Instance) -> Iterator[Callable[[], Instance]]:
 def _without_node(instance: Instance, node: int) -> Instance:
     graph = instance.graph
     kept = torch.arange(graph.num_nodes) != node
-    edges = kept[graph.edge_index].all(dim=0)
-    edge_index = graph.edge_index[:, edges]
+    fewer = graph.with_edges(kept[graph.edge_index].all(dim=0))
     fields = {
-        "edge_index": edge_index - (edge_index > node).long(),
-        "edge_weight": None if graph.edge_weight is None else graph.edge_weight[edges],
+        "edge_index": fewer.edge_index - (fewer.edge_index > node).long(),
         "x": graph.x[kept],
         "y": graph.y[kept],
         "train_mask": graph.train_mask[kept],
     }
-    return dataclasses.replace(instance, graph=graph.replaced(**fields), design=_on_nodes(instance.design, kept))
+    return dataclasses.replace(instance, graph=fewer.replaced(**fields), design=_on_nodes(instance.design, kept))
 
 
 def _on_nodes(design: BatchDesign, kept: Tensor) -> BatchDesign:
@@ -102,8 +100,7 @@ def _fewer_edges(instance: Instance) -> Iterator[Callable[[], Instance]]:
 def _without_edges(instance: Instance, numbers: set[int]) -> Instance:
     graph = instance.graph
     kept = torch.tensor([number not in numbers for number in range(graph.num_edges)], dtype=torch.bool)
-    weight = None if graph.edge_weight is None else graph.edge_weight[kept]
-    return _with_graph(instance, edge_index=graph.edge_index[:, kept].contiguous(), edge_weight=weight)
+    return dataclasses.replace(instance, graph=graph.with_edges(kept))
 
 
 def _simpler_weights(instance: Instance) -> Iterator[Callable[[], Instance]]:

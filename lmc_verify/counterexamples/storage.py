@@ -1,8 +1,8 @@
 """Counterexamples as files: ``NAME.safetensors`` holds every tensor, ``NAME.json`` the rest and its hash. No pickle.
 
 The same counterexample gives the same bytes. Tensors, by name: ``edge_index``, ``edge_weight`` (where the graph has
-weights), ``x``, ``y``, ``train_mask``, ``partition`` (the cluster of each node; absent for designs over single nodes),
-``parameters.NAME``, and what was measured, see `Counterexample.tensors`.
+weights), ``edge_attr`` (where edges have features), ``x``, ``y``, ``train_mask``, ``partition`` (the cluster of each
+node; absent for designs over single nodes), ``parameters.NAME``, and what was measured, see `Counterexample.tensors`.
 """
 
 from __future__ import annotations

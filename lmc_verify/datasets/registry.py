@@ -75,7 +75,8 @@ def load_data(
     Returns:
         A `Data` with `x` (float32, nodes by features), `edge_index` (int64), `y` (int64 classes, or float32
         nodes by labels for a multi-label task), the boolean `train_mask`, `val_mask` and `test_mask`, and,
-        for `directed`, `edge_weight` (float32). The same arguments give bitwise the same tensors.
+        where there are some, `edge_weight` (`directed` has it) and `edge_attr` (float32). The same arguments give
+        bitwise the same tensors.
 
     Raises:
         UnknownNameError: no data set has this name.
@@ -135,6 +136,8 @@ def _finish(data: Data, info: DatasetInfo, request: Request) -> Data:
     )
     if "edge_weight" in data:
         finished.edge_weight = data.edge_weight.to(torch.float32).contiguous()
+    if data.edge_attr is not None:
+        finished.edge_attr = data.edge_attr.to(torch.float32).contiguous()
     for mask, value in zip(SPLITS, _masks(data, num_nodes, request), strict=True):
         finished[mask] = value
     _check(finished, info)
@@ -212,6 +215,17 @@ def _from_plugin(plugin: Plugin, load: Any) -> Entry:
                 f"data set {plugin.name!r} ({plugin}) gave a {type(data).__name__}, it must give a "
                 "torch_geometric.data.Data"
             )
+        for key in ("x", "y", "edge_index"):
+            if getattr(data, key, None) is None:
+                raise InvalidInputError(
+                    f"data set {plugin.name!r} ({plugin}) gave data without {key}; it must have x, y and edge_index"
+                )
+        for key in SPLITS:
+            if key in data and data[key].dtype not in (torch.bool, torch.uint8):
+                raise InvalidInputError(
+                    f"data set {plugin.name!r} ({plugin}) gave a {key} of {data[key].dtype}, a mask is bool "
+                    f"[{data.num_nodes}]; node ids are none: mask[ids] = True makes one of them"
+                )
         return data
 
     return make(run, options, plugin.name, "plug-in", description, plugin.distribution, task=task)

@@ -19,7 +19,15 @@ from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import row_entries
 from lmc_verify.estimators.weighting import Weighted
-from lmc_verify.graphs import CSR, Batch, Block, Graph, normalised_edges
+from lmc_verify.graphs import (
+    Batch,
+    Block,
+    Graph,
+    block_from_edges,
+    block_from_entries,
+    normalised_edges,
+    operator_features,
+)
 from lmc_verify.objective import Gradient, Problem, refuse_dropout
 
 __all__ = ["Shadow"]
@@ -123,12 +131,13 @@ class _Egos:
         place = torch.searchsorted(self._keys, wanted).clamp(max=size - 1)
         inside = self._keys[place] == wanted
         row, column, value = position[inside], place[inside], operator.csr.value[entry[inside]]
+        attr = None if operator.edge_attr is None else operator.edge_attr[entry[inside]]
         if not renormalise:
-            return Block(CSR.from_coo(row, column, value, size, size), operator.in_degree[self.nodes])
+            return block_from_entries(row, column, value, (size, size), operator.in_degree[self.nodes], attr)
+        kept = torch.stack([column, row])
         weight = None if self.graph.edge_weight is None else value
-        edges, values = normalised_edges(kind, torch.stack([column, row]), weight, size, self.graph.dtype)
-        degree = torch.bincount(edges[1], minlength=size)
-        return Block(CSR.from_coo(edges[1], edges[0], values, size, size), degree)
+        edges, values = normalised_edges(kind, kept, weight, size, self.graph.dtype)
+        return block_from_edges(edges, values, size, operator_features(kind, kept, attr, size, self.graph.dtype))
 
 
 def _reaching(graph: Graph, target: int, depth: int) -> Tensor:
@@ -152,16 +161,19 @@ def _outputs(problem: Problem, nodes: Tensor, renormalise: bool) -> Tensor:
     for index in range(1, problem.num_layers + 1):
         kind = model.layer(index).operator
         if renormalise:
-            kept = (rank[graph.edge_index] >= 0).all(dim=0)
-            weight = None if graph.edge_weight is None else graph.edge_weight[kept]
-            edges, values = normalised_edges(kind, rank[graph.edge_index[:, kept]], weight, nodes.numel(), graph.dtype)
+            part = graph.with_edges((rank[graph.edge_index] >= 0).all(dim=0))
+            inner, size = rank[part.edge_index], nodes.numel()
+            edges, values = normalised_edges(kind, inner, part.edge_weight, size, graph.dtype)
+            attr = operator_features(kind, inner, part.edge_attr, size, graph.dtype)
             degree = torch.bincount(edges[1], minlength=nodes.numel())
         else:
-            csr = graph.operator(kind).csr
+            whole = graph.operator(kind)
+            csr = whole.csr
             row, column = rank[csr.row], rank[csr.col.long()]
             kept = (row >= 0) & (column >= 0)
             edges, values = torch.stack([column[kept], row[kept]]), csr.value[kept]
-            degree = graph.operator(kind).in_degree[nodes]
-        block = Block(CSR.from_coo(edges[1], edges[0], values, nodes.numel(), nodes.numel()), degree)
+            attr = None if whole.edge_attr is None else whole.edge_attr[kept]
+            degree = whole.in_degree[nodes]
+        block = block_from_entries(edges[1], edges[0], values, (nodes.numel(), nodes.numel()), degree, attr)
         h = model.layer(index)(h, h, x0, block)
     return model.predict(h)

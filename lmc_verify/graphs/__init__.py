@@ -12,7 +12,15 @@ from lmc_verify.graphs.designs import (
 )
 from lmc_verify.graphs.graph import Graph, graph_content
 from lmc_verify.graphs.memory import BufferPool
-from lmc_verify.graphs.operators import Block, LocalSet, normalised_edges
+from lmc_verify.graphs.operators import (
+    Block,
+    LocalSet,
+    block_from_edges,
+    block_from_entries,
+    loops_operator,
+    normalised_edges,
+    operator_features,
+)
 from lmc_verify.graphs.partition import Partition, make_partition
 from lmc_verify.graphs.sparse import CSR, piece_rows, spmm
 
@@ -33,9 +41,13 @@ __all__ = [
     "Partition",
     "Sample",
     "UniformNodes",
+    "block_from_edges",
+    "block_from_entries",
     "graph_content",
+    "loops_operator",
     "make_partition",
     "normalised_edges",
+    "operator_features",
     "piece_rows",
     "spmm",
 ]

@@ -7,7 +7,9 @@ column = source. Weights, degrees and normalisation always come from the whole g
 from __future__ import annotations
 
 import hashlib
-from dataclasses import InitVar, dataclass, field, replace
+import zlib
+from collections.abc import Container
+from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,14 +20,14 @@ from torch_geometric.data import Data, Dataset
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
-from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges
+from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges, operator_features
 from lmc_verify.graphs.reading import read_pyg
 from lmc_verify.graphs.sparse import CSR
 from lmc_verify.graphs.validation import validate_graph
 
 __all__ = ["Graph", "graph_content"]
 
-_TENSORS = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask")
+_TENSORS = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "edge_attr")
 
 _SEARCH = 64
 """Nodes are looked up in a table of all nodes unless that is so many times larger than what is looked up."""
@@ -43,12 +45,15 @@ class Graph:
         edge_weight: float [m] or None.
         val_mask, test_mask: bool [n] or None.
         name: for messages and reports.
+        edge_attr: features of the edges [m, d], or None; an edge's row is carried wherever the edge goes, also where
+            several edges join the same two nodes.
         cache_bytes: memory that the graph may keep what is computed from it in, besides its operators: half of it
             for ``A X``, if that fits, and half for the blocks of batches that come again.
 
     Args:
         snapshot: whether the tensors are copied, so that a graph stays what it was whatever becomes of them. Without,
-            they belong to the graph from here on; a change in place is then an error where torch can see it.
+            they belong to the graph from here on; a change in place is then an error as for the graph's own tensors
+            (see `check_unchanged`).
 
     Raises:
         InvalidInputError: empty graph, edges out of range, NaN features or weights, no labelled node, bad labels; or a
@@ -64,18 +69,26 @@ class Graph:
     test_mask: Tensor | None = None
     name: str = "graph"
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    edge_attr: Tensor | None = None
     _blocks: dict[str, Block] = field(default_factory=dict, repr=False)
     _aggregated: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _versions: dict[str, int] = field(init=False, repr=False)
+    _checksums: dict[str, int] = field(init=False, repr=False)
     snapshot: InitVar[bool] = True
 
     def __post_init__(self, snapshot: bool) -> None:
         masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
-        validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes)
-        for key in _TENSORS if snapshot else ():
+        validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes, self.edge_attr)
+        for key in _TENSORS:
             value = getattr(self, key)
-            object.__setattr__(self, key, None if value is None else value.detach().clone())
+            if value is not None:
+                object.__setattr__(self, key, value.detach().clone() if snapshot else value.detach())
+        self._remember()
+
+    def _remember(self) -> None:
+        """Take down what the tensors are now."""
         object.__setattr__(self, "_versions", self._count_changes())
+        object.__setattr__(self, "_checksums", {key: _checksum(getattr(self, key)) for key in self._versions})
 
     def _count_changes(self) -> dict[str, int]:
         """Return how often each tensor was changed in place, as torch counts it."""
@@ -88,26 +101,43 @@ class Graph:
             )
         return {key: value._version for key, value in tensors.items() if value is not None}
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, *, content: bool = False, replaced: Container[str] = ()) -> None:
         """Refuse tensors that were changed in place: operators, ``A X`` and batches are kept from before.
+
+        Args:
+            content: whether the tensors are read again. Torch counts changes through a tensor and its views, not those
+                through ``tensor.data`` or a numpy view. Exact passes, conversions, copies and fingerprints ask for it
+                (13 ms for 87 MB); estimates do in graphs of up to 1 MiB.
+            replaced: names of tensors that may have changed, because they are not used any more.
 
         Raises:
             InvalidInputError: names the tensor.
         """
         now = self._count_changes()
-        changed = [key for key, count in self._versions.items() if now.get(key) != count]
+        changed = [key for key, count in self._versions.items() if now.get(key) != count and key not in replaced]
+        if content and not changed:
+            kept = {key: value for key, value in self._checksums.items() if key not in replaced}
+            changed = [key for key, value in kept.items() if _checksum(getattr(self, key)) != value]
         if changed:
             raise InvalidInputError(
                 f"graph.{changed[0]} was changed in place after the graph was built, and what the graph keeps belongs "
                 f"to its old values; build another one, for instance graph.replaced({changed[0]}=...)"
             )
 
+    @cached_property
+    def num_bytes(self) -> int:
+        """Memory of the graph's tensors, without what is computed from them."""
+        tensors = [getattr(self, key) for key in _TENSORS]
+        return sum(value.numel() * value.element_size() for value in tensors if value is not None)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_versions"}
+        self.check_unchanged(content=True)
+        # What is worked out on demand stays behind: it holds sparse tensors, which torch cannot copy.
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("_versions", "_checksums")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)  # copies count from zero again
-        object.__setattr__(self, "_versions", self._count_changes())
+        self.__dict__.update(state)
+        self._remember()  # copies count from zero again
 
     @classmethod
     def from_pyg(
@@ -115,9 +145,10 @@ class Graph:
     ) -> Graph:
         """Build from any homogeneous `torch_geometric.data.Data`.
 
-        Edge weights are read from ``data.edge_weight``, or from ``data.adj_t`` in place of ``data.edge_index``; edge
-        features, ``data.edge_attr``, are not. Without ``data.train_mask`` every node counts as labelled. Float targets
-        [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
+        Edge weights are read from ``data.edge_weight``, edge features from ``data.edge_attr`` ([m] or [m, d], in the
+        order of ``data.edge_index``). In place of ``data.edge_index`` there may be ``data.adj_t``, whose values are
+        weights if there is one an entry, else features. Without ``data.train_mask`` every node counts as labelled.
+        Float targets [n, t] are multi-label, integer targets [n] or [n, 1] single-label.
 
         Args:
             data: needs ``x``, ``y`` and ``edge_index``; or a data set that holds one graph.
@@ -128,8 +159,8 @@ class Graph:
         Raises:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
-        fields = read_pyg(data, split)
-        return cls(**fields, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
+        read = read_pyg(data, split)
+        return cls(**read, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property
     def num_nodes(self) -> int:
@@ -178,9 +209,14 @@ class Graph:
         return self.x.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Graph:
-        """Return the graph on another device or in another floating dtype."""
+        """Return the graph on another device or in another floating dtype.
+
+        Raises:
+            InvalidInputError: a tensor was changed in place (see `check_unchanged`).
+        """
         device = self.device if device is None else torch.device(device)
         dtype = self.dtype if dtype is None else dtype
+        self.check_unchanged(content=True)
         if (device, dtype) == (self.device, self.dtype):
             return self
 
@@ -189,8 +225,8 @@ class Graph:
                 return None
             return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
-        fields = {key: move(getattr(self, key)) for key in _TENSORS}
-        return Graph(**fields, name=self.name, cache_bytes=self.cache_bytes, snapshot=False)  # type: ignore[arg-type]  # only optional fields can be None
+        moved = {key: move(getattr(self, key)) for key in _TENSORS}
+        return Graph(**moved, name=self.name, cache_bytes=self.cache_bytes, snapshot=False)  # type: ignore[arg-type]  # only optional fields can be None
 
     def double(self) -> Graph:
         """Return the graph in float64, the reference precision."""
@@ -201,7 +237,8 @@ class Graph:
         self.check_unchanged()
         if kind not in self._blocks:
             edges, weight = normalised_edges(kind, self.edge_index, self.edge_weight, self.num_nodes, self.dtype)
-            self._blocks[kind] = block_from_edges(edges, weight, self.num_nodes)
+            features = operator_features(kind, self.edge_index, self.edge_attr, self.num_nodes, self.dtype)
+            self._blocks[kind] = block_from_edges(edges, weight, self.num_nodes, features)
         return self._blocks[kind]
 
     @cached_property
@@ -219,9 +256,14 @@ class Graph:
         return self._aggregated[kind]
 
     def block(self, kind: str, rows: Tensor, columns: LocalSet) -> Block:
-        """Cut the piece rows x columns out of an operator, values as in the whole graph."""
+        """Cut the piece rows x columns out of an operator, values and edge features as in the whole graph."""
         whole = self.operator(kind)
-        return Block(self._cut(whole.csr, rows, columns), whole.in_degree[rows])
+        degree = whole.in_degree[rows]
+        if whole.edge_attr is None:
+            return Block(self._cut(whole.csr, rows, columns), degree)
+        entries = self._cut(whole.numbered, rows, columns)
+        csr = CSR(entries.rowptr, entries.col, whole.csr.value[entries.value], entries.num_columns)
+        return Block(csr, degree, whole.edge_attr[entries.value])
 
     def transposed_block(self, kind: str, rows: Tensor, columns: LocalSet) -> CSR:
         """Cut the piece rows x columns out of an operator's transpose: row j sends messages to its columns."""
@@ -245,13 +287,15 @@ class Graph:
 
         This is what Cluster-GCN's renormalisation does; every other estimator uses `block`.
         """
-        position, column, weight = self.operator("sum").csr.gather_rows(nodes.nodes)
+        whole = self.operator("sum")
+        position, column, entry = whole.numbered.gather_rows(nodes.nodes)
         index, inside = nodes.locate(column)
-        edges = torch.stack([index[inside], position[inside]])
+        kept, entry = torch.stack([index[inside], position[inside]]), entry[inside]
         size = nodes.nodes.numel()
-        edge_weight = None if self.edge_weight is None else weight[inside]
-        edges, values = normalised_edges(kind, edges, edge_weight, size, self.dtype)
-        return block_from_edges(edges, values, size)
+        weight = None if self.edge_weight is None else whole.csr.value[entry]
+        attr = None if whole.edge_attr is None else whole.edge_attr[entry]
+        edges, values = normalised_edges(kind, kept, weight, size, self.dtype)
+        return block_from_edges(edges, values, size, operator_features(kind, kept, attr, size, self.dtype))
 
     def neighbourhood(self, batch: Tensor) -> Tensor:
         """Return the halo: nodes with an edge from or to a batch node, the batch excluded; ascending ids."""
@@ -292,8 +336,35 @@ class Graph:
         sources = self.operator("sum").csr.select_rows(batch).col
         return int((self._names(LocalSet(batch, batch.numel()), sources) >= 0).sum())
 
+    def some_edge_attr(self, count: int) -> Tensor | None:
+        """Return the features of so many edges [count, d], again from the first one where there are fewer.
+
+        They serve to try a layer out. Without edges they are zeros; None where the graph has no edge features.
+        """
+        if self.edge_attr is None:
+            return None
+        values = self.edge_attr.to(self.dtype)
+        if not self.num_edges:
+            return values.new_zeros(count, values.shape[1])
+        return values[torch.arange(count, device=values.device) % self.num_edges]
+
+    def with_edges(self, kept: Tensor) -> Graph:
+        """Return the graph with some of its edges, each with its weight and features.
+
+        Args:
+            kept: bool [m], or the edges' numbers.
+        """
+        self.check_unchanged(content=True)
+        new = {"edge_index": self.edge_index[:, kept]}
+        for key in ("edge_weight", "edge_attr"):
+            value = getattr(self, key)
+            if value is not None:
+                new[key] = value[kept]
+        return self.replaced(**new)
+
     def transposed(self) -> Graph:
         """Return the graph with every edge reversed."""
+        self.check_unchanged(content=True)
         return self.replaced(edge_index=self.edge_index.flip(0))
 
     def relabelled(self, order: Tensor) -> Graph:
@@ -302,6 +373,7 @@ class Graph:
         Raises:
             InvalidInputError: `order` is not a permutation of the nodes.
         """
+        self.check_unchanged(content=True)
         if not torch.equal(order.sort().values, torch.arange(self.num_nodes, device=order.device)):
             raise InvalidInputError(
                 f"order must be a permutation of the nodes 0 ... {self.num_nodes - 1}, each exactly once"
@@ -321,13 +393,23 @@ class Graph:
             test_mask=pick(self.test_mask),
         )
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Content hash (16 hex digits) of structure, features, labels and masks."""
-        self.check_unchanged()
+        """Content hash (16 hex digits) of structure, features of nodes and edges, labels and masks.
+
+        Raises:
+            InvalidInputError: a tensor was changed in place (see `check_unchanged`).
+        """
+        self.check_unchanged(content=True)
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=8)
         for value in (self.edge_index, self.edge_weight, self.x, self.y, *self._masks()):
             digest.update(_bytes(value))
+        if self.edge_attr is not None:  # graphs without have the fingerprint that they always had
+            digest.update(b"edge_attr" + _bytes(self.edge_attr))
         return digest.hexdigest()
 
     def _masks(self) -> tuple[Tensor | None, ...]:
@@ -338,8 +420,9 @@ class Graph:
 
         Raises:
             TypeError: a field that a graph does not have.
-            InvalidInputError: as for the graph itself.
+            InvalidInputError: as for the graph itself; or a tensor that is kept was changed in place.
         """
+        self.check_unchanged(content=True, replaced=changes)
         new: dict[str, Any] = {
             key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in changes.items()
         }
@@ -357,9 +440,18 @@ def graph_content(graph: Graph) -> dict[str, str]:
     return {key: hashlib.blake2b(_bytes(getattr(graph, key)), digest_size=8).hexdigest() for key in _TENSORS}
 
 
+def _checksum(value: Tensor) -> int:
+    """Return a checksum of a tensor's content, faster than a hash and enough to see changes by accident."""
+    return zlib.crc32(_array(value).reshape(-1).view(np.uint8).data)
+
+
+def _array(value: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    return np.ascontiguousarray(value.detach().cpu().numpy())
+
+
 def _bytes(value: Tensor | None) -> bytes:
     """Return what is hashed of a tensor: dtype, shape and content."""
     if value is None:
         return b"none"
-    array = np.ascontiguousarray(value.detach().cpu().numpy())
+    array = _array(value)
     return f"{array.dtype}{array.shape}".encode() + array.tobytes()

@@ -16,11 +16,62 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs.sparse import CSR
 
-__all__ = ["OPERATORS", "Block", "LocalSet", "block_from_edges", "normalised_edges"]
+__all__ = [
+    "OPERATORS",
+    "Block",
+    "LocalSet",
+    "block_from_edges",
+    "block_from_entries",
+    "loops_operator",
+    "normalised_edges",
+    "operator_features",
+]
 
 OPERATORS = ("gcn", "mean", "sum", "loops")
 """Operators that layers aggregate with: symmetric GCN normalisation with self-loops; mean over the in-edges; sum of
-weighted in-edges; unit weights with exactly one self-loop a node (attention layers)."""
+weighted in-edges; unit weights with exactly one self-loop a node (attention layers).
+
+Entries of "sum" and "mean" carry the features of their edges. Those of "loops" do where its name says what the added
+self-loops get: see `loops_operator`."""
+
+_FILLS = ("mean", "add", "sum", "min", "max", "mul")
+"""What PyTorch Geometric can make the features of an added self-loop from, over the in-edges of its node."""
+
+
+def loops_operator(fill: str | float | Tensor) -> str:
+    """Return the name of the operator "loops" whose added self-loops get these edge features.
+
+    Args:
+        fill: how they are made from the features of the node's in-edges in the whole graph (``"mean"``, ``"add"``,
+            ``"min"``, ``"max"``, ``"mul"``), or the features themselves: a number, or one number a feature. These are
+            the values of ``fill_value`` in PyTorch Geometric.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    if isinstance(fill, str) and fill in _FILLS:
+        return f"loops:{fill}"
+    if isinstance(fill, Tensor) and fill.dim() <= 1:
+        return f"loops:{','.join(repr(float(value)) for value in fill.reshape(-1))}"
+    if isinstance(fill, int | float):
+        return f"loops:{float(fill)!r}"
+    raise InvalidInputError(
+        f"fill_value is {fill!r}; added self-loops get a number, a tensor with one number a feature, or one of "
+        f"{', '.join(map(repr, _FILLS))} over a node's in-edges"
+    )
+
+
+def _fill_of(kind: str) -> str | Tensor | None:
+    """Return what the added self-loops of an operator get as `add_self_loops` takes it, or None without features."""
+    base, _, fill = kind.partition(":")
+    if base != "loops" or not fill:
+        return None
+    if fill in _FILLS:
+        return fill
+    try:
+        return torch.tensor([float(value) for value in fill.split(",")], dtype=torch.float64)
+    except ValueError:
+        raise UnknownNameError("operator", kind, OPERATORS) from None
 
 
 def normalised_edges(
@@ -41,7 +92,7 @@ def normalised_edges(
                 "negative; use non-negative edge weights or a layer with the 'sum' operator"
             )
         return edges, values
-    if kind == "loops":
+    if kind == "loops" or _fill_of(kind) is not None:
         edges, _ = remove_self_loops(edge_index)
         edges, _ = add_self_loops(edges, num_nodes=num_nodes)
         return edges, torch.ones(edges.shape[1], dtype=dtype, device=edges.device)
@@ -55,6 +106,30 @@ def normalised_edges(
     raise UnknownNameError("operator", kind, OPERATORS)
 
 
+def operator_features(
+    kind: str, edge_index: Tensor, edge_attr: Tensor | None, num_nodes: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return the features of an operator's edges [m, d], in the order of `normalised_edges`; None if it has none.
+
+    Raises:
+        InvalidInputError: the operator's name gives self-loops another number of features.
+    """
+    if edge_attr is None or kind == "gcn" or kind == "loops":
+        return None
+    values = edge_attr.to(dtype)
+    fill = _fill_of(kind)
+    if fill is None:
+        return values
+    if isinstance(fill, Tensor) and fill.numel() not in (1, values.shape[1]):
+        raise InvalidInputError(
+            f"fill_value has {fill.numel()} numbers, the graph's edges have {values.shape[1]} features; give one "
+            "number a feature, or one for all"
+        )
+    edges, values = remove_self_loops(edge_index, values)
+    filled: Tensor = add_self_loops(edges, values, fill_value=fill, num_nodes=num_nodes)[1]
+    return filled
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """A rectangular piece of an operator: its rows are destinations, its columns are sources.
@@ -63,17 +138,32 @@ class Block:
         csr: the entries by row, in local indices [rows, columns].
         in_degree: number of in-edges of each row in the **whole** operator, int64 [rows]; a mean over a row divides by
             this, never by the number of entries that happen to be inside the block.
+        edge_attr: features of the entries' edges [entries, d], in the order of `edge_index`; None where the graph or
+            the operator has none. Those of added self-loops are made from the **whole** graph.
         complete: whether every in-edge of every row is inside the block.
     """
 
     csr: CSR
     in_degree: Tensor
+    edge_attr: Tensor | None = None
     _cache: dict[str, CSR] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.csr.num_rows, self.csr.num_columns
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the entries and of their features."""
+        features = 0 if self.edge_attr is None else self.edge_attr.numel() * self.edge_attr.element_size()
+        return self.csr.num_bytes + features
+
+    @cached_property
+    def numbered(self) -> CSR:
+        """The matrix whose values are the numbers of its entries: pieces of it say which entries they hold."""
+        number = torch.arange(self.csr.num_entries, dtype=self.csr.col.dtype, device=self.csr.col.device)
+        return CSR(self.csr.rowptr, self.csr.col, number, self.csr.num_columns)
 
     @property
     def csr_t(self) -> CSR:
@@ -140,7 +230,33 @@ class LocalSet:
         return order[slot], sorted_nodes[slot] == nodes
 
 
-def block_from_edges(edges: Tensor, weight: Tensor, num_nodes: int) -> Block:
+def block_from_edges(edges: Tensor, weight: Tensor, num_nodes: int, edge_attr: Tensor | None = None) -> Block:
     """Return the square operator [n, n] whose entries are the given edges, source to destination."""
-    csr = CSR.from_coo(edges[1], edges[0], weight, num_nodes, num_nodes)
-    return Block(csr, torch.bincount(edges[1], minlength=num_nodes))
+    degree = torch.bincount(edges[1], minlength=num_nodes)
+    return block_from_entries(edges[1], edges[0], weight, (num_nodes, num_nodes), degree, edge_attr)
+
+
+def block_from_entries(
+    row: Tensor,
+    column: Tensor,
+    value: Tensor,
+    shape: tuple[int, int],
+    in_degree: Tensor,
+    edge_attr: Tensor | None = None,
+) -> Block:
+    """Return the block [rows, columns] whose entries are given in any order, each with its features if there are any.
+
+    Args:
+        row: destination of every entry [entries].
+        column: its source [entries].
+        value: its weight [entries].
+        shape: rows and columns.
+        in_degree: of the rows in the whole operator [rows].
+        edge_attr: features [entries, d], or None.
+    """
+    if edge_attr is None:
+        return Block(CSR.from_coo(row, column, value, *shape), in_degree)
+    number = torch.arange(row.numel(), device=row.device)
+    order = CSR.from_coo(row, column, number, *shape)
+    ordered = CSR(order.rowptr, order.col, value[order.value], order.num_columns)
+    return Block(ordered, in_degree, edge_attr[order.value])

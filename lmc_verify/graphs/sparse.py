@@ -51,6 +51,10 @@ class CSR:
     value: Tensor
     num_columns: int
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what is worked out on demand: torch cannot copy its own sparse tensors."""
+        return {key: getattr(self, key) for key in ("rowptr", "col", "value", "num_columns")}
+
     @property
     def num_rows(self) -> int:
         """Number of rows."""

@@ -18,7 +18,13 @@ def _first(mask: Tensor) -> Sequence[int]:
 
 
 def validate_graph(
-    x: Tensor, y: Tensor, edges: Tensor, weight: Tensor | None, masks: Mapping[str, Tensor | None], cache_bytes: int
+    x: Tensor,
+    y: Tensor,
+    edges: Tensor,
+    weight: Tensor | None,
+    masks: Mapping[str, Tensor | None],
+    cache_bytes: int,
+    edge_attr: Tensor | None = None,
 ) -> None:
     """Refuse the parts of a graph that are malformed or do not fit together.
 
@@ -29,6 +35,7 @@ def validate_graph(
         weight: edge weights, or None.
         masks: by name; ``train_mask`` is one of them.
         cache_bytes: see `lmc_verify.Graph`.
+        edge_attr: features of the edges, or None.
 
     Raises:
         InvalidInputError: the message names the part, the value, the limit and what to do next.
@@ -65,6 +72,8 @@ def validate_graph(
         if not torch.isfinite(weight).all():
             edge = _first(~torch.isfinite(weight))[0]
             raise InvalidInputError(f"edge_weight is NaN or infinite at edge {edge}; every weight must be finite")
+    if edge_attr is not None:
+        _validate_edge_features(edge_attr, edges.shape[1])
     for key, mask in masks.items():
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (n,)):
             raise InvalidInputError(f"{key} must be bool [{n}], got {mask.dtype} {tuple(mask.shape)}")
@@ -78,6 +87,21 @@ def validate_graph(
         raise InvalidInputError(f"cache_bytes is {cache_bytes}, it must be at least 0; 0 keeps nothing")
 
 
+def _validate_edge_features(edge_attr: Tensor, num_edges: int) -> None:
+    fits = edge_attr.dim() == 2 and edge_attr.shape[0] == num_edges
+    if not fits or edge_attr.dtype not in (torch.float32, torch.float64):
+        raise InvalidInputError(
+            f"edge_attr must be float32 or float64 [{num_edges}, features] (one row per directed edge, in the order of "
+            f"edge_index), got {edge_attr.dtype} {tuple(edge_attr.shape)}; convert it with edge_attr.float(), or leave "
+            "it out"
+        )
+    if not torch.isfinite(edge_attr).all():
+        edge, column = _first(~torch.isfinite(edge_attr))
+        raise InvalidInputError(
+            f"edge_attr is NaN or infinite at edge {edge}, column {column}; every feature of an edge must be finite"
+        )
+
+
 def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
     if y.shape[:1] != (n,):
         raise InvalidInputError(f"labels y must have one row a node ({n}), got shape {tuple(y.shape)}")
@@ -86,6 +110,10 @@ def _validate_labels(y: Tensor, train_mask: Tensor, n: int) -> None:
             raise InvalidInputError(
                 f"float labels must be multi-label targets [nodes, tasks], got shape {tuple(y.shape)}; "
                 "for classes use integer labels: y.long()"
+            )
+        if not y.shape[1]:
+            raise InvalidInputError(
+                "labels y have 0 tasks, the objective needs at least 1; give targets [nodes, tasks]"
             )
         labelled = y[train_mask]
         bad = ~((labelled >= 0) & (labelled <= 1))  # NaN included

@@ -27,8 +27,8 @@ from torch_geometric.nn.aggr import (
 )
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graphs import Block
-from lmc_verify.models.layered import Conv, check_node_wise
+from lmc_verify.graphs import Block, loops_operator
+from lmc_verify.models.layered import HOOKS, Conv, check_node_wise
 
 __all__ = ["PNAConv", "PyGConv", "materialise", "whole_graph_constants"]
 
@@ -36,22 +36,29 @@ __all__ = ["PNAConv", "PyGConv", "materialise", "whole_graph_constants"]
 class PyGConv(Conv):
     """A PyTorch Geometric convolution as the message-passing part of a layer.
 
-    The convolution is used with the bipartite input ``(source, target)``. Two of its settings are taken over, because
-    they would be computed from the local piece instead of the whole graph: self-loops (``add_self_loops``) come from
-    the operator; means, moments and degree scalers divide by the whole graph's in-degrees.
+    The convolution is used with the bipartite input ``(source, target)``. What it would compute from the local piece
+    instead of the whole graph is taken over: self-loops (``add_self_loops``), with their edge features
+    (``fill_value``), and the normalisation of `GCNConv` come from the operator; means, moments and degree scalers
+    divide by the whole graph's in-degrees. What else it computes from the piece is found, and refused, when a
+    `lmc_verify.Problem` is made of it.
 
     Args:
-        conv: any `MessagePassing` module whose ``forward`` accepts ``(x_source, x_target)``; it belongs to the adapter
-            from here on. If its ``forward`` has an argument ``edge_weight``, it gets the graph's weights.
+        conv: any `MessagePassing` module whose ``forward`` accepts ``(x_source, x_target)``, or a `GCNConv`; it belongs
+            to the adapter from here on. If its ``forward`` has an argument ``edge_weight``, it gets the graph's
+            weights.
         aggregate_linear: whether the Jacobian with respect to the sources does not depend on the destination's
-            aggregate: true for sums and means of linear messages, false for attention, maxima and moments.
+            aggregate: true for sums and means of linear messages, false for attention, maxima and moments. It is
+            measured when a `lmc_verify.Problem` is made.
+        edge_features: whether ``forward`` gets ``graph.edge_attr``. None decides by the convolution's settings
+            (``edge_dim``, ``in_edge_channels``); one that has no such setting, but an argument ``edge_attr``, gets
+            them where the graph has some. False also leaves out types of edges, where the convolution can do without.
 
     Raises:
-        InvalidInputError: the convolution cannot take a bipartite input, couples rows, or is declared aggregate-linear
-            with an aggregation that is not.
+        InvalidInputError: the convolution cannot take a bipartite input, couples rows, sends messages against the
+            edges, reads types of edges, or is declared aggregate-linear with an aggregation that is not.
     """
 
-    def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False) -> None:
+    def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False, edge_features: bool | None = None) -> None:
         super().__init__()
         if not isinstance(conv, MessagePassing):
             raise InvalidInputError(
@@ -64,21 +71,22 @@ class PyGConv(Conv):
                 f"{type(conv).__name__} has lazily initialised parameters, which would be drawn from torch's global "
                 "generator at first use; give its input widths as numbers instead of -1"
             )
+        if conv.flow != "source_to_target":
+            raise InvalidInputError(
+                f"{type(conv).__name__} has flow={conv.flow!r}, layers send messages from sources to targets; leave "
+                "flow out, and use graph.transposed()"
+            )
         arguments = inspect.signature(conv.forward).parameters
         first = next(iter(arguments.values()), None)
-        if first is None or first.annotation in (Tensor, "Tensor"):
+        self._is_gcn = type(conv).forward is pyg_nn.GCNConv.forward
+        if not self._is_gcn and (first is None or first.annotation in (Tensor, "Tensor")):
             raise _not_bipartite(conv)
-        wanted = _edge_features(conv, arguments)
-        if wanted:
-            raise _reads_edge_features(conv, wanted)
+        self._edges = _edge_features(conv, arguments, edge_features)
         self.conv = conv
         self.aggregate_linear = aggregate_linear
-        self.operator = "sum"
-        if getattr(conv, "add_self_loops", False):
-            conv.add_self_loops = False
-            self.operator = "loops"
+        self.operator = _take_over_operator(conv, bool(self._edges))
         self._takes_weight = "edge_weight" in arguments
-        self._edge_argument = next((name for name in _EDGE_ARGUMENTS if name in arguments), "")
+        self._takes_size = "size" in arguments
         if aggregate_linear and not isinstance(conv.aggr_module, (SumAggregation, MeanAggregation)):
             raise InvalidInputError(
                 f"{type(conv).__name__} aggregates with {type(conv.aggr_module).__name__}, only a sum or a mean can be "
@@ -88,18 +96,29 @@ class PyGConv(Conv):
         self._degree_readers = [part for part in conv.modules() if isinstance(part, _ReadsInDegree)]
 
     def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
-        """Return the rows [rows, out]."""
+        """Return the rows [rows, out].
+
+        Raises:
+            InvalidInputError: the convolution needs edge features and the block has none, or it cannot take a
+                bipartite input.
+        """
         for part in self._degree_readers:
             part.in_degree = block.in_degree
-        extra: dict[str, Any] = {"edge_weight": block.edge_weight} if self._takes_weight else {}
         rows, columns = block.shape
-        if "size" in inspect.signature(self.conv.forward).parameters:
+        if self._is_gcn:
+            return self._gcn(source, block)
+        extra: dict[str, Any] = {"edge_weight": block.edge_weight} if self._takes_weight else {}
+        if self._takes_size:
             extra["size"] = (columns, rows)
+        if self._edges:
+            if block.edge_attr is None and self._edges != _IF_THERE:
+                raise _lacks_edge_features(self.conv, self._edges)
+            extra["edge_attr"] = block.edge_attr
         try:
             out: Any = self.conv((source, target), block.edge_index, **extra)
         except (TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
-            if self._edge_argument:
-                raise _reads_edge_features(self.conv, f"its argument {self._edge_argument}") from error
+            if self._edges and block.edge_attr is None:
+                raise _lacks_edge_features(self.conv, "its argument edge_attr") from error
             if isinstance(error, RuntimeError):
                 raise  # widths that do not fit, which whoever knows the layers says better
             raise _not_bipartite(self.conv, f"its forward raised {type(error).__name__}: {error}") from error
@@ -108,34 +127,99 @@ class PyGConv(Conv):
             raise _not_bipartite(self.conv, f"its forward returned {shape} for {rows} target rows")
         return out
 
+    def _gcn(self, source: Tensor, block: Block) -> Tensor:
+        """Return what `GCNConv.forward` does after its normalisation, which the operator has done."""
+        rows, columns = block.shape
+        conv: Any = self.conv
+        if any(getattr(conv, kind) for kind in HOOKS):
+            raise InvalidInputError(
+                f"{type(conv).__name__} has hooks of its own, which are not run: its forward normalises, and the whole "
+                "graph's operator has done so; register them on the PyGConv around it, or on its lin"
+            )
+        # `propagate` reads the width of both; no message reads a target.
+        x = conv.lin(source)
+        out: Tensor = conv.propagate(
+            block.edge_index, x=(x, x.new_zeros(rows, x.shape[1])), edge_weight=block.edge_weight, size=(columns, rows)
+        )
+        return out if conv.bias is None else out + conv.bias
 
-_EDGE_ARGUMENTS = ("edge_attr", "edge_feat", "edge_type", "pseudo")
+
+_IF_THERE = "its optional argument edge_attr"
+"""How a convolution reads features of edges that has no setting for them."""
+
+_TYPES_OF_EDGES = ("edge_type", "edge_feat", "pseudo")
 
 
-def _reads_edge_features(conv: nn.Module, how: str) -> InvalidInputError:
+def _take_over_operator(conv: Any, reads_edges: bool) -> str:
+    """Return the operator that computes what a convolution would from its local piece, and switch that off in it."""
+    if type(conv).forward is pyg_nn.GCNConv.forward:
+        if not conv.normalize:
+            return "sum"
+        if conv.improved or not conv.add_self_loops:
+            raise InvalidInputError(
+                f"{type(conv).__name__} has improved={conv.improved} and add_self_loops={conv.add_self_loops}, the "
+                "whole graph is normalised with one self-loop of weight 1 a node; leave both out, or give the "
+                "normalised weights as edge_weight and set normalize=False"
+            )
+        conv.normalize = False
+        return "gcn"
+    if not getattr(conv, "add_self_loops", False):
+        return "sum"
+    conv.add_self_loops = False
+    return loops_operator(getattr(conv, "fill_value", 1.0)) if reads_edges else "loops"
+
+
+def _edge_features(conv: nn.Module, arguments: Mapping[str, inspect.Parameter], wanted: bool | None) -> str:
+    """Return by which setting or argument a convolution reads features of edges; an empty text where it does not.
+
+    Raises:
+        InvalidInputError: it reads types of edges, or it is told to read features and has no argument for them.
+    """
+    for name in _TYPES_OF_EDGES:
+        relations = getattr(conv, "num_relations", 2)
+        if wanted is not False and name in arguments and (relations is None or relations > 1):
+            raise InvalidInputError(
+                f"{type(conv).__name__} reads edge features (its argument {name}), and lmc_verify.Graph holds "
+                "edge_attr and edge_weight alone; use one that reads edge_attr, and give "
+                "it the types as indicators, torch.nn.functional.one_hot(types); or leave them out, edge_features=False"
+            )
+    if "edge_attr" not in arguments:
+        if wanted:
+            raise InvalidInputError(
+                f"{type(conv).__name__}.forward has no argument edge_attr, which edge_features=True would fill; leave "
+                "it out"
+            )
+        return ""
+    if wanted is not None:
+        return "edge_features=True" if wanted else ""
+    if arguments["edge_attr"].default is inspect.Parameter.empty:
+        return "its argument edge_attr"
+    for setting in _SETTINGS:
+        if hasattr(conv, setting):
+            value = getattr(conv, setting)
+            return "" if value is None else f"{setting}={value}"
+    if isinstance(getattr(conv, "lin_edge", None), nn.Module):
+        return "edge_dim"
+    return "" if getattr(conv, "dim", None) == 0 else _IF_THERE  # CGConv has dim=0 for none
+
+
+_SETTINGS = ("edge_dim", "in_edge_channels")
+
+
+def _lacks_edge_features(conv: nn.Module, how: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{type(conv).__name__} reads edge features ({how}), and lmc_verify.Graph holds no edge_attr: without them it "
-        "would compute another function; use a convolution without edge features, or one number per edge as edge_weight"
+        f"{type(conv).__name__} reads edge features ({how}), and there are none: without them it would compute another "
+        "function; give the graph an edge_attr [edges, features], or use a convolution without edge features (one "
+        "number per edge can be an edge_weight)"
     )
-
-
-def _edge_features(conv: nn.Module, arguments: Mapping[str, inspect.Parameter]) -> str:
-    """Return by which setting or argument a convolution reads features of edges, or an empty text."""
-    for setting in ("edge_dim", "in_edge_channels"):
-        if getattr(conv, setting, None) is not None:
-            return f"{setting}={getattr(conv, setting)}"
-    needed = [name for name in _EDGE_ARGUMENTS if name in arguments]
-    if any(arguments[name].default is inspect.Parameter.empty for name in needed):
-        return f"its argument {needed[0]}"
-    return ""
 
 
 class PNAConv(pyg_nn.PNAConv):
     """`torch_geometric.nn.PNAConv` whose ``forward`` takes ``(x_source, x_target)``; parameters and numbers are equal.
 
     Source: Corso et al., Principal Neighbourhood Aggregation for Graph Nets, NeurIPS 2020. Arguments are those of
-    PyTorch Geometric; edge features are not supported. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree
-    scalers read the whole graph's in-degrees.
+    PyTorch Geometric. Wrapped in `lmc_verify.PyGConv`, its means, moments and degree scalers read the whole graph's
+    in-degrees.
     """
 
     AGGREGATORS: ClassVar[tuple[str, ...]] = ("mean", "min", "max", "std")
@@ -143,11 +227,17 @@ class PNAConv(pyg_nn.PNAConv):
     UNIT_DEGREES: ClassVar[tuple[int, ...]] = (0, 1)
     """A degree histogram that leaves the scalers almost as they are: every node has one in-edge."""
 
-    def forward(self, x: tuple[Tensor, Tensor], edge_index: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the rows [rows, out] from sources [columns, in] and targets [rows, in]."""
+    def forward(
+        self,
+        x: tuple[Tensor, Tensor],
+        edge_index: Tensor,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Return the rows [rows, out] from sources [columns, in], targets [rows, in] and edge features [edges, d]."""
         source, target = (self._towers(value) for value in x)
         # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
-        rows = self.propagate(edge_index, x=(source, target), edge_attr=None, size=size)
+        rows = self.propagate(edge_index, x=(source, target), edge_attr=edge_attr, size=size)
         rows = torch.cat([target, rows], dim=-1)
         towers = [post(rows[:, index]) for index, post in enumerate(self.post_nns)]
         out: Tensor = self.lin(torch.cat(towers, dim=1))

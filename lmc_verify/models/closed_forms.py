@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.models.convs import GCNConv, SAGEConv
-from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
+from lmc_verify.models.layered import HOOKS, ConvLayer, Layer, LayeredModel
 
 __all__ = ["IDENTITY", "AffineLayer", "ClosedActivation", "affine_layers", "closed_activation"]
 
@@ -124,7 +124,7 @@ def _affine(layer: Layer) -> AffineLayer | None:
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    return any(getattr(module, kind) for kind in HOOKS) or "forward" in module.__dict__
 
 
 def _is_idle(module: nn.Module) -> bool:

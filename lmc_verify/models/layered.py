@@ -18,6 +18,7 @@ from lmc_verify.graphs import Block, Graph
 from lmc_verify.models.dropout import Dropout, at_place
 
 __all__ = [
+    "HOOKS",
     "Conv",
     "ConvLayer",
     "Layer",
@@ -28,13 +29,18 @@ __all__ = [
 ]
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps a module's hooks."""
+
+
 class Layer(nn.Module, ABC):
     """One message-passing layer, evaluated on any rectangular piece of the operator.
 
     Attributes:
         operator: which operator its blocks come from (see `lmc_verify.graphs.operators.OPERATORS`).
         aggregate_linear: whether the Jacobian with respect to the sources is independent of the destination's
-            aggregate. If so, LMC with beta = 0 is exact once parameters are frozen; if not, a floor is expected.
+            aggregate; measured when a `lmc_verify.Problem` is made. If so, LMC with beta = 0 is exact once parameters
+            are frozen; if not, a floor is expected.
         reads_x0: whether it reads the encoder's output again (GCNII).
     """
 

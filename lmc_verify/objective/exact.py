@@ -84,6 +84,7 @@ def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[
 
 def _check(problem: Problem, chunk_size: int | None) -> None:
     refuse_dropout(problem)
+    problem.graph.check_unchanged(content=True)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise InvalidInputError(
             f"chunk_size is {chunk_size}, it must be a whole number of at least 1, or None for all rows at once"

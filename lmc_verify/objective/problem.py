@@ -7,19 +7,28 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graphs import CSR, Block, BufferPool, Graph
-from lmc_verify.models.layered import LayeredModel, active_dropout
+from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
+from lmc_verify.models.layered import HOOKS, LayeredModel, active_dropout
+from lmc_verify.objective.layer_properties import check_layers, kind_of
 from lmc_verify.objective.losses import LOSSES, node_losses
 
 __all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
+
+_SMALL = 2**20
+"""Bytes of a graph that every pass reads again, for changes in place that torch does not count: under a millisecond."""
+
+_OTHER_KERNELS = 1e-4
+"""How far apart torch's kernels with and without gradients may be, for which it promises no bits, in float32, too."""
 
 Gradient = dict[str, Tensor]
 """A gradient by parameter name, in ``model.named_parameters()`` order."""
@@ -34,8 +43,9 @@ class Problem:
         loss: a name in `lmc_verify.objective.losses.LOSSES`.
 
     Raises:
-        InvalidInputError: dtype, device, feature width, outputs or labels do not fit together, or a convolution cannot
-            be evaluated on rectangular blocks.
+        InvalidInputError: dtype, device, feature width, outputs or labels do not fit together; a layer cannot be
+            evaluated on rectangular blocks, or gives other rows there than on the whole graph, or is not
+            aggregate-linear though it says so (see `lmc_verify.objective.layer_properties`).
         UnknownNameError: an unknown loss.
 
     Example:
@@ -46,7 +56,9 @@ class Problem:
         (34, 8, 4)
     """
 
-    def __init__(self, graph: Graph, model: LayeredModel, loss: str = "cross_entropy") -> None:
+    def __init__(
+        self, graph: Graph, model: LayeredModel, loss: str = "cross_entropy", *, _measured: bool = False
+    ) -> None:
         if not isinstance(loss, str):
             raise InvalidInputError(
                 f"loss is {loss!r}, it must be the name of a node-wise loss: {', '.join(map(repr, LOSSES))}"
@@ -64,9 +76,13 @@ class Problem:
             raise InvalidInputError(f"loss {loss!r} does not fit {kind}; use loss={fitting!r}")
         self.graph, self.model, self.loss = graph, model, loss
         self._check_parameters()
-        with evaluating(model):  # dropout would draw from torch's global generator
+        self._check_operators()
+        self._parameters = list(_known_parameters(model))
+        with evaluating(model), self._restoring():
             embeddings, outputs = self._probe()
-        self.widths = tuple(value.shape[1] for value in embeddings)
+            self.widths = tuple(value.shape[1] for value in embeddings)
+            if not _measured:  # a problem of the same model was
+                check_layers(model, self.widths, graph)
         self.num_outputs = outputs.shape[1]
         self._checked_modes: tuple[bool, ...] | None = None
         if self.num_outputs < graph.num_outputs or (graph.multi_label and self.num_outputs != graph.num_outputs):
@@ -76,25 +92,31 @@ class Problem:
             )
 
     def _check_parameters(self) -> None:
-        """Refuse parameters, hooks and widths with which no pass of this package computes the model's gradient."""
+        """Refuse parameters, buffers, hooks and widths with which no pass here computes the model's gradient."""
         graph, model = self.graph, self.model
-        for name, parameter in model.named_parameters():
-            if (parameter.dtype, parameter.device) != (graph.dtype, graph.device):
+        for kind, name, value in _named_tensors(model):
+            if isinstance(value, UninitializedParameter | UninitializedBuffer):
                 raise InvalidInputError(
-                    f"parameter {name} is {parameter.dtype} on {parameter.device}, the graph {graph.dtype} on "
-                    f"{graph.device}; move one of them, for instance problem = Problem(graph.double(), model.double())"
+                    f"{kind} {name} is lazily initialised, which would draw from torch's global generator at first "
+                    "use; give the module its input width, or call it once before"
                 )
-            if parameter.is_inference():
+            own_dtype = value.dtype == graph.dtype or (kind == "buffer" and not value.is_floating_point())
+            if not own_dtype or value.device != graph.device:
                 raise InvalidInputError(
-                    f"parameter {name} was made under torch.inference_mode, gradients cannot be taken; build the model "
+                    f"{kind} {name} is {value.dtype} on {value.device}, the graph {graph.dtype} on {graph.device}; "
+                    "move one of them, for instance problem = Problem(graph.double(), model.double())"
+                )
+            if value.is_inference():
+                raise InvalidInputError(
+                    f"{kind} {name} was made under torch.inference_mode, gradients cannot be taken; build the model "
                     "outside of it"
                 )
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        if any(getattr(model, kind) for kind in hooks):
-            raise InvalidInputError(
-                "the model has hooks of its own, which are not run: passes call its encoder, layers and head one by "
-                "one; register them on these instead"
-            )
+            if value._backward_hooks:
+                raise InvalidInputError(
+                    f"{kind} {name} has a gradient hook, and what it returns is not the derivative of the loss; remove "
+                    "it, and change gradients where steps are taken"
+                )
+        self._check_whole_model()
         expected = getattr(model, "in_channels", graph.num_features)
         if expected != graph.num_features:
             raise InvalidInputError(
@@ -102,34 +124,86 @@ class Problem:
                 f"set in_channels={graph.num_features}"
             )
 
-    def _probe(self) -> tuple[list[Tensor], Tensor]:
+    def _check_operators(self) -> None:
+        """Refuse operators that there are not, or that this graph's edge features do not fit, before one is built."""
+        graph, no_edges = self.graph, self.graph.edge_index[:, :0]
+        attr = None if graph.edge_attr is None else graph.edge_attr[:0]
+        for kind in {self.model.layer(index).operator for index in range(1, self.num_layers + 1)}:
+            normalised_edges(kind, no_edges, None, 1, graph.dtype)
+            operator_features(kind, no_edges, attr, 1, graph.dtype)
+
+    def _check_whole_model(self) -> None:
+        """Refuse what is done where the model is called as a whole: no pass calls it."""
+        model = self.model
+        if any(getattr(model, kind) for kind in HOOKS):
+            raise InvalidInputError(
+                "the model has hooks of its own, which are not run: passes call its encoder, layers and head one by "
+                "one; register them on these instead"
+            )
+        if type(model).forward is not LayeredModel.forward or "forward" in vars(model):
+            raise InvalidInputError(
+                f"{type(model).__name__} has a forward of its own, which is not run: passes call encode, the layers "
+                "and predict one by one; move what it does into these"
+            )
+
+    def _check_same_parameters(self) -> None:
+        """Refuse parameters that were frozen, replaced or converted after the problem was made."""
+        for known in self._parameters:
+            now = known.owner.get(known.key)
+            if now is not known.parameter or (now.requires_grad, now.dtype) != (known.trained, self.graph.dtype):
+                raise InvalidInputError(
+                    f"parameter {known.name} was frozen, unfrozen, replaced or converted after the problem was made, "
+                    "which knows the model's parameters as they were; build another Problem"
+                )
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        """Leave torch's generators and the model's buffers as they were, whatever the model's parts do."""
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        devices = [self.graph.device] if self.graph.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            try:
+                yield
+            finally:
+                with torch.no_grad():
+                    for name, value in self.model.named_buffers():
+                        kept = buffers.get(name)
+                        if kept is not None and kept.shape == value.shape and not same_bits(value, kept):
+                            value.copy_(kept)
+
+    def _probe(self, *, record: bool = False) -> tuple[list[Tensor], Tensor]:
         """Evaluate encoder, layers and head on one row with two columns, to fail early and clearly.
+
+        Args:
+            record: whether autograd records it, as passes do that take a gradient.
 
         Returns:
             One row of every embedding ``H^0 ... H^L``, and of the outputs.
         """
         graph, model = self.graph, self.model
-        block = _two_messages(graph.device, graph.dtype)
         step, width = "the encoder", graph.num_features
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(record):
+            block = _two_messages(graph)
             try:
-                x0 = _unchanged(model.encode, step, graph.x[:1].repeat(2, 1))
+                x0 = _tried(model.encode, step, 2, graph.x[:1].repeat(2, 1))
                 h, embeddings = x0, [x0[:1]]
                 for index in range(1, model.num_layers + 1):
                     layer = model.layer(index)
-                    step = f"layer {index} ({type(getattr(layer, 'conv', layer)).__name__})"
+                    step = f"layer {index} ({kind_of(layer)})"
                     width = h.shape[1]
-                    h = _unchanged(layer, step, h, h[:1], x0[:1], block).repeat(2, 1)
+                    h = _tried(layer, step, 1, h, h[:1], x0[:1], block).repeat(2, 1)
                     embeddings.append(h[:1])
                 step, width = "the head", h.shape[1]
-                outputs = _unchanged(model.predict, step, h)
-            except RuntimeError as error:
+                outputs = _tried(model.predict, step, 2, h)
+            except InvalidInputError:
+                raise
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+                kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+                features = "" if graph.edge_attr is None else f" and edge features of width {graph.edge_attr.shape[1]}"
                 raise InvalidInputError(
-                    f"{step} cannot be evaluated on rows of width {width}: {error}; "
+                    f"{step} cannot be evaluated on rows of width {width}{features}: {kind}{error}; "
                     f"the graph's features have width {graph.num_features}, set the model's widths to match"
                 ) from error
-        if outputs.dim() != 2:
-            raise InvalidInputError(f"the model's outputs must be [nodes, outputs], got {tuple(outputs.shape)}")
         return embeddings, outputs
 
     def check_ready(self) -> None:
@@ -140,13 +214,17 @@ class Problem:
         dropout, or gives it a key.
 
         Raises:
-            InvalidInputError: the model is no function of its inputs (it changes at a call, or gives something else at
-                the next one), or `torch.inference_mode` is on.
+            InvalidInputError: the model is no function of its inputs (it changes at a call, draws random numbers, or
+                gives something else at the next one); its parameters are not those that the problem was made with; the
+                graph was changed in place; or `torch.inference_mode` is on.
         """
         if torch.is_inference_mode_enabled():
             raise InvalidInputError(
                 "gradients cannot be taken under torch.inference_mode; leave it, or use torch.no_grad instead"
             )
+        self.graph.check_unchanged(content=self.graph.num_bytes <= _SMALL)
+        self._check_same_parameters()
+        self._check_whole_model()
         modes = tuple(module.training for module in self.model.modules())
         if modes != self._checked_modes and active_dropout(self.model) is None:
             self._check_function()
@@ -154,13 +232,15 @@ class Problem:
 
     def _check_function(self) -> None:
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
-        devices = [self.graph.device] if self.graph.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            first, second = self._probe(), self._probe()
-        changed = [name for name, value in self.model.named_buffers() if not same_bits(value, buffers[name])]
-        with torch.no_grad():
-            for name, value in self.model.named_buffers():
-                value.copy_(buffers[name])
+        with self._restoring():
+            drawn = torch.get_rng_state()
+            first, second, recorded = self._probe(), self._probe(), self._probe(record=True)
+            draws = not torch.equal(drawn, torch.get_rng_state())
+            changed = [
+                name
+                for name, value in self.model.named_buffers()
+                if name not in buffers or not same_bits(value, buffers[name])
+            ]
         if changed:
             owner, _, buffer = changed[0].rpartition(".")
             kind = type(self.model.get_submodule(owner)).__name__
@@ -168,17 +248,26 @@ class Problem:
                 f"{owner} ({kind}) changes its buffer {buffer!r} whenever it is called: the model is no function of "
                 "its inputs, and no estimate of its gradient can be judged; call model.eval(), or take it out"
             )
-        for place, (one, other) in enumerate(zip(first[0], second[0], strict=True)):
+        for place, (one, other, seen) in enumerate(
+            zip((*first[0], first[1]), (*second[0], second[1]), (*recorded[0], recorded[1]), strict=True)
+        ):
+            where = "the encoder" if not place else f"layer {place}" if place <= self.num_layers else "the head"
+            what = "outputs" if where == "the head" else "rows"
             if not same_bits(one, other):
-                where = f"layer {place}" if place else "the encoder"
                 raise InvalidInputError(
-                    f"{where} gives other rows for the same input when it is called again: the model is no function of "
-                    "its inputs; call model.eval(), or take out what is random or counts its calls"
+                    f"{where} gives other {what} for the same input when it is called again: the model is no function "
+                    "of its inputs; call model.eval(), or take out what is random or counts its calls"
                 )
-        if not same_bits(first[1], second[1]):
+            if not torch.allclose(one, seen, rtol=_OTHER_KERNELS, atol=_OTHER_KERNELS, equal_nan=True):
+                raise InvalidInputError(
+                    f"{where} gives other {what} for the same input when gradients are recorded: the model is no "
+                    "function of its inputs; take out what asks torch.is_grad_enabled"
+                )
+        if draws:
             raise InvalidInputError(
-                "the head gives other outputs for the same input when it is called again: the model is no function of "
-                "its inputs; call model.eval(), or take out what is random or counts its calls"
+                "the model draws from torch's global generator when it is called: it is no function of its inputs; "
+                "call model.eval(), take out what is random, or use lmc_verify.models.Dropout, whose mask a key "
+                "determines"
             )
 
     @property
@@ -238,12 +327,21 @@ class Problem:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
         """Return the problem on another device or in another dtype, with its own copy of the model."""
-        model = copy.deepcopy(self.model).to(device=device, dtype=dtype)
-        return self._checked(Problem(self.graph.to(device, dtype), model, self.loss))
+        model = self._copied_model().to(device=device, dtype=dtype)
+        return self._checked(Problem(self.graph.to(device, dtype), model, self.loss, _measured=True))
 
     def copy(self) -> Problem:
         """Return the problem with its own copy of the model; the graph is shared."""
-        return self._checked(Problem(self.graph, copy.deepcopy(self.model), self.loss))
+        return self._checked(Problem(self.graph, self._copied_model(), self.loss, _measured=True))
+
+    def _copied_model(self) -> LayeredModel:
+        try:
+            return copy.deepcopy(self.model)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"the model cannot be copied, and claims are checked on a copy: {error}; with weight_norm and "
+                "spectral_norm use those of torch.nn.utils.parametrizations, with pruning call prune.remove"
+            ) from error
 
     def double(self) -> Problem:
         """Return the problem in float64, the reference precision."""
@@ -251,7 +349,7 @@ class Problem:
 
     def with_graph(self, graph: Graph) -> Problem:
         """Return the problem of the same model on another graph."""
-        return self._checked(Problem(graph, self.model, self.loss))
+        return self._checked(Problem(graph, self.model, self.loss, _measured=True))
 
     def _checked(self, other: Problem) -> Problem:
         """Return a problem of the same model, of which need not be asked again whether it is a function."""
@@ -271,29 +369,80 @@ class Problem:
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Whether two results are equal, NaN to NaN."""
-    if left.shape != right.shape:
-        return False
-    return torch.equal(left, right) or bool(((left == right) | (left.isnan() & right.isnan())).all())
+    """Whether two results have one shape and are equal, NaN to NaN."""
+    return torch.equal(left, right) or (
+        left.shape == right.shape and bool(((left == right) | (left.isnan() & right.isnan())).all())
+    )
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (kind, name, tensor) of every parameter and buffer."""
+    for name, parameter in model.named_parameters():
+        yield "parameter", name, parameter
+    for name, buffer in model.named_buffers():
+        yield "buffer", name, buffer
+
+
+@dataclass(frozen=True, eq=False)
+class _KnownParameter:
+    """A parameter as it was when the problem was made, and the module's table that holds it."""
+
+    name: str
+    owner: dict[str, nn.Parameter | None]
+    key: str
+    parameter: nn.Parameter
+    trained: bool
+
+
+def _known_parameters(model: nn.Module) -> Iterator[_KnownParameter]:
+    for prefix, module in model.named_modules():
+        for key, value in module._parameters.items():
+            if value is not None:
+                name = f"{prefix}.{key}" if prefix else key
+                yield _KnownParameter(name, module._parameters, key, value, value.requires_grad)
+
+
+def _two_messages(graph: Graph) -> Block:
+    """Return the smallest block that shows what a layer does: one row with two columns."""
+    csr = _two_entries(graph.device, graph.dtype)
+    value = torch.ones_like(csr.value)  # a part that writes into it spoils this block alone
+    return Block(replace(csr, value=value), torch.full((1,), 2, device=graph.device), graph.some_edge_attr(2))
 
 
 @cache
-def _two_messages(device: torch.device, dtype: torch.dtype) -> Block:
-    """Return the smallest block that shows what a layer does: one row with two columns."""
+def _two_entries(device: torch.device, dtype: torch.dtype) -> CSR:
     rows = torch.zeros(2, dtype=torch.int64, device=device)
-    value = torch.ones(2, dtype=dtype, device=device)
-    csr = CSR.from_coo(rows, torch.arange(2, device=device), value, 1, 2)
-    return Block(csr, torch.full((1,), 2, device=device))
+    return CSR.from_coo(rows, torch.arange(2, device=device), torch.ones(2, dtype=dtype, device=device), 1, 2)
 
 
-def _unchanged(part: Callable[..., Tensor], name: str, *inputs: Any) -> Tensor:
-    """Call a part of a model, and refuse one that writes into its inputs: they are embeddings that others read."""
-    before = inputs[0]._version  # torch counts changes in place
+def _tried(part: Callable[..., Tensor], name: str, rows: int, *inputs: Any) -> Tensor:
+    """Call a part of a model; refuse one that writes into its inputs, or whose result is not so many rows.
+
+    Its inputs are embeddings that others read, and pieces of an operator.
+    """
+    watched: list[tuple[str, Tensor | None]] = []
+    for value in inputs:
+        if isinstance(value, Block):
+            pieces = (value.edge_weight, value.edge_attr, value.in_degree)
+            watched += zip(("edge weights", "edge features", "degrees"), pieces, strict=True)
+        else:
+            watched.append(("input", value))
+    before = [(what, value, value._version, value.clone()) for what, value in watched if value is not None]
     out = part(*inputs)
-    if inputs[0]._version != before:
+    for what, value, version, content in before:  # torch counts changes in place, but not those of tensor.data
+        if value._version != version or not same_bits(value, content):
+            raise InvalidInputError(
+                f"{name} changes its {what} in place, which would overwrite embeddings or messages that others read; "
+                "use the version that does not, such as ReLU(inplace=False)"
+            )
+    dtype = inputs[0].dtype
+    if not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != rows:
+        shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise InvalidInputError(f"{name} gives {shape} for {rows} rows; it must give one tensor [{rows}, width]")
+    if out.dtype != dtype:
         raise InvalidInputError(
-            f"{name} changes its input in place, which would overwrite embeddings that others read; use the version "
-            "that does not, such as ReLU(inplace=False)"
+            f"{name} gives {out.dtype} rows for {dtype} ones, and their rounding would be taken for an error; leave "
+            "out what converts them"
         )
     return out
 

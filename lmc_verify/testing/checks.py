@@ -191,7 +191,7 @@ def _fingerprint(problem: Problem) -> str:
     return Graph(**{key: getattr(problem.graph, key) for key in _GRAPH}).fingerprint
 
 
-_GRAPH = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "name")
+_GRAPH = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "edge_attr", "name")
 
 
 def estimate_is_deterministic(subject: Subject) -> None:
@@ -344,8 +344,7 @@ def accepts_every_batch(subject: Subject) -> None:
 def accepts_a_graph_without_edges(subject: Subject) -> None:
     """Finite gradients there too; a sampler of edges may say that there are none."""
     problem, graph = subject.problem, subject.problem.graph
-    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
-    edgeless = problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+    edgeless = problem.with_graph(graph.with_edges(torch.zeros(graph.num_edges, dtype=torch.bool)))
     state = subject.estimator.init(edgeless)
     try:
         batch = subject.batches(edgeless, state, subject.design)[0]

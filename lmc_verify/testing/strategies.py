@@ -53,6 +53,7 @@ def graphs(
     multi_label: bool | None = None,
     max_features: int = 3,
     max_outputs: int = 3,
+    edge_features: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Graph:
     """Valid graphs of every shape that the package accepts.
@@ -71,6 +72,8 @@ def graphs(
         multi_label: float targets [n, t] in {0, 1} instead of classes. None draws it.
         max_features: largest width of the features.
         max_outputs: largest number of classes or tasks.
+        edge_features: width of the edges' features, in [-2, 2]; none at 0. Each edge has its own, also where several
+            join the same two nodes, and where the reverse has others.
         dtype: dtype of features and weights.
     """
     n = draw(st.integers(min_nodes, max_nodes))
@@ -106,6 +109,7 @@ def graphs(
         y=y,
         train_mask=train_mask,
         edge_weight=weight if has_weights else None,
+        edge_attr=_uniform(seed + 2, (edges.shape[1], edge_features), dtype) if edge_features else None,
         name="drawn",
     )
 

@@ -40,7 +40,7 @@ from lmc_verify.counterexamples.drawing import caption, drawing_svg, lost_messag
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.counterexamples.instance import build_design, describe_design
 from lmc_verify.counterexamples.search import _degenerate
-from lmc_verify.counterexamples.simplify import _without_node
+from lmc_verify.counterexamples.simplify import _without_edges, _without_node
 from lmc_verify.report.formats.table import COMPENSATED_FAMILY
 
 UNBIASED, EQUAL = "theorem-1/unbiased", "e1/equals-backward-sgd"
@@ -372,6 +372,7 @@ def test_files_keep_everything(design: lv.BatchDesign, tmp_path: Path) -> None:
         instance.graph.y,
         torch.tensor([True, False, True]),
         edge_weight=torch.tensor([0.5, 1 / 3, 0.5, 1 / 3], dtype=torch.float64),
+        edge_attr=torch.arange(8.0, dtype=torch.float64).reshape(4, 2),
     )
     example = of(dataclasses.replace(instance, graph=weighted, design=design), lv.LMC(beta=0.25), "zero")
     file, tensors = example.save(tmp_path, "kept")
@@ -382,9 +383,27 @@ def test_files_keep_everything(design: lv.BatchDesign, tmp_path: Path) -> None:
         assert (loaded.claim, loaded.histories, loaded.seed) == (UNBIASED, "zero", 0)
         assert loaded.instance.model == example.instance.model
         assert describe_design(loaded.instance.design) == describe_design(design)
-        for name in ("edge_index", "edge_weight", "x", "y", "train_mask"):
+        for name in ("edge_index", "edge_weight", "edge_attr", "x", "y", "train_mask"):
             assert torch.equal(getattr(loaded.instance.graph, name), getattr(weighted, name)), name
         assert loaded.replay()[0] == example.verdict
+
+
+def test_simpler_graphs_keep_the_features_of_the_edges_that_stay() -> None:
+    instance = path(3, [0, 0, 1])
+    graph = instance.graph
+    attr = torch.arange(2.0 * graph.num_edges, dtype=torch.float64).reshape(-1, 2)
+    featured = dataclasses.replace(instance, graph=graph.replaced(edge_attr=attr, edge_weight=attr[:, 0] + 1))
+    for node in range(3):
+        touched = (graph.edge_index == node).any(0)
+        fewer = _without_node(featured, node).graph
+        assert torch.equal(fewer.edge_attr, attr[~touched])
+        assert torch.equal(fewer.edge_weight, attr[~touched, 0] + 1)
+        assert fewer.edge_index.numel() == 0 or int(fewer.edge_index.max()) < fewer.num_nodes == 2
+    for number in range(graph.num_edges):
+        kept = torch.arange(graph.num_edges) != number
+        fewer = _without_edges(featured, {number}).graph
+        assert torch.equal(fewer.edge_attr, attr[kept])
+        assert torch.equal(fewer.edge_index, graph.edge_index[:, kept])
 
 
 def rehashed(file: Path, **changes: Any) -> None:

@@ -218,6 +218,7 @@ def test_from_pyg_reads_the_usual_variants() -> None:
     assert read(x=torch.eye(4, dtype=torch.int64)).dtype == torch.float32
     assert read(edge_index=base["edge_index"].int()).edge_index.dtype == torch.int64
     assert read(edge_attr=torch.ones(6, 2)).edge_weight is None
+    assert read(edge_attr=torch.ones(6, 2)).edge_attr.tolist() == [[1, 1]] * 6  # type: ignore[union-attr]  # it is there
     assert Graph.from_pyg(Data(**base, name="mine")).name == "mine"
     assert Graph.from_pyg(Data(**base), name="other").name == "other"
 

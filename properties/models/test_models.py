@@ -265,7 +265,7 @@ def test_adapted_sums_and_means_may_be_declared_aggregate_linear(name: str, grap
 # --- refusals, seeds and names --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("conv", [pyg.GCNConv, pyg.SGConv, pyg.TAGConv, pyg.FAConv])
+@pytest.mark.parametrize("conv", [pyg.SGConv, pyg.TAGConv, pyg.FAConv])
 def test_convolutions_without_bipartite_input_are_refused(conv: type[nn.Module]) -> None:
     module = seeded(lambda: conv(3) if conv is pyg.FAConv else conv(3, 3))
     with pytest.raises(InvalidInputError, match=rf"{conv.__name__} cannot take a bipartite .*SAGEConv, GATConv"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from common.helpers import autograd_gradient, path_graph
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from lmc_verify import (
     GAS,
@@ -20,7 +22,9 @@ from lmc_verify import (
     Conv,
     ConvLayer,
     Gradient,
+    Graph,
     InvalidInputError,
+    Layer,
     LayeredModel,
     NeighbourSampling,
     Partition,
@@ -29,10 +33,11 @@ from lmc_verify import (
     check_claim,
     exact_gradient,
     exact_pass,
+    spmm,
 )
 from lmc_verify.estimators import batch_distribution
 from lmc_verify.graphs.operators import Block
-from lmc_verify.models import GCNConv
+from lmc_verify.models import GCNConv, initialise
 
 NODES = 6
 DESIGN = Clusters(Partition.contiguous(NODES, 3), 1)
@@ -164,11 +169,259 @@ def test_what_is_asked_costs_nothing_the_second_time(monkeypatch: pytest.MonkeyP
     assert len(asked) == 2
 
 
+class ByGradMode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 if torch.is_grad_enabled() else 1)
+
+
+def test_what_depends_on_the_gradient_mode_is_refused() -> None:
+    model = LayeredModel([layer(), layer(before=ByGradMode())])
+    with pytest.raises(InvalidInputError, match="layer 2 gives other rows for the same input when gradients are recor"):
+        exact_pass(Problem(path_graph(NODES), model))
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 1e-9, training=True)  # no test of values finds this
+
+
+def test_random_numbers_are_found_even_if_they_do_not_show() -> None:
+    state = torch.get_rng_state()
+    problem = Problem(path_graph(NODES), LayeredModel([layer()], encoder=Draws()).eval())
+    with pytest.raises(InvalidInputError, match="draws from torch's global generator"):
+        exact_pass(problem)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Growing(Conv):
+    operator, aggregate_linear = "gcn", True
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        self.seen = torch.cat([self.seen, self.seen])
+        return spmm(block, source)
+
+
+def test_a_buffer_that_grows_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"Growing\) changes its buffer 'seen'"):
+        exact_pass(Problem(path_graph(NODES), LayeredModel([ConvLayer(Growing())])))
+
+
+def test_making_a_problem_leaves_buffers_as_they_were() -> None:
+    conv = Remembering()
+    Problem(path_graph(NODES), LayeredModel([ConvLayer(conv)]))
+    assert float(conv.seen) == 0.0
+
+
+ACTIONS: dict[str, Callable[[LayeredModel], object]] = {
+    "frozen": lambda model: model.layers[0].requires_grad_(False),
+    "unfrozen": lambda model: model.layers[1].requires_grad_(True),
+    "replaced": lambda model: setattr(model.layers[0].conv, "bias", nn.Parameter(torch.ones(4).double())),
+    "converted": lambda model: model.float(),
+    "parametrised": lambda model: weight_norm(model.layers[0].conv.lin),
+    "removed": lambda model: setattr(model.layers[0].conv, "bias", None),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_parameters_are_those_that_the_problem_was_made_with(action: str) -> None:
+    model = net()
+    model.layers[1].requires_grad_(False)
+    problem = Problem(path_graph(NODES), model)
+    state, batch = LMC().init(problem), next(DESIGN.enumerate())[0]
+    ACTIONS[action](model)
+    for use in (lambda: exact_pass(problem), lambda: LMC().estimate(problem, state, batch)):
+        with pytest.raises(InvalidInputError, match=r"parameter layers\.\d\S* was frozen, unfrozen, replaced or conv"):
+            use()
+
+
+def test_parameters_may_take_steps() -> None:
+    problem = Problem(path_graph(NODES), net())
+    before = exact_gradient(problem)[0]
+    with torch.no_grad():
+        for parameter in problem.model.parameters():
+            parameter.mul_(2)
+    problem.model.load_state_dict({key: value + 1 for key, value in problem.model.state_dict().items()})
+    assert exact_gradient(problem)[0] != before
+
+
+def drawn(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().double()
+
+
+def shared(kind: str) -> LayeredModel:
+    first, second = (drawn(lambda: layer(before=nn.Tanh())) for _ in range(2))
+    for index, part in enumerate((first, second)):
+        initialise(part, torch.Generator().manual_seed(index))
+    encoder, head = drawn(lambda: nn.Linear(3, 3)), drawn(lambda: nn.Linear(3, 3))
+    if kind == "one layer twice":
+        return LayeredModel([first, first])
+    if kind == "one convolution":
+        return LayeredModel([first, ConvLayer(first.conv, before=nn.Tanh())])
+    if kind == "weights of two layers":
+        second.conv.lin.weight = first.conv.lin.weight
+        return LayeredModel([first, second])
+    if kind == "layer and head":
+        head.weight = first.conv.lin.weight
+        return LayeredModel([first, second], head=head)
+    return LayeredModel([first, second], encoder=encoder, head=encoder if kind == "encoder and head" else head)
+
+
+@pytest.mark.parametrize("frozen", ["", "encoder", "head", "layers.0", "layers.1"])
+@pytest.mark.parametrize(
+    "kind",
+    ["one layer twice", "one convolution", "weights of two layers", "layer and head", "encoder and head", "none"],
+)
+def test_shared_and_frozen_parameters_have_autograd_s_gradient(kind: str, frozen: str) -> None:
+    model = shared(kind)
+    part = dict(model.named_modules()).get(frozen) if frozen else None
+    if part is not None:
+        part.requires_grad_(False)
+    problem = Problem(path_graph(NODES), model)
+    if not problem.parameter_names:
+        with pytest.raises(InvalidInputError, match="no trainable parameter"):
+            PASSES["a claim"](problem)
+        return
+    wanted = gradient_by_autograd(problem)
+    for exact in (exact_pass(problem).gradient, exact_pass(problem, chunk_size=2).gradient, exact_gradient(problem)[1]):
+        assert list(exact) == list(wanted)
+        assert all(torch.allclose(exact[name], value, rtol=1e-10, atol=1e-14) for name, value in wanted.items())
+    assert PASSES["a claim"](problem).outcome.value == "EXACT"  # type: ignore[attr-defined]  # a verdict
+
+
+class Doubling(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight + weight.sin()
+
+
+CHANGED_WEIGHTS: dict[str, Callable[[nn.Linear], object]] = {
+    "weight norm": weight_norm,
+    "orthogonal": orthogonal,
+    "a parametrisation": lambda linear: parametrize.register_parametrization(linear, "weight", Doubling()),
+    "a forward hook": lambda linear: linear.register_forward_hook(lambda module, inputs, output: 2 * output),
+    "a backward hook": lambda linear: linear.register_full_backward_hook(lambda module, got, sent: (2 * got[0],)),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED_WEIGHTS)
+def test_what_stands_between_a_weight_and_its_layer_is_differentiated(how: str) -> None:
+    model = net(encoder=True)
+    with torch.random.fork_rng(devices=[]):
+        CHANGED_WEIGHTS[how](model.layers[1].conv.lin)
+    problem = Problem(path_graph(NODES), model)
+    wanted = gradient_by_autograd(problem)
+    for exact in (exact_pass(problem).gradient, exact_gradient(problem)[1]):
+        assert all(torch.allclose(exact[name], value, rtol=1e-10, atol=1e-14) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("how", ["weight norm of old", "pruning"])
+def test_a_model_that_cannot_be_copied_is_named_where_it_must_be(how: str) -> None:
+    model = net()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch says that it is old
+        lin = model.layers[0].conv.lin
+        torch.nn.utils.weight_norm(lin) if how == "weight norm of old" else prune.random_unstructured(lin, "weight", 1)
+    problem = Problem(path_graph(NODES), model)
+    wanted = gradient_by_autograd(problem)
+    exact = exact_pass(problem).gradient
+    assert all(torch.allclose(exact[name], value, rtol=1e-10, atol=1e-14) for name, value in wanted.items())
+    with pytest.raises(InvalidInputError, match=r"cannot be copied.*torch\.nn\.utils\.parametrizations.*prune\.remove"):
+        PASSES["a claim"](problem)
+
+
+def lazy() -> LayeredModel:
+    return LayeredModel([layer()], head=nn.LazyLinear(3, dtype=torch.float64))
+
+
+class Constant(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = x * self.scale
+        return rows
+
+
+def with_gradient_hook() -> LayeredModel:
+    model = net()
+    model.layers[0].conv.lin.weight.register_hook(lambda grad: 2 * grad)
+    return model
+
+
+class OwnForward(LayeredModel):
+    def forward(self, graph: Graph) -> Tensor:
+        return 2 * super().forward(graph)
+
+
+def with_replaced_forward() -> LayeredModel:
+    model = net()
+    model.forward = lambda graph: graph.x  # type: ignore[method-assign]  # that is the point
+    return model
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True)
+
+
+NOT_TAKEN: dict[str, tuple[Callable[[], LayeredModel], str]] = {
+    "lazy": (lazy, r"parameter head\.(weight|bias) is lazily initialised"),
+    "a buffer in single precision": (
+        lambda: LayeredModel([layer()], encoder=Constant(torch.float32)),
+        r"buffer encoder\.scale is torch\.float32 on cpu, the graph torch\.float64",
+    ),
+    "a gradient hook": (with_gradient_hook, r"parameter layers\.0\.conv\.lin\.weight has a gradient hook"),
+    "a forward of its own": (lambda: OwnForward([layer()]), "OwnForward has a forward of its own, which is not run"),
+    "a replaced forward": (with_replaced_forward, "has a forward of its own, which is not run"),
+    "rows in single precision": (
+        lambda: LayeredModel([layer()], head=Single()),
+        r"the head gives torch\.float32 rows for torch\.float64 ones",
+    ),
+    "several results": (
+        lambda: LayeredModel([layer()], head=drawn(lambda: nn.GRU(3, 3))),
+        r"the head gives tuple for 2 rows",
+    ),
+    "another number of dimensions": (
+        lambda: LayeredModel([layer()], encoder=nn.AvgPool2d((2, 1))),
+        r"the encoder cannot be evaluated on rows of width 3: IndexError",
+    ),
+    "fewer rows": (
+        lambda: LayeredModel([layer()], encoder=Mean()),
+        r"the encoder gives \(1, 3\) for 2 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOT_TAKEN)
+def test_models_that_no_pass_computes_are_named(what: str) -> None:
+    make, message = NOT_TAKEN[what]
+    with pytest.raises(InvalidInputError, match=message):
+        Problem(path_graph(NODES), make())
+
+
+def test_whole_numbers_in_buffers_are_no_matter() -> None:
+    Problem(path_graph(NODES), LayeredModel([layer()], encoder=Constant(torch.int64)))
+
+
 # --- in place ---
 
 
 def layer(**parts: nn.Module) -> ConvLayer:
-    return ConvLayer(GCNConv(3, 3).double(), **parts)
+    conv = GCNConv(3, 3).double()
+    initialise(conv, torch.Generator().manual_seed(0))
+    return ConvLayer(conv, **parts)
 
 
 class Functional(nn.Module):
@@ -185,6 +438,41 @@ def test_what_writes_into_its_input_is_refused_by_name(activation: nn.Module) ->
     ):
         with pytest.raises(InvalidInputError, match=rf"{words} changes its input in place.*inplace=False"):
             Problem(path_graph(NODES), model)
+
+
+class Behind(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x.data.mul_(2)
+        return x
+
+
+class WritesWeights(Conv):
+    operator, aggregate_linear = "gcn", True
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        block.csr.value.mul_(2)
+        return spmm(block, source)
+
+
+class WritesX0(Layer):
+    operator, aggregate_linear, reads_x0 = "gcn", True, True
+
+    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        return spmm(block, source) + x0_target.mul_(2)
+
+
+def test_what_writes_behind_torch_or_into_anything_else_is_refused() -> None:
+    graph = path_graph(NODES)
+    before = graph.operator("gcn").csr.value.clone()
+    for model, words in (
+        (LayeredModel([layer(), layer(before=Behind())]), "layer 2 .* changes its input in place"),
+        (LayeredModel([ConvLayer(WritesWeights())]), "layer 1 .* changes its edge weights in place"),
+        (LayeredModel([layer(), WritesX0()]), "layer 2 .* changes its input in place"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            Problem(graph, model)
+    assert torch.equal(graph.operator("gcn").csr.value, before)
+    exact_pass(Problem(path_graph(NODES), net()))  # what was tried out is not spoilt for others
 
 
 def test_what_writes_into_a_result_of_its_own_layer_is_right() -> None:
@@ -209,6 +497,13 @@ def test_hooks_of_the_whole_model_are_refused(register: Callable[[nn.Module], ob
     register(model)
     with pytest.raises(InvalidInputError, match="hooks of its own, which are not run"):
         Problem(path_graph(NODES), model)
+
+
+def test_hooks_that_come_later_are_refused_as_well() -> None:
+    problem = Problem(path_graph(NODES), net())
+    problem.model.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(InvalidInputError, match="hooks of its own, which are not run"):
+        exact_pass(problem)
 
 
 def test_hooks_of_a_part_are_run() -> None:

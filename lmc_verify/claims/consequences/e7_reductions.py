@@ -96,14 +96,12 @@ def _without_cut_edges(case: Case) -> Problem:
     graph = case.graph
     source, destination = case.partition.assignment.to(graph.device)[graph.edge_index]
     kept = source == destination
-    weight = None if graph.edge_weight is None else graph.edge_weight[kept]
-    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, kept], edge_weight=weight))
+    return case.problem.with_graph(graph.with_edges(kept))
 
 
 def _without_edges(case: Case) -> Problem:
     graph = case.graph
-    weight = None if graph.edge_weight is None else graph.edge_weight[:0]
-    return case.problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+    return case.problem.with_graph(graph.with_edges(torch.zeros(graph.num_edges, dtype=torch.bool)))
 
 
 def _expected_on(case: Case, problem: Problem) -> Residuals:

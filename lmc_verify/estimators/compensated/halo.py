@@ -47,7 +47,7 @@ class LocalStructure:
                 self.graph.induced_block(kind, self.nodes) if renormalised else self.graph.block(kind, rows, self.nodes)
             )
             self._blocks[key] = block
-            self.num_bytes += block.csr.num_bytes
+            self.num_bytes += block.num_bytes
         return self._blocks[key]
 
     def transposed(self, kind: str, *, halo: bool, to_halo: bool = True, renormalised: bool = False) -> CSR:

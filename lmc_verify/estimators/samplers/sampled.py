@@ -22,7 +22,7 @@ from lmc_verify.estimators.history import EMBEDDING, History, HistoryWrite
 from lmc_verify.estimators.samplers.laws import row_entries
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.weighting import Weighted
-from lmc_verify.graphs import CSR, Batch, BatchDesign, Block, LayerSample, Sample
+from lmc_verify.graphs import Batch, BatchDesign, Block, LayerSample, Sample, block_from_entries
 from lmc_verify.models import Layer
 from lmc_verify.objective import Problem, evaluating, refuse_dropout
 
@@ -100,10 +100,12 @@ def corrected_histories(problem: Problem) -> History:
     )
 
 
-def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
+def values_enter_linearly(layer: Layer, width: int, x0_width: int, edge_attr: Tensor | None = None) -> bool:
     """Whether a layer's rows are affine in the operator's values, so that unbiased values give unbiased rows.
 
     True for weighted sums, false for attention, maxima, and layers that ignore weights or activate the aggregate.
+    `edge_attr` are the features [1, d] that every edge of the block gets, where the layer reads some.
+
     Decided by evaluating the layer on one block of 16 rows and 8 columns, at values v, w, v + w and 0: maxima of
     multiples are multiples of maxima, but maxima of sums are not sums of maxima.
     """
@@ -119,9 +121,11 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
     column = torch.arange(columns).repeat(rows).to(parameter.device)
     values = [drawn(rows * columns).abs() + 0.1 for _ in range(2)]
     degree = torch.full((rows,), columns, device=parameter.device)
+    attr = None if edge_attr is None else edge_attr.expand(rows * columns, -1)
 
     def rows_at(value: Tensor, source: Tensor = source) -> Tensor:
-        out: Tensor = layer(source, target, x0, Block(CSR.from_coo(row, column, value, rows, columns), degree))
+        block = block_from_entries(row, column, value, (rows, columns), degree, attr)
+        out: Tensor = layer(source, target, x0, block)
         return out
 
     with torch.no_grad():
@@ -136,11 +140,12 @@ def values_enter_linearly(layer: Layer, width: int, x0_width: int) -> bool:
 
 def layers_without_weighted_sums(problem: Problem) -> tuple[int, ...]:
     """Return the layers, 1 ... L, whose rows are not affine in the operator's values."""
+    attr = problem.graph.some_edge_attr(1)
     with evaluating(problem.model):  # dropout would draw from torch's global generator
         return tuple(
             index
             for index in range(1, problem.num_layers + 1)
-            if not values_enter_linearly(problem.model.layer(index), problem.widths[index - 1], problem.widths[0])
+            if not values_enter_linearly(problem.model.layer(index), problem.widths[index - 1], problem.widths[0], attr)
         )
 
 
@@ -275,13 +280,14 @@ class _Pass:
         column = own.source if place is None else place[1][own.source]
         operator = self.problem.graph.operator(layer.operator)
         value = operator.csr.value[own.entry] * own.scale.to(h.dtype)
+        attr = None if operator.edge_attr is None else operator.edge_attr[own.entry]
         rows, width = own.rows.numel(), own.columns.numel()
         degree = operator.in_degree[own.rows]
         self._needed += int(degree.sum())
         self._backward += own.entry.numel()
         if self.state is None:
             self._forward += own.entry.numel()
-            return Block(CSR.from_coo(own.position, column, value, rows, width), degree), h
+            return block_from_entries(own.position, column, value, (rows, width), degree, attr), h
         position, entry = row_entries(operator, own.rows)
         start = operator.csr.rowptr[own.rows].long()
         first = degree.cumsum(0) - degree
@@ -292,14 +298,15 @@ class _Pass:
         rest = operator.csr.value[entry] * (1 - kept).to(h.dtype)
         self._forward += entry.numel()
         self._read += nodes.numel() * h.shape[1] if index - 1 in self.state.embeddings else 0
-        csr = CSR.from_coo(
+        block = block_from_entries(
             torch.cat([own.position, position]),
             torch.cat([column, width + torch.searchsorted(nodes, sources)]),
             torch.cat([value, rest]),
-            rows,
-            width + nodes.numel(),
+            (rows, width + nodes.numel()),
+            degree,
+            None if attr is None or operator.edge_attr is None else torch.cat([attr, operator.edge_attr[entry]]),
         )
-        return Block(csr, degree), torch.cat([h, self._held(index - 1, nodes)])
+        return block, torch.cat([h, self._held(index - 1, nodes)])
 
     def _held(self, layer: int, nodes: Tensor) -> Tensor:
         """Return the histories of some rows; the features themselves below layer 1, unless an encoder is trained."""

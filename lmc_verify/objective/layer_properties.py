@@ -1,0 +1,244 @@
+"""What a layer must be, measured on a small graph before anything is estimated with it.
+
+A row is the same on every block that holds its in-neighbours as on the whole graph. What a row's Jacobian in one source
+depends on is measured by changing the row's other messages and by leaving them out. It may depend on their values
+(attention, maxima); a layer that is declared aggregate-linear depends on neither; and a layer that depends only on how
+many there are computes constants of its own (degrees, means) from a block, which holds but a part of a halo row's
+messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch_geometric.nn import GATConv, Linear
+from torch_geometric.nn.aggr import (
+    MaxAggregation,
+    MinAggregation,
+    MultiAggregation,
+    StdAggregation,
+    SumAggregation,
+)
+
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs import Graph, LocalSet
+from lmc_verify.models.adapter import PyGConv
+from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
+
+__all__ = ["check_layers", "kind_of"]
+
+_EDGES = (
+    (1, 0), (2, 0), (3, 0), (4, 0), (5, 0),
+    (0, 6), (3, 6), (3, 6), (6, 7), (1, 7), (7, 7),
+    (8, 3), (2, 3), (5, 4), (4, 1), (8, 1), (7, 2), (9, 5), (1, 5), (3, 9), (5, 9),
+)  # fmt: skip
+"""A directed graph of eleven nodes, the last one isolated, with a multi-edge and a self-loop."""
+
+_NODES, _ROW, _KEPT, _OTHERS = 11, 0, 1, (2, 3, 4, 5)
+_BATCH = (0, 6, 7)
+"""Rows that are compared; some of their sources send messages to other rows, too."""
+
+_KNOWN = (
+    *(nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus),
+    *(GATConv, Linear, SumAggregation, MinAggregation, MaxAggregation, StdAggregation, MultiAggregation),
+)
+"""Modules that the package builds its own models of. Its tests measure those, unless `PyGConv` is told to believe."""
+
+
+def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> None:
+    """Measure every layer, and encoder and head, unless they are made of the package's own parts.
+
+    Parameters are moved a little at random, since a layer at zeros shows nothing; nothing of the model is changed, and
+    no global generator is read. A layer that gives other rows when it is called again is left to whoever asks that.
+
+    Args:
+        model: the model, in evaluation mode.
+        widths: of ``H^0 ... H^L``.
+        graph: its dtype, device, kind of weights and edge features are used.
+
+    Raises:
+        InvalidInputError: names the layer, how large the difference is, and what to do.
+    """
+    for name, part, width in (("encoder", model.encode, graph.num_features), ("head", model.predict, widths[-1])):
+        module = getattr(model, name)
+        if module is not None and _is_foreign(module):
+            _check_rows(f"the {name} ({type(module).__name__})", part, graph, width)
+    seen = set()
+    for index in range(1, model.num_layers + 1):
+        layer = model.layer(index)
+        if _is_foreign(layer) and id(layer) not in seen:
+            seen.add(id(layer))
+            with torch.inference_mode(False):  # gradients are taken
+                _Trial(
+                    f"layer {index} ({kind_of(layer)})", layer, _small_graph(graph, widths[index - 1]), widths[0]
+                ).run()
+
+
+def _is_foreign(module: nn.Module) -> bool:
+    types = {type(part) for part in module.modules()}
+    told = PyGConv in types and bool(getattr(module, "aggregate_linear", False))
+    return told or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
+
+
+def _check_rows(name: str, part: Callable[..., Tensor], graph: Graph, width: int) -> None:
+    """Refuse an encoder or a head whose rows are not functions of one row each."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(5, width, generator=rng, dtype=torch.float64).to(graph.x)
+    with torch.no_grad():
+        whole, again, some = part(x), part(x), part(x[1:3], 1)
+    apart = _difference(some, whole[1:3])
+    if torch.equal(whole, again) and apart > float(torch.finfo(graph.dtype).eps) ** 0.5:
+        raise InvalidInputError(
+            f"{name} gives other rows for two rows of features than for the same two among five, by {apart:.2g} of the "
+            "largest: it couples rows, as a softmax over them or batch norm does, and the rows of a mini-batch are "
+            "others each time; use one that takes every row on its own, such as torch.nn.LayerNorm"
+        )
+
+
+def kind_of(layer: nn.Module) -> str:
+    """Return the name of a layer's convolution, or of the layer where it has none."""
+    inner = getattr(layer, "conv", layer)
+    return type(getattr(inner, "conv", inner)).__name__
+
+
+def _small_graph(graph: Graph, width: int) -> Graph:
+    rng = torch.Generator().manual_seed(0)
+    weight = None if graph.edge_weight is None else torch.rand(len(_EDGES), generator=rng).add(0.5).to(graph.x)
+    return Graph(
+        edge_index=torch.tensor(_EDGES, device=graph.device).T,
+        x=torch.randn(_NODES, width, generator=rng, dtype=torch.float64).to(graph.x),
+        y=torch.zeros(_NODES, dtype=torch.int64, device=graph.device),
+        train_mask=torch.ones(_NODES, dtype=torch.bool, device=graph.device),
+        edge_weight=weight,
+        edge_attr=graph.some_edge_attr(len(_EDGES)),
+        snapshot=False,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One layer on the small graph, whose features are what the layer reads."""
+
+    name: str
+    layer: Layer
+    graph: Graph
+    x0_width: int
+
+    def run(self) -> None:
+        """Raise InvalidInputError for what the layer must not be."""
+        parameters = dict(_moved(self.layer))
+        try:
+            whole, again, block = self._rows(parameters)
+            if not torch.equal(whole, again):
+                return
+            changed, missing = self._dependence(parameters)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(
+                f"{self.name} cannot be evaluated on a block of {len(_BATCH)} rows: {type(error).__name__}: {error}; a "
+                "layer must take any rows with any of their sources"
+            ) from error
+        least = float(torch.finfo(self.graph.dtype).eps) ** 0.5
+        if (apart := _difference(block, whole)) > least:
+            raise InvalidInputError(
+                f"{self.name} gives other rows on a block with all of their in-neighbours than on the whole graph, by "
+                f"{apart:.2g} of the largest: it computes something from all nodes or edges that it is given, such as "
+                "degrees of the sources or a norm over nodes; use a convolution whose rows read their in-neighbours "
+                "alone, or a Layer that reads block.in_degree and block.edge_weight"
+            )
+        if changed <= least < missing:
+            raise InvalidInputError(
+                f"{self.name} computes constants such as degrees or means from the messages inside of a block: its "
+                f"Jacobian in a source changes by {missing:.2g} of its size when the row's other messages are left "
+                "out, and not when they change. Blocks hold a part of the messages of halo rows; use a convolution "
+                "with PyTorch Geometric's own mean (SAGEConv), or a Layer that reads block.in_degree"
+            )
+        if self.layer.aggregate_linear and max(changed, missing) > least:
+            raise InvalidInputError(
+                f"{self.name} is declared aggregate-linear, and its Jacobian in a source changes by "
+                f"{max(changed, missing):.2g} of its size when the row's other messages change or are left out; leave "
+                "aggregate_linear out, as for attention, normalised rows and activations after the aggregation"
+            )
+
+    def _rows(self, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the compared rows from the whole graph, twice, and from a block with their in-neighbours."""
+        graph, h, x0, kind = self.graph, self.graph.x, self._x0(), self.layer.operator
+        rows = torch.tensor(_BATCH, device=graph.device)
+        into = graph.operator("sum").csr.select_rows(rows).col.long()
+        local = LocalSet(torch.cat([rows, torch.unique(into[~torch.isin(into, rows)])]), rows.numel())
+        with torch.no_grad():
+            whole, again = (
+                functional_call(self.layer, parameters, (h, h, x0, graph.operator(kind)))[rows] for _ in range(2)
+            )
+            block = graph.block(kind, rows, local)
+            piece = functional_call(self.layer, parameters, (h[local.nodes], h[rows], x0[rows], block))
+        return whole, again, piece
+
+    def _dependence(self, parameters: dict[str, Tensor]) -> tuple[float, float]:
+        """Return how a row's Jacobian in one source changes when other messages change, and when they are missing.
+
+        Of a `ConvLayer` the convolution is asked: an activation behind it could hide what it computes.
+        """
+        given = self._jacobian(parameters, self.graph.x, _OTHERS)
+        changed = [_difference(self._jacobian(parameters, x, _OTHERS), given) for x in self._other_values()]
+        return max(changed), _difference(self._jacobian(parameters, self.graph.x, ()), given)
+
+    def _other_values(self) -> Iterator[Tensor]:
+        """Yield inputs with other, larger values at the other sources: each sign, and as many of one as of the other.
+
+        So the kept source is the largest, the smallest and the one in the middle once, whatever its own value is.
+        """
+        for signs in ((1, 1, 1, 1), (-1, -1, -1, -1), (1, -1, 1, -1)):
+            x = self.graph.x.clone()
+            x[list(_OTHERS)] = 10 * x[list(_OTHERS)].abs().add(1) * x.new_tensor(signs)[:, None]
+            yield x
+
+    def _jacobian(self, parameters: dict[str, Tensor], x: Tensor, others: tuple[int, ...]) -> Tensor:
+        """Return a fixed combination of the row's Jacobian in the kept source [1, width].
+
+        The row's own value stays among the sources, as it does in every local set.
+        """
+        graph = self.graph
+        where = torch.tensor([_ROW], device=graph.device)
+        columns = torch.tensor([_KEPT, _ROW, *others], device=graph.device)
+        block = graph.block(self.layer.operator, where, LocalSet(columns, 1))
+        kept = x[[_KEPT]].detach().requires_grad_()
+        source, target = torch.cat([kept, x[columns[1:]]]), x[where]
+        with torch.enable_grad():
+            if isinstance(self.layer, ConvLayer) and type(self.layer).forward is ConvLayer.forward:
+                inner = {name.removeprefix("conv."): p for name, p in parameters.items() if name.startswith("conv.")}
+                out = functional_call(self.layer.conv, inner, (source, target, block))
+            else:
+                out = functional_call(self.layer, parameters, (source, target, self._x0()[where], block))
+            weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
+            if not out.requires_grad:
+                return torch.zeros_like(kept)
+            (found,) = torch.autograd.grad((out * weights).sum(), [kept], allow_unused=True, materialize_grads=True)
+        return found
+
+    def _x0(self) -> Tensor:
+        ones = self.graph.x.new_ones(_NODES, self.x0_width)
+        return ones * torch.linspace(-1, 1, _NODES, dtype=ones.dtype, device=ones.device)[:, None]
+
+
+def _moved(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a layer's parameters, each moved by a tenth of its size and a little more."""
+    rng = torch.Generator().manual_seed(1)
+    for name, parameter in layer.named_parameters():
+        value = parameter.detach()
+        step = torch.randn(value.shape, generator=rng, dtype=torch.float64).to(value)
+        yield name, value + step * (0.05 + 0.1 * value.square().mean().sqrt())
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference, relative to the largest entry; infinite where one alone is not finite."""
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return float("inf")
+    one, other = one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0)
+    size = max(float(one.abs().max()), float(other.abs().max()))
+    return float((one - other).abs().max()) / size if size else 0.0
