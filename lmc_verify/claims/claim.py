@@ -13,6 +13,7 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Untouched
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -73,7 +74,7 @@ class Claim:
     def __post_init__(self) -> None:
         others = tuple(item for item in self.assumptions if item not in self.required)
         object.__setattr__(self, "assumptions", (*self.required, *others))
-        object.__setattr__(self, "check", _guarded(self.check))
+        object.__setattr__(self, "check", _guarded(self.check, enumerates=self.tier == "exact"))
 
     def checked_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
         """Check every assumption on a case."""
@@ -85,11 +86,17 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
-def _guarded(check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
-    """Return a check after which the case must be as it was: a verdict about a changed problem says nothing."""
+def _guarded(check: Callable[[Case], Verdict], *, enumerates: bool) -> Callable[[Case], Verdict]:
+    """Return a check after which the case must be as it was: a verdict about a changed problem says nothing.
+
+    Where batches are enumerated, those that a design of the user's draws must be from the same distribution.
+    """
 
     @wraps(check)
     def guarded(case: Case) -> Verdict:
+        design = case.base_design
+        if enumerates and not is_own_design(design) and design.support_size <= MOST_BATCHES:
+            check_draws(design, f"the batch design {type(design).__name__!r}", seed=case.seed)
         before, who = Untouched(case.problem), f"estimator {case.estimator.name!r}"
         try:
             verdict = check(case)
