@@ -43,8 +43,8 @@ def check_design(
     """
     if not isinstance(design, BatchDesign):
         raise InvalidInputError(
-            f"a {type(design).__name__} is no batch design: it needs draw, enumerate, inclusion_probabilities and "
-            "support_size, see lmc_verify.BatchDesign"
+            f"an object of type {type(design).__name__} is no batch design: it needs draw, enumerate, "
+            "inclusion_probabilities and support_size, see lmc_verify.BatchDesign"
         )
     if draws < 2:
         raise InvalidInputError(f"draws is {draws}, at least 2 are needed to be compared with the enumeration")

@@ -145,7 +145,7 @@ def test_a_rest_of_an_epoch_states_the_marginal_probabilities() -> None:
 
 
 def test_what_is_no_design_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="a int is no batch design: it needs draw"):
+    with pytest.raises(InvalidInputError, match="type int is no batch design: it needs draw"):
         check_design(3)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="draws is 1, at least 2"):
         check_design(Sound(), draws=1)
