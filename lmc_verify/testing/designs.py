@@ -107,12 +107,14 @@ def _inclusion_flaw(design: BatchDesign) -> str:
 
 
 def _repetition_flaw(design: BatchDesign, seed: int) -> str:
-    for make in (np.random.default_rng, lambda value: torch.Generator().manual_seed(value)):
-        first, second = ([design.draw(source).nodes.tolist() for _ in range(5)] for source in (make(seed), make(seed)))
-        if first != second:
-            kind = type(make(seed)).__module__.partition(".")[0]
-            return f"two {kind} generators of one seed draw {first[:2]} and {second[:2]}; draw from the generator alone"
-    return ""
+    first, second = ([design.draw(source).nodes.tolist() for _ in range(5)] for source in _twins(seed))
+    if first == second:
+        return ""
+    return f"two generators of one seed draw {first[:2]} and {second[:2]}; draw from the generator alone"
+
+
+def _twins(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    return np.random.default_rng(seed), np.random.default_rng(seed)
 
 
 def _draws_flaw(design: BatchDesign, draws: int, alpha: float, seed: int) -> str:

@@ -17,7 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from lmc_verify import GCN, Graph, InvalidInputError, Problem, UniformNodes, UnknownNameError, check_claim, load_graph
+from lmc_verify import (
+    GCN,
+    Clusters,
+    Graph,
+    InvalidInputError,
+    Partition,
+    Problem,
+    UniformNodes,
+    UnknownNameError,
+    check_claim,
+    load_graph,
+)
 from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import (
@@ -141,6 +152,14 @@ def test_passes_are_those_of_the_code(code: str, nodes: tuple[int, int]) -> None
             want.append((operators, share * probability))
     assert outcomes == law.support_size
     assert_same_law(gathered(got), gathered(want))
+
+
+def test_samples_are_counted_for_each_batch_apart() -> None:
+    """Batches of one node and of two may need the same rows below, where different nodes are then added."""
+    problem = Problem(path_graph(4), GCN(3, 3, 3, 2, dtype=torch.float64).eval())
+    design = Clusters(Partition.from_clusters([[1], [0, 2], [3]]), 1)
+    law = batch_distribution(LADIESPublished((1, 2)), problem, History(), design)
+    assert law.support_size == sum(1 for _ in law.enumerate())
 
 
 def test_the_batch_is_in_every_layer_of_ladies() -> None:

@@ -34,10 +34,7 @@ class Sound:
 
     def draw(self, generator: Any) -> Batch:
         first, second = (batch for batch, _ in self.enumerate())
-        number = (
-            generator.random() if isinstance(generator, np.random.Generator) else torch.rand((), generator=generator)
-        )
-        return first if number < 0.25 else second
+        return first if generator.random() < 0.25 else second
 
     def inclusion_probabilities(self) -> torch.Tensor:
         return torch.tensor([0.25, 0.25, 0.75], dtype=torch.float64)
@@ -90,10 +87,7 @@ class DrawsElsewhere(Sound):
 class DrawsFairly(Sound):
     def draw(self, generator: Any) -> Batch:
         first, second = (batch for batch, _ in self.enumerate())
-        number = (
-            generator.random() if isinstance(generator, np.random.Generator) else torch.rand((), generator=generator)
-        )
-        return first if number < 0.5 else second
+        return first if generator.random() < 0.5 else second
 
 
 class Raises(Sound):
@@ -112,7 +106,7 @@ WRONG: dict[type, tuple[set[str], str]] = {
     ),
     DrawsElsewhere: (
         {"draws repeat for a seed"},
-        "two numpy generators of one seed draw .* draw from the generator alone",
+        "two generators of one seed draw .* draw from the generator alone",
     ),
     DrawsFairly: ({"draws follow the enumeration"}, r"it drew .* of 4,000 draws, where"),
     Raises: ({"draws repeat for a seed", "draws follow the enumeration"}, "it raised ZeroDivisionError: no batch"),
