@@ -98,3 +98,14 @@ def test_bad_questions_about_power_are_refused() -> None:
             draws_to_find(*bad)
     with pytest.raises(ValueError, match="at least one event"):
         draws_to_find(0.1, 0, 0.1)
+
+
+@pytest.mark.parametrize("true", [0.4, 0.6])
+def test_the_promise_holds_where_frequencies_vary_most(true: float) -> None:
+    """Exactly: the probability that one event of probability 1/2 is missed though it occurs with another."""
+    alpha, beta = 1e-6, 0.05
+    draws = draws_to_find(0.1, 1, alpha, beta)
+    kept = [k for k in range(draws + 1) if not compare_frequencies({"x": 0.5}, {"x": k}, draws, alpha).rejects]
+    missed = float(binom.cdf(kept[-1], draws, true) - binom.cdf(kept[0] - 1, draws, true))
+    assert missed <= beta
+    assert missed > beta / 100, "nor is the promise far too modest"
