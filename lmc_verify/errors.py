@@ -64,7 +64,7 @@ class OutputError(InvalidInputError):
 
 
 class ContractError(LmcVerifyError):
-    """An estimator that breaks its contract: what it gives is no estimate that could be biased or not."""
+    """An estimator or a batch design that breaks its contract: what it gives says nothing about bias."""
 
     exit_code = 5
 

@@ -13,6 +13,7 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Untouched, require_reading
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -89,10 +90,16 @@ class Claim:
 
 
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
-    """Return a check before and after which the estimator must keep its contract: else a verdict says nothing."""
+    """Return a check before and after which the estimator must keep its contract: else a verdict says nothing.
+
+    Where batches are enumerated, those that a design of the user's draws must be from the same distribution.
+    """
 
     @wraps(check)
     def guarded(case: Case) -> Verdict:
+        design = case.base_design
+        if claim.tier == "exact" and not is_own_design(design) and design.support_size <= MOST_BATCHES:
+            check_draws(design, f"the batch design {type(design).__name__!r}", seed=case.seed)
         before, who = Untouched(case.problem), f"estimator {case.estimator.name!r}"
         try:
             if claim.unmet(case) is None:

@@ -32,6 +32,7 @@ from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPublished
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
@@ -71,6 +72,7 @@ __all__ = [
     "EstimatorInfo",
     "EstimatorProperties",
     "FastGCN",
+    "FastGCNPublished",
     "FullBatch",
     "GraphSAINTEdge",
     "GraphSAINTNode",
@@ -78,6 +80,7 @@ __all__ = [
     "Held",
     "History",
     "HistoryWrite",
+    "LADIESPublished",
     "LMCBackwardOnly",
     "LMCForwardOnly",
     "LayerLaw",

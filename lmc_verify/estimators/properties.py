@@ -22,6 +22,7 @@ from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPublished
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.shadow import Shadow
@@ -45,6 +46,8 @@ _SAMPLERS = (
     FastGCN,
     LADIES,
     ASGCN,
+    FastGCNPublished,
+    LADIESPublished,
     MVS,
     GraphSAINTNode,
     GraphSAINTEdge,

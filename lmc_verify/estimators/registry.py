@@ -28,6 +28,7 @@ from lmc_verify.estimators.properties import properties_of, replaced_on_instance
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
+from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPublished
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
@@ -71,6 +72,8 @@ _EXACT = ("theorem-1/unbiased", "e1/equals-backward-sgd", "e7/reductions")
 _HISTORY = ("e3/contraction", "e7/reductions")
 
 _SAMPLER = ("sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinearity")
+
+_ANY = ("e8/bias-and-variance",)
 
 _LMC = "LMC (Shi, Liang and Wang, ICLR 2023)"
 
@@ -147,6 +150,14 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "f",
             "AS-GCN (Huang et al., NeurIPS 2018)",
         ),
+    ),
+    (
+        FastGCNPublished,
+        EstimatorInfo("layer-wise", _ANY, "L t d", "none", "FastGCN in public code (acbull/LADIES, matenure/FastGCN)"),
+    ),
+    (
+        LADIESPublished,
+        EstimatorInfo("layer-wise", _ANY, "L t d", "none", "LADIES in its public code (acbull/LADIES)"),
     ),
     (
         MVS,

@@ -3,6 +3,13 @@
 from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
+from lmc_verify.statistics.frequencies import (
+    Deviation,
+    FrequencyTest,
+    compare_frequencies,
+    draws_to_find,
+    smallest_deviation,
+)
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
 from lmc_verify.statistics.ledger import ErrorLedger, LedgerRow
 from lmc_verify.statistics.quadratic import expected_norm, known_slope, measured_norms
@@ -27,16 +34,20 @@ __all__ = [
     "BiasTest",
     "DecayFit",
     "DesignMoments",
+    "Deviation",
     "ErrorLedger",
+    "FrequencyTest",
     "LedgerRow",
     "MeanInterval",
     "MedianInterval",
     "MomentAccumulator",
     "combine",
+    "compare_frequencies",
     "decide",
     "detectable_margin",
     "draws_to_bound",
     "draws_to_detect",
+    "draws_to_find",
     "draws_to_width",
     "expected_norm",
     "fit_decay",
@@ -51,4 +62,5 @@ __all__ = [
     "seeds_needed",
     "seeds_to_detect",
     "smallest_detectable_bias",
+    "smallest_deviation",
 ]

@@ -1,4 +1,4 @@
-"""For users' own tests: hypothesis strategies, conformance checks of estimators, and a probe of layers.
+"""For users' own tests: hypothesis strategies, conformance checks of estimators and designs, and a probe of layers.
 
 Example:
     >>> from hypothesis import given
@@ -8,6 +8,7 @@ Example:
 """
 
 from lmc_verify.testing.conformance import Census, CheckResult, Status, check_estimator, parametrize_with_checks
+from lmc_verify.testing.designs import check_design
 from lmc_verify.testing.jacobians import aggregate_dependence
 from lmc_verify.testing.strategies import (
     batches,
@@ -28,6 +29,7 @@ __all__ = [
     "aggregate_dependence",
     "batches",
     "betas",
+    "check_design",
     "check_estimator",
     "designs",
     "graphs",

@@ -19,9 +19,10 @@ from torch import Tensor
 from lmc_verify.cases import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, History, HistoryWrite, VectorWrite, properties_of
+from lmc_verify.estimators import Estimate, History, HistoryWrite, VectorWrite, batch_distribution, properties_of
+from lmc_verify.estimators.draws import MOST_BATCHES, draws_flaw
 from lmc_verify.estimators.properties import contract_flaw, settings_of
-from lmc_verify.graphs import Batch, Clusters, Graph, Partition
+from lmc_verify.graphs import Batch, Clusters, Graph, Partition, UniformNodes
 from lmc_verify.models import GCN, key_dropout
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 from lmc_verify.testing.subjects import Subject
@@ -37,6 +38,10 @@ __all__ = [
 SINGLE_PRECISION = 1e-3
 """Largest relative distance of a float32 gradient from the float64 one. The cases are well conditioned: sound
 estimators are within 1e-5."""
+
+
+SAMPLE_DRAWS = 400
+"""Batches with samples that are drawn to be compared with their enumeration."""
 
 
 class NotApplicableError(Exception):
@@ -404,6 +409,31 @@ def refuses_batches_without_a_sample(subject: Subject) -> None:
     raise AssertionError("a batch without a sample is accepted")
 
 
+def draws_follow_the_enumeration(subject: Subject) -> None:
+    """Batches with samples are drawn as often as they are enumerated to be, on a graph small enough to list them."""
+    if not properties_of(subject.estimator).samples:
+        raise NotApplicableError("the estimator adds no randomness of its own to the batches")
+    edges = torch.tensor([[0, 1, 1, 2, 2, 3, 0, 3, 4], [1, 0, 2, 1, 3, 2, 2, 4, 3]])  # of degrees 1 to 3
+    graph = Graph(
+        edge_index=edges,
+        x=torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2),
+        y=torch.tensor([0, 1, 0, 1, 0]),
+        train_mask=torch.ones(5, dtype=torch.bool),
+        name="five nodes",
+    )
+    model = GCN(2, 3, 2, num_layers=1, seed=subject.seed, dtype=torch.float64).eval()
+    problem = Problem(graph, model)
+    state = subject.estimator.init(problem)
+    design = batch_distribution(subject.estimator, problem, state, UniformNodes(5, 1))
+    if design.support_size > MOST_BATCHES:
+        raise NotApplicableError(
+            f"a graph of 5 nodes has {design.support_size:,} batches with samples, at most {MOST_BATCHES:,} are "
+            "listed; set a smaller budget"
+        )
+    flaw = draws_flaw(design, draws=SAMPLE_DRAWS, seed=subject.seed)
+    _require(not flaw, f"what sampling() draws is not what it enumerates: {flaw}")
+
+
 def drops_units_by_key(subject: Subject) -> None:
     """In training with dropout the key alone decides which units are dropped; or the estimator refuses dropout."""
     graph = subject.problem.graph
@@ -451,6 +481,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "accepts a graph without edges": accepts_a_graph_without_edges,
     "refuses foreign batches": refuses_foreign_batches,
     "refuses batches without a sample": refuses_batches_without_a_sample,
+    "draws follow the enumeration": draws_follow_the_enumeration,
     "drops units by key": drops_units_by_key,
 }
 """Every check by name, besides the claims (`check_claim_verdict`)."""

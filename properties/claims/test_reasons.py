@@ -50,6 +50,10 @@ SETTINGS: list[tuple[str | dict[str, Any], dict[str, Any]]] = [
 class Lopsided(Clusters):
     """Draws clusters uniformly, and misstates how likely they and their nodes are."""
 
+    def draw(self, generator: Any) -> Batch:
+        batch = super().draw(generator)
+        return Batch.of(batch.nodes, 2 * batch.inclusion, batch.clusters)
+
     def enumerate(self) -> Any:
         for batch, probability in super().enumerate():
             yield Batch.of(batch.nodes, 2 * batch.inclusion, batch.clusters), probability

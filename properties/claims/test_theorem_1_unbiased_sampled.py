@@ -80,6 +80,10 @@ class Halved:
 class Lopsided(Clusters):
     """Draws clusters uniformly and says that they are twice as likely as they are."""
 
+    def draw(self, generator: Any) -> Batch:
+        batch = super().draw(generator)
+        return Batch.of(batch.nodes, 2 * batch.inclusion, batch.clusters)
+
     def enumerate(self) -> Any:
         for batch, probability in super().enumerate():
             yield Batch.of(batch.nodes, 2 * batch.inclusion, batch.clusters), probability

@@ -7,7 +7,7 @@ the backward pass is written out. `laws` lists every sample of a distribution fr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,3 +119,80 @@ def members(batch: NDArray[np.int64], n: int, weight: Array | float) -> Array:
     out = np.zeros(n)
     out[batch] = weight
     return out
+
+
+# --- as in public code -----------------------------------------------------------------------------
+
+
+def successive_draws(weights: Array, count: int) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Yield every order in which `count` different indices can be drawn, each in proportion to what is left."""
+    positive = [index for index, weight in enumerate(weights) if weight > 0]
+    for order in permutations(positive, min(count, len(positive))):
+        probability, left = 1.0, list(positive)
+        for index in order:
+            probability *= weights[index] / sum(weights[other] for other in left)
+            left.remove(index)
+        yield order, probability
+
+
+def published_law(
+    operator: Array, squares: Array, rows: list[int], batch: list[int], nodes: int, code: str
+) -> Iterator[tuple[Array, float]]:
+    """Yield every sampled operator of one layer as the public code of LADIES or FastGCN makes it, order by order.
+
+    Args:
+        operator: A, dense [n, n].
+        squares: sums of squared weights of parallel messages [n, n]; ``operator**2`` where there are none.
+        rows: the nodes that the layer above needs.
+        batch: the batch's nodes.
+        nodes: how many are drawn.
+        code: ``"ladies"``; ``"fastgcn of ladies"``, the baseline in the same code; ``"fastgcn"``, its authors'.
+    """
+    n = len(operator)
+    if code == "fastgcn":
+        norms = np.sqrt(squares.sum(axis=0))
+        q = norms / norms.sum() if norms.any() else norms
+        reached = (squares[rows] > 0).any(axis=0)
+        for order, probability in successive_draws(np.where(reached, q, 0.0), nodes):
+            sampled = np.zeros((n, n))
+            for i, j in product(rows, order):
+                sampled[i, j] = operator[i, j] / (nodes * q[j])
+            yield sampled, probability
+        return
+    weight = (squares[rows] if code == "ladies" else squares).sum(axis=0)
+    q = weight / weight.sum() if weight.any() else weight
+    for order, probability in successive_draws(q, nodes):
+        kept = sorted({*order, *(batch if code == "ladies" else ())})
+        sampled = np.zeros((n, n))
+        for i in rows:
+            for j in kept:
+                if q[j] > 0:
+                    sampled[i, j] = operator[i, j] / q[j]
+            if sampled[i].sum() > 0:
+                sampled[i] /= sampled[i].sum()
+        yield sampled, probability
+
+
+def published_passes(
+    operator: Array, batch: list[int], nodes: list[int], code: str
+) -> Iterator[tuple[list[Array], float]]:
+    """Yield the sampled operators of all layers, layer 1 first, of a GCN on a graph without parallel messages.
+
+    Rows that no row above needs are left out.
+    """
+
+    def below(index: int, rows: list[int]) -> Iterator[tuple[list[Array], float]]:
+        if index == 0:
+            yield [], 1.0
+            return
+        if code == "fastgcn" and index == 1 and len(nodes) > 1:
+            whole = np.zeros_like(operator)
+            whole[rows] = operator[rows]
+            yield [whole], 1.0
+            return
+        for sampled, probability in published_law(operator, operator**2, rows, batch, nodes[index - 1], code):
+            needed = [j for j in range(len(operator)) if sampled[:, j].any()]
+            for others, share in below(index - 1, needed):
+                yield [*others, sampled], probability * share
+
+    yield from below(len(nodes), batch)

@@ -338,3 +338,35 @@ def test_kept_messages_are_counted() -> None:
         compensated = name in ("backward-sgd", "lmc", "lmc-whole", "lmc-backward-only")
         assert cost.messages_backward == (4 if compensated else 2), name
         assert cost.nodes == (2 if "cluster" in name else 4), name
+
+
+@EVERY
+@given(step=steps())
+def test_messages_are_those_of_the_edges_one_by_one(name: str, step: tuple[Problem, History, Batch]) -> None:
+    """Directed graphs too, where as many come in as go out by coincidence only."""
+    problem, drawn, batch = step
+    estimator, inside = FAMILY[name], set(batch.nodes.tolist())
+    cost = estimator.estimate(problem, state_for(estimator, problem, drawn), batch).cost
+    edges = problem.graph.edge_index.T.tolist()
+    into = sum(v in inside for _, v in edges)
+    out_of = sum(u in inside for u, _ in edges)
+    inner = sum(u in inside and v in inside for u, v in edges)
+    assert (cost.messages_forward_needed, cost.messages_backward_needed) == (into, out_of)
+    assert cost.messages_forward == (inner if "cluster" in name else into)
+    compensated = name in ("backward-sgd", "lmc", "lmc-whole", "lmc-backward-only")
+    assert cost.messages_backward == (out_of if compensated else inner)
+    near = {node for edge in edges if inside & set(edge) for node in edge}
+    assert cost.nodes == len(inside if "cluster" in name else inside | near)
+
+
+def test_messages_into_and_out_of_a_batch_differ_on_a_directed_graph() -> None:
+    # 0 -> 1 <- 2, 1 -> 3, 3 -> 3: two messages come into {1, 3} from outside, one goes round, one is a self-loop.
+    edges = torch.tensor([[0, 2, 1, 3], [1, 1, 3, 3]])
+    graph = path_graph(4, edge_index=edges)
+    problem, batch = Problem(graph, GCN(3, 3, 3, 2, dtype=torch.float64).eval()), Batch.of([1, 3], 0.5)
+    for estimator, kept in ((LMC(), (4, 2)), (GAS(), (4, 2)), (ClusterGCN(), (2, 2))):
+        cost = estimator.estimate(problem, estimator.init(problem), batch).cost
+        assert (cost.messages_forward_needed, cost.messages_backward_needed) == (4, 2)
+        assert (cost.messages_forward, cost.messages_backward) == kept
+    cost = GAS().estimate(problem, GAS().init(problem), Batch.of([1], 0.5)).cost
+    assert (cost.messages_forward, cost.messages_backward, cost.messages_backward_needed) == (2, 0, 1)

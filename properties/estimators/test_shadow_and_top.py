@@ -92,3 +92,24 @@ def test_a_batch_that_comes_again_is_fitted_again_only_for_another_basis() -> No
     fresh = estimator.estimate(problem, other, Batch.of(range(10), 0.5)).gradient
     assert all(torch.equal(there[name], fresh[name]) for name in first)
     assert not all(torch.equal(first[name], there[name]) for name in first)
+
+
+@examples(25)
+@given(data=st.data(), problem=problems(graphs(max_nodes=5, max_edges=8), kinds=("sage",), max_layers=2))
+def test_messages_are_those_of_the_edges_one_by_one(data: st.DataObject, problem: Problem) -> None:
+    """Of a layer without self-loops of its own: those into the batch's rows, and those inside of the ego networks."""
+    batch = data.draw(batches(problem.graph))
+    edges, layers = problem.graph.edge_index.T.tolist(), problem.num_layers
+    cost = TOP().estimate(problem, TOP().init(problem), batch).cost
+    inside = set(batch.nodes.tolist())
+    assert cost.messages_forward == cost.messages_backward == layers * sum(v in inside for _, v in edges)
+    total = rows = 0
+    for target in inside:
+        ego = {target}
+        for _ in range(2):
+            ego |= {u for u, v in edges if v in ego}
+        total += sum(u in ego and v in ego for u, v in edges)
+        rows += len(ego)
+    cost = Shadow(2).estimate(problem, History(), batch).cost
+    assert cost.messages_forward == cost.messages_backward == layers * total
+    assert cost.nodes == rows

@@ -330,6 +330,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "fastgcn": {"nodes": 9},
     "ladies": {"nodes": 9},
     "as-gcn": {"nodes": 9},
+    "fastgcn-published": {"nodes": 9},
+    "ladies-published": {"nodes": 9},
     "mvs-gnn": {"fan_out": 2, "size": 9},
     "graphsaint-node": {"nodes": 12},
     "graphsaint-edge": {"edges": 8},

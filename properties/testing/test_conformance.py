@@ -64,7 +64,8 @@ def test_every_estimator_of_the_package_conforms(name: str) -> None:
     left_out = Counter(result.check for result in results if result.status is Status.NOT_APPLICABLE)
     sampling = isinstance(estimator, Sampling)
     allowed = {"claim e7/reductions", "claim theorem-1/unbiased", "claim e1/equals-backward-sgd"} if sampling else set()
-    allowed |= LEFT_OUT.get(name, set()) | (set() if sampling else {"refuses batches without a sample"})
+    about_samples = {"refuses batches without a sample", "draws follow the enumeration"}
+    allowed |= LEFT_OUT.get(name, set()) | (set() if sampling else about_samples)
     assert {check for check, count in left_out.items() if count} <= allowed, left_out
     assert LEFT_OUT.get(name, set()) <= set(left_out), f"{LEFT_OUT[name]} apply after all"
     assert census.passed == len(results) - sum(left_out.values()) - census.skipped >= 26, str(census)
@@ -166,6 +167,24 @@ class DrawsInSecret(Wrapped):
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         return super().estimate(problem, state, replace(batch, sample=None))
+
+
+class DrawsOthers(Wrapped):
+    """Neighbour sampling whose samples are enumerated for another fan-out than they are drawn with."""
+
+    adaptive = False
+
+    def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
+        return Mixed(*(NeighbourSampling(size).sampling(problem, state, design) for size in (1, 2)))
+
+
+class Mixed:
+    carries_samples = True
+
+    def __init__(self, drawn: BatchDesign, listed: BatchDesign) -> None:
+        self.base, self.support_size = drawn.base, listed.support_size  # type: ignore[attr-defined]
+        self.draw, self.enumerate = drawn.draw, listed.enumerate
+        self.inclusion_probabilities = drawn.inclusion_probabilities
 
 
 class NeedsEdges(Wrapped):
@@ -360,6 +379,7 @@ WRONG: dict[type, set[str]] = {
     Doubles: {"claim e7/reductions"},
     AcceptsAnything: {"refuses foreign batches"},
     DrawsInSecret: {"refuses batches without a sample"},
+    DrawsOthers: {"draws follow the enumeration"},
     NeedsEdges: {"accepts a graph without edges"},
     RaisesTheWrongError: {"refuses foreign batches"},
     DictState: {"state is a history"},

@@ -74,10 +74,10 @@ def _operator(case: Case, layer: int) -> Block:
 
 
 class _ConditionalMeans:
-    """The mean weight of every entry of a layer's operator, given the rows that the layers above have decided on.
+    """The mean weight of every entry of a layer's operator, given batch and rows that the layers above decided on.
 
-    Where layers are sampled one after the other, means are kept apart for every set of rows: a bias given one set may
-    cancel against that given another, and still bias what the layer above makes of it. A sampler that draws one
+    Where layers are sampled one after the other, means are kept apart for every batch and set of rows: a bias given one
+    may cancel against that given another, and still bias what the layer above makes of it. A sampler that draws one
     subgraph for all layers decides everything at once: there the mean is that given the single row.
     """
 
@@ -88,12 +88,12 @@ class _ConditionalMeans:
         self._csr = _operator(case, layer).csr
         self._value = self._csr.value.cpu().double()
         self._rows = self._csr.row.cpu()
-        self._sets: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        self._sets: dict[tuple[bytes, bytes], tuple[Tensor, Tensor, Tensor]] = {}
 
-    def add(self, own: LayerSample, probability: float) -> None:
-        """Add one batch with its sample."""
+    def add(self, batch: Tensor, own: LayerSample, probability: float) -> None:
+        """Add one batch, given by its nodes, with its sample."""
         rows = own.rows.cpu() if self._apart else torch.arange(self._csr.num_rows)
-        key = rows.numpy().tobytes()
+        key = (batch.cpu().numpy().tobytes() if self._apart else b"", rows.numpy().tobytes())
         if key not in self._sets:
             entries = torch.isin(self._rows, rows).nonzero()[:, 0] if self._apart else torch.arange(self._rows.numel())
             self._sets[key] = (entries, torch.zeros(entries.numel()).double(), torch.zeros(self._csr.num_rows).double())
@@ -131,7 +131,7 @@ def check(case: Case) -> Verdict:
     for batch, probability in case.design.enumerate():
         atoms += 1
         for index, own in enumerate(samples_of(batch), 1):
-            means[index].add(own, probability)
+            means[index].add(batch.nodes, own, probability)
     residuals = [mean.residual(atoms) for mean in means.values()]
     found = {decide(item.value, item.tolerance or 0.0) for item in residuals}
     worst = max(residuals, key=lambda item: item.value / (item.tolerance or 1.0))
@@ -172,6 +172,10 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
     estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(Outcome.REFUTED if holds is Outcome.EXACT else None, estimated)
+    departure = sampler.departure(case.problem, case.design)
+    if departure is not None:
+        refuted = departure.certain and holds is Outcome.EXACT
+        return Expectation(Outcome.REFUTED if refuted else None, departure.reason)
     missed = sampler.missed(case.problem, case.design)
     if missed:
         return Expectation(None, missed)

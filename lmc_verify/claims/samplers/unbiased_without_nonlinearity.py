@@ -143,6 +143,9 @@ def expect(case: Case) -> Expectation:
     estimated = sampler.estimated_weights(case.problem)
     if estimated:
         return Expectation(None, estimated)
+    departure = sampler.departure(case.problem, case.design)
+    if departure is not None:
+        return Expectation(None, departure.reason)
     if case.weighting != "inclusion" or case.conditioned:
         return Expectation(None, "batch rows are not weighted by their inverse inclusion probabilities")
     missed = sampler.missed(case.problem, case.design)

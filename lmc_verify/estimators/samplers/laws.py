@@ -17,7 +17,16 @@ from torch import Tensor
 from lmc_verify.graphs import AnyGenerator, Block
 from lmc_verify.seeds import as_generator
 
-__all__ = ["Kept", "LayerLaw", "device_generator", "draw_categories", "multinomial_probability", "row_entries"]
+__all__ = [
+    "Kept",
+    "LayerLaw",
+    "device_generator",
+    "draw_categories",
+    "draw_distinct",
+    "multinomial_probability",
+    "row_entries",
+    "successive_probabilities",
+]
 
 MULTINOMIAL_CATEGORIES = 2**24
 """`torch.multinomial` takes no more, and graphs may have more edges."""
@@ -42,6 +51,10 @@ class Kept(NamedTuple):
 
 class LayerLaw(ABC):
     """The distribution of one layer's sampled messages, given the rows that the layer above needs."""
+
+    def for_batch(self, nodes: Tensor) -> LayerLaw:
+        """Return the distribution given the batch's nodes, int64 [batch]: this one, where they do not matter."""
+        return self
 
     @abstractmethod
     def draw(self, operator: Block, rows: Tensor, generator: torch.Generator) -> Kept:
@@ -73,6 +86,46 @@ def draw_categories(weights: Tensor, count: int, generator: torch.Generator) -> 
     number = torch.rand(count, generator=generator, dtype=total.dtype, device=total.device) * total[-1]
     # The first index whose cumulated weight is larger: never one of weight zero.
     return torch.searchsorted(total, number, right=True).clamp(max=int(weights.nonzero()[-1]))
+
+
+def draw_distinct(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw different indices one after another, each in proportion to the weights of those that are left.
+
+    The indices of the least of independent exponential times with the weights as rates: the first one is drawn in
+    proportion to the weights, and by lack of memory so is each that follows.
+
+    Args:
+        weights: non-negative, float64 [n].
+        count: how many; all with a positive weight where those are fewer.
+        generator: of the weights' device.
+
+    Returns:
+        int64 [min(count, positive weights)], ascending.
+    """
+    positive = weights.nonzero()[:, 0]
+    time = torch.empty(positive.numel(), dtype=torch.float64, device=weights.device).exponential_(generator=generator)
+    first = torch.topk(time / weights[positive], min(count, positive.numel()), largest=False).indices
+    drawn: Tensor = positive[first].sort().values
+    return drawn
+
+
+def successive_probabilities(weights: Sequence[float], count: int) -> Iterator[tuple[frozenset[int], float]]:
+    """Yield every set of `count` indices with the probability that `draw_distinct` gives it.
+
+    A set's probability is the sum over its last member of that of the others, times the member's weight among those
+    that are left: no order of draws is listed.
+    """
+    sets: dict[frozenset[int], float] = {frozenset(): 1.0}
+    for _ in range(count):
+        larger: dict[frozenset[int], float] = {}
+        for drawn, probability in sets.items():
+            left = [index for index in range(len(weights)) if index not in drawn]
+            total = math.fsum(weights[index] for index in left)
+            for index in left:
+                key = drawn | {index}
+                larger[key] = larger.get(key, 0.0) + probability * weights[index] / total
+        sets = larger
+    yield from sets.items()
 
 
 def multinomial_probability(chances: Sequence[float], times: Sequence[int]) -> float:

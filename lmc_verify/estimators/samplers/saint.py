@@ -9,7 +9,10 @@ atom holds v, and a_uv that it holds u or v,
 so normalisation constants are known wherever the atoms' are: always for nodes and edges, for walks on graphs that are
 small enough to follow the walk that avoids u and v. Elsewhere they are estimated from subgraphs drawn in advance.
 
-Source: Zeng, Zhou, Srivastava, Kannan and Prasanna, ICLR 2020.
+PyTorch Geometric's loaders of the same names draw from other distributions and weight messages in another way:
+``convention="pyg"``.
+
+Source: Zeng, Zhou, Srivastava, Kannan and Prasanna, ICLR 2020; torch_geometric.loader.GraphSAINTSampler.
 """
 
 from __future__ import annotations
@@ -29,12 +32,25 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import COUNTED, device_generator, row_entries
 from lmc_verify.estimators.samplers.saint_atoms import Atoms, Distribution, EdgeAtoms, NodeAtoms, WalkAtoms
-from lmc_verify.estimators.samplers.sampled import Sampled
+from lmc_verify.estimators.samplers.saint_pyg import PygEdgeAtoms, PygNodeAtoms, PygWalkAtoms
+from lmc_verify.estimators.samplers.sampled import Departure, Sampled
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, Block, Graph, LayerSample, Sample
 from lmc_verify.objective import Problem
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["GraphSAINT", "GraphSAINTEdge", "GraphSAINTNode", "GraphSAINTWalk", "Subgraphs"]
+
+CONVENTIONS = ("paper", "pyg")
+"""Whose probabilities and weights are used: the paper's, or those of PyTorch Geometric's loaders."""
+
+UNSEEN = 0.1
+"""What PyTorch Geometric counts for a node that was never drawn, and its weight of a message whose source never was."""
+
+LARGEST_NORM = 1e4
+"""PyTorch Geometric's largest weight of a message."""
+
+LEAN = 1e-6
+"""By how much, relative, the probabilities of a message's ends must differ for enumeration to be sure to see it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +64,7 @@ class Subgraphs:
         times: atoms per subgraph.
         presamples: subgraphs from which constants are estimated where they have no closed form.
         seed: of those.
+        convention: whose weights messages get, see `GraphSAINT`.
     """
 
     carries_samples: ClassVar[bool] = True
@@ -57,6 +74,7 @@ class Subgraphs:
     times: int
     presamples: int
     seed: int
+    convention: str = "paper"
     _cache: dict[str, object] = field(default_factory=dict, repr=False)
 
     @property
@@ -95,7 +113,8 @@ class Subgraphs:
         """An upper bound of the number of atoms."""
         if not isinstance(self.atoms, WalkAtoms):
             return self.problem.graph.num_nodes + self.problem.graph.num_edges
-        most = int(self.problem.graph.operator("sum").in_degree.max())
+        rowptr = self.atoms.walked.rowptr
+        most = int((rowptr[1:] - rowptr[:-1]).max())
         walks: int = self.problem.graph.num_nodes * max(most, 1) ** self.atoms.length
         return walks
 
@@ -128,41 +147,63 @@ class Subgraphs:
         hit = self.atoms.hit()
         if hit is None:
             # Of a node that was never seen all that is known is that it is rare.
-            return self._counts.sum(dim=0).clamp(min=1).double() / self.presamples
+            least = UNSEEN if self.convention == "pyg" else 1.0
+            return self._counts.sum(dim=0).double().clamp(min=least) / self.presamples
         return _at_least_once(hit, self.times)
+
+    def _pairs(self, operator: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Return entries, sources u and destinations v of the messages between two nodes."""
+        row, col = operator.csr.row, operator.csr.col.long()
+        proper = (row != col).nonzero()[:, 0]
+        return proper, col[proper], row[proper]
+
+    def _never_together(self, hit: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Return whether two nodes of positive probability are in no subgraph together, bool [pairs]."""
+        if self.times > 1:
+            return torch.zeros_like(u, dtype=torch.bool)  # two atoms can hold them
+        return hit[u] + hit[v] - self.atoms.hit_either(u, v) <= hit[v] * 1e-12
 
     def misses_messages(self, operator: Block) -> bool:
         """Whether both ends of some message between two nodes of positive probability are never drawn together."""
         hit = self.atoms.hit()
-        if hit is None or self.times > 1:
-            return False  # unknown, or two atoms can hold them
-        row, col = operator.csr.row, operator.csr.col.long()
-        proper = ((row != col) & (hit[row] > 0) & (hit[col] > 0)).nonzero()[:, 0]
-        u, v = col[proper], row[proper]
-        return bool((hit[u] + hit[v] - self.atoms.hit_either(u, v) <= hit[v] * 1e-12).any())
+        if hit is None:
+            return False  # unknown
+        _, u, v = self._pairs(operator)
+        positive = (hit[u] > 0) & (hit[v] > 0)
+        return bool(self._never_together(hit, u[positive], v[positive]).any())
+
+    def leans(self, operator: Block) -> bool:
+        """Whether PyTorch Geometric's weights have another mean than 1 at some message: ``P(u in S) / P(v in S)``."""
+        hit = self.atoms.hit()
+        if self.convention != "pyg" or hit is None:
+            return False
+        proper, u, v = self._pairs(operator)
+        kept = (hit[u] > 0) & (hit[v] > 0) & (operator.csr.value[proper] != 0)
+        u, v = u[kept], v[kept]
+        off = (self._inclusion[u] - self._inclusion[v]).abs() > LEAN * self._inclusion[v]
+        return bool((off & ~self._never_together(hit, u, v)).any())
 
     def scales(self, operator: Block) -> Tensor:
         """Return the weight of every message if both ends are in the subgraph, float64 [entries]."""
-        row, col = operator.csr.row, operator.csr.col.long()
-        out = torch.ones(row.numel(), dtype=torch.float64, device=row.device)
-        proper = (row != col).nonzero()[:, 0]
-        u, v = col[proper], row[proper]
+        out = torch.ones(operator.csr.num_entries, dtype=torch.float64, device=operator.csr.col.device)
+        proper, u, v = self._pairs(operator)
+        counted = u if self.convention == "pyg" else v  # the end whose probability is divided
         hit = self.atoms.hit()
         if hit is None:
             inside = self._counts
             together = torch.cat([(inside[:, a] & inside[:, b]).sum(dim=0) for a, b in _chunks(u, v)])
-            alone = inside.sum(dim=0)[v]
-            out[proper] = torch.where(
-                together > 0, alone / together.clamp(min=1).double(), torch.ones_like(out[proper])
-            )
+            alone = inside.sum(dim=0)[counted].double()
+            if self.convention == "pyg":
+                out[proper] = (alone / together).nan_to_num(nan=UNSEEN, posinf=LARGEST_NORM).clamp(max=LARGEST_NORM)
+            else:
+                out[proper] = torch.where(together > 0, alone / together.clamp(min=1), torch.ones_like(alone))
             return out
-        either = self.atoms.hit_either(u, v)
-        p_v = self._inclusion[v]
+        either, p = self.atoms.hit_either(u, v), self._inclusion[counted]
         # P(u, v) = P(u) - P(u in S, v not in S), the latter (1 - a_v)^t (1 - ((1 - a_uv) / (1 - a_v))^t).
         rest = (1 - hit[v]).clamp(min=torch.finfo(torch.float64).tiny)
         without = (1 - hit[v]) ** self.times * _at_least_once(((either - hit[v]) / rest).clamp(0, 1), self.times)
         both = self._inclusion[u] - without
-        out[proper] = torch.where(both > 0, p_v / both.clamp(min=torch.finfo(torch.float64).tiny), torch.ones_like(p_v))
+        out[proper] = torch.where(both > 0, p / both.clamp(min=torch.finfo(torch.float64).tiny), torch.ones_like(p))
         return out
 
     def _scale(self, kind: str) -> Tensor:
@@ -210,10 +251,15 @@ class GraphSAINT(Sampled, ABC):
         presamples: subgraphs from which normalisation constants are estimated where they have no closed form.
         seed: of those.
         constants: ``"closed form"`` where there is one, or ``"estimated"`` always.
+        convention: ``"paper"``, or ``"pyg"`` for the distributions and weights of PyTorch Geometric's loaders: nodes by
+            their number of out-edges (paper: squared column norms), edges u -> v by in-degree of u plus out-degree of v
+            (paper: ``1/deg(u) + 1/deg(v)``), walks along edges (here: along messages backwards), and a message u -> v
+            weighted by ``P(u in S) / P(u, v in S)`` (paper: ``P(v in S) / P(u, v in S)``), whose mean at a row v is
+            ``P(u in S) / P(v in S)``.
 
     Raises:
         InvalidInputError: a size below 1.
-        UnknownNameError: an unknown way to get the constants.
+        UnknownNameError: an unknown way to get the constants, or an unknown convention.
     """
 
     independent_layers: ClassVar[bool] = False
@@ -221,11 +267,14 @@ class GraphSAINT(Sampled, ABC):
     presamples: int = field(default=1000, kw_only=True)
     seed: int = field(default=0, kw_only=True)
     constants: str = field(default="closed form", kw_only=True)
+    convention: str = field(default="paper", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.constants not in ("closed form", "estimated"):
             raise UnknownNameError("constants", self.constants, ("closed form", "estimated"))
+        if self.convention not in CONVENTIONS:
+            raise UnknownNameError("convention", self.convention, CONVENTIONS)
         for name, value in (("presamples", self.presamples), *self._sizes):
             if not isinstance(value, int) or value < 1:
                 raise InvalidInputError(f"{name} is {value}, it must be a whole number of at least 1")
@@ -244,12 +293,22 @@ class GraphSAINT(Sampled, ABC):
         atoms = self.atoms(problem.graph)
         if self.constants == "estimated":
             atoms = _Unknown(atoms.graph, atoms)
-        return Subgraphs(design, problem, atoms, self._sizes[0][1], self.presamples, self.seed)
+        return Subgraphs(design, problem, atoms, self._sizes[0][1], self.presamples, self.seed, self.convention)
 
     def estimated_weights(self, problem: Problem) -> str:
         """Return where the constants come from, if they are estimated."""
         unknown = self.constants == "estimated" or self.atoms(problem.graph).hit() is None
         return "normalisation constants are estimated from drawn subgraphs" if unknown else ""
+
+    def departure(self, problem: Problem, design: BatchDesign) -> Departure | None:
+        """Return that PyTorch Geometric's weights are used, where the paper's are others."""
+        assert isinstance(design, Subgraphs)
+        kinds = {problem.model.layer(index).operator for index in range(1, problem.num_layers + 1)}
+        if not any(design.leans(problem.graph.operator(kind)) for kind in kinds):
+            return None
+        return Departure(
+            "messages are divided by the probability of their source, not by that of the row", certain=True
+        )
 
     def missed(self, problem: Problem, design: BatchDesign) -> str:
         """Return that some labelled nodes, or some messages of nodes that are drawn, are in no subgraph."""
@@ -294,7 +353,7 @@ class _Unknown(Atoms):
 
 @dataclass(frozen=True)
 class GraphSAINTNode(GraphSAINT):
-    """GraphSAINT's node sampler: subgraphs of nodes drawn by the operator's column norms.
+    """GraphSAINT's node sampler: subgraphs of nodes drawn by the squared norms of the GCN operator's columns.
 
     Attributes:
         nodes: draws per subgraph, with replacement.
@@ -309,7 +368,7 @@ class GraphSAINTNode(GraphSAINT):
 
     def atoms(self, graph: Graph) -> Atoms:
         """Return single nodes."""
-        return NodeAtoms(graph)
+        return PygNodeAtoms(graph) if self.convention == "pyg" else NodeAtoms(graph)
 
 
 @dataclass(frozen=True)
@@ -331,7 +390,7 @@ class GraphSAINTEdge(GraphSAINT):
 
     def atoms(self, graph: Graph) -> Atoms:
         """Return ends of edges."""
-        return EdgeAtoms(graph)
+        return PygEdgeAtoms(graph) if self.convention == "pyg" else EdgeAtoms(graph)
 
 
 @dataclass(frozen=True)
@@ -353,4 +412,4 @@ class GraphSAINTWalk(GraphSAINT):
 
     def atoms(self, graph: Graph) -> Atoms:
         """Return walks."""
-        return WalkAtoms(graph, self.length)
+        return PygWalkAtoms(graph, self.length) if self.convention == "pyg" else WalkAtoms(graph, self.length)

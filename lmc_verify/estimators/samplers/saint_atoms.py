@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.samplers.laws import draw_categories
-from lmc_verify.graphs import Block, Graph
+from lmc_verify.graphs import CSR, Block, Graph
 
 __all__ = ["Atoms", "Distribution", "EdgeAtoms", "NodeAtoms", "WalkAtoms"]
 
@@ -125,10 +125,10 @@ class EdgeAtoms(Atoms):
         return out
 
     def hit(self) -> Tensor:
-        """Return the sum over a node's edges."""
+        """Return the sum over a node's edges; a self-loop, where any can be drawn, is one edge."""
         row, col, p = self._edges
         total = torch.zeros(self.graph.num_nodes, dtype=torch.float64, device=p.device)
-        return total.index_add_(0, row, p).index_add_(0, col, p)
+        return total.index_add_(0, row, p).index_add_(0, col, torch.where(row == col, torch.zeros_like(p), p))
 
     def hit_either(self, u: Tensor, v: Tensor) -> Tensor:
         """Return ``a_u + a_v`` less the probability of the edges between them."""
@@ -148,10 +148,15 @@ class WalkAtoms(Atoms):
     graph: Graph
     length: int
 
+    @property
+    def walked(self) -> CSR:
+        """The matrix with an entry for each step that a walk can take from a row to a column."""
+        return self._pattern.csr
+
     @cached_property
     def _steps(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return row starts, degrees, and columns, every node without a message having itself."""
-        csr = self._pattern.csr
+        csr = self.walked
         return csr.rowptr[:-1].long(), (csr.rowptr[1:] - csr.rowptr[:-1]).long(), csr.col.long()
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -203,7 +208,7 @@ class WalkAtoms(Atoms):
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=u.device)
 
     def _hit_either(self, u: Tensor, v: Tensor) -> Tensor:
-        n, csr = self.graph.num_nodes, self._pattern.csr
+        n, csr = self.graph.num_nodes, self.walked
         _, degree, _ = self._steps
         outside = torch.ones(n, u.numel(), dtype=torch.float64, device=u.device)
         pair = torch.arange(u.numel(), device=u.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from lmc_verify.models import Layer
 from lmc_verify.objective import Problem, evaluating, refuse_dropout
 
 __all__ = [
+    "Departure",
     "Sampled",
     "corrected_histories",
     "estimate_sampled",
@@ -35,6 +36,18 @@ __all__ = [
     "require_weighted_sums",
     "values_enter_linearly",
 ]
+
+
+class Departure(NamedTuple):
+    """Why the mean of a sampler's weights need not be 1.
+
+    Attributes:
+        reason: for a reader.
+        certain: on this problem it is known not to be 1 for some message; otherwise it may be, by coincidence.
+    """
+
+    reason: str
+    certain: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,13 @@ class Sampled(Weighted):
     def estimated_weights(self, problem: Problem) -> str:
         """Return why the messages' weights are estimates of inverse probabilities; empty where they are exact."""
         return ""
+
+    def departure(self, problem: Problem, design: BatchDesign) -> Departure | None:
+        """Return why messages are weighted by something else than inverse probabilities; None where they are not.
+
+        `design` is a result of `sampling`.
+        """
+        return None
 
     def missed(self, problem: Problem, design: BatchDesign) -> str:
         """Return what no batch of a result of `sampling` ever holds, though it should; empty where there is nothing."""

@@ -46,8 +46,8 @@ class SampledDesign:
     Attributes:
         base: the design of the batches themselves.
         problem: gives the graph and what each layer reads.
-        laws: distributions of the layers' samples, layer 1 first; given the rows that each needs, the samples are
-            independent.
+        laws: distributions of the layers' samples, layer 1 first; given the batch and the rows that each needs, the
+            samples are independent.
     """
 
     carries_samples: ClassVar[bool] = True
@@ -72,9 +72,10 @@ class SampledDesign:
         batch = self.base.draw(rng)
         source = device_generator(rng, self.problem.graph.device)
         rows, layers = batch.nodes.to(self.problem.graph.device), []
+        laws = self._given(rows)
         for index in range(self.problem.num_layers, 0, -1):
             layer, operator = self._layer(index)
-            layers.append(layer_sample(layer, operator, rows, self.laws[index - 1].draw(operator, rows, source)))
+            layers.append(layer_sample(layer, operator, rows, laws[index - 1].draw(operator, rows, source)))
             rows = layers[-1].columns
         return replace(batch, sample=Sample(tuple(reversed(layers)), _weights(batch)))
 
@@ -82,7 +83,7 @@ class SampledDesign:
         """Yield every batch with every sample and the probability of both."""
         for batch, probability in self.base.enumerate():
             rows = batch.nodes.to(self.problem.graph.device)
-            for layers, share in self._below(self.problem.num_layers, rows):
+            for layers, share in self._below(self._given(rows), self.problem.num_layers, rows):
                 yield replace(batch, sample=Sample(layers, _weights(batch))), probability * share
 
     @property
@@ -96,24 +97,34 @@ class SampledDesign:
         layer = self.problem.model.layer(index)
         return layer, self.problem.graph.operator(layer.operator)
 
-    def _below(self, index: int, rows: Tensor) -> Iterator[tuple[tuple[LayerSample, ...], float]]:
+    def _given(self, batch: Tensor) -> tuple[LayerLaw, ...]:
+        """Return the layers' distributions given the batch."""
+        return tuple(law.for_batch(batch) for law in self.laws)
+
+    def _below(
+        self, laws: tuple[LayerLaw, ...], index: int, rows: Tensor
+    ) -> Iterator[tuple[tuple[LayerSample, ...], float]]:
         """Yield every sample of layers 1 ... index for the rows of layer index."""
         if index == 0:
             yield (), 1.0
             return
         layer, operator = self._layer(index)
-        for kept, probability in self.laws[index - 1].enumerate(operator, rows):
+        for kept, probability in laws[index - 1].enumerate(operator, rows):
             own = layer_sample(layer, operator, rows, kept)
-            for layers, share in self._below(index - 1, own.columns):
+            for layers, share in self._below(laws, index - 1, own.columns):
                 yield (*layers, own), probability * share
 
     def _size(self) -> int:
         graph = self.problem.graph
         everything = torch.arange(graph.num_nodes, device=graph.device)
-        total, known = 0, dict[tuple[int, tuple[int, ...]], int]()
+        total, shared = 0, dict[tuple[int, tuple[int, ...]], int]()
         if self.base.support_size <= COUNTED:
             for batch, _ in self.base.enumerate():
-                counted = self._count(self.problem.num_layers, batch.nodes.to(graph.device), known)
+                rows = batch.nodes.to(graph.device)
+                laws = self._given(rows)
+                same = all(law is own for law, own in zip(laws, self.laws, strict=True))
+                # What was counted for some rows holds for other batches, unless the batch matters.
+                counted = self._count(laws, self.problem.num_layers, rows, shared if same else {})
                 if counted is None or total + counted > COUNTED:
                     break
                 total += counted
@@ -121,7 +132,9 @@ class SampledDesign:
                 return total
         return max(COUNTED + 1, self.base.support_size * self._bound(everything))
 
-    def _count(self, index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]) -> int | None:
+    def _count(
+        self, laws: tuple[LayerLaw, ...], index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]
+    ) -> int | None:
         """Return the number of samples of layers 1 ... index, None if it is above `COUNTED`."""
         if index == 0:
             return 1
@@ -129,12 +142,12 @@ class SampledDesign:
         if key in known:
             return known[key]
         layer, operator = self._layer(index)
-        law, total = self.laws[index - 1], 0
+        law, total = laws[index - 1], 0
         if index == 1 or law.count(operator, rows) > COUNTED:
             total = law.count(operator, rows)
         else:
             for kept, _ in law.enumerate(operator, rows):
-                below = self._count(index - 1, layer_sample(layer, operator, rows, kept).columns, known)
+                below = self._count(laws, index - 1, layer_sample(layer, operator, rows, kept).columns, known)
                 if below is None or total + below > COUNTED:
                     return None
                 total += below
