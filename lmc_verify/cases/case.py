@@ -24,6 +24,7 @@ from lmc_verify.estimators import (
     History,
     batch_distribution,
     checked_estimate,
+    exact_histories,
     first_estimate,
     properties_of,
     unwrapped,
@@ -282,7 +283,7 @@ def prepared_state(case: Case, histories: str) -> History:
     if state.exact_for is not None:  # holds exact values by definition
         return state
     if histories == "exact":
-        return state.filled(case.exact)
+        return state.filled(case.exact, exact_histories(case.estimator, case.problem, case.exact))
     if histories.startswith("sweeps:"):
         rng, samples = generator(case.seed, "samples of sweeps"), properties_of(case.estimator).samples
         for _ in range(int(histories.removeprefix("sweeps:"))):

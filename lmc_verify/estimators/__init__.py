@@ -17,15 +17,16 @@ from lmc_verify.estimators.compensated.members import (
     BackwardSGD,
     ClusterGCN,
     Compensated,
+    FMLocal,
     LMCBackwardOnly,
     LMCForwardOnly,
     estimate_compensated,
 )
-from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Momentum, Policies
 from lmc_verify.estimators.contract import Untouched, checked_estimate, first_estimate, require_reading
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
-from lmc_verify.estimators.properties import EstimatorProperties, properties_of
+from lmc_verify.estimators.properties import EstimatorProperties, exact_histories, properties_of
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
@@ -67,6 +68,7 @@ __all__ = [
     "Estimator",
     "EstimatorInfo",
     "EstimatorProperties",
+    "FMLocal",
     "FastGCN",
     "FullBatch",
     "GraphSAINTEdge",
@@ -78,6 +80,7 @@ __all__ = [
     "LMCBackwardOnly",
     "LMCForwardOnly",
     "LayerLaw",
+    "Momentum",
     "NeighbourSampling",
     "Policies",
     "Refresh",
@@ -91,6 +94,7 @@ __all__ = [
     "batch_law",
     "checked_estimate",
     "estimate_compensated",
+    "exact_histories",
     "first_estimate",
     "make_estimator",
     "node_weights",

@@ -14,10 +14,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any, cast
 
+from torch import Tensor
+
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, Sampling
 from lmc_verify.estimators.compensated.members import Compensated
-from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
+from lmc_verify.estimators.compensated.step_momentum import read_embeddings
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
@@ -27,11 +30,13 @@ from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
 from lmc_verify.estimators.weighting import FORMER_NAME, stated_weighting
+from lmc_verify.objective import ExactPass, Problem
 
 __all__ = [
     "EstimatorProperties",
     "contract_flaw",
     "declared_claims",
+    "exact_histories",
     "label_of",
     "properties_of",
     "replaced_on_instance",
@@ -124,6 +129,17 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
     )
 
 
+def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass) -> dict[int, Tensor]:
+    """Return what an estimator's histories of H hold where they are exact, by layer 0 ... L, each [n, width].
+
+    ``H^l`` itself; for one that states feature momentum, what layer l + 1 reads of it.
+    """
+    policies, embeddings = properties_of(estimator).policies, dict(enumerate(exact.embeddings))
+    if policies is None or not isinstance(policies.forward, Momentum):
+        return embeddings
+    return {0: embeddings[0]} | read_embeddings(problem, embeddings)
+
+
 def _is_known(estimator: Estimator, policies: Policies | None) -> bool:
     """Whether an estimator does all that its nearest class in `_OWN` does by that class's own methods."""
     own = next((kind for kind in type(estimator).__mro__ if kind in _OWN), None)
@@ -132,7 +148,7 @@ def _is_known(estimator: Estimator, policies: Policies | None) -> bool:
     if own is not Compensated:
         return True
     halo = () if policies is None else (policies.forward, policies.backward)
-    return type(policies) is Policies and all(type(policy) in (Blend, Held, Cut, Drop) for policy in halo)
+    return type(policies) is Policies and all(type(policy) in (Blend, Momentum, Held, Cut, Drop) for policy in halo)
 
 
 def _runs(estimator: Estimator, own: type, *names: str) -> bool:

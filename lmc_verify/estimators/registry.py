@@ -20,6 +20,7 @@ from lmc_verify.estimators.compensated.members import (
     LMC,
     BackwardSGD,
     ClusterGCN,
+    FMLocal,
     LMCBackwardOnly,
     LMCForwardOnly,
 )
@@ -74,6 +75,8 @@ _SAMPLER = ("sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinea
 
 _LMC = "LMC (Shi, Liang and Wang, ICLR 2023)"
 
+_GRAPH_FM = "GraphFM (Yu et al., ICML 2022)"
+
 _SAINT = "GraphSAINT (Zeng et al., ICLR 2020)"
 
 _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
@@ -91,7 +94,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", "GNNAutoScale (Fey et al., ICML 2021)"
         ),
     ),
-    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", "GraphFM (Yu et al., ICML 2022)")),
+    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", _GRAPH_FM)),
+    (FMLocal, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", f"a variant of {_GRAPH_FM}")),
     (
         ClusterGCN,
         EstimatorInfo("compensated", ("e7/reductions",), "L B d", "none", "Cluster-GCN (Chiang et al., KDD 2019)"),
