@@ -32,7 +32,7 @@ PerNode = float | Array
 Cut = Literal["pre", "post"]
 Forward = Literal["blend", "hist", "cut", "exact"]
 Backward = Literal["blend", "drop", "exact"]
-Score = Literal["x", "x^2", "2x-x^2", "1", "sin"]
+Score = Literal["x", "x^2", "2x-x^2", "1", "sin", "unclipped sin"]
 
 
 # --- graphs ---------------------------------------------------------------------------------------
@@ -86,11 +86,13 @@ def halo(pattern: NDArray[np.generic], batch: Nodes) -> NDArray[np.int64]:
     return np.array(sorted(found), dtype=np.int64)
 
 
-def local_degree_ratio(counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nodes) -> Array:
+def local_degree_ratio(
+    counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nodes, *, self_loop: bool = False
+) -> Array:
     """Return, for every node, the share of its in-edges whose source is in the local set (batch and halo).
 
-    ``counts[i, j]`` counts the edges from ``j`` to ``i``; self-loops are left out. It is one for a node
-    without in-edges, and therefore also one for every batch node.
+    ``counts[i, j]`` counts the edges from ``j`` to ``i``; self-loops are left out, or replaced by one at
+    every node. It is one for a node without in-edges, and therefore also one for every batch node.
     """
     counts = np.asarray(counts).astype(np.int64)
     local = {int(node) for node in batch} | {int(node) for node in halo(counts, batch)}
@@ -98,6 +100,8 @@ def local_degree_ratio(counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nod
     for i in range(len(counts)):
         total = sum(int(counts[i, j]) for j in range(len(counts)) if j != i)
         kept = sum(int(counts[i, j]) for j in local if j != i)
+        if self_loop:
+            total, kept = total + 1, kept + 1
         if total > 0:
             ratio[i] = kept / total
     return ratio
@@ -116,6 +120,8 @@ def beta_scores(x: Array, score: Score) -> Array:
         return np.ones_like(x)
     if score == "sin":
         return np.clip(np.sin(np.pi * (x - 0.5)), 0.0, 1.0)
+    if score == "unclipped sin":
+        return np.asarray(-np.cos(np.pi * x))
     raise ValueError(f"unknown score {score!r}")
 
 
@@ -404,9 +410,51 @@ def gas(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, weights: PerNo
     return compensated(p, hist_H, hist_V, batch, 0.0, "hist", "drop", weights)
 
 
-def fm(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
-    """GraphFM-OB: as LMC forward, and the blended halo rows are written too; nothing backward."""
+def fm_local(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
+    """The variant of GraphFM-OB: as LMC forward, and the blended halo rows are written too; nothing backward."""
     return compensated(p, hist_H, hist_V, batch, beta, "blend", "drop", weights, write_halo=True)
+
+
+def graph_fm(p: Problem, histories: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
+    """GraphFM-OB as published (Yu et al., ICML 2022), node by node.
+
+    ``histories[l]`` holds ``relu(Z[l])``, what layer ``l + 1`` aggregates (``Z[L]`` for the last layer, whose
+    history nobody reads). A halo row ``i`` gets the fresh value ``relu(sum over j in B of A[i, j] s_j W + b)``:
+    no message from another halo row, nor its own; it is blended with the history, read, and written.
+    """
+    n, L = p.num_nodes, p.num_layers
+    inside = sorted({int(node) for node in batch})
+    boundary = [int(node) for node in halo(p.edges, inside)]
+    share = np.broadcast_to(np.asarray(beta, dtype=float), (n,))
+    new = {layer: values.copy() for layer, values in histories.items()}
+    S: Layers = {0: p.X}
+    M: Layers = {}
+    Z: Layers = {}
+    for layer in range(1, L + 1):
+        W, b, below = p.weights[layer - 1], p.biases[layer - 1], S[layer - 1]
+        M[layer], Z[layer], S[layer] = np.zeros((n, W.shape[0])), np.zeros((n, W.shape[1])), np.zeros((n, W.shape[1]))
+        for i in inside:
+            M[layer][i] = sum(p.A[i, j] * below[j] for j in [*inside, *boundary])
+            Z[layer][i] = M[layer][i] @ W + b
+            S[layer][i] = new[layer][i] = _relu(Z[layer][i]) if layer < L else Z[layer][i]
+        for i in boundary if layer < L else []:
+            fresh = _relu(sum(p.A[i, j] * below[j] for j in inside) @ W + b)
+            S[layer][i] = new[layer][i] = (1 - share[i]) * histories[layer][i] + share[i] * fresh
+
+    losses, slopes = node_losses(p, Z[L])
+    factor = _on_batch(weights, inside, n)
+    G = {L: np.array([slopes[i] if i in inside else 0 * slopes[i] for i in range(n)])}
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, sum(factor[i] * np.outer(M[layer][i], G[layer][i]) for i in inside))
+        bias.insert(0, sum(factor[i] * G[layer][i] for i in inside))
+        if layer > 1:
+            G[layer - 1] = np.zeros_like(Z[layer - 1])
+            for j in inside:
+                received = sum(p.A[i, j] * G[layer][i] for i in inside) @ p.weights[layer - 1].T
+                G[layer - 1][j] = received * _step(Z[layer - 1][j])
+    rows = np.array(sorted([*inside, *boundary]), dtype=np.int64)
+    return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0])
 
 
 def lmc_forward_only(
