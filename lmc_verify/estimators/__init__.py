@@ -37,6 +37,7 @@ from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top_krylov import TOPKrylov
 
 batch_law = batch_distribution
 """The former name of `batch_distribution`, for the plug-ins that import it."""
@@ -88,6 +89,7 @@ __all__ = [
     "SampledDesign",
     "Sampling",
     "Shadow",
+    "TOPKrylov",
     "Untouched",
     "VectorWrite",
     "batch_distribution",

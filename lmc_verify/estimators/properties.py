@@ -28,7 +28,8 @@ from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSamp
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.shadow import Shadow
-from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top import TOP, MessageInvariance
+from lmc_verify.estimators.top_krylov import TOPKrylov
 from lmc_verify.estimators.weighting import FORMER_NAME, stated_weighting
 from lmc_verify.objective import ExactPass, Problem
 
@@ -58,7 +59,7 @@ _SAMPLERS = (
 
 # Members of the compensated family are meant to state policies of their own; the engine follows them.
 _OWN: Mapping[type, frozenset[str]] = {Compensated: frozenset({"policies"})} | dict.fromkeys(
-    (FullBatch, Shadow, TOP, *_SAMPLERS), frozenset()
+    (FullBatch, Shadow, TOP, TOPKrylov, *_SAMPLERS), frozenset()
 )
 """The package's classes that theory is about, each with what a subclass may replace besides settings and the name."""
 
@@ -75,7 +76,7 @@ class EstimatorProperties:
         sampler: the estimator, if it states by way of `Sampled` which messages it samples; else None.
         labor: the estimator, if it samples from the distributions of a `LABOR`; else None.
         own_objective: the estimator, if it has a `Shadow`'s objective of its own; else None.
-        message_invariance: the estimator, if it fits a `TOP`'s combinations to the halo; else None.
+        message_invariance: the estimator, if it fits the halo on the batch by message invariance; else None.
         samples: it has randomness of its own, which its batches carry, see `Sampling`.
         adaptive: it samples from a distribution that depends on the state or the parameters.
         ignores_batch: its estimates do not depend on the batch; None where that is unknown.
@@ -90,7 +91,7 @@ class EstimatorProperties:
     sampler: Sampled | None
     labor: LABOR | None
     own_objective: Shadow | None
-    message_invariance: TOP | None
+    message_invariance: MessageInvariance | None
     samples: bool
     adaptive: bool
     ignores_batch: bool | None
@@ -118,7 +119,7 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
         sampler=estimator if isinstance(estimator, Sampled) else None,
         labor=cast(LABOR, estimator) if labor else None,
         own_objective=estimator if isinstance(estimator, Shadow) else None,
-        message_invariance=estimator if isinstance(estimator, TOP) else None,
+        message_invariance=estimator if isinstance(estimator, MessageInvariance) else None,
         samples=samples,
         adaptive=samples and bool(getattr(estimator, "adaptive", False)),
         ignores_batch=getattr(estimator, "ignores_batch", unstated),

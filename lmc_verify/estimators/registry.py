@@ -32,6 +32,7 @@ from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSamp
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top_krylov import TOPKrylov
 from lmc_verify.estimators.weighting import FORMER_NAME, renamed
 from lmc_verify.plugins import Plugin, Registry
 
@@ -76,6 +77,8 @@ _SAMPLER = ("sampling/unbiased-aggregation", "sampling/unbiased-without-nonlinea
 _LMC = "LMC (Shi, Liang and Wang, ICLR 2023)"
 
 _GRAPH_FM = "GraphFM (Yu et al., ICML 2022)"
+
+_TOP = "TOP (Shi et al., ICLR 2025)"
 
 _SAINT = "GraphSAINT (Zeng et al., ICLR 2020)"
 
@@ -171,7 +174,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "subgraph", ("shadow/unbiased-own-objective",), "L B e d", "none", "shaDow-GNN (Zeng et al., NeurIPS 2021)"
         ),
     ),
-    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", "TOP (Shi et al., ICLR 2025)")),
+    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "n (f + L w)", _TOP)),
+    (TOPKrylov, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", f"a variant of {_TOP}")),
 )
 
 

@@ -457,6 +457,65 @@ def graph_fm(p: Problem, histories: Layers, batch: Nodes, beta: PerNode, weights
     return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0])
 
 
+def senders(A: Array, batch: Nodes) -> list[int]:
+    """Return the nodes outside the batch that send one of its nodes a message, ascending."""
+    inside = {int(node) for node in batch}
+    return [j for j in range(len(A)) if j not in inside and any(A[i, j] != 0 for i in inside)]
+
+
+def top_combinations(p: Problem, random_weights: Sequence[tuple[list[Array], list[Array]]], batch: Nodes) -> Array:
+    """TOP's R as published (Shi et al., ICLR 2025): least squares on what random models' layers read.
+
+    The basis ``[x, relu(Z[1]), ..., relu(Z[L-1])]``, for several models without x again, is made orthonormal by
+    Gram-Schmidt, twice for accuracy; a column that depends on the ones before it is left out.
+    """
+    columns = [p.X[:, k] for k in range(p.X.shape[1])]
+    for weights, biases in random_weights:
+        S = p.X
+        for W, b in list(zip(weights, biases, strict=True))[:-1]:
+            S = _relu(p.A @ S @ W + b)
+            columns += [S[:, k] for k in range(S.shape[1])]
+    Q: list[Array] = []
+    for column in columns:
+        rest = column.astype(float)
+        for _ in range(2):
+            for q in Q:
+                rest = rest - (q @ rest) * q
+        if np.linalg.norm(rest) > 1e-9 * max(1.0, float(np.linalg.norm(column))):
+            Q.append(rest / np.linalg.norm(rest))
+    basis = np.stack(Q, axis=1) if Q else np.zeros((p.num_nodes, 0))
+    inside = sorted({int(node) for node in batch})
+    R: Array = basis[senders(p.A, inside)] @ np.linalg.pinv(basis[inside], rcond=1e-10)
+    return R
+
+
+def top(p: Problem, R: Array, batch: Nodes, weights: PerNode, *, out_of_batch: bool) -> tuple[Gradient, float]:
+    """TOP's estimate given R, which acts on what a layer reads, behind the activation; its first layer may read X."""
+    L, inside = p.num_layers, sorted({int(node) for node in batch})
+    outside = senders(p.A, inside)
+    within, across = p.A[np.ix_(inside, inside)], p.A[np.ix_(inside, outside)]
+    S: Layers = {0: p.X[inside]}
+    Z: Layers = {}
+    M: Layers = {}
+    for layer in range(1, L + 1):
+        sent = p.X[outside] if layer == 1 and out_of_batch else R @ S[layer - 1]
+        M[layer] = within @ S[layer - 1] + across @ sent
+        Z[layer] = M[layer] @ p.weights[layer - 1] + p.biases[layer - 1]
+        S[layer] = _relu(Z[layer]) if layer < L else Z[layer]
+    logits = np.zeros((p.num_nodes, Z[L].shape[1]))
+    logits[inside] = Z[L]
+    losses, slopes = node_losses(p, logits)
+    factor = _on_batch(weights, inside, p.num_nodes)[inside]
+    G = factor[:, None] * slopes[inside]
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, M[layer].T @ G)
+        bias.insert(0, G.sum(axis=0))
+        if layer > 1:
+            G = (within + across @ R).T @ G @ p.weights[layer - 1].T * _step(Z[layer - 1])
+    return Gradient(weight, bias), float(losses[inside] @ factor)
+
+
 def lmc_forward_only(
     p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode
 ) -> Estimate:
