@@ -28,6 +28,7 @@ from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
 from lmc_verify.estimators.properties import EstimatorProperties, exact_histories, properties_of
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
@@ -78,6 +79,7 @@ __all__ = [
     "Held",
     "History",
     "HistoryWrite",
+    "ImportanceVRGCN",
     "LMCBackwardOnly",
     "LMCForwardOnly",
     "LayerLaw",

@@ -22,6 +22,7 @@ from lmc_verify.estimators.compensated.members import Compensated
 from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
 from lmc_verify.estimators.compensated.step_momentum import read_embeddings
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
@@ -51,7 +52,7 @@ _SAMPLERS = (
     FastGCN,
     LADIES,
     ASGCN,
-    MVS,
+    ImportanceVRGCN,
     GraphSAINTNode,
     GraphSAINTEdge,
     GraphSAINTWalk,
@@ -59,7 +60,7 @@ _SAMPLERS = (
 
 # Members of the compensated family are meant to state policies of their own; the engine follows them.
 _OWN: Mapping[type, frozenset[str]] = {Compensated: frozenset({"policies"})} | dict.fromkeys(
-    (FullBatch, Shadow, TOP, TOPKrylov, *_SAMPLERS), frozenset()
+    (FullBatch, Shadow, TOP, TOPKrylov, MVS, *_SAMPLERS), frozenset()
 )
 """The package's classes that theory is about, each with what a subclass may replace besides settings and the name."""
 
@@ -77,6 +78,7 @@ class EstimatorProperties:
         labor: the estimator, if it samples from the distributions of a `LABOR`; else None.
         own_objective: the estimator, if it has a `Shadow`'s objective of its own; else None.
         message_invariance: the estimator, if it fits the halo on the batch by message invariance; else None.
+        minimal_variance: the estimator, if it draws nodes and reads histories as an `MVS` does; else None.
         samples: it has randomness of its own, which its batches carry, see `Sampling`.
         adaptive: it samples from a distribution that depends on the state or the parameters.
         ignores_batch: its estimates do not depend on the batch; None where that is unknown.
@@ -92,6 +94,7 @@ class EstimatorProperties:
     labor: LABOR | None
     own_objective: Shadow | None
     message_invariance: MessageInvariance | None
+    minimal_variance: MVS | None
     samples: bool
     adaptive: bool
     ignores_batch: bool | None
@@ -120,6 +123,7 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
         labor=cast(LABOR, estimator) if labor else None,
         own_objective=estimator if isinstance(estimator, Shadow) else None,
         message_invariance=estimator if isinstance(estimator, MessageInvariance) else None,
+        minimal_variance=estimator if isinstance(estimator, MVS) else None,
         samples=samples,
         adaptive=samples and bool(getattr(estimator, "adaptive", False)),
         ignores_batch=getattr(estimator, "ignores_batch", unstated),

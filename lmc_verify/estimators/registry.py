@@ -26,6 +26,7 @@ from lmc_verify.estimators.compensated.members import (
 )
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.properties import properties_of, replaced_on_instance, settings_of
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
@@ -156,12 +157,22 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         ),
     ),
     (
-        MVS,
+        ImportanceVRGCN,
         EstimatorInfo(
             "node-wise",
             ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
             "B s^(L-1) d",
             "(L + 1) n w",
+            "VR-GCN with nodes drawn as in MVS-GNN",
+        ),
+    ),
+    (
+        MVS,
+        EstimatorInfo(
+            "subgraph",
+            ("sampling/error-below-baseline",),
+            "L B d",
+            "L n w",
             "MVS-GNN (Cong et al., KDD 2020)",
         ),
     ),

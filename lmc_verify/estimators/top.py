@@ -23,9 +23,9 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
-from lmc_verify.estimators.samplers.laws import row_entries
+from lmc_verify.estimators.samplers.laws import senders
 from lmc_verify.estimators.weighting import Weighted
-from lmc_verify.graphs import Batch, Block, Graph, LocalSet
+from lmc_verify.graphs import Batch, Block, LocalSet
 from lmc_verify.models import initialise
 from lmc_verify.objective import ExactPass, Problem, evaluating, refuse_dropout
 from lmc_verify.seeds import torch_generator
@@ -103,7 +103,7 @@ class MessageInvariance(Weighted):
             raise InvalidInputError(
                 f"the state has no basis of {graph.num_nodes} nodes; make it with this estimator's init(problem)"
             )
-        halo = _senders(graph, nodes)
+        halo = senders(graph, nodes)
         rows = basis[nodes]
         rounding = max(rows.shape) * torch.finfo(rows.dtype).eps
         inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
@@ -205,11 +205,3 @@ def _read(problem: Problem) -> list[Tensor]:
             if index < problem.num_layers:
                 h = layer(h, h, x0, graph.operator(layer.operator))
     return out
-
-
-def _senders(graph: Graph, nodes: Tensor) -> Tensor:
-    """Return the nodes outside of `nodes` that send one of them a message, ascending; all operators have the same."""
-    operator = graph.operator("sum")
-    _, entry = row_entries(operator, nodes)
-    sources: Tensor = torch.unique(operator.csr.col[entry].long())
-    return sources[~torch.isin(sources, nodes)]

@@ -457,6 +457,54 @@ def graph_fm(p: Problem, histories: Layers, batch: Nodes, beta: PerNode, weights
     return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0])
 
 
+def mvs_inclusion(norms: Array, size: float) -> Array:
+    """MVS-GNN's ``p_i = min(1, g_i / mu)`` with ``sum p_i = size`` (Cong et al., KDD 2020), mu by bisection."""
+    if size >= np.count_nonzero(norms):
+        return (norms > 0).astype(float)
+    low, high = 0.0, float(norms.sum()) / size
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.minimum(1.0, norms / middle).sum() > size:
+            low = middle
+        else:
+            high = middle
+    return np.asarray(np.minimum(1.0, norms / high))
+
+
+def mvs(p: Problem, histories: Layers, batch: Nodes, weights: PerNode) -> tuple[Estimate, Array]:
+    """MVS-GNN's estimate (Cong et al., KDD 2020), and the norms of the batch's gradients in the last layer.
+
+    Batch rows aggregate over the whole graph: fresh values of batch nodes, histories of H of all others. The
+    gradient of the weighted loss passes through the messages between batch rows alone.
+    """
+    L, n, inside = p.num_layers, p.num_nodes, sorted({int(node) for node in batch})
+    previous, new = p.X, {layer: values.copy() for layer, values in histories.items()}
+    Z: Layers = {}
+    M: Layers = {}
+    for layer in range(1, L + 1):
+        M[layer] = (p.A @ _read(p, layer, previous))[inside]
+        Z[layer] = M[layer] @ p.weights[layer - 1] + p.biases[layer - 1]
+        if layer < L:
+            previous = histories[layer].copy()
+            previous[inside] = new[layer][inside] = _keep(p, layer, Z[layer])
+    logits = np.zeros((n, Z[L].shape[1]))
+    logits[inside] = Z[L]
+    losses, slopes = node_losses(p, logits)
+    norms = np.array(
+        [np.sqrt(np.sum(np.outer(m, v) ** 2) + np.sum(v**2)) for m, v in zip(M[L], slopes[inside], strict=True)]
+    )
+    factor = _on_batch(weights, inside, n)
+    G = (factor[:, None] * slopes)[inside]
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, M[layer].T @ G)
+        bias.insert(0, G.sum(axis=0))
+        if layer > 1:
+            G = p.A[np.ix_(inside, inside)].T @ G @ p.weights[layer - 1].T * _step(Z[layer - 1])
+    rows = np.array(inside, dtype=np.int64)
+    return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0]), norms
+
+
 def senders(A: Array, batch: Nodes) -> list[int]:
     """Return the nodes outside the batch that send one of its nodes a message, ascending."""
     inside = {int(node) for node in batch}

@@ -35,6 +35,7 @@ from lmc_verify.estimators import (
     Held,
     History,
     NeighbourSampling,
+    Momentum,
     Policies,
     Sampled,
     Sampling,
@@ -61,7 +62,8 @@ FAMILY = {
     "backward-sgd": Policies(Held(), Held()),
     "lmc": Policies(Blend(), Blend()),
     "gas": Policies(Blend(), Drop()),
-    "fm": Policies(Blend(0.3, "constant"), Drop(), write_halo=True),
+    "fm": Policies(Momentum(0.3), Drop(), write_halo=True),
+    "fm-local": Policies(Blend(0.3, "constant"), Drop(), write_halo=True),
     "cluster-gcn": Policies(Cut(renormalise=True), Drop()),
     "lmc-forward-only": Policies(Blend(), Drop()),
     "lmc-backward-only": Policies(Blend(), Blend()),
@@ -73,13 +75,13 @@ SAMPLERS = {
     "fastgcn",
     "ladies",
     "as-gcn",
-    "mvs-gnn",
+    "vr-gcn-importance",
     "graphsaint-node",
     "graphsaint-edge",
     "graphsaint-walk",
 }
-ADAPTIVE = {"as-gcn", "mvs-gnn"}
-BETA = {"lmc": 0.0, "lmc-forward-only": 0.0, "lmc-backward-only": 0.0, "fm": 0.3}
+ADAPTIVE = {"as-gcn", "vr-gcn-importance", "mvs-gnn"}
+BETA = {"lmc": 0.0, "lmc-forward-only": 0.0, "lmc-backward-only": 0.0, "fm": 0.3, "fm-local": 0.3}
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
@@ -90,17 +92,19 @@ def test_every_estimator_of_the_package_is_known(name: str) -> None:
     assert found.exact == found.ignores_batch == (name == "full-batch")
     assert found.policies == FAMILY.get(name)
     assert found.holds_exact == (name == "backward-sgd")
-    assert (found.sampler is estimator) == found.samples == (name in SAMPLERS)
+    assert (found.sampler is estimator) == (name in SAMPLERS)
+    assert found.samples == (name in SAMPLERS or name == "mvs-gnn")
+    assert (found.minimal_variance is estimator) == (name == "mvs-gnn")
     assert found.adaptive == (name in ADAPTIVE)
     assert (found.labor is estimator) == (name == "labor")
     assert (found.own_objective is estimator) == (name == "shadow")
-    assert (found.message_invariance is estimator) == (name == "top")
+    assert (found.message_invariance is estimator) == name.startswith("top")
     assert found.weighting == "inclusion"
     assert found.beta == BETA.get(name)
 
 
 def test_every_kind_of_estimator_is_in_the_table() -> None:
-    others = {"full-batch", "shadow", "top"}
+    others = {"full-batch", "shadow", "top", "top-krylov", "mvs-gnn"}
     assert {*FAMILY, *SAMPLERS, *others} == set(ESTIMATORS)
 
 
@@ -118,6 +122,7 @@ def names_that_matter(kind: type) -> list[str]:
     listed = (
         *("init", "estimate", "sampling", "laws", "_law", "probabilities", "atoms", "_sizes", "_next", "_table"),
         *("largest_scales", "estimated_weights", "missed", "baseline", "objective", "invariance"),
+        *("basis", "combined", "rows", "_norms", "_held", "_is_due", "_check"),
     )
     return [name for name in listed if hasattr(kind, name)]
 

@@ -58,7 +58,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fastgcn": {"nodes": 2},
     "ladies": {"nodes": 2},
     "as-gcn": {"nodes": 2},
-    "mvs-gnn": {"fan_out": 1, "size": 2},
+    "vr-gcn-importance": {"fan_out": 1, "size": 2},
     "graphsaint-node": {"nodes": 2},
     "graphsaint-edge": {"edges": 1},
     "graphsaint-walk": {"roots": 1, "length": 1},

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmc_verify.graphs import AnyGenerator, Block
+from lmc_verify.graphs import AnyGenerator, Block, Graph
 from lmc_verify.seeds import as_generator
 
-__all__ = ["Kept", "LayerLaw", "device_generator", "draw_categories", "multinomial_probability", "row_entries"]
+__all__ = ["Kept", "LayerLaw", "device_generator", "draw_categories", "multinomial_probability", "row_entries", "senders"]
 
 MULTINOMIAL_CATEGORIES = 2**24
 """`torch.multinomial` takes no more, and graphs may have more edges."""
@@ -97,3 +97,11 @@ def row_entries(operator: Block, rows: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(rows.numel(), device=rows.device).repeat_interleave(counts, output_size=total)
     first = counts.cumsum(0) - counts
     return position, torch.arange(total, device=rows.device) + (start - first)[position]
+
+
+def senders(graph: Graph, nodes: Tensor) -> Tensor:
+    """Return the nodes outside of `nodes` that send one of them a message, ascending; all operators have the same."""
+    operator = graph.operator("sum")
+    _, entry = row_entries(operator, nodes)
+    sources: Tensor = torch.unique(operator.csr.col[entry].long())
+    return sources[~torch.isin(sources, nodes)]
