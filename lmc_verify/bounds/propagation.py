@@ -9,8 +9,8 @@ Write hats for the estimator's values, ``e_i^l`` for a bound on ``|h^_i^l - h_i^
 
 D is what the local set changes in the operator (see `lmc_verify.bounds.scopes`); node-wise parts and the loss are in
 `lmc_verify.bounds.nodewise` and `lmc_verify.bounds.terms`. Halo rows get ``(1 - beta_i) * history error + beta_i *
-fresh error``, of ``h`` or, with feature momentum, of what the layer above reads. Every step adds a rounding allowance, relative to what it adds up, so that a bound of zero stays above
-what two floating-point evaluations differ by.
+fresh error``, of ``h`` or, with feature momentum, of what the layer above reads. Every step adds a rounding allowance,
+relative to what it adds up, so that a bound of zero stays above what two floating-point evaluations differ by.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def _blended(scope: Scope, policy: Blend, history: Tensor, fresh: Tensor, roundi
     return torch.cat([fresh[: scope.size], scope.blend(policy, held, fresh[scope.size :])])
 
 
-def _momentum(
-    terms: ExactTerms, scope: Scope, index: int, fresh: Tensor, histories: Mapping[int, Tensor]
-) -> Tensor:
+def _momentum(terms: ExactTerms, scope: Scope, index: int, fresh: Tensor, histories: Mapping[int, Tensor]) -> Tensor:
     """Return the error table of what the layer above `index` reads at halo slots; fresh rows have no residual part."""
     layer, above, policy, halo = terms.layers[index - 1], terms.layers[index], scope.policies.forward, scope.halo
     assert isinstance(policy, Momentum)

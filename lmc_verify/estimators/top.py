@@ -1,8 +1,9 @@
 """TOP: messages from outside of the batch are turned into messages from inside, by message invariance.
 
-What a layer reads at a batch's halo is taken to be a fixed linear combination of what it reads at the batch, ``S_halo =
-R S_batch`` in every layer and at all parameters. R is fitted for each batch by least squares. Where the invariance holds,
-as for nodes with the same surroundings, the batch's outputs and their gradients are exact without reading the halo.
+What a layer reads at a batch's halo is taken to be a fixed linear combination of what it reads at the batch,
+``S_halo = R S_batch`` in every layer and at all parameters. R is fitted for each batch by least squares. Where the
+invariance holds, as for nodes with the same surroundings, the batch's outputs and their gradients are exact without
+reading the halo.
 
 `TOP` fits R as the published code does, on what the layers of a randomly initialised model read, ``[x, phi(H^1), ...,
 phi(H^{L-1})]``, made orthonormal, and applies it behind the activation. The code keeps as many layers of that basis as

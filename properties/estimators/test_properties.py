@@ -22,7 +22,6 @@ from lmc_verify.estimators import (
     GAS,
     LABOR,
     LMC,
-    MVS,
     TOP,
     BackwardSGD,
     Blend,
@@ -34,8 +33,9 @@ from lmc_verify.estimators import (
     FullBatch,
     Held,
     History,
-    NeighbourSampling,
+    ImportanceVRGCN,
     Momentum,
+    NeighbourSampling,
     Policies,
     Sampled,
     Sampling,
@@ -142,7 +142,7 @@ def test_a_subclass_that_replaces_a_method_is_unknown(name: str, method: str) ->
         assert not found.known
         # Claims are still checked against what it states.
         assert (found.policies, found.samples, found.beta) == (own.policies, own.samples, own.beta)
-        assert found.weighting == (None if name == "full-batch" else "inclusion")
+        assert found.weighting == (None if name in ("full-batch", "mvs-gnn") else "inclusion")
         assert (found.sampler is made) == (own.sampler is not None)
 
 
@@ -179,7 +179,7 @@ def test_a_subclass_with_another_name_other_settings_and_more_methods_is_known(n
         (NeighbourSampling, "corrected", True),
         (NeighbourSampling, "reweights", True),
         (NeighbourSampling, "independent_layers", False),
-        (MVS, "adaptive", False),
+        (ImportanceVRGCN, "adaptive", False),
     ],
 )
 def test_a_sampler_that_states_something_else_of_its_distribution_is_unknown(

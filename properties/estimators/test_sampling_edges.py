@@ -34,12 +34,12 @@ from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import (
     ASGCN,
     LADIES,
-    ImportanceVRGCN,
     VRGCN,
     Estimate,
     GraphSAINTEdge,
     GraphSAINTNode,
     GraphSAINTWalk,
+    ImportanceVRGCN,
     NeighbourSampling,
     batch_distribution,
 )

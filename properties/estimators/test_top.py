@@ -42,7 +42,9 @@ def test_combinations_gradient_and_loss_equal_the_oracle(data: st.DataObject) ->
     problem = data.draw(problems(graphs(min_nodes=3), kinds=("gcn",), plain=True, min_layers=2))
     batch = data.draw(batches(problem.graph))
     estimator = TOP(
-        out_of_batch=data.draw(st.booleans()), random_models=data.draw(st.integers(1, 2)), seed=data.draw(st.integers(0, 3))
+        out_of_batch=data.draw(st.booleans()),
+        random_models=data.draw(st.integers(1, 2)),
+        seed=data.draw(st.integers(0, 3)),
     )
     state, reference, nodes = estimator.init(problem), oracle_problem(problem), batch.nodes.numpy()
     found = estimator.invariance(problem, state, batch.nodes)
@@ -64,10 +66,13 @@ def test_combinations_gradient_and_loss_equal_the_oracle(data: st.DataObject) ->
 def test_both_cuts_of_a_model_are_one(data: st.DataObject) -> None:
     """R acts behind the activation wherever the layers are cut, and the basis does not depend on the cut."""
     graph = data.draw(graphs(min_nodes=3))
-    batch, settings = data.draw(batches(graph)), {"num_layers": 3, "seed": data.draw(st.integers(0, 5))}
+    batch = data.draw(batches(graph))
+    settings = {"num_layers": 3, "seed": data.draw(st.integers(0, 5)), "dtype": torch.float64}
     found = []
     for cut in ("pre", "post"):
-        model = GCN(graph.num_features, 4, graph.num_outputs, activation_cut=cut, dtype=torch.float64, **settings).eval()
+        model = GCN(
+            graph.num_features, 4, graph.num_outputs, activation_cut=cut, dtype=torch.float64, **settings
+        ).eval()
         problem = Problem(graph, model, "cross_entropy" if graph.y.dim() == 1 else "bce")
         found.append(TOP().estimate(problem, TOP().init(problem), batch))
     assert_gradients(f"nodes={batch.nodes.tolist()}", found[0].gradient, found[1].gradient, rtol=1e-8)

@@ -337,10 +337,12 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "graphsaint-walk": {"roots": 5},
     "shadow": {"depth": 2},
     "top": {},
+    "top-krylov": {},
 }
 COVERING: dict[str, dict[str, Any]] = {
     **{name: {"fan_out": 34} for name in ("neighbour-sampling", "vr-gcn", "labor")},
     "top": {},
+    "top-krylov": {},
 }
 """Estimators to which nothing is left to chance in a batch of all nodes."""
 SUMS = [("gcn", "pre"), ("sage", "pre"), ("sage jump", "pre"), ("gcnii", "pre"), ("appnp", "pre"), ("gin", "pre")]

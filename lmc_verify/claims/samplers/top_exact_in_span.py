@@ -69,8 +69,8 @@ IS_TOP = Assumption("top", "the estimator fits the halo on the batch by message 
 
 IN_SPAN = Assumption(
     "halo-in-span",
-    "in every layer what is combined (what it reads, or embeddings) is at the halo the fitted combination of the batch's, "
-    "also at perturbed parameters",
+    "in every layer what is combined (what it reads, or embeddings) is at the halo the fitted combination of the "
+    "batch's, also at perturbed parameters",
     _in_span,
 )
 
@@ -131,9 +131,7 @@ def expect_in_span(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
-    return Expectation(
-        Outcome.EXACT, "the halo's rows are the same function of the parameters as their combinations"
-    )
+    return Expectation(Outcome.EXACT, "the halo's rows are the same function of the parameters as their combinations")
 
 
 EXACT_IN_SPAN = Claim(

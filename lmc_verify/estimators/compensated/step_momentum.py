@@ -1,11 +1,11 @@
 """One estimate with feature momentum at the halo, GraphFM-OB's.
 
-Halo rows hold what the layer above reads, behind its activation: a blend of the history and of a fresh value that is made
-of messages from batch rows alone. They are constants, so the backward pass is that of the other compensated estimates
-without a halo. The last layer has no histories of its halo.
+Halo rows hold what the layer above reads, behind its activation: a blend of the history and of a fresh value that is
+made of messages from batch rows alone. They are constants, so nothing is sent back from them. The last layer has no
+histories of its halo.
 
-Source: Yu et al., GraphFM, ICML 2022, and its published code, which takes the messages along reversed edges (equal where
-the operator is symmetric, which it requires).
+Source: Yu et al., GraphFM, ICML 2022, and its published code. That takes messages along reversed edges, which on its
+undirected graphs are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_embeddings(problem: Problem, embeddings: Mapping[int, Tensor]) -> dict[
 
 
 class MomentumStep(AutogradStep):
-    """An estimate with feature momentum; `embeddings` are what the layer above reads, except those of the last layer."""
+    """An estimate with feature momentum; `embeddings` are what the layer above reads, those of the last layer h^L."""
 
     def forward(self) -> None:
         """Fill the batch rows of every layer and blend the halo's."""

@@ -41,7 +41,8 @@ def last_gradient_norms(
     if not losses.requires_grad:  # no node is labelled
         return torch.zeros(size, dtype=torch.float64, device=nodes.device)
     if not trained:
-        return _rows(torch.autograd.grad(losses.sum(), top)[0])
+        (slope,) = torch.autograd.grad(losses.sum(), top)
+        return _rows(slope)
     if closed:
         found = _closed(problem, below, h, outputs, losses, block)
         if found is not None:
@@ -56,12 +57,11 @@ def last_gradient_norms(
 
 
 def _rows(values: Tensor) -> Tensor:
-    return values.double().norm(dim=1)
+    norms: Tensor = values.double().norm(dim=1)
+    return norms
 
 
-def _closed(
-    problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, losses: Tensor, block: Block
-) -> Tensor | None:
+def _closed(problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, losses: Tensor, block: Block) -> Tensor | None:
     """Return the norms as products: a row's gradient is the outer product of a cotangent and of what is multiplied."""
     model = problem.model
     layer = model.layer(problem.num_layers)

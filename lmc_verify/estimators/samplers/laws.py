@@ -17,7 +17,15 @@ from torch import Tensor
 from lmc_verify.graphs import AnyGenerator, Block, Graph
 from lmc_verify.seeds import as_generator
 
-__all__ = ["Kept", "LayerLaw", "device_generator", "draw_categories", "multinomial_probability", "row_entries", "senders"]
+__all__ = [
+    "Kept",
+    "LayerLaw",
+    "device_generator",
+    "draw_categories",
+    "multinomial_probability",
+    "row_entries",
+    "senders",
+]
 
 MULTINOMIAL_CATEGORIES = 2**24
 """`torch.multinomial` takes no more, and graphs may have more edges."""

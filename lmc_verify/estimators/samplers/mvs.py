@@ -1,10 +1,11 @@
 """MVS-GNN: one-shot batches of nodes, drawn by stale gradient norms, with histories at all other nodes.
 
-Batch rows are computed anew in every layer; all other nodes are read from histories, with the whole graph's weights. The
-gradient is that of the batch's weighted loss through the messages between batch rows: it is biased below the last layer,
-as that of GAS is. Every `refresh` steps a checkpoint on the whole graph makes histories and norms exact.
+Batch rows are computed anew in every layer; all other nodes are read from histories, with the whole graph's weights.
+The gradient is that of the batch's weighted loss through the messages between batch rows: it is biased below the last
+layer, as that of GAS is. Every `refresh` steps a checkpoint on the whole graph makes histories and norms exact.
 
-Departures: a checkpoint takes all labelled nodes (the paper's sampling ratio 1, as for PPI), and takes no step of its own.
+Departures: a checkpoint takes all labelled nodes (the paper's sampling ratio 1, as for PPI), and, as in the published
+code, no step of its own.
 
 Source: Cong, Forsati, Kandemir and Mahdavi, Minimal Variance Sampling with Provable Guarantees for Fast Training of
 Graph Neural Networks, KDD 2020, Algorithm 1, and its published code.
@@ -75,7 +76,8 @@ class BernoulliNodes:
     @property
     def support_size(self) -> int:
         """Number of sets of nodes that can be drawn."""
-        return 2 ** int(((self.probabilities > 0) & (self.probabilities < 1)).sum())
+        open_ = int(((self.probabilities > 0) & (self.probabilities < 1)).sum())
+        return 1 << open_
 
     def draw(self, generator: AnyGenerator) -> Batch:
         """Draw the nodes."""
@@ -108,8 +110,8 @@ class BernoulliNodes:
 class MVS:
     """MVS-GNN: labelled nodes drawn by their gradients' norms, histories at all other nodes.
 
-    A norm is that of the node's gradient in the last layer (see `last_gradient_norms`), as it was when the node was last
-    in a batch or at the last checkpoint. Its own distribution of batches takes the place of the design's.
+    A norm is that of the node's gradient in the last layer (see `last_gradient_norms`), as it was when the node was
+    last in a batch or at the last checkpoint. Its own distribution of batches takes the place of the design's.
 
     Attributes:
         size: expected number of nodes in a batch; a node has the probability ``min(1, g_i / mu)``, and weight one over
@@ -169,8 +171,8 @@ class MVS:
         weights = None if batch.sample is None else batch.sample.weights
         if weights is None or weights.numel() != batch.size:
             raise InvalidInputError(
-                f"the batch carries no weights of its {batch.size} nodes, and {self.name!r} draws its own nodes; draw the "
-                "batch from estimator.sampling(problem, state, design)"
+                f"the batch carries no weights of its {batch.size} nodes, and {self.name!r} draws its own nodes; draw "
+                "the batch from estimator.sampling(problem, state, design)"
             )
         writes: list[Write] = []
         if self._is_due(state):
