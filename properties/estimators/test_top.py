@@ -70,9 +70,7 @@ def test_both_cuts_of_a_model_are_one(data: st.DataObject) -> None:
     settings = {"num_layers": 3, "seed": data.draw(st.integers(0, 5)), "dtype": torch.float64}
     found = []
     for cut in ("pre", "post"):
-        model = GCN(
-            graph.num_features, 4, graph.num_outputs, activation_cut=cut, dtype=torch.float64, **settings
-        ).eval()
+        model = GCN(graph.num_features, 4, graph.num_outputs, activation_cut=cut, **settings).eval()
         problem = Problem(graph, model, "cross_entropy" if graph.y.dim() == 1 else "bce")
         found.append(TOP().estimate(problem, TOP().init(problem), batch))
     assert_gradients(f"nodes={batch.nodes.tolist()}", found[0].gradient, found[1].gradient, rtol=1e-8)
