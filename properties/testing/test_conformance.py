@@ -57,7 +57,7 @@ LEFT_OUT: dict[str, set[str]] = {
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_every_estimator_of_the_package_conforms(name: str) -> None:
     # Theorem 1 is decided by enumeration: with fewer draws there are fewer batches.
-    estimator = make_estimator(name, **{"vr-gcn-importance": {"size": 2}}.get(name, {}))
+    estimator = make_estimator(name, **{"vr-gcn-importance": {"size": 2}, "mvs-gnn": {"size": 100}}.get(name, {}))
     results = check_estimator(estimator)
     assert not [result for result in results if result.status is Status.FAILED]
     census = Census.of(results)

@@ -38,13 +38,14 @@ def last_gradient_norms(
         top = h.detach().requires_grad_() if not h.requires_grad else h
         outputs = model.predict(top)
         losses = problem.node_losses(outputs, nodes)
+        total = losses.sum()
     if not losses.requires_grad:  # no node is labelled
         return torch.zeros(size, dtype=torch.float64, device=nodes.device)
     if not trained:
-        (slope,) = torch.autograd.grad(losses.sum(), top)
+        (slope,) = torch.autograd.grad(total, top)
         return _rows(slope)
     if closed:
-        found = _closed(problem, below, h, outputs, losses, block)
+        found = _closed(problem, below, h, outputs, total, block)
         if found is not None:
             return found
     out = torch.zeros(size, dtype=torch.float64, device=nodes.device)
@@ -61,7 +62,7 @@ def _rows(values: Tensor) -> Tensor:
     return norms
 
 
-def _closed(problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, losses: Tensor, block: Block) -> Tensor | None:
+def _closed(problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, total: Tensor, block: Block) -> Tensor | None:
     """Return the norms as products: a row's gradient is the outer product of a cotangent and of what is multiplied."""
     model = problem.model
     layer = model.layer(problem.num_layers)
@@ -71,14 +72,14 @@ def _closed(problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, losses:
         last = steps[-1]
         if type(last) is not nn.Linear or any(list(step.parameters()) for step in steps[:-1] if step is not None):
             return None
-        (slope,) = torch.autograd.grad(losses.sum(), outputs, retain_graph=True)
+        (slope,) = torch.autograd.grad(total, outputs, retain_graph=True)
         with torch.no_grad():
             read = nn.Sequential(*(step for step in steps[:-1] if step is not None))(h)
         return _rows(slope) * _size([(last.weight, read)], last.bias)
     affine = affine_layer(layer)
     if affine is None:
         return None
-    (slope,) = torch.autograd.grad(losses.sum(), h, retain_graph=True)
+    (slope,) = torch.autograd.grad(total, h, retain_graph=True)
     with torch.no_grad():
         read = layer.read(below)
         factors: list[tuple[Tensor, Tensor]] = [(affine.weight, block.csr.matmul(read))]
