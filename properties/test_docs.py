@@ -36,6 +36,7 @@ WITH_CODE = [
     ROOT / "README.md",
     DOCS / "guide.md",
     DOCS / "matrix.md",
+    DOCS / "methods.md",
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
     DOCS / "plugins.md",

@@ -41,6 +41,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
         ("*",),
         ("compensated", "samplers"),
         ("shadow", "top"),
+        ("top_krylov",),
         ("properties",),
         ("registry",),
         ("__init__",),

@@ -9,8 +9,8 @@ Write hats for the estimator's values, ``e_i^l`` for a bound on ``|h^_i^l - h_i^
 
 D is what the local set changes in the operator (see `lmc_verify.bounds.scopes`); node-wise parts and the loss are in
 `lmc_verify.bounds.nodewise` and `lmc_verify.bounds.terms`. Halo rows get ``(1 - beta_i) * history error + beta_i *
-fresh error``. Every step adds a rounding allowance, relative to what it adds up, so that a bound of zero stays above
-what two floating-point evaluations differ by.
+fresh error``, of ``h`` or, with feature momentum, of what the layer above reads. Every step adds a rounding allowance,
+relative to what it adds up, so that a bound of zero stays above what two floating-point evaluations differ by.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from lmc_verify.bounds.nodewise import error_table, row_norm
 from lmc_verify.bounds.scopes import Scope
 from lmc_verify.bounds.terms import ExactTerms, LayerTerms, LinearTerms
-from lmc_verify.estimators.compensated.policies import Blend, Held
+from lmc_verify.estimators.compensated.policies import Blend, Held, Momentum
 
 __all__ = ["RowTerm", "RowTerms", "propagate"]
 
@@ -101,6 +101,18 @@ def _blended(scope: Scope, policy: Blend, history: Tensor, fresh: Tensor, roundi
     return torch.cat([fresh[: scope.size], scope.blend(policy, held, fresh[scope.size :])])
 
 
+def _momentum(terms: ExactTerms, scope: Scope, index: int, fresh: Tensor, histories: Mapping[int, Tensor]) -> Tensor:
+    """Return the error table of what the layer above `index` reads at halo slots; fresh rows have no residual part."""
+    layer, above, policy, halo = terms.layers[index - 1], terms.layers[index], scope.policies.forward, scope.halo
+    assert isinstance(policy, Momentum)
+    fresh = fresh[scope.size :]
+    if layer.residual:
+        left_out = terms.exact.embeddings[index - 1][halo].abs()
+        fresh = fresh + torch.cat([row_norm(left_out)[:, None], left_out], dim=1)
+    held = histories[index][halo] + terms.relative * row_norm(above.read)[halo, None]
+    return scope.blend(policy, held, above.before.error(halo, fresh))
+
+
 def _forward(terms: ExactTerms, scope: Scope, histories: Mapping[int, Tensor]) -> tuple[list[_LayerErrors], Tensor]:
     nodes, policy = scope.nodes, scope.policies.forward
     x0 = terms.exact.embeddings[0]
@@ -108,9 +120,12 @@ def _forward(terms: ExactTerms, scope: Scope, histories: Mapping[int, Tensor]) -
     if terms.encoder is not None:
         e = e + terms.relative * terms.encoder.rounding(row_norm(terms.problem.graph.x))[nodes, None]
     found = []
+    momentum: Tensor | None = None  # error table of what the layer reads at halo slots
     for index, layer in enumerate(terms.layers, start=1):
         operator = scope.operator(layer.kind)
         read = layer.before.error(nodes, e)
+        if momentum is not None:
+            read = torch.cat([read[: scope.size], momentum])
         spread = operator.forward_error(read)
         spread = error_table(spread[:, 0], spread[:, 1:])
         aggregate = spread[:, 0] + row_norm(operator.forward_missing(layer.read))
@@ -124,6 +139,8 @@ def _forward(terms: ExactTerms, scope: Scope, histories: Mapping[int, Tensor]) -
         e = fresh + e if layer.residual else fresh
         if isinstance(policy, Held):
             e = torch.zeros_like(e)
+        elif isinstance(policy, Momentum):
+            momentum = _momentum(terms, scope, index, fresh, histories) if index < len(terms.layers) else None
         elif isinstance(policy, Blend) and scope.halo.numel():
             e = _blended(scope, policy, histories[index], e, terms.relative * row_norm(terms.exact.embeddings[index]))
     return found, e

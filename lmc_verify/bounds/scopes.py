@@ -20,7 +20,7 @@ from torch_geometric.utils import add_remaining_self_loops
 from lmc_verify.bounds.results import Unproven
 from lmc_verify.bounds.terms import absolute
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators.compensated.policies import Blend, Cut, Policies
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Momentum, Policies
 from lmc_verify.graphs import (
     CSR,
     Batch,
@@ -113,6 +113,10 @@ class BatchScope(Scope):
             kept = self.graph.induced_block(kind, self.local).csr
         else:
             kept = self.graph.block(kind, self.nodes, self.local).csr
+        if isinstance(policy, Momentum):  # halo rows get messages from batch rows alone
+            column = kept.col.long()
+            reads = (kept.row < self.size) | (column < self.size)
+            kept = CSR.from_sorted(kept.row[reads], column[reads], kept.value[reads], kept.num_rows, kept.num_columns)
         sending = kept
         if not self.policies.compensates:
             inside = kept.row < self.size
@@ -131,7 +135,7 @@ class BatchScope(Scope):
         if not policy.uses_fresh:
             return held
         beta = policy.coefficients(self.graph, self.local)
-        return (1 - beta) * held + beta * fresh
+        return (1 - beta) * held + beta.abs() * fresh  # beta is at most 1, and negative where a score is
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +220,8 @@ class DesignScope(Scope):
     """Every batch of a design at once: each node has a batch slot, and a halo slot where there can be a halo.
 
     Facts used. A node of the batch has its whole group in the batch, and every neighbour in the local set. A halo
-    node has none of its group in the batch, itself in the local set, and any subset of its neighbours there.
+    node has none of its group in the batch, itself in the local set, and any subset of its neighbours there. With
+    feature momentum it reads of those only the ones in the batch, and not itself.
     """
 
     def __init__(self, graph: Graph, policies: Policies, groups: Groups) -> None:
@@ -249,6 +254,9 @@ class DesignScope(Scope):
             torch.where(itself, zero, torch.minimum(zero, -value)),
             torch.where(itself, zero, torch.maximum(zero, -value)),
         )
+        in_halo = partial
+        if isinstance(policies.forward, Momentum):  # none of a halo row's group, itself included, is in the batch
+            in_halo = (torch.where(own, -value, partial[0]), torch.where(own, -value, partial[1]))
         cut = isinstance(policies.forward, Cut)
         has_halo = self.halo.numel() > 0
 
@@ -257,7 +265,7 @@ class DesignScope(Scope):
 
         return _DesignOperator(
             forward_batch=piece(lost if cut else exact, transposed=False),
-            forward_halo=piece(partial, transposed=False) if has_halo else None,
+            forward_halo=piece(in_halo, transposed=False) if has_halo else None,
             backward_batch=piece(exact if policies.compensates else lost, transposed=True),
             backward_halo=piece(partial, transposed=True) if has_halo else None,
             single=groups.most == 1,
@@ -300,11 +308,10 @@ class DesignScope(Scope):
             beta = held.new_tensor(policy.beta)[self.halo, None]
         else:
             beta = torch.full_like(held, policy.beta)
-        mixed = (1 - beta) * held + beta * fresh
-        if policy.whole_when_complete:
-            return torch.maximum(torch.maximum(held, mixed), fresh)
-        # Scores lie in [0, 1], and the bound is linear in beta_i: its ends are the worst.
-        return mixed if policy.score == "constant" else torch.maximum(held, mixed)
+        # The bound is convex in beta_i, which is beta times a score: the ends are the worst.
+        ends = [(1 - score * beta) * held + (score * beta).abs() * fresh for score in policy.scores]
+        worst = torch.maximum(*ends)
+        return torch.maximum(worst, fresh) if policy.whole_when_complete else worst
 
 
 @dataclass(frozen=True, eq=False)

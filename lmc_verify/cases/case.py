@@ -24,6 +24,7 @@ from lmc_verify.estimators import (
     Estimator,
     History,
     batch_distribution,
+    exact_histories,
     properties_of,
     unwrapped,
 )
@@ -290,7 +291,7 @@ def prepared_state(case: Case, histories: str) -> History:
     if state.exact_for is not None:  # holds exact values by definition
         return state
     if histories == "exact":
-        return state.filled(case.exact)
+        return state.filled(case.exact, exact_histories(case.estimator, case.problem, case.exact))
     if histories.startswith("sweeps:"):
         rng, samples = generator(case.seed, "samples of sweeps"), properties_of(case.estimator).samples
         for _ in range(int(histories.removeprefix("sweeps:"))):

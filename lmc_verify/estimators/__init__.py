@@ -17,17 +17,19 @@ from lmc_verify.estimators.compensated.members import (
     BackwardSGD,
     ClusterGCN,
     Compensated,
+    FMLocal,
     LMCBackwardOnly,
     LMCForwardOnly,
     estimate_compensated,
 )
-from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Momentum, Policies
 from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_estimate
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
-from lmc_verify.estimators.properties import EstimatorProperties, properties_of
+from lmc_verify.estimators.properties import EstimatorProperties, exact_histories, properties_of
 from lmc_verify.estimators.reading import ASPECTS, require_reading
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
@@ -38,6 +40,7 @@ from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top_krylov import TOPKrylov
 
 batch_law = batch_distribution
 """The former name of `batch_distribution`, for the plug-ins that import it."""
@@ -71,6 +74,7 @@ __all__ = [
     "Estimator",
     "EstimatorInfo",
     "EstimatorProperties",
+    "FMLocal",
     "FastGCN",
     "FastGCNPublished",
     "FullBatch",
@@ -80,10 +84,12 @@ __all__ = [
     "Held",
     "History",
     "HistoryWrite",
+    "ImportanceVRGCN",
     "LADIESPublished",
     "LMCBackwardOnly",
     "LMCForwardOnly",
     "LayerLaw",
+    "Momentum",
     "NeighbourSampling",
     "Policies",
     "Refresh",
@@ -91,12 +97,14 @@ __all__ = [
     "SampledDesign",
     "Sampling",
     "Shadow",
+    "TOPKrylov",
     "Untouched",
     "VectorWrite",
     "batch_distribution",
     "batch_law",
     "checked_estimate",
     "estimate_compensated",
+    "exact_histories",
     "make_estimator",
     "node_weights",
     "properties_of",

@@ -130,10 +130,16 @@ class History:
             (problem, problem.parameter_snapshot()),
         )
 
-    def filled(self, exact: ExactPass) -> History:
-        """Return histories with the tables of this one, holding the exact values."""
+    def filled(self, exact: ExactPass, embeddings: Mapping[int, Tensor] | None = None) -> History:
+        """Return histories with the tables of this one, holding the exact values.
+
+        Args:
+            exact: the exact pass.
+            embeddings: what the tables of H hold, by layer, where that is not H itself.
+        """
+        held = dict(enumerate(exact.embeddings)) if embeddings is None else embeddings
         return History(
-            {layer: exact.embeddings[layer].clone() for layer in self.embeddings},
+            {layer: held[layer].clone() for layer in self.embeddings},
             {layer: exact.auxiliary[layer].clone() for layer in self.auxiliary},
             vectors={name: value.clone() for name, value in self.vectors.items()},
         )

@@ -14,11 +14,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any, cast
 
+from torch import Tensor
+
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, Sampling
 from lmc_verify.estimators.compensated.members import Compensated
-from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
+from lmc_verify.estimators.compensated.step_momentum import read_embeddings
 from lmc_verify.estimators.full_batch import FullBatch
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
@@ -26,13 +30,16 @@ from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPub
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.samplers.sampled import Sampled
 from lmc_verify.estimators.shadow import Shadow
-from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top import TOP, MessageInvariance
+from lmc_verify.estimators.top_krylov import TOPKrylov
 from lmc_verify.estimators.weighting import FORMER_NAME, stated_weighting
+from lmc_verify.objective import ExactPass, Problem
 
 __all__ = [
     "EstimatorProperties",
     "contract_flaw",
     "declared_claims",
+    "exact_histories",
     "label_of",
     "properties_of",
     "replaced_on_instance",
@@ -48,7 +55,7 @@ _SAMPLERS = (
     ASGCN,
     FastGCNPublished,
     LADIESPublished,
-    MVS,
+    ImportanceVRGCN,
     GraphSAINTNode,
     GraphSAINTEdge,
     GraphSAINTWalk,
@@ -56,7 +63,7 @@ _SAMPLERS = (
 
 # Members of the compensated family are meant to state policies of their own; the engine follows them.
 _OWN: Mapping[type, frozenset[str]] = {Compensated: frozenset({"policies"})} | dict.fromkeys(
-    (FullBatch, Shadow, TOP, *_SAMPLERS), frozenset()
+    (FullBatch, Shadow, TOP, TOPKrylov, MVS, *_SAMPLERS), frozenset()
 )
 """The package's classes that theory is about, each with what a subclass may replace besides settings and the name."""
 
@@ -73,7 +80,8 @@ class EstimatorProperties:
         sampler: the estimator, if it states by way of `Sampled` which messages it samples; else None.
         labor: the estimator, if it samples from the distributions of a `LABOR`; else None.
         own_objective: the estimator, if it has a `Shadow`'s objective of its own; else None.
-        message_invariance: the estimator, if it fits a `TOP`'s combinations to the halo; else None.
+        message_invariance: the estimator, if it fits the halo on the batch by message invariance; else None.
+        minimal_variance: the estimator, if it draws nodes and reads histories as an `MVS` does; else None.
         samples: it has randomness of its own, which its batches carry, see `Sampling`.
         adaptive: it samples from a distribution that depends on the state or the parameters.
         ignores_batch: its estimates do not depend on the batch; None where that is unknown.
@@ -88,7 +96,8 @@ class EstimatorProperties:
     sampler: Sampled | None
     labor: LABOR | None
     own_objective: Shadow | None
-    message_invariance: TOP | None
+    message_invariance: MessageInvariance | None
+    minimal_variance: MVS | None
     samples: bool
     adaptive: bool
     ignores_batch: bool | None
@@ -116,7 +125,8 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
         sampler=estimator if isinstance(estimator, Sampled) else None,
         labor=cast(LABOR, estimator) if labor else None,
         own_objective=estimator if isinstance(estimator, Shadow) else None,
-        message_invariance=estimator if isinstance(estimator, TOP) else None,
+        message_invariance=estimator if isinstance(estimator, MessageInvariance) else None,
+        minimal_variance=estimator if isinstance(estimator, MVS) else None,
         samples=samples,
         adaptive=samples and bool(getattr(estimator, "adaptive", False)),
         ignores_batch=getattr(estimator, "ignores_batch", unstated),
@@ -127,6 +137,17 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
     )
 
 
+def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass) -> dict[int, Tensor]:
+    """Return what an estimator's histories of H hold where they are exact, by layer 0 ... L, each [n, width].
+
+    ``H^l`` itself; for one that states feature momentum, what layer l + 1 reads of it.
+    """
+    policies, embeddings = properties_of(estimator).policies, dict(enumerate(exact.embeddings))
+    if policies is None or not isinstance(policies.forward, Momentum):
+        return embeddings
+    return {0: embeddings[0]} | read_embeddings(problem, embeddings)
+
+
 def _is_known(estimator: Estimator, policies: Policies | None) -> bool:
     """Whether an estimator does all that its nearest class in `_OWN` does by that class's own methods."""
     own = next((kind for kind in type(estimator).__mro__ if kind in _OWN), None)
@@ -135,7 +156,7 @@ def _is_known(estimator: Estimator, policies: Policies | None) -> bool:
     if own is not Compensated:
         return True
     halo = () if policies is None else (policies.forward, policies.backward)
-    return type(policies) is Policies and all(type(policy) in (Blend, Held, Cut, Drop) for policy in halo)
+    return type(policies) is Policies and all(type(policy) in (Blend, Momentum, Held, Cut, Drop) for policy in halo)
 
 
 def _runs(estimator: Estimator, own: type, *names: str) -> bool:

@@ -20,11 +20,13 @@ from lmc_verify.estimators.compensated.members import (
     LMC,
     BackwardSGD,
     ClusterGCN,
+    FMLocal,
     LMCBackwardOnly,
     LMCForwardOnly,
 )
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.properties import properties_of, replaced_on_instance, settings_of
+from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
 from lmc_verify.estimators.samplers.mvs import MVS
 from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
@@ -32,6 +34,7 @@ from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPub
 from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
 from lmc_verify.estimators.shadow import Shadow
 from lmc_verify.estimators.top import TOP
+from lmc_verify.estimators.top_krylov import TOPKrylov
 from lmc_verify.estimators.weighting import FORMER_NAME, renamed
 from lmc_verify.plugins import Plugin, Registry
 
@@ -77,6 +80,10 @@ _ANY = ("e8/bias-and-variance",)
 
 _LMC = "LMC (Shi, Liang and Wang, ICLR 2023)"
 
+_GRAPH_FM = "GraphFM (Yu et al., ICML 2022)"
+
+_TOP = "TOP (Shi et al., ICLR 2025)"
+
 _SAINT = "GraphSAINT (Zeng et al., ICLR 2020)"
 
 _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
@@ -94,7 +101,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", "GNNAutoScale (Fey et al., ICML 2021)"
         ),
     ),
-    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", "GraphFM (Yu et al., ICML 2022)")),
+    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", _GRAPH_FM)),
+    (FMLocal, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", f"a variant of {_GRAPH_FM}")),
     (
         ClusterGCN,
         EstimatorInfo("compensated", ("e7/reductions",), "L B d", "none", "Cluster-GCN (Chiang et al., KDD 2019)"),
@@ -160,12 +168,22 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         EstimatorInfo("layer-wise", _ANY, "L t d", "none", "LADIES in its public code (acbull/LADIES)"),
     ),
     (
-        MVS,
+        ImportanceVRGCN,
         EstimatorInfo(
             "node-wise",
             ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
             "B s^(L-1) d",
             "(L + 1) n w",
+            "VR-GCN with nodes drawn as in MVS-GNN",
+        ),
+    ),
+    (
+        MVS,
+        EstimatorInfo(
+            "subgraph",
+            ("sampling/error-below-baseline",),
+            "L B d",
+            "L n w",
             "MVS-GNN (Cong et al., KDD 2020)",
         ),
     ),
@@ -178,7 +196,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "subgraph", ("shadow/unbiased-own-objective",), "L B e d", "none", "shaDow-GNN (Zeng et al., NeurIPS 2021)"
         ),
     ),
-    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", "TOP (Shi et al., ICLR 2025)")),
+    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "n (f + L w)", _TOP)),
+    (TOPKrylov, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", f"a variant of {_TOP}")),
 )
 
 

@@ -1,16 +1,20 @@
 """TOP: messages from outside of the batch are turned into messages from inside, by message invariance.
 
-The embeddings of a batch's halo are taken to be fixed linear combinations of the batch's, ``H_halo = R H_batch`` in
-every layer and at all parameters. R is fitted for each batch, by least squares on embeddings that need no parameters:
-``Z, A Z, ..., A^(L-1) Z`` with ``Z = [1, X]`` (a bias adds the same to every row, so combinations should sum to 1).
-Where the invariance holds, as for nodes with the same surroundings, the batch's outputs and their gradients are exact
-without reading the halo.
+What a layer reads at a batch's halo is taken to be a fixed linear combination of what it reads at the batch,
+``S_halo = R S_batch`` in every layer and at all parameters. R is fitted for each batch by least squares. Where the
+invariance holds, as for nodes with the same surroundings, the batch's outputs and their gradients are exact without
+reading the halo.
+
+`TOP` fits R as the published code does, on what the layers of a randomly initialised model read, ``[x, phi(H^1), ...,
+phi(H^{L-1})]``, made orthonormal, and applies it behind the activation. The code keeps as many layers of that basis as
+fit the smallest batch, and fits R on a random part of a large batch; here all layers and the whole batch count.
 
 Source: Shi et al., Accurate and Scalable Graph Neural Networks via Message Invariance, ICLR 2025 (arXiv 2502.19693).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,12 +24,14 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
-from lmc_verify.estimators.samplers.laws import row_entries
+from lmc_verify.estimators.samplers.laws import senders
 from lmc_verify.estimators.weighting import Weighted
-from lmc_verify.graphs import Batch, Graph, LocalSet
-from lmc_verify.objective import Problem, refuse_dropout
+from lmc_verify.graphs import Batch, Block, LocalSet
+from lmc_verify.models import initialise
+from lmc_verify.objective import ExactPass, Problem, evaluating, refuse_dropout
+from lmc_verify.seeds import torch_generator
 
-__all__ = ["TOP", "Invariance"]
+__all__ = ["TOP", "Invariance", "MessageInvariance"]
 
 BASIS = "basis"
 
@@ -53,8 +59,8 @@ class Invariance:
 
 
 @dataclass(frozen=True)
-class TOP(Weighted):
-    """TOP (message invariance): the halo's embeddings as fitted combinations of the batch's.
+class MessageInvariance(Weighted):
+    """Base of estimators that fit the halo on the batch; subclasses state the basis and what R is applied to.
 
     Attributes:
         tolerance: singular values of the batch's basis below this share of the largest count as zero; so do those
@@ -64,7 +70,6 @@ class TOP(Weighted):
         InvalidInputError: a tolerance outside [0, 1).
     """
 
-    name: ClassVar[str] = "top"
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
@@ -72,13 +77,21 @@ class TOP(Weighted):
         if not 0 <= self.tolerance < 1:
             raise InvalidInputError(f"tolerance is {self.tolerance}, it must lie in [0, 1)")
 
+    @abstractmethod
+    def basis(self, problem: Problem) -> Tensor:
+        """Return the basis that R is fitted on [n, columns]."""
+
+    @abstractmethod
+    def combined(self, problem: Problem, exact: ExactPass) -> tuple[Tensor, ...]:
+        """Return the values whose halo rows R replaces, by layer, at exact embeddings, each [n, width]."""
+
+    @abstractmethod
+    def rows(self, problem: Problem, index: int, h: Tensor, x0: Tensor, block: Block, found: Invariance) -> Tensor:
+        """Return ``h^index`` at the batch's rows, from the rows below and their combinations."""
+
     def init(self, problem: Problem) -> History:
-        """Return a state with the basis ``Z, A Z, ..., A^(L-1) Z``, ``Z = [1, X]`` [n, L * (1 + features)]."""
-        graph = problem.graph
-        parts = [torch.cat([torch.ones_like(graph.x[:, :1]), graph.x], dim=1)]
-        for index in range(1, problem.num_layers):
-            parts.append(graph.operator(problem.model.layer(index).operator).csr.matmul(parts[-1]))
-        return History(vectors={BASIS: torch.cat(parts, dim=1)})
+        """Return a state with the basis."""
+        return History(vectors={BASIS: self.basis(problem)})
 
     def invariance(self, problem: Problem, state: History, nodes: Tensor) -> Invariance:
         """Return the halo of some nodes with its fitted coefficients.
@@ -91,14 +104,14 @@ class TOP(Weighted):
             raise InvalidInputError(
                 f"the state has no basis of {graph.num_nodes} nodes; make it with this estimator's init(problem)"
             )
-        halo = _senders(graph, nodes)
+        halo = senders(graph, nodes)
         rows = basis[nodes]
         rounding = max(rows.shape) * torch.finfo(rows.dtype).eps
         inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
         return Invariance(nodes, halo, basis[halo] @ inverse, basis)
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
-        """Estimate the gradient from the batch alone."""
+        """Estimate the gradient from the batch."""
         check_batch(problem, batch)
         refuse_dropout(problem, allow_keyed=True)
         graph, model = problem.graph, problem.model
@@ -114,10 +127,9 @@ class TOP(Weighted):
             x0 = model.encode(graph.x[nodes])
             h = x0
             for index in range(1, problem.num_layers + 1):
-                layer = model.layer(index)
-                block = graph.block(layer.operator, nodes, local)
+                block = graph.block(model.layer(index).operator, nodes, local)
                 messages += block.csr.num_entries
-                h = layer(torch.cat([h, found.coefficients @ h]), h, x0, block)
+                h = self.rows(problem, index, h, x0, block, found)
             losses = problem.node_losses(model.predict(h), nodes)
             loss = losses @ node_weights(problem, batch, self.weighting)
         gradient = problem.zero_gradient()
@@ -128,9 +140,69 @@ class TOP(Weighted):
         return Estimate(gradient, float(loss.detach()), (), cost)
 
 
-def _senders(graph: Graph, nodes: Tensor) -> Tensor:
-    """Return the nodes outside of `nodes` that send one of them a message, ascending; all operators have the same."""
-    operator = graph.operator("sum")
-    _, entry = row_entries(operator, nodes)
-    sources: Tensor = torch.unique(operator.csr.col[entry].long())
-    return sources[~torch.isin(sources, nodes)]
+@dataclass(frozen=True)
+class TOP(MessageInvariance):
+    """TOP as published: R is fitted on a random model's activations and acts on what the layers read.
+
+    Attributes:
+        tolerance: see `MessageInvariance`.
+        out_of_batch: the OB variant: the first layer reads the halo's true features.
+        random_models: how many randomly initialised models give the basis their activations.
+        seed: of those models.
+
+    Raises:
+        InvalidInputError: a tolerance outside [0, 1), or fewer than one random model.
+    """
+
+    name: ClassVar[str] = "top"
+    out_of_batch: bool = False
+    random_models: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.random_models, int) or self.random_models < 1:
+            raise InvalidInputError(f"random_models is {self.random_models}, it must be a whole number of at least 1")
+
+    def basis(self, problem: Problem) -> Tensor:
+        """Return an orthonormal basis of the span of ``[x, phi(H^1), ..., phi(H^{L-1})]`` [n, rank]."""
+        parts: list[Tensor] = []
+        for number in range(self.random_models):
+            drawn = problem.copy()
+            initialise(drawn.model, torch_generator(self.seed, "message invariance", number))
+            parts += _read(drawn)[bool(number) :]  # the features once
+        spanned = torch.cat(parts, dim=1)
+        columns, sizes, _ = torch.linalg.svd(spanned, full_matrices=False)
+        rounding = max(spanned.shape) * torch.finfo(spanned.dtype).eps
+        kept: Tensor = columns[:, sizes > rounding * sizes[0]]
+        return kept
+
+    def combined(self, problem: Problem, exact: ExactPass) -> tuple[Tensor, ...]:
+        """Return what the layers read, without the first where that reads true features."""
+        layers = range(1 + self.out_of_batch, problem.num_layers + 1)
+        with torch.no_grad():
+            return tuple(problem.model.layer(index).read(exact.embeddings[index - 1]) for index in layers)
+
+    def rows(self, problem: Problem, index: int, h: Tensor, x0: Tensor, block: Block, found: Invariance) -> Tensor:
+        """Return ``h^index`` at the batch's rows."""
+        layer, model = problem.model.layer(index), problem.model
+        read = layer.read(h)
+        if index == 1 and self.out_of_batch:
+            halo = layer.read(model.encode(problem.graph.x[found.halo], len(h)))
+        else:
+            halo = found.coefficients @ read
+        return layer.on_read(torch.cat([read, halo]), read, h, x0, block)
+
+
+def _read(problem: Problem) -> list[Tensor]:
+    """Return what the layers read of exact embeddings, layer 1 first."""
+    model, graph = problem.model, problem.graph
+    out = []
+    with torch.no_grad(), evaluating(model):
+        x0 = h = model.encode(graph.x)
+        for index in range(1, problem.num_layers + 1):
+            layer = model.layer(index)
+            out.append(layer.read(h))
+            if index < problem.num_layers:
+                h = layer(h, h, x0, graph.operator(layer.operator))
+    return out

@@ -311,10 +311,14 @@ class Graph:
         found: Tensor = mark.nonzero()[:, 0]
         return found
 
-    def local_degree_ratio(self, local: LocalSet) -> Tensor:
-        """Return the share of each halo row's in-edges (without self-loops) that come from inside the local set.
+    def local_degree_ratio(self, local: LocalSet, *, count_self_loop: bool = False) -> Tensor:
+        """Return the share of each halo row's in-edges that come from inside the local set.
 
         A row without in-edges misses no message: its share is 1.
+
+        Args:
+            local: the local set.
+            count_self_loop: give every row exactly one self-loop, which is inside; else none counts.
         """
         position, column, _ = self.operator("sum").csr.gather_rows(local.halo)
         proper = column != local.halo[position]
@@ -322,6 +326,8 @@ class Graph:
         size = local.halo.numel()
         total = torch.bincount(position[proper], minlength=size)
         kept = torch.bincount(position[inside], minlength=size)
+        if count_self_loop:
+            return (kept + 1).to(self.dtype) / (total + 1).to(self.dtype)
         ratio = kept.to(self.dtype) / total.clamp(min=1).to(self.dtype)
         return torch.where(total == 0, torch.ones_like(ratio), ratio)
 

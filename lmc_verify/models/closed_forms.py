@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.layered import HOOKS, ConvLayer, Layer, LayeredModel
 
-__all__ = ["IDENTITY", "AffineLayer", "ClosedActivation", "affine_layers", "closed_activation"]
+__all__ = ["IDENTITY", "AffineLayer", "ClosedActivation", "affine_layer", "affine_layers", "closed_activation"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class AffineLayer:
 
 def affine_layers(model: LayeredModel) -> Sequence[AffineLayer] | None:
     """Return every layer of a model in closed form, or None if some layer has none."""
-    layers = [_affine(model.layer(index)) for index in range(1, model.num_layers + 1)]
+    layers = [affine_layer(model.layer(index)) for index in range(1, model.num_layers + 1)]
     found = [layer for layer in layers if layer is not None]
     return found if len(found) == len(layers) else None
 
@@ -98,7 +98,8 @@ def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
     return _CLOSED.get(type(module))
 
 
-def _affine(layer: Layer) -> AffineLayer | None:
+def affine_layer(layer: Layer) -> AffineLayer | None:
+    """Return a layer in closed form, or None if it has none."""
     # Exact types: a subclass may compute something else, and a hook, parametrisation or pruning mask certainly does.
     if type(layer) is not ConvLayer or layer.after is not None or any(_is_hooked(part) for part in layer.modules()):
         return None

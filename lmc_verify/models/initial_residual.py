@@ -15,7 +15,7 @@ from lmc_verify.models.architecture import Architecture, ArchitectureModel, Part
 from lmc_verify.models.convs import linear
 from lmc_verify.models.dropout import at_place
 from lmc_verify.models.jumping import with_jumps
-from lmc_verify.models.layered import Layer, place_of
+from lmc_verify.models.layered import Layer, apply_part, drop_units, place_of
 
 __all__ = ["APPNP", "GCNII", "APPNPLayer", "GCNIILayer"]
 
@@ -66,6 +66,21 @@ class GCNIILayer(Layer):
             rows = at_place(self.after, rows, place_of(target, source) or 0)
         return rows + target if self.residual else rows
 
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the activated rows; see `Layer.read`."""
+        return apply_part(self.before, rows)
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Drop units; see `Layer.drop`."""
+        return drop_units(self.before, read, first_row)
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, channels]; see `Layer.on_read`."""
+        rows = apply_part(self.after, self.conv(read, x0_target, block), first_row)
+        return rows + target if self.residual and target is not None else rows
+
 
 class APPNPLayer(Layer):
     """One step of personalised propagation, ``(1 - alpha) A H + alpha H^0``; it has no parameters.
@@ -85,6 +100,13 @@ class APPNPLayer(Layer):
         """Return the rows [rows, channels]; see `Layer.forward`."""
         rows = (1 - self.alpha) * spmm(block, source) + self.alpha * x0_target
         return rows + target if self.residual else rows
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, channels]; see `Layer.on_read`."""
+        rows = (1 - self.alpha) * spmm(block, read) + self.alpha * x0_target
+        return rows + target if self.residual and target is not None else rows
 
 
 class GCNII(ArchitectureModel):

@@ -56,6 +56,22 @@ class JumpingLayer(Layer):
         rows: Tensor = self.inner(read, own, x0_target, block)
         return torch.cat([target, rows], dim=1) if self.carries else rows
 
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the activated rows of the layer below; see `Layer.read`."""
+        return self.inner.read(rows[:, -self.width :].contiguous())
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Drop units; see `Layer.drop`."""
+        return self.inner.drop(read, first_row)
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, carried + out], or [rows, out] without a target; see `Layer.on_read`."""
+        last = None if target is None else target[:, -self.width :]
+        rows = self.inner.on_read(read, own, last, x0_target, block, first_row)
+        return torch.cat([target, rows], dim=1) if self.carries and target is not None else rows
+
 
 class JumpingHead(nn.Module):
     """Reads ``[H^1, ..., H^L]``: the node-wise part of each layer, then all side by side, or their maximum.

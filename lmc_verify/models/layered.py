@@ -24,7 +24,9 @@ __all__ = [
     "Layer",
     "LayeredModel",
     "active_dropout",
+    "apply_part",
     "check_node_wise",
+    "drop_units",
     "place_of",
 ]
 
@@ -54,6 +56,33 @@ class Layer(nn.Module, ABC):
 
         Row i may depend on target row i, x0 row i, and the source rows in block row i; on nothing else.
         """
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return what the layer aggregates [rows, read], given rows of the layer below: activated, with the pre cut.
+
+        Estimators that act after the activation ask for it. Rows as they are where a layer states no such part.
+        """
+        return rows
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Return rows that were read in evaluation mode with the units dropped that `read` drops in training."""
+        return read
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the new rows from sources that were read already.
+
+        Args:
+            read: what the block's columns stand for, as `read` returns it [columns, read].
+            own: the rows' own, read as well [rows, read].
+            target: the rows' own of the layer below [rows, in], for a residual connection; None leaves that out.
+            x0_target: the encoder's output [rows, f0].
+            block: the piece of the operator.
+            first_row: place of the first row, see `at_place`.
+        """
+        rows: Tensor = self(read, own, x0_target, block)
+        return rows
 
 
 class Conv(nn.Module, ABC):
@@ -114,6 +143,21 @@ class ConvLayer(Layer):
             rows = at_place(self.after, rows, start or 0)
         return rows + target if self.residual else rows
 
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the activated rows; see `Layer.read`."""
+        return apply_part(self.before, rows)
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Drop units; see `Layer.drop`."""
+        return drop_units(self.before, read, first_row)
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, out]; see `Layer.on_read`."""
+        rows = apply_part(self.after, self.conv(read, own, block), first_row)
+        return rows + target if self.residual and target is not None else rows
+
 
 class LayeredModel(nn.Module):
     """A node-wise encoder, message-passing layers, and a node-wise head.
@@ -168,6 +212,19 @@ class LayeredModel(nn.Module):
             layer = self.layer(index)
             h = layer(h, h, x0, graph.operator(layer.operator))
         return self.predict(h)
+
+
+def apply_part(part: nn.Module | None, rows: Tensor, first_row: int = 0) -> Tensor:
+    """Return what a node-wise part gives for rows whose first one has this place; the rows where there is none."""
+    return rows if part is None else at_place(part, rows, first_row)
+
+
+def drop_units(part: nn.Module | None, rows: Tensor, first_row: int) -> Tensor:
+    """Return the rows with the units dropped that a part's dropout drops in training mode."""
+    for module in () if part is None else part.modules():
+        if isinstance(module, Dropout):
+            rows = at_place(module, rows, first_row)
+    return rows
 
 
 def place_of(target: Tensor, source: Tensor) -> int | None:

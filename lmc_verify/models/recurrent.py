@@ -13,7 +13,7 @@ from lmc_verify.graphs import Block
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
 from lmc_verify.models.convs import GCNConv, linear
 from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import Layer, place_of
+from lmc_verify.models.layered import Layer, apply_part, drop_units, place_of
 
 __all__ = ["RecurrentGNN", "RecurrentLayer"]
 
@@ -34,6 +34,20 @@ class RecurrentLayer(Layer):
         read = source if self.before is None else self.before(source)
         rows: Tensor = self.conv(read, target, block) + x0_target
         return rows if self.after is None else at_place(self.after, rows, place_of(target, source) or 0)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the activated rows; see `Layer.read`."""
+        return apply_part(self.before, rows)
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Drop units; see `Layer.drop`."""
+        return drop_units(self.before, read, first_row)
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, channels]; see `Layer.on_read`."""
+        return apply_part(self.after, self.conv(read, own, block) + x0_target, first_row)
 
 
 class RecurrentGNN(ArchitectureModel):

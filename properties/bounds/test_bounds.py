@@ -50,13 +50,16 @@ KINDS = ("gcn", "sage")
 @st.composite
 def estimators(draw, graph):
     name = draw(
-        st.sampled_from(["backward-sgd", "lmc", "lmc-forward-only", "lmc-backward-only", "gas", "fm", "cluster-gcn"])
+        st.sampled_from(
+            ["backward-sgd", "lmc", "lmc-forward-only", "lmc-backward-only", "gas", "fm", "fm-local", "cluster-gcn"]
+        )
     )
     settings = {"weighting": draw(st.sampled_from(LOSS_WEIGHTINGS))}
     if name.startswith("lmc"):
         settings["score"] = draw(st.sampled_from(sorted(SCORES)))
         settings["whole_when_complete"] = draw(st.booleans())
-    if name.startswith("lmc") or name == "fm":
+        settings["count_self_loop"] = draw(st.booleans())
+    if name.startswith(("lmc", "fm")):
         settings["beta"] = draw(testing.betas(graph))
     if name == "cluster-gcn":
         settings["renormalise"] = draw(st.booleans())

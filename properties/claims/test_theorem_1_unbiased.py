@@ -34,7 +34,7 @@ from lmc_verify import (
 from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
-from lmc_verify.estimators import MVS, NeighbourSampling
+from lmc_verify.estimators import ImportanceVRGCN, NeighbourSampling
 
 
 @given(with_design())
@@ -175,7 +175,7 @@ class WrongWeights(Skewed):
 
 @pytest.mark.parametrize("weighting", ["inclusion", "node-count", "batch-mean"])
 def test_a_law_with_weights_of_its_own_overrides_the_weighting(weighting: str) -> None:
-    problem, estimator = tiny(), MVS(fan_out=4, size=2, weighting=weighting)
+    problem, estimator = tiny(), ImportanceVRGCN(fan_out=4, size=2, weighting=weighting)
     verdict = check_claim("theorem-1/unbiased", problem, SMALL, estimator, histories="exact")
     assert verdict.outcome is Outcome.EXACT
     assert CLAIMS["theorem-1/unbiased"].expect(assemble_case(problem, SMALL, estimator, histories="exact")).outcome in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from common.helpers import assert_gradients
 from common.twin_ring import HALVES, ring
@@ -20,22 +21,22 @@ from lmc_verify import (
 )
 from lmc_verify.claims import Outcome
 from lmc_verify.claims.samplers.top_exact_in_span import batch_gradient
-from lmc_verify.estimators import (
-    TOP,
-)
+from lmc_verify.estimators import TOP, TOPKrylov
+from lmc_verify.estimators.top import MessageInvariance
 
 
-def test_top_is_exact_in_the_span_and_biased_outside() -> None:
+@pytest.mark.parametrize("estimator", [TOP(), TOP(out_of_batch=True), TOPKrylov()], ids=str)
+def test_top_is_exact_in_the_span_and_biased_outside(estimator: MessageInvariance) -> None:
     problem = ring(3)
-    assert check_claim("top/exact-in-span", problem, HALVES, TOP()).outcome is Outcome.EXACT
-    assert check_claim("theorem-1/unbiased", problem, HALVES, TOP()).outcome is Outcome.EXACT
+    assert check_claim("top/exact-in-span", problem, HALVES, estimator).outcome is Outcome.EXACT
+    assert check_claim("theorem-1/unbiased", problem, HALVES, estimator).outcome is Outcome.EXACT
     x = problem.graph.x.clone()
     x[0] += 0.3
     other = Problem(problem.graph.replaced(x=x), problem.model, "bce")
-    verdict = check_claim("top/exact-in-span", other, HALVES, TOP())
+    verdict = check_claim("top/exact-in-span", other, HALVES, estimator)
     assert verdict.outcome is Outcome.NOT_APPLICABLE
-    assert "R H_batch is off the halo's embeddings by up to " in verdict.summary
-    assert check_claim("theorem-1/unbiased", other, HALVES, TOP()).outcome is Outcome.REFUTED
+    assert "R S_batch is off the halo's rows by up to " in verdict.summary
+    assert check_claim("theorem-1/unbiased", other, HALVES, estimator).outcome is Outcome.REFUTED
 
 
 def test_equality_at_one_point_would_not_do() -> None:

@@ -24,7 +24,16 @@ from lmc_verify.estimators import AUXILIARY, EMBEDDING
 RTOL = 1e-10
 FAST = 40
 """Examples of a test in the fast profile, which CI runs."""
-SCORE_NAMES = {"linear": "x", "quadratic": "x^2", "concave": "2x-x^2", "constant": "1", "sine": "sin"}
+SCORE_NAMES = {
+    "linear": "x",
+    "quadratic": "x^2",
+    "concave": "2x-x^2",
+    "constant": "1",
+    "sine": "sin",
+    "convex": "x^2",
+    "const": "1",
+    "sin": "unclipped sin",
+}
 """The oracle's name of each score of the package."""
 
 

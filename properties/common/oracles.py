@@ -32,7 +32,7 @@ PerNode = float | Array
 Cut = Literal["pre", "post"]
 Forward = Literal["blend", "hist", "cut", "exact"]
 Backward = Literal["blend", "drop", "exact"]
-Score = Literal["x", "x^2", "2x-x^2", "1", "sin"]
+Score = Literal["x", "x^2", "2x-x^2", "1", "sin", "unclipped sin"]
 
 
 # --- graphs ---------------------------------------------------------------------------------------
@@ -86,11 +86,13 @@ def halo(pattern: NDArray[np.generic], batch: Nodes) -> NDArray[np.int64]:
     return np.array(sorted(found), dtype=np.int64)
 
 
-def local_degree_ratio(counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nodes) -> Array:
+def local_degree_ratio(
+    counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nodes, *, self_loop: bool = False
+) -> Array:
     """Return, for every node, the share of its in-edges whose source is in the local set (batch and halo).
 
-    ``counts[i, j]`` counts the edges from ``j`` to ``i``; self-loops are left out. It is one for a node
-    without in-edges, and therefore also one for every batch node.
+    ``counts[i, j]`` counts the edges from ``j`` to ``i``; self-loops are left out, or replaced by one at
+    every node. It is one for a node without in-edges, and therefore also one for every batch node.
     """
     counts = np.asarray(counts).astype(np.int64)
     local = {int(node) for node in batch} | {int(node) for node in halo(counts, batch)}
@@ -98,6 +100,8 @@ def local_degree_ratio(counts: NDArray[np.int64] | NDArray[np.bool_], batch: Nod
     for i in range(len(counts)):
         total = sum(int(counts[i, j]) for j in range(len(counts)) if j != i)
         kept = sum(int(counts[i, j]) for j in local if j != i)
+        if self_loop:
+            total, kept = total + 1, kept + 1
         if total > 0:
             ratio[i] = kept / total
     return ratio
@@ -116,6 +120,8 @@ def beta_scores(x: Array, score: Score) -> Array:
         return np.ones_like(x)
     if score == "sin":
         return np.clip(np.sin(np.pi * (x - 0.5)), 0.0, 1.0)
+    if score == "unclipped sin":
+        return np.asarray(-np.cos(np.pi * x))
     raise ValueError(f"unknown score {score!r}")
 
 
@@ -404,9 +410,158 @@ def gas(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, weights: PerNo
     return compensated(p, hist_H, hist_V, batch, 0.0, "hist", "drop", weights)
 
 
-def fm(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
-    """GraphFM-OB: as LMC forward, and the blended halo rows are written too; nothing backward."""
+def fm_local(p: Problem, hist_H: Layers, hist_V: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
+    """The variant of GraphFM-OB: as LMC forward, and the blended halo rows are written too; nothing backward."""
     return compensated(p, hist_H, hist_V, batch, beta, "blend", "drop", weights, write_halo=True)
+
+
+def graph_fm(p: Problem, histories: Layers, batch: Nodes, beta: PerNode, weights: PerNode) -> Estimate:
+    """GraphFM-OB as published (Yu et al., ICML 2022), node by node.
+
+    ``histories[l]`` holds ``relu(Z[l])``, what layer ``l + 1`` aggregates (``Z[L]`` for the last layer, whose
+    history nobody reads). A halo row ``i`` gets the fresh value ``relu(sum over j in B of A[i, j] s_j W + b)``:
+    no message from another halo row, nor its own; it is blended with the history, read, and written.
+    """
+    n, L = p.num_nodes, p.num_layers
+    inside = sorted({int(node) for node in batch})
+    boundary = [int(node) for node in halo(p.edges, inside)]
+    share = np.broadcast_to(np.asarray(beta, dtype=float), (n,))
+    new = {layer: values.copy() for layer, values in histories.items()}
+    S: Layers = {0: p.X}
+    M: Layers = {}
+    Z: Layers = {}
+    for layer in range(1, L + 1):
+        W, b, below = p.weights[layer - 1], p.biases[layer - 1], S[layer - 1]
+        M[layer], Z[layer], S[layer] = np.zeros((n, W.shape[0])), np.zeros((n, W.shape[1])), np.zeros((n, W.shape[1]))
+        for i in inside:
+            M[layer][i] = sum(p.A[i, j] * below[j] for j in [*inside, *boundary])
+            Z[layer][i] = M[layer][i] @ W + b
+            S[layer][i] = new[layer][i] = _relu(Z[layer][i]) if layer < L else Z[layer][i]
+        for i in boundary if layer < L else []:
+            fresh = _relu(sum(p.A[i, j] * below[j] for j in inside) @ W + b)
+            S[layer][i] = new[layer][i] = (1 - share[i]) * histories[layer][i] + share[i] * fresh
+
+    losses, slopes = node_losses(p, Z[L])
+    factor = _on_batch(weights, inside, n)
+    G = {L: np.array([slopes[i] if i in inside else 0 * slopes[i] for i in range(n)])}
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, sum(factor[i] * np.outer(M[layer][i], G[layer][i]) for i in inside))
+        bias.insert(0, sum(factor[i] * G[layer][i] for i in inside))
+        if layer > 1:
+            G[layer - 1] = np.zeros_like(Z[layer - 1])
+            for j in inside:
+                received = sum(p.A[i, j] * G[layer][i] for i in inside) @ p.weights[layer - 1].T
+                G[layer - 1][j] = received * _step(Z[layer - 1][j])
+    rows = np.array(sorted([*inside, *boundary]), dtype=np.int64)
+    return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0])
+
+
+def mvs_inclusion(norms: Array, size: float) -> Array:
+    """MVS-GNN's ``p_i = min(1, g_i / mu)`` with ``sum p_i = size`` (Cong et al., KDD 2020), mu by bisection."""
+    if size >= np.count_nonzero(norms):
+        return (norms > 0).astype(float)
+    low, high = 0.0, float(norms.sum()) / size
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.minimum(1.0, norms / middle).sum() > size:
+            low = middle
+        else:
+            high = middle
+    return np.asarray(np.minimum(1.0, norms / high))
+
+
+def mvs(p: Problem, histories: Layers, batch: Nodes, weights: PerNode) -> tuple[Estimate, Array]:
+    """MVS-GNN's estimate (Cong et al., KDD 2020), and the norms of the batch's gradients in the last layer.
+
+    Batch rows aggregate over the whole graph: fresh values of batch nodes, histories of H of all others. The
+    gradient of the weighted loss passes through the messages between batch rows alone.
+    """
+    L, n, inside = p.num_layers, p.num_nodes, sorted({int(node) for node in batch})
+    previous, new = p.X, {layer: values.copy() for layer, values in histories.items()}
+    Z: Layers = {}
+    M: Layers = {}
+    for layer in range(1, L + 1):
+        M[layer] = (p.A @ _read(p, layer, previous))[inside]
+        Z[layer] = M[layer] @ p.weights[layer - 1] + p.biases[layer - 1]
+        if layer < L:
+            previous = histories[layer].copy()
+            previous[inside] = new[layer][inside] = _keep(p, layer, Z[layer])
+    logits = np.zeros((n, Z[L].shape[1]))
+    logits[inside] = Z[L]
+    losses, slopes = node_losses(p, logits)
+    norms = np.array(
+        [np.sqrt(np.sum(np.outer(m, v) ** 2) + np.sum(v**2)) for m, v in zip(M[L], slopes[inside], strict=True)]
+    )
+    factor = _on_batch(weights, inside, n)
+    G = (factor[:, None] * slopes)[inside]
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, M[layer].T @ G)
+        bias.insert(0, G.sum(axis=0))
+        if layer > 1:
+            G = p.A[np.ix_(inside, inside)].T @ G @ p.weights[layer - 1].T * _step(Z[layer - 1])
+    rows = np.array(inside, dtype=np.int64)
+    return Estimate(Gradient(weight, bias), float(losses @ factor), new, {}, rows, rows[:0]), norms
+
+
+def senders(A: Array, batch: Nodes) -> list[int]:
+    """Return the nodes outside the batch that send one of its nodes a message, ascending."""
+    inside = {int(node) for node in batch}
+    return [j for j in range(len(A)) if j not in inside and any(A[i, j] != 0 for i in inside)]
+
+
+def top_combinations(p: Problem, random_weights: Sequence[tuple[list[Array], list[Array]]], batch: Nodes) -> Array:
+    """TOP's R as published (Shi et al., ICLR 2025): least squares on what random models' layers read.
+
+    The basis ``[x, relu(Z[1]), ..., relu(Z[L-1])]``, for several models without x again, is made orthonormal by
+    Gram-Schmidt, twice for accuracy; a column that depends on the ones before it is left out.
+    """
+    columns = [p.X[:, k] for k in range(p.X.shape[1])]
+    for weights, biases in random_weights:
+        S = p.X
+        for W, b in list(zip(weights, biases, strict=True))[:-1]:
+            S = _relu(p.A @ S @ W + b)
+            columns += [S[:, k] for k in range(S.shape[1])]
+    Q: list[Array] = []
+    for column in columns:
+        rest = column.astype(float)
+        for _ in range(2):
+            for q in Q:
+                rest = rest - (q @ rest) * q
+        if np.linalg.norm(rest) > 1e-9 * max(1.0, float(np.linalg.norm(column))):
+            Q.append(rest / np.linalg.norm(rest))
+    basis = np.stack(Q, axis=1) if Q else np.zeros((p.num_nodes, 0))
+    inside = sorted({int(node) for node in batch})
+    R: Array = basis[senders(p.A, inside)] @ np.linalg.pinv(basis[inside], rcond=1e-10)
+    return R
+
+
+def top(p: Problem, R: Array, batch: Nodes, weights: PerNode, *, out_of_batch: bool) -> tuple[Gradient, float]:
+    """TOP's estimate given R, which acts on what a layer reads, behind the activation; its first layer may read X."""
+    L, inside = p.num_layers, sorted({int(node) for node in batch})
+    outside = senders(p.A, inside)
+    within, across = p.A[np.ix_(inside, inside)], p.A[np.ix_(inside, outside)]
+    S: Layers = {0: p.X[inside]}
+    Z: Layers = {}
+    M: Layers = {}
+    for layer in range(1, L + 1):
+        sent = p.X[outside] if layer == 1 and out_of_batch else R @ S[layer - 1]
+        M[layer] = within @ S[layer - 1] + across @ sent
+        Z[layer] = M[layer] @ p.weights[layer - 1] + p.biases[layer - 1]
+        S[layer] = _relu(Z[layer]) if layer < L else Z[layer]
+    logits = np.zeros((p.num_nodes, Z[L].shape[1]))
+    logits[inside] = Z[L]
+    losses, slopes = node_losses(p, logits)
+    factor = _on_batch(weights, inside, p.num_nodes)[inside]
+    G = factor[:, None] * slopes[inside]
+    weight, bias = [], []
+    for layer in range(L, 0, -1):
+        weight.insert(0, M[layer].T @ G)
+        bias.insert(0, G.sum(axis=0))
+        if layer > 1:
+            G = (within + across @ R).T @ G @ p.weights[layer - 1].T * _step(Z[layer - 1])
+    return Gradient(weight, bias), float(losses[inside] @ factor)
 
 
 def lmc_forward_only(

@@ -82,7 +82,7 @@ def step(run: str, case: Case, H: Layers, V: Layers, batch: list[int], factor: f
         return oracles.gas(p, H, V, batch, factor)
     estimator = {
         "lmc": oracles.lmc,
-        "fm": oracles.fm,
+        "fm": oracles.fm_local,
         "lmc-forward-only": oracles.lmc_forward_only,
         "lmc-backward-only": oracles.lmc_backward_only,
     }[run]

@@ -21,6 +21,7 @@ from lmc_verify import (
     GAS,
     GCN,
     LMC,
+    MVS,
     BackwardSGD,
     Batch,
     ClusterGCN,
@@ -40,11 +41,13 @@ from lmc_verify.estimators import (
     Blend,
     Cut,
     Drop,
+    FMLocal,
     Held,
     HistoryWrite,
     Policies,
     Refresh,
 )
+from lmc_verify.estimators.compensated.step_momentum import read_embeddings
 from lmc_verify.testing import batches, histories, problems
 
 FAMILY: dict[str, Estimator] = {
@@ -53,6 +56,7 @@ FAMILY: dict[str, Estimator] = {
     "lmc-whole": LMC(beta=0.5, score="quadratic", whole_when_complete=True),
     "gas": GAS(),
     "fm": FM(),
+    "fm-local": FMLocal(),
     "cluster-gcn": ClusterGCN(),
     "cluster-gcn-kept": ClusterGCN(renormalise=False),
     "lmc-forward-only": LMCForwardOnly(beta=0.3, score="sine"),
@@ -69,7 +73,11 @@ def steps(draw: st.DrawFn) -> tuple[Problem, History, Batch]:
 
 def state_for(estimator: Estimator, problem: Problem, drawn: History) -> History:
     """Arbitrary histories, where the estimator keeps any; exact ones for Backward SGD."""
-    return estimator.init(problem) if isinstance(estimator, BackwardSGD) else drawn
+    if isinstance(estimator, BackwardSGD):
+        return estimator.init(problem)
+    if type(estimator) is FM:  # whose histories hold what layers read
+        return History(read_embeddings(problem, drawn.embeddings), drawn.auxiliary)
+    return drawn
 
 
 @EVERY
@@ -104,19 +112,23 @@ def test_apply_changes_written_rows_only(name: str, drawn: tuple) -> None:
     before = state.clone()
     estimate = estimator.estimate(problem, state, batch)
     state.apply(estimate.writes)
-    allowed = set(batch.nodes.tolist())
-    if name == "fm":
-        allowed |= set(problem.graph.neighbourhood(batch.nodes).tolist())
+    rows = set(batch.nodes.tolist())
+    wider = rows | set(problem.graph.neighbourhood(batch.nodes).tolist())
+    layers = problem.num_layers
+    by_layer = dict.fromkeys(range(1, layers + 1), wider if name.startswith("fm") else rows)
+    if name == "fm":  # nothing reads the last layer's history
+        by_layer[layers] = rows
     writes_H = name not in ("backward-sgd", "cluster-gcn", "cluster-gcn-kept")
     writes_V = name in ("lmc", "lmc-whole", "lmc-backward-only")
     for kind, written in ((EMBEDDING, writes_H), (AUXILIARY, writes_V)):
         for layer, table in state.table(kind).items():
             changed = set((table != before.table(kind)[layer]).any(dim=1).nonzero().flatten().tolist())
-            assert changed <= (allowed if written else set()), f"{name}: {kind} rows {changed} of layer {layer} changed"
-    layers = problem.num_layers
+            assert changed <= (by_layer[layer] if written else set()), (
+                f"{name}: {kind} rows {changed} of layer {layer} changed"
+            )
     assert len(estimate.writes) == layers * (writes_H + writes_V)
     for write in estimate.writes:
-        assert set(write.nodes.tolist()) == (allowed if write.kind == EMBEDDING else set(batch.nodes.tolist()))
+        assert set(write.nodes.tolist()) == (by_layer[write.layer] if write.kind == EMBEDDING else rows)
         assert torch.equal(state.read(write.kind, write.layer, write.nodes), write.values)
 
 
@@ -161,7 +173,7 @@ def test_batch_without_labels_gives_no_loss_and_no_head_gradient(name: str, draw
     assert not any(bool(value.any()) for value in mean.gradient.values()), "batch-mean without labels must be zero"
 
 
-@pytest.mark.parametrize("name", ["lmc", "lmc-whole", "lmc-backward-only", "gas", "fm", "lmc-forward-only"])
+@pytest.mark.parametrize("name", ["lmc", "lmc-whole", "lmc-backward-only", "gas", "fm", "fm-local", "lmc-forward-only"])
 @given(drawn=steps())
 def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> None:
     # V^L at the halo (its labels) may reach lower layers through messages, never the last layer's own parameters;
@@ -173,9 +185,9 @@ def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> N
     outside[batch.nodes] = False
     y[outside] = 1 - y[outside] if graph.multi_label else 0 * y[outside]
     other = problem.with_graph(replace(graph, y=y))
-    first, second = (estimator.estimate(p, state, batch).gradient for p in (problem, other))
+    first, second = (estimator.estimate(p, state_for(estimator, p, state), batch).gradient for p in (problem, other))
     last = f"layer {problem.num_layers}"
-    blind = name in ("gas", "fm", "lmc-forward-only")
+    blind = name in ("gas", "fm", "fm-local", "lmc-forward-only")
     names = [n for n in problem.parameter_names if blind or problem.layer_of(n) in (last, "head")]
     assert_same_bits(f"{estimator} with other halo labels", {n: second[n] for n in names}, {n: first[n] for n in names})
 
@@ -287,7 +299,9 @@ def test_settings_are_values() -> None:
         LMC().beta = 0.2  # type: ignore[misc]  # frozen, which is what is tested
 
 
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"full-batch"}))  # which has no setting
+@pytest.mark.parametrize(
+    "name", sorted(set(ESTIMATORS) - {"full-batch", "mvs-gnn"})
+)  # which weight no rows of a design's
 def test_registry_builds_by_name(name: str) -> None:
     built = make_estimator(name, weighting="node-count")
     assert (built.name, built.weighting) == (name, "node-count")
@@ -301,6 +315,9 @@ def test_an_estimator_without_settings_says_so() -> None:
     assert make_estimator("full-batch").name == "full-batch"
     with pytest.raises(InvalidInputError, match=r"'full-batch' has no setting 'weighting'; it has none"):
         make_estimator("full-batch", weighting="inclusion")
+    assert make_estimator("mvs-gnn", size=3) == MVS(size=3)
+    with pytest.raises(InvalidInputError, match="'mvs-gnn' has no setting 'weighting'; it has refresh, size, uniform"):
+        make_estimator("mvs-gnn", weighting="inclusion")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +327,7 @@ def test_an_estimator_without_settings_says_so() -> None:
         (lambda: LMC(beta=1.5), InvalidInputError, r"beta is 1\.5, .* \[0, 1\]"),
         (lambda: LMC(beta=float("nan")), InvalidInputError, "beta is nan"),
         (lambda: FM(beta=(0.1, -0.1)), InvalidInputError, r"-0\.1.* \[0, 1\]"),
-        (lambda: LMC(score="lin"), UnknownNameError, "did you mean 'linear'"),
+        (lambda: LMC(score="line"), UnknownNameError, "did you mean 'linear'"),
         (lambda: GAS(weighting="inclusions"), UnknownNameError, "did you mean 'inclusion'"),
         (lambda: Policies(Drop(), Drop()), InvalidInputError, "swap them"),
         (lambda: Policies(Held(), Drop()), InvalidInputError, r"Held\(\) twice"),

@@ -31,7 +31,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lmc_verify import (
-    FM,
     GAS,
     LMC,
     BackwardSGD,
@@ -46,12 +45,12 @@ from lmc_verify import (
     Problem,
     exact_pass,
 )
-from lmc_verify.estimators import node_weights
+from lmc_verify.estimators import FMLocal, node_weights
 from lmc_verify.graphs.operators import LocalSet
 from lmc_verify.models import ConvLayer, GCNConv
 from lmc_verify.testing import batches, betas, graphs, histories, problems
 
-COMPENSATED = ["lmc", "gas", "fm", "lmc-forward-only", "lmc-backward-only"]
+COMPENSATED = ["lmc", "gas", "fm-local", "lmc-forward-only", "lmc-backward-only"]
 LOSS_WEIGHTINGS = ["inclusion", "node-count", "batch-mean"]
 
 
@@ -73,6 +72,7 @@ def blends(draw: st.DrawFn, graph: Graph) -> dict[str, Any]:
         "beta": draw(betas(graph)),
         "score": draw(st.sampled_from(sorted(SCORE_NAMES))),
         "whole_when_complete": draw(st.booleans()),
+        "count_self_loop": draw(st.booleans()),
     }
 
 
@@ -91,7 +91,7 @@ def oracle_weights(problem: Problem, batch: Batch, weighting: str) -> oracles.Ar
 
 def oracle_beta(graph: Graph, batch: Batch, settings: dict[str, Any]) -> oracles.Array:
     counts = oracles.edge_counts(graph.edge_index.numpy(), graph.num_nodes)
-    ratio = oracles.local_degree_ratio(counts, batch.nodes.numpy())
+    ratio = oracles.local_degree_ratio(counts, batch.nodes.numpy(), self_loop=settings["count_self_loop"])
     beta = np.asarray(settings["beta"]) * oracles.beta_scores(ratio, SCORE_NAMES[settings["score"]])
     return np.where(ratio == 1, 1.0, beta) if settings["whole_when_complete"] else beta
 
@@ -99,8 +99,8 @@ def oracle_beta(graph: Graph, batch: Batch, settings: dict[str, Any]) -> oracles
 def build(name: str, settings: dict[str, Any], weighting: str) -> Estimator:
     if name == "gas":
         return GAS(weighting=weighting)
-    if name == "fm":
-        return FM(beta=settings["beta"], weighting=weighting)
+    if name == "fm-local":
+        return FMLocal(beta=settings["beta"], weighting=weighting)
     kind = {"lmc": LMC, "lmc-forward-only": LMCForwardOnly, "lmc-backward-only": LMCBackwardOnly}[name]
     return kind(**settings, weighting=weighting)
 
@@ -117,9 +117,9 @@ def test_gradient_loss_and_histories_equal_the_oracle(name: str, drawn: tuple, d
     nodes, weights = batch.nodes.numpy(), oracle_weights(problem, batch, weighting)
     if name == "gas":
         want = oracles.gas(reference, H, V, nodes, weights)
-    elif name == "fm":
+    elif name == "fm-local":
         beta = np.broadcast_to(np.asarray(settings["beta"]), (problem.graph.num_nodes,))
-        want = oracles.fm(reference, H, V, nodes, beta, weights)
+        want = oracles.fm_local(reference, H, V, nodes, beta, weights)
     else:
         run = {
             "lmc": oracles.lmc,
@@ -255,14 +255,14 @@ def test_every_model_follows_the_definition(name: str, data: st.DataObject) -> N
     graph = problem.graph
     state, batch, settings = data.draw(histories(problem)), data.draw(batches(graph)), data.draw(blends(graph))
     estimator = build(name, settings, "inclusion")
-    if name == "fm":
+    if name == "fm-local":
         beta = np.broadcast_to(np.asarray(settings["beta"]), (graph.num_nodes,))
     else:
         beta = oracle_beta(graph, batch, settings)
     column = torch.tensor(beta)[graph.neighbourhood(batch.nodes)][:, None]
     none = torch.zeros_like(column)
     betas = (none if name in ("gas", "lmc-backward-only") else column, column)
-    drop = name in ("gas", "fm", "lmc-forward-only")
+    drop = name in ("gas", "fm-local", "lmc-forward-only")
     want = joint_gradient(problem, state, batch, 1 / batch.inclusion, betas, drop=drop)
     got = estimator.estimate(problem, state, batch).gradient
     assert_gradients(f"{estimator}.estimate({problem}, nodes={batch.nodes.tolist()})", got, want)
@@ -303,7 +303,7 @@ def reference_estimator(run: str, beta: tuple[float, ...]) -> Estimator:
         "lmc-beta0": LMC(),
         "lmc": LMC(beta=beta, score="constant"),
         "gas": GAS(),
-        "fm": FM(beta=beta),
+        "fm": FMLocal(beta=beta),
         "lmc-forward-only": LMCForwardOnly(beta=beta, score="constant"),
     }[run]
 

@@ -22,7 +22,6 @@ from lmc_verify.estimators import (
     GAS,
     LABOR,
     LMC,
-    MVS,
     TOP,
     BackwardSGD,
     Blend,
@@ -34,6 +33,8 @@ from lmc_verify.estimators import (
     FullBatch,
     Held,
     History,
+    ImportanceVRGCN,
+    Momentum,
     NeighbourSampling,
     Policies,
     Sampled,
@@ -61,7 +62,8 @@ FAMILY = {
     "backward-sgd": Policies(Held(), Held()),
     "lmc": Policies(Blend(), Blend()),
     "gas": Policies(Blend(), Drop()),
-    "fm": Policies(Blend(0.3, "constant"), Drop(), write_halo=True),
+    "fm": Policies(Momentum(0.3), Drop(), write_halo=True),
+    "fm-local": Policies(Blend(0.3, "constant"), Drop(), write_halo=True),
     "cluster-gcn": Policies(Cut(renormalise=True), Drop()),
     "lmc-forward-only": Policies(Blend(), Drop()),
     "lmc-backward-only": Policies(Blend(), Blend()),
@@ -75,13 +77,13 @@ SAMPLERS = {
     "as-gcn",
     "fastgcn-published",
     "ladies-published",
-    "mvs-gnn",
+    "vr-gcn-importance",
     "graphsaint-node",
     "graphsaint-edge",
     "graphsaint-walk",
 }
-ADAPTIVE = {"as-gcn", "mvs-gnn"}
-BETA = {"lmc": 0.0, "lmc-forward-only": 0.0, "lmc-backward-only": 0.0, "fm": 0.3}
+ADAPTIVE = {"as-gcn", "vr-gcn-importance", "mvs-gnn"}
+BETA = {"lmc": 0.0, "lmc-forward-only": 0.0, "lmc-backward-only": 0.0, "fm": 0.3, "fm-local": 0.3}
 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
@@ -92,17 +94,19 @@ def test_every_estimator_of_the_package_is_known(name: str) -> None:
     assert found.exact == found.ignores_batch == (name == "full-batch")
     assert found.policies == FAMILY.get(name)
     assert found.holds_exact == (name == "backward-sgd")
-    assert (found.sampler is estimator) == found.samples == (name in SAMPLERS)
+    assert (found.sampler is estimator) == (name in SAMPLERS)
+    assert found.samples == (name in SAMPLERS or name == "mvs-gnn")
+    assert (found.minimal_variance is estimator) == (name == "mvs-gnn")
     assert found.adaptive == (name in ADAPTIVE)
     assert (found.labor is estimator) == (name == "labor")
     assert (found.own_objective is estimator) == (name == "shadow")
-    assert (found.message_invariance is estimator) == (name == "top")
+    assert (found.message_invariance is estimator) == name.startswith("top")
     assert found.weighting == "inclusion"
     assert found.beta == BETA.get(name)
 
 
 def test_every_kind_of_estimator_is_in_the_table() -> None:
-    others = {"full-batch", "shadow", "top"}
+    others = {"full-batch", "shadow", "top", "top-krylov", "mvs-gnn"}
     assert {*FAMILY, *SAMPLERS, *others} == set(ESTIMATORS)
 
 
@@ -132,6 +136,7 @@ def names_that_matter(kind: type) -> list[str]:
             "_table",
         ),
         *("largest_scales", "estimated_weights", "departure", "missed", "baseline", "objective", "invariance"),
+        *("basis", "combined", "rows", "_norms", "_held", "_is_due", "_check"),
     )
     return [name for name in listed if hasattr(kind, name)]
 
@@ -151,7 +156,7 @@ def test_a_subclass_that_replaces_a_method_is_unknown(name: str, method: str) ->
         assert not found.known
         # Claims are still checked against what it states.
         assert (found.policies, found.samples, found.beta) == (own.policies, own.samples, own.beta)
-        assert found.weighting == (None if name == "full-batch" else "inclusion")
+        assert found.weighting == (None if name in ("full-batch", "mvs-gnn") else "inclusion")
         assert (found.sampler is made) == (own.sampler is not None)
 
 
@@ -188,7 +193,7 @@ def test_a_subclass_with_another_name_other_settings_and_more_methods_is_known(n
         (NeighbourSampling, "corrected", True),
         (NeighbourSampling, "reweights", True),
         (NeighbourSampling, "independent_layers", False),
-        (MVS, "adaptive", False),
+        (ImportanceVRGCN, "adaptive", False),
     ],
 )
 def test_a_sampler_that_states_something_else_of_its_distribution_is_unknown(

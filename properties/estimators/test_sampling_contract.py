@@ -60,7 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "as-gcn": {"nodes": 2},
     "fastgcn-published": {"nodes": 2},
     "ladies-published": {"nodes": 2},
-    "mvs-gnn": {"fan_out": 1, "size": 2},
+    "vr-gcn-importance": {"fan_out": 1, "size": 2},
     "graphsaint-node": {"nodes": 2},
     "graphsaint-edge": {"edges": 1},
     "graphsaint-walk": {"roots": 1, "length": 1},

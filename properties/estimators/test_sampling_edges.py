@@ -34,18 +34,18 @@ from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import (
     ASGCN,
     LADIES,
-    MVS,
     VRGCN,
     Estimate,
     GraphSAINTEdge,
     GraphSAINTNode,
     GraphSAINTWalk,
+    ImportanceVRGCN,
     NeighbourSampling,
     batch_distribution,
 )
 from lmc_verify.estimators.samplers import laws, sampled_design
 from lmc_verify.estimators.samplers import saint_atoms as atoms
-from lmc_verify.estimators.samplers.mvs import WeightedNodes
+from lmc_verify.estimators.samplers.importance import WeightedNodes
 from lmc_verify.models.convs import initialise
 from lmc_verify.seeds import torch_generator
 
@@ -138,7 +138,7 @@ def test_a_large_support_is_not_counted_batch_by_batch(monkeypatch: pytest.Monke
 
 
 def test_a_batch_of_the_base_law_alone_is_refused() -> None:
-    problem, estimator = tiny(), MVS(size=2)
+    problem, estimator = tiny(), ImportanceVRGCN(size=2)
     design = WeightedNodes(SMALL, torch.full((4,), 0.25, dtype=torch.float64), 2)
     with pytest.raises(InvalidInputError, match="sample is of 0 layers and 0 rows, the problem has 2 layers"):
         estimator.estimate(problem, estimator.init(problem), design.draw(np.random.default_rng(0)))

@@ -19,7 +19,8 @@ from lmc_verify import (
     exact_pass,
     load_graph,
 )
-from lmc_verify.estimators import TOP, Shadow
+from lmc_verify.estimators import TOP, Shadow, TOPKrylov
+from lmc_verify.estimators.top import MessageInvariance
 from lmc_verify.testing import batches, graphs, problems
 
 small = problems(graphs(max_nodes=5, max_edges=8), max_layers=2)
@@ -29,7 +30,7 @@ small = problems(graphs(max_nodes=5, max_edges=8), max_layers=2)
 @given(data=st.data(), problem=small)
 def test_estimates_are_pure(data: st.DataObject, problem: Problem) -> None:
     batch = data.draw(batches(problem.graph))
-    for estimator in (Shadow(1), TOP()):
+    for estimator in (Shadow(1), TOP(), TOP(out_of_batch=True), TOPKrylov()):
         state = estimator.init(problem)
         kept = state.clone()
         first, second = (estimator.estimate(problem, state, batch) for _ in range(2))
@@ -44,26 +45,27 @@ def test_estimates_are_pure(data: st.DataObject, problem: Problem) -> None:
 
 @examples(25)
 @given(problem=small)
-def test_top_on_the_whole_graph_is_exact(problem: Problem) -> None:
-    estimator = TOP()
+@pytest.mark.parametrize("estimator", [TOP(), TOPKrylov()], ids=str)
+def test_top_on_the_whole_graph_is_exact(estimator: MessageInvariance, problem: Problem) -> None:
     everything = Batch.of(range(problem.graph.num_nodes))
     estimate = estimator.estimate(problem, estimator.init(problem), everything)
     assert_gradients("whole graph", estimate.gradient, exact_pass(problem).gradient, rtol=1e-9)
 
 
-def test_top_finds_the_twins() -> None:
-    problem, estimator = ring(), TOP()
+@pytest.mark.parametrize("estimator", [TOP(), TOPKrylov()], ids=str)
+def test_top_finds_the_twins(estimator: MessageInvariance) -> None:
+    problem = ring()
     found = estimator.invariance(problem, estimator.init(problem), torch.tensor([2, 3]))
     assert found.halo.tolist() == [1, 4]
     assert_close("R", found.coefficients, np.array([[0.0, 1.0], [1.0, 0.0]]))
 
 
-def test_top_s_combinations_carry_a_bias() -> None:
+def test_krylov_combinations_carry_a_bias() -> None:
     """Features 1 and 2 in the batch, 1.5 and 4 in the halo: with coefficients that sum to 1 there is one way each."""
     x = torch.tensor([[1.0], [2.0], [1.5], [4.0]], dtype=torch.float64)
     graph = path_graph(4, x=x, edge_index=torch.tensor([[2, 3], [0, 1]]))
     problem = Problem(graph, GCN(1, 2, 3, 1, dtype=torch.float64).eval())
-    found = TOP().invariance(problem, TOP().init(problem), torch.tensor([0, 1]))
+    found = TOPKrylov().invariance(problem, TOPKrylov().init(problem), torch.tensor([0, 1]))
     assert found.halo.tolist() == [2, 3]
     assert_close("R", found.coefficients, np.array([[0.5, 0.5], [-2.0, 3.0]]))
 
@@ -74,6 +76,8 @@ def test_misuse_is_refused() -> None:
         Shadow(-1)
     with pytest.raises(InvalidInputError, match="tolerance is 1"):
         TOP(tolerance=1)
+    with pytest.raises(InvalidInputError, match="random_models is 0"):
+        TOP(random_models=0)
     with pytest.raises(InvalidInputError, match="no basis of 8 nodes"):
         TOP().estimate(problem, History(), Batch.of([0]))
 
@@ -81,7 +85,7 @@ def test_misuse_is_refused() -> None:
 def test_a_batch_that_comes_again_is_fitted_again_only_for_another_basis() -> None:
     graph = load_graph("karate").double()
     problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, num_layers=2).double())
-    estimator, batch = TOP(), Batch.of(range(10), 0.5)
+    estimator, batch = TOPKrylov(), Batch.of(range(10), 0.5)
     state = estimator.init(problem)
     first = estimator.estimate(problem, state, batch).gradient
     again = estimator.estimate(problem, state, batch).gradient

@@ -18,7 +18,7 @@ from lmc_verify.races.plan import PlannedRace
 from lmc_verify.runs.planned import trial_key
 from lmc_verify.runs.searches import PlannedSearch
 
-NAMES = [name for name in ESTIMATORS if name != "full-batch"]
+NAMES = [name for name in ESTIMATORS if name not in ("full-batch", "mvs-gnn")]
 
 
 @dataclass(frozen=True)

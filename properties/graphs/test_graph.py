@@ -122,8 +122,10 @@ def test_local_degree_ratio_is_the_share_of_local_in_edges(drawn: tuple[Graph, T
     graph, batch = drawn
     counts = oracles.edge_counts(graph.edge_index.numpy(), graph.num_nodes)
     local = local_set(graph, batch)
-    want = oracles.local_degree_ratio(counts, batch.numpy())[local.halo.numpy()]
-    assert_close(f"local_degree_ratio({batch.tolist()})", graph.local_degree_ratio(local), want, rtol=EXACT)
+    for self_loop in (False, True):
+        want = oracles.local_degree_ratio(counts, batch.numpy(), self_loop=self_loop)[local.halo.numpy()]
+        got = graph.local_degree_ratio(local, count_self_loop=self_loop)
+        assert_close(f"local_degree_ratio({batch.tolist()}, {self_loop})", got, want, rtol=EXACT)
 
 
 @KINDS

@@ -44,7 +44,7 @@ from lmc_verify import (
     load_graph,
 )
 from lmc_verify.estimators import ESTIMATORS as REGISTRY
-from lmc_verify.estimators import batch_distribution, make_estimator
+from lmc_verify.estimators import FMLocal, batch_distribution, make_estimator
 from lmc_verify.models import MODELS as MODEL_NAMES
 from lmc_verify.models import GCNConv, SAGEConv, active_dropout, key_dropout, make_model
 from lmc_verify.models.convs import initialise
@@ -57,6 +57,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "lmc-backward-only": make_estimator("lmc-backward-only"),
     "gas": GAS(),
     "fm": FM(),
+    "fm-local": FMLocal(),
     "cluster-gcn": ClusterGCN(renormalise=False),
 }
 MODELS: dict[str, Callable[..., LayeredModel]] = {
@@ -210,8 +211,7 @@ def test_a_batch_of_all_nodes_gives_the_gradient_of_the_model_with_these_units(
 ) -> None:
     problem, method = dropping(model, cut), ESTIMATORS[estimator]
     want = autograd_gradient(problem, problem.node_losses(problem.model(problem.graph)).sum())
-    state = History.zeros(problem)
-    got = method.estimate(problem, state, Batch.of(range(34)))
+    got = method.estimate(problem, method.init(problem), Batch.of(range(34)))
     assert_gradients("the whole graph as batch", got.gradient, want)
     plain = exact_pass(Problem(problem.graph, copy.deepcopy(problem.model).eval())).gradient
     assert any(not torch.allclose(plain[name], want[name]) for name in want), "nothing was dropped"
@@ -248,7 +248,7 @@ class Recorder(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("estimator", ["lmc", "gas", "fm"])
+@pytest.mark.parametrize("estimator", ["lmc", "gas", "fm-local"])  # of fm: test_graph_fm.py
 def test_a_row_is_dropped_alike_as_source_and_target_of_batch_and_halo(estimator: str) -> None:
     """A SAGE layer reads every local row as a source and again as a target; rows are told apart by their values."""
     graph, seen = path_graph(9), []
@@ -332,16 +332,19 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "as-gcn": {"nodes": 9},
     "fastgcn-published": {"nodes": 9},
     "ladies-published": {"nodes": 9},
-    "mvs-gnn": {"fan_out": 2, "size": 9},
+    "vr-gcn-importance": {"fan_out": 2, "size": 9},
+    "mvs-gnn": {"size": 9},
     "graphsaint-node": {"nodes": 12},
     "graphsaint-edge": {"edges": 8},
     "graphsaint-walk": {"roots": 5},
     "shadow": {"depth": 2},
     "top": {},
+    "top-krylov": {},
 }
 COVERING: dict[str, dict[str, Any]] = {
     **{name: {"fan_out": 34} for name in ("neighbour-sampling", "vr-gcn", "labor")},
     "top": {},
+    "top-krylov": {},
 }
 """Estimators to which nothing is left to chance in a batch of all nodes."""
 SUMS = [("gcn", "pre"), ("sage", "pre"), ("sage jump", "pre"), ("gcnii", "pre"), ("appnp", "pre"), ("gin", "pre")]

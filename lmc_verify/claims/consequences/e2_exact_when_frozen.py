@@ -11,7 +11,7 @@ from lmc_verify.claims.reference import FAMILY, SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import History, properties_of
+from lmc_verify.estimators import History, exact_histories, properties_of
 from lmc_verify.objective import gradient_norm
 from lmc_verify.statistics.rounding import decide, gamma
 
@@ -87,7 +87,7 @@ def _history_errors(case: Case, state: History, sweep: int, reference: Reference
     """Return the errors of the histories that must be exact after this sweep: H^l after l, V^l after 2L - l."""
     layers, out = case.problem.num_layers, []
     tables = (
-        ("H", state.embeddings, dict(enumerate(case.exact.embeddings))),
+        ("H", state.embeddings, exact_histories(case.estimator, case.problem, case.exact)),
         ("V", state.auxiliary, dict(case.exact.auxiliary)),
     )
     for kind, held, truth in tables:

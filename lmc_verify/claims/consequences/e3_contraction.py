@@ -16,7 +16,7 @@ from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, no
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import EMBEDDING, Blend, History, HistoryWrite, properties_of
+from lmc_verify.estimators import EMBEDDING, Blend, History, HistoryWrite, exact_histories, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import rounding_terms
 from lmc_verify.seeds import generator
@@ -48,7 +48,8 @@ KEEPS_EMBEDDINGS = Assumption("keeps-embeddings", "the estimator keeps a history
 
 
 def _squared_error(case: Case, state: History) -> float:
-    return float((state.embeddings[1] - case.exact.embeddings[1]).square().sum())
+    truth = exact_histories(case.estimator, case.problem, case.exact)
+    return float((state.embeddings[1] - truth[1]).square().sum())
 
 
 def _after(case: Case, state: History, batch: Batch) -> float:

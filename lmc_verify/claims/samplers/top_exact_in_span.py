@@ -1,4 +1,4 @@
-"""TOP is exact where embeddings lie in the span of its basis."""
+"""Message invariance is exact where what it combines lies in the span of its basis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lmc_verify.seeds import torch_generator
 __all__ = ["EXACT_IN_SPAN"]
 
 SPAN = 1e-12
-"""Largest error of ``H_halo = R H_batch``, relative to the embeddings' norm, that counts as none: about rounding."""
+"""Largest error of ``S_halo = R S_batch``, relative to the norm of S, that counts as none: about rounding."""
 
 PERTURBATIONS = 2
 """Further parameter points at which the invariance is looked at: gradients need it around the case's parameters."""
@@ -28,7 +28,7 @@ PERTURBATIONS = 2
 
 def _is_top(case: Case) -> tuple[bool | None, str]:
     top = properties_of(case.estimator).message_invariance is not None
-    return top, "" if top else f"the estimator is {case.estimator.name}, the claim is about top"
+    return top, "" if top else f"the estimator is {case.estimator.name}, the claim is about top and top-krylov"
 
 
 def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
@@ -41,7 +41,10 @@ def _perturbed(problem: Problem, seed: int, number: int) -> Problem:
 
 
 def _in_span(case: Case) -> tuple[bool | None, str]:
-    """Whether ``H_halo = R H_batch`` for every batch and layer, here and at further parameters."""
+    """Whether ``S_halo = R S_batch`` for every batch and layer, here and at further parameters.
+
+    S is what the estimator combines: what layers read, or the embeddings.
+    """
     top = properties_of(case.estimator).message_invariance
     if top is None:
         return None, ""
@@ -49,23 +52,25 @@ def _in_span(case: Case) -> tuple[bool | None, str]:
     if not few:
         return None, count
     state, worst = top.init(case.problem), 0.0
-    points = [case.exact, *(exact_pass(_perturbed(case.problem, case.seed, k)) for k in range(PERTURBATIONS))]
+    values = [*top.combined(case.problem, case.exact)]
+    for number in range(PERTURBATIONS):
+        other = _perturbed(case.problem, case.seed, number)
+        values += top.combined(other, exact_pass(other))
     for batch, _ in case.design.enumerate():
         found = top.invariance(case.problem, state, batch.nodes.to(case.graph.device))
-        for exact in points:
-            for h in exact.embeddings[:-1]:
-                error = float((h[found.halo] - found.coefficients @ h[found.batch]).norm())
-                worst = max(worst, error / (float(h.norm()) or 1.0))
-    words = f"R H_batch is off the halo's embeddings by up to {worst:.1e} of their norm"
+        for value in values:
+            error = float((value[found.halo] - found.coefficients @ value[found.batch]).norm())
+            worst = max(worst, error / (float(value.norm()) or 1.0))
+    words = f"R S_batch is off the halo's rows by up to {worst:.1e} of the norm of S"
     return worst <= SPAN, words if worst <= SPAN else f"{words}, at most {SPAN:.0e} is rounding"
 
 
-IS_TOP = Assumption("top", "the estimator is TOP", _is_top)
+IS_TOP = Assumption("top", "the estimator fits the halo on the batch by message invariance", _is_top)
 
 IN_SPAN = Assumption(
     "halo-in-span",
-    "in every layer below the last the halo's embeddings are the fitted combinations of the batch's, also at perturbed "
-    "parameters",
+    "in every layer what is combined (what it reads, or embeddings) is at the halo the fitted combination of the "
+    "batch's, also at perturbed parameters",
     _in_span,
 )
 
@@ -126,22 +131,21 @@ def expect_in_span(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
-    return Expectation(
-        Outcome.EXACT, "the halo's embeddings are the same function of the parameters as their combinations"
-    )
+    return Expectation(Outcome.EXACT, "the halo's rows are the same function of the parameters as their combinations")
 
 
 EXACT_IN_SPAN = Claim(
     id="top/exact-in-span",
     title="Exact where the halo lies in the span of the batch",
     statement=(
-        "If, whatever the parameters, the halo's embeddings are the fitted combinations of the batch's in every layer "
-        "below the last, the estimate of every batch is the gradient of the batch's loss through the whole graph."
+        "If, whatever the parameters, what every layer reads at the halo (top-krylov: the embeddings) is the fitted "
+        "combination of the batch's, the estimate of every batch is the gradient of the batch's loss through the whole "
+        "graph."
     ),
     source="TOP (Shi et al., ICLR 2025); derived",
     tier="exact",
     theory=(
-        "Replacing the halo's embeddings by equal functions of the parameters changes neither values nor derivatives. "
+        "Replacing the halo's rows by equal functions of the parameters changes neither values nor derivatives. "
         "Equality at one parameter point would make the loss exact and not the gradient."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, IS_TOP, IN_SPAN),

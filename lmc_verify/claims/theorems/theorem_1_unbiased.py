@@ -102,7 +102,11 @@ def expect(case: Case) -> Expectation:
 
 def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
     few, count = enumerable(case.design.support_size)
-    return inclusion_matches(case) if few else (None, count)
+    if not few:
+        return None, count
+    if properties_of(case.estimator).minimal_variance is not None:
+        return True, "nodes are drawn independently; those that never are have no label"
+    return inclusion_matches(case)
 
 
 def _histories(case: Case) -> tuple[bool | None, str]:
@@ -111,6 +115,8 @@ def _histories(case: Case) -> tuple[bool | None, str]:
         return True if case.histories == "exact" else None, f"histories: {case.histories}"
     if found.policies is not None and isinstance(found.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
+    if found.minimal_variance is not None:
+        return True, "a checkpoint at the start makes the histories exact, and they stay so at fixed parameters"
     if found.sampler is not None and not found.sampler.corrected:
         return True, "the estimator reads no history"
     family = found.policies is not None
@@ -132,8 +138,8 @@ UNBIASED = Claim(
     theory=(
         "With exact embeddings and auxiliary variables, every parameter gradient is a sum over nodes; weighting the "
         "batch's part of it by inverse inclusion probabilities is unbiased. LMC with beta = 0 inherits this when its "
-        "histories are exact and its layers aggregate-linear. GAS, FM and Cluster-GCN drop the halo's messages in "
-        "the backward pass and are biased in every layer that needs them."
+        "histories are exact and its layers aggregate-linear. GAS, FM, Cluster-GCN and "
+        "MVS-GNN drop the halo's messages in the backward pass and are biased in every layer that needs them."
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(

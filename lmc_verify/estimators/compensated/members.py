@@ -8,7 +8,8 @@ estimator              forward halo value          backward halo value         w
 `BackwardSGD`          exact                       exact                       nothing
 `LMC`                  blend of history and fresh  blend of history and fresh  batch rows of H and V
 `GAS`                  history                     dropped                     batch rows of H
-`FM`                   blend of history and fresh  dropped                     batch and halo rows of H
+`FM`                   momentum                    dropped                     batch and halo rows, activated
+`FMLocal`              blend of history and fresh  dropped                     batch and halo rows of H
 `ClusterGCN`           cut                         dropped                     nothing
 `LMCForwardOnly`       as LMC                      dropped, as GAS             batch rows of H
 `LMCBackwardOnly`      history, as GAS             as LMC                      batch rows of H and V
@@ -30,10 +31,11 @@ import torch
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate, check_batch
-from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Policies
+from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.compensated.step_autograd import AutogradStep
 from lmc_verify.estimators.compensated.step_closed import ClosedStep
+from lmc_verify.estimators.compensated.step_momentum import MomentumStep, read_embeddings
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, Refresh, Write
 from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, Clusters
@@ -47,6 +49,7 @@ __all__ = [
     "BackwardSGD",
     "ClusterGCN",
     "Compensated",
+    "FMLocal",
     "LMCBackwardOnly",
     "LMCForwardOnly",
     "estimate_compensated",
@@ -70,11 +73,15 @@ class Compensated(Weighted):
         """Return histories of zeros, or exact ones where the policies hold exact values."""
         if isinstance(self.policies.forward, Held):
             return History.from_exact(problem, exact_pass(problem))
-        return History.zeros(
+        zeros = History.zeros(
             problem,
             embeddings=self.policies.writes_embeddings,
             auxiliary=self.policies.writes_auxiliary,
         )
+        if isinstance(self.policies.forward, Momentum):
+            read = read_embeddings(problem, zeros.embeddings)
+            zeros.embeddings = {layer: torch.zeros_like(rows) for layer, rows in read.items()}
+        return zeros
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch; pure, see `lmc_verify.Estimator`."""
@@ -137,12 +144,14 @@ class LMC(Compensated):
         beta: weight of the fresh value, ``beta_i = beta * score(deg_local(i) / deg(i))``; one number or one per node.
         score: see `lmc_verify.estimators.SCORES`.
         whole_when_complete: see `lmc_verify.estimators.Blend`.
+        count_self_loop: see `lmc_verify.estimators.Blend`. The authors' code counts it.
     """
 
     name: ClassVar[str] = "lmc"
     beta: float | tuple[float, ...] = 0.0
     score: str = "linear"
     whole_when_complete: bool = False
+    count_self_loop: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beta", _as_beta(self.beta))
@@ -151,7 +160,7 @@ class LMC(Compensated):
     @property
     def blend(self) -> Blend:
         """The blend of history and fresh values."""
-        return Blend(self.beta, self.score, self.whole_when_complete)
+        return Blend(self.beta, self.score, self.whole_when_complete, self.count_self_loop)
 
     @property
     def policies(self) -> Policies:
@@ -199,8 +208,11 @@ class GAS(Compensated):
 class FM(Compensated):
     """GraphFM-OB: feature momentum at the halo, written back; nothing backward.
 
+    A halo row's fresh value is made of messages from batch rows alone, and is blended with the history behind the
+    activation: the histories of layers 1 ... L - 1 hold what the next layer reads.
+
     Attributes:
-        beta: weight of the fresh value at every halo row; one number or one per node.
+        beta: weight of the fresh value at every halo row, the paper's momentum; one number or one per node.
     """
 
     name: ClassVar[str] = "fm"
@@ -209,6 +221,22 @@ class FM(Compensated):
     def __post_init__(self) -> None:
         object.__setattr__(self, "beta", _as_beta(self.beta))
         super().__post_init__()
+
+    @property
+    def policies(self) -> Policies:
+        """Momentum forward, written back; drop backward."""
+        return Policies(Momentum(self.beta), Drop(), write_halo=True)
+
+
+@dataclass(frozen=True)
+class FMLocal(FM):
+    """A variant of GraphFM-OB: LMC's fresh value, from the whole local set and before the activation, written back.
+
+    Attributes:
+        beta: weight of the fresh value at every halo row; one number or one per node.
+    """
+
+    name: ClassVar[str] = "fm-local"
 
     @property
     def policies(self) -> Policies:
@@ -260,7 +288,9 @@ def estimate_compensated(
     _check_state(problem, state, policies)
     layers = affine_layers(problem.model)
     step: Step
-    if layers is None:
+    if isinstance(policies.forward, Momentum):
+        step = MomentumStep(problem, state, batch, policies, weighting)
+    elif layers is None:
         step = AutogradStep(problem, state, batch, policies, weighting)
     else:
         step = ClosedStep(problem, state, batch, policies, weighting, layers)
@@ -273,10 +303,14 @@ def estimate_compensated(
 
 def _check_state(problem: Problem, state: History, policies: Policies) -> None:
     needed = {EMBEDDING: policies.writes_embeddings, AUXILIARY: policies.writes_auxiliary}
+    widths = dict(enumerate(problem.widths))
+    if isinstance(policies.forward, Momentum):
+        rows = {layer: problem.graph.x.new_zeros(1, width) for layer, width in widths.items()}
+        widths = {layer: read.shape[1] for layer, read in read_embeddings(problem, rows).items()}
     for kind, wanted in needed.items():
         table = state.table(kind)
         for layer in range(1, problem.num_layers + 1) if wanted else ():
-            shape = (problem.graph.num_nodes, problem.widths[layer])
+            shape = (problem.graph.num_nodes, widths[layer])
             if layer not in table or table[layer].shape != shape:
                 found = tuple(table[layer].shape) if layer in table else "none"
                 raise InvalidInputError(

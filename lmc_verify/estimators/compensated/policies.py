@@ -12,7 +12,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import Graph, LocalSet
 
-__all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held", "Policies"]
+__all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held", "Momentum", "Policies"]
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
@@ -20,8 +20,15 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "concave": lambda x: 2 * x - x * x,
     "constant": torch.ones_like,
     "sine": lambda x: torch.sin(math.pi * (x - 0.5)).clamp(0, 1),
+    "convex": lambda x: x * x,
+    "const": torch.ones_like,
+    "sin": lambda x: torch.sin(math.pi * (x - 0.5)),
 }
-"""Scores of ``x = deg_local(i) / deg(i)``: x, x^2, 2x - x^2, 1, and sin(pi (x - 1/2)) clipped to [0, 1]."""
+"""Scores of ``x = deg_local(i) / deg(i)``: x, x^2, 2x - x^2, 1, and sin(pi (x - 1/2)) clipped to [0, 1].
+
+The authors' code has them as ``linear``, ``convex`` (x^2), ``concave``, ``const`` (1) and ``sin``, which is not clipped
+and is negative below x = 1/2.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Blend:
         score: a name in `SCORES`.
         whole_when_complete: take the fresh value whole at rows all of whose neighbours are local, as the published
             code does; off by default, as in the paper's formulas.
+        count_self_loop: count a node's self-loop, which is always local, in both degrees, as the published code does,
+            whose graphs have one at every node; off by default.
 
     Raises:
         InvalidInputError: beta outside [0, 1].
@@ -42,6 +51,7 @@ class Blend:
     beta: float | tuple[float, ...] = 0.0
     score: str = "linear"
     whole_when_complete: bool = False
+    count_self_loop: bool = False
 
     def __post_init__(self) -> None:
         values = self.beta if isinstance(self.beta, tuple) else (self.beta,)
@@ -60,6 +70,11 @@ class Blend:
         """Whether beta is above zero at some node."""
         return any(self.beta) if isinstance(self.beta, tuple) else self.beta > 0
 
+    @property
+    def scores(self) -> tuple[float, float]:
+        """The least and the largest score that a node can get."""
+        return {"constant": (1.0, 1.0), "const": (1.0, 1.0), "sin": (-1.0, 1.0)}.get(self.score, (0.0, 1.0))
+
     def coefficients(self, graph: Graph, local: LocalSet) -> Tensor:
         """Return ``beta_i`` of every halo row as a column [halo, 1]."""
         size = local.halo.numel()
@@ -71,13 +86,24 @@ class Blend:
             alpha = torch.tensor(self.beta, dtype=graph.dtype, device=graph.device)[local.halo]
         else:
             alpha = torch.full((size,), self.beta, dtype=graph.dtype, device=graph.device)
-        if self.score == "constant" and not self.whole_when_complete:
+        if self.scores == (1.0, 1.0) and not self.whole_when_complete:
             return alpha[:, None]
-        ratio = graph.local_degree_ratio(local)
+        ratio = graph.local_degree_ratio(local, count_self_loop=self.count_self_loop)
         beta = alpha * SCORES[self.score](ratio)
         if self.whole_when_complete:
             beta = torch.where(ratio == 1, torch.ones_like(beta), beta)
         return beta[:, None]
+
+
+@dataclass(frozen=True)
+class Momentum(Blend):
+    """``(1 - beta) * history + beta * phi(fresh)`` with a fresh value made of messages from batch rows alone.
+
+    GraphFM-OB's forward halo value: no message from a halo row counts, the row's own self-loop included, and the blend
+    is of what the layer above reads, behind its activation phi. So is what the history keeps.
+    """
+
+    score: str = "constant"
 
 
 @dataclass(frozen=True)
@@ -121,8 +147,14 @@ class Policies:
             raise InvalidInputError("Cut belongs to the forward pass and Drop to the backward pass; swap them")
         if isinstance(self.forward, Held) != isinstance(self.backward, Held):
             raise InvalidInputError("exact values are held in both passes or in neither: use Held() twice")
+        if isinstance(self.backward, Momentum) or (isinstance(self.forward, Momentum) and not self._writes_momentum):
+            raise InvalidInputError("Momentum belongs to the forward pass, with Drop() backward and write_halo=True")
         if isinstance(self.forward, Cut) and not isinstance(self.backward, Drop):
             raise InvalidInputError("without a halo in the forward pass there is none in the backward pass: use Drop()")
+
+    @property
+    def _writes_momentum(self) -> bool:
+        return isinstance(self.backward, Drop) and self.write_halo
 
     @property
     def compensates(self) -> bool:

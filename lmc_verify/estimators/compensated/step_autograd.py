@@ -18,7 +18,7 @@ from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.graphs import Batch, Block
 from lmc_verify.objective import Problem
 
-__all__ = ["AutogradStep"]
+__all__ = ["AutogradStep", "Tape"]
 
 
 class AutogradStep(Step):
@@ -26,7 +26,7 @@ class AutogradStep(Step):
 
     def __init__(self, problem: Problem, state: History, batch: Batch, policies: Policies, weighting: str) -> None:
         super().__init__(problem, state, batch, policies, weighting)
-        self._tapes: dict[int, _Tape] = {}
+        self._tapes: dict[int, Tape] = {}
 
     def _block(self, kind: str, *, halo: bool) -> Block:
         """Return batch rows (or halo rows) x local columns of an operator."""
@@ -61,7 +61,7 @@ class AutogradStep(Step):
                     halo_out = layer(
                         source, source[size:], read_x0[size:].detach(), self._block(layer.operator, halo=True)
                     )
-            self._tapes[index] = _Tape(source, read_x0, batch_out, halo_out)
+            self._tapes[index] = Tape(source, read_x0, batch_out, halo_out)
             h = self._local_values(index, batch_out.detach(), None if halo_out is None else halo_out.detach())
             self.embeddings[index] = h
 
@@ -144,7 +144,7 @@ class AutogradStep(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class _Tape:
+class Tape:
     """What one layer's backward pass needs."""
 
     source: Tensor

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmc_verify.graphs import AnyGenerator, Block
+from lmc_verify.graphs import AnyGenerator, Block, Graph
 from lmc_verify.seeds import as_generator
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "draw_distinct",
     "multinomial_probability",
     "row_entries",
+    "senders",
     "successive_probabilities",
 ]
 
@@ -150,3 +151,11 @@ def row_entries(operator: Block, rows: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(rows.numel(), device=rows.device).repeat_interleave(counts, output_size=total)
     first = counts.cumsum(0) - counts
     return position, torch.arange(total, device=rows.device) + (start - first)[position]
+
+
+def senders(graph: Graph, nodes: Tensor) -> Tensor:
+    """Return the nodes outside of `nodes` that send one of them a message, ascending; all operators have the same."""
+    operator = graph.operator("sum")
+    _, entry = row_entries(operator, nodes)
+    sources: Tensor = torch.unique(operator.csr.col[entry].long())
+    return sources[~torch.isin(sources, nodes)]
