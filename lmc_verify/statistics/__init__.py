@@ -3,6 +3,7 @@
 from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
+from lmc_verify.statistics.exclusion import draws_to_exclude
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
 from lmc_verify.statistics.ledger import ErrorLedger, LedgerRow
 from lmc_verify.statistics.quadratic import expected_norm, known_slope, measured_norms
@@ -37,6 +38,7 @@ __all__ = [
     "detectable_margin",
     "draws_to_bound",
     "draws_to_detect",
+    "draws_to_exclude",
     "draws_to_width",
     "expected_norm",
     "fit_decay",

@@ -12,12 +12,20 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
-from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, flatten, norm_by_layer, unflatten
+from lmc_verify.claims.residuals import (
+    RESOLUTION_LIMIT,
+    UNIT,
+    amplified,
+    flatten,
+    layer_units,
+    norm_by_layer,
+    unflatten,
+)
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
-from lmc_verify.objective import Gradient, gradient_sum, loss_conditioning, rounding_terms
+from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms
 from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
@@ -34,7 +42,8 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
     ``S^2 = sum_i ||G_i - mean||^2 / (b - 1)``: sampling without replacement from b parts.
 
     Returns:
-        The variance of each layer's estimate, or None for a design without such a form.
+        The variance of each layer's estimate, in units of the squares of `layer_units` (which are 1 but at extreme
+        scales), or None for a design without such a form.
     """
     design = case.design
     if isinstance(design, Clusters):
@@ -52,9 +61,10 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
     for part in sums:
         mean = gradient_sum(mean, part, 1 / total)
     spread: dict[str, float] = {}
+    units = layer_units(case.problem, case.exact.gradient)
     for part in sums:
         for layer, norm in norm_by_layer(case.problem, gradient_sum(part, mean, -1.0)).items():
-            spread[layer] = spread.get(layer, 0.0) + norm**2
+            spread[layer] = spread.get(layer, 0.0) + (norm / units[layer]) ** 2
     factor = total**2 * (1 - taken / total) / taken / (total - 1)
     return {layer: factor * value for layer, value in spread.items()}
 
@@ -74,11 +84,16 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
-    problem, exact = case.problem, case.exact.gradient
+    problem, units = case.problem, layer_units(case.problem, case.exact.gradient)
+
+    def in_units(gradient: Gradient) -> Gradient:  # squares of what is very large or very small are not representable
+        return {name: value / units[problem.layer_of(name)] for name, value in gradient.items()}
+
+    exact = in_units(case.exact.gradient)
     norms, state = norm_by_layer(problem, exact), case.initial_state()
     moments, error, relative = MomentAccumulator(), dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
     for batch, probability in case.design.enumerate():
-        gradient = case.estimate(state, batch).gradient
+        gradient = in_units(case.estimate(state, batch).gradient)
         moments.add(flatten(gradient).cpu().numpy(), probability)
         for part, norm in norm_by_layer(problem, gradient_sum(gradient, exact, -1.0)).items():
             error[part] += probability * norm**2
@@ -96,7 +111,7 @@ def check(case: Case) -> Verdict:
             error[part],
             bias[part] ** 2 + variance[part],
             norms[part] ** 2,
-            rounding * conditioning,
+            amplified(conditioning, rounding),
         )
         for part in norms
     ]
@@ -108,7 +123,7 @@ def check(case: Case) -> Verdict:
                 variance[part],
                 value,
                 norms[part] ** 2,
-                rounding * conditioning,
+                amplified(conditioning, rounding),
             )
         )
     decisions = {decide(item.value, item.tolerance or 0.0) for item in identities}
@@ -121,14 +136,14 @@ def check(case: Case) -> Verdict:
         else Outcome.EXACT
     )
     total = {
-        name: math.sqrt(sum(values))
+        name: math.hypot(*(value * units[part] for part, value in values.items()))
         for name, values in (
-            ("bias", (value**2 for value in bias.values())),
-            ("deviation", variance.values()),
-            ("error", error.values()),
+            ("bias", bias),
+            ("deviation", {part: math.sqrt(value) for part, value in variance.items()}),
+            ("error", {part: math.sqrt(value) for part, value in error.items()}),
         )
     }
-    unit = math.sqrt(sum(value**2 for value in norms.values())) or 1.0
+    unit = gradient_norm(case.exact.gradient) or 1.0
     forms = f"; the variance is its closed form over {found.atoms:,} batches" if closed else ""
     figures = (
         f"in gradient norms: bias {total['bias'] / unit:.2g}, standard deviation {total['deviation'] / unit:.3g}, root "
@@ -170,6 +185,8 @@ def _identity(name: str, left: float, right: float, unit: float, rounding: float
     scale = size + unit
     if scale == 0:
         return Evidence(name, 0.0, rounding, unit=_SQUARES, group="identities")
+    if math.isinf(rounding):
+        return Evidence(name, abs(left - right) / scale, rounding, unit=_SQUARES, group="identities")
     tolerance = SQUARE_ROUNDING * rounding * (math.sqrt(size / scale) + rounding)
     return Evidence(name, abs(left - right) / scale, tolerance, unit=_SQUARES, group="identities")
 
