@@ -1,10 +1,10 @@
 """What a verdict from draws says of the batches that were not drawn.
 
-Ranges are proven for what an estimator's policies allow. That its code follows them is another matter: a defect may hit
-some batches only. Where a design is small every batch is looked at. Elsewhere none of the draws may leave the range, and
-so many are made that a share of `UNSEEN` or more of batches that do is excluded, at the error level of a false support.
-What is found then holds of the batches that keep to the range; of a smaller share nothing is known, and the verdict says
-so.
+Ranges are proven for what an estimator's policies allow. That its code follows them is another matter: a defect may
+hit some batches only. Where a design is small every batch is looked at. Elsewhere none of the draws may leave the
+range, and so many are made that a share of `UNSEEN` or more of batches that do is excluded, at the error level of a
+false support. What is found then holds of the batches that keep to the range; of a smaller share nothing is known, and
+the verdict says so.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Coverage:
     def lacking(self) -> str:
         """What to do where there are too few draws."""
         return (
-            f"{self.draws:,} draws are needed to exclude that {UNSEEN:.1%} or more of the batches leave the range that is "
-            "proven for the estimator; set sampling.draws"
+            f"{self.draws:,} draws are needed to exclude that {UNSEEN:.1%} or more of the batches leave the range that "
+            "is proven for the estimator; set sampling.draws"
         )
 
     @property
@@ -82,7 +82,9 @@ class Coverage:
     def evidence(self, draws: int) -> Evidence:
         """Return the share of batches that may leave the range unseen."""
         share = 0.0 if self.certain(draws) else UNSEEN if draws >= self.draws else 1.0
-        return Evidence("share of batches that may leave the range", share, UNSEEN, unit="probability", group="coverage")
+        return Evidence(
+            "share of batches that may leave the range", share, UNSEEN, unit="probability", group="coverage"
+        )
 
 
 def words_of(batch: Batch) -> str:

@@ -36,7 +36,9 @@ def likeness(bias: Gradient, exact: Gradient) -> tuple[float, float]:
     norm, size = gradient_norm(exact), gradient_norm(mean)
     if not norm or not size:
         return math.nan, math.nan
-    cosine = math.fsum(float((mean[name].double() / size * (value.double() / norm)).sum()) for name, value in exact.items())
+    cosine = math.fsum(
+        float((mean[name].double() / size * (value.double() / norm)).sum()) for name, value in exact.items()
+    )
     return cosine * (size / norm), cosine
 
 

@@ -56,15 +56,15 @@ def enumerate_estimator(case: Case) -> EstimatorMoments:
     few, count = enumerable(case.design.support_size)
     if not few:
         raise InvalidInputError(f"the design has {count}; use fewer parts or a smaller batch")
-    exact, units = case.exact.gradient, layer_units(case.problem, case.exact.gradient)
-    scale = flatten(
-        {name: torch.full_like(value, units[case.problem.layer_of(name)]) for name, value in exact.items()}
-    ).cpu()
-    state = case.initial_state()
-    accumulator = MomentAccumulator()
+    exact, state = case.exact.gradient, case.initial_state()
+    accumulator, scale = MomentAccumulator(), torch.ones(0)
     for batch, probability in case.design.enumerate():
-        estimate = flatten(case.estimate(state, batch).gradient).cpu()
-        accumulator.add((estimate / scale).numpy(), probability)
+        estimate = case.estimate(state, batch).gradient
+        if not scale.numel():
+            units = layer_units(case.problem, exact, estimate)
+            filled = {name: torch.full_like(value, units[case.problem.layer_of(name)]) for name, value in exact.items()}
+            scale = flatten(filled).cpu()
+        accumulator.add((flatten(estimate).cpu() / scale).numpy(), probability)
     found = accumulator.result()
 
     def in_units(values: Array) -> Gradient:

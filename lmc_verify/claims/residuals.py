@@ -19,7 +19,6 @@ from lmc_verify.objective import Gradient, Problem, euclidean_norm, gradient_nor
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 
 __all__ = [
-    "ORDINARY",
     "RESOLUTION_LIMIT",
     "UNIT",
     "Residuals",
@@ -27,6 +26,7 @@ __all__ = [
     "flatten",
     "layer_units",
     "norm_by_layer",
+    "ordinary_unit",
     "relative_by_layer",
     "unflatten",
 ]
@@ -60,18 +60,22 @@ ORDINARY = (1e-100, 1e100)
 """Norms whose squares, and sums of them, neither overflow nor vanish."""
 
 
-def layer_units(problem: Problem, exact: Gradient) -> dict[str, float]:
+def layer_units(problem: Problem, *gradients: Gradient) -> dict[str, float]:
     """Return by layer what gradients are divided by before they are squared: 1, or a power of two at extreme scales.
 
-    A layer whose exact gradient vanishes has the unit of the whole gradient.
+    Args:
+        problem: says which layer a parameter belongs to.
+        gradients: the exact gradient, and an estimate, which may be much larger. The largest norm of a layer counts;
+            one that vanishes has the unit of the whole gradient.
     """
-    total = gradient_norm(exact)
+    total = max(map(gradient_norm, gradients))
+    norms = [norm_by_layer(problem, gradient) for gradient in gradients]
+    return {part: ordinary_unit(max(found[part] for found in norms) or total) for part in norms[0]}
 
-    def unit(norm: float) -> float:
-        size = norm or total
-        return 1.0 if size == 0 or ORDINARY[0] <= size <= ORDINARY[1] else 2.0 ** math.floor(math.log2(size))
 
-    return {part: unit(norm) for part, norm in norm_by_layer(problem, exact).items()}
+def ordinary_unit(size: float) -> float:
+    """Return 1 if squares of numbers of this size are representable, else a power of two near it."""
+    return 1.0 if size == 0 or ORDINARY[0] <= size <= ORDINARY[1] else 2.0 ** math.floor(math.log2(size))
 
 
 def amplified(conditioning: float, norm: float) -> float:

@@ -44,8 +44,8 @@ def require_number(value: float, what: str) -> float:
     """
     if math.isnan(value):
         raise NotFiniteError(
-            f"{what} is NaN, so nothing is decided: the numbers overflow, or something that is not finite entered; scale "
-            "the features or the parameters down"
+            f"{what} is NaN, so nothing is decided: the numbers overflow, or something that is not finite entered; "
+            "scale the features or the parameters down"
         )
     return value
 

@@ -117,7 +117,9 @@ def tables_read(case: Case, batches: Sequence[Batch]) -> frozenset[Table]:
     for number, (kind, layer) in enumerate(tables):
         moved = exact.clone()
         table = moved.table(kind)[layer]
-        noise = torch.rand(table.shape, generator=torch_generator(case.seed, "tables", number), dtype=torch.float64) - 0.5
+        noise = (
+            torch.rand(table.shape, generator=torch_generator(case.seed, "tables", number), dtype=torch.float64) - 0.5
+        )
         size = float(table.abs().max()) if table.numel() else 0.0
         table += (noise * 4 * (size or 1.0)).to(table)
         writes_of[kind, layer] = set()
@@ -203,7 +205,8 @@ EXACT_WHEN_FROZEN = Claim(
     title="Exact from sweep 2L - 1 on at fixed parameters",
     statement=(
         "At fixed parameters, from zero histories and with beta = 0, the history of H^l is exact after sweep l, that "
-        "of V^l after sweep 2L - l (of those that an estimate reads), and every gradient from sweep 2L - 1 on equals Backward SGD's (from sweep 2L on "
+        "of V^l after sweep 2L - l (of those that an estimate reads), and every gradient from sweep 2L - 1 on equals "
+        "Backward SGD's (from sweep 2L on "
         "with a trained encoder)."
     ),
     source=SOURCE,

@@ -18,7 +18,7 @@ from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOU
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
 from lmc_verify.claims.reference import SOURCE
-from lmc_verify.claims.residuals import ORDINARY
+from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import ContractError
@@ -51,7 +51,10 @@ WIDTH = 0.02
 def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
     if found.samples:
-        return False, f"{case.estimator.name} samples: what is written into a history of H depends on more than the batch"
+        return (
+            False,
+            f"{case.estimator.name} samples: what is written into a history of H depends on more than the batch",
+        )
     if found.policies is not None:
         kept = found.policies.writes_embeddings
     else:
@@ -64,8 +67,7 @@ KEEPS_EMBEDDINGS = Assumption("keeps-embeddings", "the estimator keeps a history
 
 def _scale(case: Case) -> float:
     """Return what rows of H^1 are divided by before they are squared: 1, or a power of two at extreme scales."""
-    size = euclidean_norm([case.exact.embeddings[1]])
-    return 1.0 if size == 0 or ORDINARY[0] <= size <= ORDINARY[1] else 2.0 ** math.floor(math.log2(size))
+    return ordinary_unit(euclidean_norm([case.exact.embeddings[1]]))
 
 
 def _squared_error(case: Case, state: History) -> float:
@@ -180,8 +182,8 @@ def _largest_ratio(case: Case, state: History, before: float) -> _Ratios:
 def _highest_with_halo(case: Case, before: float, forward: Blend) -> float | None:
     """Bound the ratio where halo rows of H^1 are written from any part of their messages.
 
-    From zeros a halo row becomes ``b fresh`` with b in [0, beta]; each coordinate of the fresh row lies between what all
-    negative and what all positive messages give. The layer must be affine in the messages' weights.
+    From zeros a halo row becomes ``b fresh`` with b in [0, beta]; each coordinate of the fresh row lies between what
+    all negative and what all positive messages give. The layer must be affine in the messages' weights.
     """
     problem = case.problem
     if 1 in layers_without_weighted_sums(problem):
@@ -341,6 +343,8 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
     inapplicable = expect_not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
+    if not bool(case.exact.embeddings[1].any()):
+        return Expectation(Outcome.NOT_APPLICABLE, "the history of H^1 has no error to begin with")
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN
@@ -400,9 +404,9 @@ CONTRACTION_SAMPLED = Claim(
     id="e3/contraction-sampled",
     title="The first history contracts by 1 - c/b, from draws",
     statement=_STATEMENT
-    + f" Tested on designs that are too large to enumerate, to within {WIDTH}, from zero histories. Where not every batch "
-    f"was looked at, it is supported of those whose error stays in the range proven for the estimator's policies; that "
-    f"{UNSEEN:.1%} or more do not is excluded.",
+    + f" Tested on designs that are too large to enumerate, to within {WIDTH}, from zero histories. Where not every "
+    "batch was looked at, it is supported of those whose error stays in the range proven for the estimator's policies; "
+    f"that {UNSEEN:.1%} or more do not is excluded.",
     source=SOURCE,
     tier="test",
     theory=_THEORY,

@@ -35,15 +35,19 @@ SQUARE_ROUNDING = 8
 """Tolerance of an identity between mean squares, in units of what rounding does to one of them: see `_identity`."""
 
 
-def closed_form_variance(case: Case) -> dict[str, float] | None:
+def closed_form_variance(case: Case, units: Mapping[str, float] | None = None) -> dict[str, float] | None:
     """Return Backward SGD's variance by layer, ``b^2 (1 - c/b) S^2 / c``, without drawing or enumerating batches.
 
     ``G_i`` is the part of the exact gradient that cluster i (or node i) contributes, and
     ``S^2 = sum_i ||G_i - mean||^2 / (b - 1)``: sampling without replacement from b parts.
 
+    Args:
+        case: the case.
+        units: of the gradient by layer, for scales at which a variance is not representable; None for 1.
+
     Returns:
-        The variance of each layer's estimate, in units of the squares of `layer_units` (which are 1 but at extreme
-        scales), or None for a design without such a form.
+        The variance of each layer's estimate, in units of the squares of `units`, or None for a design without such a
+        form.
     """
     design = case.design
     if isinstance(design, Clusters):
@@ -61,10 +65,9 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
     for part in sums:
         mean = gradient_sum(mean, part, 1 / total)
     spread: dict[str, float] = {}
-    units = layer_units(case.problem, case.exact.gradient)
     for part in sums:
         for layer, norm in norm_by_layer(case.problem, gradient_sum(part, mean, -1.0)).items():
-            spread[layer] = spread.get(layer, 0.0) + (norm / units[layer]) ** 2
+            spread[layer] = spread.get(layer, 0.0) + _square(norm if units is None else norm / units[layer])
     factor = total**2 * (1 - taken / total) / taken / (total - 1)
     return {layer: factor * value for layer, value in spread.items()}
 
@@ -73,9 +76,13 @@ def _is_backward_sgd(case: Case) -> bool:
     return properties_of(case.estimator).holds_exact is True and case.weighting == "inclusion"
 
 
+def _square(value: float) -> float:
+    return value * value  # infinite where ``**`` would raise OverflowError
+
+
 def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
     """Return the sum of some non-negative entries by layer."""
-    return {part: norm**2 for part, norm in norm_by_layer(case.problem, unflatten(values.sqrt(), like)).items()}
+    return {part: _square(norm) for part, norm in norm_by_layer(case.problem, unflatten(values.sqrt(), like)).items()}
 
 
 def check(case: Case) -> Verdict:
@@ -84,19 +91,21 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
-    problem, units = case.problem, layer_units(case.problem, case.exact.gradient)
+    problem, state = case.problem, case.initial_state()
+    first = next(iter(case.design.enumerate()))[0]
+    units = layer_units(problem, case.exact.gradient, case.estimate(state, first).gradient)
 
     def in_units(gradient: Gradient) -> Gradient:  # squares of what is very large or very small are not representable
         return {name: value / units[problem.layer_of(name)] for name, value in gradient.items()}
 
     exact = in_units(case.exact.gradient)
-    norms, state = norm_by_layer(problem, exact), case.initial_state()
+    norms = norm_by_layer(problem, exact)
     moments, error, relative = MomentAccumulator(), dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
     for batch, probability in case.design.enumerate():
         gradient = in_units(case.estimate(state, batch).gradient)
         moments.add(flatten(gradient).cpu().numpy(), probability)
         for part, norm in norm_by_layer(problem, gradient_sum(gradient, exact, -1.0)).items():
-            error[part] += probability * norm**2
+            error[part] += probability * _square(norm)
             relative[part] += probability * norm
     found = moments.result()
     bias = norm_by_layer(problem, gradient_sum(unflatten(torch.from_numpy(found.mean), exact), exact, -1.0))
@@ -109,20 +118,20 @@ def check(case: Case) -> Verdict:
         _identity(
             f"{part}: E||g - grad||^2 = ||bias||^2 + variance",
             error[part],
-            bias[part] ** 2 + variance[part],
-            norms[part] ** 2,
+            _square(bias[part]) + variance[part],
+            _square(norms[part]),
             amplified(conditioning, rounding),
         )
         for part in norms
     ]
-    closed = closed_form_variance(case) if _is_backward_sgd(case) else None
+    closed = closed_form_variance(case, units) if _is_backward_sgd(case) else None
     for part, value in (closed or {}).items():
         identities.append(
             _identity(
                 f"{part}: variance = b^2 (1 - c/b) S^2 / c",
                 variance[part],
                 value,
-                norms[part] ** 2,
+                _square(norms[part]),
                 amplified(conditioning, rounding),
             )
         )

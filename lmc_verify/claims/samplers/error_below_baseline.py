@@ -69,7 +69,7 @@ def _error(case: Case) -> _Error:
         atoms += 1
         gradient = case.estimate(state, batch).gradient
         for part, norm in norm_by_layer(case.problem, gradient_sum(gradient, case.exact.gradient, -1.0)).items():
-            total[part] = total.get(part, 0.0) + probability * (norm / unit) ** 2
+            total[part] = total.get(part, 0.0) + probability * (norm / unit) * (norm / unit)
     return _Error(total, atoms)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
-from lmc_verify.claims.residuals import ORDINARY
+from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import ContractError, InvalidInputError
@@ -74,13 +75,15 @@ def samples_of(case: Case, batch: Batch) -> tuple[LayerSample, ...]:
     """Return the samples of a batch by layer, layer 1 first.
 
     Raises:
-        ContractError: they do not fit together, or into the operators: what is listed is not what a layer would compute.
+        ContractError: they do not fit together, or not into the operators; layers would compute something else.
     """
     sample, layers = batch.sample, case.problem.num_layers
     who = f"the sample that {case.estimator.name!r} drew for the batch {words_of(batch)}"
     if sample is None or len(sample.layers) != layers:
         found = "is missing" if sample is None else f"has {len(sample.layers)} layers"
-        raise ContractError(f"{who} {found}; the model has {layers}, and each needs its messages (see lmc_verify.Sample)")
+        raise ContractError(
+            f"{who} {found}; the model has {layers}, and each needs its messages (see lmc_verify.Sample)"
+        )
     needed, needs = batch.nodes, "the batch's nodes"
     for index in range(layers, 0, -1):
         own, csr = sample.layers[index - 1], _operator(case, index).csr
@@ -116,6 +119,15 @@ def _decided_above(batch: Batch, layers: tuple[LayerSample, ...], index: int) ->
     return b"|".join(part.cpu().numpy().tobytes() for part in parts)
 
 
+class _Condition(NamedTuple):
+    """Entries of the rows that are needed, their mean weights and mean absolute weights, each row's probability."""
+
+    entries: Tensor
+    mean: Tensor
+    size: Tensor
+    needed: Tensor
+
+
 class _ConditionalMeans:
     """The mean weight of every entry of a layer's operator, given all that the layers above have decided.
 
@@ -129,7 +141,7 @@ class _ConditionalMeans:
         self._csr = _operator(case, layer).csr
         self._rows = self._csr.row.cpu()
         self._counts = self._csr.value.cpu() != 0  # a message of weight zero is none
-        self._conditions: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        self._conditions: dict[bytes, _Condition] = {}
 
     def add(self, batch: Batch, layers: tuple[LayerSample, ...], probability: float, *, apart: bool) -> None:
         """Add one batch with its samples; `apart` unless one subgraph serves all layers."""
@@ -137,11 +149,15 @@ class _ConditionalMeans:
         key = _decided_above(batch, layers, self._layer) if apart else b""
         if key not in self._conditions:
             entries = every[torch.isin(self._rows, own.rows.cpu())] if apart else every
-            zeros = torch.zeros(entries.numel(), dtype=torch.float64)
-            self._conditions[key] = (entries, zeros, torch.zeros(self._csr.num_rows, dtype=torch.float64))
-        entries, mean, needed = self._conditions[key]
-        needed[own.rows.cpu()] += probability
-        mean.index_add_(0, torch.searchsorted(entries, own.entry.cpu()), probability * own.scale.cpu())
+            mean, size = torch.zeros(2, entries.numel(), dtype=torch.float64)
+            self._conditions[key] = _Condition(
+                entries, mean, size, torch.zeros(self._csr.num_rows, dtype=torch.float64)
+            )
+        found = self._conditions[key]
+        found.needed[own.rows.cpu()] += probability
+        place, scale = torch.searchsorted(found.entries, own.entry.cpu()), probability * own.scale.cpu()
+        found.mean.index_add_(0, place, scale)
+        found.size.index_add_(0, place, scale.abs())
 
     def residual(self, atoms: int) -> Evidence:
         """Return the norms of mean minus exact weights, summed over what was decided above, in units of the exact ones.
@@ -149,13 +165,12 @@ class _ConditionalMeans:
         Weights are compared, and not messages: a message may be as large as any embedding.
         """
         reference = difference = rounding = 0.0
-        for entries, mean, needed in self._conditions.values():
-            counts = self._counts[entries]
-            found, weight = mean[counts], needed[self._rows[entries[counts]]]
+        for found in self._conditions.values():
+            counts = self._counts[found.entries]
+            weight = found.needed[self._rows[found.entries[counts]]]
             reference += float(weight.norm())
-            difference += float((found - weight).norm())
-            # Both sums are of terms of one sign, so rounding is relative to what they add up to.
-            rounding += float((found.abs() + weight).norm())
+            difference += float((found.mean[counts] - weight).norm())
+            rounding += float((found.size[counts] + weight).norm())  # relative to what was added up, before it cancels
         reference = reference or 1.0
         return Evidence(
             self._name,
@@ -255,8 +270,8 @@ class _Aggregates:
     def __init__(self, case: Case) -> None:
         self._case = case
         # Numbers at extreme scales are brought to about 1, so that their squares are representable.
-        size = max(euclidean_norm([h]) for h in case.exact.embeddings[:-1]) if case.exact.embeddings else 0.0
-        scale = 1.0 if size == 0 or ORDINARY[0] <= size <= ORDINARY[1] else 2.0 ** math.floor(math.log2(size))
+        size = max(euclidean_norm([h]) for h in case.exact.embeddings[:-1])
+        scale = ordinary_unit(size)
         rng = generator(case.seed, "aggregation", "projection")
         self._values: dict[int, Tensor] = {}
         self._exact: dict[int, Tensor] = {}
@@ -426,8 +441,9 @@ _SOURCE = (
     "LADIES (Zou et al., NeurIPS 2019), GraphSAINT (Zeng et al., ICLR 2020), LABOR (Balin and Catalyurek, NeurIPS 2023)"
 )
 _STATEMENT = (
-    "Given the rows that a layer needs, and all that was decided above it, the mean of every row's sampled aggregate is "
-    "its exact aggregate, in every layer and for every value of the embeddings. (Of samplers that draw one subgraph for all layers: given the row.)"
+    "Given the rows that a layer needs, and all that was decided above it, the mean of every row's sampled aggregate "
+    "is its exact aggregate, in every layer and for every value of the embeddings. (Of samplers that draw one subgraph "
+    "for all layers: given the row.)"
 )
 _STATEMENT_SAMPLED = (
     "Given that a layer needs a row, the mean of the row's sampled aggregate is its exact aggregate, in every layer "
@@ -455,8 +471,8 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     id="sampling/unbiased-aggregation-sampled",
     title="Sampled aggregates are unbiased, from draws",
     statement=_STATEMENT_SAMPLED
-    + " Supported: the bias is at most delta of the aggregates' norm; refuted: it is not zero. Where not every sample was "
-    f"looked at, this holds of those whose weights keep to their proven range; that {UNSEEN:.1%} or more do not is "
+    + " Supported: the bias is at most delta of the aggregates' norm; refuted: it is not zero. Where not every sample "
+    f"was looked at, this holds of those whose weights keep to their proven range; that {UNSEEN:.1%} or more do not is "
     "excluded before anything is supported.",
     source=_SOURCE,
     tier="test",

@@ -54,6 +54,9 @@ SAMPLE_FOR_POWER = 200
 PILOT = 8
 """Batches from which the size of an estimate, and with it its rounding error, is taken."""
 
+SMALLEST = 1e-140
+"""Rounding error, in gradient norms, that is assumed at least: squares of smaller numbers are not representable."""
+
 EQUIPROBABLE = 1e-12
 """Probabilities of batches that differ by at most this, relative, are equal: only then can a census be drawn."""
 
@@ -189,13 +192,20 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
     assert proven.bounds is not None
     batches, population = _draws(case)
     negligible, rounding = _is_negligible(case, proven.bounds), _rounding(case, proven.bounds)
-    # From here on all is in units of the gradient's norm, whose squares are representable whatever its scale.
-    bounds = {part: 0.0 if negligible[part] else bound / unit for part, bound in proven.bounds.items()}
-    tolerance = {part: (rounding[part] + negligible[part] * bound) / unit for part, bound in proven.bounds.items()}
+    ranges = {part: 0.0 if negligible[part] else bound for part, bound in proven.bounds.items()}
+    margins = {part: rounding[part] + negligible[part] * bound for part, bound in proven.bounds.items()}
+    # Squares must be representable: lengths are in units of the gradient's norm, and bets in units of each range.
+    bounds = {part: bound / unit for part, bound in ranges.items()}
+    tolerance = {part: max(margin / unit, SMALLEST) for part, margin in margins.items()}
+    sizes = {part: bound or unit for part, bound in ranges.items()}
     # Half of the error level for a false refutation, half for a false support.
     alpha, target = case.sampling.alpha / 2, case.sampling.delta
     coverage = Coverage(alpha, proven.everything, population)
-    test = BiasTest(bounds, population=population, tolerance=tolerance)
+    test = BiasTest(
+        {part: bound / sizes[part] for part, bound in ranges.items()},
+        population=population,
+        tolerance={part: margin / sizes[part] for part, margin in margins.items()},
+    )
     radius = BiasRadius(bounds, alpha, population=population, tolerance=tolerance)
     by_range = radius.upper() <= target
     settled = by_range or not any(bounds.values())  # what remains is to see that draws keep to the range
@@ -205,8 +215,9 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
     draws, last, look = 0, population or case.sampling.draws, LOOK_EVERY
     enough = min(last, max(coverage.draws, LOOK_EVERY) if by_range else LOOK_EVERY)
     for batch in batches:
-        draw = {part: block / unit for part, block in difference(batch).items()}
-        _require_inside(batch, draw, bounds, tolerance, enumerated=proven.everything)
+        found = difference(batch)
+        _require_inside(batch, found, ranges, margins, unit, enumerated=proven.everything)
+        draw = {part: block / unit for part, block in found.items()}
         draws += 1
         if settled:
             if draws == enough:
@@ -214,7 +225,7 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
             continue
         if len(sample) < SAMPLE_FOR_POWER:
             sample.append(draw)
-        test.update(draw)
+        test.update({part: block / sizes[part] for part, block in found.items()})
         radius.update(draw)
         looking = draws in (look, last, coverage.draws)
         if test.rejects(alpha):
@@ -231,7 +242,7 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
     upper = radius.upper()
     power = _power(case, bounds, tolerance, sample, population, coverage)
     words = f"{draws:,} draws" + (f" of {population:,} without replacement" if population else "")
-    found = f"the bias is at most {upper:.2g} of the gradient's norm after {words}"
+    bounded = f"the bias is at most {upper:.2g} of the gradient's norm after {words}"
     if outcome is Outcome.REFUTED:
         blocks = ", ".join(test.rejected_blocks(alpha)) or "all layers together"
         evidence = (
@@ -241,9 +252,9 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
         )
         summary = f"biased: {evidence} after {words}, in {blocks}"
     elif outcome is Outcome.SUPPORTED:
-        summary = f"{found} (asked for: {case.sampling.delta:g}); {coverage.words}"
+        summary = f"{bounded} (asked for: {case.sampling.delta:g}); {coverage.words}"
     else:
-        summary = f"{found}; {power.advice}"
+        summary = f"{bounded}; {power.advice}"
     return verdict_of(
         case,
         claim.id,
@@ -273,9 +284,15 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
 
 
 def _require_inside(
-    batch: Batch, draw: Blocks, bounds: Mapping[str, float], tolerance: Mapping[str, float], *, enumerated: bool
+    batch: Batch,
+    draw: Blocks,
+    ranges: Mapping[str, float],
+    margins: Mapping[str, float],
+    unit: float,
+    *,
+    enumerated: bool,
 ) -> None:
-    """Refuse a draw, in gradient norms, beyond its range.
+    """Refuse a draw beyond its range and what rounding adds.
 
     Raises:
         _LeftRange: the range is that of the policies, which the estimate does not follow.
@@ -283,18 +300,21 @@ def _require_inside(
             not among those that the design lists.
     """
     for part, block in draw.items():
-        size = require_number(float(np.linalg.norm(block)), f"the difference from Backward SGD in {part}")
-        if size <= bounds[part] * (1 + RANGE_SLACK) + tolerance[part]:
+        size, most = require_number(_norm(block), f"the difference from Backward SGD in {part}"), ranges[part]
+        if size <= most * (1 + RANGE_SLACK) + margins[part]:
             continue
         where = (
-            f"for the batch {words_of(batch)} the estimate is {size:.2g} gradient norms from Backward SGD's in {part}"
+            f"for the batch {words_of(batch)} the estimate is {size / unit:.2g} gradient norms from Backward SGD's in "
+            f"{part}"
         )
         if enumerated:
             raise ContractError(
-                f"{where}, the largest difference over all batches that the design lists is {bounds[part]:.2g}: the "
+                f"{where}, the largest difference over all batches that the design lists is {most / unit:.2g}: the "
                 "estimate has changed since, or the design draws batches that it does not list; make both pure"
             )
-        raise _LeftRange(f"{where}, its policies allow {bounds[part] + tolerance[part]:.2g}: its code does not follow them")
+        raise _LeftRange(
+            f"{where}, its policies allow {(most + margins[part]) / unit:.2g}: its code does not follow them"
+        )
 
 
 def _difference_of(case: Case) -> Callable[[Batch], Blocks]:
