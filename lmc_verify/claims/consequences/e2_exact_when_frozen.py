@@ -18,6 +18,7 @@ from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import AUXILIARY, EMBEDDING, History, HistoryWrite, properties_of
 from lmc_verify.estimators.history import Write
 from lmc_verify.graphs import Batch
+from lmc_verify.models import active_dropout
 from lmc_verify.objective import euclidean_norm, gradient_norm
 from lmc_verify.seeds import torch_generator
 from lmc_verify.statistics.rounding import decide, gamma
@@ -191,8 +192,12 @@ def _keeps_histories(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
     if found.samples:
         return False, f"{case.estimator.name} samples messages or batches: a sweep does not fix its estimates"
+    if found.policies is not None:
+        return True, ""
+    if active_dropout(case.problem.model) is not None:
+        return None, ""  # no state need be made: the claim does not apply
     state = case.estimator.init(case.problem)
-    keeps = found.policies is not None or bool(state.embeddings or state.auxiliary)
+    keeps = bool(state.embeddings or state.auxiliary)
     return keeps, "" if keeps else f"{case.estimator.name} has no histories, and states no halo policies"
 
 
