@@ -18,6 +18,7 @@ __all__ = [
     "InfrastructureError",
     "InvalidInputError",
     "LmcVerifyError",
+    "NotFiniteError",
     "OutputError",
     "PluginError",
     "RecordsError",
@@ -65,6 +66,12 @@ class OutputError(InvalidInputError):
 
 class ContractError(LmcVerifyError):
     """An estimator or a batch design that breaks its contract: what it gives says nothing about bias."""
+
+    exit_code = 5
+
+
+class NotFiniteError(LmcVerifyError, ValueError):
+    """A number that a verdict would rest on is NaN: it overflowed on the way, and says nothing about the claim."""
 
     exit_code = 5
 

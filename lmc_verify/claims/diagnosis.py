@@ -33,11 +33,13 @@ def likeness(bias: Gradient, exact: Gradient) -> tuple[float, float]:
         ``<mean, exact> / <exact, exact>`` and ``<mean, exact> / (|mean| |exact|)``; NaN where one of them vanishes.
     """
     mean = gradient_sum(bias, exact)
-    product = math.fsum(float((mean[name].double() * value.double()).sum()) for name, value in exact.items())
     norm, size = gradient_norm(exact), gradient_norm(mean)
     if not norm or not size:
         return math.nan, math.nan
-    return product / norm**2, product / (norm * size)
+    cosine = math.fsum(
+        float((mean[name].double() / size * (value.double() / norm)).sum()) for name, value in exact.items()
+    )
+    return cosine * (size / norm), cosine
 
 
 def describe(problem: Problem, bias: Gradient, exact: Gradient, residuals: Residuals) -> tuple[str, list[Evidence]]:

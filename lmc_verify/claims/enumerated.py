@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import enumerable
-from lmc_verify.claims.residuals import UNIT, Residuals, flatten, norm_by_layer, relative_by_layer, unflatten
+from lmc_verify.claims.residuals import (
+    UNIT,
+    Residuals,
+    amplified,
+    flatten,
+    layer_units,
+    norm_by_layer,
+    relative_by_layer,
+    unflatten,
+)
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.objective import Gradient, Problem, gradient_sum, loss_conditioning, rounding_terms
-from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
+from lmc_verify.statistics.enumeration import MomentAccumulator
 
-__all__ = ["bias_evidence", "compare_mean", "enumerate_estimator"]
+__all__ = ["EstimatorMoments", "bias_evidence", "compare_mean", "enumerate_estimator"]
+
+Array = npt.NDArray[np.float64]
 
 
-def enumerate_estimator(case: Case) -> DesignMoments:
-    """Return the exact mean and variance of the estimate over the design, from one frozen state.
+@dataclass(frozen=True, eq=False)
+class EstimatorMoments:
+    """Moments of an estimate over a design, entry by entry, exact up to rounding.
+
+    Attributes:
+        mean: expectation, by parameter name.
+        deviation: standard deviation of every entry.
+        root_mean_square: ``sqrt(E g^2)`` of every entry.
+        atoms: number of batches.
+    """
+
+    mean: Gradient
+    deviation: Gradient
+    root_mean_square: Gradient
+    atoms: int
+
+
+def enumerate_estimator(case: Case) -> EstimatorMoments:
+    """Return the exact mean and spread of the estimate over the design, from one frozen state.
 
     Raises:
         InvalidInputError: the design has more than `MAX_SUPPORT` batches.
@@ -24,22 +56,34 @@ def enumerate_estimator(case: Case) -> DesignMoments:
     few, count = enumerable(case.design.support_size)
     if not few:
         raise InvalidInputError(f"the design has {count}; use fewer parts or a smaller batch")
-    state = case.initial_state()
-    moments = MomentAccumulator()
+    exact, state = case.exact.gradient, case.initial_state()
+    accumulator, scale = MomentAccumulator(), torch.ones(0)
     for batch, probability in case.design.enumerate():
-        estimate = case.estimate(state, batch)
-        moments.add(flatten(estimate.gradient).cpu().numpy(), probability)
-    return moments.result()
+        estimate = case.estimate(state, batch).gradient
+        if not scale.numel():
+            units = layer_units(case.problem, exact, estimate)
+            filled = {name: torch.full_like(value, units[case.problem.layer_of(name)]) for name, value in exact.items()}
+            scale = flatten(filled).cpu()
+        accumulator.add((flatten(estimate).cpu() / scale).numpy(), probability)
+    found = accumulator.result()
+
+    def in_units(values: Array) -> Gradient:
+        return unflatten(torch.from_numpy(values) * scale, exact)
+
+    squares = found.variance + found.mean**2
+    return EstimatorMoments(
+        in_units(found.mean), in_units(np.sqrt(found.variance)), in_units(np.sqrt(squares)), found.atoms
+    )
 
 
-def compare_mean(case: Case) -> tuple[DesignMoments, Gradient, Residuals]:
+def compare_mean(case: Case) -> tuple[EstimatorMoments, Gradient, Residuals]:
     """Return the design's moments, the bias of the mean estimate, and its residuals layer by layer."""
     moments, exact, problem = enumerate_estimator(case), case.exact.gradient, case.problem
-    bias = gradient_sum(unflatten(torch.from_numpy(moments.mean), exact), exact, -1.0)
+    bias = gradient_sum(moments.mean, exact, -1.0)
     # E||g|| <= sqrt(E||g||^2), layer by layer: what is added up before the expectation cancels.
-    squares = unflatten(torch.from_numpy(moments.variance + moments.mean**2).sqrt(), exact)
-    conditioning, norms = loss_conditioning(problem, case.exact), norm_by_layer(problem, exact)
-    magnitudes = {part: size + conditioning * norms[part] for part, size in norm_by_layer(problem, squares).items()}
+    sizes, conditioning = norm_by_layer(problem, moments.root_mean_square), loss_conditioning(problem, case.exact)
+    norms = norm_by_layer(problem, exact)
+    magnitudes = {part: size + amplified(conditioning, norms[part]) for part, size in sizes.items()}
     terms = rounding_terms(problem, moments.atoms)
     return moments, bias, Residuals.of(problem, bias, reference=exact, terms=terms, magnitudes=magnitudes)
 

@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from lmc_verify.claims.verdict import Evidence, Outcome
-from lmc_verify.objective import Gradient, Problem
-from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
+from lmc_verify.objective import Gradient, Problem, euclidean_norm, gradient_norm
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 
 __all__ = [
     "RESOLUTION_LIMIT",
     "UNIT",
     "Residuals",
+    "amplified",
     "flatten",
+    "layer_units",
     "norm_by_layer",
+    "ordinary_unit",
     "relative_by_layer",
     "unflatten",
 ]
@@ -47,11 +50,37 @@ def unflatten(vector: Tensor, like: Gradient) -> Gradient:
 
 def norm_by_layer(problem: Problem, gradient: Gradient) -> dict[str, float]:
     """Return the norm of the gradient of every part: encoder, layer 1 ... L, head."""
-    squares: dict[str, float] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name, value in gradient.items():
-        part = problem.layer_of(name)
-        squares[part] = squares.get(part, 0.0) + float(value.double().square().sum())
-    return {part: math.sqrt(square) for part, square in squares.items()}
+        parts.setdefault(problem.layer_of(name), []).append(value)
+    return {part: euclidean_norm(values) for part, values in parts.items()}
+
+
+ORDINARY = (1e-100, 1e100)
+"""Norms whose squares, and sums of them, neither overflow nor vanish."""
+
+
+def layer_units(problem: Problem, *gradients: Gradient) -> dict[str, float]:
+    """Return by layer what gradients are divided by before they are squared: 1, or a power of two at extreme scales.
+
+    Args:
+        problem: says which layer a parameter belongs to.
+        gradients: the exact gradient, and an estimate, which may be much larger. The largest norm of a layer counts;
+            one that vanishes has the unit of the whole gradient.
+    """
+    total = max(map(gradient_norm, gradients))
+    norms = [norm_by_layer(problem, gradient) for gradient in gradients]
+    return {part: ordinary_unit(max(found[part] for found in norms) or total) for part in norms[0]}
+
+
+def ordinary_unit(size: float) -> float:
+    """Return 1 if squares of numbers of this size are representable, else a power of two near it."""
+    return 1.0 if size == 0 or ORDINARY[0] <= size <= ORDINARY[1] else 2.0 ** math.floor(math.log2(size))
+
+
+def amplified(conditioning: float, norm: float) -> float:
+    """Return what rounding is relative to: a norm times the loss derivative's conditioning, which may be infinite."""
+    return conditioning if math.isinf(conditioning) else conditioning * norm
 
 
 def relative_by_layer(problem: Problem, difference: Gradient, reference: Gradient) -> dict[str, float]:
@@ -67,9 +96,9 @@ class _Residual:
 
     @property
     def ratio(self) -> float:
-        """How many times its tolerance the residual is; NaN counts as infinite."""
-        if math.isnan(self.value):
-            return math.inf
+        """How many times its tolerance the residual is."""
+        if math.isinf(self.tolerance):
+            return 0.0
         return self.value / self.tolerance if self.tolerance > 0 else (math.inf if self.value > 0 else 0.0)
 
 
@@ -100,14 +129,24 @@ class Residuals:
             reference: the exact gradient, whose norms by layer are the units.
             terms: see `rounding_terms`.
             magnitudes: by layer, a norm that bounds what was added up, before any cancellation.
+
+        Raises:
+            NotFiniteError: a residual or its tolerance is NaN.
         """
         norms, blocks = norm_by_layer(problem, reference), {}
         for name, value in difference.items():
             part = problem.layer_of(name)
-            unit = norms[part] or magnitudes[part]
-            if unit > 0 or float(value.norm()) > 0:
+            magnitude, size = magnitudes[part], require_number(euclidean_norm([value]), f"the residual of {name}")
+            require_number(magnitude, f"the rounding tolerance of {name}")
+            if math.isinf(magnitude):
+                # The loss derivative vanishes, so that nothing says what rounding is relative to.
+                if norms[part] or size:
+                    blocks[name] = _Residual(size / (norms[part] or 1.0), math.inf)
+                continue
+            unit = norms[part] or magnitude
+            if unit > 0 or size > 0:
                 unit = unit or 1.0
-                blocks[name] = _Residual(float(value.norm()) / unit, gamma(terms) * magnitudes[part] / unit)
+                blocks[name] = _Residual(size / unit, gamma(terms) * magnitude / unit)
         return cls(blocks)
 
     @property

@@ -6,6 +6,7 @@ in memory-mapped files (`History.mapped`). Estimates do not depend on the place.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,11 +139,27 @@ class History:
             embeddings: what the tables of H hold, by layer, where that is not H itself.
         """
         held = dict(enumerate(exact.embeddings)) if embeddings is None else embeddings
-        return History(
+        return self._with_tables(
             {layer: held[layer].clone() for layer in self.embeddings},
             {layer: exact.auxiliary[layer].clone() for layer in self.auxiliary},
-            vectors={name: value.clone() for name, value in self.vectors.items()},
         )
+
+    def zeroed(self) -> History:
+        """Return histories with the tables of this one, holding zeros."""
+        return self._with_tables(
+            {layer: torch.zeros_like(table) for layer, table in self.embeddings.items()},
+            {layer: torch.zeros_like(table) for layer, table in self.auxiliary.items()},
+        )
+
+    def _with_tables(
+        self, embeddings: dict[int, Tensor], auxiliary: dict[int, Tensor], *, exact: bool = False
+    ) -> History:
+        """Return a state of the same class (whose `apply` may be its own) with other tables, which may be exact."""
+        other = copy.copy(self)
+        other.embeddings, other.auxiliary = embeddings, auxiliary
+        other.vectors = {name: value.clone() for name, value in self.vectors.items()}
+        other.exact_for = self.exact_for if exact else None
+        return other
 
     def table(self, kind: str) -> Mapping[int, Tensor]:
         """Return the tables of one kind by layer."""
@@ -289,11 +306,10 @@ class History:
 
     def clone(self) -> History:
         """Return a deep copy."""
-        return History(
+        return self._with_tables(
             {layer: value.clone() for layer, value in self.embeddings.items()},
             {layer: value.clone() for layer, value in self.auxiliary.items()},
-            self.exact_for,
-            {name: value.clone() for name, value in self.vectors.items()},
+            exact=True,
         )
 
     def equals(self, other: History) -> bool:

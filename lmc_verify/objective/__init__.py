@@ -4,7 +4,15 @@ from lmc_verify.objective.closed_work import ClosedWork
 from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
 from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
-from lmc_verify.objective.problem import Gradient, Problem, evaluating, gradient_norm, gradient_sum, same_bits
+from lmc_verify.objective.problem import (
+    Gradient,
+    Problem,
+    euclidean_norm,
+    evaluating,
+    gradient_norm,
+    gradient_sum,
+    same_bits,
+)
 
 __all__ = [
     "ClosedWork",
@@ -12,6 +20,7 @@ __all__ = [
     "FixedPointPass",
     "Gradient",
     "Problem",
+    "euclidean_norm",
     "evaluating",
     "exact_gradient",
     "exact_pass",

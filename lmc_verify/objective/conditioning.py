@@ -7,7 +7,7 @@ import math
 import torch
 
 from lmc_verify.objective.exact import ExactPass
-from lmc_verify.objective.problem import Problem
+from lmc_verify.objective.problem import Problem, euclidean_norm
 
 __all__ = ["loss_conditioning", "rounding_terms"]
 
@@ -42,6 +42,6 @@ def loss_conditioning(problem: Problem, exact: ExactPass) -> float:
     outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
         (derivative,) = torch.autograd.grad(problem.node_losses(outputs).sum(), outputs)
-    norm = float(derivative.norm())
+    norm = euclidean_norm([derivative])
     terms = math.sqrt(2 * problem.graph.num_labelled) / problem.graph.num_labelled
     return max(1.0, terms / norm) if norm > 0 else math.inf

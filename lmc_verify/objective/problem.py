@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -22,7 +22,7 @@ from lmc_verify.models.layered import HOOKS, LayeredModel, active_dropout
 from lmc_verify.objective.layer_properties import check_layers, kind_of
 from lmc_verify.objective.losses import LOSSES, node_losses
 
-__all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
+__all__ = ["Gradient", "Problem", "euclidean_norm", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
 
 _SMALL = 2**20
 """Bytes of a graph that every pass reads again, for changes in place that torch does not count: under a millisecond."""
@@ -459,9 +459,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def euclidean_norm(parts: Iterable[Tensor]) -> float:
+    """Return the Euclidean norm of all entries of some tensors, whatever their scale; NaN if one is NaN.
+
+    Squares overflow from about 1e154 on and vanish below 1e-162: there the entries are scaled first.
+    """
+    parts = [part.detach().double() for part in parts]
+    squares = sum(float(part.square().sum()) for part in parts)
+    if _SQUARES[0] <= squares <= _SQUARES[1]:
+        return math.sqrt(squares)
+    largest = max((float(part.abs().max()) for part in parts if part.numel()), default=0.0, key=_nan_first)
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * math.sqrt(sum(float((part / largest).square().sum()) for part in parts))
+
+
+_SQUARES = (1e-260, 1e300)
+"""Sums of squares in which nothing that counts has overflowed or vanished."""
+
+
+def _nan_first(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
 def gradient_norm(gradient: Gradient) -> float:
-    """Euclidean norm over all parameters."""
-    return math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradient.values()))
+    """Euclidean norm over all parameters, whatever their scale."""
+    return euclidean_norm(gradient.values())
 
 
 def gradient_sum(left: Gradient, right: Gradient, scale: float = 1.0) -> Gradient:

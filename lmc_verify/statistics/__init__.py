@@ -3,6 +3,7 @@
 from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
+from lmc_verify.statistics.exclusion import draws_to_exclude
 from lmc_verify.statistics.frequencies import (
     Deviation,
     FrequencyTest,
@@ -47,6 +48,7 @@ __all__ = [
     "detectable_margin",
     "draws_to_bound",
     "draws_to_detect",
+    "draws_to_exclude",
     "draws_to_find",
     "draws_to_width",
     "expected_norm",

@@ -7,11 +7,14 @@ A sum of m floating-point products, in any order, is off by at most ``gamma_m * 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 
-__all__ = ["REFUTATION_FACTOR", "UNIT_ROUNDOFF", "decide", "gamma"]
+from lmc_verify.errors import NotFiniteError
+
+__all__ = ["REFUTATION_FACTOR", "UNIT_ROUNDOFF", "decide", "gamma", "require_number"]
 
 UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2
 """``2^-53``."""
@@ -33,11 +36,33 @@ def gamma(terms: int) -> float:
     return product / (1 - product)
 
 
+def require_number(value: float, what: str) -> float:
+    """Return a value unless it is NaN, which no verdict may rest on.
+
+    Raises:
+        NotFiniteError: names what is NaN.
+    """
+    if math.isnan(value):
+        raise NotFiniteError(
+            f"{what} is NaN, so nothing is decided: the numbers overflow, or something that is not finite entered; "
+            "scale the features or the parameters down"
+        )
+    return value
+
+
 def decide(residual: float, tolerance: float) -> Literal["exact", "refuted", "inconclusive"]:
-    """Compare a residual with its rounding tolerance; NaN is a refutation.
+    """Compare a residual with its rounding tolerance.
 
     The smallest residual that is called refuted is ``REFUTATION_FACTOR * tolerance``: the minimum detectable effect.
+    Where rounding could do anything (an infinite tolerance) nothing is exact, and nothing is refuted.
+
+    Raises:
+        NotFiniteError: one of the two is NaN.
     """
+    require_number(residual, "a residual")
+    require_number(tolerance, "a rounding tolerance")
+    if math.isinf(tolerance):
+        return "inconclusive"
     if residual <= tolerance:
         return "exact"
     if residual <= REFUTATION_FACTOR * tolerance:

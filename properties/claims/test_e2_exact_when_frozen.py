@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from common.claim_cases import case_of
@@ -18,10 +21,13 @@ from lmc_verify import (
     exact_pass,
 )
 from lmc_verify.cases.case import Case, prepared_state, sweep_batches
-from lmc_verify.claims import Outcome
+from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.claims.consequences import e2_exact_when_frozen as module
 from lmc_verify.claims.consequences.e2_exact_when_frozen import EXACT_WHEN_FROZEN
+from lmc_verify.claims.consequences.e3_contraction import CONTRACTION
 from lmc_verify.claims.theory import frozen_sweeps
+from lmc_verify.estimators import AUXILIARY, EMBEDDING, FM, Estimate, Estimator, FullBatch, History, HistoryWrite
+from lmc_verify.graphs import Batch
 from lmc_verify.objective.problem import gradient_norm, gradient_sum
 
 
@@ -112,3 +118,133 @@ def test_one_sweep_too_few_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(module, "frozen_sweeps", lambda case: 4)
     assert EXACT_WHEN_FROZEN.check(case).outcome is Outcome.REFUTED
+
+
+# --- what is asked of an estimator ---------------------------------------------------------------------------------
+
+
+class Foreign:
+    """No more than `init` and `estimate`: the estimates are another estimator's."""
+
+    name = "foreign"
+
+    def __init__(self, inner: Estimator) -> None:
+        self.inner = inner
+
+    def init(self, problem: Problem) -> History:
+        return self.inner.init(problem)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        return self.inner.estimate(problem, state, batch)
+
+
+def checked(estimator: Estimator, **settings: Any) -> Verdict:
+    return EXACT_WHEN_FROZEN.check(replace(case_of("lmc", **settings), estimator=estimator))
+
+
+def test_an_estimator_without_stated_policies_is_measured() -> None:
+    for inner, outcome in ((LMC(), Outcome.EXACT), (GAS(), Outcome.REFUTED)):
+        case = replace(case_of("lmc"), estimator=Foreign(inner))
+        assert EXACT_WHEN_FROZEN.check(case).outcome is outcome
+        assert EXACT_WHEN_FROZEN.expect(case).outcome is None
+    without = checked(Foreign(FullBatch()))
+    assert without.outcome is Outcome.NOT_APPLICABLE
+    assert "has no histories" in without.summary
+
+
+class KeptFromTheStart(LMC):
+    """Starts from exact histories and never writes: nothing becomes exact, everything was."""
+
+    def init(self, problem: Problem) -> History:
+        return History.from_exact(problem, exact_pass(problem))
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        return replace(super().estimate(problem, state, batch), writes=())
+
+
+def test_sweeps_start_from_zeros_whatever_init_gives() -> None:
+    verdict = checked(KeptFromTheStart())
+    assert verdict.outcome is Outcome.REFUTED, verdict.summary
+    state = prepared_state(replace(case_of("lmc"), estimator=KeptFromTheStart()), "zero")
+    assert state.exact_for is None
+    assert not any(bool(table.any()) for table in (*state.embeddings.values(), *state.auxiliary.values()))
+
+
+def test_an_estimator_that_holds_exact_values_makes_them_again() -> None:
+    assert checked(BackwardSGD()).outcome is Outcome.EXACT
+
+
+class OwnState(History):
+    """A state whose writes land only where its `apply` puts them: embeddings one node further on."""
+
+    def apply(self, writes: Any) -> None:
+        for write in writes:
+            nodes = (write.nodes + (write.kind == EMBEDDING)) % len(self.table(write.kind)[write.layer])
+            super().apply([replace(write, nodes=nodes)])
+
+
+class OwnApply(LMC):
+    def init(self, problem: Problem) -> History:
+        made = super().init(problem)
+        return OwnState(made.embeddings, made.auxiliary)
+
+
+def test_what_the_states_own_apply_does_counts() -> None:
+    case = replace(case_of("lmc"), estimator=OwnApply())
+    assert EXACT_WHEN_FROZEN.check(case).outcome is Outcome.REFUTED
+    assert CONTRACTION.check(case).outcome is Outcome.REFUTED
+
+
+def without_writes(kind: str, layer: int) -> LMC:
+    class Silent(LMC):
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            made = super().estimate(problem, state, batch)
+            kept = tuple(w for w in made.writes if isinstance(w, HistoryWrite) and (w.kind, w.layer) != (kind, layer))
+            return replace(made, writes=kept)
+
+    return Silent()
+
+
+@pytest.mark.parametrize(("kind", "layer", "read"), [(AUXILIARY, 3, False), (AUXILIARY, 2, True), (EMBEDDING, 2, True)])
+def test_a_table_that_nobody_reads_need_not_be_written(kind: str, layer: int, read: bool) -> None:
+    """V^L at the halo comes from the loss, and V^1 there goes to an encoder: written, and read by no estimate."""
+    verdict = checked(without_writes(kind, layer), model={"layers": 3, "width": 6})
+    assert verdict.outcome is (Outcome.REFUTED if read else Outcome.EXACT), verdict.summary
+    unread = [item for item in verdict.evidence if item.group == "history that no estimate reads"]
+    assert {item.quantity[:8] for item in unread} == {"hist(V^3", "hist(V^1"}
+    assert all(item.tolerance is None for item in unread)
+    if not read:
+        assert next(item for item in unread if "V^3" in item.quantity).value == 1.0
+
+
+def test_a_history_that_is_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all gradients are right, the verdict is about the table, and not "by 0 of the gradient's norm"."""
+    inexact = {"hist(H^1) after sweep 1": 0.25}
+    plain = module._history_errors
+
+    def errors(*given: Any) -> list[Any]:
+        return [replace(item, value=inexact.get(item.quantity, item.value)) for item in plain(*given)]
+
+    monkeypatch.setattr(module, "_history_errors", errors)
+    verdict = checked(LMC())
+    assert verdict.outcome is Outcome.REFUTED
+    assert "hist(H^1) after sweep 1 is off by 0.25 (norm of H^1)" in verdict.summary
+
+
+@pytest.mark.parametrize(
+    ("estimator", "unread"),
+    [(LMC(), {"V^1", "V^3"}), (GAS(), {"H^3"}), (FM(), {"H^3"}), (LMC(beta=0.4), {"V^1", "V^3"})],
+    ids=lambda item: getattr(item, "name", ""),
+)
+def test_tables_are_read_where_the_definitions_read_them(estimator: Estimator, unread: set[str]) -> None:
+    case = replace(case_of("lmc", model={"layers": 3, "width": 6}), estimator=estimator)
+    found = module.tables_read(case, sweep_batches(case))
+    state = estimator.init(case.problem)
+    kept = {f"H^{layer}" for layer in state.embeddings} | {f"V^{layer}" for layer in state.auxiliary}
+    assert {f"{'H' if kind == EMBEDDING else 'V'}^{layer}" for kind, layer in found} == kept - unread
+
+
+def test_without_a_halo_no_table_is_read() -> None:
+    case = case_of("lmc", design={"parts": 4, "per_batch": 4})
+    assert module.tables_read(case, sweep_batches(case)) == frozenset()
+    assert EXACT_WHEN_FROZEN.check(case).outcome is EXACT_WHEN_FROZEN.expect(case).outcome is Outcome.EXACT

@@ -23,6 +23,7 @@ from lmc_verify.claims.consequences import e3_contraction as module
 from lmc_verify.claims.consequences.e3_contraction import CONTRACTION, CONTRACTION_SAMPLED
 from lmc_verify.estimators import FM, GAS, LMC, BackwardSGD, ClusterGCN, Estimate, Estimator, FullBatch, History
 from lmc_verify.estimators import HistoryWrite as Write
+from lmc_verify.estimators.compensated import members
 from lmc_verify.graphs.batch import Batch
 from lmc_verify.graphs.designs import Clusters, UniformNodes
 from lmc_verify.graphs.partition import Partition
@@ -282,10 +283,100 @@ class Wild(GAS):
         return dataclasses.replace(found, writes=tuple(grown))
 
 
-def test_a_ratio_above_one_supports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_above_one_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut at 1, the large errors would pass for the claimed factor in a region that is wide enough."""
     monkeypatch.setattr(module, "WIDTH", 0.3)
     verdict = CONTRACTION_SAMPLED.check(small(Wild(), draws=300, alpha=0.01))
-    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
+    assert verdict.outcome is Outcome.REFUTED, verdict.summary
     assert CONTRACTION_SAMPLED.check(small(GAS(), draws=300, alpha=0.01)).outcome is Outcome.SUPPORTED
     assert CONTRACTION.check(small(Wild())).outcome is Outcome.REFUTED
+
+
+@dataclass(frozen=True)
+class Explosive(GAS):
+    """Right, but for batches of some clusters together, where it writes numbers beyond all bounds."""
+
+    rare: frozenset[int] = frozenset({0, 5})
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        found = super().estimate(problem, state, batch)
+        if batch.clusters is None or not self.rare <= set(batch.clusters):
+            return found
+        grown = [dataclasses.replace(w, values=1e8 * w.values) for w in found.writes if isinstance(w, Write)]
+        return dataclasses.replace(found, writes=tuple(grown))
+
+
+def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
+    """Cut at 1, its ratio left the interval around 1 - c/b: SUPPORTED at level 1e-6."""
+    estimator = Explosive()
+    assert CONTRACTION_SAMPLED.check(small(estimator, 30, 2, draws=1000)).outcome is not Outcome.SUPPORTED
+    huge = small(estimator, 60, 12, draws=200)  # 1.4 * 10^12 batches
+    verdict = CONTRACTION_SAMPLED.check(huge)
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
+    assert "no upper end: nothing proves how large the error can become" in verdict.summary
+    assert verdict.evidence[0].high is None
+    assert next(item for item in verdict.assumptions if item.id == "proven-range").holds is False
+
+
+def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.0091 of the batches; where the policies prove the range, draws exclude that so many leave it."""
+    case = small(LMC(), 16, 3, draws=1000)  # 560 batches, all looked at
+    large = small(LMC(), 60, 12, draws=20_000)
+    assert CONTRACTION_SAMPLED.expect(large).outcome is Outcome.SUPPORTED
+    plain = members.estimate_compensated
+
+    def broken(problem: Problem, state: History, batch: Batch, *rest: Any) -> Estimate:
+        found = plain(problem, state, batch, *rest)
+        if not {0, 5} <= set(batch.clusters or ()):
+            return found
+        grown = [dataclasses.replace(w, values=1e8 * w.values) for w in found.writes if isinstance(w, Write)]
+        return dataclasses.replace(found, writes=tuple(grown))
+
+    monkeypatch.setattr(members, "estimate_compensated", broken)
+    assert CONTRACTION_SAMPLED.check(case).outcome is not Outcome.SUPPORTED
+    verdict = CONTRACTION_SAMPLED.check(large)
+    assert verdict.outcome is not Outcome.SUPPORTED
+    assert "the code does not follow them" in verdict.summary or verdict.outcome is Outcome.REFUTED
+
+
+@given(
+    testing.problems(testing.graphs(min_nodes=3, max_nodes=7), kinds=("gcn", "sage"), min_layers=2),
+    st.sampled_from([0.1, 0.3, 0.9]),
+    st.data(),
+)
+def test_the_range_with_halo_rows_is_not_exceeded(problem: Problem, beta: float, data: st.DataObject) -> None:
+    """Momentum writes halo rows from a part of their messages; the proven range holds on every batch."""
+    design = data.draw(testing.designs(problem.graph, max_support=12))
+    case = assemble_case(problem, design, FM(beta=beta))
+    state = prepared_state(case, "zero")
+    before = module._squared_error(case, state)
+    forward = FM(beta=beta).policies.forward
+    highest = module._highest_with_halo(case, before, forward) if before > 0 else None  # type: ignore[arg-type]
+    if highest is None:
+        return
+    for batch, _ in design.enumerate():
+        assert module._after(case, state, batch) <= before * highest * (1 + 1e-9)
+
+
+def test_an_estimator_without_stated_policies_is_measured() -> None:
+    class Foreign:
+        name = "foreign"
+
+        def init(self, problem: Problem) -> History:
+            return GAS().init(problem)
+
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            return GAS().estimate(problem, state, batch)
+
+    case = small(Foreign(), 24, 22, draws=3000, alpha=0.05)
+    assert CONTRACTION.check(small(Foreign())).outcome is Outcome.EXACT
+    assert CONTRACTION.expect(case).outcome is CONTRACTION_SAMPLED.expect(case).outcome is None
+    assert CONTRACTION_SAMPLED.check(case).outcome is Outcome.SUPPORTED  # 276 batches were looked at
+    assert CONTRACTION_SAMPLED.check(small(Foreign(), 60, 12, draws=100)).outcome is Outcome.INCONCLUSIVE
+
+
+def test_too_few_draws_exclude_nothing() -> None:
+    case = small(LMC(), 60, 12, draws=400, alpha=0.4)
+    assert CONTRACTION_SAMPLED.check(case).outcome is Outcome.SUPPORTED
+    few = small(LMC(), 60, 12, draws=300, alpha=0.4)
+    assert CONTRACTION_SAMPLED.check(few).outcome is CONTRACTION_SAMPLED.expect(few).outcome is Outcome.INCONCLUSIVE

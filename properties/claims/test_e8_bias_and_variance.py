@@ -133,7 +133,7 @@ def test_a_wrong_closed_form_is_refuted(factor: float, monkeypatch: pytest.Monke
     case = karate({"name": "backward-sgd"})
     right = closed_form_variance(case)
     assert right is not None
-    monkeypatch.setattr(module, "closed_form_variance", lambda _: {k: factor * v for k, v in right.items()})
+    monkeypatch.setattr(module, "closed_form_variance", lambda *_: {k: factor * v for k, v in right.items()})
     verdict = BIAS_AND_VARIANCE.check(case)
     assert verdict.outcome is Outcome.REFUTED
     assert "an identity is off by" in verdict.summary

@@ -186,3 +186,12 @@ def test_a_law_with_weights_of_its_own_overrides_the_weighting(weighting: str) -
 
 def test_one_layer_is_biased_through_the_loss_alone() -> None:
     assert check_claim("theorem-1/unbiased", tiny(1), SMALL, NeighbourSampling(fan_out=1)).outcome is Outcome.REFUTED
+
+
+@pytest.mark.parametrize("seen", [(0,), (0, 2)])
+def test_an_estimator_that_does_not_look_at_the_batch_is_unbiased_given_the_past(seen: tuple[int, ...]) -> None:
+    """What an epoch has seen biases the batches' weights, which the exact gradient has none of."""
+    design = {"name": "epoch", "parts": 4, "per_batch": 1, "seen": list(seen)}
+    for estimator, outcome in (("full-batch", Outcome.EXACT), ("backward-sgd", Outcome.REFUTED)):
+        case = case_of({"name": estimator}, design=design)
+        assert UNBIASED.check(case).outcome is UNBIASED.expect(case).outcome is outcome

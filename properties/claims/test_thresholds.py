@@ -30,7 +30,7 @@ from lmc_verify import GAS, LMC, TOP, VRGCN, BackwardSGD, Clusters, NeighbourSam
 from lmc_verify import claims as package
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings
-from lmc_verify.claims import CLAIMS, Claim, Verdict, assumptions, bias_curves, residuals
+from lmc_verify.claims import CLAIMS, Claim, Verdict, assumptions, bias_curves, coverage, residuals
 from lmc_verify.claims.consequences import (
     e3_contraction,
     e4_floor_linear_in_beta,
@@ -165,6 +165,11 @@ def own_design(_: pytest.MonkeyPatch) -> Case:
 def one_look(_: pytest.MonkeyPatch) -> Case:
     draws = e3_contraction.LOOK_EVERY
     return dataclasses.replace(case_of("lmc"), sampling=SamplingSettings(draws=draws, alpha=0.1))
+
+
+def few_of_many(_: pytest.MonkeyPatch) -> Case:
+    case = case_of("lmc", dataset={"name": "karate"}, design={"name": "nodes", "per_batch": 16})
+    return dataclasses.replace(case, sampling=SamplingSettings(draws=100, alpha=0.1))
 
 
 def width(verdict: Verdict) -> tuple[float, float]:
@@ -332,6 +337,15 @@ BOUNDARIES = [
         "VACUOUS",
         "SUPPORTED",
         "typical bound / measured error",
+    ),
+    Boundary(
+        "theorem-1/unbiased-sampled",
+        coverage,
+        "UNSEEN",
+        few_of_many,
+        lambda _: near(1 - 0.05 ** (1 / 100)),  # excluded at level 0.05 by 100 draws
+        "INCONCLUSIVE",
+        "SUPPORTED",
     ),
     Boundary("e3/contraction-sampled", e3_contraction, "WIDTH", one_look, width, "INCONCLUSIVE", "SUPPORTED"),
     Boundary(
@@ -564,6 +578,7 @@ AMOUNTS = {
     "PERTURBATIONS",
     "LOOK_EVERY",
     "LOOK_GROWTH",
+    "MOST",
     "CONTROL_STEP",
     "LARGEST_DENOMINATOR",
 }
@@ -579,6 +594,9 @@ ROUNDING = {
     "FLOOR",
     "RESOLUTION_LIMIT",
     "RELATIVE_ROUNDING",
+    "RATIO_SLACK",
+    "MASS_ROUNDING",
+    "SMALLEST",
 }
 """What counts as rounding: factors of tolerances that are shown with every residual, and numbers that are zero."""
 

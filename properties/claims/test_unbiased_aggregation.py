@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmc_verify import (
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings
 from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators import (
     LADIES,
     NeighbourSampling,
@@ -24,6 +26,7 @@ from lmc_verify.estimators import (
 )
 from lmc_verify.estimators.samplers.layerwise import LadiesLaw
 from lmc_verify.estimators.samplers.neighbour import NeighbourLaw
+from lmc_verify.graphs import Batch
 from lmc_verify.statistics.betting import log_threshold
 
 
@@ -155,5 +158,204 @@ def test_biases_that_cancel_between_sets_of_rows_are_refuted() -> None:
     verdict = claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2)))
     assert verdict.outcome is Outcome.REFUTED
     assert "biased: in layer 1" in verdict.summary
-    Skewed.independent_layers = False  # given the single row nothing is seen, as for samplers of one subgraph
-    assert claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2))).outcome is Outcome.EXACT
+    # Given the single row nothing is seen, as for samplers of one subgraph; who states to be one must draw one.
+    Skewed.independent_layers = False
+    assert claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2))).outcome is Outcome.REFUTED
+
+
+# --- attacks ---------------------------------------------------------------------------------------------------------
+
+AGGREGATION = CLAIMS["sampling/unbiased-aggregation"]
+Samples = list[tuple[Batch, float]]
+
+
+class Rewritten:
+    """A sampler's design with its samples changed."""
+
+    carries_samples = True
+
+    def __init__(self, base: Any, change: Callable[[Samples], Samples]) -> None:
+        self.base, self.support_size = base.base, base.support_size
+        self.listed = change(list(base.enumerate()))
+        self.inclusion_probabilities = base.inclusion_probabilities
+
+    def enumerate(self) -> Any:
+        yield from self.listed
+
+    def draw(self, rng: Any) -> Batch:
+        return self.listed[int(rng.integers(len(self.listed)))][0]
+
+
+def attack(
+    change: Callable[[Samples], Samples], *, layers: int = 2, fan_out: int = 1, problem: Problem | None = None
+) -> Case:
+    class Attack(NeighbourSampling):
+        def sampling(self, problem, state, design):  # type: ignore[no-untyped-def]
+            return Rewritten(super().sampling(problem, state, design), change)
+
+    return assemble_case(problem or tiny(layers), SMALL, Attack(fan_out=fan_out))
+
+
+def on_layer(batch: Batch, index: int, change: Callable[[Any], Any]) -> Batch:
+    assert batch.sample is not None
+    layers = list(batch.sample.layers)
+    layers[index - 1] = change(layers[index - 1])
+    return replace(batch, sample=replace(batch.sample, layers=tuple(layers)))
+
+
+def scaled(factor: float) -> Callable[[Any], Any]:
+    return lambda own: replace(own, scale=factor * own.scale)
+
+
+def decisions(batch: Batch, layers: range) -> tuple[Any, ...]:
+    assert batch.sample is not None
+    picked = [batch.sample.layers[index - 1] for index in layers]
+    return tuple(tuple(part.tolist()) for own in picked for part in (own.rows, own.entry, own.scale))
+
+
+def cancelling(size: float, above: range) -> Callable[[Samples], Samples]:
+    """Make layer 1 too heavy under one decision of the layers above, and too light under another of the same rows."""
+
+    def change(samples: Samples) -> Samples:
+        chances: dict[Any, float] = {}
+        for batch, probability in samples:
+            assert batch.sample is not None
+            key = (tuple(batch.sample.layers[0].rows.tolist()), decisions(batch, above))
+            chances[key] = chances.get(key, 0.0) + probability
+        rows = next(rows for rows, _ in chances if sum(other == rows for other, _ in chances) > 1)
+        heavy, light = [key for key in chances if key[0] == rows][:2]
+        factors = {heavy: 1 + size / chances[heavy], light: 1 - size / chances[light]}
+        out = []
+        for batch, probability in samples:
+            assert batch.sample is not None
+            key = (tuple(batch.sample.layers[0].rows.tolist()), decisions(batch, above))
+            out.append((on_layer(batch, 1, scaled(factors.get(key, 1.0))), probability))
+        return out
+
+    return change
+
+
+@pytest.mark.parametrize(("layers", "above"), [(2, range(2, 3)), (3, range(3, 4)), (3, range(2, 4))])
+def test_biases_that_cancel_between_decisions_above_are_refuted(layers: int, above: range) -> None:
+    """Given the rows alone the mean weights are right; given what the layers above drew they are not."""
+    assert AGGREGATION.check(attack(cancelling(0.0, above), layers=layers)).outcome is Outcome.EXACT
+    verdict = AGGREGATION.check(attack(cancelling(0.01, above), layers=layers))
+    assert verdict.outcome is Outcome.REFUTED, verdict.summary
+    assert "in layer 1" in verdict.summary
+
+
+def test_a_layer_that_keeps_nothing_is_refuted() -> None:
+    def emptied(own: Any) -> Any:
+        none = own.entry[:0]
+        return replace(own, position=none, source=none, entry=none, scale=own.scale[:0])
+
+    for layer in (1, 2):
+        case = attack(lambda samples, at=layer: [(on_layer(batch, at, emptied), p) for batch, p in samples])
+        verdict = AGGREGATION.check(case)
+        assert verdict.outcome is Outcome.REFUTED
+        assert verdict.residual == pytest.approx(1.0)
+
+
+def test_a_graph_without_edges_has_nothing_to_sample() -> None:
+    """All that is left are self-loops, which are always kept."""
+    problem = tiny(2).with_graph(tiny(2).graph.replaced(edge_index=torch.zeros(2, 0, dtype=torch.int64)))
+    case = assemble_case(problem, SMALL, NeighbourSampling(fan_out=1))
+    assert AGGREGATION.check(case).outcome is AGGREGATION.expect(case).outcome is Outcome.EXACT
+
+
+@pytest.mark.parametrize("weight", [1e-14, 1e-300])
+def test_a_message_counts_by_its_weight_and_not_by_its_size(weight: float) -> None:
+    """The statement is for every value of the embeddings: what a tiny operator entry carries may be huge."""
+    weights = torch.ones(6, dtype=torch.float64)
+    weights[0] = weight
+    problem = tiny(1, edge_weight=weights)
+    row, column = (int(end) for end in problem.graph.edge_index.flip(0)[:, 0])
+    csr = problem.graph.operator("gcn").csr
+    entry = int(((csr.row == row) & (csr.col == column)).nonzero()[0])
+
+    def heavier(own: Any) -> Any:
+        return replace(own, scale=torch.where(own.entry == entry, 2 * own.scale, own.scale))
+
+    plain = attack(list, layers=1, fan_out=2, problem=problem)
+    assert AGGREGATION.check(plain).outcome is Outcome.EXACT
+    wrong = attack(
+        lambda samples: [(on_layer(batch, 1, heavier), p) for batch, p in samples],
+        layers=1,
+        fan_out=2,
+        problem=problem,
+    )
+    assert AGGREGATION.check(wrong).outcome is Outcome.REFUTED
+
+
+def test_weights_of_both_signs_are_judged_by_what_was_added_up() -> None:
+    """Huge weights that cancel on average leave rounding errors, which are no bias."""
+
+    def split(samples: Samples) -> Samples:
+        out = []
+        for batch, probability in samples:
+            for sign in (1.0, -1.0):
+                shifted = on_layer(batch, 1, lambda own, by=sign: replace(own, scale=own.scale + by * 1e7))
+                out.append((shifted, probability / 2))
+        return out
+
+    assert AGGREGATION.check(attack(split, layers=1)).outcome is Outcome.EXACT
+
+
+FLAWS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "drops a row": (lambda own: replace(own, rows=own.rows[1:]), "its rows are not"),
+    "misplaces a message": (
+        lambda own: replace(own, position=(own.position + 1) % own.rows.numel()),
+        "placed in another row",
+    ),
+    "takes another source": (
+        lambda own: replace(own, source=(own.source + 1) % own.columns.numel()),
+        "from another column",
+    ),
+    "has no such entry": (lambda own: replace(own, entry=own.entry + 1000), "an entry is not one of"),
+    "is not finite": (lambda own: replace(own, scale=own.scale * float("inf")), "a weight is not finite"),
+    "is no number": (lambda own: replace(own, scale=own.scale * float("nan")), "a weight is not finite"),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_sample_that_does_not_fit_is_a_broken_contract(flaw: str) -> None:
+    """Layers would compute something else than what is counted; infinite weights once allowed any rounding: EXACT."""
+    change, words = FLAWS[flaw]
+
+    def broken(samples: Samples) -> Samples:
+        def some(own: Any) -> Any:
+            return change(own) if own.rows.numel() > 1 or flaw[:2] == "is" or "entry" in flaw else own
+
+        return [(on_layer(batch, 1, some), p) for batch, p in samples]
+
+    with pytest.raises(ContractError, match=rf"does not fit in layer 1: .*{words}"):
+        AGGREGATION.check(attack(broken, fan_out=2))
+
+
+def test_samples_must_be_there_for_every_layer() -> None:
+    without = attack(lambda samples: [(replace(batch, sample=None), p) for batch, p in samples])
+    with pytest.raises(ContractError, match="is missing; the model has 2"):
+        AGGREGATION.check(without)
+
+
+@pytest.mark.parametrize("keep", [slice(1, None), slice(None, -1)])
+def test_probabilities_must_sum_to_one(keep: slice) -> None:
+    """A batch that is left out would be left out of the mean and of what it is compared with."""
+    with pytest.raises(InvalidInputError, match=r"sum to 0.*, not to 1"):
+        AGGREGATION.check(attack(lambda samples: samples[keep]))
+
+
+def test_a_range_that_a_known_sampler_leaves_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A law that goes wrong: its weights are beyond the largest that it states."""
+    plain = NeighbourLaw._kept
+
+    def heavy(self: Any, *given: Any) -> Any:
+        kept = plain(self, *given)
+        return kept._replace(scale=1e6 * kept.scale)
+
+    case = drawn(NeighbourSampling(fan_out=1), draws=2000, alpha=0.1, delta=0.5)
+    assert SAMPLED.check(case).outcome is Outcome.SUPPORTED
+    monkeypatch.setattr(NeighbourLaw, "_kept", heavy)
+    verdict = SAMPLED.check(case)
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
+    assert "its code does not follow its distribution" in verdict.summary

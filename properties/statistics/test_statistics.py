@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmc_verify.errors import NotFiniteError
 from lmc_verify.statistics import UNIT_ROUNDOFF, DesignMoments, MomentAccumulator, decide, gamma
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR
 
@@ -64,9 +65,22 @@ def test_decide_has_closed_boundaries(tolerance: float) -> None:
     assert decide(math.nextafter(limit, math.inf), tolerance) == "refuted"
 
 
-@pytest.mark.parametrize(("residual", "tolerance"), [(math.nan, 1.0), (0.0, math.nan), (math.inf, 1.0), (1e-300, 0.0)])
-def test_what_is_not_a_number_or_not_zero_is_never_exact(residual: float, tolerance: float) -> None:
+@pytest.mark.parametrize(("residual", "tolerance"), [(math.inf, 1.0), (1e-300, 0.0)])
+def test_what_is_infinite_or_not_zero_is_never_exact(residual: float, tolerance: float) -> None:
     assert decide(residual, tolerance) == "refuted"
+
+
+@pytest.mark.parametrize("residual", [0.0, 1.0, math.inf])
+def test_where_rounding_could_do_anything_nothing_is_decided(residual: float) -> None:
+    assert decide(residual, math.inf) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("residual", "tolerance", "what"), [(math.nan, 1.0, "a residual"), (0.0, math.nan, "a rounding tolerance")]
+)
+def test_what_is_no_number_decides_nothing(residual: float, tolerance: float, what: str) -> None:
+    with pytest.raises(NotFiniteError, match=f"{what} is NaN, so nothing is decided"):
+        decide(residual, tolerance)
 
 
 def test_nothing_off_with_nothing_allowed_is_exact() -> None:

@@ -7,21 +7,29 @@ probability that the batch misses it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
 from lmc_verify.claims.reference import SOURCE
+from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.estimators import EMBEDDING, Blend, History, HistoryWrite, exact_histories, properties_of
-from lmc_verify.graphs import Batch
-from lmc_verify.objective import rounding_terms
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.errors import ContractError
+from lmc_verify.estimators import Blend, History, exact_histories, properties_of
+from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
+from lmc_verify.graphs import CSR, Batch, Block
+from lmc_verify.models import active_dropout
+from lmc_verify.objective import euclidean_norm, rounding_terms
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
-from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, UNIT_ROUNDOFF, decide, gamma, require_number
 
 __all__ = ["CONTRACTION", "CONTRACTION_SAMPLED"]
 
@@ -34,32 +42,48 @@ LOOK_EVERY, LOOK_GROWTH = 50, 1.05
 ROUNDING = 4
 """Tolerance of a ratio of squared errors in units of ``gamma``: both of its sides are squares of rounded values."""
 
+RATIO_SLACK = 1e-9
+"""Relative amount by which rounding may carry a ratio above its proven range."""
+
 WIDTH = 0.02
 """Half-width of the region around ``1 - c/b`` that counts as the claimed factor, where it is estimated from draws."""
 
 
 def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
-    policies = properties_of(case.estimator).policies
-    kept = policies is not None and policies.writes_embeddings
+    found = properties_of(case.estimator)
+    if found.samples:
+        return (
+            False,
+            f"{case.estimator.name} samples: what is written into a history of H depends on more than the batch",
+        )
+    if found.policies is not None:
+        kept = found.policies.writes_embeddings
+    elif active_dropout(case.problem.model) is not None:
+        return None, ""  # no state need be made: the claim does not apply
+    else:
+        kept = 1 in case.estimator.init(case.problem).embeddings
     return kept, "" if kept else f"{case.estimator.name} keeps no history of H"
 
 
 KEEPS_EMBEDDINGS = Assumption("keeps-embeddings", "the estimator keeps a history of H", _keeps_embeddings)
 
 
+def _scale(case: Case) -> float:
+    """Return what rows of H^1 are divided by before they are squared: 1, or a power of two at extreme scales."""
+    return ordinary_unit(euclidean_norm([case.exact.embeddings[1]]))
+
+
 def _squared_error(case: Case, state: History) -> float:
+    """Return ``||hist(H^1) - H^1||^2``, in units of the square of `_scale`."""
     truth = exact_histories(case.estimator, case.problem, case.exact)
-    return float((state.embeddings[1] - truth[1]).square().sum())
+    return float(((state.embeddings[1] - truth[1]) / _scale(case)).square().sum())
 
 
 def _after(case: Case, state: History, batch: Batch) -> float:
     """Return the squared error of hist(H^1) after one step from a state that is left as it is."""
-    trial = History(dict(state.embeddings), dict(state.auxiliary), None)
-    trial.embeddings[1] = trial.embeddings[1].clone()
-    estimate = case.estimate(state, batch)
-    first = (w for w in estimate.writes if isinstance(w, HistoryWrite) and (w.kind, w.layer) == (EMBEDDING, 1))
-    trial.apply(first)
-    return _squared_error(case, trial)
+    trial = state.clone()
+    trial.apply(case.estimate(state, batch).writes)
+    return require_number(_squared_error(case, trial), "the error of hist(H^1) after a step")
 
 
 def _claimed(case: Case) -> float:
@@ -74,7 +98,7 @@ def check(case: Case) -> Verdict:
         return inapplicable
     state, rng, factor = prepared_state(case, "zero"), generator(case.seed, "contraction"), _claimed(case)
     terms = rounding_terms(case.problem, case.design.support_size)
-    floor = (terms * 2.0**-53) ** 2 * float(case.exact.embeddings[1].square().sum())
+    floor = (terms * UNIT_ROUNDOFF) ** 2 * float((case.exact.embeddings[1] / _scale(case)).square().sum())
     residuals: list[Evidence] = []
     errors = []
     for step in range(STEPS + 1):
@@ -117,49 +141,157 @@ def check(case: Case) -> Verdict:
     )
 
 
+@dataclass(frozen=True)
+class _Ratios:
+    """What is known of the ratio of squared errors, after and before a step from zero histories.
+
+    Attributes:
+        highest: no ratio is above it; None where nothing proves so, and only the mean's lower end is found.
+        reason: why, in words.
+        everything: every batch has been looked at, so that no code needs to be trusted.
+    """
+
+    highest: float | None
+    reason: str
+    everything: bool = False
+
+
+class _AboveHighest(Exception):
+    """A ratio above what is proven for the policies; the message says where and how far."""
+
+
+def _proven_ratios(case: Case, state: History, before: float) -> _Ratios:
+    """Prove an upper end of the ratios: by looking at every batch, or from the halo policies."""
+    if look_at_all(case.design.support_size, case.sampling.alpha / 2):
+        return _largest_ratio(case, state, before)
+    found = properties_of(case.estimator)
+    forward = None if found.policies is None else found.policies.forward
+    if found.known and found.policies is not None:
+        if not (found.policies.write_halo and isinstance(forward, Blend) and forward.uses_fresh):
+            return _Ratios(1.0, "rows that are written are exact, others are left alone")
+        highest = _highest_with_halo(case, before, forward)
+        if highest is not None and math.isfinite(highest):
+            return _Ratios(highest, "rows are exact, or a blend with any part of their messages")
+    if case.design.support_size <= MAX_SUPPORT:
+        return _largest_ratio(case, state, before)
+    return _Ratios(None, "nothing proves how large the error can become: the estimator has methods of its own")
+
+
+def _largest_ratio(case: Case, state: History, before: float) -> _Ratios:
+    most = max(_after(case, state, batch) / before for batch, _ in case.design.enumerate())
+    return _Ratios(max(1.0, most), f"enumerated maximum over {case.design.support_size} batches", everything=True)
+
+
+def _highest_with_halo(case: Case, before: float, forward: Blend) -> float | None:
+    """Bound the ratio where halo rows of H^1 are written from any part of their messages.
+
+    From zeros a halo row becomes ``b fresh`` with b in [0, beta]; each coordinate of the fresh row lies between what
+    all negative and what all positive messages give. The layer must be affine in the messages' weights.
+    """
+    problem = case.problem
+    if 1 in layers_without_weighted_sums(problem):
+        return None
+    layer, h, exact = problem.model.layer(1), case.exact.embeddings[0], case.exact.embeddings[1]
+    csr, n = case.graph.operator(layer.operator).csr, case.graph.num_nodes
+    every = torch.arange(n, device=h.device)
+    degree = torch.ones_like(every)
+
+    def rows(value: Tensor) -> Tensor:
+        out: Tensor = layer(h, h, h, Block(CSR.from_coo(every, every, value, n, n), degree))
+        return out
+
+    with torch.no_grad():
+        alone = rows(torch.zeros(n, dtype=h.dtype, device=h.device))
+        messages = rows(torch.ones(n, dtype=h.dtype, device=h.device)) - alone
+    sent = csr.value[:, None] * messages[csr.col.long()]
+    low = alone.index_add(0, csr.row, sent.clamp(max=0)).clamp(max=0)
+    high = alone.index_add(0, csr.row, sent.clamp(min=0)).clamp(min=0)
+    largest = max(forward.beta) if isinstance(forward.beta, tuple) else forward.beta
+    beta = 1.0 if forward.whole_when_complete else largest
+    scale = _scale(case)
+    worst = torch.maximum((beta * low - exact).abs(), (beta * high - exact).abs()) / scale
+    return float(torch.maximum(worst.square().sum(1), (exact / scale).square().sum(1)).sum()) / before
+
+
 def check_sampled(case: Case) -> Verdict:
     """Draw batches from zero histories and enclose the mean of (error after / error before) for all draws at once.
 
-    Where written rows are exact no ratio exceeds 1, so ratios are cut there. Once a larger one is seen only the lower
-    end of the interval is valid, and nothing is supported.
+    An interval needs the ratios' range, see `_proven_ratios`. Without one only its lower end is valid, and nothing is
+    supported. A range from the policies is not taken on trust: see `lmc_verify.claims.coverage`.
     """
     claim = CONTRACTION_SAMPLED
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
-    sampling, factor, state = case.sampling, _claimed(case), prepared_state(case, "zero")
-    before = _squared_error(case, state)
+    state = prepared_state(case, "zero")
+    before = require_number(_squared_error(case, state), "the error of hist(H^1)")
     if before == 0:
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the history of H^1 has no error to begin with")
+    ratios = _proven_ratios(case, state, before)
+    try:
+        return _from_draws(case, state, before, ratios)
+    except _AboveHighest as above:
+        if case.design.support_size <= MAX_SUPPORT:
+            return _from_draws(case, state, before, _largest_ratio(case, state, before))
+        return _from_draws(case, state, before, _Ratios(None, str(above)))
+
+
+def _from_draws(case: Case, state: History, before: float, ratios: _Ratios) -> Verdict:
+    """Return the verdict, given what is known of the ratios.
+
+    Raises:
+        _AboveHighest: a ratio is above what is proven for the policies.
+        ContractError: it is above the largest of all batches, so that an estimate has changed.
+    """
+    claim, sampling, factor = CONTRACTION_SAMPLED, case.sampling, _claimed(case)
     rng = generator(case.seed, "contraction", sampling.replicate)
-    mean = MeanInterval(sampling.alpha)
-    outcome, low, high = Outcome.INCONCLUSIVE, 0.0, 1.0
+    scale = ratios.highest or 1.0  # without a highest ratio they are cut at 1, which can only lower their mean
+    coverage = Coverage(sampling.alpha / 2, ratios.everything)
+    mean = MeanInterval(sampling.alpha, 0.0, scale)
+    outcome, low, high = Outcome.INCONCLUSIVE, 0.0, scale
     track: list[tuple[int, float, float, float]] = []
     values: list[float] = []
     look = LOOK_EVERY
     while mean.draws < sampling.draws and outcome is Outcome.INCONCLUSIVE:
-        values.append(_after(case, state, case.design.draw(rng)) / before)
-        mean.update(min(1.0, values[-1]))
-        if mean.draws not in (look, sampling.draws):
+        batch = case.design.draw(rng)
+        ratio = _after(case, state, batch) / before
+        if ratios.highest is not None and ratio > scale * (1 + RATIO_SLACK):
+            where = f"for the batch {words_of(batch)} the squared error of hist(H^1) is {ratio:.2g} of what it was"
+            if ratios.everything:
+                raise ContractError(
+                    f"{where}, the largest ratio over all batches that the design lists is {scale:.2g}: the estimate "
+                    "has changed since, or the design draws batches that it does not list; make both pure"
+                )
+            raise _AboveHighest(f"{where}, the policies allow {scale:.2g}: the code does not follow them")
+        values.append(min(scale, ratio))
+        mean.update(values[-1])
+        if mean.draws not in (look, sampling.draws, coverage.draws):
             continue
         look = max(mean.draws + LOOK_EVERY, math.ceil(LOOK_GROWTH * mean.draws))
         low, high = mean.interval()
         track.append((mean.draws, mean.mean, low, high))
-        within = max(values) <= 1
-        if within and factor - WIDTH <= low and high <= factor + WIDTH:
+        proven = ratios.highest is not None
+        if proven and mean.draws >= coverage.draws and factor - WIDTH <= low and high <= factor + WIDTH:
             outcome = Outcome.SUPPORTED
-        elif low > factor or (within and high < factor):
+        elif low > factor or (proven and high < factor):
             outcome = Outcome.REFUTED
-    deviation = float(np.std(np.minimum(values, 1.0)))
-    found = f"mean factor {mean.mean:.4f}, in [{low:.4f}, {high:.4f}] after {mean.draws:,} draws"
+    deviation = float(np.std(values)) / scale
+    if ratios.highest is None:
+        found = f"mean factor at least {low:.4f} after {mean.draws:,} draws"
+    else:
+        found = f"mean factor {mean.mean:.4f}, in [{low:.4f}, {high:.4f}] after {mean.draws:,} draws"
     if outcome is Outcome.SUPPORTED:
-        summary = f"{found}: within {WIDTH} of 1 - c/b = {factor:.4g}"
+        summary = f"{found}: within {WIDTH} of 1 - c/b = {factor:.4g}; {coverage.words}"
     elif outcome is Outcome.REFUTED:
         summary = f"{found}: not 1 - c/b = {factor:.4g}"
+    elif ratios.highest is None:
+        summary = f"{found}, and no upper end: {ratios.reason}"
     else:
-        needed = draws_to_width(WIDTH, mean.mean, deviation, sampling.alpha)
+        width = WIDTH / scale
+        needed = max(draws_to_width(width, mean.mean / scale, deviation, sampling.alpha), coverage.draws)
         summary = f"{found}; about {needed:,} draws would decide, set sampling.draws"
     draws, means, lows, highs = (tuple(column) for column in zip(*track, strict=True))
+    detectable = scale * reachable_width(mean.mean / scale, deviation, sampling.draws, sampling.alpha)
     return verdict_of(
         case,
         claim.id,
@@ -168,8 +300,14 @@ def check_sampled(case: Case) -> Verdict:
         histories="zero",
         evidence=[
             Evidence(
-                "E[error after] / error before", mean.mean, factor, "squared error before", "contraction", low, high
-            )
+                "E[error after] / error before",
+                mean.mean,
+                factor,
+                "squared error before",
+                "contraction",
+                low,
+                None if ratios.highest is None else high,
+            ),
         ],
         series=(
             Series(
@@ -191,8 +329,14 @@ def check_sampled(case: Case) -> Verdict:
                 "squared error after / before",
             ),
         ),
-        assumptions=claim.checked_assumptions(case),
-        minimum_detectable_effect=reachable_width(mean.mean, deviation, sampling.draws, sampling.alpha),
+        assumptions=(
+            *claim.checked_assumptions(case),
+            AssumptionCheck(
+                "proven-range", "no ratio is above a proven value", ratios.highest is not None, ratios.reason
+            ),
+            coverage.check(mean.draws),
+        ),
+        minimum_detectable_effect=None if ratios.highest is None else detectable,
         alpha_spent=sampling.alpha,
         draws=mean.draws,
     )
@@ -202,11 +346,14 @@ def _expected(case: Case, claim: Claim, holds: Outcome) -> Expectation:
     inapplicable = expect_not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
+    if not bool(case.exact.embeddings[1].any()):
+        return Expectation(Outcome.NOT_APPLICABLE, "the history of H^1 has no error to begin with")
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN
     policies = found.policies
-    assert policies is not None  # KEEPS_EMBEDDINGS holds
+    if policies is None:
+        return UNKNOWN
     fresh = isinstance(policies.forward, Blend) and policies.forward.uses_fresh
     if not (policies.write_halo and fresh):  # without fresh values halo rows are written as they were
         return Expectation(holds, "batch rows of H^1 are written from exact inputs, other rows are left alone")
@@ -227,7 +374,11 @@ def expect(case: Case) -> Expectation:
 
 def expect_sampled(case: Case) -> Expectation:
     """Return what theory says of E3, from draws."""
-    return _expected(case, CONTRACTION_SAMPLED, Outcome.SUPPORTED)
+    found, alpha = _expected(case, CONTRACTION_SAMPLED, Outcome.SUPPORTED), case.sampling.alpha / 2
+    coverage = Coverage(alpha, look_at_all(case.design.support_size, alpha))
+    if found.outcome is Outcome.SUPPORTED and case.sampling.draws < coverage.draws:
+        return Expectation(Outcome.INCONCLUSIVE, coverage.lacking)
+    return found
 
 
 _STATEMENT = (
@@ -255,7 +406,10 @@ CONTRACTION = Claim(
 CONTRACTION_SAMPLED = Claim(
     id="e3/contraction-sampled",
     title="The first history contracts by 1 - c/b, from draws",
-    statement=_STATEMENT + f" Tested on designs that are too large to enumerate, to within {WIDTH}.",
+    statement=_STATEMENT
+    + f" Tested from zero histories, on designs that are too large to enumerate, to within {WIDTH}. Where not every "
+    "batch was looked at, it is supported of those whose error stays in the range proven for the estimator's policies; "
+    f"that {UNSEEN:.1%} or more do not is excluded.",
     source=SOURCE,
     tier="test",
     theory=_THEORY,

@@ -10,7 +10,7 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, NO_SAMPLING
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
-from lmc_verify.claims.residuals import Residuals, norm_by_layer
+from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of
@@ -80,7 +80,7 @@ def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residual
         gradient_sum(estimate, exact.gradient, -1.0),
         reference=exact.gradient,
         terms=rounding_terms(problem, problem.graph.num_nodes),
-        magnitudes={part: 2 * (sizes[part] + conditioning * norm) for part, norm in norms.items()},
+        magnitudes={part: 2 * (sizes[part] + amplified(conditioning, norm)) for part, norm in norms.items()},
     )
 
 

@@ -12,12 +12,20 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
-from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, flatten, norm_by_layer, unflatten
+from lmc_verify.claims.residuals import (
+    RESOLUTION_LIMIT,
+    UNIT,
+    amplified,
+    flatten,
+    layer_units,
+    norm_by_layer,
+    unflatten,
+)
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
-from lmc_verify.objective import Gradient, gradient_sum, loss_conditioning, rounding_terms
+from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms
 from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
@@ -27,14 +35,19 @@ SQUARE_ROUNDING = 8
 """Tolerance of an identity between mean squares, in units of what rounding does to one of them: see `_identity`."""
 
 
-def closed_form_variance(case: Case) -> dict[str, float] | None:
+def closed_form_variance(case: Case, units: Mapping[str, float] | None = None) -> dict[str, float] | None:
     """Return Backward SGD's variance by layer, ``b^2 (1 - c/b) S^2 / c``, without drawing or enumerating batches.
 
     ``G_i`` is the part of the exact gradient that cluster i (or node i) contributes, and
     ``S^2 = sum_i ||G_i - mean||^2 / (b - 1)``: sampling without replacement from b parts.
 
+    Args:
+        case: the case.
+        units: of the gradient by layer, for scales at which a variance is not representable; None for 1.
+
     Returns:
-        The variance of each layer's estimate, or None for a design without such a form.
+        The variance of each layer's estimate, in units of the squares of `units`, or None for a design without such a
+        form.
     """
     design = case.design
     if isinstance(design, Clusters):
@@ -54,7 +67,7 @@ def closed_form_variance(case: Case) -> dict[str, float] | None:
     spread: dict[str, float] = {}
     for part in sums:
         for layer, norm in norm_by_layer(case.problem, gradient_sum(part, mean, -1.0)).items():
-            spread[layer] = spread.get(layer, 0.0) + norm**2
+            spread[layer] = spread.get(layer, 0.0) + _square(norm if units is None else norm / units[layer])
     factor = total**2 * (1 - taken / total) / taken / (total - 1)
     return {layer: factor * value for layer, value in spread.items()}
 
@@ -63,9 +76,13 @@ def _is_backward_sgd(case: Case) -> bool:
     return properties_of(case.estimator).holds_exact is True and case.weighting == "inclusion"
 
 
+def _square(value: float) -> float:
+    return value * value  # infinite where ``**`` would raise OverflowError
+
+
 def _squares(case: Case, values: Tensor, like: Gradient) -> dict[str, float]:
     """Return the sum of some non-negative entries by layer."""
-    return {part: norm**2 for part, norm in norm_by_layer(case.problem, unflatten(values.sqrt(), like)).items()}
+    return {part: _square(norm) for part, norm in norm_by_layer(case.problem, unflatten(values.sqrt(), like)).items()}
 
 
 def check(case: Case) -> Verdict:
@@ -74,14 +91,21 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
-    problem, exact = case.problem, case.exact.gradient
-    norms, state = norm_by_layer(problem, exact), case.initial_state()
+    problem, state = case.problem, case.initial_state()
+    first = next(iter(case.design.enumerate()))[0]
+    units = layer_units(problem, case.exact.gradient, case.estimate(state, first).gradient)
+
+    def in_units(gradient: Gradient) -> Gradient:  # squares of what is very large or very small are not representable
+        return {name: value / units[problem.layer_of(name)] for name, value in gradient.items()}
+
+    exact = in_units(case.exact.gradient)
+    norms = norm_by_layer(problem, exact)
     moments, error, relative = MomentAccumulator(), dict.fromkeys(norms, 0.0), dict.fromkeys(norms, 0.0)
     for batch, probability in case.design.enumerate():
-        gradient = case.estimate(state, batch).gradient
+        gradient = in_units(case.estimate(state, batch).gradient)
         moments.add(flatten(gradient).cpu().numpy(), probability)
         for part, norm in norm_by_layer(problem, gradient_sum(gradient, exact, -1.0)).items():
-            error[part] += probability * norm**2
+            error[part] += probability * _square(norm)
             relative[part] += probability * norm
     found = moments.result()
     bias = norm_by_layer(problem, gradient_sum(unflatten(torch.from_numpy(found.mean), exact), exact, -1.0))
@@ -94,21 +118,21 @@ def check(case: Case) -> Verdict:
         _identity(
             f"{part}: E||g - grad||^2 = ||bias||^2 + variance",
             error[part],
-            bias[part] ** 2 + variance[part],
-            norms[part] ** 2,
-            rounding * conditioning,
+            _square(bias[part]) + variance[part],
+            _square(norms[part]),
+            amplified(conditioning, rounding),
         )
         for part in norms
     ]
-    closed = closed_form_variance(case) if _is_backward_sgd(case) else None
+    closed = closed_form_variance(case, units) if _is_backward_sgd(case) else None
     for part, value in (closed or {}).items():
         identities.append(
             _identity(
                 f"{part}: variance = b^2 (1 - c/b) S^2 / c",
                 variance[part],
                 value,
-                norms[part] ** 2,
-                rounding * conditioning,
+                _square(norms[part]),
+                amplified(conditioning, rounding),
             )
         )
     decisions = {decide(item.value, item.tolerance or 0.0) for item in identities}
@@ -121,14 +145,14 @@ def check(case: Case) -> Verdict:
         else Outcome.EXACT
     )
     total = {
-        name: math.sqrt(sum(values))
+        name: math.hypot(*(value * units[part] for part, value in values.items()))
         for name, values in (
-            ("bias", (value**2 for value in bias.values())),
-            ("deviation", variance.values()),
-            ("error", error.values()),
+            ("bias", bias),
+            ("deviation", {part: math.sqrt(value) for part, value in variance.items()}),
+            ("error", {part: math.sqrt(value) for part, value in error.items()}),
         )
     }
-    unit = math.sqrt(sum(value**2 for value in norms.values())) or 1.0
+    unit = gradient_norm(case.exact.gradient) or 1.0
     forms = f"; the variance is its closed form over {found.atoms:,} batches" if closed else ""
     figures = (
         f"in gradient norms: bias {total['bias'] / unit:.2g}, standard deviation {total['deviation'] / unit:.3g}, root "
@@ -170,6 +194,8 @@ def _identity(name: str, left: float, right: float, unit: float, rounding: float
     scale = size + unit
     if scale == 0:
         return Evidence(name, 0.0, rounding, unit=_SQUARES, group="identities")
+    if math.isinf(rounding):
+        return Evidence(name, abs(left - right) / scale, rounding, unit=_SQUARES, group="identities")
     tolerance = SQUARE_ROUNDING * rounding * (math.sqrt(size / scale) + rounding)
     return Evidence(name, abs(left - right) / scale, tolerance, unit=_SQUARES, group="identities")
 

@@ -13,6 +13,7 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import MVS, Sampled, properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
+from lmc_verify.statistics.rounding import require_number
 
 __all__ = ["BELOW_BASELINE"]
 
@@ -51,7 +52,7 @@ BASELINE_FINITE = Assumption("baseline-finite", "that sampler can be enumerated 
 
 @dataclass(frozen=True)
 class _Error:
-    """``E||g - grad||^2`` over batches and samples, by layer."""
+    """``E||g - grad||^2`` over batches and samples by layer, in units of the squared norm of the exact gradient."""
 
     by_layer: dict[str, float]
     atoms: int
@@ -64,11 +65,12 @@ class _Error:
 def _error(case: Case) -> _Error:
     """Enumerate the mean squared error of the gradient estimate."""
     state, atoms, total = case.initial_state(), 0, dict[str, float]()
+    unit = gradient_norm(case.exact.gradient) or 1.0
     for batch, probability in case.design.enumerate():
         atoms += 1
         gradient = case.estimate(state, batch).gradient
         for part, norm in norm_by_layer(case.problem, gradient_sum(gradient, case.exact.gradient, -1.0)).items():
-            total[part] = total.get(part, 0.0) + probability * norm**2
+            total[part] = total.get(part, 0.0) + probability * (norm / unit) * (norm / unit)
     return _Error(total, atoms)
 
 
@@ -81,16 +83,15 @@ def check(case: Case) -> Verdict:
     baseline = baseline_of(case)
     assert baseline is not None
     own, other = _error(case), _error(replace(case, estimator=baseline))
-    unit = gradient_norm(case.exact.gradient) or 1.0
     figures = {
-        case.estimator.name: math.sqrt(own.total) / unit,
-        f"baseline {baseline.name}": math.sqrt(other.total) / unit,
+        case.estimator.name: math.sqrt(own.total),
+        f"baseline {baseline.name}": math.sqrt(other.total),
     }
     size = max(own.total, other.total)
-    if size <= (RELATIVE_ROUNDING * unit) ** 2:
+    if size <= RELATIVE_ROUNDING**2:
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "neither estimator has an error on this case")
-    gap = (other.total - own.total) / size
-    equal = Outcome.EXACT if gap >= -RELATIVE_ROUNDING else Outcome.REFUTED  # also where the gap is no number
+    gap = require_number((other.total - own.total) / size, "the difference of the two mean squared errors")
+    equal = Outcome.EXACT if gap >= -RELATIVE_ROUNDING else Outcome.REFUTED
     outcome = Outcome.SUPPORTED if gap > RELATIVE_ROUNDING else equal
     words = {Outcome.SUPPORTED: "below", Outcome.REFUTED: "above", Outcome.EXACT: "equal to"}[outcome]
     pair = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
@@ -102,7 +103,7 @@ def check(case: Case) -> Verdict:
         evidence=[
             *(Evidence(name, value, group="root mean square error") for name, value in figures.items()),
             *(
-                Evidence(f"{part}, {name}", math.sqrt(value) / unit, group="root mean square error per layer")
+                Evidence(f"{part}, {name}", math.sqrt(value), group="root mean square error per layer")
                 for name, error in zip(figures, (own, other), strict=True)
                 for part, value in error.by_layer.items()
             ),

@@ -106,7 +106,7 @@ def check_vertices(case: Case) -> Verdict:
         if rounds:  # a row's variances have the same sum, and are distributed again
             gap, scale = _by_row(operator, gap), _by_row(operator, scale)
         largest = max(largest, float(scale.max()))
-        # NaN stays NaN, and is a refutation
+        # NaN stays NaN, and is refused below
         worst = float(np.maximum(worst, float(gap.abs().max())))
         shifted = float(np.maximum(shifted, float((own.mean - other.mean).abs().max())))
         sources = [total + probability * one.sources for total, one in zip(sources, (own, other), strict=True)]

@@ -14,8 +14,9 @@ from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.base import node_weights
 from lmc_verify.graphs import Batch
-from lmc_verify.objective import Gradient, Problem, exact_pass
+from lmc_verify.objective import Gradient, Problem, euclidean_norm, exact_pass
 from lmc_verify.seeds import torch_generator
+from lmc_verify.statistics.rounding import require_number
 
 __all__ = ["EXACT_IN_SPAN"]
 
@@ -59,8 +60,9 @@ def _in_span(case: Case) -> tuple[bool | None, str]:
     for batch, _ in case.design.enumerate():
         found = top.invariance(case.problem, state, batch.nodes.to(case.graph.device))
         for value in values:
-            error = float((value[found.halo] - found.coefficients @ value[found.batch]).norm())
-            worst = max(worst, error / (float(value.norm()) or 1.0))
+            error = euclidean_norm([value[found.halo] - found.coefficients @ value[found.batch]])
+            share = error / (euclidean_norm([value]) or 1.0)
+            worst = max(worst, require_number(share, "the distance of the halo from the batch's span"))
     words = f"R S_batch is off the halo's rows by up to {worst:.1e} of the norm of S"
     return worst <= SPAN, words if worst <= SPAN else f"{words}, at most {SPAN:.0e} is rounding"
 

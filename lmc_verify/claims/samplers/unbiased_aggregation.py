@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,19 @@ from torch import Tensor
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
+from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
 from lmc_verify.graphs import Batch, Block, LayerSample
+from lmc_verify.objective import euclidean_norm
 from lmc_verify.seeds import generator
-from lmc_verify.statistics.betting import BiasTest
+from lmc_verify.statistics.betting import RANGE_SLACK, BiasTest
 from lmc_verify.statistics.radius import BiasRadius, draws_to_bound
-from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 
 __all__ = ["SAMPLES_MESSAGES", "UNBIASED_AGGREGATION", "UNBIASED_AGGREGATION_SAMPLED", "WEIGHTED_SUMS", "samples_of"]
 
@@ -34,6 +39,9 @@ LOOK_EVERY, LOOK_GROWTH = 25, 1.05
 
 ROUNDING = 1e-11
 """What rounding may do to one draw, in units of its range: a sum of fewer than 10^4 terms, taken a hundredfold."""
+
+MASS_ROUNDING = 1e-9
+"""Largest distance from 1 of the sum of all probabilities."""
 
 TERMS = 10
 """Rounded operations of one atom's weight and probability, counted with the atoms that are added up."""
@@ -63,61 +71,124 @@ WEIGHTED_SUMS = Assumption(
 )
 
 
-def samples_of(batch: Batch) -> tuple[LayerSample, ...]:
-    """Return the samples of a batch by layer, layer 1 first."""
-    assert batch.sample is not None  # an estimator that samples messages draws one
-    return batch.sample.layers
+def samples_of(case: Case, batch: Batch) -> tuple[LayerSample, ...]:
+    """Return the samples of a batch by layer, layer 1 first.
+
+    Raises:
+        ContractError: they do not fit together, or not into the operators; layers would compute something else.
+    """
+    sample, layers = batch.sample, case.problem.num_layers
+    who = f"the sample that {case.estimator.name!r} drew for the batch {words_of(batch)}"
+    if sample is None or len(sample.layers) != layers:
+        found = "is missing" if sample is None else f"has {len(sample.layers)} layers"
+        raise ContractError(
+            f"{who} {found}; the model has {layers}, and each needs its messages (see lmc_verify.Sample)"
+        )
+    needed, needs = batch.nodes, "the batch's nodes"
+    for index in range(layers, 0, -1):
+        own, csr = sample.layers[index - 1], _operator(case, index).csr
+        flaw = ""
+        if not torch.equal(own.rows.cpu(), needed.cpu()):
+            flaw = f"its rows are not {needs}"
+        elif own.entry.numel() and not 0 <= int(own.entry.min()) <= int(own.entry.max()) < csr.row.numel():
+            flaw = f"an entry is not one of the operator's {csr.row.numel()}"
+        elif not torch.equal(csr.row[own.entry].long(), own.rows[own.position]):
+            flaw = "a message is placed in another row than its entry's"
+        elif not torch.equal(csr.col[own.entry].long(), own.columns[own.source]):
+            flaw = "a message comes from another column than its entry's"
+        elif not bool(torch.isfinite(own.scale).all()):
+            flaw = "a weight is not finite"
+        if flaw:
+            raise ContractError(f"{who} does not fit in layer {index}: {flaw}")
+        needed, needs = own.columns, f"the columns of layer {index}"
+    return sample.layers
 
 
 def _operator(case: Case, layer: int) -> Block:
     return case.graph.operator(case.problem.model.layer(layer).operator)
 
 
-class _ConditionalMeans:
-    """The mean weight of every entry of a layer's operator, given batch and rows that the layers above decided on.
+def _decided_above(batch: Batch, layers: tuple[LayerSample, ...], index: int) -> bytes:
+    """Return what is decided before layer `index` is sampled: the batch, its weights and the layers above."""
+    assert batch.sample is not None
+    weights = batch.inclusion if batch.sample.weights is None else batch.sample.weights
+    # Single precision, so that equal weights are equal however they were rounded.
+    parts = [batch.nodes, weights.float()]
+    for above in layers[index:]:
+        parts += [above.rows, above.columns, above.entry, above.scale.float()]
+    return b"|".join(part.cpu().numpy().tobytes() for part in parts)
 
-    Where layers are sampled one after the other, means are kept apart for every batch and set of rows: a bias given one
-    may cancel against that given another, and still bias what the layer above makes of it. A sampler that draws one
-    subgraph for all layers decides everything at once: there the mean is that given the single row.
+
+class _Condition(NamedTuple):
+    """Entries of the rows that are needed, their mean weights and mean absolute weights, each row's probability."""
+
+    entries: Tensor
+    mean: Tensor
+    size: Tensor
+    needed: Tensor
+
+
+class _ConditionalMeans:
+    """The mean weight of every entry of a layer's operator, given all that the layers above have decided.
+
+    The layer's factor meets what is above it in a product, so means are kept apart for every decision above: a bias
+    given one may cancel against that given another, and still bias the product. A sampler that draws one subgraph for
+    all layers decides everything at once: there the mean is that given the single row.
     """
 
     def __init__(self, case: Case, layer: int) -> None:
-        sampler = properties_of(case.estimator).sampler
-        assert sampler is not None  # SAMPLES_MESSAGES holds
-        self._name, self._apart = f"layer {layer}", sampler.independent_layers
+        self._name, self._layer = f"layer {layer}", layer
         self._csr = _operator(case, layer).csr
-        self._value = self._csr.value.cpu().double()
         self._rows = self._csr.row.cpu()
-        self._sets: dict[tuple[bytes, bytes], tuple[Tensor, Tensor, Tensor]] = {}
+        self._counts = self._csr.value.cpu() != 0  # a message of weight zero is none
+        self._conditions: dict[bytes, _Condition] = {}
 
-    def add(self, batch: Tensor, own: LayerSample, probability: float) -> None:
-        """Add one batch, given by its nodes, with its sample."""
-        rows = own.rows.cpu() if self._apart else torch.arange(self._csr.num_rows)
-        key = (batch.cpu().numpy().tobytes() if self._apart else b"", rows.numpy().tobytes())
-        if key not in self._sets:
-            entries = torch.isin(self._rows, rows).nonzero()[:, 0] if self._apart else torch.arange(self._rows.numel())
-            self._sets[key] = (entries, torch.zeros(entries.numel()).double(), torch.zeros(self._csr.num_rows).double())
-        entries, mean, needed = self._sets[key]
-        needed[own.rows.cpu()] += probability
-        mean.index_add_(0, torch.searchsorted(entries, own.entry.cpu()), probability * own.scale.cpu())
+    def add(self, batch: Batch, layers: tuple[LayerSample, ...], probability: float, *, apart: bool) -> None:
+        """Add one batch with its samples; `apart` unless one subgraph serves all layers."""
+        own, every = layers[self._layer - 1], torch.arange(self._rows.numel())
+        key = _decided_above(batch, layers, self._layer) if apart else b""
+        if key not in self._conditions:
+            entries = every[torch.isin(self._rows, own.rows.cpu())] if apart else every
+            mean, size = torch.zeros(2, entries.numel(), dtype=torch.float64)
+            self._conditions[key] = _Condition(
+                entries, mean, size, torch.zeros(self._csr.num_rows, dtype=torch.float64)
+            )
+        found = self._conditions[key]
+        found.needed[own.rows.cpu()] += probability
+        place, scale = torch.searchsorted(found.entries, own.entry.cpu()), probability * own.scale.cpu()
+        found.mean.index_add_(0, place, scale)
+        found.size.index_add_(0, place, scale.abs())
 
     def residual(self, atoms: int) -> Evidence:
-        """Return the norms of mean minus exact weights, summed over the sets of rows, in units of the exact ones."""
+        """Return the norms of mean minus exact weights, summed over what was decided above, in units of the exact ones.
+
+        Weights are compared, and not messages: a message may be as large as any embedding.
+        """
         reference = difference = rounding = 0.0
-        for entries, mean, needed in self._sets.values():
-            value, weight = self._value[entries], needed[self._rows[entries]]
-            reference += float((value * weight).norm())
-            difference += float((value * (mean - weight)).norm())
-            # Both sums are of terms of one sign, so rounding is relative to what they add up to.
-            rounding += float((value.abs() * (mean.abs() + weight)).norm())
+        for found in self._conditions.values():
+            counts = self._counts[found.entries]
+            weight = found.needed[self._rows[found.entries[counts]]]
+            reference += float(weight.norm())
+            difference += float((found.mean[counts] - weight).norm())
+            rounding += float((found.size[counts] + weight).norm())  # relative to what was added up, before it cancels
         reference = reference or 1.0
         return Evidence(
             self._name,
             difference / reference,
             gamma(atoms + TERMS) * rounding / reference,
-            unit="norm of the layer's operator at the rows that are needed",
+            unit="norm of the weights at the rows that are needed",
             group="bias of the aggregate",
         )
+
+
+def _one_subgraph(case: Case, layers: tuple[LayerSample, ...]) -> bool:
+    """Whether one node set serves all layers, as a sampler that does not sample them independently states."""
+    sampler = properties_of(case.estimator).sampler
+    assert sampler is not None  # SAMPLES_MESSAGES holds
+    nodes = layers[-1].rows
+    return not sampler.independent_layers and all(
+        torch.equal(own.rows, nodes) and torch.equal(own.columns, nodes) for own in layers
+    )
 
 
 def check(case: Case) -> Verdict:
@@ -127,11 +198,19 @@ def check(case: Case) -> Verdict:
     if inapplicable is not None:
         return inapplicable
     means = {index: _ConditionalMeans(case, index) for index in range(1, case.problem.num_layers + 1)}
-    atoms = 0
+    probabilities: list[float] = []
     for batch, probability in case.design.enumerate():
-        atoms += 1
-        for index, own in enumerate(samples_of(batch), 1):
-            means[index].add(batch.nodes, own, probability)
+        layers = samples_of(case, batch)
+        probabilities.append(require_number(probability, "the probability of a batch with its sample"))
+        apart = not _one_subgraph(case, layers)
+        for mean in means.values():
+            mean.add(batch, layers, probability, apart=apart)
+    atoms, mass = len(probabilities), math.fsum(probabilities)
+    if abs(mass - 1) > MASS_ROUNDING:
+        raise InvalidInputError(
+            f"the probabilities of all {atoms:,} batches with samples sum to {mass:.12g}, not to 1; the design's "
+            "enumerate() leaves some out, or lists some twice"
+        )
     residuals = [mean.residual(atoms) for mean in means.values()]
     found = {decide(item.value, item.tolerance or 0.0) for item in residuals}
     worst = max(residuals, key=lambda item: item.value / (item.tolerance or 1.0))
@@ -194,6 +273,9 @@ class _Aggregates:
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        # Numbers at extreme scales are brought to about 1, so that their squares are representable.
+        size = max(euclidean_norm([h]) for h in case.exact.embeddings[:-1])
+        scale = ordinary_unit(size)
         rng = generator(case.seed, "aggregation", "projection")
         self._values: dict[int, Tensor] = {}
         self._exact: dict[int, Tensor] = {}
@@ -203,7 +285,7 @@ class _Aggregates:
         assert sampler is not None  # SAMPLES_MESSAGES holds
         scales = sampler.largest_scales(case.problem, case.design)
         for index in range(1, case.problem.num_layers + 1):
-            h = case.exact.embeddings[index - 1]
+            h = case.exact.embeddings[index - 1] / scale
             direction = torch.from_numpy(rng.standard_normal(h.shape[1])).to(h)
             operator = _operator(case, index)
             messages = operator.csr.value * (h @ direction)[operator.csr.col.long()]
@@ -218,12 +300,23 @@ class _Aggregates:
     def error(self, batch: Batch) -> dict[str, Array]:
         """Return, by layer, sampled minus exact aggregate at the rows that are needed, 0 elsewhere."""
         out = {}
-        for index, own in enumerate(samples_of(batch), 1):
+        for index, own in enumerate(samples_of(self._case, batch), 1):
             total = torch.zeros_like(self._exact[index])
             total.index_add_(0, own.rows[own.position], self._values[index][own.entry] * own.scale.to(total))
             total[own.rows] -= self._exact[index][own.rows]
             out[f"layer {index}"] = total.cpu().double().numpy()
         return out
+
+    def beyond(self, batch: Batch, tolerance: Mapping[str, float]) -> str:
+        """Return how one draw leaves the range of the weights, in words; empty if it does not."""
+        for part, value in self.error(batch).items():
+            size = require_number(float(np.linalg.norm(value)), f"the error of the aggregates in {part}")
+            if size > self.bounds[part] * (1 + RANGE_SLACK) + tolerance[part]:
+                return (
+                    f"for the batch {words_of(batch)} the aggregates of {part} are off by {size:.2g}, the largest "
+                    f"weights allow {self.bounds[part]:.2g}: its code does not follow its distribution"
+                )
+        return ""
 
 
 def check_sampled(case: Case) -> Verdict:
@@ -246,27 +339,42 @@ def check_sampled(case: Case) -> Verdict:
             assumptions=claim.checked_assumptions(case),
         )
     parts = _Aggregates(case)
-    unit = math.hypot(*parts.norms.values())
+    unit = require_number(math.hypot(*parts.norms.values()), "the norm of the aggregates")
     if unit == 0:
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "every aggregate vanishes: there is no unit of bias")
     alpha, target = case.sampling.alpha / 2, case.sampling.delta * unit
     tolerance = {part: ROUNDING * bound for part, bound in parts.bounds.items()}
+    coverage = Coverage(alpha, look_at_all(case.design.support_size, alpha))
+    beyond = ""
+    if coverage.everything:
+        beyond = next(filter(None, (parts.beyond(batch, tolerance) for batch, _ in case.design.enumerate())), "")
     test = BiasTest(parts.bounds, tolerance=tolerance)
     radius = BiasRadius(parts.bounds, alpha, tolerance=tolerance)
     rng = generator(case.seed, "aggregation", case.sampling.replicate)
     outcome, look, squares = Outcome.INCONCLUSIVE, LOOK_EVERY, 0.0
     track: list[tuple[float, float]] = []
     for number in range(1, case.sampling.draws + 1):
-        draw = parts.error(case.design.draw(rng))
+        batch = case.design.draw(rng)
+        beyond = beyond or parts.beyond(batch, tolerance)
+        if beyond:
+            return verdict_of(
+                case,
+                claim.id,
+                Outcome.INCONCLUSIVE,
+                f"no proven range: {beyond}",
+                assumptions=claim.checked_assumptions(case),
+                draws=test.draws,
+            )
+        draw = parts.error(batch)
         squares += sum(float(value @ value) for value in draw.values())
         test.update(draw)
         radius.update(draw)
         if test.rejects(alpha):
             outcome = Outcome.REFUTED
-        elif number in (look, case.sampling.draws):
+        elif number in (look, case.sampling.draws, coverage.draws):
             look = max(number + LOOK_EVERY, math.ceil(LOOK_GROWTH * number))
             track.append((float(number), radius.upper() / unit))
-            if radius.upper() <= target:
+            if radius.upper() <= target and number >= coverage.draws:
                 outcome = Outcome.SUPPORTED
         if outcome is not Outcome.INCONCLUSIVE:
             break
@@ -276,7 +384,9 @@ def check_sampled(case: Case) -> Verdict:
         blocks = ", ".join(test.rejected_blocks(alpha)) or "all layers together"
         summary = f"biased: e-value 10^{test.log_value / math.log(10):.1f} after {test.draws:,} draws, in {blocks}"
     elif outcome is Outcome.INCONCLUSIVE:
-        summary += f"; {_advice(parts.bounds, squares / test.draws, target, alpha)}"
+        summary += f"; {_advice(parts.bounds, squares / test.draws, target, alpha, coverage.draws)}"
+    else:
+        summary += f"; {coverage.words}"
     return verdict_of(
         case,
         claim.id,
@@ -304,17 +414,17 @@ def check_sampled(case: Case) -> Verdict:
         )
         if len(track) > 1
         else (),
-        assumptions=claim.checked_assumptions(case),
+        assumptions=(*claim.checked_assumptions(case), coverage.check(test.draws)),
         alpha_spent=case.sampling.alpha,
         log_e_value=test.log_value,
         draws=test.draws,
     )
 
 
-def _advice(bounds: Mapping[str, float], second: float, target: float, alpha: float) -> str:
+def _advice(bounds: Mapping[str, float], second: float, target: float, alpha: float, least: int) -> str:
     whole = math.hypot(*bounds.values())
     try:
-        enough = draws_to_bound(target, whole, min(second, whole**2), alpha)
+        enough = max(draws_to_bound(target, whole, min(second, whole**2), alpha), least)
     except ValueError:
         return "no number of draws would decide at this delta"
     return f"about {enough:,} draws would show a bias of at most sampling.delta, if there is none; set sampling.draws"
@@ -335,8 +445,9 @@ _SOURCE = (
     "LADIES (Zou et al., NeurIPS 2019), GraphSAINT (Zeng et al., ICLR 2020), LABOR (Balin and Catalyurek, NeurIPS 2023)"
 )
 _STATEMENT = (
-    "Given the rows that a layer needs, the mean of every row's sampled aggregate is its exact aggregate, in every "
-    "layer and for every value of the embeddings. (Of samplers that draw one subgraph for all layers: given the row.)"
+    "Given the rows that a layer needs, and all that was decided above it, the mean of every row's sampled aggregate "
+    "is its exact aggregate, in every layer and for every value of the embeddings. (Of samplers that draw one subgraph "
+    "for all layers: given the row.)"
 )
 _STATEMENT_SAMPLED = (
     "Given that a layer needs a row, the mean of the row's sampled aggregate is its exact aggregate, in every layer "
@@ -364,7 +475,9 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     id="sampling/unbiased-aggregation-sampled",
     title="Sampled aggregates are unbiased, from draws",
     statement=_STATEMENT_SAMPLED
-    + " Supported: the bias is at most delta of the aggregates' norm; refuted: it is not zero.",
+    + " Supported: the bias is at most delta of the aggregates' norm; refuted: it is not zero. Where not every sample "
+    f"was looked at, this holds of those whose weights keep to their proven range; that {UNSEEN:.1%} or more do not is "
+    "excluded before anything is supported.",
     source=_SOURCE,
     tier="test",
     theory=_THEORY,

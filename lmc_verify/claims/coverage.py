@@ -1,0 +1,93 @@
+"""What a verdict from draws says of the batches that were not drawn.
+
+Ranges are proven for what an estimator's policies allow. That its code follows them is another matter: a defect may
+hit some batches only. Where a design is small every batch is looked at. Elsewhere none of the draws may leave the
+range, and so many are made that a share of `UNSEEN` or more of batches that do is excluded, at the error level of a
+false support. What is found then holds of the batches that keep to the range; of a smaller share nothing is known, and
+the verdict says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmc_verify.claims.verdict import AssumptionCheck, Evidence
+from lmc_verify.graphs import Batch
+from lmc_verify.statistics.exclusion import draws_to_exclude
+
+__all__ = ["UNSEEN", "Coverage", "look_at_all", "words_of"]
+
+UNSEEN = 0.005
+"""Share of batches from which on it is excluded that the code leaves its proven range there."""
+
+MOST = 6
+"""Nodes of a batch that a message names."""
+
+
+def look_at_all(support: int, alpha: float) -> bool:
+    """Whether to look at every batch of a design: going through all is no more work than excluding a share of them."""
+    return support <= draws_to_exclude(UNSEEN, alpha)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which batches a proven range is known to hold for.
+
+    Attributes:
+        alpha: probability that a share of `UNSEEN` or more leaves the range and is not seen.
+        everything: every batch has been looked at.
+        population: number of equally likely batches that are drawn without replacement; None for independent draws.
+    """
+
+    alpha: float
+    everything: bool
+    population: int | None = None
+
+    @property
+    def draws(self) -> int:
+        """Number of draws without which nothing is supported."""
+        return 0 if self.everything else draws_to_exclude(UNSEEN, self.alpha, self.population)
+
+    def certain(self, draws: int) -> bool:
+        """Whether after so many draws no batch is left that was not looked at."""
+        return self.everything or draws == self.population
+
+    @property
+    def lacking(self) -> str:
+        """What to do where there are too few draws."""
+        return (
+            f"{self.draws:,} draws are needed to exclude that {UNSEEN:.1%} or more of the batches leave the range that "
+            "is proven for the estimator; set sampling.draws"
+        )
+
+    @property
+    def words(self) -> str:
+        """Which batches something that is supported holds for, to end a summary with."""
+        if self.everything or self.draws == self.population:
+            return "every batch was looked at"
+        return f"on batches that keep to the range proven for it, more than {1 - UNSEEN:.1%} of all"
+
+    def check(self, draws: int) -> AssumptionCheck:
+        """Return as an assumption that the code follows the policies that the range is proven for."""
+        detail = (
+            "every batch of the design was looked at"
+            if self.certain(draws)
+            else f"none of {draws:,} draws left the range; a share of {UNSEEN:.1%} or more "
+            + (f"is excluded at level {self.alpha:.1g}" if draws >= self.draws else "is not excluded by so few")
+        )
+        return AssumptionCheck(
+            "keeps-to-range", "every batch's estimate lies in the proven range", self.certain(draws) or None, detail
+        )
+
+    def evidence(self, draws: int) -> Evidence:
+        """Return the share of batches that may leave the range unseen."""
+        share = 0.0 if self.certain(draws) else UNSEEN if draws >= self.draws else 1.0
+        return Evidence(
+            "share of batches that may leave the range", share, UNSEEN, unit="probability", group="coverage"
+        )
+
+
+def words_of(batch: Batch) -> str:
+    """Return the first nodes of a batch."""
+    nodes = batch.nodes[:MOST].tolist()
+    return f"[{', '.join(map(str, nodes))}{'' if batch.size <= MOST else f', ... ({batch.size} nodes)'}]"

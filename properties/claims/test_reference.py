@@ -1,0 +1,58 @@
+"""The reference is Backward SGD by its definition: the engine's estimates agree with it, and it owes them nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from common.helpers import assert_gradients, path_graph
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmc_verify import BackwardSGD, Problem, exact_pass, testing
+from lmc_verify.cases.case import assemble_case
+from lmc_verify.claims.reference import BackwardRows, Reference
+from lmc_verify.estimators import LOSS_WEIGHTINGS
+from lmc_verify.estimators.compensated import members
+from lmc_verify.graphs import Clusters, Partition
+from lmc_verify.models import GCNII, RecurrentGNN
+
+
+@given(testing.problems(), st.data())
+def test_it_is_what_the_engine_computes(problem: Problem, data: st.DataObject) -> None:
+    batch, weighting = data.draw(testing.batches(problem.graph)), data.draw(st.sampled_from(LOSS_WEIGHTINGS))
+    exact, engine = exact_pass(problem), BackwardSGD(weighting=weighting)
+    found = engine.estimate(problem, engine.init(problem), batch).gradient
+    assert_gradients(f"{engine} on {batch}", found, BackwardRows(problem, exact).on(batch, weighting))
+
+
+@given(testing.problems())
+def test_all_nodes_with_weight_one_give_the_exact_gradient(problem: Problem) -> None:
+    exact = exact_pass(problem)
+    ones = torch.ones(problem.graph.num_nodes, dtype=torch.float64)
+    assert_gradients("w = 1", BackwardRows(problem, exact).gradient(ones), exact.gradient)
+
+
+@pytest.mark.parametrize("kind", [GCNII, RecurrentGNN])
+def test_layers_that_read_the_features_again_and_shared_layers(kind: Any) -> None:
+    graph = path_graph(7)
+    model = kind(graph.num_features, 4, 3, num_layers=3, seed=1, dtype=torch.float64).eval()
+    problem = Problem(graph, model)
+    exact, engine = exact_pass(problem), BackwardSGD()
+    rows, state = BackwardRows(problem, exact), engine.init(problem)
+    for batch, _ in Clusters(Partition(torch.arange(7) % 3), 2).enumerate():
+        assert_gradients(kind.__name__, engine.estimate(problem, state, batch).gradient, rows.on(batch))
+
+
+def test_a_defect_of_the_engine_is_not_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(path_graph(6), RecurrentGNN(3, 3, 3, num_layers=2, seed=1, dtype=torch.float64).eval())
+    case = assemble_case(problem, Clusters(Partition(torch.arange(6) % 3), 1), BackwardSGD())
+    batch = next(iter(case.design.enumerate()))[0]
+    before = Reference(case).expected(batch)
+
+    def broken(*_: Any) -> Any:
+        raise AssertionError("the reference asked the engine")
+
+    monkeypatch.setattr(members, "estimate_compensated", broken)
+    assert_gradients("reference", Reference(case).expected(batch), before)
