@@ -18,7 +18,8 @@ from lmc_verify.cases import (
 )
 from lmc_verify.controls import defects
 from lmc_verify.controls.altered import alter
-from lmc_verify.controls.control import Control
+from lmc_verify.controls.control import CEILING, AnyControl, Control
+from lmc_verify.controls.numbers import NumbersControl
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.graphs import Graph
@@ -27,14 +28,14 @@ from lmc_verify.seeds import generator
 __all__ = ["CONTROLS", "find_control", "seeded_subset"]
 
 
-def find_control(name: str) -> Control:
+def find_control(name: str) -> AnyControl:
     """Return a control by name; an unknown name is an `UnknownNameError`."""
     if name not in CONTROLS:
         raise UnknownNameError("control", name, CONTROLS)
     return CONTROLS[name]
 
 
-def seeded_subset(seed: int, size: int = 8) -> list[Control]:
+def seeded_subset(seed: int, size: int = 8) -> list[AnyControl]:
     """Return all sound controls and a random subset of the defects, in the order of the catalogue.
 
     Args:
@@ -114,27 +115,47 @@ _UNBIASED, _SAMPLED, _EQUAL, _FROZEN, _CONTRACTS, _PATTERN, _REDUCES, _SPREAD = 
 )
 
 
-def _sound(name: str, description: str, claim: str, case: CaseSettings) -> Control:
-    return Control(name, description, "sound", claim, case)
+def _sound(name: str, description: str, claim: str, case: CaseSettings, limit: float | None = None) -> Control:
+    return Control(name, description, "sound", claim, case, limit=limit)
 
 
-def _setting(name: str, description: str, claim: str, sound: CaseSettings, broken: CaseSettings) -> Control:
+def _setting(
+    name: str, description: str, claim: str, sound: CaseSettings, broken: CaseSettings, limit: float | None = None
+) -> Control:
     """Return a defect that is a wrong setting."""
-    return Control(name, description, "defect", claim, sound, broken)
+    return Control(name, description, "defect", claim, sound, broken, limit=limit)
 
 
-def _computed(name: str, description: str, claim: str, sound: CaseSettings, **alterations: Any) -> Control:
+def _computed(
+    name: str, description: str, claim: str, sound: CaseSettings, limit: float | None = None, **alterations: Any
+) -> Control:
     """Return a defect that is a wrong computation; see `Altered` for the alterations."""
-    return _wrapped(name, description, claim, sound, lambda base: alter(base, name, **alterations))
+    return _wrapped(name, description, claim, sound, lambda base: alter(base, name, **alterations), limit)
 
 
 def _wrapped(
-    name: str, description: str, claim: str, sound: CaseSettings, wrap: Callable[[Estimator], Estimator]
+    name: str,
+    description: str,
+    claim: str,
+    sound: CaseSettings,
+    wrap: Callable[[Estimator], Estimator],
+    limit: float | None = None,
 ) -> Control:
-    return Control(name, description, "defect", claim, sound, alter=wrap)
+    return Control(name, description, "defect", claim, sound, alter=wrap, limit=limit)
 
 
 # ---------------------------------------------------------------------------------------------- the catalogue
+
+_NUMBERS = (
+    NumbersControl("graphs", "operators, products, neighbourhoods and batch designs"),
+    NumbersControl("objective", "losses, embeddings, auxiliary variables and gradients of every kind of layer"),
+    NumbersControl("estimators", "gradients, history writes and costs of the compensated family, beta above zero too"),
+    NumbersControl("samplers", "mean estimates over all samples"),
+    NumbersControl("bounds", "proven bounds and Lipschitz constants"),
+    NumbersControl("training", "optimisers, schedules, scores and training runs"),
+    NumbersControl("statistics", "tests by betting, intervals, radii, rates and rounding"),
+    NumbersControl("claims", "the thresholds of claims, and what they measure"),
+)
 
 _SOUND = (
     _sound("sound-backward-sgd", "Backward SGD without a defect", _UNBIASED, _BACKWARD),
@@ -156,7 +177,13 @@ _SOUND = (
     _sound("sound-no-cut-edges", "Cluster-GCN where no edge leaves a batch", _REDUCES, _case("cluster-gcn")),
     _sound("sound-contraction", "LMC's first history contracts by 1 - c/b", _CONTRACTS, _LMC),
     _sound("sound-bias-and-variance", "Backward SGD's variance has its closed form", _SPREAD, _BACKWARD),
-    _sound("sound-census", "the full batch's gradient against Backward SGD's on all batches", _SAMPLED, _drawn(_FULL)),
+    _sound(
+        "sound-census",
+        "the full batch's gradient against Backward SGD's on all batches",
+        _SAMPLED,
+        _drawn(_FULL),
+        CEILING,
+    ),
 )
 
 _WEIGHTS = (
@@ -392,12 +419,14 @@ _STATISTICAL = (
         _SAMPLED,
         _drawn(_LMC, design=_LARGE),
         _drawn(_case("lmc-forward-only"), design=_LARGE),
+        limit=0.5,
     ),
     _computed(
         "sign-of-one-layer-drawn",
         "the first layer's gradient negated, on drawn batches",
         _SAMPLED,
         _drawn(_BACKWARD, design=_LARGE),
+        limit=0.6,
         gradient=defects.scaled("layer 1", -1.0),
     ),
     _computed(
@@ -405,6 +434,7 @@ _STATISTICAL = (
         "halo rows enter the bias gradients, on all batches in random order",
         _SAMPLED,
         _drawn(_LMC),
+        limit=CEILING,
         gradient=defects.halo_leak(lambda name: name.endswith("bias")),
     ),
     _computed(
@@ -426,12 +456,13 @@ _STATISTICAL = (
         "the histories stay zero along training",
         "e5/floor-in-step-size",
         _RUNS,
+        limit=0.02,
         write=defects.nothing_written,
     ),
 )
 
-CONTROLS: dict[str, Control] = {
+CONTROLS: dict[str, AnyControl] = {
     control.name: control
-    for control in (*_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC, *_STATISTICAL)
+    for control in (*_NUMBERS, *_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC, *_STATISTICAL)
 }
 """Every control by name: the sound ones first."""

@@ -54,7 +54,7 @@ from lmc_verify.cases import (
     check_dataset,
 )
 from lmc_verify.claims import Outcome, find_claim
-from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
+from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
@@ -214,7 +214,7 @@ class Suite(BaseModel):
                 raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {error}") from error
         return list(planned.values())
 
-    def _controls(self) -> list[Control]:
+    def _controls(self) -> list[AnyControl]:
         if isinstance(self.controls, list):
             return [find_control(name) for name in self.controls]
         if isinstance(self.controls, bool):
