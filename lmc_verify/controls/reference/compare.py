@@ -80,9 +80,8 @@ def _named(name: str, value: Any) -> dict[str, Any]:
 
 def _deviation(name: str, made: Any, pinned: Any) -> Deviation:
     different = partial(Deviation, name, math.inf)
-    if isinstance(pinned, str) or (isinstance(pinned, list) and any(isinstance(item, str) for item in pinned)):
-        found = made if isinstance(made, str) else list(made)
-        return Deviation(name, 0.0) if found == pinned else different(f"it is {found}, pinned is {pinned}")
+    if _has_words(made) or _has_words(pinned):
+        return Deviation(name, 0.0) if made == pinned else different(f"it is {made}, pinned is {pinned}")
     got = made.detach().cpu().double().numpy() if isinstance(made, Tensor) else np.asarray(made, dtype=np.float64)
     want = np.asarray(pinned, dtype=np.float64)
     if got.shape != want.shape:
@@ -91,3 +90,7 @@ def _deviation(name: str, made: Any, pinned: Any) -> Deviation:
         return Deviation(name, 0.0)
     size = float(np.abs(got - want).max()) / (float(np.abs(want).max()) or 1.0)
     return different("it is not a number") if math.isnan(size) else Deviation(name, size)
+
+
+def _has_words(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and any(isinstance(item, str) for item in value))
