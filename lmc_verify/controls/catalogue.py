@@ -186,6 +186,37 @@ _SOUND = (
     ),
 )
 
+# A graph on which every sample of two layers can be listed.
+_TINY = CaseSettings(
+    dataset=DatasetSettings.model_validate(
+        {"name": "directed", "num_nodes": 5, "num_edges": 6, "num_classes": 2, "num_features": 2, "num_self_loops": 1}
+        | {"num_isolated": 0}
+    ),
+    model=ModelSettings(layers=2, width=3),
+    design=DesignSettings(name="nodes", per_batch=1),
+)
+
+
+def _tiny(estimator: str, **own: Any) -> CaseSettings:
+    return _TINY.model_copy(update={"estimator": EstimatorSettings.model_validate({"name": estimator, **own})})
+
+
+_AGGREGATION = "sampling/unbiased-aggregation"
+_SAMPLERS = (
+    _sound("sound-saint-node", "GraphSAINT with sampled nodes", _AGGREGATION, _tiny("graphsaint-node", nodes=2), 5e-12),
+    _sound("sound-saint-edge", "GraphSAINT with sampled edges", _AGGREGATION, _tiny("graphsaint-edge", edges=2), 5e-12),
+    _sound(
+        "sound-saint-walk",
+        "GraphSAINT with random walks",
+        _AGGREGATION,
+        _tiny("graphsaint-walk", roots=1, length=2),
+        5e-12,
+    ),
+    _sound("sound-as-gcn", "AS-GCN's learned proposal", _AGGREGATION, _tiny("as-gcn", nodes=1), 5e-12),
+    _sound("sound-labor", "LABOR's weights and vertices", "labor/fewer-vertices", _tiny("labor", fan_out=1)),
+    _sound("sound-vr-gcn", "VR-GCN with exact histories", _UNBIASED, _tiny("vr-gcn", fan_out=1)),
+)
+
 _WEIGHTS = (
     _setting(
         "node-count-weighting",
@@ -463,6 +494,16 @@ _STATISTICAL = (
 
 CONTROLS: dict[str, AnyControl] = {
     control.name: control
-    for control in (*_NUMBERS, *_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC, *_STATISTICAL)
+    for control in (
+        *_NUMBERS,
+        *_SOUND,
+        *_SAMPLERS,
+        *_WEIGHTS,
+        *_HALO,
+        *_HISTORIES,
+        *_OPERATOR,
+        *_ARITHMETIC,
+        *_STATISTICAL,
+    )
 }
 """Every control by name: the sound ones first."""

@@ -474,13 +474,13 @@ def test_a_refutation_factor_of_1e5_fails_the_controls(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", [*SOUND, *MEASURED])
-def test_a_check_sees_what_it_must_with_less_than_a_factor_of_twenty_to_spare(name: str) -> None:
+def test_a_check_sees_what_it_must_with_less_than_a_factor_of_thirty_to_spare(name: str) -> None:
     """Else the ceiling is so high that it says nothing; without one nothing is asked of the check's power."""
     ceiling, limit = CONTROLS[name].ceiling, checked(name).verdict.minimum_detectable_effect
     assert ceiling is not None
     assert limit is not None
     assert limit <= ceiling <= 30 * limit
-    assert ceiling == CEILING or find_claim(CONTROLS[name].claim).tier != "exact"
+    assert ceiling <= CEILING or find_claim(CONTROLS[name].claim).tier != "exact"
 
 
 def test_a_check_that_states_no_detectable_effect_fails_a_sound_control(monkeypatch: pytest.MonkeyPatch) -> None:
