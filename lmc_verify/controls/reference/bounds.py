@@ -21,7 +21,8 @@ def quantities() -> Quantities:
     """Return what computes each quantity."""
     given = inputs_of("bounds")
     found = {name: partial(_bounds, **case) for name, case in given["cases"].items()}
-    lipschitz = {f"lipschitz/{key}": partial(_lipschitz, key) for key in ("gcn", "gcn-rich", "sage", "sage-rich")}
+    keys = ("gcn", "gcn-rich", "gcn-residual", "sage", "sage-rich")
+    lipschitz = {f"lipschitz/{key}": partial(_lipschitz, key) for key in keys}
     return {**found, **lipschitz, "interval": partial(_interval, given["width"])}
 
 

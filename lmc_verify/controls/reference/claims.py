@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from lmc_verify.cases import Case, assemble_case
 from lmc_verify.claims import Verdict, find_claim
+from lmc_verify.claims.bias_curves import BiasCurves, FloorSlope, late_steps, mixing_steps, scales
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.controls.reference.document import Quantities, clusters_of, inputs_of, problem_of
 from lmc_verify.estimators import make_estimator
@@ -24,6 +26,7 @@ def quantities() -> Quantities:
         **{f"threshold/{name}": partial(_constant, name) for name in inputs_of("claims")["thresholds"]},
         "gas": partial(_moments, "gas"),
         "lmc": partial(_moments, "lmc", beta=0.4),
+        "curves": _curves,
         "differences": _differences,
         "sweeps": _sweeps,
         "sweeps-with-beta": partial(_sweeps, beta=0.4),
@@ -70,6 +73,31 @@ def _differences() -> Mapping[str, Any]:
 
 def _sweeps(**settings: Any) -> Mapping[str, Any]:
     return _largest(_check("e2/exact-when-frozen", "lmc", **settings), "gradient error by sweep")
+
+
+def _curves() -> Mapping[str, Any]:
+    """Return what is read of given curves: floors, their slope, and what is said of a region for it."""
+    given, case = inputs_of("claims"), _case("lmc")
+    bias, distances = np.array(given["curves"]), np.array(given["distances"])
+    steps = tuple(range(bias.shape[2]))
+
+    def of(scale: float = 1.0, apart: float = 1.0) -> BiasCurves:
+        return BiasCurves(tuple(given["values"]), steps, scale * bias, np.full_like(bias, scale), apart * distances)
+
+    curves = of()
+    slope = FloorSlope(curves, 2.0**-6)
+    regions = [slope.outcome(*ends) for ends in ((0.9, 2.0), (0.5,), (1.5, 2.0), (slope.interval.median, 2.0))]
+    far = FloorSlope(of(apart=10.0), 2.0**-6)
+    return {
+        "floors": curves.floors,
+        "slope": [slope.interval.median, slope.interval.low, slope.interval.high],
+        "apart": curves.apart,
+        "outcomes": [item.value for item in (*regions, far.outcome(0.5))],
+        "flags": [curves.vanishes, curves.dead, of(1e-11).vanishes, of(1e-11).dead],
+        "mixing": [mixing_steps(case)],
+        "late": late_steps(case),
+        "scales": scales(),
+    }
 
 
 def _residuals() -> Mapping[str, Any]:

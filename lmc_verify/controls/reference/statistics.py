@@ -18,6 +18,7 @@ from lmc_verify.statistics import (
     combine,
     decide,
     detectable_margin,
+    draws_to_detect,
     expected_norm,
     fit_decay,
     gamma,
@@ -27,6 +28,7 @@ from lmc_verify.statistics import (
     near_floor,
     seeds_needed,
     seeds_to_detect,
+    smallest_detectable_bias,
 )
 from lmc_verify.statistics.betting import bet_grid
 
@@ -35,7 +37,7 @@ __all__ = ["quantities"]
 
 def quantities() -> Quantities:
     """Return what computes each quantity."""
-    population = inputs_of("statistics")["population"]
+    population, large = (inputs_of("statistics")[name] for name in ("population", "large-population"))
     return {
         "bet-grid": bet_grid,
         "bet-grid-long": lambda: bet_grid(smallest=2.0**-13),
@@ -48,7 +50,7 @@ def quantities() -> Quantities:
         "interval-range": partial(_interval, 0.2, -1.0, 2.0),
         "interval-population": partial(_interval, 0.05, population=population),
         "radius": partial(_radius, None),
-        "radius-population": partial(_radius, population),
+        "radius-population": partial(_radius, large),
         "gamma": lambda: [gamma(terms) for terms in (1, 1000, 10**9)],
         "decide": lambda: [decide(residual, 1.0) for residual in (0.0, 1.0, 1.01, 99.0, 101.0, float("nan"))],
         "moments": _moments,
@@ -60,6 +62,8 @@ def quantities() -> Quantities:
         "loglog-slope": lambda: loglog_slope([1, 2, 5, 9], [3.0, 1.0, 0.7, 0.2]),
         "near-floor": lambda: [near_floor([2.0, 9.0], floor) for floor in (1.0, 0.4, 0.3999)],
         "fit-decay": _decay,
+        "detectable": _detectable,
+        "draws": _draws,
         "quadratic-norms": lambda: [expected_norm(size) for size in (0.5, 0.2, 0.05)],
         "quadratic-slope": lambda: known_slope([10, 100, 1000], [0.5, 0.2, 0.05]),
     }
@@ -90,7 +94,7 @@ def _interval(alpha: float, *scale: float, population: int | None = None) -> lis
 def _radius(population: int | None) -> list[float]:
     given = inputs_of("statistics")
     found = BiasRadius(given["bounds"], 0.05, population=population, tolerance=given["tolerance"])
-    for draw in given["vectors"]:
+    for draw in given["vectors"] * given["times"]:
         found.update(draw)
     return [found.upper(), *found.block_uppers().values()]
 
@@ -106,6 +110,22 @@ def _moments() -> list[float]:
 def _median() -> list[float]:
     found = median_interval(inputs_of("statistics")["slopes"], 0.02)
     return [found.median, found.low, found.high, found.miss]
+
+
+_SPREADS = {"known": None, "learned": 0.4}
+"""By name, the total standard deviation if the direction of the bias must be learned."""
+
+
+def _detectable() -> dict[str, float]:
+    return {
+        # The end of a search that is as coarse as what it is for allows.
+        name: round(smallest_detectable_bias(0.3, 2000, 1e-4, spread=spread, blocks=2), 4)
+        for name, spread in _SPREADS.items()
+    }
+
+
+def _draws() -> dict[str, int]:
+    return {name: draws_to_detect(0.2, 0.3, 1e-4, spread=spread, blocks=2) for name, spread in _SPREADS.items()}
 
 
 def _decay() -> dict[str, Any]:

@@ -58,6 +58,35 @@ THRESHOLDS: dict[str, Any] = {
 
 SWEEPS = 6
 
+BETAS = [0.4, 0.2, 0.1]
+CURVES = [
+    [[(0.3 + 0.02 * seed) * beta ** (1 + 0.05 * seed) * (1 + 0.5**step) for step in range(6)] for beta in BETAS]
+    for seed in range(7)
+]
+"""Bias curves [seeds, betas, steps]: floors with a slope of 1 and a little more, and a transient before them."""
+
+DISTANCES = [[0.1 + 0.01 * seed, 0.05, 0.0] for seed in range(7)]
+LATE = 4
+
+
+def _floors() -> dict[str, Any]:
+    """Return what the late ends of curves say of the slope in beta, at a level of 2^(1 - 7)."""
+    curves = np.array(CURVES)
+    floors = curves[:, :, -LATE:].mean(axis=2)
+    slopes = sorted(float(np.polyfit(np.log(BETAS), np.log(row), 1)[0]) for row in floors)
+    return {
+        "floors": floors.tolist(),
+        "slope": [float(np.median(slopes)), slopes[0], slopes[-1]],
+        "apart": float(np.median([max(row) for row in DISTANCES])),
+        # Inside of [0.9, 2] and of [1/2, oo); beyond 1.5; around the median; and of runs that are too far apart.
+        "outcomes": ["SUPPORTED", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "INCONCLUSIVE"],
+        "flags": [0, 0, 1, 1],
+        # 2 L histories that follow each other, each until a row is missed with probability 1/1000; then 1/pi apart.
+        "mixing": [6 * math.ceil(math.log(1e-3) / math.log(1 - 2 / 3))],
+        "late": [6 * math.ceil(math.log(1e-3) / math.log(1 - 2 / 3)) + 2 * k for k in range(LATE)],
+        "scales": [1.0, 0.5, 0.25, 0.125, 0.0625],
+    }
+
 
 def _by_layer(model: Dense, gradient: torch.Tensor) -> np.ndarray:
     return np.array([float(gradient[part].norm()) for part in layers_of(model)])
@@ -117,6 +146,7 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "differences/largest": _differences(inputs),
         "sweeps/largest": _sweeps(inputs, {}),
         "sweeps-with-beta/largest": _sweeps(inputs, {"beta": 0.4}),
+        **{f"curves/{key}": value for key, value in _floors().items()},
         "gas/outcomes": ["REFUTED", "EXACT"],
         "lmc/outcomes": ["REFUTED", "EXACT"],
         "differences/outcome": "REFUTED",

@@ -168,9 +168,9 @@ class Dense:
             if node not in self.labelled:
                 terms.append(0.0 * row.sum())
             elif isinstance(target, list):
-                p = 1 / (1 + torch.exp(-row))
-                goal = tensor(target)
-                terms.append(-(goal * torch.log(p) + (1 - goal) * torch.log(1 - p)).mean())
+                # -y log p - (1 - y) log(1 - p) without the cancellation in 1 - p.
+                softplus = row.clamp(min=0) + torch.log1p(torch.exp(-row.abs()))
+                terms.append((softplus - tensor(target) * row).mean())
             else:
                 terms.append(torch.log(torch.exp(row).sum()) - row[target])
         return torch.stack(terms) / len(self.labelled)

@@ -50,6 +50,8 @@ def _inputs() -> dict[str, Any]:
         "bounds": statistics.BOUNDS,
         "tolerance": statistics.TOLERANCE,
         "population": statistics.POPULATION,
+        "times": statistics.TIMES,
+        "large-population": statistics.LARGE_POPULATION,
         "units": statistics.UNITS,
         "slopes": statistics.SLOPES,
     }
@@ -65,7 +67,12 @@ def _inputs() -> dict[str, Any]:
         "beta": training.BETA,
         "batches": training.BATCHES,
     }
-    inputs["claims"] = {"thresholds": list(claims.THRESHOLDS)}
+    inputs["claims"] = {
+        "thresholds": list(claims.THRESHOLDS),
+        "values": claims.BETAS,
+        "curves": claims.CURVES,
+        "distances": claims.DISTANCES,
+    }
     inputs["bounds"] = {
         "width": bounds.WIDTH,
         "cases": {

@@ -74,6 +74,7 @@ def cases() -> dict[str, Case]:
         place = f"layers.{index}.conv.conv"
         gat |= {f"{place}.att_src": (1, 2, out), f"{place}.att_dst": (1, 2, out), f"{place}.bias": (out,)}
         gat |= {f"{place}.lin.weight": (2 * out, into)}
+    plain = {"encoder": True, "head": True, "residual": True}
     rich = {"encoder": True, "head": True, "norm": "layer", "residual": True}
     gcnii = {f"layers.{index}.conv.weight{number}": (h, h) for index in range(2) for number in (1, 2)}
     return {
@@ -81,9 +82,12 @@ def cases() -> dict[str, Case]:
         "gcn-post": Case("gcn", "directed", 3, {"activation_cut": "post"}, _stack(_gcn, 3, f, c)),
         "gcn-rich": Case("gcn", "directed", 3, rich, encoder | _stack(_gcn, 3, h, h, norm=True) | head),
         "gcn-tanh": Case("gcn", "ring", 2, {"activation": "tanh"}, _stack(_gcn, 2, f, tasks)),
+        "gcn-bce": Case("gcn", "ring", 2, {}, _stack(_gcn, 2, f, tasks)),
         "gcn-concat": Case("gcn", "directed", 2, {"jump": "concat"}, carried | _linear("head.1", c, 2 * h)),
         "gcn-max": Case("gcn", "directed", 2, {"jump": "max"}, carried | head),
         "sage": Case("sage", "directed", 3, {}, _stack(_sage, 3, f, c)),
+        "gcn-residual": Case("gcn", "directed", 3, plain, encoder | _stack(_gcn, 3, h, h) | head),
+        "sage-residual": Case("sage", "directed", 2, plain, encoder | _stack(_sage, 2, h, h) | head),
         "sage-rich": Case("sage", "directed", 2, rich, encoder | _stack(_sage, 2, h, h, norm=True) | head),
         "gin": Case("gin", "ring", 2, {"train_eps": True}, gin),
         "gin-post": Case("gin", "ring", 2, {"activation_cut": "post"}, gin_post),
@@ -99,15 +103,19 @@ def _numbers(rng: np.random.Generator, shape: tuple[int, ...], low: float, high:
     return np.round(rng.uniform(low, high, shape), 2).tolist()
 
 
+def _generator(name: str) -> np.random.Generator:
+    """Return a generator of its own for each name: a new model leaves the numbers of the others as they are."""
+    return np.random.default_rng([SEED, *name.encode()])
+
+
 def make_inputs() -> dict[str, Any]:
     """Return the inputs as plain values."""
-    rng = np.random.default_rng(SEED)
     both = [pair for source, destination in RING for pair in ((source, destination), (destination, source))]
     graphs = {
         "directed": {
             "edges": DIRECTED,
-            "weights": _numbers(rng, (len(DIRECTED),), 0.25, 2.0),
-            "x": _numbers(rng, (9, FEATURES), -2.0, 2.0),
+            "weights": _numbers(_generator("directed"), (len(DIRECTED),), 0.25, 2.0),
+            "x": _numbers(_generator("directed x"), (9, FEATURES), -2.0, 2.0),
             "y": [0, 1, 2, 0, 1, 2, 0, 1, 2],
             "labelled": [0, 1, 3, 4, 5, 6, 8],
             "validation": [2, 3, 7],
@@ -117,8 +125,8 @@ def make_inputs() -> dict[str, Any]:
         },
         "small": {
             "edges": [(0, 1), (1, 2), (2, 0), (3, 1), (0, 2)],
-            "weights": _numbers(rng, (5,), 0.25, 2.0),
-            "x": _numbers(rng, (4, FEATURES), -2.0, 2.0),
+            "weights": _numbers(_generator("small"), (5,), 0.25, 2.0),
+            "x": _numbers(_generator("small x"), (4, FEATURES), -2.0, 2.0),
             "y": [0, 1, 2, 1],
             "labelled": [0, 1, 2],
             "validation": [3],
@@ -129,7 +137,7 @@ def make_inputs() -> dict[str, Any]:
         "ring": {
             "edges": both,
             "weights": None,
-            "x": _numbers(rng, (8, FEATURES), -2.0, 2.0),
+            "x": _numbers(_generator("ring"), (8, FEATURES), -2.0, 2.0),
             "y": [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]],
             "labelled": [0, 1, 2, 4, 5, 7],
             "validation": [2, 3, 6],
@@ -140,6 +148,7 @@ def make_inputs() -> dict[str, Any]:
     }
     models = {}
     for key, case in cases().items():
+        rng = _generator(key)
         parameters = {
             name: _numbers(rng, shape, 0.5, 1.5)
             if ".before.0.weight" in name

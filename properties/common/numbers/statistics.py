@@ -26,6 +26,8 @@ VECTORS = [
 BOUNDS = {"weight": 1.2, "bias": 0.5}
 TOLERANCE = 1e-3
 POPULATION = 20
+TIMES, LARGE_POPULATION = 25, 400
+"""For the radius, which says nothing after a dozen draws, the vectors are drawn as often."""
 UNITS = [0.3, 0.5, 0.45, 0.1, 0.8, 0.35, 0.6, 0.2, 0.4, 0.55, 0.25, 0.5, 0.3, 0.7, 0.4, 0.45]
 
 
@@ -122,7 +124,7 @@ def _cosh_mixture(deviation: float, variances: list[float]) -> float:
 def radius(names: list[str], alpha: float, population: int | None) -> float:
     """Return the upper bound on the norm of the mean of some blocks together."""
     bound = math.hypot(*(BOUNDS[name] + TOLERANCE for name in names))
-    draws = [np.concatenate([draw[name] for name in names]) for draw in VECTORS]
+    draws = [np.concatenate([draw[name] for name in names]) for draw in VECTORS] * TIMES
     total, known, weight = np.zeros_like(draws[0]), np.zeros_like(draws[0]), 0.0
     squares: list[float] = []
     for t, block in enumerate(draws):
@@ -201,6 +203,64 @@ def _rates() -> dict[str, Any]:
     }
 
 
+def _least_capital(
+    bet: float, mean: float, largest: float, variance: float, draws: int, lost_draws: float, miss: float
+) -> float:
+    """Return a log capital that is reached with probability 1 - miss, for draws in [-1, 1]: see detection.py.
+
+    With ``z = bet (x - mean) / (1 + bet mean)``, ``w(z) = log(1 + bet mean) + z - c z^2`` is at most
+    ``log(1 + bet x)``; Freedman's inequality bounds how far the sum of w stays behind its mean.
+    """
+    slope = bet / (1 + bet * mean)
+    k, top = slope * (1 + mean), slope * (1 - mean)
+    c = (-math.log(1 - k) - k) / k**2
+    if c * slope * (largest - mean) > 1:
+        return -math.inf
+    worst = slope * (largest + mean)
+    steepest = slope * max(1 + 2 * c * k, abs(1 - 2 * c * top))
+    fall = 1 / (4 * c) - min(math.log(1 - k), top - c * top**2)
+    level = math.log(1 / miss)
+    behind = fall * level / 3 + math.sqrt((fall * level / 3) ** 2 + 2 * draws * steepest**2 * variance * level)
+    growth = math.log(1 + bet * mean) - c * slope**2 * variance
+    return draws * growth - lost_draws * (worst + c * worst**2) - behind
+
+
+def _evidence(bias: float, deviation: float, draws: int, spread: float | None, power: float) -> float:
+    if spread is None:
+        return max(_least_capital(bet, bias, bias, deviation**2, draws, 0.0, 1 - power) for bet in GRID)
+    best = -math.inf
+    for place in range(17):
+        error = (0.1 + 0.05 * place) * bias
+        learning = math.ceil(2 * (spread**2 + 2 * error / 3) * math.log(4 / (1 - power)) / error**2)
+        if learning < draws:
+            mean = math.sqrt(bias**2 - error**2)
+            for bet in GRID:
+                found = _least_capital(bet, mean, bias, deviation**2, draws, learning, (1 - power) / 2)
+                best = max(best, found)
+    return best
+
+
+def _detection() -> dict[str, Any]:
+    """Return the smallest detectable bias, to six digits, and the draws that a bias needs."""
+    alpha, blocks, power = 1e-4, 2, 0.9
+    needed = math.log(1 / alpha) + math.log(blocks * len(GRID))
+    found = {}
+    for name, spread in (("known", None), ("learned", 0.4)):
+
+        def lack(log_bias: float, spread: float | None = spread) -> float:
+            return max(_evidence(math.exp(log_bias), 0.3, 2000, spread, power), -1e9) - needed
+
+        found[f"detectable/{name}"] = round(math.exp(bisect(lack, math.log(1e-9), 0.0, xtol=1e-12)), 4)
+        low, high = 0, 1
+        while _evidence(0.2, 0.3, high, spread, power) < needed:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _evidence(0.2, 0.3, middle, spread, power) >= needed else (middle, high)
+        found[f"draws/{name}"] = high
+    return found
+
+
 def _moments() -> list[float]:
     probabilities = [Fraction(1, 2), Fraction(1, 3), Fraction(1, 6)]
     points = [[1.0, -2.0], [4.0, 0.5], [-3.0, 8.0]]
@@ -233,7 +293,7 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "moments": _moments(),
         "ledger": [1e-6 * 3 / 4, 1e-6 / 4],
     }
-    for name, population in (("", None), ("-population", POPULATION)):
+    for name, population in (("", None), ("-population", LARGE_POPULATION)):
         blocks = [radius([block], 0.05 / 2, population) for block in BOUNDS]
         out[f"radius{name}"] = [radius(list(BOUNDS), 0.05, population), *blocks]
-    return out | _rates()
+    return out | _rates() | _detection()
