@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from lmc_verify.controls.reference.document import (
     weighted_batch,
 )
 from lmc_verify.estimators import Estimator, make_estimator
-from lmc_verify.graphs import OneBatch
+from lmc_verify.graphs import AnyGenerator, Batch
 from lmc_verify.objective import Problem, exact_pass
 from lmc_verify.training import Trainer, TrainerSettings, TrainingRun, conditional_bias
 from lmc_verify.training.descent import weighted_batches
@@ -120,19 +120,43 @@ def _descent() -> Tensor:
     return _parameters(run.problem)
 
 
-def _trainer(estimator: Estimator, batch: Sequence[int], **settings: Any) -> Trainer:
+class _InOrder:
+    """Given batches, one after the other, whatever is drawn: each reads what those before it have written."""
+
+    def __init__(self, batches: Sequence[Batch], num_nodes: int) -> None:
+        self._batches, self._num_nodes = list(batches), num_nodes
+
+    @property
+    def support_size(self) -> int:
+        """The number of batches that are left."""
+        return len(self._batches)
+
+    def draw(self, generator: AnyGenerator) -> Batch:
+        """Return the next batch."""
+        return self._batches.pop(0)
+
+    def enumerate(self) -> Iterator[tuple[Batch, float]]:
+        """Yield the batches that are left, as if they were equally likely."""
+        yield from ((batch, 1 / len(self._batches)) for batch in self._batches)
+
+    def inclusion_probabilities(self) -> Tensor:
+        """Return 1: nothing asks for them here."""
+        return torch.ones(self._num_nodes, dtype=torch.float64)
+
+
+def _trainer(estimator: Estimator, **settings: Any) -> Trainer:
     given, problem = inputs_of("training"), problem_of("gcn")
-    design = OneBatch(weighted_batch(list(batch)), problem.graph.num_nodes)
+    design = _InOrder([weighted_batch(nodes) for nodes in given["batches"]], problem.graph.num_nodes)
     chosen = TrainerSettings(optimiser="sgd", learning_rate=given["eta"], steps=given["steps"], unit="step", **settings)
     return Trainer(problem, estimator, design, chosen)
 
 
 def _trained(**settings: Any) -> Tensor:
-    trainer = _trainer(_lmc(), inputs_of("training")["batches"][0], **settings)
+    trainer = _trainer(_lmc(), **settings)
     trainer.run()
     return _parameters(trainer.problem)
 
 
 def _full_batch() -> list[float]:
-    trace = _trainer(make_estimator("full-batch"), [0]).run()
+    trace = _trainer(make_estimator("full-batch")).run()
     return [evaluation.training_loss for evaluation in trace.evaluations]

@@ -88,6 +88,8 @@ def cases() -> dict[str, Case]:
         "sage": Case("sage", "directed", 3, {}, _stack(_sage, 3, f, c)),
         "gcn-residual": Case("gcn", "directed", 3, plain, encoder | _stack(_gcn, 3, h, h) | head),
         "sage-residual": Case("sage", "directed", 2, plain, encoder | _stack(_sage, 2, h, h) | head),
+        "gcn-norm": Case("gcn", "directed", 2, {"norm": "layer"}, _stack(_gcn, 2, f, c, norm=True)),
+        "sage-norm": Case("sage", "directed", 2, {"norm": "layer"}, _stack(_sage, 2, f, c, norm=True)),
         "sage-rich": Case("sage", "directed", 2, rich, encoder | _stack(_sage, 2, h, h, norm=True) | head),
         "gin": Case("gin", "ring", 2, {"train_eps": True}, gin),
         "gin-post": Case("gin", "ring", 2, {"activation_cut": "post"}, gin_post),
