@@ -1,4 +1,4 @@
-"""The list of controls: sound cases of every claim, and one seeded defect after another."""
+"""The list of controls: reference numbers, sound cases of every claim, and one seeded defect after another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_control(name: str) -> AnyControl:
 
 
 def seeded_subset(seed: int, size: int = 8) -> list[AnyControl]:
-    """Return all sound controls and a random subset of the defects, in the order of the catalogue.
+    """Return all sound controls, reference numbers among them, and a random subset of the defects, in their order.
 
     Args:
         seed: root seed; equal seeds give equal subsets.
@@ -506,4 +506,4 @@ CONTROLS: dict[str, AnyControl] = {
         *_STATISTICAL,
     )
 }
-"""Every control by name: the sound ones first."""
+"""Every control by name: reference numbers, the sound ones, then the defects."""

@@ -120,7 +120,7 @@ class Suite(BaseModel):
     alpha_total: float = Field(1e-6, gt=0, lt=0.5)
     """Probability that any statistical verdict of a run is wrong; split evenly over its statistical checks."""
     controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
-    """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
+    """True: all; a number: reference numbers, the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
     counterexample: list[CounterexampleTable] = Field(default_factory=list)
     race: list[RaceTable] = Field(default_factory=list)

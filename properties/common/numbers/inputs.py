@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-SEED = 2302_00924
-"""The numbers of LMC's preprint."""
+SEED = 230200924
+"""The number of LMC's preprint, arXiv 2302.00924."""
 
 FEATURES, HIDDEN, OUTPUTS = 3, 4, 3
 
