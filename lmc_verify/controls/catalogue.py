@@ -1,4 +1,4 @@
-"""The list of controls: sound cases of every claim, and one seeded defect after another."""
+"""The list of controls: reference numbers, sound cases of every claim, and one seeded defect after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from lmc_verify.cases import (
 )
 from lmc_verify.controls import defects
 from lmc_verify.controls.altered import alter
-from lmc_verify.controls.control import Control
+from lmc_verify.controls.control import CEILING, AnyControl, Control
+from lmc_verify.controls.numbers import NumbersControl
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.graphs import Graph
@@ -27,15 +28,15 @@ from lmc_verify.seeds import generator
 __all__ = ["CONTROLS", "find_control", "seeded_subset"]
 
 
-def find_control(name: str) -> Control:
+def find_control(name: str) -> AnyControl:
     """Return a control by name; an unknown name is an `UnknownNameError`."""
     if name not in CONTROLS:
         raise UnknownNameError("control", name, CONTROLS)
     return CONTROLS[name]
 
 
-def seeded_subset(seed: int, size: int = 8) -> list[Control]:
-    """Return all sound controls and a random subset of the defects, in the order of the catalogue.
+def seeded_subset(seed: int, size: int = 8) -> list[AnyControl]:
+    """Return all sound controls, reference numbers among them, and a random subset of the defects, in their order.
 
     Args:
         seed: root seed; equal seeds give equal subsets.
@@ -114,27 +115,47 @@ _UNBIASED, _SAMPLED, _EQUAL, _FROZEN, _CONTRACTS, _PATTERN, _REDUCES, _SPREAD = 
 )
 
 
-def _sound(name: str, description: str, claim: str, case: CaseSettings) -> Control:
-    return Control(name, description, "sound", claim, case)
+def _sound(name: str, description: str, claim: str, case: CaseSettings, limit: float | None = None) -> Control:
+    return Control(name, description, "sound", claim, case, limit=limit)
 
 
-def _setting(name: str, description: str, claim: str, sound: CaseSettings, broken: CaseSettings) -> Control:
+def _setting(
+    name: str, description: str, claim: str, sound: CaseSettings, broken: CaseSettings, limit: float | None = None
+) -> Control:
     """Return a defect that is a wrong setting."""
-    return Control(name, description, "defect", claim, sound, broken)
+    return Control(name, description, "defect", claim, sound, broken, limit=limit)
 
 
-def _computed(name: str, description: str, claim: str, sound: CaseSettings, **alterations: Any) -> Control:
+def _computed(
+    name: str, description: str, claim: str, sound: CaseSettings, limit: float | None = None, **alterations: Any
+) -> Control:
     """Return a defect that is a wrong computation; see `Altered` for the alterations."""
-    return _wrapped(name, description, claim, sound, lambda base: alter(base, name, **alterations))
+    return _wrapped(name, description, claim, sound, lambda base: alter(base, name, **alterations), limit)
 
 
 def _wrapped(
-    name: str, description: str, claim: str, sound: CaseSettings, wrap: Callable[[Estimator], Estimator]
+    name: str,
+    description: str,
+    claim: str,
+    sound: CaseSettings,
+    wrap: Callable[[Estimator], Estimator],
+    limit: float | None = None,
 ) -> Control:
-    return Control(name, description, "defect", claim, sound, alter=wrap)
+    return Control(name, description, "defect", claim, sound, alter=wrap, limit=limit)
 
 
 # ---------------------------------------------------------------------------------------------- the catalogue
+
+_NUMBERS = (
+    NumbersControl("graphs", "operators, products, neighbourhoods and batch designs"),
+    NumbersControl("objective", "losses, embeddings, auxiliary variables and gradients of every kind of layer"),
+    NumbersControl("estimators", "gradients, history writes and costs of the compensated family, beta above zero too"),
+    NumbersControl("samplers", "mean estimates over all samples"),
+    NumbersControl("bounds", "proven bounds and Lipschitz constants"),
+    NumbersControl("training", "optimisers, schedules, scores and training runs"),
+    NumbersControl("statistics", "tests by betting, intervals, radii, rates and rounding"),
+    NumbersControl("claims", "the thresholds of claims, and what they measure"),
+)
 
 _SOUND = (
     _sound("sound-backward-sgd", "Backward SGD without a defect", _UNBIASED, _BACKWARD),
@@ -156,7 +177,44 @@ _SOUND = (
     _sound("sound-no-cut-edges", "Cluster-GCN where no edge leaves a batch", _REDUCES, _case("cluster-gcn")),
     _sound("sound-contraction", "LMC's first history contracts by 1 - c/b", _CONTRACTS, _LMC),
     _sound("sound-bias-and-variance", "Backward SGD's variance has its closed form", _SPREAD, _BACKWARD),
-    _sound("sound-census", "the full batch's gradient against Backward SGD's on all batches", _SAMPLED, _drawn(_FULL)),
+    _sound(
+        "sound-census",
+        "the full batch's gradient against Backward SGD's on all batches",
+        _SAMPLED,
+        _drawn(_FULL),
+        CEILING,
+    ),
+)
+
+# A graph on which every sample of two layers can be listed.
+_TINY = CaseSettings(
+    dataset=DatasetSettings.model_validate(
+        {"name": "directed", "num_nodes": 5, "num_edges": 6, "num_classes": 2, "num_features": 2, "num_self_loops": 1}
+        | {"num_isolated": 0}
+    ),
+    model=ModelSettings(layers=2, width=3),
+    design=DesignSettings(name="nodes", per_batch=1),
+)
+
+
+def _tiny(estimator: str, **own: Any) -> CaseSettings:
+    return _TINY.model_copy(update={"estimator": EstimatorSettings.model_validate({"name": estimator, **own})})
+
+
+_AGGREGATION = "sampling/unbiased-aggregation"
+_SAMPLERS = (
+    _sound("sound-saint-node", "GraphSAINT with sampled nodes", _AGGREGATION, _tiny("graphsaint-node", nodes=2), 5e-12),
+    _sound("sound-saint-edge", "GraphSAINT with sampled edges", _AGGREGATION, _tiny("graphsaint-edge", edges=2), 5e-12),
+    _sound(
+        "sound-saint-walk",
+        "GraphSAINT with random walks",
+        _AGGREGATION,
+        _tiny("graphsaint-walk", roots=1, length=2),
+        5e-12,
+    ),
+    _sound("sound-as-gcn", "AS-GCN's learned proposal", _AGGREGATION, _tiny("as-gcn", nodes=1), 5e-12),
+    _sound("sound-labor", "LABOR's weights and vertices", "labor/fewer-vertices", _tiny("labor", fan_out=1)),
+    _sound("sound-vr-gcn", "VR-GCN with exact histories", _UNBIASED, _tiny("vr-gcn", fan_out=1)),
 )
 
 _WEIGHTS = (
@@ -392,12 +450,14 @@ _STATISTICAL = (
         _SAMPLED,
         _drawn(_LMC, design=_LARGE),
         _drawn(_case("lmc-forward-only"), design=_LARGE),
+        limit=0.5,
     ),
     _computed(
         "sign-of-one-layer-drawn",
         "the first layer's gradient negated, on drawn batches",
         _SAMPLED,
         _drawn(_BACKWARD, design=_LARGE),
+        limit=0.6,
         gradient=defects.scaled("layer 1", -1.0),
     ),
     _computed(
@@ -405,6 +465,7 @@ _STATISTICAL = (
         "halo rows enter the bias gradients, on all batches in random order",
         _SAMPLED,
         _drawn(_LMC),
+        limit=CEILING,
         gradient=defects.halo_leak(lambda name: name.endswith("bias")),
     ),
     _computed(
@@ -426,12 +487,23 @@ _STATISTICAL = (
         "the histories stay zero along training",
         "e5/floor-in-step-size",
         _RUNS,
+        limit=0.02,
         write=defects.nothing_written,
     ),
 )
 
-CONTROLS: dict[str, Control] = {
+CONTROLS: dict[str, AnyControl] = {
     control.name: control
-    for control in (*_SOUND, *_WEIGHTS, *_HALO, *_HISTORIES, *_OPERATOR, *_ARITHMETIC, *_STATISTICAL)
+    for control in (
+        *_NUMBERS,
+        *_SOUND,
+        *_SAMPLERS,
+        *_WEIGHTS,
+        *_HALO,
+        *_HISTORIES,
+        *_OPERATOR,
+        *_ARITHMETIC,
+        *_STATISTICAL,
+    )
 }
-"""Every control by name: the sound ones first."""
+"""Every control by name: reference numbers, the sound ones, then the defects."""

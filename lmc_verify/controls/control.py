@@ -1,4 +1,4 @@
-"""What a control is, and how it is run: the claim's check, and the defect's effect measured separately from it."""
+"""What a control is, and how one of a claim is run: the check, and the defect's effect measured separately from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from lmc_verify.cases import Case, CaseSettings, Workspace, build_case, prepared_state, sweep_batches
 from lmc_verify.claims import Outcome, Verdict, find_claim, verdict_of
@@ -17,9 +17,44 @@ from lmc_verify.estimators import Estimator, History
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient, gradient_sum
 
-__all__ = ["Control", "ControlRecord", "ControlResult", "Role", "check_control"]
+__all__ = ["CEILING", "AnyControl", "Control", "ControlRecord", "ControlResult", "Role", "check_control"]
 
 Role = Literal["sound", "defect"]
+
+CEILING = 1e-10
+"""Largest effect, in units of a layer's gradient, that a check of the exact tier may leave undetected on a control's
+case. The cases are well conditioned: checks detect 6e-12 to 3e-11 there."""
+
+
+class AnyControl(Protocol):
+    """What suites and commands know of a control, whatever is compared."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``"halo-leak-into-bias"``."""
+
+    @property
+    def description(self) -> str:
+        """What is broken, or what must hold."""
+
+    @property
+    def role(self) -> Role:
+        """``"sound"`` must be found to hold, ``"defect"`` must be REFUTED."""
+
+    @property
+    def claim(self) -> str:
+        """What is checked, such as the id of a claim."""
+
+    @property
+    def expected(self) -> Outcome:
+        """What must be found."""
+
+    @property
+    def settings(self) -> CaseSettings:
+        """The case that is checked."""
+
+    def check(self, workspace: Workspace) -> ControlResult:
+        """Run the control."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +70,7 @@ class Control:
         broken: settings of the broken case where they differ (a setting that is wrong), else None.
         alter: wraps the sound estimator (a computation that is wrong), else None. It is called again for every use,
             so that an alteration with a memory starts with an empty one.
+        limit: largest effect that the check may leave undetected; None for `ceiling`'s default.
     """
 
     name: str
@@ -44,6 +80,22 @@ class Control:
     sound: CaseSettings
     broken: CaseSettings | None = None
     alter: Callable[[Estimator], Estimator] | None = None
+    limit: float | None = None
+
+    @property
+    def settings(self) -> CaseSettings:
+        """The case that is checked; an alteration comes on top of it."""
+        return self.broken or self.sound
+
+    @property
+    def ceiling(self) -> float | None:
+        """Largest effect that the check may leave undetected: `CEILING` in the exact tier, elsewhere None for any.
+
+        A check that sees less than that has lost its power: its control fails, whatever the verdict.
+        """
+        if self.limit is None and find_claim(self.claim).tier == "exact":
+            return CEILING
+        return self.limit
 
     @cached_property
     def expected(self) -> Outcome:
@@ -58,8 +110,46 @@ class Control:
 
     def checked_case(self, workspace: Workspace) -> Case:
         """Build the case that is checked: with the defect, if there is one."""
-        case = build_case(self.broken or self.sound, workspace)
+        case = build_case(self.settings, workspace)
         return case if self.alter is None else dataclasses.replace(case, estimator=self.alter(case.estimator))
+
+    def check(self, workspace: Workspace) -> ControlResult:
+        """Check the claim, and measure the defect's effect without the check."""
+        case = self.checked_case(workspace)
+        try:
+            verdict = find_claim(self.claim).check(case)
+        except ContractError as error:
+            if self.role == "sound":
+                raise
+            # It is caught before anything could be said about bias, and its size is that of no bias.
+            refused = verdict_of(case, self.claim, Outcome.ERROR, f"refused, the contract is broken: {error}")
+            return ControlResult(self, refused, math.inf, True)
+        verdict = self._with_power(verdict)
+        found = verdict.outcome is self.expected
+        if self.role == "sound":
+            return ControlResult(self, verdict, None, found)
+        effect = _effect(self.claim, self.sound_case(workspace), self.checked_case(workspace))
+        result = ControlResult(self, verdict, effect, found)
+        # A defect without a visible effect on this case cannot be asked for, unless the check should have seen it.
+        if found or result.detectable or not self._has_power(verdict):
+            return result
+        return dataclasses.replace(result, passed=None)
+
+    def _has_power(self, verdict: Verdict) -> bool:
+        limit = verdict.minimum_detectable_effect
+        return self.ceiling is None or (limit is not None and limit <= self.ceiling)
+
+    def _with_power(self, verdict: Verdict) -> Verdict:
+        """Return the verdict, or INCONCLUSIVE with the reason where the check could not have seen what it must see."""
+        if self._has_power(verdict):
+            return verdict
+        limit = verdict.minimum_detectable_effect
+        seen = "it states no detectable effect" if limit is None else f"it detects effects from {limit:.1e} on"
+        summary = (
+            f"the check has lost its power: {seen}, on this case {self.ceiling:.1e} must be detected; "
+            f"look for a tolerance that has grown (it found {verdict.outcome}: {verdict.summary})"
+        )
+        return dataclasses.replace(verdict, outcome=Outcome.INCONCLUSIVE, summary=summary)
 
 
 @dataclass(frozen=True)
@@ -74,7 +164,7 @@ class ControlResult:
         passed: whether the verifier did its duty; None if the effect is too small to ask for it.
     """
 
-    control: Control
+    control: AnyControl
     verdict: Verdict
     effect: float | None
     passed: bool | None
@@ -120,7 +210,7 @@ class ControlRecord:
     crashed: bool = False
 
     @classmethod
-    def of_crash(cls, control: Control) -> ControlRecord:
+    def of_crash(cls, control: AnyControl) -> ControlRecord:
         """Return what is kept of a control whose check crashed: it has not passed."""
         return cls(control.name, control.description, control.role, None, None, False, crashed=True)
 
@@ -137,25 +227,9 @@ class ControlRecord:
         return cls(**{"detectable": None, **values}, crashed="detectable" not in values)
 
 
-def check_control(control: Control, workspace: Workspace | None = None) -> ControlResult:
-    """Run a control: check the claim, and measure the defect's effect without the check."""
-    workspace = workspace or Workspace()
-    case = control.checked_case(workspace)
-    try:
-        verdict = find_claim(control.claim).check(case)
-    except ContractError as error:
-        if control.role == "sound":
-            raise
-        # It is caught before anything could be said about bias, and its size is that of no bias.
-        refused = verdict_of(case, control.claim, Outcome.ERROR, f"refused, the contract is broken: {error}")
-        return ControlResult(control, refused, math.inf, True)
-    found = verdict.outcome is control.expected
-    if control.role == "sound":
-        return ControlResult(control, verdict, None, found)
-    effect = _effect(control.claim, control.sound_case(workspace), control.checked_case(workspace))
-    result = ControlResult(control, verdict, effect, found)
-    # A defect without a visible effect on this case cannot be asked for.
-    return result if found or result.detectable else dataclasses.replace(result, passed=None)
+def check_control(control: AnyControl, workspace: Workspace | None = None) -> ControlResult:
+    """Run a control."""
+    return control.check(workspace or Workspace())
 
 
 # ---------------------------------------------------------------------------------------------- the effect

@@ -21,7 +21,7 @@ from lmc_verify.cases import (
     reproduction_command,
 )
 from lmc_verify.claims import CLAIMS, Outcome, Verdict, find_claim
-from lmc_verify.controls import Control, ControlRecord, check_control
+from lmc_verify.controls import AnyControl, ControlRecord, check_control
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
@@ -48,12 +48,12 @@ class Planned:
     settings: CaseSettings
     expected: Outcome | None
     optional: bool = False
-    control: Control | None = None
+    control: AnyControl | None = None
 
     @classmethod
-    def of_control(cls, control: Control) -> Planned:
+    def of_control(cls, control: AnyControl) -> Planned:
         """Plan a control, with the outcome that it must have."""
-        return cls("control", control.claim, control.broken or control.sound, control.expected, control=control)
+        return cls("control", control.claim, control.settings, control.expected, control=control)
 
     @property
     def key(self) -> str:

@@ -54,7 +54,7 @@ from lmc_verify.cases import (
     check_dataset,
 )
 from lmc_verify.claims import Outcome, find_claim
-from lmc_verify.controls import CONTROLS, Control, find_control, seeded_subset
+from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
@@ -120,7 +120,7 @@ class Suite(BaseModel):
     alpha_total: float = Field(1e-6, gt=0, lt=0.5)
     """Probability that any statistical verdict of a run is wrong; split evenly over its statistical checks."""
     controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
-    """True: all; a number: the sound ones and as many defects, chosen by the seed; or names."""
+    """True: all; a number: reference numbers, the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
     counterexample: list[CounterexampleTable] = Field(default_factory=list)
     race: list[RaceTable] = Field(default_factory=list)
@@ -214,7 +214,7 @@ class Suite(BaseModel):
                 raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {error}") from error
         return list(planned.values())
 
-    def _controls(self) -> list[Control]:
+    def _controls(self) -> list[AnyControl]:
         if isinstance(self.controls, list):
             return [find_control(name) for name in self.controls]
         if isinstance(self.controls, bool):

@@ -27,18 +27,21 @@ from lmc_verify.claims.claim import verdict_of
 from lmc_verify.claims.residuals import Residuals, relative_by_layer
 from lmc_verify.cli.print_verdicts import print_controls
 from lmc_verify.controls import (
-    CONTROLS,
+    CEILING,
     Altered,
+    AnyControl,
     Control,
     ControlRecord,
     ControlResult,
     MutationScore,
+    NumbersControl,
     alter,
     check_control,
     defects,
     find_control,
     seeded_subset,
 )
+from lmc_verify.controls import CONTROLS as ALL
 from lmc_verify.controls import control as model
 from lmc_verify.controls.control import Role
 from lmc_verify.encoding import decode, encode
@@ -53,6 +56,9 @@ from lmc_verify.runs.records import Records
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
 
+CONTROLS = {name: control for name, control in ALL.items() if isinstance(control, Control)}
+"""Those that check a claim; the others are in test_reference_numbers.py."""
+NUMBERS = [name for name, control in ALL.items() if isinstance(control, NumbersControl)]
 SOUND = [name for name, control in CONTROLS.items() if control.role == "sound"]
 DEFECTS = [name for name, control in CONTROLS.items() if control.role == "defect"]
 LAWLESS = ["gradient-accumulated"]
@@ -72,7 +78,7 @@ def test_the_catalogue_has_both_roles_for_every_enumerated_claim() -> None:
     assert len(SOUND) >= 5
     assert 24 <= len(DEFECTS) <= 40
     assert all(control.name == name and control.description for name, control in CONTROLS.items())
-    assert list(CONTROLS) == SOUND + DEFECTS
+    assert list(ALL) == NUMBERS + SOUND + DEFECTS
     exact = {claim.id for claim in CLAIMS.values() if claim.tier == "exact"} & {
         "theorem-1/unbiased",
         "e1/equals-backward-sgd",
@@ -172,7 +178,8 @@ def test_all_controls_are_cheap() -> None:
     for control in CONTROLS.values():
         case = control.sound_case(WORKSPACE)
         assert case.graph.num_nodes <= 64
-        assert case.design.support_size <= (500 if "drawn" in control.name else 64)
+        assert case.base_design.support_size <= (500 if "drawn" in control.name else 64)
+        assert case.design.support_size <= 1000  # with the samples of an estimator
 
 
 # --- a defect is one thing -----------------------------------------------------------------------------
@@ -441,18 +448,61 @@ def test_a_verdict_without_a_detectable_effect_excuses_nothing(monkeypatch: pyte
     assert check_control(control, WORKSPACE).passed is False
 
 
-def test_an_inflated_tolerance_is_caught_by_nobody_but_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a wide tolerance small defects are not asked for, but sound estimators are not exact any more."""
+# --- power ---------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("name", ["sound-backward-sgd", "sound-lmc", "sign-of-one-layer", "float16-gradient"])
+@pytest.mark.parametrize("factor", [100, 1000, 10**9])
+def test_a_tolerance_that_has_grown_fails_the_control(name: str, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound estimator is still exact and a gross defect still refuted: only what could be detected tells."""
     sharp = Residuals.of
 
     def generous(*args: Any, terms: int, **settings: Any) -> Residuals:
-        return sharp(*args, terms=terms * 10**9, **settings)
+        return sharp(*args, terms=terms * factor, **settings)
 
     monkeypatch.setattr(Residuals, "of", generous)
-    assert check_control(CONTROLS["float16-gradient"], WORKSPACE).passed is None
-    assert check_control(CONTROLS["sign-of-one-layer"], WORKSPACE).passed is True
-    assert check_control(CONTROLS["sound-backward-sgd"], WORKSPACE).passed is False
+    result = check_control(CONTROLS[name], WORKSPACE)
+    assert (result.passed, result.verdict.outcome) == (False, Outcome.INCONCLUSIVE)
+    assert "the check has lost its power: it detects effects from" in result.verdict.summary
+    assert "1.0e-10 must be detected" in result.verdict.summary
+
+
+def test_a_refutation_factor_of_1e5_fails_the_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("claims.residuals", "statistics.rounding", "claims.consequences.e8_bias_and_variance"):
+        monkeypatch.setattr(f"lmc_verify.{module}.REFUTATION_FACTOR", 1e5)
+    failed = [name for name in SOUND if check_control(CONTROLS[name], WORKSPACE).passed is False]
+    assert {"sound-backward-sgd", "sound-lmc", "sound-bias-and-variance", "sound-trained-encoder"} <= set(failed)
+
+
+@pytest.mark.parametrize("name", [*SOUND, *MEASURED])
+def test_a_check_sees_what_it_must_with_less_than_a_factor_of_thirty_to_spare(name: str) -> None:
+    """Else the ceiling is so high that it says nothing; without one nothing is asked of the check's power."""
+    ceiling, limit = CONTROLS[name].ceiling, checked(name).verdict.minimum_detectable_effect
+    assert ceiling is not None
+    assert limit is not None
+    assert limit <= ceiling <= 30 * limit
+    assert ceiling <= CEILING or find_claim(CONTROLS[name].claim).tier != "exact"
+
+
+def test_a_check_that_states_no_detectable_effect_fails_a_sound_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    control = CONTROLS["sound-backward-sgd"]
+    claim = CLAIMS[control.claim]
+    mute = dataclasses.replace(
+        claim, check=lambda case: verdict_of(case, claim.id, Outcome.EXACT, "measured nothing", residuals=None)
+    )
+    monkeypatch.setitem(CLAIMS, claim.id, mute)
+    result = check_control(control, WORKSPACE)
+    assert result.passed is False
+    assert "it states no detectable effect" in result.verdict.summary
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(0.1, True), (0.09, False), (None, True)])
+def test_elsewhere_than_in_the_exact_tier_the_limit_is_the_control_s_own(
+    limit: float | None, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLAIMS, "test/claim", statistical(Outcome.SUPPORTED, 0.1))
+    sound = dataclasses.replace(CONTROLS["sound-backward-sgd"], claim="test/claim", limit=limit)
+    assert check_control(sound, WORKSPACE).passed is passed
 
 
 def test_a_run_with_a_blinded_verifier_exits_with_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,7 +730,7 @@ def test_without_defects_there_is_no_score() -> None:
 # --- subsets -------------------------------------------------------------------------------------------
 
 
-def names(controls: list[Control]) -> list[str]:
+def names(controls: list[AnyControl]) -> list[str]:
     return [control.name for control in controls]
 
 
@@ -688,16 +738,16 @@ def names(controls: list[Control]) -> list[str]:
 def test_a_subset_is_seeded_and_in_order_with_all_sound_controls(seed: int, size: int) -> None:
     subset = names(seeded_subset(seed, size))
     assert subset == names(seeded_subset(seed, size))
-    assert subset == [name for name in CONTROLS if name in subset]
-    assert subset[: len(SOUND)] == SOUND
-    assert len(subset) == len(SOUND) + size
+    assert subset == [name for name in ALL if name in subset]
+    assert subset[: len(NUMBERS + SOUND)] == NUMBERS + SOUND
+    assert len(subset) == len(NUMBERS + SOUND) + size
 
 
 def test_subsets_differ_between_seeds_and_cover_every_defect() -> None:
     subsets = [tuple(names(seeded_subset(seed))) for seed in range(100)]
     assert len(set(subsets)) > 95
-    assert {name for subset in subsets for name in subset} == set(CONTROLS)
-    assert {len(subset) for subset in subsets} == {len(SOUND) + 8}
+    assert {name for subset in subsets for name in subset} == set(ALL)
+    assert {len(subset) for subset in subsets} == {len(NUMBERS + SOUND) + 8}
 
 
 @pytest.mark.parametrize("size", [-1, len(DEFECTS) + 1])

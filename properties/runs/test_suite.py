@@ -23,7 +23,7 @@ from lmc_verify.cases.case import build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, find_claim
-from lmc_verify.controls import CONTROLS
+from lmc_verify.controls import CONTROLS, REFERENCE_NUMBERS
 from lmc_verify.datasets.registry import dataset_info
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
@@ -62,7 +62,7 @@ def test_a_shipped_suite_can_be_planned(name: str) -> None:
     assert len(controls) == len(CONTROLS) or load_suite(name).controls is not True
     assert len([control for control in controls if control.role == "defect"]) >= 8
     for trial in plan:
-        assert find_claim(trial.claim).id == trial.claim
+        assert trial.claim == REFERENCE_NUMBERS or find_claim(trial.claim).id == trial.claim
         assert trial.settings.estimator.name in ESTIMATORS
         assert dataset_info(trial.settings.dataset.name).name == trial.settings.dataset.name
         assert trial.optional == (trial.kind == "claim" and dataset_info(trial.settings.dataset.name).needs_files)

@@ -1,0 +1,159 @@
+"""What claims state as evidence, and the constants that decide them, each with its source."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.numbers.dense import Dense
+from common.numbers.runs import flat, one_step, write, zeros
+from common.numbers.steps import exact, mask
+from common.numbers.training import design, estimates, known, layers_of
+
+THRESHOLDS: dict[str, Any] = {
+    # The exact tier: what is exact, refuted, or too badly conditioned to say.
+    "lmc_verify.statistics.rounding:UNIT_ROUNDOFF": 2.0**-53,
+    "lmc_verify.statistics.rounding:REFUTATION_FACTOR": 100.0,
+    "lmc_verify.claims.residuals:RESOLUTION_LIMIT": 1e-8,
+    "lmc_verify.claims.consequences.e2_exact_when_frozen:HISTORY_ROUNDING": 4,
+    "lmc_verify.claims.consequences.e3_contraction:ROUNDING": 4,
+    "lmc_verify.claims.consequences.e3_contraction:WIDTH": 0.02,
+    "lmc_verify.claims.consequences.e8_bias_and_variance:SQUARE_ROUNDING": 8,
+    "lmc_verify.claims.samplers.unbiased_aggregation:ROUNDING": 1e-11,
+    "lmc_verify.claims.samplers.labor_fewer_vertices:ROUNDING": 4,
+    "lmc_verify.claims.samplers.error_below_baseline:RELATIVE_ROUNDING": 1e-9,
+    "lmc_verify.claims.samplers.unbiased_without_nonlinearity:AFFINE_ROUNDING": 1e-9,
+    "lmc_verify.claims.samplers.top_exact_in_span:SPAN": 1e-12,
+    "lmc_verify.claims.assumptions:UNIFORM_ROUNDING": 1e-12,
+    "lmc_verify.claims.assumptions:INCLUSION_ROUNDING": 1e-9,
+    "lmc_verify.claims.diagnosis:SINGLE_PRECISION": [1e-9, 1e-6],
+    # The exponents of Theorems 2 and 3, and of E4 and E5.
+    "lmc_verify.claims.consequences.e4_floor_linear_in_beta:SLOPE": 1.0,
+    "lmc_verify.claims.consequences.e4_floor_linear_in_beta:LINEAR": 0.2,
+    "lmc_verify.claims.consequences.e5_floor_in_step_size:SLOPE": 0.5,
+    "lmc_verify.claims.theorems.theorem_2_decay_and_floor:SLOPE": 1.0,
+    "lmc_verify.claims.theorems.theorem_3_rate:SLOPE": -1 / 6,
+    "lmc_verify.claims.theorems.theorem_3_rate:SCHEDULE": -2 / 3,
+    # What is called vacuous, negligible, a plateau, or near a floor.
+    "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:VACUOUS_SLACK": 100.0,
+    "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:NEGLIGIBLE": 1e-9,
+    "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:NORM_ROUNDING": 1e-12,
+    "lmc_verify.claims.theorems.theorem_2_decay_and_floor:REMAINS": 0.5,
+    "lmc_verify.claims.theorems.theorem_2_decay_and_floor:FIT_ERROR": 0.5,
+    "lmc_verify.claims.theorems.theorem_3_relative_bias:LIMIT": 1.0,
+    "lmc_verify.claims.theorems.theorem_3_relative_bias:APPROACH": 0.5,
+    "lmc_verify.claims.theorems.theorem_3_fixed_point:PLATEAU": 4.0,
+    "lmc_verify.claims.theorems.theorem_3_fixed_point:STILL": 0.5,
+    "lmc_verify.claims.theorems.theorem_3_rate:CONTROL_STEP": 0.5,
+    "lmc_verify.claims.theorems.theorem_3_rate:FLOOR": 1e-10,
+    "lmc_verify.claims.bias_curves:NEGLIGIBLE": 1e-10,
+    "lmc_verify.claims.bias_curves:APART": 0.25,
+    "lmc_verify.statistics.rates:FLOOR_FACTOR": 5.0,
+    "lmc_verify.statistics.betting:RANGE_SLACK": 1e-9,
+}
+"""Values of named constants, by module and name."""
+
+SWEEPS = 6
+
+BETAS = [0.4, 0.2, 0.1]
+CURVES = [
+    [[(0.3 + 0.02 * seed) * beta ** (1 + 0.05 * seed) * (1 + 0.5**step) for step in range(6)] for beta in BETAS]
+    for seed in range(7)
+]
+"""Bias curves [seeds, betas, steps]: floors with a slope of 1 and a little more, and a transient before them."""
+
+DISTANCES = [[0.1 + 0.01 * seed, 0.05, 0.0] for seed in range(7)]
+LATE = 4
+
+
+def _floors() -> dict[str, Any]:
+    """Return what the late ends of curves say of the slope in beta, at a level of 2^(1 - 7)."""
+    curves = np.array(CURVES)
+    floors = curves[:, :, -LATE:].mean(axis=2)
+    slopes = sorted(float(np.polyfit(np.log(BETAS), np.log(row), 1)[0]) for row in floors)
+    return {
+        "floors": floors.tolist(),
+        "slope": [float(np.median(slopes)), slopes[0], slopes[-1]],
+        "apart": float(np.median([max(row) for row in DISTANCES])),
+        # Inside of [0.9, 2] and of [1/2, oo); beyond 1.5; around the median; and of runs that are too far apart.
+        "outcomes": ["SUPPORTED", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "INCONCLUSIVE"],
+        "flags": [0, 0, 1, 1],
+        # 2 L histories that follow each other, each until a row is missed with probability 1/1000; then 1/pi apart.
+        "mixing": [6 * math.ceil(math.log(1e-3) / math.log(1 - 2 / 3))],
+        "late": [6 * math.ceil(math.log(1e-3) / math.log(1 - 2 / 3)) + 2 * k for k in range(LATE)],
+        "scales": [1.0, 0.5, 0.25, 0.125, 0.0625],
+    }
+
+
+def _by_layer(model: Dense, gradient: torch.Tensor) -> np.ndarray:
+    return np.array([float(gradient[part].norm()) for part in layers_of(model)])
+
+
+def _moments(inputs: dict[str, Any], name: str, settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Return bias, deviation, root mean square and mean error by layer, in units of the layer's gradient."""
+    model = Dense(inputs, "gcn")
+    gradient, drawn = flat(exact(model).gradient), estimates(Dense(inputs, "gcn"), name, settings, known(model))
+    mean = sum(p * g for p, g in drawn)
+    unit = _by_layer(model, gradient)
+    square = sum(p * _by_layer(model, g - gradient) ** 2 for p, g in drawn)
+    return {
+        "bias": (_by_layer(model, mean - gradient) / unit).tolist(),
+        "deviation": (np.sqrt(sum(p * _by_layer(model, g - mean) ** 2 for p, g in drawn)) / unit).tolist(),
+        "error": (np.sqrt(square) / unit).tolist(),
+        "relative-error": (sum(p * _by_layer(model, g - gradient) for p, g in drawn) / unit).tolist(),
+    }
+
+
+def _differences(inputs: dict[str, Any]) -> list[float]:
+    """Return GAS's largest difference from Backward SGD by layer, over the batches, from exact histories."""
+    model = Dense(inputs, "gcn")
+    held = known(model)
+    found = []
+    for batch, scale, _ in design(model, 2):
+        got, want = (one_step(model, name, {}, batch, held, scale).gradient for name in ("gas", "backward-sgd"))
+        found.append(_by_layer(model, flat(got) - flat(want)))
+    worst: list[float] = (np.max(found, axis=0) / _by_layer(model, flat(exact(model).gradient))).tolist()
+    return worst
+
+
+def _sweeps(inputs: dict[str, Any], settings: dict[str, Any]) -> list[float]:
+    """Return LMC's largest gradient error of each sweep over the clusters {0, 1} and {2}, from zero histories."""
+    model = Dense(inputs, "gcn")
+    held, unit, out = zeros(model), float(flat(exact(model).gradient).norm()), []
+    batches = [[int(node) for node in np.flatnonzero(np.isin(model.clusters, some))] for some in ((0, 1), (2,))]
+    for _ in range(SWEEPS):
+        errors = []
+        for batch in batches:
+            scale = 2 * mask(model, batch)
+            found = one_step(model, "lmc", settings, batch, held, scale)
+            wanted = one_step(model, "backward-sgd", {}, batch, held, scale)
+            write(held, found, batch)
+            errors.append(float((flat(found.gradient) - flat(wanted.gradient)).norm()) / unit)
+        out.append(max(errors))
+    return out
+
+
+def values(inputs: dict[str, Any]) -> dict[str, Any]:
+    u = 2.0**-53
+    gas, lmc = _moments(inputs, "gas", {}), _moments(inputs, "lmc", {"beta": 0.4})
+    return {
+        **{f"threshold/{name}": value for name, value in THRESHOLDS.items()},
+        **{f"gas/{key}": value for key, value in gas.items()},
+        **{f"lmc/{key}": value for key, value in lmc.items()},
+        "differences/largest": _differences(inputs),
+        "sweeps/largest": _sweeps(inputs, {}),
+        "sweeps-with-beta/largest": _sweeps(inputs, {"beta": 0.4}),
+        **{f"curves/{key}": value for key, value in _floors().items()},
+        "gas/outcomes": ["REFUTED", "EXACT"],
+        "lmc/outcomes": ["REFUTED", "EXACT"],
+        "differences/outcome": "REFUTED",
+        "sweeps/outcome": "EXACT",
+        "sweeps-with-beta/outcome": "REFUTED",
+        # gamma_112 times the magnitude in units of the layer, and a hundred times that.
+        "residuals/tolerance": [112 * u / (1 - 112 * u) * 3.0 / 5.0, 100 * 112 * u / (1 - 112 * u) * 3.0 / 5.0],
+        "residuals/outcomes": ["EXACT", "INCONCLUSIVE", "REFUTED", "INCONCLUSIVE", "NOT_APPLICABLE"],
+        "residuals/value": math.sqrt(0.5**2 + 1.2**2) / 5.0,
+    }
