@@ -18,10 +18,12 @@ import numpy.typing as npt
 from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
+from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, properties_of, with_beta
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
+from lmc_verify.statistics.floors import FloorReading
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
     MedianInterval,
@@ -43,6 +45,8 @@ __all__ = [
     "expect_before_halo",
     "expect_vanishing",
     "expect_with_exact_histories",
+    "floor_evidence",
+    "floor_words",
     "late_steps",
     "measure",
     "mixing_steps",
@@ -252,8 +256,28 @@ def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:
     )
 
 
+def floor_words(reading: FloorReading, limit: float) -> str:
+    """Say which floor was fitted to a curve that falls, with its interval, and what it does to the slope."""
+    low, high = reading.interval
+    found = f"fitted floor {reading.fit.floor:.2g}, {reading.share:.0%} of the last mean (in [{low:.0%}, {high:.0%}])"
+    if reading.near:
+        return f"{found}: too near for a slope to be read, the last mean must be {FLOOR_FACTOR:.0f} times the floor"
+    if not reading.keeps_slope:
+        return f"{found}: with a floor that large the slope at the end of the range need not keep {fraction(limit)}"
+    return f"{found}, and with it the slope at the end of the range keeps {fraction(limit)}"
+
+
+def floor_evidence(reading: FloorReading) -> list[Evidence]:
+    """Return the fitted floor's share of the last mean, with its interval and the largest at which slopes are read."""
+    low, high = reading.interval
+    return [Evidence("fitted floor / last mean", reading.share, 1 / FLOOR_FACTOR, "share", "rates", low, high)]
+
+
 class FloorSlope:
     """The log-log slope of the floor against what is varied: one per seed, and an interval for their median.
+
+    As what is varied goes to zero the floor must go on falling. A part of it that stays (dropped messages, a leak) is a
+    floor of the floor, and bends the curve: see `lmc_verify.statistics.floors`.
 
     Args:
         curves: the curves.
@@ -262,7 +286,9 @@ class FloorSlope:
 
     def __init__(self, curves: BiasCurves, alpha: float) -> None:
         self._values = [loglog_slope(curves.values, floors) for floors in curves.floors]
-        self._alpha, self._apart = alpha, curves.apart
+        self._alpha, self._apart, self._curves = alpha, curves.apart, curves
+        self._reading: FloorReading | None = None
+        self._lower = 0.0
         self.interval: MedianInterval = median_interval(self._values, alpha)
         self._advice = ""
 
@@ -273,7 +299,11 @@ class FloorSlope:
         if self.interval.exists and not (self.interval.inside(lower, upper) or self.interval.outside(lower, upper)):
             self._advice = "; " + more_seeds(self._values, self._alpha, lower, upper)
         if self.interval.inside(lower, upper):
-            return Outcome.SUPPORTED
+            # The curve falls as 1/value grows, with the slope's sign changed.
+            order = np.argsort(self._curves.values)[::-1]
+            x = [1 / self._curves.values[place] for place in order]
+            self._reading, self._lower = FloorReading(x, self._curves.floors[:, order], -lower, self._alpha), lower
+            return Outcome.SUPPORTED if self._reading.clear else Outcome.INCONCLUSIVE
         return Outcome.REFUTED if self.interval.outside(lower, upper) else Outcome.INCONCLUSIVE
 
     @property
@@ -287,6 +317,12 @@ class FloorSlope:
                 f"sampling.seeds to {needed}"
             )
         words = f"{found.median:.2f}, in [{found.low:.2f}, {found.high:.2f}] over {found.draws} seeds"
+        if self._reading is not None:
+            words += f"; {floor_words(self._reading, self._lower)}"
+            if not self._reading.clear:
+                longest = self._reading.deciding_length()
+                where = f"down to about {1 / longest:.2g}" if longest else "much farther down"
+                words += f"; a grid that reaches {where} would decide, start it lower"
         if self._apart > APART:
             words += (
                 f" (not read: the exact gradients of the runs differ by {self._apart:.2g} of the gradient at the "
@@ -318,6 +354,7 @@ class FloorSlope:
             histories="zero",
             evidence=[
                 Evidence("floor", found.median, limit, "log-log slope", "rates", *found.ends),
+                *(floor_evidence(self._reading) if self._reading is not None else ()),
                 *evidence,
                 Evidence("distance between the ends of runs", self._apart, APART, group="place"),
             ],

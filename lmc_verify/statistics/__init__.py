@@ -3,6 +3,7 @@
 from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
+from lmc_verify.statistics.floors import FloorReading, PowerFit, fit_power
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
 from lmc_verify.statistics.ledger import ErrorLedger, LedgerRow
 from lmc_verify.statistics.quadratic import expected_norm, known_slope, measured_norms
@@ -28,10 +29,12 @@ __all__ = [
     "DecayFit",
     "DesignMoments",
     "ErrorLedger",
+    "FloorReading",
     "LedgerRow",
     "MeanInterval",
     "MedianInterval",
     "MomentAccumulator",
+    "PowerFit",
     "combine",
     "decide",
     "detectable_margin",
@@ -40,6 +43,7 @@ __all__ = [
     "draws_to_width",
     "expected_norm",
     "fit_decay",
+    "fit_power",
     "gamma",
     "known_slope",
     "loglog_slope",
