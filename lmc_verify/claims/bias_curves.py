@@ -103,6 +103,12 @@ class BiasCurves:
         return late
 
     @property
+    def diverged(self) -> int:
+        """How many runs had a bias or an exact gradient that is not finite at some snapshot."""
+        finite = np.isfinite(self.bias).all(axis=2) & np.isfinite(self.gradient).all(axis=2)
+        return int((~finite | ~np.isfinite(self.distances)).sum())
+
+    @property
     def vanishes(self) -> bool:
         """Whether every bias is rounding."""
         return bool((self.bias <= NEGLIGIBLE).all())
@@ -206,7 +212,13 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         curves: what was measured.
         without_bias: the outcome where there is no bias at any step.
     """
-    if curves.vanishes and not curves.dead:
+    if curves.diverged:
+        outcome = Outcome.INCONCLUSIVE
+        summary = (
+            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: their gradients or biases are not finite, "
+            "and no slope is read; choose a smaller training.step_size, or scale features and parameters down"
+        )
+    elif curves.vanishes and not curves.dead:
         outcome = without_bias
         summary = f"no bias at any step: at most {curves.bias.max():.1e} of the gradient's norm"
     elif curves.dead:
@@ -230,6 +242,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         summary,
         histories="zero",
         evidence=[
+            *([Evidence("runs that diverged", curves.diverged, 0.0, "runs", "bias")] if curves.diverged else []),
             Evidence("largest bias at any step", float(curves.bias.max()), NEGLIGIBLE, group="bias"),
             *(
                 Evidence(f"smallest floor at {value:.3g}", float(floor), NEGLIGIBLE, group="bias")

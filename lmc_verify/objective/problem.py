@@ -21,6 +21,9 @@ from lmc_verify.objective.losses import LOSSES, node_losses
 
 __all__ = ["Gradient", "Problem", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
 
+_SQUARES = (1e-290, 1e290)
+"""Between these a sum of squares has neither lost digits nor overflowed."""
+
 Gradient = dict[str, Tensor]
 """A gradient by parameter name, in ``model.named_parameters()`` order."""
 
@@ -309,8 +312,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def gradient_norm(gradient: Gradient) -> float:
-    """Euclidean norm over all parameters."""
-    return math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradient.values()))
+    """Euclidean norm over all parameters, also where squares leave the range of float64 (beyond 1e154 or 1e-154)."""
+    square = sum(float(g.detach().double().square().sum()) for g in gradient.values())
+    if _SQUARES[0] < square < _SQUARES[1]:
+        return math.sqrt(square)
+    largest = max((float(g.detach().abs().max()) for g in gradient.values() if g.numel()), default=0.0)
+    if not 0 < largest < math.inf:  # zero; or infinite or NaN, and so is the norm
+        return largest
+    scaled = (g.detach().double() / largest for g in gradient.values())
+    return largest * math.sqrt(sum(float(g.square().sum()) for g in scaled))
 
 
 def gradient_sum(left: Gradient, right: Gradient, scale: float = 1.0) -> Gradient:

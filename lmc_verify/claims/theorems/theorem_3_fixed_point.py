@@ -18,7 +18,7 @@ from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
-from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+from lmc_verify.training import HUGE, TrainingRun, conditional_bias, weighted_batches
 
 __all__ = ["FIXED_POINT", "SOURCE", "snapshot_steps"]
 
@@ -62,7 +62,7 @@ def check_fixed_point(case: Case) -> Verdict:
     for step in range(steps + 1):
         exact = exact_pass(run.problem)
         norms.append(gradient_norm(exact.gradient))
-        if not math.isfinite(norms[-1]):
+        if not norms[-1] <= HUGE:
             break
         here = dataclasses.replace(case, problem=run.problem, exact=exact, histories="exact")
         if step in snapshots:
@@ -76,11 +76,12 @@ def check_fixed_point(case: Case) -> Verdict:
         if step < steps:
             run.descend(update)
     if residuals is None:
-        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient is not finite to begin with")
+        large = f"the exact gradient is {norms[0]:.1e} to begin with, beyond {HUGE:.0e} products overflow; scale the"
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, f"{large} features or the parameters down")
     (_, _, first), (_, update_norm, last) = rows[0], rows[-1]
     found = residuals.outcome
     ratio = last / update_norm if update_norm > 0 else (math.inf if last > 0 else 1.0)
-    diverged = not math.isfinite(norms[-1])
+    diverged = not norms[-1] <= HUGE
     vanished = last <= RESOLUTION_LIMIT * max(norms)
     still = not diverged and not vanished and last >= STILL * norms[steps // 2]
     if found is Outcome.REFUTED and not (ratio >= PLATEAU and still):

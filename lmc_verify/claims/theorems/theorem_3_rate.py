@@ -132,8 +132,15 @@ def check(case: Case) -> Verdict:
     works, control = _control(case, seeds, alpha)
     reference = _full_batch(case)
     floor = FLOOR * gradient_norm(case.exact.gradient)
-    if near_floor([*means.ravel(), *reference], floor):
-        outcome, slope, slopes, floor_found = Outcome.INCONCLUSIVE, None, [], []
+    slope: MedianInterval | None = None
+    slopes: list[float] = []
+    floor_found: list[Evidence] = []
+    outcome = Outcome.INCONCLUSIVE
+    if not np.isfinite(means).all() or not np.isfinite(reference).all():
+        count = int((~np.isfinite(means)).sum())
+        who = f"{count:,} of {means.size:,} means are" if count else "that of full-batch gradient descent is"
+        summary = f"training diverged: {who} not finite, and no slope is read; choose a smaller training.step_size"
+    elif near_floor([*means.ravel(), *reference], floor):
         smallest = min(float(means.min()), *reference)
         summary = (
             f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times its "

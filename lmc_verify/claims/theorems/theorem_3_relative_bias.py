@@ -76,7 +76,8 @@ def check_relative_bias(case: Case) -> Verdict:
                 run.state.apply(checked_estimate(estimator, run.problem, run.state, run.draw(), finite=False).writes)
                 run.descend(exact.gradient)
     late = relative[:, -LATE:]
-    if not np.isfinite(norms).all():
+    finite = bool(np.isfinite(norms).all() and np.isfinite(relative).all())
+    if not finite:
         outcome = Outcome.INCONCLUSIVE
     elif not (norms[-LATE:] > 0).all():
         outcome = Outcome.NOT_APPLICABLE
@@ -91,8 +92,12 @@ def check_relative_bias(case: Case) -> Verdict:
         f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} "
         f"times the gradient"
     )
-    if not np.isfinite(norms).all():
-        summary = "the run diverged: it approaches no stationary point; lower training.step_size"
+    if not finite:
+        what = "bias" if np.isfinite(norms).all() else "exact gradient"
+        summary = (
+            f"the run diverged: the {what} is not finite everywhere on the path, which approaches no stationary point; "
+            "lower training.step_size"
+        )
     elif outcome is Outcome.INCONCLUSIVE:
         below = bool((late < LIMIT).all())
         both_sides = f"the last snapshots lie on both sides of {fraction(LIMIT)}"
