@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
@@ -86,6 +88,7 @@ class BiasCurves:
         steps: of the snapshots; the last `SNAPSHOTS` of them are late.
         bias: its norm in units of the exact gradient's norm at the start [seeds, values, steps].
         gradient: norm of the exact gradient there, in the same unit [seeds, values, steps].
+        looks: which parameter the bias sits in, at the last snapshot of the first seed's last run, for a summary.
         distances: how far the exact gradients of a run are from those of the same seed's last run, at the late snapshot
             where it is most, in the same unit [seeds, values].
     """
@@ -95,6 +98,7 @@ class BiasCurves:
     bias: Matrix
     gradient: Matrix
     distances: Matrix
+    looks: str = ""
 
     @property
     def floors(self) -> Matrix:
@@ -177,6 +181,7 @@ def measure(
     unit = gradient_norm(case.exact.gradient) or 1.0
     biases, gradients = np.empty((2, seeds, len(runs), len(steps)))
     distances = np.empty((seeds, len(runs)))
+    looks = ""
     for seed in range(seeds):
         late: list[list[Gradient]] = []
         for place, (_, estimator, step_size) in enumerate(runs):
@@ -197,10 +202,12 @@ def measure(
                 gradients[seed, place, index] = gradient_norm(exact.gradient) / unit
                 if index >= len(steps) - SNAPSHOTS:
                     late[place].append(exact.gradient)
+            if seed == 0 and place == len(runs) - 1:
+                looks = worst_parameter(bias, exact.gradient, NEGLIGIBLE)
         for place, own in enumerate(late):
             pairs = zip(own, late[-1], strict=True)
             distances[seed, place] = max(gradient_norm(gradient_sum(one, last, -1.0)) for one, last in pairs) / unit
-    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances)
+    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances, looks)
 
 
 def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outcome) -> Verdict | None:
@@ -215,7 +222,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
     if curves.diverged:
         outcome = Outcome.INCONCLUSIVE
         summary = (
-            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: their gradients or biases are not finite, "
+            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: gradients or biases are not finite, "
             "and no slope is read; choose a smaller training.step_size, or scale features and parameters down"
         )
     elif curves.vanishes and not curves.dead:
@@ -343,6 +350,10 @@ class FloorSlope:
             )
         return words
 
+    def _cause(self, case: Case, claim: Claim, outcome: Outcome) -> str:
+        """Return what leads to the cause of a refutation: the parameter that the bias sits in, and what is assumed."""
+        return self._curves.looks + explained(case, claim) if outcome is Outcome.REFUTED else ""
+
     def verdict(
         self,
         case: Case,
@@ -363,7 +374,7 @@ class FloorSlope:
             case,
             claim.id,
             outcome,
-            summary + self._advice,
+            summary + self._advice + self._cause(case, claim, outcome),
             histories="zero",
             evidence=[
                 Evidence("floor", found.median, limit, "log-log slope", "rates", *found.ends),

@@ -198,7 +198,9 @@ class FloorReading:
             raise ValueError(f"curves have the shape {values.shape}, they must be [seeds, points]")
         self._logs, self._alpha, self._slope = np.log(values), alpha, slope
         self.fit = fit_power(x, np.exp(self._logs.mean(axis=0)).tolist())
-        self.end: MedianInterval = median_interval(_Null.of_slope(slope).scores(self._log_x, self._logs).tolist(), alpha)
+        self.end: MedianInterval = median_interval(
+            _Null.of_slope(slope).scores(self._log_x, self._logs).tolist(), alpha
+        )
 
     @property
     def share(self) -> float:

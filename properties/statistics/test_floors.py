@@ -38,9 +38,9 @@ def supported(curves: Curves, alpha: float, x: Any = LENGTHS) -> tuple[bool, boo
 def test_a_decay_onto_a_plateau_keeps_no_rate(exponent: float, floor: float, kind: str) -> None:
     """2,400 curves of ten seeds, by plateau and noise: the slope alone supports most, with the floor at most alpha."""
     rng, alpha, count = np.random.default_rng(0), 0.05, 300
-    found = np.array(
-        [supported(noisy(curve(exponent, floor), 0.1, 10, rng, kind), alpha) for _ in range(count)]
-    ).mean(axis=0)
+    found = np.array([supported(noisy(curve(exponent, floor), 0.1, 10, rng, kind), alpha) for _ in range(count)]).mean(
+        axis=0
+    )
     assert found[0] > (0.6 if floor < 0.5 else 0.0), "the slope alone is fooled"
     assert found[1] <= alpha
 

@@ -11,6 +11,8 @@ from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
@@ -43,6 +45,7 @@ class _Step:
     unit: float
     kept: bool
     enclosed: bool
+    looks: str
 
 
 def _step(case: Case, run: TrainingRun) -> _Step | str:
@@ -60,7 +63,8 @@ def _step(case: Case, run: TrainingRun) -> _Step | str:
     expected = BackwardSGD(weighting=case.weighting).estimate(problem, held, batch).gradient
     enclosed = error_interval(problem, exact, batch, bound, weighting=case.weighting)
     estimate = run.step(batch).gradient
-    error = gradient_norm(gradient_sum(estimate, expected, -1.0))
+    difference = gradient_sum(estimate, expected, -1.0)
+    error = gradient_norm(difference)
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
     if not math.isfinite(error) or not math.isfinite(total):
         return "the run diverged: its estimate is not finite"
@@ -73,6 +77,7 @@ def _step(case: Case, run: TrainingRun) -> _Step | str:
         unit,
         kept=error <= bound.total + UNDERFLOW,
         enclosed=enclosed.low - rounding <= total <= enclosed.high + rounding,
+        looks=worst_parameter(difference, exact.gradient, NEGLIGIBLE),
     )
 
 
@@ -109,6 +114,7 @@ def check(case: Case) -> Verdict:
     if exceeded or outside:
         outcome = Outcome.REFUTED
         summary = f"exceeded on {exceeded:,} of {count:,} steps; total error outside its interval on {outside:,}"
+        summary += next(step.looks for step in steps if not (step.kept and step.enclosed)) + explained(case, claim)
     elif count < case.training.steps:
         outcome = Outcome.INCONCLUSIVE
         summary = f"{stopped} after {count:,} steps, the bound was kept until then; lower training.step_size"

@@ -12,7 +12,9 @@ import math
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.enumerated import compare_mean
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
@@ -59,6 +61,7 @@ def check_fixed_point(case: Case) -> Verdict:
     residuals: Residuals | None = None
     rows: list[tuple[int, float, float]] = []
     norms: list[float] = []
+    looks = ""
     for step in range(steps + 1):
         exact = exact_pass(run.problem)
         norms.append(gradient_norm(exact.gradient))
@@ -67,6 +70,7 @@ def check_fixed_point(case: Case) -> Verdict:
         here = dataclasses.replace(case, problem=run.problem, exact=exact, histories="exact")
         if step in snapshots:
             _, bias, found_here = compare_mean(here)
+            looks = worst_parameter(bias, exact.gradient, RESOLUTION_LIMIT)
             residuals = found_here.merged(residuals)
         else:
             bias, _ = conditional_bias(run.problem, case.estimator, here.initial_state(), batches, exact)
@@ -97,12 +101,13 @@ def check_fixed_point(case: Case) -> Verdict:
         )
     elif found is Outcome.REFUTED:
         summary = f"a plateau: {words}, {ratio:.3g} times the update: training stops away from a stationary point"
+        summary += looks + explained(case, claim)
     elif residuals.outcome is Outcome.REFUTED:
         if diverged:
             advice = "it diverged, lower training.step_size"
         else:
             advice = "both vanish on this problem, take another" if vanished else "raise training.steps"
-        summary = f"biased, but not on a plateau: {words}; {advice}"
+        summary = f"biased, but not on a plateau: {words}; {advice}{looks}"
     else:
         summary = residuals.explanation
     labels = ("Along the mean update", "step", "norm")

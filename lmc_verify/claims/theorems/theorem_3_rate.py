@@ -11,6 +11,7 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import floor_evidence, floor_words, more_seeds
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
@@ -212,7 +213,7 @@ def _decide(
                 f"{words}; not even full-batch gradient descent has this rate here (slope {exact_slope:.3f}): the runs "
                 "are too short, raise training.step_size or training.lengths",
             )
-        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
+        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}{explained(case, RATE)}"
     return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
 
 
