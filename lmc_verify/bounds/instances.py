@@ -22,7 +22,7 @@ from lmc_verify.estimators.contract import checked_estimate
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.estimators.properties import properties_of
 from lmc_verify.graphs import Batch, BatchDesign
-from lmc_verify.objective import ExactPass, Problem, gradient_sum
+from lmc_verify.objective import ExactPass, Problem, gradient_norm, gradient_sum
 
 __all__ = ["batch_bound", "enumerated_range", "error_interval", "exact_terms", "range_bound"]
 
@@ -157,7 +157,7 @@ def enumerated_range(
     for batch, _ in design.enumerate():
         estimate = checked_estimate(estimator, problem, state, batch).gradient
         difference = gradient_sum(estimate, reference.estimate(problem, held, batch).gradient, -1.0)
-        norms = {name: float(value.double().norm()) for name, value in difference.items()}
+        norms = {name: gradient_norm({name: value}) for name, value in difference.items()}
         by_part, whole = by_layer(problem, norms)
         parameters = {name: max(norm, parameters.get(name, 0.0)) for name, norm in norms.items()}
         layers = {part: max(norm, layers.get(part, 0.0)) for part, norm in by_part.items()}
@@ -181,7 +181,8 @@ def error_interval(
     """
     held = History.from_exact(problem, exact)
     reference = BackwardSGD(weighting=weighting).estimate(problem, held, batch).gradient
-    norms = {name: float(v.double().norm()) for name, v in gradient_sum(reference, exact.gradient, -1.0).items()}
+    difference = gradient_sum(reference, exact.gradient, -1.0)
+    norms = {name: gradient_norm({name: value}) for name, value in difference.items()}
     layers, total = by_layer(problem, norms)
 
     def interval(sampling: float, width: float) -> tuple[float, float]:

@@ -315,16 +315,16 @@ class NormTracker:
     def exact(self, exact: ExactPass) -> None:
         """Take in an exact pass: H, V and the gradient."""
         for layer, value in enumerate(exact.embeddings):
-            self._see(f"H {layer}", float(value.norm()))
+            self._see(f"H {layer}", gradient_norm({"": value}))
         for layer, value in sorted(exact.auxiliary.items()):
-            self._see(f"V {layer}", float(value.norm()))
+            self._see(f"V {layer}", gradient_norm({"": value}))
         self._see("gradient", gradient_norm(exact.gradient))
 
     def state(self, state: History) -> None:
         """Take in the histories of an estimator."""
         for name, table in (("H", state.embeddings), ("V", state.auxiliary)):
             for layer, value in sorted(table.items()):
-                self._see(f"history of {name} {layer}", float(value.norm()))
+                self._see(f"history of {name} {layer}", gradient_norm({"": value}))
 
     def estimate(self, gradient: Gradient) -> None:
         """Take in a gradient estimate."""

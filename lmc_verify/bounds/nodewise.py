@@ -28,8 +28,16 @@ _SLACK = 1 + 1e-9  # covers the rounding of the bounds' own arithmetic
 
 
 def row_norm(values: Tensor) -> Tensor:
-    """Return the Euclidean norm of every row."""
-    return values.square().sum(dim=1).sqrt()
+    """Return the Euclidean norm of every row, also where squares leave the range of the dtype."""
+    norms = values.square().sum(dim=1).sqrt()
+    limits = torch.finfo(values.dtype)
+    lost = ~((norms > 1e2 * limits.tiny**0.5) & (norms < 1e-2 * limits.max**0.5))
+    if values.shape[1] and bool(lost.any()):
+        rows = values[lost]
+        largest = rows.abs().amax(dim=1, keepdim=True)
+        scale = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+        norms[lost] = scale[:, 0] * (rows / scale).square().sum(dim=1).sqrt()
+    return norms
 
 
 def error_table(norm: Tensor, coordinates: Tensor) -> Tensor:

@@ -17,11 +17,15 @@ import numpy.typing as npt
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
+from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, properties_of, with_beta
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
+from lmc_verify.statistics.floors import FloorReading
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
     MedianInterval,
@@ -43,6 +47,8 @@ __all__ = [
     "expect_before_halo",
     "expect_vanishing",
     "expect_with_exact_histories",
+    "floor_evidence",
+    "floor_words",
     "late_steps",
     "measure",
     "mixing_steps",
@@ -82,6 +88,7 @@ class BiasCurves:
         steps: of the snapshots; the last `SNAPSHOTS` of them are late.
         bias: its norm in units of the exact gradient's norm at the start [seeds, values, steps].
         gradient: norm of the exact gradient there, in the same unit [seeds, values, steps].
+        looks: which parameter the bias sits in, at the last snapshot of the first seed's last run, for a summary.
         distances: how far the exact gradients of a run are from those of the same seed's last run, at the late snapshot
             where it is most, in the same unit [seeds, values].
     """
@@ -91,12 +98,19 @@ class BiasCurves:
     bias: Matrix
     gradient: Matrix
     distances: Matrix
+    looks: str = ""
 
     @property
     def floors(self) -> Matrix:
         """Mean bias over the late snapshots [seeds, values]."""
         late: Matrix = self.bias[:, :, -SNAPSHOTS:].mean(axis=2)
         return late
+
+    @property
+    def diverged(self) -> int:
+        """How many runs had a bias or an exact gradient that is not finite at some snapshot."""
+        finite = np.isfinite(self.bias).all(axis=2) & np.isfinite(self.gradient).all(axis=2)
+        return int((~finite | ~np.isfinite(self.distances)).sum())
 
     @property
     def vanishes(self) -> bool:
@@ -167,6 +181,7 @@ def measure(
     unit = gradient_norm(case.exact.gradient) or 1.0
     biases, gradients = np.empty((2, seeds, len(runs), len(steps)))
     distances = np.empty((seeds, len(runs)))
+    looks = ""
     for seed in range(seeds):
         late: list[list[Gradient]] = []
         for place, (_, estimator, step_size) in enumerate(runs):
@@ -187,10 +202,12 @@ def measure(
                 gradients[seed, place, index] = gradient_norm(exact.gradient) / unit
                 if index >= len(steps) - SNAPSHOTS:
                     late[place].append(exact.gradient)
+            if seed == 0 and place == len(runs) - 1:
+                looks = worst_parameter(bias, exact.gradient, NEGLIGIBLE)
         for place, own in enumerate(late):
             pairs = zip(own, late[-1], strict=True)
             distances[seed, place] = max(gradient_norm(gradient_sum(one, last, -1.0)) for one, last in pairs) / unit
-    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances)
+    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances, looks)
 
 
 def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outcome) -> Verdict | None:
@@ -202,7 +219,13 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         curves: what was measured.
         without_bias: the outcome where there is no bias at any step.
     """
-    if curves.vanishes and not curves.dead:
+    if curves.diverged:
+        outcome = Outcome.INCONCLUSIVE
+        summary = (
+            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: gradients or biases are not finite, "
+            "and no slope is read; choose a smaller training.step_size, or scale features and parameters down"
+        )
+    elif curves.vanishes and not curves.dead:
         outcome = without_bias
         summary = f"no bias at any step: at most {curves.bias.max():.1e} of the gradient's norm"
     elif curves.dead:
@@ -226,6 +249,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         summary,
         histories="zero",
         evidence=[
+            *([Evidence("runs that diverged", curves.diverged, 0.0, "runs", "bias")] if curves.diverged else []),
             Evidence("largest bias at any step", float(curves.bias.max()), NEGLIGIBLE, group="bias"),
             *(
                 Evidence(f"smallest floor at {value:.3g}", float(floor), NEGLIGIBLE, group="bias")
@@ -252,8 +276,28 @@ def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:
     )
 
 
+def floor_words(reading: FloorReading, limit: float) -> str:
+    """Say which floor was fitted to a curve that falls, with its interval, and what it does to the slope."""
+    low, high = reading.interval
+    found = f"fitted floor {reading.fit.floor:.2g}, {reading.share:.0%} of the last mean (in [{low:.0%}, {high:.0%}])"
+    if reading.near:
+        return f"{found}: too near for a slope to be read, the last mean must be {FLOOR_FACTOR:.0f} times the floor"
+    if not reading.keeps_slope:
+        return f"{found}: with a floor that large the slope at the end of the range need not keep {fraction(limit)}"
+    return f"{found}, and with it the slope at the end of the range keeps {fraction(limit)}"
+
+
+def floor_evidence(reading: FloorReading) -> list[Evidence]:
+    """Return the fitted floor's share of the last mean, with its interval and the largest at which slopes are read."""
+    low, high = reading.interval
+    return [Evidence("fitted floor / last mean", reading.share, 1 / FLOOR_FACTOR, "share", "rates", low, high)]
+
+
 class FloorSlope:
     """The log-log slope of the floor against what is varied: one per seed, and an interval for their median.
+
+    As what is varied goes to zero the floor must go on falling. A part of it that stays (dropped messages, a leak) is a
+    floor of the floor, and bends the curve: see `lmc_verify.statistics.floors`.
 
     Args:
         curves: the curves.
@@ -262,7 +306,9 @@ class FloorSlope:
 
     def __init__(self, curves: BiasCurves, alpha: float) -> None:
         self._values = [loglog_slope(curves.values, floors) for floors in curves.floors]
-        self._alpha, self._apart = alpha, curves.apart
+        self._alpha, self._apart, self._curves = alpha, curves.apart, curves
+        self._reading: FloorReading | None = None
+        self._lower = 0.0
         self.interval: MedianInterval = median_interval(self._values, alpha)
         self._advice = ""
 
@@ -273,7 +319,11 @@ class FloorSlope:
         if self.interval.exists and not (self.interval.inside(lower, upper) or self.interval.outside(lower, upper)):
             self._advice = "; " + more_seeds(self._values, self._alpha, lower, upper)
         if self.interval.inside(lower, upper):
-            return Outcome.SUPPORTED
+            # The curve falls as 1/value grows, with the slope's sign changed.
+            order = np.argsort(self._curves.values)[::-1]
+            x = [1 / self._curves.values[place] for place in order]
+            self._reading, self._lower = FloorReading(x, self._curves.floors[:, order], -lower, self._alpha), lower
+            return Outcome.SUPPORTED if self._reading.clear else Outcome.INCONCLUSIVE
         return Outcome.REFUTED if self.interval.outside(lower, upper) else Outcome.INCONCLUSIVE
 
     @property
@@ -287,12 +337,22 @@ class FloorSlope:
                 f"sampling.seeds to {needed}"
             )
         words = f"{found.median:.2f}, in [{found.low:.2f}, {found.high:.2f}] over {found.draws} seeds"
+        if self._reading is not None:
+            words += f"; {floor_words(self._reading, self._lower)}"
+            if not self._reading.clear:
+                longest = self._reading.deciding_length()
+                where = f"down to about {1 / longest:.2g}" if longest else "much farther down"
+                words += f"; a grid that reaches {where} would decide, start it lower"
         if self._apart > APART:
             words += (
                 f" (not read: the exact gradients of the runs differ by {self._apart:.2g} of the gradient at the "
                 f"start, at most {APART} is allowed; choose a smaller training.step_size)"
             )
         return words
+
+    def _cause(self, case: Case, claim: Claim, outcome: Outcome) -> str:
+        """Return what leads to the cause of a refutation: the parameter that the bias sits in, and what is assumed."""
+        return self._curves.looks + explained(case, claim) if outcome is Outcome.REFUTED else ""
 
     def verdict(
         self,
@@ -314,10 +374,11 @@ class FloorSlope:
             case,
             claim.id,
             outcome,
-            summary + self._advice,
+            summary + self._advice + self._cause(case, claim, outcome),
             histories="zero",
             evidence=[
                 Evidence("floor", found.median, limit, "log-log slope", "rates", *found.ends),
+                *(floor_evidence(self._reading) if self._reading is not None else ()),
                 *evidence,
                 Evidence("distance between the ends of runs", self._apart, APART, group="place"),
             ],

@@ -13,7 +13,7 @@ from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 
-__all__ = ["COSINE", "SINGLE_PRECISION", "describe", "likeness"]
+__all__ = ["COSINE", "SINGLE_PRECISION", "describe", "likeness", "worst_parameter"]
 
 COSINE = 0.9999
 """Cosine to the exact gradient from which a mean is called a multiple of it."""
@@ -42,6 +42,40 @@ def likeness(bias: Gradient, exact: Gradient) -> tuple[float, float]:
     return cosine * (size / norm), cosine
 
 
+def _own_share(difference: Gradient, exact: Gradient) -> dict[str, float]:
+    """Return each parameter's difference in units of its own exact gradient; 0 where that vanishes."""
+    units = {name: gradient_norm({name: value}) for name, value in exact.items()}
+    return {
+        name: gradient_norm({name: value}) / units[name] if units[name] else 0.0 for name, value in difference.items()
+    }
+
+
+def worst_parameter(difference: Gradient, exact: Gradient, rounding: float) -> str:
+    """Say which parameter a difference of gradients sits in, to end a summary with; nothing where all is rounding.
+
+    Args:
+        difference: estimate or mean estimate, minus what it should be.
+        exact: the exact gradient, whose norms by parameter are the units.
+        rounding: differences up to this part of a parameter's own gradient are rounding.
+    """
+    total, unit = gradient_norm(difference), gradient_norm(exact)
+    low, high = SINGLE_PRECISION
+    if unit and low < total / unit < high:
+        return f"; {total / unit:.1e} of the gradient is rounding in single precision: is float32 used inside?"
+    own = _own_share(difference, exact)
+    sizes = {name: gradient_norm({name: value}) for name, value in difference.items()}
+    wrong = [name for name, size in sizes.items() if size > rounding * unit and (own[name] > rounding or not own[name])]
+    if not wrong:
+        return ""
+    worst = max(wrong, key=lambda name: sizes[name])
+    size = f"{own[worst]:.3g} times its own gradient" if own[worst] >= 10 else f"{own[worst]:.0%} of its own gradient"
+    if not own[worst]:
+        size = "where the gradient vanishes"
+    if len(wrong) == 1 and len(sizes) > 1:
+        return f"; {worst}: {size}, everything else at rounding"
+    return f"; worst parameter {worst}: {size}"
+
+
 def describe(problem: Problem, bias: Gradient, exact: Gradient, residuals: Residuals) -> tuple[str, list[Evidence]]:
     """Return what a bias looks like, to end a summary with, and its evidence.
 
@@ -56,8 +90,7 @@ def describe(problem: Problem, bias: Gradient, exact: Gradient, residuals: Resid
         Evidence("mean estimate as a multiple of the gradient", factor, group="likeness"),
         Evidence("cosine of the mean estimate and the gradient", cosine, group="likeness"),
     ]
-    sizes = {name: gradient_norm({name: value}) for name, value in bias.items()}
-    own = {name: sizes[name] / (gradient_norm({name: exact[name]}) or math.inf) for name in sizes}
+    own = _own_share(bias, exact)
     total = gradient_norm(bias) / (gradient_norm(exact) or math.inf)
     low, high = SINGLE_PRECISION
     if low < total < high:

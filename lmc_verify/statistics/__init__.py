@@ -4,6 +4,7 @@ from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
 from lmc_verify.statistics.exclusion import draws_to_exclude
+from lmc_verify.statistics.floors import FloorReading, PowerFit, fit_power
 from lmc_verify.statistics.frequencies import (
     Deviation,
     FrequencyTest,
@@ -37,11 +38,13 @@ __all__ = [
     "DesignMoments",
     "Deviation",
     "ErrorLedger",
+    "FloorReading",
     "FrequencyTest",
     "LedgerRow",
     "MeanInterval",
     "MedianInterval",
     "MomentAccumulator",
+    "PowerFit",
     "combine",
     "compare_frequencies",
     "decide",
@@ -53,6 +56,7 @@ __all__ = [
     "draws_to_width",
     "expected_norm",
     "fit_decay",
+    "fit_power",
     "gamma",
     "known_slope",
     "loglog_slope",

@@ -141,7 +141,7 @@ def detectable_margin(deviation: float, seeds: int, alpha: float, power: float =
     Raises:
         ValueError: a level or power outside (0, 1), or a negative deviation.
     """
-    if not 0 < power < 1 or deviation < 0:
+    if not 0 < power < 1 or not deviation >= 0:
         raise ValueError(f"power is {power} and must lie in (0, 1); deviation is {deviation} and must not be negative")
     if seeds < seeds_needed(alpha):
         return math.inf
@@ -178,13 +178,16 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the least-squares slope of ``log y`` against ``log x``.
 
     Raises:
-        ValueError: fewer than two points or one abscissa, different lengths, or a value that is not positive.
+        ValueError: fewer than two points or one abscissa, different lengths, or a value that is not positive and finite.
     """
     abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if abscissa.shape != ordinate.shape or abscissa.size < 2:
         raise ValueError(f"a slope needs two or more points, got {abscissa.size} abscissae and {ordinate.size} values")
-    if not (abscissa > 0).all() or not (ordinate > 0).all():
-        raise ValueError(f"a log-log slope needs positive values, got x from {abscissa.min()}, y from {ordinate.min()}")
+    if not all((values > 0).all() and np.isfinite(values).all() for values in (abscissa, ordinate)):
+        raise ValueError(
+            f"a log-log slope needs positive finite values, got x from {abscissa.min()} to {abscissa.max()}, y from "
+            f"{ordinate.min()} to {ordinate.max()}"
+        )
     if (abscissa == abscissa[0]).all():
         raise ValueError(f"a slope needs two different abscissae, all are {abscissa[0]}")
     centred = np.log(abscissa) - np.log(abscissa).mean()
@@ -192,8 +195,8 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def near_floor(means: npt.ArrayLike, floor: float) -> bool:
-    """Whether some mean is at most `FLOOR_FACTOR` times its floor, so that a slope would show the floor's shape."""
-    return bool((np.asarray(means, dtype=np.float64) <= FLOOR_FACTOR * floor).any())
+    """Whether some mean is at most `FLOOR_FACTOR` times its floor, or NaN: a slope would show the floor's shape."""
+    return not bool((np.asarray(means, dtype=np.float64) > FLOOR_FACTOR * floor).all())
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,20 @@ import torch
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
 from lmc_verify.graphs import Batch, BatchDesign
-from lmc_verify.objective import ExactPass, Gradient, Problem, exact_pass, gradient_norm, gradient_sum
+from lmc_verify.objective import (
+    ExactPass,
+    Gradient,
+    Problem,
+    exact_gradient,
+    exact_pass,
+    gradient_norm,
+    gradient_sum,
+)
 
-__all__ = ["TrainingRun", "conditional_bias", "weighted_batches"]
+__all__ = ["HUGE", "TrainingRun", "conditional_bias", "weighted_batches"]
+
+HUGE = 1e100
+"""Numbers beyond it may overflow in products; below it an estimate is finite, or its estimator is broken."""
 
 WeightedBatches = Sequence[tuple[Batch, float]]
 """Every batch of a design with its probability."""
@@ -47,13 +58,20 @@ def conditional_bias(
     exact = exact or exact_pass(problem)
     if state.exact_for is not None and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact)
-    finite = math.isfinite(gradient_norm(exact.gradient))  # else the run has diverged, and estimates with it
+    finite = _healthy(exact.gradient, state)  # else the run has diverged, and estimates with it
     mean = problem.zero_gradient()
     for batch, probability in batches:
         mean = gradient_sum(
             mean, checked_estimate(estimator, problem, state, batch, finite=finite).gradient, probability
         )
     return gradient_sum(mean, exact.gradient, -1.0), exact
+
+
+def _healthy(exact: Gradient, state: History) -> bool:
+    """Whether gradient and histories are so far from overflow that an estimate which is not finite is a defect."""
+    tables = (*state.embeddings.values(), *state.auxiliary.values(), *state.vectors.values())
+    sizes = [gradient_norm(exact), *(float(table.abs().max()) for table in tables if table.numel())]
+    return all(size <= HUGE for size in sizes)  # NaN is not
 
 
 class TrainingRun:
@@ -114,9 +132,17 @@ class TrainingRun:
 
         Args:
             batch: the batch, by default a fresh draw.
+
+        Raises:
+            ContractError: the estimate is none of this problem's gradient; numbers that are not finite are allowed
+                where the run has diverged, and only there.
         """
         batch = self.draw() if batch is None else batch
         estimate = checked_estimate(self.estimator, self.problem, self.state, batch, finite=False)
+        if not math.isfinite(gradient_norm(estimate.gradient)):
+            exact = exact_gradient(self.problem)[1]
+            if _healthy(exact, self.state):  # nothing has diverged: it is the estimator that gives no numbers
+                checked_estimate(self.estimator, self.problem, self.state, batch)
         self.state.apply(estimate.writes)
         self.descend(estimate.gradient)
         return estimate

@@ -536,3 +536,33 @@ def test_bounds_hold_in_float32(estimator):
         batch = lv.Batch.of(nodes, 0.5)
         bound = batch_bound(problem, exact, state, batch, estimator)
         assert_covers(bound, problem, differences(problem, exact, state, batch, estimator), f"{nodes}")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LMC(beta=1.0, score="quadratic"),
+        LMC(beta=1.0, score="linear", whole_when_complete=True),
+        LMC(beta=0.0, score="constant", whole_when_complete=True),
+    ],
+    ids=["a small score keeps the history", "unless complete", "complete rows take the fresh value"],
+)
+def test_a_range_covers_every_score_that_a_halo_row_may_have(estimator):
+    """The design does not say which beta_i a halo row has: the range holds whichever of its parts is the worst.
+
+    Batch {0}: node 1 has all its neighbours in the local set, node 2 has not. The first histories are wrong, and so are
+    the halo's fresh values of the second layer, whose histories are exact.
+    """
+    graph = path_graph(4)
+    edges = torch.tensor([[0, 1, 0, 2, 1, 2, 2, 3], [1, 0, 2, 0, 2, 1, 3, 2]])
+    problem = _problem(lv.GCN(3, 4, 3, 3, dtype=torch.float64, seed=1), graph.replaced(edge_index=edges))
+    exact, design = exact_pass(problem), lv.Clusters(lv.Partition.from_clusters([[0], [1, 2, 3]]))
+    state = estimator.init(problem).filled(exact)
+    state.embeddings[1] += 1e4
+    bound = range_bound(problem, exact, state, design, estimator)
+    largest = 0.0
+    for batch, _ in design.enumerate():
+        difference = differences(problem, exact, state, batch, estimator)
+        assert_covers(bound, problem, difference, f"{batch.clusters}")
+        largest = max(largest, gradient_norm(difference))
+    assert largest > 1, "nothing was to be covered"

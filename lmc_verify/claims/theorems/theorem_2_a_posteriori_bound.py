@@ -11,6 +11,8 @@ from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
@@ -27,6 +29,9 @@ VACUOUS_SLACK = 100.0
 NEGLIGIBLE = 1e-9
 """Errors below this part of the gradient are rounding, whose slack says nothing."""
 
+UNDERFLOW = 1e-280
+"""Errors up to this size have lost digits below the smallest float64: no bound is exceeded by them."""
+
 NORM_ROUNDING = 1e-12
 """How far rounding may carry a total error out of its interval, relative to the norms; the bound has its own margin."""
 
@@ -40,29 +45,39 @@ class _Step:
     unit: float
     kept: bool
     enclosed: bool
+    looks: str
 
 
-def _step(case: Case, run: TrainingRun) -> _Step | None:
-    """Compare the next estimate of a run with its bound, then move on; None where the run has diverged."""
+def _step(case: Case, run: TrainingRun) -> _Step | str:
+    """Compare the next estimate of a run with its bound, then move on; or say why there is nothing to compare.
+
+    Numbers that overflow compare with nothing: a bound that is NaN is not exceeded.
+    """
     batch, problem, exact = run.draw(), run.problem, exact_pass(run.problem)
     unit = gradient_norm(exact.gradient)
     if not math.isfinite(unit):
-        return None
+        return "the run diverged: its exact gradient is not finite"
     bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=exact_terms(problem, exact))
     assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
     held = History.from_exact(problem, exact)
     expected = BackwardSGD(weighting=case.weighting).estimate(problem, held, batch).gradient
     enclosed = error_interval(problem, exact, batch, bound, weighting=case.weighting)
     estimate = run.step(batch).gradient
-    error = gradient_norm(gradient_sum(estimate, expected, -1.0))
+    difference = gradient_sum(estimate, expected, -1.0)
+    error = gradient_norm(difference)
     total = gradient_norm(gradient_sum(estimate, exact.gradient, -1.0))
-    rounding = NORM_ROUNDING * (total + unit)
+    if not math.isfinite(error) or not math.isfinite(total):
+        return "the run diverged: its estimate is not finite"
+    if not math.isfinite(bound.total):
+        return f"the bound is {bound.total}: histories or weights are so large that it overflows"
+    rounding = NORM_ROUNDING * (total + unit) + UNDERFLOW
     return _Step(
         error,
         bound.total,
         unit,
-        kept=error <= bound.total,
+        kept=error <= bound.total + UNDERFLOW,
         enclosed=enclosed.low - rounding <= total <= enclosed.high + rounding,
+        looks=worst_parameter(difference, exact.gradient, NEGLIGIBLE),
     )
 
 
@@ -85,8 +100,13 @@ def check(case: Case) -> Verdict:
         state=prepared_state(case, "zero"),
     )
     steps: list[_Step] = []
-    while len(steps) < case.training.steps and (step := _step(case, run)) is not None:
-        steps.append(step)
+    stopped = ""
+    while len(steps) < case.training.steps and not stopped:
+        found = _step(case, run)
+        if isinstance(found, str):
+            stopped = found
+        else:
+            steps.append(found)
     count, exceeded = len(steps), sum(not step.kept for step in steps)
     outside = sum(not step.enclosed for step in steps)
     slacks = [step.bound / step.error for step in steps if step.error > NEGLIGIBLE * step.unit]
@@ -94,9 +114,10 @@ def check(case: Case) -> Verdict:
     if exceeded or outside:
         outcome = Outcome.REFUTED
         summary = f"exceeded on {exceeded:,} of {count:,} steps; total error outside its interval on {outside:,}"
+        summary += next(step.looks for step in steps if not (step.kept and step.enclosed)) + explained(case, claim)
     elif count < case.training.steps:
         outcome = Outcome.INCONCLUSIVE
-        summary = f"the run diverged after {count:,} steps, the bound was kept until then; lower training.step_size"
+        summary = f"{stopped} after {count:,} steps, the bound was kept until then; lower training.step_size"
     elif not slacks:
         outcome = Outcome.SUPPORTED
         summary = (

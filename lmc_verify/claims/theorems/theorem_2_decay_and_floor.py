@@ -10,6 +10,7 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import (
     LMC_THEOREM_2,
+    NEGLIGIBLE,
     FloorSlope,
     expect_before_halo,
     expect_vanishing,
@@ -63,7 +64,8 @@ def check_decay_and_floor(case: Case) -> Verdict:
     if no_slope is not None:
         return no_slope
     slope = FloorSlope(curves, alpha)
-    fits = [[fit_decay(curves.steps, curve) for curve in row] for row in curves.bias]
+    # A bias that happens to vanish at a snapshot is rounding, as any that is not above `NEGLIGIBLE`.
+    fits = [[fit_decay(curves.steps, curve) for curve in row] for row in np.maximum(curves.bias, NEGLIGIBLE)]
     rate = median_interval([float(np.median([fit.rate for fit in row])) for row in fits], alpha)
     error = float(np.median([fit.error for row in fits for fit in row]))
     slowest = REMAINS ** (1 / curves.steps[-1])

@@ -12,13 +12,15 @@ import math
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.enumerated import compare_mean
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
-from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+from lmc_verify.training import HUGE, TrainingRun, conditional_bias, weighted_batches
 
 __all__ = ["FIXED_POINT", "SOURCE", "snapshot_steps"]
 
@@ -59,14 +61,16 @@ def check_fixed_point(case: Case) -> Verdict:
     residuals: Residuals | None = None
     rows: list[tuple[int, float, float]] = []
     norms: list[float] = []
+    looks = ""
     for step in range(steps + 1):
         exact = exact_pass(run.problem)
         norms.append(gradient_norm(exact.gradient))
-        if not math.isfinite(norms[-1]):
+        if not norms[-1] <= HUGE:
             break
         here = dataclasses.replace(case, problem=run.problem, exact=exact, histories="exact")
         if step in snapshots:
             _, bias, found_here = compare_mean(here)
+            looks = worst_parameter(bias, exact.gradient, RESOLUTION_LIMIT)
             residuals = found_here.merged(residuals)
         else:
             bias, _ = conditional_bias(run.problem, case.estimator, here.initial_state(), batches, exact)
@@ -76,11 +80,12 @@ def check_fixed_point(case: Case) -> Verdict:
         if step < steps:
             run.descend(update)
     if residuals is None:
-        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient is not finite to begin with")
+        large = f"the exact gradient is {norms[0]:.1e} to begin with, beyond {HUGE:.0e} products overflow; scale the"
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, f"{large} features or the parameters down")
     (_, _, first), (_, update_norm, last) = rows[0], rows[-1]
     found = residuals.outcome
     ratio = last / update_norm if update_norm > 0 else (math.inf if last > 0 else 1.0)
-    diverged = not math.isfinite(norms[-1])
+    diverged = not norms[-1] <= HUGE
     vanished = last <= RESOLUTION_LIMIT * max(norms)
     still = not diverged and not vanished and last >= STILL * norms[steps // 2]
     if found is Outcome.REFUTED and not (ratio >= PLATEAU and still):
@@ -96,12 +101,13 @@ def check_fixed_point(case: Case) -> Verdict:
         )
     elif found is Outcome.REFUTED:
         summary = f"a plateau: {words}, {ratio:.3g} times the update: training stops away from a stationary point"
+        summary += looks + explained(case, claim)
     elif residuals.outcome is Outcome.REFUTED:
         if diverged:
             advice = "it diverged, lower training.step_size"
         else:
             advice = "both vanish on this problem, take another" if vanished else "raise training.steps"
-        summary = f"biased, but not on a plateau: {words}; {advice}"
+        summary = f"biased, but not on a plateau: {words}; {advice}{looks}"
     else:
         summary = residuals.explanation
     labels = ("Along the mean update", "step", "norm")

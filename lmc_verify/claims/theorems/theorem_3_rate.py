@@ -9,14 +9,16 @@ import numpy.typing as npt
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
-from lmc_verify.claims.bias_curves import more_seeds
+from lmc_verify.claims.bias_curves import floor_evidence, floor_words, more_seeds
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, FullBatch, with_beta
 from lmc_verify.objective import exact_pass, gradient_norm
 from lmc_verify.seeds import generator
+from lmc_verify.statistics.floors import FloorReading
 from lmc_verify.statistics.quadratic import known_slope, measured_norms
 from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
@@ -115,7 +117,8 @@ def check(case: Case) -> Verdict:
     """Train for N steps with the theorem's step size and beta, N on a grid, with independent seeds for every N.
 
     One seed gives one log-log slope of E||grad L(theta_R)||, R uniform on the steps; the interval for the median slope
-    must lie at or below the theorem's. The same test is run on a control problem with a known slope. A slope on a
+    must lie at or below the theorem's, and so must the slope at the end of the range when a floor is allowed for: a
+    decay onto a plateau has a slope, too. The same test is run on a control problem with a known slope. A slope on a
     finite range refutes a rate only where the range is long enough for the exact gradient: full-batch gradient descent
     must keep it.
     """
@@ -130,8 +133,15 @@ def check(case: Case) -> Verdict:
     works, control = _control(case, seeds, alpha)
     reference = _full_batch(case)
     floor = FLOOR * gradient_norm(case.exact.gradient)
-    if near_floor([*means.ravel(), *reference], floor):
-        outcome, slope, slopes = Outcome.INCONCLUSIVE, None, []
+    slope: MedianInterval | None = None
+    slopes: list[float] = []
+    floor_found: list[Evidence] = []
+    outcome = Outcome.INCONCLUSIVE
+    if not np.isfinite(means).all() or not np.isfinite(reference).all():
+        count = int((~np.isfinite(means)).sum())
+        who = f"{count:,} of {means.size:,} means are" if count else "that of full-batch gradient descent is"
+        summary = f"training diverged: {who} not finite, and no slope is read; choose a smaller training.step_size"
+    elif near_floor([*means.ravel(), *reference], floor):
         smallest = min(float(means.min()), *reference)
         summary = (
             f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times its "
@@ -142,7 +152,9 @@ def check(case: Case) -> Verdict:
         slope = median_interval(slopes, alpha)
         exact_slope = loglog_slope(lengths, reference)
         control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
-        outcome, summary = _decide(slope, slopes, works, exact_slope, means, case, alpha)
+        reading = FloorReading(lengths, means, SLOPE, alpha)
+        floor_found = floor_evidence(reading) if slope.exists else []
+        outcome, summary = _decide(slope, slopes, works, exact_slope, means, case, alpha, reading)
     return verdict_of(
         case,
         claim.id,
@@ -151,6 +163,7 @@ def check(case: Case) -> Verdict:
         histories="zero",
         evidence=[
             *([Evidence("E||grad|| against N", slope.median, SLOPE, _UNIT, "rates", *slope.ends)] if slope else []),
+            *floor_found,
             *control,
         ],
         series=_series(case, means, reference),
@@ -173,6 +186,7 @@ def _decide(
     means: Matrix,
     case: Case,
     alpha: float,
+    reading: FloorReading,
 ) -> tuple[Outcome, str]:
     seeds = len(slopes)
     if not slope.exists:
@@ -187,7 +201,11 @@ def _decide(
         f"{fraction(SLOPE)}"
     )
     if slope.inside(upper=SLOPE):
-        return Outcome.SUPPORTED, words + "; not refuted on this range of N"
+        if reading.clear:
+            return Outcome.SUPPORTED, f"{words}; {floor_words(reading, SLOPE)}; not refuted on this range of N"
+        longest = reading.deciding_length()
+        advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
+        return Outcome.INCONCLUSIVE, f"{words}; {floor_words(reading, SLOPE)}; {advice} (training.lengths)"
     if slope.outside(upper=SLOPE):
         if exact_slope > SLOPE:
             return (
@@ -195,7 +213,7 @@ def _decide(
                 f"{words}; not even full-batch gradient descent has this rate here (slope {exact_slope:.3f}): the runs "
                 "are too short, raise training.step_size or training.lengths",
             )
-        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}"
+        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}{explained(case, RATE)}"
     return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
 
 

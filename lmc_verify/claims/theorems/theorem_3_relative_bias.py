@@ -9,6 +9,8 @@ import numpy as np
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theorems.theorem_3_fixed_point import SOURCE, snapshot_steps
 from lmc_verify.claims.theorems.theorem_3_rate import SCHEDULE, scheduled
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -29,6 +31,9 @@ LATE = 3
 
 APPROACH = 0.5
 """Share of the first gradient that the last one must be below: else training has approached nothing."""
+
+ROUNDING = 1e-9
+"""A parameter's bias up to this part of its gradient is not named."""
 
 RUNS = 3
 """Independent histories along the same path."""
@@ -56,6 +61,7 @@ def check_relative_bias(case: Case) -> Verdict:
     estimator, snapshots = own.estimator, snapshot_steps(training.steps)
     runs = case.sampling.seeds or RUNS
     relative, norms = np.empty((runs, len(snapshots))), np.empty(len(snapshots))
+    looks = ""
     for seed in range(runs):
         run = TrainingRun(
             case.problem,
@@ -69,6 +75,7 @@ def check_relative_bias(case: Case) -> Verdict:
             exact = exact_pass(run.problem)
             if step in snapshots:
                 bias, _ = conditional_bias(run.problem, estimator, run.state, batches, exact)
+                looks = worst_parameter(bias, exact.gradient, ROUNDING)
                 place = snapshots.index(step)
                 norms[place] = gradient_norm(exact.gradient)
                 relative[seed, place] = gradient_norm(bias) / (norms[place] or 1.0)
@@ -76,7 +83,8 @@ def check_relative_bias(case: Case) -> Verdict:
                 run.state.apply(checked_estimate(estimator, run.problem, run.state, run.draw(), finite=False).writes)
                 run.descend(exact.gradient)
     late = relative[:, -LATE:]
-    if not np.isfinite(norms).all():
+    finite = bool(np.isfinite(norms).all() and np.isfinite(relative).all())
+    if not finite:
         outcome = Outcome.INCONCLUSIVE
     elif not (norms[-LATE:] > 0).all():
         outcome = Outcome.NOT_APPLICABLE
@@ -91,13 +99,19 @@ def check_relative_bias(case: Case) -> Verdict:
         f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} "
         f"times the gradient"
     )
-    if not np.isfinite(norms).all():
-        summary = "the run diverged: it approaches no stationary point; lower training.step_size"
+    if not finite:
+        what = "bias" if np.isfinite(norms).all() else "exact gradient"
+        summary = (
+            f"the run diverged: the {what} is not finite everywhere on the path, which approaches no stationary point; "
+            "lower training.step_size"
+        )
     elif outcome is Outcome.INCONCLUSIVE:
         below = bool((late < LIMIT).all())
         both_sides = f"the last snapshots lie on both sides of {fraction(LIMIT)}"
         sides = "the gradient has hardly fallen" if below else both_sides
         summary += f"; {sides}, raise training.steps"
+    elif outcome is Outcome.REFUTED:
+        summary += looks + explained(case, claim)
     elif outcome is Outcome.NOT_APPLICABLE:
         summary = "the exact gradient vanishes along the path (a network that has died?): there is no relative bias"
     return verdict_of(
