@@ -21,6 +21,7 @@ from lmc_verify.graphs import (
     Graph,
     Partition,
     UniformNodes,
+    changed_content,
     graph_content,
     make_partition,
 )
@@ -58,15 +59,15 @@ class Workspace:
     def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
         """Load a data set, by default in float64."""
         key = f"graph {settings.model_dump_json()} {seed} {dtype}"
-        if key in self._cache and graph_content(self._cache[key]) != self._content[key]:
+        if key in self._cache and changed_content(self._content[key], self._cache[key]):
             self._cache.clear()
             self._exact.clear()
         if key not in self._cache:
             self._cache[key] = load_graph(
                 settings.name, data_root=self.data_root, download=self.download, seed=seed, **settings.settings
             ).to(dtype=dtype)
-            self._content[key] = graph_content(self._cache[key])
         graph: Graph = self._cache[key]
+        self._content[key] = graph_content(graph)  # operators included that were built since
         return graph
 
     def partition(self, graph: Graph, method: str, parts: int, seed: int) -> Partition:

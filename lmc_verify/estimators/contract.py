@@ -19,7 +19,7 @@ from torch import Tensor
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
 from lmc_verify.estimators.history import History, HistoryWrite, Refresh, VectorWrite, Write
-from lmc_verify.graphs import Batch, graph_content
+from lmc_verify.graphs import Batch, changed_content, graph_content
 from lmc_verify.objective import Problem, same_bits
 
 __all__ = ["ContractCheck", "Untouched", "checked_estimate"]
@@ -324,8 +324,8 @@ class Untouched:
                 return name
         if [module.training for module in self.problem.model.modules()] != self._modes:
             return "the model's training mode"
-        now = graph_content(self.problem.graph)
-        return next((f"graph.{key}" for key, value in self._graph.items() if now[key] != value), "")
+        changed = changed_content(self._graph, self.problem.graph)
+        return "" if changed is None else f"graph.{changed}"
 
     def restore_model(self) -> None:
         """Write parameters and buffers back."""
@@ -335,11 +335,15 @@ class Untouched:
                     value.copy_(self._tensors[name])
 
     def violation(self, who: str) -> ContractError | None:
-        """Return the error that names what `who` has changed, or None; parameters and buffers are then written back."""
+        """Return the error that names what `who` has changed, or None.
+
+        Parameters and buffers are then written back, and what a graph keeps of its operators is dropped.
+        """
         changed = self.changed()
         if not changed:
             return None
         self.restore_model()
+        self.problem.graph.forget()
         return ContractError(
             f"{who} changes {changed} of the problem that it is given; work on copies: estimates must be pure, and "
             "steps are taken by whoever asked for the estimate"

@@ -10,7 +10,7 @@ from lmc_verify.graphs.designs import (
     OneBatch,
     UniformNodes,
 )
-from lmc_verify.graphs.graph import Graph, graph_content
+from lmc_verify.graphs.graph import Graph, changed_content, graph_content
 from lmc_verify.graphs.memory import BufferPool
 from lmc_verify.graphs.operators import (
     Block,
@@ -43,6 +43,7 @@ __all__ = [
     "UniformNodes",
     "block_from_edges",
     "block_from_entries",
+    "changed_content",
     "graph_content",
     "loops_operator",
     "make_partition",

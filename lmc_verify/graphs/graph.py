@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from lmc_verify.graphs.reading import read_pyg
 from lmc_verify.graphs.sparse import CSR
 from lmc_verify.graphs.validation import validate_graph
 
-__all__ = ["Graph", "graph_content"]
+__all__ = ["Graph", "changed_content", "graph_content"]
 
 _TENSORS = ("edge_index", "x", "y", "train_mask", "edge_weight", "val_mask", "test_mask", "edge_attr")
 
@@ -434,6 +434,12 @@ class Graph:
         }
         return replace(self, _blocks={}, _aggregated={}, snapshot=False, **new)
 
+    def forget(self) -> None:
+        """Drop operators, ``A X`` and kept blocks: they are computed again from the graph's tensors when needed."""
+        self._blocks.clear()
+        self._aggregated.clear()
+        self.__dict__.pop("cache", None)
+
     def __repr__(self) -> str:
         return (
             f"Graph({self.name!r}, nodes={self.num_nodes}, edges={self.num_edges}, features={self.num_features}, "
@@ -442,8 +448,20 @@ class Graph:
 
 
 def graph_content(graph: Graph) -> dict[str, str]:
-    """Return a hash of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept)."""
-    return {key: hashlib.blake2b(_bytes(getattr(graph, key)), digest_size=8).hexdigest() for key in _TENSORS}
+    """Return a hash of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept).
+
+    Also of the weights of the operators that were built from them so far, and of ``A X``.
+    """
+    tensors = {key: getattr(graph, key) for key in _TENSORS}
+    tensors |= {f"operator({kind!r})": block.csr.value for kind, block in graph._blocks.items()}
+    tensors |= {f"aggregated({kind!r})": value for kind, value in graph._aggregated.items()}
+    return {key: hashlib.blake2b(_bytes(value), digest_size=8).hexdigest() for key, value in tensors.items()}
+
+
+def changed_content(before: Mapping[str, str], graph: Graph) -> str | None:
+    """Return the name of the first tensor that is no longer what `graph_content` found, or None."""
+    now = graph_content(graph)
+    return next((key for key, value in before.items() if now.get(key, value) != value), None)
 
 
 def _checksum(value: Tensor) -> int:

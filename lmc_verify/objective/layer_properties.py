@@ -42,6 +42,9 @@ _NODES, _ROW, _KEPT, _OTHERS = 11, 0, 1, (2, 3, 4, 5)
 _BATCH = (0, 6, 7)
 """Rows that are compared; some of their sources send messages to other rows, too."""
 
+_ROWS = 5
+"""Rows of an encoder or a head that are computed together, and two of them alone."""
+
 _KNOWN = (
     *(nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus),
     *(GATConv, Linear, SumAggregation, MinAggregation, MaxAggregation, StdAggregation, MultiAggregation),
@@ -63,10 +66,13 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
     Raises:
         InvalidInputError: names the layer, how large the difference is, and what to do.
     """
-    for name, part, width in (("encoder", model.encode, graph.num_features), ("head", model.predict, widths[-1])):
+    # An encoder may be defined for features like the graph's only, such as indices of a table.
+    features = graph.x[torch.arange(_ROWS, device=graph.device) % graph.num_nodes]
+    noise = torch.randn(_ROWS, widths[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name, part, rows in (("encoder", model.encode, features), ("head", model.predict, noise.to(graph.x))):
         module = getattr(model, name)
         if module is not None and _is_foreign(module):
-            _check_rows(f"the {name} ({type(module).__name__})", part, graph, width)
+            _check_rows(f"the {name} ({type(module).__name__})", part, rows)
     seen = set()
     for index in range(1, model.num_layers + 1):
         layer = model.layer(index)
@@ -84,14 +90,12 @@ def _is_foreign(module: nn.Module) -> bool:
     return told or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
 
 
-def _check_rows(name: str, part: Callable[..., Tensor], graph: Graph, width: int) -> None:
+def _check_rows(name: str, part: Callable[..., Tensor], x: Tensor) -> None:
     """Refuse an encoder or a head whose rows are not functions of one row each."""
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(5, width, generator=rng, dtype=torch.float64).to(graph.x)
     with torch.no_grad():
         whole, again, some = part(x), part(x), part(x[1:3], 1)
     apart = _difference(some, whole[1:3])
-    if torch.equal(whole, again) and apart > float(torch.finfo(graph.dtype).eps) ** 0.5:
+    if torch.equal(whole, again) and apart > float(torch.finfo(x.dtype).eps) ** 0.5:
         raise InvalidInputError(
             f"{name} gives other rows for two rows of features than for the same two among five, by {apart:.2g} of the "
             "largest: it couples rows, as a softmax over them or batch norm does, and the rows of a mini-batch are "

@@ -88,6 +88,11 @@ def writes_features(problem: Problem, state: History, batch: Batch, made: Estima
     return made
 
 
+def writes_operator(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    problem.graph.operator("gcn").csr.value.data[0] = 7.0
+    return made
+
+
 def writes_state(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
     state.embeddings[1].mul_(1.5)
     return made
@@ -158,6 +163,7 @@ BROKEN: dict[str, tuple[Callable[[], BackwardSGD], str]] = {
     "steps": (lambda: altered(steps), r"changes parameter layers\.0\.\S+ of the problem"),
     "steps late": (lambda: altered(steps_late), r"changes parameter layers\.0\.\S+ of the problem"),
     "features": (lambda: altered(writes_features), r"changes graph\.x of the problem"),
+    "operator": (lambda: altered(writes_operator), r"changes graph\.operator\('gcn'\) of the problem"),
     "state": (lambda: altered(writes_state), "changes the state that it is given"),
     "random": (lambda: altered(Random()), "it has randomness of its own"),
     "random in one buffer": (lambda: altered(OneBuffer()), "it has randomness of its own"),

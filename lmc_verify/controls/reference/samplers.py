@@ -23,7 +23,7 @@ def quantities() -> Quantities:
     }
     found["shadow"] = partial(_whole, depth=1)
     found["shadow-whole"] = partial(_whole, depth=2, renormalise=False)
-    found["top-basis"] = _basis
+    found["top-krylov-basis"] = _basis
     return found
 
 
@@ -56,4 +56,4 @@ def _whole(**settings: Any) -> Tensor:
 
 def _basis() -> Tensor:
     problem = problem_of("gcn")
-    return make_estimator("top").init(problem).vectors["basis"]
+    return make_estimator("top-krylov").init(problem).vectors["basis"]

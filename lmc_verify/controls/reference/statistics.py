@@ -52,7 +52,7 @@ def quantities() -> Quantities:
         "radius": partial(_radius, None),
         "radius-population": partial(_radius, large),
         "gamma": lambda: [gamma(terms) for terms in (1, 1000, 10**9)],
-        "decide": lambda: [decide(residual, 1.0) for residual in (0.0, 1.0, 1.01, 99.0, 101.0, float("nan"))],
+        "decide": lambda: [decide(residual, 1.0) for residual in (0.0, 1.0, 1.01, 99.0, 101.0)],
         "moments": _moments,
         "ledger": lambda: [row.share for row in ErrorLedger({"one": 3.0, "other": 1.0}, 1e-6).rows()],
         "median-interval": _median,

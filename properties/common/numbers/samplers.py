@@ -120,5 +120,5 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         **{f"{name}/mass": 1.0 for name in means},
         "shadow": _shadow(inputs, 1, renormalise=True),
         "shadow-whole": _shadow(inputs, 2, renormalise=False),
-        "top-basis": _basis(inputs),
+        "top-krylov-basis": _basis(inputs),
     }

@@ -289,7 +289,7 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "interval-range": interval(0.2, -1.0, 2.0, None),
         "interval-population": interval(0.05, 0.0, 1.0, POPULATION),
         "gamma": [_gamma(1), _gamma(1000), _gamma(10**9)],
-        "decide": ["exact", "exact", "inconclusive", "inconclusive", "refuted", "refuted"],
+        "decide": ["exact", "exact", "inconclusive", "inconclusive", "refuted"],
         "moments": _moments(),
         "ledger": [1e-6 * 3 / 4, 1e-6 / 4],
     }
