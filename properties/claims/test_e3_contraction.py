@@ -21,7 +21,18 @@ from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome
 from lmc_verify.claims.consequences import e3_contraction as module
 from lmc_verify.claims.consequences.e3_contraction import CONTRACTION, CONTRACTION_SAMPLED
-from lmc_verify.estimators import FM, GAS, LMC, BackwardSGD, ClusterGCN, Estimate, Estimator, FullBatch, History
+from lmc_verify.estimators import (
+    FM,
+    GAS,
+    LMC,
+    BackwardSGD,
+    ClusterGCN,
+    Estimate,
+    Estimator,
+    FMLocal,
+    FullBatch,
+    History,
+)
 from lmc_verify.estimators import HistoryWrite as Write
 from lmc_verify.estimators.compensated import members
 from lmc_verify.graphs.batch import Batch
@@ -180,7 +191,7 @@ def test_one_step_is_the_oracles(problem: Problem, data: st.DataObject) -> None:
     """The error after one step, from arbitrary histories, is what the dense implementation leaves behind."""
     state, batch = data.draw(testing.histories(problem)), data.draw(testing.batches(problem.graph))
     fm = data.draw(st.booleans())
-    estimator: Estimator = FM(beta=0.3) if fm else LMC(beta=0.3, score="constant")
+    estimator: Estimator = FMLocal(beta=0.3) if fm else LMC(beta=0.3, score="constant")
     case = assemble_case(problem, UniformNodes(problem.graph.num_nodes, 1), estimator)
     plain, (H, V) = oracle_problem(problem), oracle_tables(state)
     before = H[1].copy()

@@ -96,12 +96,13 @@ def test_dropout_acts_behind_the_history() -> None:
     writes = [estimator.estimate(p, estimator.init(p), batch).writes[0] for p in (problem, plain)]
     assert torch.equal(writes[0].values, writes[1].values)  # type: ignore[union-attr]  # rows
     state = estimator.init(problem)
-    state.embeddings[1].fill_(1.0)
-    kept = FM(beta=0.0).estimate(problem, state, batch)
-    state.embeddings[1][[0, 3]] = 5.0  # the halo's history; half of its units are dropped, others are read
-    assert kept.loss != FM(beta=0.0).estimate(problem, state, batch).loss
-    key_dropout(model, 0, 2)
-    assert kept.loss != FM(beta=0.0).estimate(problem, state, batch).loss
+    reads = FM(beta=0.0)
+    before, noticed = reads.estimate(problem, state, batch).loss, []
+    for unit in range(16):
+        changed = state.clone()
+        changed.embeddings[1][0, unit] = 5.0  # of a halo row
+        noticed.append(reads.estimate(problem, changed, batch).loss != before)
+    assert 0 < sum(noticed) < 16, "some of the halo's units are dropped, and others read"
 
 
 def test_exact_histories_are_what_layers_read() -> None:

@@ -17,7 +17,7 @@ from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
 from lmc_verify.claims.verdict import Outcome, Verdict
-from lmc_verify.estimators import Blend, Held, properties_of
+from lmc_verify.estimators import Blend, Held, Momentum, properties_of
 
 __all__ = ["LOWER_LAYERS_BIASED"]
 
@@ -85,6 +85,10 @@ def expect(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
+    policies, problem = properties_of(case.estimator).policies, case.problem
+    parts = problem.parameters_of(problem.model.layer(problem.num_layers))
+    if policies is not None and isinstance(policies.forward, Momentum) and any(".before." in name for name in parts):
+        return Expectation(None, "the last layer's norm sees no halo row: histories are behind it")
     return Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
 
 
