@@ -289,7 +289,7 @@ def test_weights_of_both_signs_are_judged_by_what_was_added_up() -> None:
         out = []
         for batch, probability in samples:
             for sign in (1.0, -1.0):
-                shifted = on_layer(batch, 1, lambda own, by=sign: replace(own, scale=own.scale + by * 1e7))
+                shifted = on_layer(batch, 1, lambda own, by=sign: replace(own, scale=own.scale + by * 1e7 / 3))
                 out.append((shifted, probability / 2))
         return out
 
