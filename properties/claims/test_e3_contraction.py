@@ -307,7 +307,7 @@ def test_a_ratio_above_one_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 class Explosive(GAS):
     """Right, but for batches of some clusters together, where it writes numbers beyond all bounds."""
 
-    rare: frozenset[int] = frozenset({0, 5})
+    rare: frozenset[int] = frozenset({0, 5, 7})
 
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         found = super().estimate(problem, state, batch)
@@ -319,9 +319,9 @@ class Explosive(GAS):
 
 def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
     """Cut at 1, its ratio left the interval around 1 - c/b: SUPPORTED at level 1e-6."""
-    estimator = Explosive()
-    assert CONTRACTION_SAMPLED.check(small(estimator, 30, 2, draws=1000)).outcome is not Outcome.SUPPORTED
-    huge = small(estimator, 60, 12, draws=200)  # 1.4 * 10^12 batches
+    one_of_435 = small(Explosive(rare=frozenset({0, 5})), 30, 2, draws=1000)
+    assert CONTRACTION_SAMPLED.check(one_of_435).outcome is not Outcome.SUPPORTED
+    huge = small(Explosive(), 60, 12, draws=3000)  # 1.4 * 10^12 batches, 0.0064 of them wrong
     verdict = CONTRACTION_SAMPLED.check(huge)
     assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
     assert "no upper end: nothing proves how large the error can become" in verdict.summary
@@ -330,7 +330,7 @@ def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
 
 
 def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.0091 of the batches; where the policies prove the range, draws exclude that so many leave it."""
+    """0.0064 of the batches; where the policies prove the range, draws exclude that so many leave it."""
     case = small(LMC(), 16, 3, draws=1000)  # 560 batches, all looked at
     large = small(LMC(), 60, 12, draws=20_000)
     assert CONTRACTION_SAMPLED.expect(large).outcome is Outcome.SUPPORTED
@@ -338,7 +338,7 @@ def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.Monke
 
     def broken(problem: Problem, state: History, batch: Batch, *rest: Any) -> Estimate:
         found = plain(problem, state, batch, *rest)
-        if not {0, 5} <= set(batch.clusters or ()):
+        if not {0, 5, 7} <= set(batch.clusters or ()):
             return found
         grown = [dataclasses.replace(w, values=1e8 * w.values) for w in found.writes if isinstance(w, Write)]
         return dataclasses.replace(found, writes=tuple(grown))
@@ -346,8 +346,8 @@ def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.Monke
     monkeypatch.setattr(members, "estimate_compensated", broken)
     assert CONTRACTION_SAMPLED.check(case).outcome is not Outcome.SUPPORTED
     verdict = CONTRACTION_SAMPLED.check(large)
-    assert verdict.outcome is not Outcome.SUPPORTED
-    assert "the code does not follow them" in verdict.summary or verdict.outcome is Outcome.REFUTED
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "the code does not follow them" in verdict.summary
 
 
 @given(

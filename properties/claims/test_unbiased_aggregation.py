@@ -293,9 +293,9 @@ def test_weights_of_both_signs_are_judged_by_what_was_added_up() -> None:
     def split(samples: Samples) -> Samples:
         out = []
         for batch, probability in samples:
-            for sign in (1.0, -1.0):
-                shifted = on_layer(batch, 1, lambda own, by=sign: replace(own, scale=own.scale + by * 1e7))
-                out.append((shifted, probability / 2))
+            for share, shift in ((0.3, 1e9 / 3), (0.5, 1e9 / 7), (0.2, -(0.3e9 / 3 + 0.5e9 / 7) / 0.2)):
+                moved = on_layer(batch, 1, lambda own, by=shift: replace(own, scale=own.scale + by))
+                out.append((moved, share * probability))
         return out
 
     assert AGGREGATION.check(attack(split, layers=1)).outcome is Outcome.EXACT
