@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lmc-gin": ("gin", "lmc", {"beta": 0.9, "score": "sine"}),
     "lmc-gat": ("gat", "lmc", {"beta": 0.5}),
     "lmc-gcnii": ("gcnii", "lmc", {"beta": 0.5, "score": "concave"}),
+    "lmc-appnp": ("appnp", "lmc", {"beta": 0.3}),
     "lmc-tanh": ("gcn-tanh", "lmc", {"beta": 1.0, "score": "constant"}),
     "lmc-forward-only": ("gcn", "lmc-forward-only", {"beta": 0.4}),
     "lmc-backward-only": ("gcn", "lmc-backward-only", {"beta": 0.4}),
