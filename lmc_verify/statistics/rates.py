@@ -178,8 +178,7 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the least-squares slope of ``log y`` against ``log x``.
 
     Raises:
-        ValueError: fewer than two points or one abscissa, different lengths, or values that are not positive and
-            finite.
+        ValueError: fewer than two points or one abscissa, different lengths, or a value not positive and finite.
     """
     abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if abscissa.shape != ordinate.shape or abscissa.size < 2:

@@ -25,7 +25,7 @@ from lmc_verify import (
     Verdict,
     check_claim,
 )
-from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, likeness
+from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, likeness, worst_parameter
 from lmc_verify.objective import exact_gradient, gradient_norm
 
 DESIGN = Clusters(Partition.contiguous(6, 3), 1)
@@ -139,3 +139,15 @@ def test_the_cosine_decides_which_word_is_used(turn: float, called: bool) -> Non
         return {name: 2 * value + 2 * size * across[name] for name, value in gradient.items()}
 
     assert ("times the gradient" in verdict_of(turned).summary) is called
+
+
+def test_the_worst_parameter_is_named_with_its_size() -> None:
+    exact = {"a": torch.tensor([3.0, 4.0], dtype=torch.float64), "b": torch.tensor([1.0], dtype=torch.float64)}
+    nothing = {name: torch.zeros_like(value) for name, value in exact.items()}
+    assert worst_parameter(nothing, exact, 1e-10) == ""
+    alone = worst_parameter(nothing | {"b": torch.tensor([3.4], dtype=torch.float64)}, exact, 1e-10)
+    assert alone == "; b: 340% of its own gradient, everything else at rounding"
+    both = worst_parameter({"a": 0.5 * exact["a"], "b": 0.9 * exact["b"]}, exact, 1e-10)
+    assert both == "; worst parameter a: 50% of its own gradient"
+    single = worst_parameter({name: 6e-8 * value for name, value in exact.items()}, exact, 1e-10)
+    assert "6.0e-08 of the gradient is rounding in single precision" in single

@@ -227,3 +227,35 @@ def test_another_replicate_draws_afresh_on_the_same_case(claim: str, estimator: 
     assert other.hashes == first.hashes
     assert other.case == replace(first.case, replicate=1)
     assert other.outcome is first.outcome or claim == THREE
+
+
+@pytest.mark.parametrize("claim", [E5, TWO])
+def test_a_refutation_names_the_parameter_and_the_assumptions_that_fail(claim: str) -> None:
+    found = verdict(claim, GAS_, RING)
+    assert found.outcome is Outcome.REFUTED
+    assert "worst parameter layers.0.conv." in found.summary or "layers.0.conv.bias:" in found.summary
+    assert "of its own gradient" in found.summary
+    assert "assumptions that fail: smooth" in found.summary
+
+
+def test_a_rate_that_is_refuted_names_the_assumptions_that_fail() -> None:
+    assert "assumptions that fail: smooth" in verdict(THREE, GAS_).summary
+
+
+def test_a_plateau_is_not_called_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves that decay onto a third of their start keep the slope on average, and not at the end."""
+    monkeypatch.setattr(
+        convergence,
+        "_run",
+        lambda case, length, seed, repeat: (1 + 0.01 * seed) * (2 / 3 * (16 / length) ** 0.7 + 1 / 3),
+    )
+    monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**-0.4 for length in case.training.lengths])
+    found = CLAIMS[THREE].check(case_of(THREE, FULL))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert evidence(found, "E||grad||")[2] < -1 / 6, "the slope alone would support it"
+    assert "too near for a slope to be read" in found.summary
+    assert "would decide (training.lengths)" in found.summary
+    low, value, high = evidence(found, "fitted floor")
+    assert low <= value + 1e-3
+    assert value == pytest.approx((1 / 3) / (2 / 3 * 16**-0.7 + 1 / 3), abs=0.02)
+    assert value <= high + 1e-3

@@ -1,4 +1,4 @@
-"""A rate is read only if a plateau at the curve's end can be excluded, at the stated level; simulated with numpy."""
+"""A rate is read from a curve only if a plateau at its end can be excluded, at the stated level; simulated."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -46,6 +47,9 @@ SAMPLES = 32
 
 CONTROL_STEP = 0.5
 """Step size of the control problem's shortest run."""
+
+EXPLODED = 100.0
+"""A mean gradient norm of more than this many times that at the start is divergence, which has no rate."""
 
 FLOOR = 1e-10
 """Rounding floor of a gradient norm, in units of the norm at the start."""
@@ -137,10 +141,14 @@ def check(case: Case) -> Verdict:
     slopes: list[float] = []
     floor_found: list[Evidence] = []
     outcome = Outcome.INCONCLUSIVE
-    if not np.isfinite(means).all() or not np.isfinite(reference).all():
-        count = int((~np.isfinite(means)).sum())
-        who = f"{count:,} of {means.size:,} means are" if count else "that of full-batch gradient descent is"
-        summary = f"training diverged: {who} not finite, and no slope is read; choose a smaller training.step_size"
+    limit = EXPLODED * gradient_norm(case.exact.gradient) or math.inf
+    if not (means <= limit).all() or not np.isfinite(reference).all():
+        count = int((~(means <= limit)).sum())
+        who = f"{count:,} of {means.size:,} mean gradient norms are" if count else "that of full-batch descent is"
+        summary = (
+            f"training diverged: {who} not finite, or more than {EXPLODED:g} times that at the start; no slope is read; "
+            "choose a smaller training.step_size"
+        )
     elif near_floor([*means.ravel(), *reference], floor):
         smallest = min(float(means.min()), *reference)
         summary = (

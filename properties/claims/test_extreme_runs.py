@@ -1,0 +1,142 @@
+"""Numbers at the ends of float64 crash no check of Theorems 2 and 3, E4 or E5, and refute no sound estimator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from common.helpers import path_graph
+
+from lmc_verify import GCN, LMC, BackwardSGD, Batch, Clusters, ContractError, Estimate, History, Partition, Problem
+from lmc_verify.bounds.nodewise import row_norm
+from lmc_verify.cases.case import Case, assemble_case
+from lmc_verify.cases.settings import SamplingSettings, TrainingSettings
+from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.claims.theorems import theorem_2_a_posteriori_bound
+from lmc_verify.estimators import Estimator
+from lmc_verify.objective import gradient_norm
+from lmc_verify.statistics import fit_decay, loglog_slope, near_floor
+from lmc_verify.training import TrainingRun
+
+pytestmark = pytest.mark.usefixtures("short_grids")
+CHECKED = [
+    "theorem-2/decay-and-floor",
+    "theorem-2/a-posteriori-bound",
+    "theorem-3/fixed-point",
+    "theorem-3/rate",
+    "theorem-3/relative-bias",
+    "e4/floor-linear-in-beta",
+    "e5/floor-in-step-size",
+]
+
+
+def case_of(kind: str, step_size: float, estimator: Estimator) -> Case:
+    graph, model = path_graph(6), GCN(3, 4, 3, 2, seed=2, dtype=torch.float64).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_({"small parameters": 1e-160, "large parameters": 1e80}.get(kind, 1.0))
+        if kind == "H^1 = 0":
+            model.layers[0].conv.lin.weight.zero_()
+            model.layers[0].conv.bias.fill_(-1.0)
+    factor = {"small features": 1e-160, "large features": 1e160}.get(kind, 1.0)
+    return assemble_case(
+        Problem(graph.replaced(x=factor * graph.x), model),
+        Clusters(Partition.contiguous(6, 3), 1),
+        estimator,
+        training=TrainingSettings(step_size=step_size, steps=4, lengths=(2, 3, 4)),
+        sampling=SamplingSettings(alpha=0.4),
+    )
+
+
+@pytest.mark.parametrize("claim", CHECKED)
+@pytest.mark.parametrize(
+    ("kind", "step_size"),
+    [
+        ("small features", 0.01),
+        ("large features", 0.01),
+        ("small parameters", 0.01),
+        ("large parameters", 0.01),
+        ("H^1 = 0", 0.01),
+        ("ordinary", 1e6),
+        ("ordinary", 1e300),
+    ],
+)
+def test_extreme_numbers_neither_crash_nor_refute(claim: str, kind: str, step_size: float) -> None:
+    found = CLAIMS[claim].check(case_of(kind, step_size, LMC(beta=0.4 if claim.startswith("e4") else 0.0)))
+    assert found.outcome not in (Outcome.REFUTED, Outcome.ERROR), found.summary
+
+
+@pytest.mark.parametrize("claim", ["theorem-2/decay-and-floor", "theorem-3/rate", "e5/floor-in-step-size"])
+def test_divergence_is_called_divergence(claim: str) -> None:
+    found = CLAIMS[claim].check(case_of("ordinary", 1e300, LMC()))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "diverged" in found.summary
+    assert "smaller training.step_size" in found.summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(BackwardSGD):
+    name: ClassVar[str] = "broken"
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        made = super().estimate(problem, state, batch)
+        return dataclasses.replace(made, gradient={key: value * math.nan for key, value in made.gradient.items()})
+
+
+def test_an_estimator_that_gives_no_numbers_has_not_diverged() -> None:
+    case = case_of("ordinary", 0.01, BackwardSGD())
+    run = TrainingRun(case.problem, Broken(), case.design, step_size=0.01, generator=np.random.default_rng(0))
+    with pytest.raises(ContractError, match="not finite"):
+        run.step()
+    with torch.no_grad():
+        for parameter in run.problem.model.parameters():
+            parameter.fill_(math.inf)
+    run.step()  # where the parameters have gone, numbers may go, too
+
+
+@pytest.mark.parametrize("total", [math.nan, math.inf])
+def test_a_bound_that_is_no_number_is_not_exceeded(total: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = theorem_2_a_posteriori_bound.batch_bound
+
+    def broken(*arguments: object, **named: object) -> object:
+        return dataclasses.replace(original(*arguments, **named), total=total)
+
+    monkeypatch.setattr(theorem_2_a_posteriori_bound, "batch_bound", broken)
+    found = CLAIMS["theorem-2/a-posteriori-bound"].check(case_of("ordinary", 0.01, LMC()))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert f"the bound is {total}" in found.summary
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1.0, 1e160, 1e200, 1e307])
+def test_norms_scale_with_their_numbers(scale: float) -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    assert gradient_norm({"a": scale * rows}) == pytest.approx(5 * scale, rel=1e-12)
+    assert row_norm(scale * rows).tolist() == pytest.approx([5 * scale, 0.0], rel=1e-12)
+
+
+def test_norms_of_what_is_no_number() -> None:
+    for value in (math.nan, math.inf):
+        assert not math.isfinite(gradient_norm({"a": torch.tensor([1.0, value]), "b": torch.tensor([1.0])}))
+        assert not bool(torch.isfinite(row_norm(torch.tensor([[1.0, value]]))).any())
+    assert gradient_norm({}) == gradient_norm({"a": torch.zeros(2)}) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
+def test_slopes_and_fits_refuse_what_has_no_logarithm(value: float) -> None:
+    with pytest.raises(ValueError, match="positive finite"):
+        loglog_slope([1.0, 2.0, 4.0], [1.0, value, 0.25])
+    with pytest.raises(ValueError, match="positive finite"):
+        fit_decay([0.0, 1.0, 2.0, 3.0], [1.0, 0.5, value, 0.1])
+    assert near_floor([1.0, value], 0.1) or value == math.inf
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
+def test_a_decay_is_fitted_in_any_unit(scale: float) -> None:
+    curve = [1 + 8 * 0.5**step for step in range(8)]
+    found = fit_decay(range(8), [scale * value for value in curve])
+    assert found.rate == pytest.approx(0.5, rel=1e-6)
+    assert found.floor == pytest.approx(scale, rel=1e-6)
