@@ -299,6 +299,12 @@ def _relu_inputs(problem: Problem, exact: ExactPass) -> dict[str, list[Tensor]]:
 # --------------------------------------------------------------------------------------------------------------- norms
 
 
+def _size(value: Tensor) -> float:
+    """Return the Frobenius norm, also where squares leave the range of float64."""
+    norm = float(value.norm())
+    return norm if 1e-145 < norm < 1e145 else gradient_norm({"": value})
+
+
 @dataclass
 class NormTracker:
     """Running maxima of the norms that assumption 3 bounds; each is "at least" the assumption's constant.
@@ -315,16 +321,16 @@ class NormTracker:
     def exact(self, exact: ExactPass) -> None:
         """Take in an exact pass: H, V and the gradient."""
         for layer, value in enumerate(exact.embeddings):
-            self._see(f"H {layer}", gradient_norm({"": value}))
+            self._see(f"H {layer}", _size(value))
         for layer, value in sorted(exact.auxiliary.items()):
-            self._see(f"V {layer}", gradient_norm({"": value}))
+            self._see(f"V {layer}", _size(value))
         self._see("gradient", gradient_norm(exact.gradient))
 
     def state(self, state: History) -> None:
         """Take in the histories of an estimator."""
         for name, table in (("H", state.embeddings), ("V", state.auxiliary)):
             for layer, value in sorted(table.items()):
-                self._see(f"history of {name} {layer}", gradient_norm({"": value}))
+                self._see(f"history of {name} {layer}", _size(value))
 
     def estimate(self, gradient: Gradient) -> None:
         """Take in a gradient estimate."""

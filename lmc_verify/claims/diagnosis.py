@@ -68,7 +68,7 @@ def worst_parameter(difference: Gradient, exact: Gradient, rounding: float) -> s
     if not wrong:
         return ""
     worst = max(wrong, key=lambda name: sizes[name])
-    size = f"{own[worst]:.3g} times its own gradient" if own[worst] >= 10 else f"{own[worst]:.0%} of its own gradient"
+    size = f"{own[worst]:.0%} of its own gradient"
     if not own[worst]:
         size = "where the gradient vanishes"
     if len(wrong) == 1 and len(sizes) > 1:

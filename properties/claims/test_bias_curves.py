@@ -13,7 +13,7 @@ from common.rate_cases import (
 )
 
 from lmc_verify import GAS
-from lmc_verify.claims import bias_curves
+from lmc_verify.claims import Outcome, bias_curves
 from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm
@@ -77,3 +77,16 @@ def test_a_slope_on_the_limit_is_not_decided_by_seeds() -> None:
     assert (
         bias_curves.more_seeds([0.4, 0.5, 0.6], 0.3, 0.5) == "the slope lies too near the limit for any number of seeds"
     )
+
+
+@pytest.mark.parametrize(("rest", "outcome"), [(0.0, Outcome.SUPPORTED), (0.05, Outcome.INCONCLUSIVE)])
+def test_a_part_of_the_floor_that_stays_is_no_slope(rest: float, outcome: Outcome) -> None:
+    """``0.1 value + 0.1 rest``: with a rest the slope is 0.89 on average, and a fifth of the last floor stays."""
+    values = (1.0, 0.5, 0.25, 0.125)
+    floors = np.array([[0.1 * (1 + 1e-4 * seed) * (value + rest) for value in values] for seed in range(9)])
+    bias = np.repeat(floors[:, :, None], bias_curves.SNAPSHOTS, axis=2)
+    curves = bias_curves.BiasCurves(values, (1, 2, 3, 4), bias, np.ones_like(bias), np.zeros((9, 4)))
+    slope = bias_curves.FloorSlope(curves, 0.01)
+    assert slope.outcome(0.5) is outcome
+    assert slope.interval.inside(0.5), "the average slope alone would support it"
+    assert ("too near for a slope to be read" in slope.words) is (outcome is Outcome.INCONCLUSIVE)

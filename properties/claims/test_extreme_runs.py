@@ -16,7 +16,7 @@ from lmc_verify.bounds.nodewise import row_norm
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, Outcome
-from lmc_verify.claims.theorems import theorem_2_a_posteriori_bound
+from lmc_verify.claims.theorems import theorem_2_a_posteriori_bound, theorem_3_rate
 from lmc_verify.estimators import Estimator
 from lmc_verify.objective import gradient_norm
 from lmc_verify.statistics import fit_decay, loglog_slope, near_floor
@@ -76,6 +76,15 @@ def test_divergence_is_called_divergence(claim: str) -> None:
     assert found.outcome is Outcome.INCONCLUSIVE
     assert "diverged" in found.summary
     assert "smaller training.step_size" in found.summary
+
+
+@pytest.mark.parametrize(("factor", "diverged"), [(0.99, False), (1.01, True)])
+def test_a_gradient_that_explodes_has_diverged(factor: float, diverged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of("ordinary", 0.01, LMC())
+    size = factor * theorem_3_rate.EXPLODED * gradient_norm(case.exact.gradient)
+    monkeypatch.setattr(theorem_3_rate, "_run", lambda *_: size)
+    found = CLAIMS["theorem-3/rate"].check(case)
+    assert ("training diverged" in found.summary) is diverged
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,10 +65,11 @@ def test_decay_of_compensated_histories_is_seen() -> None:
     ("shape", "outcome", "words"),
     [
         (lambda k, _: 1 + 100 * 0.5**k, Outcome.SUPPORTED, "not refuted on this range of eps"),
+        (lambda k, index: (1 + 100 * 0.5**k) * (index != 2), Outcome.INCONCLUSIVE, "decay and floor do not fit"),
         (lambda k, _: 1 + 100 * 0.999**k, Outcome.INCONCLUSIVE, "no geometric decay is seen within the run"),
         (lambda k, index: (1 + 1e4 * 0.1**k) * 9.0 ** (index % 2), Outcome.INCONCLUSIVE, "decay and floor do not fit"),
     ],
-    ids=["decay and floor", "slow decay", "neither"],
+    ids=["decay and floor", "a bias that vanishes once", "slow decay", "neither"],
 )
 def test_a_falling_floor_needs_a_decay_to_it(
     monkeypatch: pytest.MonkeyPatch, shape: Callable[[int, int], float], outcome: Outcome, words: str

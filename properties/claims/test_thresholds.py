@@ -566,6 +566,7 @@ def test_fractions_are_written_as_fractions(value: float, words: str) -> None:
 
 AMOUNTS = {
     "COSINE",  # decides words alone; see test_diagnosis.py
+    "EXPLODED",  # of divergence, from both sides in test_extreme_scales.py
     "HALVINGS",
     "SNAPSHOTS",
     "STEPS",
@@ -589,6 +590,7 @@ ROUNDING = {
     "SQUARE_ROUNDING",
     "TERMS",
     "NORM_ROUNDING",
+    "UNDERFLOW",
     "EQUIPROBABLE",
     "NEGLIGIBLE",
     "FLOOR",

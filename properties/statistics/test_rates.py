@@ -228,9 +228,9 @@ def test_slope_is_the_least_squares_one() -> None:
     [
         ([1.0], [1.0], "two or more points"),
         ([1.0, 2.0], [1.0], "two or more points"),
-        ([1.0, 2.0], [1.0, 0.0], "needs positive values"),
-        ([0.0, 2.0], [1.0, 1.0], "needs positive values"),
-        ([1.0, 2.0], [1.0, math.nan], "needs positive values"),
+        ([1.0, 2.0], [1.0, 0.0], "needs positive finite values"),
+        ([0.0, 2.0], [1.0, 1.0], "needs positive finite values"),
+        ([1.0, 2.0], [1.0, math.nan], "needs positive finite values"),
         ([2.0, 2.0], [1.0, 3.0], "two different abscissae"),
     ],
 )

@@ -146,7 +146,7 @@ def check(case: Case) -> Verdict:
         count = int((~(means <= limit)).sum())
         who = f"{count:,} of {means.size:,} mean gradient norms are" if count else "that of full-batch descent is"
         summary = (
-            f"training diverged: {who} not finite, or more than {EXPLODED:g} times that at the start; no slope is read; "
+            f"training diverged: {who} not finite, or over {EXPLODED:g} times that at the start; no slope is read; "
             "choose a smaller training.step_size"
         )
     elif near_floor([*means.ravel(), *reference], floor):
