@@ -68,8 +68,7 @@ def _others(problem: Problem, aspects: Sequence[str]) -> Iterator[tuple[str, Pro
     if "training mask" in aspects and graph.num_labelled > 1:
         yield "training mask", problem.with_graph(graph.replaced(train_mask=_thinned(graph)))
     if "edges" in aspects and graph.num_edges:
-        weight = None if graph.edge_weight is None else graph.edge_weight[:0]
-        yield "edges", problem.with_graph(graph.replaced(edge_index=graph.edge_index[:, :0], edge_weight=weight))
+        yield "edges", problem.with_graph(graph.with_edges(torch.zeros(graph.num_edges, dtype=torch.bool)))
     if "parameters" in aspects:
         moved = problem.copy()
         with torch.no_grad():

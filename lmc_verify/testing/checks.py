@@ -22,7 +22,7 @@ from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, History, HistoryWrite, VectorWrite, batch_distribution, properties_of
 from lmc_verify.estimators.draws import MOST_BATCHES, draws_flaw
-from lmc_verify.estimators.properties import contract_flaw, settings_of
+from lmc_verify.estimators.properties import contract_flaw, exact_histories, settings_of
 from lmc_verify.graphs import Batch, Clusters, Graph, Partition, UniformNodes
 from lmc_verify.models import GCN, key_dropout
 from lmc_verify.objective import Gradient, Problem, exact_pass, gradient_norm, gradient_sum
@@ -312,7 +312,7 @@ def history_rows_are_the_batch_s(subject: Subject) -> None:
     problem, state, batch = subject.prepared()
     if 1 not in state.embeddings or state.exact_for is not None:
         raise NotApplicableError("the estimator writes no history of H^1")
-    exact = exact_pass(problem).embeddings[1]
+    exact = exact_histories(estimator, problem, exact_pass(problem))[1]
     state.embeddings[1].copy_(exact + 1.0)  # no row is exact before
     state.apply(estimator.estimate(problem, state, batch).writes)
     off = (state.embeddings[1] - exact).norm(dim=1)[batch.nodes] / exact.norm(dim=1).max()

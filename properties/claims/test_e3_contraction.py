@@ -356,12 +356,12 @@ def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.Monke
     st.data(),
 )
 def test_the_range_with_halo_rows_is_not_exceeded(problem: Problem, beta: float, data: st.DataObject) -> None:
-    """Momentum writes halo rows from a part of their messages; the proven range holds on every batch."""
+    """Halo rows are written from a part of their messages; the proven range holds on every batch."""
     design = data.draw(testing.designs(problem.graph, max_support=12))
-    case = assemble_case(problem, design, FM(beta=beta))
+    case = assemble_case(problem, design, FMLocal(beta=beta))
     state = prepared_state(case, "zero")
     before = module._squared_error(case, state)
-    forward = FM(beta=beta).policies.forward
+    forward = FMLocal(beta=beta).policies.forward
     highest = module._highest_with_halo(case, before, forward) if before > 0 else None  # type: ignore[arg-type]
     if highest is None:
         return

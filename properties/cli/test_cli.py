@@ -179,7 +179,7 @@ def test_explain(claim: str, lmc: Command) -> None:
     assert set(document.json) == {"id", "title", "statement", "source", "tier", "theory", "assumptions", "check"}
     assert all(document.json.values())
     for item in document.json["assumptions"]:
-        assert item["statement"] in plain.out.replace("\n", " ")
+        assert item["statement"] in " ".join(plain.out.split())
     required = [item["id"] for item in document.json["assumptions"] if item["required"]]
     assert required == [assumption.id for assumption in CLAIMS[claim].required]
     assert required == re.findall(r"^- (\S+) \(required\):", plain.out, re.MULTILINE)

@@ -29,7 +29,7 @@ from lmc_verify import (
     UniformNodes,
     check_claim,
 )
-from lmc_verify.estimators import LADIES, MVS, NeighbourSampling, batch_distribution
+from lmc_verify.estimators import LADIES, MVS, ImportanceVRGCN, NeighbourSampling, batch_distribution
 from lmc_verify.estimators.draws import check_draws, draws_flaw, is_own_design
 from lmc_verify.seeds import as_generator
 
@@ -198,7 +198,9 @@ class WrappedSamples(Wrapped):
     carries_samples = True
 
 
-@pytest.mark.parametrize("estimator", [NeighbourSampling(1), LADIES(2), MVS(1, 2)], ids=lambda item: item.name)
+@pytest.mark.parametrize(
+    "estimator", [NeighbourSampling(1), LADIES(2), ImportanceVRGCN(1, 2)], ids=lambda item: item.name
+)
 def test_samples_are_compared_too(estimator: Any) -> None:
     law = batch_distribution(estimator, tiny(1), estimator.init(tiny(1)), SMALL)
 

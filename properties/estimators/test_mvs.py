@@ -191,6 +191,7 @@ def test_norms_in_closed_form_are_those_of_autograd(kind: type, head: bool, resi
     for part in frozen:
         for name, parameter in problem.model.named_parameters():
             parameter.requires_grad_(part is None or part not in name)
+        problem = Problem(problem.graph, problem.model)
         exact, every = exact_pass(problem), torch.arange(5)
         operator = problem.model.layer(2).operator
         block = problem.graph.block(operator, every, LocalSet(every, 5))
@@ -207,6 +208,7 @@ def test_where_the_last_layer_is_frozen_the_norm_is_of_the_embedding() -> None:
     problem = tiny()
     for parameter in problem.model.layer(2).parameters():
         parameter.requires_grad_(False)
+    problem = Problem(problem.graph, problem.model)
     norms = MVS().init(problem).vectors[NORMS]
     assert_close("norms", norms, exact_pass(problem).auxiliary[2].norm(dim=1))
 

@@ -51,6 +51,7 @@ LEFT_OUT: dict[str, set[str]] = {
     "backward-sgd": {CONTRACTS, WRITES},
     "cluster-gcn": {CONTRACTS, WRITES},
     "fm": {CONTRACTS},
+    "fm-local": {CONTRACTS},
     "graphsaint-edge": {"accepts a graph without edges"},
     "shadow": {"claim e7/reductions", FROZEN, CONTRACTS, WRITES},
     "top": {"claim theorem-1/unbiased", "claim e1/equals-backward-sgd", FROZEN, CONTRACTS, WRITES},

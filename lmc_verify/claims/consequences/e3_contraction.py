@@ -22,7 +22,7 @@ from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import Blend, History, exact_histories, properties_of
+from lmc_verify.estimators import Blend, History, Momentum, exact_histories, properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
 from lmc_verify.graphs import CSR, Batch, Block
 from lmc_verify.models import active_dropout
@@ -169,12 +169,14 @@ def _proven_ratios(case: Case, state: History, before: float) -> _Ratios:
     if found.known and found.policies is not None:
         if not (found.policies.write_halo and isinstance(forward, Blend) and forward.uses_fresh):
             return _Ratios(1.0, "rows that are written are exact, others are left alone")
-        highest = _highest_with_halo(case, before, forward)
+        # Momentum blends behind the activation, where messages do not add up.
+        highest = None if isinstance(forward, Momentum) else _highest_with_halo(case, before, forward)
         if highest is not None and math.isfinite(highest):
             return _Ratios(highest, "rows are exact, or a blend with any part of their messages")
     if case.design.support_size <= MAX_SUPPORT:
         return _largest_ratio(case, state, before)
-    return _Ratios(None, "nothing proves how large the error can become: the estimator has methods of its own")
+    why = "halo rows are no sum of messages" if found.known else "the estimator has methods of its own"
+    return _Ratios(None, f"nothing proves how large the error can become: {why}")
 
 
 def _largest_ratio(case: Case, state: History, before: float) -> _Ratios:
