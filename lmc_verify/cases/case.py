@@ -17,7 +17,7 @@ from lmc_verify.cases.description import CaseDescription
 from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators import (
     ContractCheck,
     Estimate,
@@ -28,6 +28,7 @@ from lmc_verify.estimators import (
     properties_of,
     unwrapped,
 )
+from lmc_verify.estimators.draws import is_own_design, require_design
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
@@ -224,6 +225,7 @@ def assemble_case(
         InvalidInputError: the problem is not in float64 or has no trainable parameter, or `histories` is none of exact,
             zero and sweeps:K.
     """
+    _check_kinds(problem, estimator, histories, sampling, training)
     if not problem.parameter_names:
         raise InvalidInputError(
             "the model has no trainable parameter, so there is no gradient to estimate; set requires_grad on some"
@@ -232,6 +234,8 @@ def assemble_case(
         raise InvalidInputError(
             f"the problem is in {problem.graph.dtype}, claims are checked in float64; pass problem.double()"
         )
+    if not is_own_design(design):
+        require_design(design)
     covered = design.inclusion_probabilities().numel()
     if covered != problem.graph.num_nodes:
         raise InvalidInputError(
@@ -251,6 +255,21 @@ def assemble_case(
         sampling=sampling or SamplingSettings(),
         training=training or TrainingSettings(),
     )
+
+
+def _check_kinds(problem: Any, estimator: Any, histories: Any, sampling: Any, training: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise InvalidInputError(f"problem is {problem!r:.80}, it must be a lmc_verify.Problem(graph, model)")
+    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+        raise InvalidInputError(
+            f"estimator is {estimator!r:.80}, it must be an object with a name, init(problem) and "
+            "estimate(problem, state, batch), such as lmc_verify.LMC()"
+        )
+    if not isinstance(histories, str):
+        raise InvalidInputError(f"histories is {histories!r}, it must be 'exact', 'zero' or 'sweeps:K'")
+    for name, value, kind in (("sampling", sampling, SamplingSettings), ("training", training, TrainingSettings)):
+        if value is not None and not isinstance(value, kind):
+            raise InvalidInputError(f"{name} is {value!r:.80}, it must be a lmc_verify.{kind.__name__}")
 
 
 def _require_finite(problem: Problem, exact: ExactPass) -> None:
@@ -290,7 +309,13 @@ def prepared_state(case: Case, histories: str) -> History:
     Raises:
         InvalidInputError: sweeps were asked for a design without clusters.
     """
-    state = case.estimator.init(case.problem)
+    made: Any = case.estimator.init(case.problem)
+    if not isinstance(made, History):
+        raise ContractError(
+            f"init() of {case.estimator.name!r} returned a {type(made).__name__}; it must return a "
+            "lmc_verify.History, which is empty, History(), where nothing is remembered"
+        )
+    state: History = made
     if properties_of(case.estimator).holds_exact:
         return state
     if histories == "exact":

@@ -12,7 +12,7 @@ from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import Untouched, require_reading
+from lmc_verify.estimators import Untouched, properties_of, require_reading
 from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
@@ -91,24 +91,40 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
+_SAMPLES_DRAWN = 1_000
+"""Draws of an estimator's own samples that are compared with their enumeration."""
+
+
+def _check_draws(case: Case) -> None:
+    """Compare what a design of the user's, or the samples of an estimator of the user's, draw and enumerate.
+
+    Raises:
+        ContractError: they are two distributions.
+    """
+    base, design = case.base_design, case.design
+    if not is_own_design(base) and base.support_size <= MOST_BATCHES:
+        check_draws(base, f"the batch design {type(base).__name__!r}", seed=case.seed)
+    found = properties_of(case.estimator)
+    if found.samples and not found.known and design.support_size <= MOST_BATCHES:
+        check_draws(design, f"the samples of {case.estimator.name!r}", draws=_SAMPLES_DRAWN, seed=case.seed)
+
+
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
     """Return a check before and after which the estimator must keep its contract: else a verdict says nothing.
 
-    Where batches are enumerated, those that a design of the user's draws must be from the same distribution.
+    What a design or a sampler of the user's draws must be from the distribution that it enumerates.
     """
 
     @wraps(check)
     def guarded(case: Case) -> Verdict:
-        design = case.base_design
-        if claim.tier == "exact" and not is_own_design(design) and design.support_size <= MOST_BATCHES:
-            check_draws(design, f"the batch design {type(design).__name__!r}", seed=case.seed)
+        _check_draws(case)
         before, who = Untouched(case.problem), f"estimator {case.estimator.name!r}"
         try:
             if claim.unmet(case) is None:
                 if claim.asks:
                     case.check_contract()
                 if claim.varies:
-                    require_reading(case.estimator, case.problem, case.exact.gradient, claim.varies)
+                    require_reading(case.estimator, case.problem, case.exact.gradient, claim.varies, case.partition)
             verdict = check(case)
             case.contract.settle()
         except ContractError:

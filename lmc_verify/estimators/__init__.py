@@ -27,7 +27,7 @@ from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_est
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
 from lmc_verify.estimators.properties import EstimatorProperties, exact_histories, properties_of
-from lmc_verify.estimators.reading import ASPECTS, require_reading
+from lmc_verify.estimators.reading import ASPECTS, require_reading, whole_batch
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
 from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.laws import LayerLaw
@@ -110,5 +110,6 @@ __all__ = [
     "properties_of",
     "require_reading",
     "unwrapped",
+    "whole_batch",
     "with_beta",
 ]

@@ -9,6 +9,7 @@ and where. It is never a statement about bias: a mean of estimates that break it
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,9 +21,10 @@ from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
 from lmc_verify.estimators.history import History, HistoryWrite, Refresh, VectorWrite, Write
 from lmc_verify.graphs import Batch, changed_content, graph_content
+from lmc_verify.models.layered import HOOKS
 from lmc_verify.objective import Problem, same_bits
 
-__all__ = ["ContractCheck", "Untouched", "checked_estimate"]
+__all__ = ["ContractCheck", "Untouched", "checked_estimate", "same_writes"]
 
 _MOST = 6
 """Nodes of a batch that a message names."""
@@ -50,7 +52,15 @@ def checked_estimate(
             history writes, or numbers that are not finite; or the batch was changed.
     """
     who, kept = f"estimator {estimator.name!r}", _BatchKept(batch)
+    switches = (torch.is_grad_enabled(), torch.get_default_dtype())
     estimate: Any = estimator.estimate(problem, state, batch)
+    if switches != (torch.is_grad_enabled(), torch.get_default_dtype()):
+        torch.set_grad_enabled(switches[0])
+        torch.set_default_dtype(switches[1])
+        raise ContractError(
+            f"estimate() of {estimator.name!r} leaves torch's gradient mode or default dtype changed; use a context "
+            "manager, such as torch.no_grad()"
+        )
     if kept.changed():
         kept.restore()  # the design may keep the batch, and hand it to others
         raise ContractError(f"estimate() of {estimator.name!r} changes the batch that it is given {_on(batch)}")
@@ -76,20 +86,27 @@ def checked_estimate(
 
 
 class _BatchKept:
-    """A batch as it was."""
+    """A batch as it was, with its sample."""
 
     def __init__(self, batch: Batch) -> None:
-        self._tensors = (batch.nodes, batch.inclusion)
+        self.batch = batch
+        self._fields = {key: getattr(batch, key) for key in ("nodes", "inclusion", "sample")}
+        sample = batch.sample
+        layers = () if sample is None else sample.layers
+        self._tensors = [batch.nodes, batch.inclusion, *(value for layer in layers for value in vars(layer).values())]
+        self._tensors += [] if sample is None or sample.weights is None else [sample.weights]
         self._kept = [(value.clone(), _version(value)) for value in self._tensors]
 
     def changed(self) -> bool:
         # Where the tensors are on a GPU, a comparison of bits would wait for everything that it has still to do.
-        return any(
+        return any(getattr(self.batch, key) is not value for key, value in self._fields.items()) or any(
             _version(value) != version or (value.device.type == "cpu" and not torch.equal(value, kept))
             for value, (kept, version) in zip(self._tensors, self._kept, strict=True)
         )
 
     def restore(self) -> None:
+        for key, field in self._fields.items():
+            object.__setattr__(self.batch, key, field)
         for value, (kept, _) in zip(self._tensors, self._kept, strict=True):
             value.copy_(kept)
 
@@ -189,6 +206,7 @@ class ContractCheck:
         self.count = 0
         self._first: tuple[History, Batch, Estimate] | None = None
         self._by_bits = False
+        self._recent: deque[_BatchKept] = deque(maxlen=_ASKED_TWICE)
 
     def estimate(self, state: History, batch: Batch) -> Estimate:
         """Return `checked_estimate`, with a gradient of its own memory.
@@ -213,8 +231,11 @@ class ContractCheck:
         if self._first is not None:
             state, batch, made = self._first
             self._compare(made, self._once(state, batch), "after other estimates")
+            self._check_recent()
 
     def _once(self, state: History, batch: Batch, kept: History | None = None) -> Estimate:
+        self._check_recent()
+        self._recent.append(_BatchKept(batch))
         versions = _versions(state)
         kept = state.clone() if kept is None and self._by_bits else kept
         made = checked_estimate(self.estimator, self.problem, state, batch)
@@ -227,6 +248,13 @@ class ContractCheck:
         # An estimator may hand out the same memory each time, and write into it again.
         gradient = {name: value.clone() for name, value in made.gradient.items()}
         return Estimate(gradient, made.loss, tuple(map(_kept, made.writes)), made.cost)
+
+    def _check_recent(self) -> None:
+        """Refuse an estimator that has written into a batch of before: its design may hand it out again."""
+        for kept in self._recent:
+            if kept.changed():
+                kept.restore()
+                raise ContractError(f"{self._who} changes a batch that it was given before {_on(kept.batch)}")
 
     def _twice(self, state: History, batch: Batch) -> Estimate:
         before, kept = Untouched(self.problem), state.clone()
@@ -260,7 +288,7 @@ class ContractCheck:
             what = f"gradients of {', '.join(differing[:3])}"
         elif made.loss != again.loss:
             what = "loss estimates"
-        elif not _same_writes(made, again):
+        elif not same_writes(made, again):
             what = "history writes"
         else:
             return
@@ -294,7 +322,8 @@ def _kept(write: Write) -> Write:
     return replace(write, values=write.values.clone()) if isinstance(write, VectorWrite) else write
 
 
-def _same_writes(left: Estimate, right: Estimate) -> bool:
+def same_writes(left: Estimate, right: Estimate) -> bool:
+    """Whether two estimates write the same bits to the same places."""
     return len(left.writes) == len(right.writes) and all(
         type(one) is type(two) and all(map(same_bits, _values(one), _values(two)))
         for one, two in zip(left.writes, right.writes, strict=True)
@@ -314,6 +343,7 @@ class Untouched:
         self.problem = problem
         self._modes = [module.training for module in problem.model.modules()]
         self._tensors = {name: value.detach().clone() for name, value in _model_tensors(problem).items()}
+        self._switches = _switches(problem)
         self._graph = graph_content(problem.graph)
 
     def changed(self) -> str:
@@ -324,11 +354,20 @@ class Untouched:
                 return name
         if [module.training for module in self.problem.model.modules()] != self._modes:
             return "the model's training mode"
+        if _switches(self.problem) != self._switches:
+            return "which parameters are trained, or the hooks,"
         changed = changed_content(self._graph, self.problem.graph)
         return "" if changed is None else f"graph.{changed}"
 
     def restore_model(self) -> None:
-        """Write parameters and buffers back."""
+        """Write parameters and buffers back, and set which are trained and the hooks as they were."""
+        trained, hooks = self._switches
+        for parameter, wanted in zip(self.problem.model.parameters(), trained, strict=True):
+            parameter.requires_grad_(wanted)
+        places = [getattr(module, name) for module in self.problem.model.modules() for name in HOOKS]
+        for place, kept in zip(places, hooks, strict=True):
+            place.clear()
+            place.update(kept)
         with torch.no_grad():
             for name, value in _model_tensors(self.problem).items():
                 if name in self._tensors:
@@ -348,6 +387,13 @@ class Untouched:
             f"{who} changes {changed} of the problem that it is given; work on copies: estimates must be pure, and "
             "steps are taken by whoever asked for the estimate"
         )
+
+
+def _switches(problem: Problem) -> list[Any]:
+    """Return what decides of a model's gradients beside its numbers: requires_grad, and hooks by module."""
+    model = problem.model
+    hooks = [dict(getattr(module, name)) for module in model.modules() for name in HOOKS]
+    return [[parameter.requires_grad for parameter in model.parameters()], hooks]
 
 
 def _model_tensors(problem: Problem) -> dict[str, Tensor]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from lmc_verify.errors import ContractError
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
 from lmc_verify.seeds import generator
 from lmc_verify.statistics import FrequencyTest, compare_frequencies
 
-__all__ = ["DRAWS", "DRAWS_ALPHA", "MOST_BATCHES", "check_draws", "draws_flaw", "is_own_design"]
+__all__ = ["DRAWS", "DRAWS_ALPHA", "MOST_BATCHES", "check_draws", "draws_flaw", "is_own_design", "require_design"]
 
 MOST_BATCHES = 20_000
 """Designs of more batches are not enumerated to be compared with their draws."""
@@ -42,7 +43,7 @@ GROUPS = 8
 SAME, TINY = 1e-7, 1e-12
 """Weights and probabilities closer than this, relative or absolute, are equal: rounding may differ between two ways."""
 
-MASS_ROUNDING = 1e-9
+MASS_ROUNDING = 1e-12
 """How far the probabilities of all batches may sum from 1."""
 
 NAMED = 6
@@ -51,7 +52,66 @@ NAMED = 6
 
 def is_own_design(design: BatchDesign) -> bool:
     """Whether a design is one of the package's own, whose draws the package's tests compare with its enumeration."""
-    return type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters)
+    own = type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters)
+    return own and not {"draw", "enumerate", "inclusion_probabilities"} & set(vars(design))
+
+
+def require_design(design: Any) -> None:
+    """Refuse what is no batch design: it would be found out by a crash, or not at all.
+
+    Args:
+        design: a design of the user's, with its four members; see `lmc_verify.BatchDesign`.
+
+    Raises:
+        InvalidInputError: names the member, what it gave, and what is needed.
+    """
+    name = type(design).__name__
+    if isinstance(design, type) or not isinstance(design, BatchDesign):
+        raise InvalidInputError(
+            f"design is {design!r}, a batch design has support_size, draw(generator), enumerate() and "
+            "inclusion_probabilities(); use lmc_verify.Clusters, UniformNodes, or an object of your own with these"
+        )
+    size = design.support_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise InvalidInputError(
+            f"support_size of the batch design {name!r} is {size!r}, it must be a number of batches; make it a "
+            "property that returns an int of at least 1"
+        )
+    inclusion = design.inclusion_probabilities()
+    fits = isinstance(inclusion, Tensor) and inclusion.dim() == 1 and inclusion.is_floating_point()
+    if not fits or not bool(((inclusion >= 0) & (inclusion <= 1 + TINY)).all()):
+        found = f"values from {float(inclusion.min())} to {float(inclusion.max())}" if fits else repr(inclusion)[:80]
+        raise InvalidInputError(
+            f"inclusion_probabilities() of the batch design {name!r} gives {found}; it must be a float tensor [nodes] "
+            "of probabilities"
+        )
+    if not isinstance(drawn := design.draw(generator(0, "one draw")), Batch):
+        raise InvalidInputError(f"draw() of the batch design {name!r} gives a {type(drawn).__name__}, not a Batch")
+    if size <= MOST_BATCHES:
+        _require_enumeration(design, name)
+
+
+def _require_enumeration(design: BatchDesign, name: str) -> None:
+    who, total, chances = f"enumerate() of the batch design {name!r}", len(list(design.enumerate())), []
+    for pair in design.enumerate():
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Batch)):
+            raise InvalidInputError(f"{who} gives {pair!r:.80}; it must give pairs of a Batch and its probability")
+        if not isinstance(pair[1], float | int) or not 0 < pair[1] <= 1 + TINY:
+            raise InvalidInputError(
+                f"{who} gives the probability {pair[1]!r}; a float in (0, 1] is needed: leave out batches "
+                "of probability 0, and convert other numbers with float()"
+            )
+        chances.append(float(pair[1]))
+    if not len(chances) == total == design.support_size:
+        raise InvalidInputError(
+            f"{who} gives {total:,} batches, {len(chances):,} when it is called again, and support_size is "
+            f"{design.support_size:,}; it must give all of them, each time"
+        )
+    if abs(math.fsum(chances) - 1) > MASS_ROUNDING:
+        raise InvalidInputError(
+            f"the probabilities of all batches of the design {name!r} sum to {math.fsum(chances):.14g}, not to 1 in "
+            "double precision; divide each by the sum"
+        )
 
 
 class _Form(NamedTuple):

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from lmc_verify.errors import ContractError, LmcVerifyError
-from lmc_verify.estimators.base import Estimator
-from lmc_verify.estimators.contract import checked_estimate
-from lmc_verify.graphs import Batch, Graph
+from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
+from lmc_verify.estimators.base import Estimate, Estimator, batch_distribution
+from lmc_verify.estimators.contract import checked_estimate, same_writes
+from lmc_verify.graphs import Batch, Graph, OneBatch, Partition
 from lmc_verify.objective import Gradient, Problem, exact_gradient
+from lmc_verify.seeds import generator
 
-__all__ = ["ASPECTS", "require_reading"]
+__all__ = ["ASPECTS", "require_reading", "whole_batch"]
 
 ASPECTS = ("features", "labels", "training mask", "edges", "parameters")
 """What of a problem an estimator has to read."""
@@ -21,42 +22,78 @@ _NUDGE = 1 + 2**-10
 """Parameters are scaled by little: a model may be defined near its own parameters only."""
 
 
-def require_reading(estimator: Estimator, problem: Problem, exact: Gradient, aspects: Sequence[str] = ASPECTS) -> None:
+def whole_batch(graph: Graph, partition: Partition | None = None) -> Batch:
+    """Return the batch of all nodes, made of all clusters where there are any."""
+    clusters = None if partition is None else tuple(range(partition.num_parts))
+    return Batch.of(torch.arange(graph.num_nodes), 1.0, clusters)
+
+
+def require_reading(
+    estimator: Estimator,
+    problem: Problem,
+    exact: Gradient,
+    aspects: Sequence[str] = ASPECTS,
+    partition: Partition | None = None,
+) -> None:
     """Refuse an estimator that does not read the problem that it is given, but data or a model of its own.
 
     It is asked for the estimate of the whole graph as one batch, on the problem and on others that differ in one
     aspect: rows of features or labels exchanged, every second labelled node left out of the training mask, no edges,
-    parameters a thousandth larger. Where the exact gradient changes and the estimate keeps every bit, it was not read.
-    A problem whose exact gradient does not exist or is not finite is not asked about.
+    parameters a thousandth larger (of the same problem, in place, as in training). Where the exact gradient changes and
+    the estimate keeps every bit, history writes included, it was not read. A problem whose exact gradient does not
+    exist or is not finite is not asked about.
 
     Args:
         estimator: the estimator.
         problem: the problem.
         exact: its exact gradient.
         aspects: some of `ASPECTS`.
+        partition: the clusters that batches are made of, if any.
 
     Raises:
         ContractError: names what the estimator ignores.
     """
-    everything = Batch.of(torch.arange(problem.graph.num_nodes), 1.0)
-    given: Gradient | None = None
+    given: Estimate | None = None
     for what, other in _others(problem, aspects):
         there = _exact(other)
         if there is None or _equal(exact, there):
             continue  # the model is not defined there, or the network has died, say
         if given is None:
-            given = checked_estimate(estimator, problem, estimator.init(problem), everything).gradient
-        found = checked_estimate(estimator, other, estimator.init(other), everything).gradient
-        if _equal(given, found):
-            raise ContractError(
-                f"estimator {estimator.name!r} ignores the {what} of the problem that it is given: a problem with "
-                f"other {what} has the same estimate, bit for bit. It must read problem.graph and problem.model, and "
-                "no data or model of its own"
-            )
+            given = _estimate(estimator, problem, partition)
+        try:
+            found = _estimate(estimator, other, partition)
+        except InvalidInputError:  # there is nothing to sample on a graph without edges, say
+            continue
+        _compare(estimator, what, given, found)
+    if "parameters" in aspects:
+        moving = problem.copy()
+        before = _estimate(estimator, moving, partition)
+        with torch.no_grad():
+            for parameter in moving.model.parameters():
+                parameter.mul_(_NUDGE)
+        there = _exact(moving)
+        if there is not None and not _equal(exact, there):
+            _compare(estimator, "parameters", before, _estimate(estimator, moving, partition))
+
+
+def _estimate(estimator: Estimator, problem: Problem, partition: Partition | None) -> Estimate:
+    """Return the estimate from all nodes and a fresh state, from the same draw of the estimator's own randomness."""
+    state, one = estimator.init(problem), OneBatch(whole_batch(problem.graph, partition), problem.graph.num_nodes)
+    batch = batch_distribution(estimator, problem, state, one).draw(generator(0, "reading"))
+    return checked_estimate(estimator, problem, state, batch)
+
+
+def _compare(estimator: Estimator, what: str, given: Estimate, found: Estimate) -> None:
+    if _equal(given.gradient, found.gradient) and same_writes(given, found):
+        raise ContractError(
+            f"estimator {estimator.name!r} ignores the {what} of the problem that it is given: a problem with "
+            f"other {what} has the same estimate, bit for bit. It must read problem.graph and problem.model, and "
+            "no data or model of its own"
+        )
 
 
 def _others(problem: Problem, aspects: Sequence[str]) -> Iterator[tuple[str, Problem]]:
-    """Yield problems that differ from one in a single aspect, with its name; every value is one that occurs in it."""
+    """Yield problems that differ from one in its data, with what differs; every value is one that occurs in it."""
     graph = problem.graph
     if "features" in aspects:
         yield "features", problem.with_graph(graph.replaced(x=graph.x.roll(1, 0)))
@@ -69,12 +106,6 @@ def _others(problem: Problem, aspects: Sequence[str]) -> Iterator[tuple[str, Pro
         yield "training mask", problem.with_graph(graph.replaced(train_mask=_thinned(graph)))
     if "edges" in aspects and graph.num_edges:
         yield "edges", problem.with_graph(graph.with_edges(torch.zeros(graph.num_edges, dtype=torch.bool)))
-    if "parameters" in aspects:
-        moved = problem.copy()
-        with torch.no_grad():
-            for parameter in moved.model.parameters():
-                parameter.mul_(_NUDGE)
-        yield "parameters", moved
 
 
 def _thinned(graph: Graph) -> torch.Tensor:

@@ -28,11 +28,22 @@ from lmc_verify import (
     Partition,
     Problem,
     SamplingSettings,
+    TrainingSettings,
+    UniformNodes,
     check_claim,
 )
-from lmc_verify.claims import CLAIMS
+from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import ASPECTS, ESTIMATORS, HistoryWrite, make_estimator, require_reading
+from lmc_verify.estimators import (
+    ASPECTS,
+    ESTIMATORS,
+    LABOR,
+    GraphSAINTNode,
+    HistoryWrite,
+    VectorWrite,
+    make_estimator,
+    require_reading,
+)
 from lmc_verify.objective import exact_gradient, exact_pass
 
 NODES = 6
@@ -202,6 +213,156 @@ def test_a_gradient_in_another_order_is_the_same_gradient() -> None:
         found = check_claim(claim, problem_of(), DESIGN, reversed_order, sampling=FEW)
         plain = check_claim(claim, problem_of(), DESIGN, BackwardSGD(), sampling=FEW)
         assert (found.outcome, found.residual) == (plain.outcome, plain.residual)
+
+
+def writes_into_the_batch_before(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    for other in SEEN:
+        if other is not batch:
+            other.inclusion.data.mul_(0.5)
+    SEEN.append(batch)
+    return made
+
+
+SEEN: list[Batch] = []
+
+
+def test_a_batch_of_before_is_guarded_and_put_back() -> None:
+    design = Clusters(Partition.contiguous(NODES, 3), 1)
+    kept = [batch.inclusion.clone() for batch, _ in design.enumerate()]
+    SEEN.clear()
+    with pytest.raises(ContractError, match=r"changes a batch that it was given before for the batch \[\d"):
+        check_claim("theorem-1/unbiased", problem_of(), design, altered(writes_into_the_batch_before))
+    assert all(torch.equal(batch.inclusion, value) for (batch, _), value in zip(design.enumerate(), kept, strict=True))
+
+
+def replaces_nodes(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    object.__setattr__(batch, "nodes", batch.nodes[:1])
+    return made
+
+
+def freezes(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    next(problem.model.parameters()).requires_grad_(False)
+    return made
+
+
+def hooks(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    problem.model.layer(1).register_forward_hook(lambda module, args, out: 2 * out)
+    return made
+
+
+def without_grad(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    torch.set_grad_enabled(False)
+    return made
+
+
+def in_half(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+    torch.set_default_dtype(torch.float16)
+    return made
+
+
+MEDDLING = {
+    replaces_nodes: r"changes the batch that it is given",
+    freezes: r"changes which parameters are trained, or the hooks, of the problem",
+    hooks: r"changes which parameters are trained, or the hooks, of the problem",
+    without_grad: "leaves torch's gradient mode or default dtype changed",
+    in_half: "leaves torch's gradient mode or default dtype changed",
+}
+
+
+@pytest.mark.parametrize("change", MEDDLING, ids=lambda item: item.__name__)
+def test_meddling_is_named_and_undone(change: Any) -> None:
+    problem, design = problem_of(), Clusters(Partition.contiguous(NODES, 3), 1)
+    with pytest.raises(ContractError, match=MEDDLING[change]):
+        check_claim("theorem-1/unbiased", problem, design, altered(change))
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    assert check_claim("theorem-1/unbiased", problem, design, BackwardSGD()).outcome.value == "EXACT"
+
+
+def test_samples_may_not_be_changed() -> None:
+    @dataclass(frozen=True)
+    class Doubles(NeighbourSampling):
+        name: ClassVar[str] = "doubles"
+
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            made = super().estimate(problem, state, batch)
+            assert batch.sample is not None
+            batch.sample.layers[0].scale.mul_(2.0)
+            return made
+
+    with pytest.raises(ContractError, match="changes the batch that it is given"):
+        check_claim("theorem-1/unbiased", problem_of(), UniformNodes(NODES, 1), Doubles(1))
+
+
+@pytest.mark.parametrize("estimator", [NeighbourSampling(1), LABOR(1), GraphSAINTNode(2)], ids=lambda item: item.name)
+def test_samplers_are_asked_with_samples(estimator: Any) -> None:
+    for claim in ("theorem-3/fixed-point", "theorem-2/assumptions"):
+        steps, design = TrainingSettings(steps=2), UniformNodes(NODES, 1)
+        verdict = check_claim(claim, problem_of(), design, estimator, training=steps)
+        assert verdict.outcome.value in Outcome.__members__
+
+
+def test_who_reads_the_clusters_of_a_batch_is_given_them() -> None:
+    def reads(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        assert batch.clusters is not None
+        return made
+
+    for claim in ("e7/reductions", "theorem-2/assumptions"):
+        check_claim(claim, problem_of(), DESIGN, altered(reads), training=TrainingSettings(steps=2))
+
+
+def test_a_gradient_of_the_step_before_reads_the_parameters() -> None:
+    @dataclass(frozen=True)
+    class Delayed:
+        name: ClassVar[str] = "delayed"
+
+        def init(self, problem: Problem) -> History:
+            return History(vectors={key: value.clone() for key, value in problem.zero_gradient().items()})
+
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            made = FullBatch().estimate(problem, FullBatch().init(problem), batch)
+            writes = tuple(VectorWrite(key, value) for key, value in made.gradient.items())
+            return Estimate(dict(state.vectors), made.loss, writes, made.cost)
+
+    problem = problem_of()
+    require_reading(Delayed(), problem, exact_gradient(problem)[1])
+
+
+def test_a_cache_by_problem_is_found_out_where_parameters_move() -> None:
+    kept: dict[int, Estimate] = {}
+
+    def stale(problem: Problem, state: History, batch: Batch, made: Estimate) -> Estimate:
+        return kept.setdefault(hash((id(problem), batch.size)), made)
+
+    with pytest.raises(ContractError, match="ignores the parameters"):
+        require_reading(altered(stale), problem_of(), exact_gradient(problem_of())[1], ["parameters"])
+
+
+WRONG_INPUT: dict[str, tuple[dict[str, Any], str]] = {
+    "problem": ({"problem": None}, "problem is None, it must be a lmc_verify.Problem"),
+    "design": ({"design": "clusters"}, "design is 'clusters', a batch design has support_size, draw"),
+    "class": ({"estimator": GAS}, "estimator is .*GAS.*, it must be an object with a name"),
+    "histories": ({"histories": None}, "histories is None, it must be 'exact'"),
+    "sampling": ({"sampling": {"draws": 3}}, r"sampling is \{'draws': 3\}, it must be a lmc_verify.SamplingSettings"),
+    "training": ({"training": {}}, r"training is \{\}, it must be a lmc_verify.TrainingSettings"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INPUT)
+def test_arguments_of_another_kind_are_named(name: str) -> None:
+    changes, words = WRONG_INPUT[name]
+    given: dict[str, Any] = {"problem": problem_of(), "design": DESIGN, "estimator": GAS(), **changes}
+    with pytest.raises(InvalidInputError, match=words):
+        check_claim("theorem-1/unbiased", **given)
+
+
+def test_a_state_of_another_kind_is_named() -> None:
+    class Nothing(GAS):
+        def init(self, problem: Problem) -> Any:
+            return None
+
+    with pytest.raises(ContractError, match=r"init\(\) of 'gas' returned a NoneType; .* lmc_verify.History"):
+        check_claim("theorem-1/unbiased", problem_of(), DESIGN, Nothing())
 
 
 RIGHT: dict[str, Callable[[Estimate], Estimate]] = {

@@ -23,6 +23,7 @@ from lmc_verify import (
     ContractError,
     EpochClusters,
     FusedClusters,
+    InvalidInputError,
     Outcome,
     Partition,
     Problem,
@@ -264,3 +265,88 @@ def test_the_error_says_what_to_do() -> None:
     ):
         check_draws(Foreign(), "mine")
     check_draws(Wrapped(), "mine")
+
+
+# --- what is no design -----------------------------------------------------------------------------
+
+
+class Two:
+    """Two batches of two nodes each, of probability one half."""
+
+    chances: Any = (0.5, 0.5)
+    inclusion: Any = torch.full((4,), 0.5, dtype=torch.float64)
+    size: Any = 2
+    batches: Any = (Batch.of([0, 1], 0.5), Batch.of([2, 3], 0.5))
+
+    @property
+    def support_size(self) -> Any:
+        return self.size
+
+    def draw(self, generator: Any) -> Any:
+        return self.batches[int(generator.random() < 0.5)]
+
+    def enumerate(self) -> Any:
+        return iter(list(zip(self.batches, self.chances, strict=True)))
+
+    def inclusion_probabilities(self) -> Any:
+        return self.inclusion
+
+
+NO_DESIGN: dict[str, tuple[dict[str, Any], str]] = {
+    "nan": ({"chances": (float("nan"), 0.5)}, r"probability nan; a float in \(0, 1\]"),
+    "negative": ({"chances": (-0.5, 1.5)}, r"probability -0.5; a float in \(0, 1\]"),
+    "zero": ({"chances": (0.0, 1.0)}, "leave out batches of probability 0"),
+    "tensors": ({"chances": (torch.tensor(0.5), torch.tensor(0.5))}, r"convert other numbers with float\(\)"),
+    "ten digits": ({"chances": (0.5, 0.5 - 1e-10)}, "sum to 0.9999999999, not to 1 in double precision"),
+    "size": ({"size": 3}, "gives 2 batches, 2 when it is called again, and support_size is 3"),
+    "size of None": ({"size": None}, "support_size of the batch design 'Two' is None"),
+    "inclusion": ({"inclusion": torch.full((4,), float("nan"))}, "gives values from nan to nan"),
+    "list": ({"inclusion": [0.5] * 4}, r"gives \[0.5, 0.5, 0.5, 0.5\]; it must be a float tensor"),
+    "nothing drawn": ({"draw": lambda self, generator: None}, "draw.* gives a NoneType, not a Batch"),
+    "no pairs": ({"enumerate": lambda self: iter(self.batches)}, "must give pairs of a Batch and its probability"),
+}
+
+
+@pytest.mark.parametrize("name", NO_DESIGN)
+def test_what_is_no_design_is_named(name: str) -> None:
+    changes, words = NO_DESIGN[name]
+    check_claim("theorem-1/unbiased", tiny(1), Two(), BackwardSGD())  # as it is, it is one
+    with pytest.raises(InvalidInputError, match=words):
+        check_claim("theorem-1/unbiased", tiny(1), type("Two", (Two,), changes)(), BackwardSGD())
+
+
+@pytest.mark.parametrize("claim", ["theorem-1/unbiased", "theorem-1/unbiased-sampled", "theorem-2/assumptions"])
+def test_draws_are_compared_for_claims_of_every_tier(claim: str) -> None:
+    class Skewed(Two):
+        def draw(self, generator: Any) -> Batch:
+            drawn: Batch = self.batches[int(generator.random() < 0.9)]
+            return drawn
+
+    with pytest.raises(ContractError, match="the draws of the batch design 'Skewed' do not follow its enumeration"):
+        check_claim(claim, tiny(1), Skewed(), BackwardSGD())
+
+
+def test_draws_replaced_on_an_instance_are_compared() -> None:
+    design = UniformNodes(4, 1)
+    object.__setattr__(design, "draw", lambda generator: next(design.enumerate())[0])
+    with pytest.raises(ContractError, match="do not follow its enumeration"):
+        check_claim("theorem-1/unbiased", tiny(1), design, BackwardSGD())
+
+
+def test_samples_of_a_user_s_sampler_are_compared() -> None:
+    class Heavy(NeighbourSampling):
+        def sampling(self, problem: Any, state: Any, design: Any) -> Any:
+            law = super().sampling(problem, state, design)
+
+            class Heavier(WrappedSamples):
+                def draw(self, generator: Any) -> Batch:
+                    batch = self.base.draw(generator)
+                    assert batch.sample is not None
+                    layers = tuple(dataclasses.replace(own, scale=1.5 * own.scale) for own in batch.sample.layers)
+                    return dataclasses.replace(batch, sample=dataclasses.replace(batch.sample, layers=layers))
+
+            return Heavier(law)
+
+    for claim in ("sampling/unbiased-aggregation", "theorem-1/unbiased"):
+        with pytest.raises(ContractError, match="the samples of 'neighbour-sampling' do not follow its enumeration"):
+            check_claim(claim, tiny(1), SMALL, Heavy(1))

@@ -13,8 +13,8 @@ from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
-from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of
-from lmc_verify.graphs import Batch, Clusters
+from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of, whole_batch
+from lmc_verify.graphs import Clusters
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
 from lmc_verify.objective import (
@@ -86,9 +86,8 @@ def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residual
 
 def _all_clusters(case: Case) -> Residuals:
     """c = b: the batch is the whole graph and there is no halo."""
-    everything = Batch.of(torch.arange(case.graph.num_nodes), 1.0)
     state = case.estimator.init(case.problem)
-    return _compare(case.problem, case.estimate(state, everything).gradient, case.exact)
+    return _compare(case.problem, case.estimate(state, whole_batch(case.graph, case.partition)).gradient, case.exact)
 
 
 def _without_cut_edges(case: Case) -> Problem:
