@@ -225,8 +225,8 @@ class _Trial:
         kept = x[[_KEPT]].detach().requires_grad_()
         source, target = torch.cat([kept, x[columns[1:]]]), x[where]
         with torch.enable_grad():
-            plain = isinstance(self.layer, ConvLayer) and type(self.layer).forward is ConvLayer.forward
-            if plain and not is_altered(self.layer):
+            own = type(self.layer).forward is not ConvLayer.forward or is_altered(self.layer)
+            if isinstance(self.layer, ConvLayer) and not own:
                 out = self.layer.conv(source, target, block)
             else:
                 out = self.layer(source, target, self._x0()[where], block)
@@ -260,7 +260,7 @@ def _moved(layer: Layer) -> Layer:
     with torch.no_grad():
         for parameter in moved.parameters():
             step = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter)
-            parameter += step * (0.05 + 0.1 * parameter.square().mean().sqrt())
+            parameter.add_(step * (0.05 + 0.1 * parameter.square().mean().sqrt()))
     return moved
 
 
