@@ -30,7 +30,7 @@ from lmc_verify.graphs import CSR
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.jumping import JumpingLayer
 from lmc_verify.models.layered import ConvLayer
-from lmc_verify.objective import ExactPass, Gradient, Problem, gradient_norm, refuse_dropout
+from lmc_verify.objective import ExactPass, Gradient, Problem, euclidean_norm, gradient_norm, refuse_dropout
 from lmc_verify.statistics.rounding import gamma
 
 __all__ = [
@@ -125,7 +125,8 @@ def lipschitz_lower(
 
     Every quotient is a lower bound of the constant, kinks or not; for any layer. Starting from a random direction, each
     next one is the transposed Jacobian applied to the last difference: power iteration on ``J^T J``. The step is
-    ``|d| = eps^(1/3) max(1, |h|)``, so that rounding changes a quotient by about ``eps^(2/3)`` (4e-11 in float64).
+    ``|d| = eps^(1/3) max(1, |h|)``, so that rounding changes a quotient by about ``eps^(2/3)`` (4e-11 in float64). An
+    iteration ends where its numbers overflow: what was found before is still a bound, zero if nothing was.
 
     Args:
         problem: the problem.
@@ -145,17 +146,22 @@ def lipschitz_lower(
         block = problem.graph.operator(layer.operator)
         with torch.enable_grad():
             out = layer(h, h, x0, block)
-        length = torch.finfo(h.dtype).eps ** (1 / 3) * max(1.0, float(h.detach().norm()))
+        length = torch.finfo(h.dtype).eps ** (1 / 3) * max(1.0, euclidean_norm([h]))
         direction = torch.randn(h.shape, generator=generator, dtype=torch.float64, device=generator.device).to(h)
         largest = 0.0
         for _ in range(steps):
-            size = float(direction.norm())
-            if not size > 0:
-                break  # the Jacobian vanishes along the way
+            size = euclidean_norm([direction])
+            if not 0 < size < math.inf:
+                break  # the Jacobian vanishes along the way, or overflows
             with torch.no_grad():
-                moved = h + direction * (length / size)
-                change = layer(moved, moved, x0, block) - out
-                largest = max(largest, float(change.norm()) / float((moved - h).norm()))
+                moved = h + direction / size * length
+                change, step = layer(moved, moved, x0, block) - out, euclidean_norm([moved - h])
+            if not step > 0:
+                break
+            quotient = euclidean_norm([change]) / step
+            if not math.isfinite(quotient):
+                break
+            largest = max(largest, quotient)
             (direction,) = torch.autograd.grad(
                 out, h, change, retain_graph=True, allow_unused=True, materialize_grads=True
             )

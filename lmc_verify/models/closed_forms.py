@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.models.convs import GCNConv, SAGEConv
-from lmc_verify.models.layered import HOOKS, ConvLayer, Layer, LayeredModel
+from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel, is_altered
 
 __all__ = ["IDENTITY", "AffineLayer", "ClosedActivation", "affine_layer", "affine_layers", "closed_activation"]
 
@@ -101,7 +101,7 @@ def closed_activation(module: nn.Module | None) -> ClosedActivation | None:
 def affine_layer(layer: Layer) -> AffineLayer | None:
     """Return a layer in closed form, or None if it has none."""
     # Exact types: a subclass may compute something else, and a hook, parametrisation or pruning mask certainly does.
-    if type(layer) is not ConvLayer or layer.after is not None or any(_is_hooked(part) for part in layer.modules()):
+    if type(layer) is not ConvLayer or layer.after is not None or any(map(is_altered, layer.modules())):
         return None
     activation = closed_activation(layer.before)
     if activation is None:
@@ -122,10 +122,6 @@ def affine_layer(layer: Layer) -> AffineLayer | None:
         if other is not None and not isinstance(other, nn.Parameter):
             return None
     return AffineLayer(layer.operator, activation, weight, bias, root_weight, layer.residual)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return any(getattr(module, kind) for kind in HOOKS) or "forward" in module.__dict__
 
 
 def _is_idle(module: nn.Module) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "apply_part",
     "check_node_wise",
     "drop_units",
+    "is_altered",
     "place_of",
 ]
 
@@ -252,6 +253,19 @@ def check_node_wise(module: nn.Module) -> None:
                 f"{name or 'the module'} is a {type(part).__name__}, which couples the rows of a mini-batch: "
                 "layer-wise gradients are then undefined; use torch.nn.LayerNorm (node-wise) instead"
             )
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether one instance computes something else than its class: a hook is registered on it, or a method replaced.
+
+    PyTorch Geometric keeps hooks of its own, on messages and aggregates, in tables that are named alike.
+    """
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") and ("forward" in name or "backward" in name) and value:
+            return True
+        if callable(value) and callable(getattr(type(module), name, None)):
+            return True
+    return False
 
 
 def active_dropout(module: nn.Module, *, allow_keyed: bool = False) -> str | None:

@@ -9,12 +9,12 @@ messages.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch_geometric.nn import GATConv, Linear
 from torch_geometric.nn.aggr import (
     MaxAggregation,
@@ -27,7 +27,7 @@ from torch_geometric.nn.aggr import (
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
 from lmc_verify.models.adapter import PyGConv
-from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
+from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel, is_altered
 
 __all__ = ["check_layers", "kind_of"]
 
@@ -42,6 +42,9 @@ _NODES, _ROW, _KEPT, _OTHERS = 11, 0, 1, (2, 3, 4, 5)
 _BATCH = (0, 6, 7)
 """Rows that are compared; some of their sources send messages to other rows, too."""
 
+_FEWER = slice(1, None)
+"""Those of them that are also compared alone: without the row of the largest in-degree, to which a layer may pad."""
+
 _ROWS = 5
 """Rows of an encoder or a head that are computed together, and two of them alone."""
 
@@ -53,10 +56,11 @@ _KNOWN = (
 
 
 def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> None:
-    """Measure every layer, and encoder and head, unless they are made of the package's own parts.
+    """Measure every layer, and encoder and head, unless they are made of the package's own parts, without hooks.
 
-    Parameters are moved a little at random, since a layer at zeros shows nothing; nothing of the model is changed, and
-    no global generator is read. A layer that gives other rows when it is called again is left to whoever asks that.
+    A layer's copy is measured, whose parameters are moved a little at random, since a layer at zeros shows nothing.
+    Nothing of the model is changed, and no global generator is read. A layer that gives other rows when it is called
+    again is left to whoever asks that.
 
     Args:
         model: the model, in evaluation mode.
@@ -80,14 +84,18 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
             seen.add(id(layer))
             with torch.inference_mode(False):  # gradients are taken
                 _Trial(
-                    f"layer {index} ({kind_of(layer)})", layer, _small_graph(graph, widths[index - 1]), widths[0]
+                    f"layer {index} ({kind_of(layer)})",
+                    _moved(layer),
+                    _small_graph(graph, widths[index - 1]),
+                    widths[0],
                 ).run()
 
 
 def _is_foreign(module: nn.Module) -> bool:
     types = {type(part) for part in module.modules()}
     told = PyGConv in types and bool(getattr(module, "aggregate_linear", False))
-    return told or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
+    altered = any(map(is_altered, module.modules()))
+    return told or altered or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
 
 
 def _check_rows(name: str, part: Callable[..., Tensor], x: Tensor) -> None:
@@ -134,12 +142,11 @@ class _Trial:
 
     def run(self) -> None:
         """Raise InvalidInputError for what the layer must not be."""
-        parameters = dict(_moved(self.layer))
         try:
-            whole, again, block = self._rows(parameters)
+            whole, again, block, fewer = self._rows()
             if not torch.equal(whole, again):
                 return
-            changed, missing = self._dependence(parameters)
+            changed, missing = self._dependence()
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, InvalidInputError):
                 raise
@@ -148,12 +155,13 @@ class _Trial:
                 "layer must take any rows with any of their sources"
             ) from error
         least = float(torch.finfo(self.graph.dtype).eps) ** 0.5
-        if (apart := _difference(block, whole)) > least:
+        if (apart := max(_difference(block, whole), _difference(fewer, whole[_FEWER]))) > least:
             raise InvalidInputError(
                 f"{self.name} gives other rows on a block with all of their in-neighbours than on the whole graph, by "
                 f"{apart:.2g} of the largest: it computes something from all nodes or edges that it is given, such as "
-                "degrees of the sources or a norm over nodes; use a convolution whose rows read their in-neighbours "
-                "alone, or a Layer that reads block.in_degree and block.edge_weight"
+                "degrees of the sources, a norm over nodes or the largest degree (aggr='lstm' pads every row to it); "
+                "use a convolution whose rows read their in-neighbours alone, or a Layer that reads block.in_degree "
+                "and block.edge_weight"
             )
         if changed <= least < missing:
             raise InvalidInputError(
@@ -169,28 +177,31 @@ class _Trial:
                 "aggregate_linear out, as for attention, normalised rows and activations after the aggregation"
             )
 
-    def _rows(self, parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the compared rows from the whole graph, twice, and from a block with their in-neighbours."""
-        graph, h, x0, kind = self.graph, self.graph.x, self._x0(), self.layer.operator
-        rows = torch.tensor(_BATCH, device=graph.device)
-        into = graph.operator("sum").csr.select_rows(rows).col.long()
-        local = LocalSet(torch.cat([rows, torch.unique(into[~torch.isin(into, rows)])]), rows.numel())
-        with torch.no_grad():
-            whole, again = (
-                functional_call(self.layer, parameters, (h, h, x0, graph.operator(kind)))[rows] for _ in range(2)
-            )
-            block = graph.block(kind, rows, local)
-            piece = functional_call(self.layer, parameters, (h[local.nodes], h[rows], x0[rows], block))
-        return whole, again, piece
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the compared rows from the whole graph, twice, from a block with their in-neighbours, and the fewer.
 
-    def _dependence(self, parameters: dict[str, Tensor]) -> tuple[float, float]:
+        The last are `_FEWER` of the rows, from a block of their own.
+        """
+        graph, h, x0, kind = self.graph, self.graph.x, self._x0(), self.layer.operator
+        batch = torch.tensor(_BATCH, device=graph.device)
+        with torch.no_grad():
+            whole, again = (self.layer(h, h, x0, graph.operator(kind))[batch] for _ in range(2))
+            pieces = []
+            for rows in (batch, batch[_FEWER]):
+                into = graph.operator("sum").csr.select_rows(rows).col.long()
+                local = LocalSet(torch.cat([rows, torch.unique(into[~torch.isin(into, rows)])]), rows.numel())
+                block = graph.block(kind, rows, local)
+                pieces.append(self.layer(h[local.nodes], h[rows], x0[rows], block))
+        return whole, again, pieces[0], pieces[1]
+
+    def _dependence(self) -> tuple[float, float]:
         """Return how a row's Jacobian in one source changes when other messages change, and when they are missing.
 
         Of a `ConvLayer` the convolution is asked: an activation behind it could hide what it computes.
         """
-        given = self._jacobian(parameters, self.graph.x, _OTHERS)
-        changed = [_difference(self._jacobian(parameters, x, _OTHERS), given) for x in self._other_values()]
-        return max(changed), _difference(self._jacobian(parameters, self.graph.x, ()), given)
+        given = self._jacobian(self.graph.x, _OTHERS)
+        changed = [_difference(self._jacobian(x, _OTHERS), given) for x in self._other_values()]
+        return max(changed), _difference(self._jacobian(self.graph.x, ()), given)
 
     def _other_values(self) -> Iterator[Tensor]:
         """Yield inputs with other, larger values at the other sources: each sign, and as many of one as of the other.
@@ -202,7 +213,7 @@ class _Trial:
             x[list(_OTHERS)] = 10 * x[list(_OTHERS)].abs().add(1) * x.new_tensor(signs)[:, None]
             yield x
 
-    def _jacobian(self, parameters: dict[str, Tensor], x: Tensor, others: tuple[int, ...]) -> Tensor:
+    def _jacobian(self, x: Tensor, others: tuple[int, ...]) -> Tensor:
         """Return a fixed combination of the row's Jacobian in the kept source [1, width].
 
         The row's own value stays among the sources, as it does in every local set.
@@ -214,11 +225,11 @@ class _Trial:
         kept = x[[_KEPT]].detach().requires_grad_()
         source, target = torch.cat([kept, x[columns[1:]]]), x[where]
         with torch.enable_grad():
-            if isinstance(self.layer, ConvLayer) and type(self.layer).forward is ConvLayer.forward:
-                inner = {name.removeprefix("conv."): p for name, p in parameters.items() if name.startswith("conv.")}
-                out = functional_call(self.layer.conv, inner, (source, target, block))
+            own = type(self.layer).forward is not ConvLayer.forward or is_altered(self.layer)
+            if isinstance(self.layer, ConvLayer) and not own:
+                out = self.layer.conv(source, target, block)
             else:
-                out = functional_call(self.layer, parameters, (source, target, self._x0()[where], block))
+                out = self.layer(source, target, self._x0()[where], block)
             weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
             if not out.requires_grad:
                 return torch.zeros_like(kept)
@@ -230,13 +241,27 @@ class _Trial:
         return ones * torch.linspace(-1, 1, _NODES, dtype=ones.dtype, device=ones.device)[:, None]
 
 
-def _moved(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a layer's parameters, each moved by a tenth of its size and a little more."""
+def _moved(layer: Layer) -> Layer:
+    """Return a layer's copy whose parameters are moved, each by a tenth of its size and a little more.
+
+    A copy, since whatever is done to the layer itself may be seen: `torch.func.functional_call` leaves a module that
+    has two names inside of it with plain tensors for parameters.
+    """
+    # torch copies no tensor that was computed, such as a weight behind an old weight norm or pruning, which a hook of
+    # the copy computes again.
+    computed = {
+        id(value): value.detach().clone()
+        for module in layer.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    moved = copy.deepcopy(layer, computed)
     rng = torch.Generator().manual_seed(1)
-    for name, parameter in layer.named_parameters():
-        value = parameter.detach()
-        step = torch.randn(value.shape, generator=rng, dtype=torch.float64).to(value)
-        yield name, value + step * (0.05 + 0.1 * value.square().mean().sqrt())
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            step = torch.randn(parameter.shape, generator=rng, dtype=torch.float64).to(parameter)
+            parameter.add_(step * (0.05 + 0.1 * parameter.square().mean().sqrt()))
+    return moved
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -27,6 +27,9 @@ __all__ = ["Gradient", "Problem", "euclidean_norm", "evaluating", "gradient_norm
 _SMALL = 2**20
 """Bytes of a graph that every pass reads again, for changes in place that torch does not count: under a millisecond."""
 
+_PARTS = ("encode", "predict", "layer", "num_layers", "aggregate_linear")
+"""What passes take for `LayeredModel`'s own: they differentiate the parameters of encoder and head, chunk by chunk."""
+
 _OTHER_KERNELS = 1e-4
 """How far apart torch's kernels with and without gradients may be, for which it promises no bits, in float32, too."""
 
@@ -142,9 +145,17 @@ class Problem:
             )
         if type(model).forward is not LayeredModel.forward or "forward" in vars(model):
             raise InvalidInputError(
-                f"{type(model).__name__} has a forward of its own, which is not run: passes call encode, the layers "
-                "and predict one by one; move what it does into these"
+                f"{type(model).__name__} has a forward of its own, which is not run: passes call its encoder, layers "
+                "and head one by one; move what it does into these modules"
             )
+        for name in _PARTS:
+            owner = next(owner for owner in type(model).__mro__ if name in vars(owner))
+            if name in vars(model) or not owner.__module__.startswith("lmc_verify."):
+                raise InvalidInputError(
+                    f"{type(model).__name__} has its own {name!r}, which some passes would not run: they work on the "
+                    "encoder, the layers and the head as modules; put what it does into one of them, "
+                    "LayeredModel(layers, encoder=..., head=...)"
+                )
 
     def _check_same_parameters(self) -> None:
         """Refuse parameters that were frozen, replaced or converted after the problem was made."""

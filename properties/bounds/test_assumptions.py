@@ -86,6 +86,21 @@ def test_a_mean_of_nothing_leaves_the_own_row():
     assert low.value == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200])
+def test_a_linear_layer_has_its_constant_at_any_scale(scale):
+    """Norms of differences are taken where squares leave the range of float64, too."""
+    problem = problem_of(lv.GCN(3, 3, 3, 1, dtype=torch.float64))
+    weight = problem.model.layers[0].conv.lin.weight
+    (usual,) = lipschitz_lower(problem, exact_pass(problem), generator(), steps=1)
+    with torch.no_grad():
+        weight.mul_(scale)
+    (low,) = lipschitz_lower(problem, exact_pass(problem), generator(), steps=1)
+    assert low.value == pytest.approx(scale * usual.value, rel=1e-9)
+    for steps in (1, 30):  # the Jacobian's transpose squares the scale: the iteration may end, what it found stays
+        (more,) = lipschitz_lower(problem, exact_pass(problem), generator(), steps=steps)
+        assert low.value * (1 - 1e-9) <= more.value < scale * 1e3
+
+
 def test_lower_bounds_need_a_step():
     problem = problem_of(lv.GCN(3, 4, 3, 2, dtype=torch.float64))
     with pytest.raises(InvalidInputError, match="steps is 0"):

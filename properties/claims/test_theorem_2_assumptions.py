@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmc_verify import testing
+from lmc_verify.bounds.lipschitz import NormTracker
 from lmc_verify.cases.case import assemble_case
 from lmc_verify.cases.settings import TrainingSettings
 from lmc_verify.claims import Outcome
+from lmc_verify.claims.theorems import theorem_2_assumptions
 from lmc_verify.claims.theorems.theorem_2_assumptions import ASSUMPTIONS
 from lmc_verify.estimators import GAS, LMC, BackwardSGD, Estimator, FullBatch
 from lmc_verify.graphs.designs import Clusters
@@ -125,3 +127,30 @@ def test_a_run_that_diverges_breaks_the_bound_on_norms() -> None:
     verdict = ASSUMPTIONS.check(small(LMC(), smooth_model(nn.Identity), step_size=1e200, steps=10))
     assert verdict.outcome is Outcome.REFUTED
     assert "(A3) fails" in verdict.summary
+
+
+@pytest.mark.parametrize("step_size", [1e150, 1e300])
+def test_a_run_that_diverges_short_of_infinity_supports_nothing(step_size: float) -> None:
+    """Smooth, with finite norms: saturated, the gradient vanishes."""
+    verdict = ASSUMPTIONS.check(small(LMC(), smooth_model(), step_size=step_size, steps=30))
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
+    assert "the run has diverged" in verdict.summary
+    assert "lower training.step_size" in verdict.summary
+    assert "inf" not in verdict.summary
+    found = [item for item in verdict.evidence if item.group == "Lipschitz"]
+    assert found
+    assert all(math.isfinite(item.value) for item in found)
+
+
+def test_growth_is_divergence_from_its_limit_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = small(LMC(), smooth_model(), step_size=2.0, steps=20)
+    start = NormTracker()
+    start.exact(case.exact)
+    norms = [item.value for item in ASSUMPTIONS.check(case).evidence if item.group == "norms"]
+    growth = max(norms) / start.constant
+    assert growth > 1
+    for factor, outcome in ((1 - 1e-9, Outcome.INCONCLUSIVE), (1 + 1e-9, Outcome.SUPPORTED)):
+        monkeypatch.setattr(theorem_2_assumptions, "DIVERGED", growth * factor)
+        verdict = ASSUMPTIONS.check(case)
+        assert verdict.outcome is outcome, verdict.summary
+        assert ("has diverged" in verdict.summary) is (outcome is Outcome.INCONCLUSIVE)

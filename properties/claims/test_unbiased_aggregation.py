@@ -18,7 +18,7 @@ from lmc_verify import (
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings
 from lmc_verify.claims import CLAIMS, Outcome
-from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import (
     LADIES,
     NeighbourSampling,
@@ -299,6 +299,37 @@ def test_weights_of_both_signs_are_judged_by_what_was_added_up() -> None:
         return out
 
     assert AGGREGATION.check(attack(split, layers=1)).outcome is Outcome.EXACT
+
+
+@pytest.mark.parametrize("factor", [1e200, 1e-200, -1e300])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_weights_of_any_size_are_judged(factor: float, layer: int) -> None:
+    """Squares of them leave the range of float64."""
+    case = attack(
+        lambda samples: [
+            (on_layer(batch, layer, lambda own: replace(own, scale=own.scale * factor)), p) for batch, p in samples
+        ]
+    )
+    verdict = AGGREGATION.check(case)
+    assert verdict.outcome is Outcome.REFUTED, verdict.summary
+    assert verdict.residual == pytest.approx(abs(factor - 1), rel=1e-9)
+    assert verdict.summary.startswith(
+        f"biased: in layer {layer} the mean sampled operator is off by {abs(factor - 1):.2g}"
+    )
+
+
+def test_weights_whose_sum_overflows_decide_nothing() -> None:
+    huge = float(torch.finfo(torch.float64).max)
+    case = attack(
+        lambda samples: [
+            (on_layer(batch, 1, lambda own: replace(own, scale=torch.full_like(own.scale, huge))), p)
+            for batch, p in samples
+        ],
+        layers=1,
+        fan_out=2,
+    )
+    with pytest.raises(NotFiniteError, match="weights of the messages in layer 1 overflow"):
+        AGGREGATION.check(case)
 
 
 FLAWS: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -25,6 +25,7 @@ from lmc_verify import (
     LayeredModel,
     Problem,
     PyGConv,
+    exact_pass,
     spmm,
 )
 from lmc_verify.graphs.operators import Block
@@ -214,7 +215,123 @@ def test_parts_that_couple_rows_are_found_by_what_they_do() -> None:
         Problem(graph, LayeredModel([layer], encoder=nn.Softmax(dim=1), head=nn.GELU()))
 
 
+def uncoupled(rows: Tensor) -> Tensor:
+    return 2 * rows
+
+
+def centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(0, keepdim=True)
+
+
+def hook_on(part: Callable[[LayeredModel], nn.Module]) -> Callable[[LayeredModel, Callable[[Tensor], Tensor]], object]:
+    return lambda model, change: part(model).register_forward_hook(lambda module, inputs, rows: change(rows))
+
+
+def hook_on_aggregate(model: LayeredModel, change: Callable[[Tensor], Tensor]) -> None:
+    conv: Any = model.layers[0].conv.conv
+    conv.register_aggregate_forward_hook(lambda module, inputs, rows: change(rows))
+
+
+def replaced_forward(model: LayeredModel, change: Callable[[Tensor], Tensor]) -> None:
+    assert model.head is not None
+    forward = model.head.forward
+    model.head.forward = lambda rows: change(forward(rows))  # type: ignore[method-assign]  # that is the point
+
+
+ALTERED: dict[str, tuple[Callable[..., LayeredModel], Callable[..., object], str]] = {
+    "layer": (GCN, hook_on(lambda model: model.layers[0]), OTHER_ROWS),
+    "convolution": (GCN, hook_on(lambda model: model.layers[0].conv), OTHER_ROWS),
+    "encoder": (GCN, hook_on(lambda model: model.encoder), r"the encoder \(\w+\) gives other rows"),
+    "head": (GCN, hook_on(lambda model: model.head), r"the head \(\w+\) gives other rows"),
+    "aggregation of PyTorch Geometric": (GAT, hook_on_aggregate, OTHER_ROWS),
+    "forward of one instance": (GCN, replaced_forward, r"the head \(\w+\) gives other rows"),
+}
+
+
+@pytest.mark.parametrize("where", ALTERED)
+def test_known_parts_are_measured_where_a_hook_or_a_new_method_changes_them(where: str) -> None:
+    build, alter, message = ALTERED[where]
+    for change in (uncoupled, centred):
+        model = build(3, 4, 3, 2, dtype=torch.float64)
+        encoder, head = (seeded(lambda n=n: nn.Linear(n, n)) for n in (3, 3))
+        model = LayeredModel([*model.layers], encoder=encoder, head=head)  # type: ignore[misc]  # they are layers
+        alter(model, change)
+        if change is uncoupled:
+            Problem(path_graph(5), model)
+        else:
+            with pytest.raises(InvalidInputError, match=message):
+                Problem(path_graph(5), model)
+
+
+def test_padding_to_the_largest_degree_is_found() -> None:
+    """Rows of a block that holds the row of the largest degree are those of the whole graph; others are not."""
+    with pytest.raises(InvalidInputError, match=OTHER_ROWS + r".*aggr='lstm'"):
+        make(seeded(lambda: pyg.SAGEConv(3, 3, aggr="lstm")))
+
+
 # --- what the measurement leaves alone ---
+
+
+def twice_in_a_mlp() -> nn.Module:
+    linear = nn.Linear(3, 3)
+    return pyg.GINConv(nn.Sequential(linear, nn.ReLU(), linear))
+
+
+def key_is_query() -> nn.Module:
+    conv = pyg.TransformerConv(3, 3)
+    conv.lin_query = conv.lin_key
+    return conv
+
+
+def tied() -> nn.Module:
+    conv = pyg.SAGEConv(3, 3)
+    conv.lin_r.weight = conv.lin_l.weight
+    return conv
+
+
+TWO_NAMES: dict[str, Callable[[], nn.Module]] = {
+    "GATv2Conv with shared weights": lambda: pyg.GATv2Conv(3, 3, share_weights=True),
+    "one module twice in a network": twice_in_a_mlp,
+    "key and query": key_is_query,
+    "one parameter": tied,
+}
+
+
+@pytest.mark.parametrize("what", TWO_NAMES)
+def test_what_has_two_names_inside_a_layer_stays_as_it_is(what: str) -> None:
+    model = LayeredModel([ConvLayer(PyGConv(seeded(TWO_NAMES[what])))])
+    before = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: (value._version, value.detach().clone()) for name, value in before.items()}
+    problem = Problem(path_graph(5), model)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert list(after) == list(before)
+    assert len({id(value) for value in after.values()}) < len(after)
+    for name, value in after.items():
+        assert type(value) is nn.Parameter
+        assert value is before[name]
+        assert value._version == values[name][0]
+        assert torch.equal(value, values[name][1])
+    exact = exact_pass(problem)
+    wanted = torch.autograd.grad(problem.node_losses(model(problem.graph)).sum(), [*model.parameters()])
+    assert all(
+        torch.allclose(got, want, rtol=1e-10, atol=1e-14)
+        for got, want in zip(exact.gradient.values(), wanted, strict=True)
+    )
+
+
+def test_a_copy_that_is_moved_is_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value behind two names is moved once, and the two names stay one."""
+    seen: list[Layer] = []
+    monkeypatch.setattr(layer_properties._Trial, "run", lambda self: seen.append(self.layer))
+    conv = seeded(key_is_query)
+    make(conv)
+    (moved,) = seen
+    copied: Any = moved.conv.conv  # type: ignore[union-attr]  # a ConvLayer of a PyGConv
+    assert copied is not conv
+    assert copied.lin_query is copied.lin_key
+    for got, given in zip(copied.parameters(), conv.parameters(), strict=True):
+        assert got is not given
+        assert 0 < float((got - given).detach().norm()) < float(given.detach().norm()) + 1
 
 
 def test_nothing_is_changed_and_nothing_drawn() -> None:

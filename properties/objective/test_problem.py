@@ -360,6 +360,35 @@ class OwnForward(LayeredModel):
         return 2 * super().forward(graph)
 
 
+class OwnEncode(LayeredModel):
+    def encode(self, x: Tensor, first_row: int = 0) -> Tensor:
+        return 2 * super().encode(x, first_row)
+
+
+class OwnPredict(GCN):
+    def predict(self, embeddings: Tensor, first_row: int = 0) -> Tensor:
+        return super().predict(embeddings, first_row) - embeddings.mean()
+
+
+class Subclass(OwnPredict):
+    pass
+
+
+class OwnLayer(LayeredModel):
+    def layer(self, index: int) -> Layer:
+        return super().layer(self.num_layers + 1 - index)
+
+
+class OwnStatement(LayeredModel):
+    aggregate_linear = True
+
+
+def with_replaced_encode() -> LayeredModel:
+    model = net()
+    model.encode = lambda x, first_row=0: 2 * x  # type: ignore[method-assign]  # that is the point
+    return model
+
+
 def with_replaced_forward() -> LayeredModel:
     model = net()
     model.forward = lambda graph: graph.x  # type: ignore[method-assign]  # that is the point
@@ -385,6 +414,16 @@ NOT_TAKEN: dict[str, tuple[Callable[[], LayeredModel], str]] = {
     "a gradient hook": (with_gradient_hook, r"parameter layers\.0\.conv\.lin\.weight has a gradient hook"),
     "a forward of its own": (lambda: OwnForward([layer()]), "OwnForward has a forward of its own, which is not run"),
     "a replaced forward": (with_replaced_forward, "has a forward of its own, which is not run"),
+    **{
+        f"{name} of its own": (make, rf"{kind} has its own '{name}', which some passes would not run.*encoder=\.\.\.")
+        for name, kind, make in (
+            ("encode", "OwnEncode", lambda: OwnEncode([layer()])),
+            ("predict", "Subclass", lambda: Subclass(3, 4, 3, 2, dtype=torch.float64)),
+            ("layer", "OwnLayer", lambda: OwnLayer([layer(), layer()])),
+            ("aggregate_linear", "OwnStatement", lambda: OwnStatement([layer()])),
+        )
+    },
+    "a replaced encode": (with_replaced_encode, "has its own 'encode', which some passes would not run"),
     "rows in single precision": (
         lambda: LayeredModel([layer()], head=Single()),
         r"the head gives torch\.float32 rows for torch\.float64 ones",

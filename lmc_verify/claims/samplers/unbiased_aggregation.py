@@ -22,7 +22,7 @@ from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
 from lmc_verify.graphs import Batch, Block, LayerSample
@@ -180,10 +180,15 @@ class _ConditionalMeans:
         for found in self._conditions.values():
             counts = self._counts[found.entries]
             weight = found.needed[self._rows[found.entries[counts]]]
-            reference += float(weight.norm())
-            difference += float((found.mean[counts] - weight).norm())
-            rounding += float((found.size[counts] + weight).norm())  # relative to what was added up, before it cancels
+            reference += euclidean_norm([weight])
+            difference += euclidean_norm([found.mean[counts] - weight])
+            rounding += euclidean_norm([found.size[counts] + weight])  # what was added up, before it cancels
         reference = reference or 1.0
+        if not math.isfinite(rounding / reference):
+            raise NotFiniteError(
+                f"the weights of the messages in {self._name} overflow when they are added up, so nothing is decided; "
+                "a weight is the inverse of a probability, see the scale of lmc_verify.LayerSample"
+            )
         return Evidence(
             self._name,
             difference / reference,
@@ -326,7 +331,7 @@ class _Aggregates:
     def beyond(self, batch: Batch, tolerance: Mapping[str, float]) -> str:
         """Return how one draw leaves the range of the weights, in words; empty if it does not."""
         for part, value in self.error(batch).items():
-            size = require_number(float(np.linalg.norm(value)), f"the error of the aggregates in {part}")
+            size = require_number(euclidean_norm([torch.from_numpy(value)]), f"the error of the aggregates in {part}")
             if size > self.bounds[part] * (1 + RANGE_SLACK) + tolerance[part]:
                 return (
                     f"for the batch {words_of(batch)} the aggregates of {part} are off by {size:.2g}, the largest "
@@ -441,7 +446,7 @@ def _advice(bounds: Mapping[str, float], second: float, target: float, alpha: fl
     whole = math.hypot(*bounds.values())
     try:
         enough = max(draws_to_bound(target, whole, min(second, whole**2), alpha), least)
-    except ValueError:
+    except (ValueError, OverflowError):
         return "no number of draws would decide at this delta"
     return f"about {enough:,} draws would show a bias of at most sampling.delta, if there is none; set sampling.draws"
 

@@ -21,6 +21,10 @@ from lmc_verify.training import TrainingRun
 
 __all__ = ["ASSUMPTIONS"]
 
+DIVERGED = 2.0**52
+"""A run whose largest norm has grown by more than this factor supports nothing: next to it, float64 rounds the start
+away."""
+
 
 def check(case: Case) -> Verdict:
     """Train, and estimate on the way: Lipschitz constants from both sides, norms, and ReLU kinks that are crossed."""
@@ -37,7 +41,7 @@ def check(case: Case) -> Verdict:
         generator=generator(case.seed, "assumptions", case.sampling.replicate),
         state=prepared_state(case, "zero"),
     )
-    norms, crossed, inputs = NormTracker(), 0, 0
+    norms, crossed, inputs, start = NormTracker(), 0, 0, 0.0
     upper: dict[int, float | None] = {}
     lower: dict[int, float] = {}
     exact = case.exact
@@ -45,6 +49,7 @@ def check(case: Case) -> Verdict:
     for step in range(training.steps + 1):
         norms.exact(exact)
         norms.state(run.state)
+        start = start or norms.constant
         if not math.isfinite(norms.constant):  # diverged: operator norms of such weights do not exist
             break
         if step in marks:
@@ -62,10 +67,12 @@ def check(case: Case) -> Verdict:
             crossed += part.crossed
             inputs += part.total
         exact = after
-    finite = math.isfinite(norms.constant)
+    finite, diverged = math.isfinite(norms.constant), norms.constant > DIVERGED * start
     smooth = is_smooth(case.problem)
     if crossed or not finite:
         outcome = Outcome.REFUTED
+    elif diverged:
+        outcome = Outcome.INCONCLUSIVE
     else:
         outcome = Outcome.SUPPORTED if smooth.smooth else Outcome.INCONCLUSIVE
     parts = [
@@ -73,6 +80,11 @@ def check(case: Case) -> Verdict:
         if finite
         else "(A3) fails: a norm is infinite, the run has diverged"
     ]
+    if diverged and finite:
+        parts.append(
+            f"the run has diverged: the largest norm was {start:.3g} at the start, and growth by more than "
+            f"{DIVERGED:.1e} says nothing about bounds; lower training.step_size"
+        )
     if lower:
         known = [value for value in upper.values() if value is not None]
         above = f"at most {max(known):.3g}" if len(known) == len(upper) else "without a proven upper bound"

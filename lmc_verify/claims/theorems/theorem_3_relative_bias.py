@@ -95,10 +95,9 @@ def check_relative_bias(case: Case) -> Verdict:
     else:
         outcome = Outcome.INCONCLUSIVE
     start, end = float(np.median(relative[:, 0])), float(np.median(relative[:, -1]))
-    summary = (
-        f"as the gradient falls from {norms[0]:.2g} to {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} "
-        f"times the gradient"
-    )
+    falls = bool(norms[-1] < norms[0])
+    path = f"falls from {norms[0]:.2g} to" if falls else f"does not fall, from {norms[0]:.2g} at the start to"
+    summary = f"as the gradient {path} {norms[-1]:.2g}, the bias goes from {start:.2g} to {end:.2g} times the gradient"
     if not finite:
         what = "bias" if np.isfinite(norms).all() else "exact gradient"
         summary = (
@@ -108,8 +107,10 @@ def check_relative_bias(case: Case) -> Verdict:
     elif outcome is Outcome.INCONCLUSIVE:
         below = bool((late < LIMIT).all())
         both_sides = f"the last snapshots lie on both sides of {fraction(LIMIT)}"
-        sides = "the gradient has hardly fallen" if below else both_sides
-        summary += f"; {sides}, raise training.steps"
+        if not falls:
+            summary += "; this path approaches no stationary point, lower training.step_size or raise training.steps"
+        else:
+            summary += f"; {'the gradient has hardly fallen' if below else both_sides}, raise training.steps"
     elif outcome is Outcome.REFUTED:
         summary += looks + explained(case, claim)
     elif outcome is Outcome.NOT_APPLICABLE:
