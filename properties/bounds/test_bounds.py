@@ -544,8 +544,9 @@ def test_bounds_hold_in_float32(estimator):
         LMC(beta=1.0, score="quadratic"),
         LMC(beta=1.0, score="linear", whole_when_complete=True),
         LMC(beta=0.0, score="constant", whole_when_complete=True),
+        LMC(beta=1.0, score="sin"),
     ],
-    ids=["a small score keeps the history", "unless complete", "complete rows take the fresh value"],
+    ids=["a small score keeps the history", "unless complete", "complete rows take the fresh value", "a sine"],
 )
 def test_a_range_covers_every_score_that_a_halo_row_may_have(estimator):
     """The design does not say which beta_i a halo row has: the range holds whichever of its parts is the worst.

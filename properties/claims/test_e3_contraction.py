@@ -39,6 +39,7 @@ from lmc_verify.graphs.batch import Batch
 from lmc_verify.graphs.designs import Clusters, UniformNodes
 from lmc_verify.graphs.partition import Partition
 from lmc_verify.models import GCN
+from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import Problem
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.intervals import mean_upper_bound
@@ -384,6 +385,22 @@ def test_an_estimator_without_stated_policies_is_measured() -> None:
     assert CONTRACTION.expect(case).outcome is CONTRACTION_SAMPLED.expect(case).outcome is None
     assert CONTRACTION_SAMPLED.check(case).outcome is Outcome.SUPPORTED  # 276 batches were looked at
     assert CONTRACTION_SAMPLED.check(small(Foreign(), 60, 12, draws=100)).outcome is Outcome.INCONCLUSIVE
+
+
+def test_an_upper_end_without_a_proven_range_refutes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of H^1 is written exactly: the mean ratio is 0, but nothing says that no ratio is huge."""
+
+    class Exact(GAS):
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            made, rows = super().estimate(problem, state, batch), exact_pass(problem).embeddings[1]
+            write = Write("embedding", 1, torch.arange(problem.graph.num_nodes), rows)
+            return dataclasses.replace(made, writes=(*made.writes, write))
+
+    case = small(Exact(), draws=400, alpha=0.1)
+    assert CONTRACTION_SAMPLED.check(case).outcome is Outcome.REFUTED  # every batch was looked at
+    monkeypatch.setattr(module, "_proven_ratios", lambda *given: module._Ratios(None, "nothing proves it"))
+    verdict = CONTRACTION_SAMPLED.check(case)
+    assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
 
 
 def test_too_few_draws_exclude_nothing() -> None:

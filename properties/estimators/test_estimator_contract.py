@@ -251,6 +251,17 @@ def test_backward_sgd_refreshes_when_parameters_change() -> None:
     assert_same_bits("after the refresh was applied", again.gradient, fresh.gradient)
 
 
+def test_histories_compare_and_copy_their_vectors() -> None:
+    state = History({1: torch.ones(2, 2)}, vectors={"proposal": torch.ones(2)})
+    for copied in (state.clone(), state.zeroed()):
+        copied.vectors["proposal"][0] = 2.0
+        assert state.vectors["proposal"].tolist() == [1.0, 1.0]
+    other = state.clone()
+    assert state.equals(other)
+    other.vectors["proposal"][0] = 2.0
+    assert not state.equals(other)
+
+
 MISFITS = {
     "no such layer": HistoryWrite(EMBEDDING, 9, torch.tensor([0]), torch.ones(1, 4).double()),
     "wrong width": HistoryWrite(EMBEDDING, 1, torch.tensor([0]), torch.ones(1, 5).double()),
