@@ -151,16 +151,14 @@ def lipschitz_lower(
         largest = 0.0
         for _ in range(steps):
             size = euclidean_norm([direction])
-            if not 0 < size < math.inf:
-                break  # the Jacobian vanishes along the way, or overflows
+            if not size > 0:
+                break  # the Jacobian vanishes along the way
             with torch.no_grad():
                 moved = h + direction / size * length
                 change, step = layer(moved, moved, x0, block) - out, euclidean_norm([moved - h])
-            if not step > 0:
-                break
-            quotient = euclidean_norm([change]) / step
+            quotient = euclidean_norm([change]) / step if step > 0 else math.inf
             if not math.isfinite(quotient):
-                break
+                break  # something has overflowed
             largest = max(largest, quotient)
             (direction,) = torch.autograd.grad(
                 out, h, change, retain_graph=True, allow_unused=True, materialize_grads=True

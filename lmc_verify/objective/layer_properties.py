@@ -82,13 +82,9 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
         layer = model.layer(index)
         if _is_foreign(layer) and id(layer) not in seen:
             seen.add(id(layer))
+            name = f"layer {index} ({kind_of(layer)})"
             with torch.inference_mode(False):  # gradients are taken
-                _Trial(
-                    f"layer {index} ({kind_of(layer)})",
-                    _moved(layer),
-                    _small_graph(graph, widths[index - 1]),
-                    widths[0],
-                ).run()
+                _Trial(name, _moved(name, layer), _small_graph(graph, widths[index - 1]), widths[0]).run()
 
 
 def _is_foreign(module: nn.Module) -> bool:
@@ -241,21 +237,26 @@ class _Trial:
         return ones * torch.linspace(-1, 1, _NODES, dtype=ones.dtype, device=ones.device)[:, None]
 
 
-def _moved(layer: Layer) -> Layer:
+def _moved(name: str, layer: Layer) -> Layer:
     """Return a layer's copy whose parameters are moved, each by a tenth of its size and a little more.
 
     A copy, since whatever is done to the layer itself may be seen: `torch.func.functional_call` leaves a module that
     has two names inside of it with plain tensors for parameters.
     """
-    # torch copies no tensor that was computed, such as a weight behind an old weight norm or pruning, which a hook of
-    # the copy computes again.
+    # torch copies no tensor that was computed with a gradient, which a module may keep among its attributes.
     computed = {
         id(value): value.detach().clone()
         for module in layer.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    moved = copy.deepcopy(layer, computed)
+    try:
+        moved = copy.deepcopy(layer, computed)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInputError(
+            f"{name} cannot be copied, and what a layer is, is measured on a copy: {type(error).__name__}: {error}; "
+            "keep what cannot be copied (locks, files, computed tensors) out of its attributes"
+        ) from error
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in moved.parameters():

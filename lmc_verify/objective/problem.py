@@ -48,7 +48,8 @@ class Problem:
     Raises:
         InvalidInputError: dtype, device, feature width, outputs or labels do not fit together; a layer cannot be
             evaluated on rectangular blocks, or gives other rows there than on the whole graph, or is not
-            aggregate-linear though it says so (see `lmc_verify.objective.layer_properties`).
+            aggregate-linear though it says so (see `lmc_verify.objective.layer_properties`); the model has a `forward`,
+            `encode`, `predict`, `layer` or `aggregate_linear` of its own, which not every pass calls.
         UnknownNameError: an unknown loss.
 
     Example:

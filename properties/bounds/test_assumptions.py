@@ -101,6 +101,18 @@ def test_a_linear_layer_has_its_constant_at_any_scale(scale):
         assert low.value * (1 - 1e-9) <= more.value < scale * 1e3
 
 
+def test_a_quotient_that_overflows_is_no_bound():
+    """The constant is 2.9e308, beyond float64, and so are the quotients of some of the directions."""
+    graph = path_graph(2, edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    problem = problem_of(lv.GCN(3, 3, 3, 1, dtype=torch.float64), graph.replaced(x=0.01 * graph.x))
+    with torch.no_grad():
+        problem.model.layers[0].conv.lin.weight.zero_()[0].fill_(1.7e308)
+    exact = exact_pass(problem)
+    found = [lipschitz_lower(problem, exact, generator(seed), steps=1)[0].value for seed in range(20)]
+    assert all(math.isfinite(value) for value in found)
+    assert 0 < sum(value > 0 for value in found) < 20
+
+
 def test_lower_bounds_need_a_step():
     problem = problem_of(lv.GCN(3, 4, 3, 2, dtype=torch.float64))
     with pytest.raises(InvalidInputError, match="steps is 0"):

@@ -26,7 +26,7 @@ from common.claim_cases import case_of
 from common.sampler_cases import SMALL, tiny
 from common.twin_ring import HALVES, ring
 
-from lmc_verify import GAS, LMC, TOP, VRGCN, BackwardSGD, Clusters, NeighbourSampling, Partition
+from lmc_verify import GAS, GCN, LMC, TOP, VRGCN, BackwardSGD, Clusters, NeighbourSampling, Partition
 from lmc_verify import claims as package
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings
@@ -45,6 +45,7 @@ from lmc_verify.claims.samplers import (
 )
 from lmc_verify.claims.theorems import (
     theorem_2_a_posteriori_bound,
+    theorem_2_assumptions,
     theorem_2_decay_and_floor,
     theorem_3_fixed_point,
     theorem_3_rate,
@@ -327,6 +328,16 @@ BOUNDARIES = [
         lambda found: (1e-3, 1.0),
         "INCONCLUSIVE",
         "SUPPORTED",
+    ),
+    Boundary(
+        "theorem-2/assumptions",
+        theorem_2_assumptions,
+        "DIVERGED",
+        lambda _: training_cases.small(LMC(), GCN(3, 3, 3, 2, activation="tanh", dtype=torch.float64), step_size=5.0),
+        lambda found: near(shown(found, "largest norm").value),
+        "INCONCLUSIVE",
+        "SUPPORTED",
+        "largest norm",
     ),
     Boundary(
         "theorem-2/a-posteriori-bound",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -261,6 +262,27 @@ def test_known_parts_are_measured_where_a_hook_or_a_new_method_changes_them(wher
         else:
             with pytest.raises(InvalidInputError, match=message):
                 Problem(path_graph(5), model)
+
+
+def test_a_hook_may_take_back_what_a_layer_is_declared_to_be() -> None:
+    model = GCN(3, 4, 3, 2, dtype=torch.float64)
+    model.layers[0].register_forward_hook(lambda module, inputs, rows: rows.tanh())
+    with pytest.raises(InvalidInputError, match=NOT_LINEAR):
+        Problem(path_graph(5), model)
+
+
+class Keeping(Summing):
+    """It keeps something among its attributes."""
+
+    def __init__(self, keep: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.kept = keep(self.lin.weight)
+
+
+def test_a_layer_that_keeps_a_computed_tensor_is_measured_and_one_with_a_lock_is_named() -> None:
+    make(seeded(lambda: Keeping(torch.exp)))
+    with pytest.raises(InvalidInputError, match=r"layer 1 \(Keeping\) cannot be copied.*TypeError.*locks"):
+        make(seeded(lambda: Keeping(lambda weight: threading.Lock())))
 
 
 def test_padding_to_the_largest_degree_is_found() -> None:

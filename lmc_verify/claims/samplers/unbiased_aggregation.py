@@ -315,8 +315,8 @@ class _Aggregates:
             off = messages.abs() * (scales[index - 1].to(h) - 1).clamp(min=1)  # scale lies in [0, largest]
             row_bound = torch.zeros_like(exact).index_add_(0, operator.csr.row, off)
             self._values[index], self._exact[index] = messages, exact
-            self.bounds[f"layer {index}"] = float(row_bound.norm())
-            self.norms[f"layer {index}"] = float(exact.norm())
+            self.bounds[f"layer {index}"] = euclidean_norm([row_bound])
+            self.norms[f"layer {index}"] = euclidean_norm([exact])
 
     def error(self, batch: Batch) -> dict[str, Array]:
         """Return, by layer, sampled minus exact aggregate at the rows that are needed, 0 elsewhere."""

@@ -67,7 +67,8 @@ def check(case: Case) -> Verdict:
             crossed += part.crossed
             inputs += part.total
         exact = after
-    finite, diverged = math.isfinite(norms.constant), norms.constant > DIVERGED * start
+    finite, growth = math.isfinite(norms.constant), norms.constant / (start or 1.0)
+    diverged = growth > DIVERGED
     smooth = is_smooth(case.problem)
     if crossed or not finite:
         outcome = Outcome.REFUTED
@@ -83,7 +84,7 @@ def check(case: Case) -> Verdict:
     if diverged and finite:
         parts.append(
             f"the run has diverged: the largest norm was {start:.3g} at the start, and growth by more than "
-            f"{DIVERGED:.1e} says nothing about bounds; lower training.step_size"
+            f"{DIVERGED:.2g} says nothing about bounds; lower training.step_size"
         )
     if lower:
         known = [value for value in upper.values() if value is not None]
@@ -107,6 +108,7 @@ def check(case: Case) -> Verdict:
                 for layer, value in lower.items()
             ),
             Evidence("ReLU inputs that change sign per step", crossed / (inputs or 1), None, "share", "kinks"),
+            Evidence("largest norm, by that at the start", growth, DIVERGED, "norm / norm", "growth"),
             *(
                 Evidence(f"{name}, at least", value, unit="Frobenius norm", group="norms")
                 for name, value in norms.largest.items()
