@@ -13,7 +13,7 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Untouched, properties_of, require_reading
-from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
+from lmc_verify.estimators.draws import MOST_BATCHES, SAMPLE_DRAWS, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -91,10 +91,6 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
-_SAMPLES_DRAWN = 1_000
-"""Draws of an estimator's own samples that are compared with their enumeration."""
-
-
 def _check_draws(case: Case) -> None:
     """Compare what a design of the user's, or the samples of an estimator of the user's, draw and enumerate.
 
@@ -106,7 +102,7 @@ def _check_draws(case: Case) -> None:
         check_draws(base, f"the batch design {type(base).__name__!r}", seed=case.seed)
     found = properties_of(case.estimator)
     if found.samples and not found.known and design.support_size <= MOST_BATCHES:
-        check_draws(design, f"the samples of {case.estimator.name!r}", draws=_SAMPLES_DRAWN, seed=case.seed)
+        check_draws(design, f"the samples of {case.estimator.name!r}", draws=SAMPLE_DRAWS, seed=case.seed)
 
 
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:

@@ -23,13 +23,25 @@ from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, Fused
 from lmc_verify.seeds import generator
 from lmc_verify.statistics import FrequencyTest, compare_frequencies
 
-__all__ = ["DRAWS", "DRAWS_ALPHA", "MOST_BATCHES", "check_draws", "draws_flaw", "is_own_design", "require_design"]
+__all__ = [
+    "DRAWS",
+    "DRAWS_ALPHA",
+    "MOST_BATCHES",
+    "SAMPLE_DRAWS",
+    "check_draws",
+    "draws_flaw",
+    "is_own_design",
+    "require_design",
+]
 
 MOST_BATCHES = 20_000
 """Designs of more batches are not enumerated to be compared with their draws."""
 
 DRAWS = 4_000
 """Draws that are compared with the enumeration: an event whose probability is off by 0.1 is found."""
+
+SAMPLE_DRAWS = 1_000
+"""Draws of an estimator's own samples that are: they take longer."""
 
 DRAWS_ALPHA = 1e-9
 """Probability that a sound design is rejected by one check."""

@@ -20,7 +20,16 @@ PACKAGE = Path(lmc_verify.__file__).parent / "claims"
 TESTS = Path(__file__).parent
 PAGES = TESTS.parent.parent / "docs" / "claims"
 FOLDERS = ("theorems", "consequences", "samplers")
-CONTRACT = {"claims", "claim_names", "extreme_scales", "rate_claims", "reasons", "thresholds", "unknown_estimators"}
+CONTRACT = {
+    "claims",
+    "claim_names",
+    "extreme_runs",
+    "extreme_scales",
+    "rate_claims",
+    "reasons",
+    "thresholds",
+    "unknown_estimators",
+}
 """Tests in this folder of what all claims have in common, or all of a tier."""
 
 OWN = [claim for name, claim in CLAIMS.items() if CLAIMS.plugin(name) is None]
