@@ -12,8 +12,8 @@ from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
-from lmc_verify.estimators import Untouched, properties_of, require_reading
-from lmc_verify.estimators.draws import MOST_BATCHES, SAMPLE_DRAWS, check_draws, is_own_design
+from lmc_verify.estimators import Untouched, require_reading
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -92,23 +92,20 @@ class Claim:
 
 
 def _check_draws(case: Case) -> None:
-    """Compare what a design of the user's, or the samples of an estimator of the user's, draw and enumerate.
+    """Compare what a design of the user's draws with what it enumerates.
 
     Raises:
         ContractError: they are two distributions.
     """
-    base, design = case.base_design, case.design
+    base = case.base_design
     if not is_own_design(base) and base.support_size <= MOST_BATCHES:
         check_draws(base, f"the batch design {type(base).__name__!r}", seed=case.seed)
-    found = properties_of(case.estimator)
-    if found.samples and not found.known and design.support_size <= MOST_BATCHES:
-        check_draws(design, f"the samples of {case.estimator.name!r}", draws=SAMPLE_DRAWS, seed=case.seed)
 
 
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
     """Return a check before and after which the estimator must keep its contract: else a verdict says nothing.
 
-    What a design or a sampler of the user's draws must be from the distribution that it enumerates.
+    What a design of the user's draws must be from the distribution that it enumerates.
     """
 
     @wraps(check)

@@ -27,7 +27,6 @@ __all__ = [
     "DRAWS",
     "DRAWS_ALPHA",
     "MOST_BATCHES",
-    "SAMPLE_DRAWS",
     "check_draws",
     "draws_flaw",
     "is_own_design",
@@ -39,9 +38,6 @@ MOST_BATCHES = 20_000
 
 DRAWS = 4_000
 """Draws that are compared with the enumeration: an event whose probability is off by 0.1 is found."""
-
-SAMPLE_DRAWS = 1_000
-"""Draws of an estimator's own samples that are: they take longer."""
 
 DRAWS_ALPHA = 1e-9
 """Probability that a sound design is rejected by one check."""

@@ -331,22 +331,3 @@ def test_draws_replaced_on_an_instance_are_compared() -> None:
     object.__setattr__(design, "draw", lambda generator: next(design.enumerate())[0])
     with pytest.raises(ContractError, match="do not follow its enumeration"):
         check_claim("theorem-1/unbiased", tiny(1), design, BackwardSGD())
-
-
-def test_samples_of_a_user_s_sampler_are_compared() -> None:
-    class Heavy(NeighbourSampling):
-        def sampling(self, problem: Any, state: Any, design: Any) -> Any:
-            law = super().sampling(problem, state, design)
-
-            class Heavier(WrappedSamples):
-                def draw(self, generator: Any) -> Batch:
-                    batch = self.base.draw(generator)
-                    assert batch.sample is not None
-                    layers = tuple(dataclasses.replace(own, scale=1.5 * own.scale) for own in batch.sample.layers)
-                    return dataclasses.replace(batch, sample=dataclasses.replace(batch.sample, layers=layers))
-
-            return Heavier(law)
-
-    for claim in ("sampling/unbiased-aggregation", "theorem-1/unbiased"):
-        with pytest.raises(ContractError, match="the samples of 'neighbour-sampling' do not follow its enumeration"):
-            check_claim(claim, tiny(1), SMALL, Heavy(1))

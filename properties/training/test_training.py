@@ -369,6 +369,9 @@ def test_structure_is_made_once_a_graph_and_kept_with_the_batch() -> None:
     assert cut.nodes.halo.numel() == 0 < whole.nodes.halo.numel()
     assert torch.equal(whole.nodes.halo, graph.neighbourhood(batch.nodes))
     assert whole.block("gcn", halo=False) is whole.block("gcn", halo=False)
+    inner, kept = (cut.block("gcn", halo=False, renormalised=renormalised) for renormalised in (True, False))
+    assert not torch.equal(inner.csr.value, kept.csr.value)
+    assert cut.block("gcn", halo=False, renormalised=True) is inner
     other = copy.deepcopy(graph)
     assert local_structure(other, batch, cut=False).graph is other
 
