@@ -28,6 +28,7 @@ from lmc_verify.estimators import (
     properties_of,
     unwrapped,
 )
+from lmc_verify.estimators.contract import require_estimator
 from lmc_verify.estimators.draws import is_own_design, require_design
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
@@ -260,11 +261,7 @@ def assemble_case(
 def _check_kinds(problem: Any, estimator: Any, histories: Any, sampling: Any, training: Any) -> None:
     if not isinstance(problem, Problem):
         raise InvalidInputError(f"problem is {problem!r:.80}, it must be a lmc_verify.Problem(graph, model)")
-    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
-        raise InvalidInputError(
-            f"estimator is {estimator!r:.80}, it must be an object with a name, init(problem) and "
-            "estimate(problem, state, batch), such as lmc_verify.LMC()"
-        )
+    require_estimator(estimator)
     if not isinstance(histories, str):
         raise InvalidInputError(f"histories is {histories!r}, it must be 'exact', 'zero' or 'sweeps:K'")
     for name, value, kind in (("sampling", sampling, SamplingSettings), ("training", training, TrainingSettings)):

@@ -24,13 +24,26 @@ from lmc_verify.graphs import Batch, changed_content, graph_content
 from lmc_verify.models.layered import HOOKS
 from lmc_verify.objective import Problem, same_bits
 
-__all__ = ["ContractCheck", "Untouched", "checked_estimate", "same_writes"]
+__all__ = ["ContractCheck", "Untouched", "checked_estimate", "require_estimator", "same_writes"]
 
 _MOST = 6
 """Nodes of a batch that a message names."""
 
 _ASKED_TWICE = 16
 """The first estimates of a case are made twice, this many; after them every one whose number is a power of two."""
+
+
+def require_estimator(estimator: Any) -> None:
+    """Refuse what is no estimator.
+
+    Raises:
+        InvalidInputError: it has no name, `init` or `estimate`, or is a class.
+    """
+    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+        raise InvalidInputError(
+            f"estimator is {estimator!r:.80}, it must be an object with a name, init(problem) and "
+            "estimate(problem, state, batch), such as lmc_verify.LMC()"
+        )
 
 
 def checked_estimate(
