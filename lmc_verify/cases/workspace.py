@@ -54,7 +54,7 @@ class Workspace:
     download: bool = False
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
     _exact: dict[Problem, ExactPass] = field(default_factory=dict, repr=False)
-    _content: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    _content: dict[str, dict[str, int | None]] = field(default_factory=dict, repr=False)
 
     def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
         """Load a data set, by default in float64."""

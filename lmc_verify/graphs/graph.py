@@ -447,18 +447,18 @@ class Graph:
         )
 
 
-def graph_content(graph: Graph) -> dict[str, str]:
-    """Return a hash of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept).
+def graph_content(graph: Graph) -> dict[str, int | None]:
+    """Return a checksum of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept).
 
     Also of the weights of the operators that were built from them so far, and of ``A X``.
     """
     tensors = {key: getattr(graph, key) for key in _TENSORS}
     tensors |= {f"operator({kind!r})": block.csr.value for kind, block in graph._blocks.items()}
     tensors |= {f"aggregated({kind!r})": value for kind, value in graph._aggregated.items()}
-    return {key: hashlib.blake2b(_bytes(value), digest_size=8).hexdigest() for key, value in tensors.items()}
+    return {key: None if value is None else _checksum(value) for key, value in tensors.items()}
 
 
-def changed_content(before: Mapping[str, str], graph: Graph) -> str | None:
+def changed_content(before: Mapping[str, int | None], graph: Graph) -> str | None:
     """Return the name of the first tensor that is no longer what `graph_content` found, or None."""
     now = graph_content(graph)
     return next((key for key, value in before.items() if now.get(key, value) != value), None)

@@ -15,7 +15,7 @@ from lmc_verify.models.architecture import Architecture, ArchitectureModel, Part
 from lmc_verify.models.convs import linear
 from lmc_verify.models.dropout import at_place
 from lmc_verify.models.jumping import with_jumps
-from lmc_verify.models.layered import Layer, apply_part, drop_units, place_of
+from lmc_verify.models.layered import Layer, PartsLayer, place_of
 
 __all__ = ["APPNP", "GCNII", "APPNPLayer", "GCNIILayer"]
 
@@ -46,7 +46,7 @@ class GCN2Conv(nn.Module):
         return (1 - self.beta) * rows + self.beta * (rows @ weight)
 
 
-class GCNIILayer(Layer):
+class GCNIILayer(PartsLayer):
     """A GCNII convolution with its node-wise part before (pre-activation cut) or after it (post-activation cut)."""
 
     operator = "gcn"
@@ -61,25 +61,16 @@ class GCNIILayer(Layer):
 
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, channels]; see `Layer.forward`."""
-        rows: Tensor = self.conv(source if self.before is None else self.before(source), x0_target, block)
+        read = source if self.before is None else self.before(source)
+        rows = self.convolve(read, target, x0_target, block)
         if self.after is not None:
             rows = at_place(self.after, rows, place_of(target, source) or 0)
         return rows + target if self.residual else rows
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return the activated rows; see `Layer.read`."""
-        return apply_part(self.before, rows)
-
-    def drop(self, read: Tensor, first_row: int) -> Tensor:
-        """Drop units; see `Layer.drop`."""
-        return drop_units(self.before, read, first_row)
-
-    def on_read(
-        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
-    ) -> Tensor:
-        """Return the rows [rows, channels]; see `Layer.on_read`."""
-        rows = apply_part(self.after, self.conv(read, x0_target, block), first_row)
-        return rows + target if self.residual and target is not None else rows
+    def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the convolution's rows [rows, channels]; see `PartsLayer.convolve`."""
+        rows: Tensor = self.conv(read, x0_target, block)
+        return rows
 
 
 class APPNPLayer(Layer):

@@ -23,6 +23,7 @@ __all__ = [
     "ConvLayer",
     "Layer",
     "LayeredModel",
+    "PartsLayer",
     "active_dropout",
     "apply_part",
     "check_node_wise",
@@ -98,7 +99,40 @@ class Conv(nn.Module, ABC):
         """Return the rows [rows, out]."""
 
 
-class ConvLayer(Layer):
+class PartsLayer(Layer):
+    """A layer of three parts: a node-wise one before, a convolution, and a node-wise one after it.
+
+    Attributes:
+        before: node-wise module applied to what the layer reads, or None.
+        after: node-wise module applied to its result, or None.
+        residual: whether the layer's own input row is added to its result.
+    """
+
+    before: nn.Module | None
+    after: nn.Module | None
+    residual: bool = False
+
+    @abstractmethod
+    def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the convolution's rows [rows, out], given what is read of the columns and of the rows themselves."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the activated rows; see `Layer.read`."""
+        return apply_part(self.before, rows)
+
+    def drop(self, read: Tensor, first_row: int) -> Tensor:
+        """Drop units; see `Layer.drop`."""
+        return drop_units(self.before, read, first_row)
+
+    def on_read(
+        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
+    ) -> Tensor:
+        """Return the rows [rows, out]; see `Layer.on_read`."""
+        rows = apply_part(self.after, self.convolve(read, own, x0_target, block), first_row)
+        return rows + target if self.residual and target is not None else rows
+
+
+class ConvLayer(PartsLayer):
     """A convolution with its node-wise part before (pre-activation cut) or after it (post-activation cut).
 
     Pre-activation, ``H^l = conv(act(norm(H^{l-1})))``: the next layer applies the activation to what it reads, so
@@ -139,25 +173,15 @@ class ConvLayer(Layer):
             elif self.conv.reads_target:
                 # A row must be read alike as source and as target: its mask, where units are dropped, is its place's.
                 read_target = self.before(target) if start is None else read_source[start : start + target.shape[0]]
-        rows: Tensor = self.conv(read_source, read_target, block)
+        rows = self.convolve(read_source, read_target, x0_target, block)
         if self.after is not None:
             rows = at_place(self.after, rows, start or 0)
         return rows + target if self.residual else rows
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return the activated rows; see `Layer.read`."""
-        return apply_part(self.before, rows)
-
-    def drop(self, read: Tensor, first_row: int) -> Tensor:
-        """Drop units; see `Layer.drop`."""
-        return drop_units(self.before, read, first_row)
-
-    def on_read(
-        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
-    ) -> Tensor:
-        """Return the rows [rows, out]; see `Layer.on_read`."""
-        rows = apply_part(self.after, self.conv(read, own, block), first_row)
-        return rows + target if self.residual and target is not None else rows
+    def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the convolution's rows [rows, out]; see `PartsLayer.convolve`."""
+        rows: Tensor = self.conv(read, own, block)
+        return rows
 
 
 class LayeredModel(nn.Module):

@@ -13,12 +13,12 @@ from lmc_verify.graphs import Block
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
 from lmc_verify.models.convs import GCNConv, linear
 from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import Layer, apply_part, drop_units, place_of
+from lmc_verify.models.layered import PartsLayer, place_of
 
 __all__ = ["RecurrentGNN", "RecurrentLayer"]
 
 
-class RecurrentLayer(Layer):
+class RecurrentLayer(PartsLayer):
     """``f(H, X) = A before(H) W^T + b + E(X)``, or ``after(A H W^T + b + E(X))``, where ``E`` is the encoder."""
 
     reads_x0 = True
@@ -32,22 +32,13 @@ class RecurrentLayer(Layer):
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, width]; see `Layer.forward`."""
         read = source if self.before is None else self.before(source)
-        rows: Tensor = self.conv(read, target, block) + x0_target
+        rows = self.convolve(read, target, x0_target, block)
         return rows if self.after is None else at_place(self.after, rows, place_of(target, source) or 0)
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return the activated rows; see `Layer.read`."""
-        return apply_part(self.before, rows)
-
-    def drop(self, read: Tensor, first_row: int) -> Tensor:
-        """Drop units; see `Layer.drop`."""
-        return drop_units(self.before, read, first_row)
-
-    def on_read(
-        self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0
-    ) -> Tensor:
-        """Return the rows [rows, channels]; see `Layer.on_read`."""
-        return apply_part(self.after, self.conv(read, own, block) + x0_target, first_row)
+    def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the convolution's rows plus the encoder's [rows, width]; see `PartsLayer.convolve`."""
+        rows: Tensor = self.conv(read, own, block) + x0_target
+        return rows
 
 
 class RecurrentGNN(ArchitectureModel):

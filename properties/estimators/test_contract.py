@@ -324,8 +324,17 @@ def test_a_gradient_of_the_step_before_reads_the_parameters() -> None:
             writes = tuple(VectorWrite(key, value) for key, value in made.gradient.items())
             return Estimate(dict(state.vectors), made.loss, writes, made.cost)
 
+    class Forgets(Delayed):
+        """Writes nothing either, so that nothing of the parameters is ever read."""
+
+        def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+            return replace(super().estimate(problem, state, batch), writes=())
+
     problem = problem_of()
-    require_reading(Delayed(), problem, exact_gradient(problem)[1])
+    exact = exact_gradient(problem)[1]
+    assert require_reading(Delayed(), problem, exact) is None  # raises nothing
+    with pytest.raises(ContractError, match="ignores the features"):
+        require_reading(Forgets(), problem, exact)
 
 
 def test_a_cache_by_problem_is_found_out_where_parameters_move() -> None:

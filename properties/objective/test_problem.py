@@ -451,7 +451,9 @@ def test_models_that_no_pass_computes_are_named(what: str) -> None:
 
 
 def test_whole_numbers_in_buffers_are_no_matter() -> None:
-    Problem(path_graph(NODES), LayeredModel([layer()], encoder=Constant(torch.int64)))
+    problem = Problem(path_graph(NODES), LayeredModel([layer()], encoder=Constant(torch.int64)))
+    assert torch.int64 in {value.dtype for value in problem.model.buffers()}
+    assert exact_pass(problem).loss > 0
 
 
 # --- in place ---

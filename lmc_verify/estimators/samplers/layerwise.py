@@ -33,7 +33,7 @@ from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.graphs import Batch, BatchDesign, Block, LayerSample
 from lmc_verify.objective import Problem
 
-__all__ = ["ASGCN", "LADIES", "FastGCN", "FastLaw", "LadiesLaw", "NodesLaw", "ProposalLaw"]
+__all__ = ["ASGCN", "LADIES", "FastGCN", "FastLaw", "LadiesLaw", "LayerWise", "NodesLaw", "ProposalLaw"]
 
 
 class NodesLaw(LayerLaw):
@@ -164,7 +164,23 @@ class ProposalLaw(NodesLaw):
 
 
 @dataclass(frozen=True)
-class FastGCN(Sampled):
+class LayerWise(Sampled):
+    """What samplers share that draw nodes for every layer.
+
+    Attributes:
+        nodes: draws per layer; one number, or one per layer, layer 1 first.
+    """
+
+    reweights: ClassVar[bool] = True
+    nodes: int | tuple[int, ...] = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "nodes", as_sizes("nodes", self.nodes))
+
+
+@dataclass(frozen=True)
+class FastGCN(LayerWise):
     """FastGCN: every layer draws nodes from one distribution over the graph, with replacement.
 
     Attributes:
@@ -172,12 +188,6 @@ class FastGCN(Sampled):
     """
 
     name: ClassVar[str] = "fastgcn"
-    reweights: ClassVar[bool] = True
-    nodes: int | tuple[int, ...] = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "nodes", as_sizes("nodes", self.nodes))
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
         """Return batches of the design with nodes drawn for every layer."""

@@ -34,9 +34,9 @@ from lmc_verify.estimators.samplers.laws import (
     row_entries,
     successive_probabilities,
 )
-from lmc_verify.estimators.samplers.layerwise import FastLaw, LadiesLaw
-from lmc_verify.estimators.samplers.neighbour import NeighbourLaw, as_sizes, by_layer
-from lmc_verify.estimators.samplers.sampled import Departure, Sampled
+from lmc_verify.estimators.samplers.layerwise import FastLaw, LadiesLaw, LayerWise
+from lmc_verify.estimators.samplers.neighbour import NeighbourLaw, by_layer
+from lmc_verify.estimators.samplers.sampled import Departure
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.graphs import BatchDesign, Block
 from lmc_verify.objective import Problem
@@ -217,15 +217,8 @@ class SourcesLaw(DistinctLaw):
 
 
 @dataclass(frozen=True)
-class _Published(Sampled):
+class _Published(LayerWise):
     """What the published layer-wise samplers share."""
-
-    reweights: ClassVar[bool] = True
-    nodes: int | tuple[int, ...] = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "nodes", as_sizes("nodes", self.nodes))
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
         """Return batches of the design with nodes drawn for every layer.
