@@ -16,8 +16,8 @@ from lmc_verify.bounds.terms import ExactTerms
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
 from lmc_verify.estimators.compensated.members import BackwardSGD
-from lmc_verify.estimators.compensated.policies import Momentum, Policies
-from lmc_verify.estimators.compensated.step_momentum import read_embeddings
+from lmc_verify.estimators.compensated.policies import Policies
+from lmc_verify.estimators.compensated.step_momentum import held_embeddings
 from lmc_verify.estimators.contract import checked_estimate
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.estimators.properties import properties_of
@@ -240,9 +240,7 @@ def _history_errors(
             found[layer] = errors
         return found
 
-    embeddings = dict(enumerate(exact.embeddings))
-    if isinstance(policies.forward, Momentum):
-        embeddings = read_embeddings(problem, embeddings)
+    embeddings = held_embeddings(problem, policies, dict(enumerate(exact.embeddings)))
     layers = range(1, problem.num_layers + 1)
     return (
         tables(EMBEDDING, policies.writes_embeddings, layers, embeddings),

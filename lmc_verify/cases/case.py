@@ -29,7 +29,7 @@ from lmc_verify.estimators import (
     unwrapped,
 )
 from lmc_verify.estimators.contract import require_estimator
-from lmc_verify.estimators.draws import is_own_design, require_design
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design, require_design
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
@@ -115,6 +115,21 @@ class Case:
             ContractError: see `lmc_verify.estimators.contract`.
         """
         self.estimate(self.initial_state(), self.design.draw(generator(self.seed, "contract")))
+
+    def check_draws(self) -> None:
+        """Compare, once, what a design of the user's draws with what it enumerates.
+
+        Raises:
+            ContractError: they are two distributions.
+        """
+        assert self._follows_enumeration
+
+    @cached_property
+    def _follows_enumeration(self) -> bool:
+        base = self.base_design
+        if not is_own_design(base) and base.support_size <= MOST_BATCHES:
+            check_draws(base, f"the batch design {type(base).__name__!r}", seed=self.seed)
+        return True
 
     def initial_state(self) -> History:
         """Return a state with the histories that the case asks for."""

@@ -13,7 +13,6 @@ from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Untouched, require_reading
-from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
@@ -91,17 +90,6 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
-def _check_draws(case: Case) -> None:
-    """Compare what a design of the user's draws with what it enumerates.
-
-    Raises:
-        ContractError: they are two distributions.
-    """
-    base = case.base_design
-    if not is_own_design(base) and base.support_size <= MOST_BATCHES:
-        check_draws(base, f"the batch design {type(base).__name__!r}", seed=case.seed)
-
-
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:
     """Return a check before and after which the estimator must keep its contract: else a verdict says nothing.
 
@@ -110,7 +98,7 @@ def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case],
 
     @wraps(check)
     def guarded(case: Case) -> Verdict:
-        _check_draws(case)
+        case.check_draws()
         before, who = Untouched(case.problem), f"estimator {case.estimator.name!r}"
         try:
             if claim.unmet(case) is None:

@@ -332,7 +332,9 @@ def _kept(write: Write) -> Write:
     """Return a write with values of its own memory."""
     if isinstance(write, HistoryWrite):
         return replace(write, nodes=write.nodes.clone(), values=write.values.clone())
-    return replace(write, values=write.values.clone()) if isinstance(write, VectorWrite) else write
+    if isinstance(write, VectorWrite):
+        return replace(write, values=write.values.clone())
+    return Refresh(write.tables.clone())
 
 
 def same_writes(left: Estimate, right: Estimate) -> bool:

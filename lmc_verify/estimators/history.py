@@ -233,11 +233,10 @@ class History:
         return self._moved(mapped)
 
     def _moved(self, move: Callable[[str, Tensor], Tensor]) -> History:
-        return History(
+        return self._with_tables(
             {layer: move(f"{EMBEDDING}-{layer}", table) for layer, table in self.embeddings.items()},
             {layer: move(f"{AUXILIARY}-{layer}", table) for layer, table in self.auxiliary.items()},
-            self.exact_for,
-            {name: value.clone() for name, value in self.vectors.items()},
+            exact=True,
         )
 
     def apply(self, writes: Iterable[Write]) -> None:
@@ -251,7 +250,7 @@ class History:
             self.check(write)
         for write in writes:
             if isinstance(write, Refresh):
-                fresh = write.tables
+                fresh = write.tables.clone()  # later writes must not go into the estimate's own
                 self.embeddings, self.auxiliary, self.exact_for = (
                     fresh.embeddings,
                     fresh.auxiliary,

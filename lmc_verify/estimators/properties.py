@@ -20,7 +20,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, Sampling
 from lmc_verify.estimators.compensated.members import Compensated
 from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
-from lmc_verify.estimators.compensated.step_momentum import read_embeddings
+from lmc_verify.estimators.compensated.step_momentum import held_embeddings
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
@@ -142,10 +142,7 @@ def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass) ->
 
     ``H^l`` itself; for one that states feature momentum, what layer l + 1 reads of it.
     """
-    policies, embeddings = properties_of(estimator).policies, dict(enumerate(exact.embeddings))
-    if policies is None or not isinstance(policies.forward, Momentum):
-        return embeddings
-    return {0: embeddings[0]} | read_embeddings(problem, embeddings)
+    return held_embeddings(problem, properties_of(estimator).policies, dict(enumerate(exact.embeddings)))
 
 
 def _is_known(estimator: Estimator, policies: Policies | None) -> bool:

@@ -23,6 +23,7 @@ from lmc_verify.graphs import (
     Batch,
     Block,
     Graph,
+    LocalSet,
     block_from_edges,
     block_from_entries,
     normalised_edges,
@@ -153,27 +154,10 @@ def _reaching(graph: Graph, target: int, depth: int) -> Tensor:
 
 def _outputs(problem: Problem, nodes: Tensor, renormalise: bool) -> Tensor:
     """Return the model's outputs on the graph that the nodes induce."""
-    graph, model = problem.graph, problem.model
-    rank = torch.full((graph.num_nodes,), -1, device=graph.device)
-    rank[nodes] = torch.arange(nodes.numel(), device=graph.device)
-    x0 = model.encode(graph.x[nodes])
-    h = x0
+    graph, model, local = problem.graph, problem.model, LocalSet(nodes, nodes.numel())
+    x0 = h = model.encode(graph.x[nodes])
     for index in range(1, problem.num_layers + 1):
         kind = model.layer(index).operator
-        if renormalise:
-            part = graph.with_edges((rank[graph.edge_index] >= 0).all(dim=0))
-            inner, size = rank[part.edge_index], nodes.numel()
-            edges, values = normalised_edges(kind, inner, part.edge_weight, size, graph.dtype)
-            attr = operator_features(kind, inner, part.edge_attr, size, graph.dtype)
-            degree = torch.bincount(edges[1], minlength=nodes.numel())
-        else:
-            whole = graph.operator(kind)
-            csr = whole.csr
-            row, column = rank[csr.row], rank[csr.col.long()]
-            kept = (row >= 0) & (column >= 0)
-            edges, values = torch.stack([column[kept], row[kept]]), csr.value[kept]
-            attr = None if whole.edge_attr is None else whole.edge_attr[kept]
-            degree = whole.in_degree[nodes]
-        block = block_from_entries(edges[1], edges[0], values, (nodes.numel(), nodes.numel()), degree, attr)
+        block = graph.induced_block(kind, local) if renormalise else graph.block(kind, nodes, local)
         h = model.layer(index)(h, h, x0, block)
     return model.predict(h)

@@ -15,6 +15,7 @@ Source: Shi et al., Accurate and Scalable Graph Neural Networks via Message Inva
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from lmc_verify.estimators.samplers.laws import senders
 from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, Block, LocalSet
 from lmc_verify.models import initialise
-from lmc_verify.objective import ExactPass, Problem, evaluating, refuse_dropout
+from lmc_verify.objective import ExactPass, Problem, evaluating, exact_pass, refuse_dropout
 from lmc_verify.seeds import torch_generator
 
 __all__ = ["TOP", "Invariance", "MessageInvariance"]
@@ -170,7 +171,8 @@ class TOP(MessageInvariance):
         for number in range(self.random_models):
             drawn = problem.copy()
             initialise(drawn.model, torch_generator(self.seed, "message invariance", number))
-            parts += _read(drawn)[bool(number) :]  # the features once
+            with evaluating(drawn.model):
+                parts += _read(drawn, exact_pass(drawn).embeddings, 1 + bool(number))  # the features once
         spanned = torch.cat(parts, dim=1)
         columns, sizes, _ = torch.linalg.svd(spanned, full_matrices=False)
         rounding = max(spanned.shape) * torch.finfo(spanned.dtype).eps
@@ -179,9 +181,7 @@ class TOP(MessageInvariance):
 
     def combined(self, problem: Problem, exact: ExactPass) -> tuple[Tensor, ...]:
         """Return what the layers read, without the first where that reads true features."""
-        layers = range(1 + self.out_of_batch, problem.num_layers + 1)
-        with torch.no_grad():
-            return tuple(problem.model.layer(index).read(exact.embeddings[index - 1]) for index in layers)
+        return tuple(_read(problem, exact.embeddings, 1 + self.out_of_batch))
 
     def rows(self, problem: Problem, index: int, h: Tensor, x0: Tensor, block: Block, found: Invariance) -> Tensor:
         """Return ``h^index`` at the batch's rows."""
@@ -194,15 +194,8 @@ class TOP(MessageInvariance):
         return layer.on_read(torch.cat([read, halo]), read, h, x0, block)
 
 
-def _read(problem: Problem) -> list[Tensor]:
-    """Return what the layers read of exact embeddings, layer 1 first."""
-    model, graph = problem.model, problem.graph
-    out = []
-    with torch.no_grad(), evaluating(model):
-        x0 = h = model.encode(graph.x)
-        for index in range(1, problem.num_layers + 1):
-            layer = model.layer(index)
-            out.append(layer.read(h))
-            if index < problem.num_layers:
-                h = layer(h, h, x0, graph.operator(layer.operator))
-    return out
+def _read(problem: Problem, embeddings: Sequence[Tensor], first: int = 1) -> list[Tensor]:
+    """Return what the layers from this one on read of embeddings of layers 0 ... L."""
+    with torch.no_grad():
+        layers = range(first, problem.num_layers + 1)
+        return [problem.model.layer(index).read(embeddings[index - 1]) for index in layers]

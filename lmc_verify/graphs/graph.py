@@ -106,8 +106,8 @@ class Graph:
 
         Args:
             content: whether the tensors are read again. Torch counts changes through a tensor and its views, not those
-                through ``tensor.data`` or a numpy view. Exact passes, conversions, copies and fingerprints ask for it
-                (13 ms for 87 MB); estimates do in graphs of up to 1 MiB.
+                through ``tensor.data`` or a numpy view. Exact passes, conversions, copies and fingerprints ask for it;
+                estimates do in graphs of up to 1 MiB.
             replaced: names of tensors that may have changed, because they are not used any more.
 
         Raises:

@@ -13,9 +13,8 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block, spmm
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
 from lmc_verify.models.convs import linear
-from lmc_verify.models.dropout import at_place
 from lmc_verify.models.jumping import with_jumps
-from lmc_verify.models.layered import Layer, PartsLayer, place_of
+from lmc_verify.models.layered import Layer, PartsLayer
 
 __all__ = ["APPNP", "GCNII", "APPNPLayer", "GCNIILayer"]
 
@@ -59,14 +58,6 @@ class GCNIILayer(PartsLayer):
         self.conv, self.before, self.after, self.residual = conv, before, after, residual
         self.aggregate_linear = after is None
 
-    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
-        """Return the rows [rows, channels]; see `Layer.forward`."""
-        read = source if self.before is None else self.before(source)
-        rows = self.convolve(read, target, x0_target, block)
-        if self.after is not None:
-            rows = at_place(self.after, rows, place_of(target, source) or 0)
-        return rows + target if self.residual else rows
-
     def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the convolution's rows [rows, channels]; see `PartsLayer.convolve`."""
         rows: Tensor = self.conv(read, x0_target, block)
@@ -89,8 +80,7 @@ class APPNPLayer(Layer):
 
     def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the rows [rows, channels]; see `Layer.forward`."""
-        rows = (1 - self.alpha) * spmm(block, source) + self.alpha * x0_target
-        return rows + target if self.residual else rows
+        return self.on_read(source, target, target, x0_target, block)
 
     def on_read(
         self, read: Tensor, own: Tensor, target: Tensor | None, x0_target: Tensor, block: Block, first_row: int = 0

@@ -116,6 +116,11 @@ class PartsLayer(Layer):
     def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the convolution's rows [rows, out], given what is read of the columns and of the rows themselves."""
 
+    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        """Return the rows [rows, out]; see `Layer.forward`. The rows' own enter through a residual connection alone."""
+        read = source if self.before is None else self.before(source)
+        return self.on_read(read, target, target, x0_target, block, place_of(target, source) or 0)
+
     def read(self, rows: Tensor) -> Tensor:
         """Return the activated rows; see `Layer.read`."""
         return apply_part(self.before, rows)
@@ -173,10 +178,7 @@ class ConvLayer(PartsLayer):
             elif self.conv.reads_target:
                 # A row must be read alike as source and as target: its mask, where units are dropped, is its place's.
                 read_target = self.before(target) if start is None else read_source[start : start + target.shape[0]]
-        rows = self.convolve(read_source, read_target, x0_target, block)
-        if self.after is not None:
-            rows = at_place(self.after, rows, start or 0)
-        return rows + target if self.residual else rows
+        return self.on_read(read_source, read_target, target, x0_target, block, start or 0)
 
     def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the convolution's rows [rows, out]; see `PartsLayer.convolve`."""

@@ -12,8 +12,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
 from lmc_verify.models.convs import GCNConv, linear
-from lmc_verify.models.dropout import at_place
-from lmc_verify.models.layered import PartsLayer, place_of
+from lmc_verify.models.layered import PartsLayer
 
 __all__ = ["RecurrentGNN", "RecurrentLayer"]
 
@@ -28,12 +27,6 @@ class RecurrentLayer(PartsLayer):
         self.conv, self.before, self.after = conv, before, after
         self.operator = conv.operator
         self.aggregate_linear = after is None
-
-    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
-        """Return the rows [rows, width]; see `Layer.forward`."""
-        read = source if self.before is None else self.before(source)
-        rows = self.convolve(read, target, x0_target, block)
-        return rows if self.after is None else at_place(self.after, rows, place_of(target, source) or 0)
 
     def convolve(self, read: Tensor, own: Tensor, x0_target: Tensor, block: Block) -> Tensor:
         """Return the convolution's rows plus the encoder's [rows, width]; see `PartsLayer.convolve`."""

@@ -52,6 +52,7 @@ def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
 
     Source: auxiliary variables and the recursion are equations of backward message passing in [LMC, ICLR 2023].
     """
+    _check(problem, chunk_size)
     return _exact_pass(problem, chunk_size, closed=True)
 
 
@@ -93,7 +94,6 @@ def _check(problem: Problem, chunk_size: int | None) -> None:
 
 def _exact_pass(problem: Problem, chunk_size: int | None, *, closed: bool) -> ExactPass:
     """Make the exact pass in closed form where there is one and it is wanted, else layer by layer with autograd."""
-    _check(problem, chunk_size)
     layers = affine_layers(problem.model) if closed else None
     done: ClosedPass | AutogradPass
     if layers is None:

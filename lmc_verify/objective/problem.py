@@ -25,7 +25,7 @@ from lmc_verify.objective.losses import LOSSES, node_losses
 __all__ = ["Gradient", "Problem", "euclidean_norm", "evaluating", "gradient_norm", "gradient_sum", "same_bits"]
 
 _SMALL = 2**20
-"""Bytes of a graph that every pass reads again, for changes in place that torch does not count: under a millisecond."""
+"""Bytes of a graph that every pass reads again, for changes in place that torch does not count."""
 
 _PARTS = ("encode", "predict", "layer", "num_layers", "aggregate_linear")
 """What passes take for `LayeredModel`'s own: they differentiate the parameters of encoder and head, chunk by chunk."""

@@ -370,8 +370,9 @@ def test_a_state_of_another_kind_is_named() -> None:
         def init(self, problem: Problem) -> Any:
             return None
 
-    with pytest.raises(ContractError, match=r"init\(\) of 'gas' returned a NoneType; .* lmc_verify.History"):
-        check_claim("theorem-1/unbiased", problem_of(), DESIGN, Nothing())
+    for claim in ("theorem-1/unbiased", "e2/exact-when-frozen", "e3/contraction", "theorem-3/fixed-point"):
+        with pytest.raises(ContractError, match=r"init\(\) of 'gas' returned a NoneType; .* lmc_verify.History"):
+            check_claim(claim, problem_of(), DESIGN, Nothing())
 
 
 RIGHT: dict[str, Callable[[Estimate], Estimate]] = {

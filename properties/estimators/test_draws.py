@@ -30,6 +30,9 @@ from lmc_verify import (
     UniformNodes,
     check_claim,
 )
+from lmc_verify.cases import assemble_case
+from lmc_verify.cases import case as module
+from lmc_verify.claims import CLAIMS
 from lmc_verify.estimators import LADIES, MVS, ImportanceVRGCN, NeighbourSampling, batch_distribution
 from lmc_verify.estimators.draws import check_draws, draws_flaw, is_own_design
 from lmc_verify.seeds import as_generator
@@ -313,6 +316,15 @@ def test_what_is_no_design_is_named(name: str) -> None:
     check_claim("theorem-1/unbiased", tiny(1), Two(), BackwardSGD())  # as it is, it is one
     with pytest.raises(InvalidInputError, match=words):
         check_claim("theorem-1/unbiased", tiny(1), type("Two", (Two,), changes)(), BackwardSGD())
+
+
+def test_draws_are_compared_once_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    case = assemble_case(tiny(1), Two(), BackwardSGD())
+    monkeypatch.setattr(module, "check_draws", lambda *given, **named: made.append(given))
+    for claim in ("theorem-1/unbiased", "e1/equals-backward-sgd"):
+        CLAIMS[claim].check(case)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("claim", ["theorem-1/unbiased", "theorem-1/unbiased-sampled", "theorem-2/assumptions"])

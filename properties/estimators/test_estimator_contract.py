@@ -262,6 +262,26 @@ def test_histories_compare_and_copy_their_vectors() -> None:
     assert not state.equals(other)
 
 
+class Logged(History):
+    """A state whose class matters."""
+
+
+def test_a_moved_state_is_of_its_own_class() -> None:
+    state = Logged({1: torch.ones(2, 2)}, {1: torch.zeros(2, 2)}, vectors={"q": torch.ones(2)})
+    for moved in (state.to("cpu"), state.pinned(), state.clone(), state.zeroed()):
+        assert type(moved) is Logged
+    assert state.to("cpu").equals(state)
+    assert state.pinned().equals(state)
+
+
+def test_a_refresh_gives_its_values_and_not_its_memory() -> None:
+    fresh = History({1: torch.ones(3, 2)})
+    state = History({1: torch.zeros(3, 2)})
+    state.apply([Refresh(fresh), HistoryWrite(EMBEDDING, 1, torch.tensor([0]), torch.full((1, 2), 7.0))])
+    assert state.embeddings[1].tolist() == [[7.0, 7.0], [1.0, 1.0], [1.0, 1.0]]
+    assert fresh.embeddings[1].tolist() == [[1.0, 1.0]] * 3
+
+
 MISFITS = {
     "no such layer": HistoryWrite(EMBEDDING, 9, torch.tensor([0]), torch.ones(1, 4).double()),
     "wrong width": HistoryWrite(EMBEDDING, 1, torch.tensor([0]), torch.ones(1, 5).double()),

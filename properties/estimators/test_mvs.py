@@ -204,6 +204,18 @@ def test_norms_in_closed_form_are_those_of_autograd(kind: type, head: bool, resi
         assert int((both[0] > 0).sum()) >= 2  # a row of dead units may be the third
 
 
+def test_a_head_with_a_hook_has_no_closed_form() -> None:
+    problem = tiny(head=True)
+    assert problem.model.head is not None
+    problem.model.head.register_forward_hook(lambda module, args, out: out * out)
+    problem = Problem(problem.graph, problem.model)
+    exact, every = exact_pass(problem), torch.arange(5)
+    block = problem.graph.block(problem.model.layer(2).operator, every, LocalSet(every, 5))
+    given = (problem, every, exact.embeddings[1], exact.embeddings[0], block)
+    both = [last_gradient_norms(*given, closed=closed) for closed in (True, False)]
+    assert torch.equal(*both)
+
+
 def test_where_the_last_layer_is_frozen_the_norm_is_of_the_embedding() -> None:
     problem = tiny()
     for parameter in problem.model.layer(2).parameters():

@@ -40,7 +40,7 @@ def check_exact_when_frozen(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
-    reference, state, batches = Reference(case), case.estimator.init(case.problem).zeroed(), sweep_batches(case)
+    reference, state, batches = Reference(case), prepared_state(case, "zero").zeroed(), sweep_batches(case)
     norm, due, read = gradient_norm(case.exact.gradient), frozen_sweeps(case), tables_read(case, batches)
     residuals: Residuals | None = None
     by_sweep: list[Evidence] = []
@@ -196,7 +196,7 @@ def _keeps_histories(case: Case) -> tuple[bool | None, str]:
         return True, ""
     if active_dropout(case.problem.model) is not None:
         return None, ""  # no state need be made: the claim does not apply
-    state = case.estimator.init(case.problem)
+    state = prepared_state(case, "zero")
     keeps = bool(state.embeddings or state.auxiliary)
     return keeps, "" if keeps else f"{case.estimator.name} has no histories, and states no halo policies"
 

@@ -61,7 +61,7 @@ def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
     elif active_dropout(case.problem.model) is not None:
         return None, ""  # no state need be made: the claim does not apply
     else:
-        kept = 1 in case.estimator.init(case.problem).embeddings
+        kept = 1 in prepared_state(case, "zero").embeddings
     return kept, "" if kept else f"{case.estimator.name} keeps no history of H"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +15,26 @@ from lmc_verify.graphs import Graph, LocalSet
 
 __all__ = ["SCORES", "Blend", "Cut", "Drop", "HaloPolicy", "Held", "Momentum", "Policies"]
 
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda x: x,
-    "quadratic": lambda x: x * x,
-    "concave": lambda x: 2 * x - x * x,
-    "constant": torch.ones_like,
-    "sine": lambda x: torch.sin(math.pi * (x - 0.5)).clamp(0, 1),
-    "convex": lambda x: x * x,
-    "const": torch.ones_like,
-    "sin": lambda x: torch.sin(math.pi * (x - 0.5)),
+
+class Score(NamedTuple):
+    """A function of the share of local messages, in [0, 1], with its range."""
+
+    of: Callable[[Tensor], Tensor]
+    least: float = 0.0
+    most: float = 1.0
+
+
+_QUADRATIC, _CONSTANT = Score(lambda x: x * x), Score(torch.ones_like, 1.0)
+
+SCORES: dict[str, Score] = {
+    "linear": Score(lambda x: x),
+    "quadratic": _QUADRATIC,
+    "concave": Score(lambda x: 2 * x - x * x),
+    "constant": _CONSTANT,
+    "sine": Score(lambda x: torch.sin(math.pi * (x - 0.5)).clamp(0, 1)),
+    "convex": _QUADRATIC,
+    "const": _CONSTANT,
+    "sin": Score(lambda x: torch.sin(math.pi * (x - 0.5)), -1.0),
 }
 """Scores of ``x = deg_local(i) / deg(i)``: x, x^2, 2x - x^2, 1, and sin(pi (x - 1/2)) clipped to [0, 1].
 
@@ -73,7 +85,7 @@ class Blend:
     @property
     def scores(self) -> tuple[float, float]:
         """The least and the largest score that a node can get."""
-        return {"constant": (1.0, 1.0), "const": (1.0, 1.0), "sin": (-1.0, 1.0)}.get(self.score, (0.0, 1.0))
+        return SCORES[self.score].least, SCORES[self.score].most
 
     def coefficients(self, graph: Graph, local: LocalSet) -> Tensor:
         """Return ``beta_i`` of every halo row as a column [halo, 1]."""
@@ -89,7 +101,7 @@ class Blend:
         if self.scores == (1.0, 1.0) and not self.whole_when_complete:
             return alpha[:, None]
         ratio = graph.local_degree_ratio(local, count_self_loop=self.count_self_loop)
-        beta = alpha * SCORES[self.score](ratio)
+        beta = alpha * SCORES[self.score].of(ratio)
         if self.whole_when_complete:
             beta = torch.where(ratio == 1, torch.ones_like(beta), beta)
         return beta[:, None]

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lmc_verify.estimators.compensated.policies import Blend
+from lmc_verify.estimators.compensated.policies import Blend, Momentum, Policies
 from lmc_verify.estimators.compensated.step_autograd import AutogradStep, Tape
 from lmc_verify.estimators.history import EMBEDDING, HistoryWrite
 from lmc_verify.graphs import LocalSet
 from lmc_verify.objective import Problem, evaluating
 
-__all__ = ["MomentumStep", "read_embeddings"]
+__all__ = ["MomentumStep", "held_embeddings", "read_embeddings"]
 
 
 def read_embeddings(problem: Problem, embeddings: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -30,6 +30,14 @@ def read_embeddings(problem: Problem, embeddings: Mapping[int, Tensor]) -> dict[
     with torch.no_grad(), evaluating(model):
         out = {layer: model.layer(layer + 1).read(embeddings[layer]) for layer in range(1, top)}
     return out | {top: embeddings[top]}
+
+
+def held_embeddings(problem: Problem, policies: Policies | None, embeddings: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return what histories of H hold where they are exact: ``H^l``, or with momentum what layer l + 1 reads of it."""
+    held = dict(embeddings)
+    if policies is not None and isinstance(policies.forward, Momentum):
+        held |= read_embeddings(problem, embeddings)
+    return held
 
 
 class MomentumStep(AutogradStep):

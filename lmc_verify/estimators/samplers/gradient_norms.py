@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lmc_verify.graphs import Block
 from lmc_verify.models.closed_forms import affine_layer
+from lmc_verify.models.layered import is_altered
 from lmc_verify.objective import Problem
 
 __all__ = ["last_gradient_norms"]
@@ -39,8 +40,6 @@ def last_gradient_norms(
         outputs = model.predict(top)
         losses = problem.node_losses(outputs, nodes)
         total = losses.sum()
-    if not losses.requires_grad:  # no node is labelled
-        return torch.zeros(size, dtype=torch.float64, device=nodes.device)
     if not trained:
         (slope,) = torch.autograd.grad(total, top)
         return _rows(slope)
@@ -68,13 +67,15 @@ def _closed(problem: Problem, below: Tensor, h: Tensor, outputs: Tensor, total: 
     layer = model.layer(problem.num_layers)
     if problem.parameters_of(model.head):
         head = model.head
+        assert head is not None
         steps = list(head) if type(head) is nn.Sequential else [head]
         last = steps[-1]
-        if type(last) is not nn.Linear or any(list(step.parameters()) for step in steps[:-1] if step is not None):
+        altered = any(map(is_altered, head.modules()))
+        if altered or type(last) is not nn.Linear or any(list(step.parameters()) for step in steps[:-1]):
             return None
         (slope,) = torch.autograd.grad(total, outputs, retain_graph=True)
         with torch.no_grad():
-            read = nn.Sequential(*(step for step in steps[:-1] if step is not None))(h)
+            read = nn.Sequential(*steps[:-1])(h)
         return _rows(slope) * _size([(last.weight, read)], last.bias)
     affine = affine_layer(layer)
     if affine is None:

@@ -33,7 +33,19 @@ from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.graphs import Batch, BatchDesign, Block, LayerSample
 from lmc_verify.objective import Problem
 
-__all__ = ["ASGCN", "LADIES", "FastGCN", "FastLaw", "LadiesLaw", "LayerWise", "NodesLaw", "ProposalLaw"]
+__all__ = [
+    "ASGCN",
+    "LADIES",
+    "FastGCN",
+    "FastLaw",
+    "LadiesLaw",
+    "LayerWise",
+    "NodesLaw",
+    "ProposalLaw",
+    "column_squares",
+    "inverse_of",
+    "normalised",
+]
 
 
 class NodesLaw(LayerLaw):
@@ -91,9 +103,16 @@ class NodesLaw(LayerLaw):
         return Kept(position[inside], entry[inside], count[source] / (self.nodes * q[source]))
 
 
-def _normalised(weights: Tensor) -> Tensor:
+def normalised(weights: Tensor) -> Tensor:
+    """Return weights over their sum, zeros where that is zero."""
     total = weights.sum()
     return weights / total if float(total) > 0 else torch.zeros_like(weights)
+
+
+def column_squares(operator: Block) -> Tensor:
+    """Return ``||A[:, j]||^2`` by column j, float64."""
+    total = torch.zeros(operator.csr.num_columns, dtype=torch.float64, device=operator.csr.col.device)
+    return total.index_add_(0, operator.csr.col.long(), operator.csr.value.double().square())
 
 
 def _by_source(operator: Block, rows: Tensor, power: int) -> Tensor:
@@ -103,7 +122,7 @@ def _by_source(operator: Block, rows: Tensor, power: int) -> Tensor:
     return total.index_add_(0, operator.csr.col[entry].long(), operator.csr.value[entry].double().abs() ** power)
 
 
-def _inverse(bound: Tensor) -> Tensor:
+def inverse_of(bound: Tensor) -> Tensor:
     """Return the inverse of a lower bound of q, 1 where a message is zero and no weight matters."""
     return torch.where(bound > 0, bound.clamp(min=torch.finfo(bound.dtype).tiny).reciprocal(), torch.ones_like(bound))
 
@@ -116,13 +135,11 @@ class FastLaw(NodesLaw):
 
     def probabilities(self, operator: Block, rows: Tensor) -> Tensor:
         """Return ``||A[:, j]||^2`` over their sum, whatever the rows."""
-        total = torch.zeros(operator.csr.num_columns, dtype=torch.float64, device=rows.device)
-        total.index_add_(0, operator.csr.col.long(), operator.csr.value.double().square())
-        return _normalised(total)
+        return normalised(column_squares(operator))
 
     def largest_scale(self, operator: Block) -> Tensor:
         """Return ``1 / q_j``: all draws at one source."""
-        return _inverse(self.probabilities(operator, operator.csr.col[:0].long())[operator.csr.col.long()])
+        return inverse_of(self.probabilities(operator, operator.csr.col[:0].long())[operator.csr.col.long()])
 
 
 @dataclass(frozen=True)
@@ -133,12 +150,12 @@ class LadiesLaw(NodesLaw):
 
     def probabilities(self, operator: Block, rows: Tensor) -> Tensor:
         """Return ``||A[R, j]||^2`` over their sum."""
-        return _normalised(_by_source(operator, rows, 2))
+        return normalised(_by_source(operator, rows, 2))
 
     def largest_scale(self, operator: Block) -> Tensor:
         """Return ``||A||_F^2 / A_ij^2``, which bounds ``1 / q_j`` for all rows among which i is."""
         square = operator.csr.value.double().square()
-        return _inverse(square / square.sum())
+        return inverse_of(square / square.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +172,12 @@ class ProposalLaw(NodesLaw):
 
     def probabilities(self, operator: Block, rows: Tensor) -> Tensor:
         """Return the rows' weights of every source times its importance, over their sum."""
-        return _normalised(_by_source(operator, rows, 1) * self.importance)
+        return normalised(_by_source(operator, rows, 1) * self.importance)
 
     def largest_scale(self, operator: Block) -> Tensor:
         """Return ``sum |A| g / (|A_ij| g_j)``, which bounds ``1 / q_j`` for all rows among which i is."""
         weight = operator.csr.value.double().abs() * self.importance[operator.csr.col.long()]
-        return _inverse(weight / weight.sum())
+        return inverse_of(weight / weight.sum())
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,14 @@ from lmc_verify.estimators.samplers.laws import (
     row_entries,
     successive_probabilities,
 )
-from lmc_verify.estimators.samplers.layerwise import FastLaw, LadiesLaw, LayerWise
+from lmc_verify.estimators.samplers.layerwise import (
+    FastLaw,
+    LadiesLaw,
+    LayerWise,
+    column_squares,
+    inverse_of,
+    normalised,
+)
 from lmc_verify.estimators.samplers.neighbour import NeighbourLaw, by_layer
 from lmc_verify.estimators.samplers.sampled import Departure
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
@@ -141,8 +148,7 @@ class _Normalised(DistinctLaw):
 
     def largest_scale(self, operator: Block) -> Tensor:
         """Return ``1 / A_ij``: the entry alone in its row; 1 where the message is zero and no weight matters."""
-        value = operator.csr.value.double()
-        return torch.where(value > 0, value.reciprocal(), torch.ones_like(value))
+        return inverse_of(operator.csr.value.double())
 
 
 @dataclass(frozen=True)
@@ -206,14 +212,10 @@ class SourcesLaw(DistinctLaw):
 
     def largest_scale(self, operator: Block) -> Tensor:
         """Return ``1 / (t q_j)``."""
-        q = self._whole(operator)[operator.csr.col.long()]
-        return torch.where(q > 0, (self.nodes * q).reciprocal(), torch.ones_like(q))
+        return inverse_of(self.nodes * self._whole(operator)[operator.csr.col.long()])
 
     def _whole(self, operator: Block) -> Tensor:
-        total = torch.zeros(operator.csr.num_columns, dtype=torch.float64, device=operator.csr.col.device)
-        total.index_add_(0, operator.csr.col.long(), operator.csr.value.double().square())
-        norms = total.sqrt()
-        return norms / norms.sum() if bool(norms.any()) else norms
+        return normalised(column_squares(operator).sqrt())
 
 
 @dataclass(frozen=True)
