@@ -38,6 +38,7 @@ from lmc_verify.estimators import (
     AUXILIARY,
     EMBEDDING,
     ESTIMATORS,
+    SCORES,
     Blend,
     Cut,
     Drop,
@@ -272,6 +273,21 @@ def test_a_moved_state_is_of_its_own_class() -> None:
         assert type(moved) is Logged
     assert state.to("cpu").equals(state)
     assert state.pinned().equals(state)
+
+
+def test_a_moved_state_is_exact_where_it_was() -> None:
+    problem = small_problem()
+    state = BackwardSGD().init(problem)
+    assert all(moved.is_exact_for(problem) for moved in (state, state.to("cpu"), state.pinned(), state.clone()))
+    assert not state.zeroed().is_exact_for(problem)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_lie_in_their_range(name: str) -> None:
+    values = SCORES[name].of(torch.linspace(0, 1, 101, dtype=torch.float64))
+    assert float(values.min()) == pytest.approx(SCORES[name].least, abs=1e-12)
+    assert float(values.max()) == pytest.approx(SCORES[name].most, abs=1e-12)
+    assert Blend(0.5, name).scores == (SCORES[name].least, SCORES[name].most)
 
 
 def test_a_refresh_gives_its_values_and_not_its_memory() -> None:
