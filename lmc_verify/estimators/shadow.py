@@ -83,7 +83,7 @@ class Shadow(Weighted):
     def objective(self, problem: Problem) -> tuple[float, Gradient]:
         """Return loss and gradient of the ego networks' objective, one target after the other.
 
-        Written separately from `estimate`: each ego network becomes a graph of its own.
+        Written separately from `estimate`, which takes all ego networks together.
         """
         refuse_dropout(problem)
         graph, total = problem.graph, 0.0
