@@ -482,6 +482,32 @@ def test_trials_of_another_version_s_commands_are_named(
         assert every.out.count("not replayed: ") == 2
 
 
+def test_a_control_whose_defect_is_refused_is_replayed_and_reused_as_any_other(tiny: Path, lmc: Command) -> None:
+    """Its outcome is ERROR, and it passes: nothing has crashed."""
+    tiny.write_text(tiny.read_text().replace('"sign-of-one-layer"', '"gradient-accumulated"'))
+    assert lmc("controls", "gradient-accumulated").code == 0
+    assert lmc("run", tiny, "--out", "out").code == 0
+    every = lmc("reproduce", "out", "--all", "--json")
+    assert every.json["replays"][-1]["outcome"] == "ERROR"
+    assert (every.code, every.json["identical"], every.json["exit_code"]) == (0, True, 0)
+    again = lmc("run", tiny, "--out", "out", "--resume")
+    assert again.code == 0
+    assert "4 trials reused" in again.out
+
+
+def test_a_replay_that_crashes_as_the_recorded_trial_did_is_5(
+    tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(case: Any) -> Verdict:
+        raise MemoryError("no memory")
+
+    monkeypatch.setitem(CLAIMS, "theorem-1/unbiased", dataclasses.replace(CLAIMS["theorem-1/unbiased"], check=crash))
+    assert lmc("run", tiny, "--out", "out").code == 5
+    result = lmc("reproduce", "out", "--trial", "1")
+    assert result.code == 5
+    assert result.out.startswith("identical: ")
+
+
 # --- exit codes ----------------------------------------------------------------------------------------
 
 
@@ -565,6 +591,7 @@ def test_a_crash_is_5(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch)
 
     for claim in ("theorem-1/unbiased", "e1/equals-backward-sgd"):
         monkeypatch.setitem(CLAIMS, claim, dataclasses.replace(CLAIMS[claim], check=crash))
+    assert lmc("check", "theorem-1/unbiased", "--expect", "error", *SMALL).code == 0
     result = lmc("check", "theorem-1/unbiased", *SMALL)
     assert result.code == 5
     assert "ERROR theorem-1/unbiased: MemoryError: no memory [left] (test_cli.py" in result.out
