@@ -5,6 +5,7 @@ limit and remedy, and nothing is written where it does not belong.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import lmc_verify as lv
 from lmc_verify import cli
+from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.case import build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
+from lmc_verify.cli.print_verdicts import print_verdict
 from lmc_verify.controls import CONTROLS, check_control
 from lmc_verify.counterexamples import SearchSpace, find_counterexample
 from lmc_verify.estimators import ESTIMATORS
@@ -409,6 +413,17 @@ def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> No
     assert document.json["found"] is False
     assert plain.out == f"no counterexample among {cases} cases; finding none proves nothing\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loss_weighting_alone_is_printed_under_its_present_name() -> None:
+    described = CaseDescription(
+        model_options={"weighting": "edges", "renormaliser": 1}, estimator="mine", normaliser="node-count"
+    )
+    printed = io.StringIO()
+    verdict = Verdict("theorem-1/unbiased", Outcome.EXACT, "found", case=described)
+    print_verdict(verdict, None, "none", Console(file=printed, width=200), as_expected=None)
+    line = "case: weighting=edges, renormaliser=1, estimator=mine, weighting=node-count\n"
+    assert line in printed.getvalue()
 
 
 def test_settings_reach_the_search(lmc: Command) -> None:
