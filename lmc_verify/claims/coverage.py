@@ -12,16 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence
-from lmc_verify.graphs import Batch
+from lmc_verify.errors import ContractError
 from lmc_verify.statistics.exclusion import draws_to_exclude
 
-__all__ = ["UNSEEN", "Coverage", "look_at_all", "words_of"]
+__all__ = ["UNSEEN", "Coverage", "LeftRange", "left_range", "look_at_all"]
 
 UNSEEN = 0.005
 """Share of batches from which on it is excluded that the code leaves its proven range there."""
-
-MOST = 6
-"""Nodes of a batch that a message names."""
 
 
 def look_at_all(support: int, alpha: float) -> bool:
@@ -60,10 +57,9 @@ class Coverage:
             "is proven for the estimator; set sampling.draws"
         )
 
-    @property
-    def words(self) -> str:
-        """Which batches something that is supported holds for, to end a summary with."""
-        if self.everything or self.draws == self.population:
+    def words(self, draws: int) -> str:
+        """Return which batches something that is supported after so many draws holds for, to end a summary with."""
+        if self.certain(draws):
             return "every batch was looked at"
         return f"on batches that keep to the range proven for it, more than {1 - UNSEEN:.1%} of all"
 
@@ -87,7 +83,23 @@ class Coverage:
         )
 
 
-def words_of(batch: Batch) -> str:
-    """Return the first nodes of a batch."""
-    nodes = batch.nodes[:MOST].tolist()
-    return f"[{', '.join(map(str, nodes))}{'' if batch.size <= MOST else f', ... ({batch.size} nodes)'}]"
+class LeftRange(Exception):
+    """A draw that lies beyond what is proven for the estimator's policies; the message says where and how far."""
+
+
+def left_range(where: str, quantity: str, limit: float, *, everything: bool) -> LeftRange | ContractError:
+    """Return what to raise for a draw beyond its range.
+
+    Args:
+        where: the batch and its value, to begin the message with.
+        quantity: what has the range, such as ``"ratio"``.
+        limit: the largest value.
+        everything: whether the range is the maximum over all batches: then this batch had another estimate before, or
+            is not among those that the design lists. Otherwise the estimate does not follow its policies.
+    """
+    if everything:
+        return ContractError(
+            f"{where}, the largest {quantity} over all batches that the design lists is {limit:.2g}: the estimate has "
+            "changed since, or the design draws batches that it does not list; make both pure"
+        )
+    return LeftRange(f"{where}, its policies allow {limit:.2g}: its code does not follow them")

@@ -1,22 +1,27 @@
 """What the mean of a biased estimator looks like, in words that lead to the cause.
 
-Three likenesses are looked for, each with a stated limit: the mean is a multiple of the gradient (a missing or doubled
-normalisation), the bias sits in a single parameter (a term that leaks into it), or it is as small as rounding in single
+Three likenesses are looked for, each with a stated limit: the mean is a multiple of the gradient, and little of the
+bias remains beside the factor (a missing or doubled normalisation), the bias sits in a single parameter (a term that
+leaks into it), or it is as small as rounding in single
 precision (somebody computes in float32).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.verdict import Evidence
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 
-__all__ = ["COSINE", "SINGLE_PRECISION", "describe", "likeness", "worst_parameter"]
+__all__ = ["COSINE", "SINGLE_PRECISION", "UNEXPLAINED", "describe", "likeness", "worst_parameter"]
 
 COSINE = 0.9999
 """Cosine to the exact gradient from which a mean is called a multiple of it."""
+
+UNEXPLAINED = 0.1
+"""Largest part of a bias that may remain after the factor: a small bias has a cosine near 1 in every direction."""
 
 SINGLE_PRECISION = (1e-9, 1e-6)
 """Relative errors that rounding in float32 (6e-8 an operation) gives, and that nothing in float64 does by itself."""
@@ -58,21 +63,41 @@ def worst_parameter(difference: Gradient, exact: Gradient, rounding: float) -> s
         exact: the exact gradient, whose norms by parameter are the units.
         rounding: differences up to this part of a parameter's own gradient are rounding.
     """
-    total, unit = gradient_norm(difference), gradient_norm(exact)
-    low, high = SINGLE_PRECISION
-    if unit and low < total / unit < high:
-        return f"; {total / unit:.1e} of the gradient is rounding in single precision: is float32 used inside?"
+    unit = gradient_norm(exact)
+    precision = _single_precision(difference, unit)
+    if precision:
+        return precision
     own = _own_share(difference, exact)
     sizes = {name: gradient_norm({name: value}) for name, value in difference.items()}
     wrong = [name for name, size in sizes.items() if size > rounding * unit and (own[name] > rounding or not own[name])]
-    if not wrong:
+    return _worst({name: sizes[name] for name in wrong}, own)
+
+
+def _single_precision(difference: Gradient, unit: float) -> str:
+    """Return a question about the precision where a difference is of that size, in units of the gradient; else empty."""
+    share, (low, high) = gradient_norm(difference) / (unit or math.inf), SINGLE_PRECISION
+    if not low < share < high:
         return ""
-    worst = max(wrong, key=lambda name: sizes[name])
-    size = f"{own[worst]:.0%} of its own gradient"
-    if not own[worst]:
-        size = "where the gradient vanishes"
-    if len(wrong) == 1 and len(sizes) > 1:
-        return f"; {worst}: {size}, everything else at rounding"
+    return (
+        f"; {share:.1e} of the gradient is the size of rounding in single precision ({low:.0e} to {high:.0e}): is "
+        "float32 used inside?"
+    )
+
+
+def _worst(sizes: Mapping[str, float], own: Mapping[str, float]) -> str:
+    """Return which of the wrong parameters is off most.
+
+    Args:
+        sizes: norms of their differences; empty where no parameter is wrong.
+        own: the differences of all parameters in units of their own gradients; 0 where those vanish.
+    """
+    if not sizes:
+        return ""
+    worst = max(sizes, key=lambda name: sizes[name])
+    percent = f"{own[worst]:.0%}" if own[worst] >= 1 else f"{100 * own[worst]:.3g}%"
+    size = f"{percent} of its own gradient" if own[worst] else "where the gradient vanishes"
+    if len(sizes) == 1 and len(own) > 1:
+        return f"; {worst} alone: {size}, everything else at rounding"
     return f"; worst parameter {worst}: {size}"
 
 
@@ -90,19 +115,11 @@ def describe(problem: Problem, bias: Gradient, exact: Gradient, residuals: Resid
         Evidence("mean estimate as a multiple of the gradient", factor, group="likeness"),
         Evidence("cosine of the mean estimate and the gradient", cosine, group="likeness"),
     ]
-    own = _own_share(bias, exact)
-    total = gradient_norm(bias) / (gradient_norm(exact) or math.inf)
-    low, high = SINGLE_PRECISION
-    if low < total < high:
-        words = f"; that is the size of rounding in single precision ({low:.0e} to {high:.0e}): is float32 used inside?"
-        return words, evidence
-    if cosine >= COSINE:
+    precision = _single_precision(bias, gradient_norm(exact))
+    if precision:
+        return precision, evidence
+    remains = gradient_norm(gradient_sum(bias, exact, 1 - factor))
+    if cosine >= COSINE and remains <= UNEXPLAINED * gradient_norm(bias):
         return f"; the mean is {factor:.4g} times the gradient, cosine {cosine:.4f}: look for a factor", evidence
-    wrong = [name for name, block in residuals.blocks.items() if block.ratio > 1]
-    if not wrong:
-        return "", evidence
-    worst = max(wrong, key=lambda name: residuals.blocks[name].value)
-    size = f"{own[worst]:.0%} of its own gradient" if own[worst] else "where the gradient vanishes"
-    if len(wrong) == 1 and len(residuals.blocks) > 1:
-        return f"; {worst} alone: {size}, everything else at rounding", evidence
-    return f"; worst parameter {worst}: {size}", evidence
+    wrong = {name: block.value for name, block in residuals.blocks.items() if block.ratio > 1}
+    return _worst(wrong, _own_share(bias, exact)), evidence

@@ -15,7 +15,7 @@ from lmc_verify.cli.print_verdicts import print_controls, print_table, print_ver
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.provenance import environment
-from lmc_verify.runs import Planned, run_planned
+from lmc_verify.runs import Planned, Trial, run_planned
 
 __all__ = ["check", "check_estimator", "controls"]
 
@@ -66,15 +66,15 @@ def check(
         )
     else:
         print_verdict(verdict, expected, reason, out_console(), as_expected=as_expected)
-    raise typer.Exit(_verdict_code(verdict.outcome, as_expected, strict))
+    raise typer.Exit(_verdict_code(trial, as_expected, strict))
 
 
-def _verdict_code(outcome: Outcome, as_expected: bool | None, strict: bool) -> int:
-    if outcome is Outcome.ERROR:
+def _verdict_code(trial: Trial, as_expected: bool | None, strict: bool) -> int:
+    if trial.crashed:
         return 5
     if as_expected is False:
         return 1
-    return 3 if strict and outcome is Outcome.INCONCLUSIVE else 0
+    return 3 if strict and trial.verdict.outcome is Outcome.INCONCLUSIVE else 0
 
 
 def _outcome(name: str | None) -> Outcome | None:
@@ -99,10 +99,8 @@ def controls(
         print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})
     else:
         print_controls(trials, out_console())
-    # A defect that breaks the contract is caught by an error.
-    crashed = [trial.verdict.outcome is Outcome.ERROR and trial.as_expected is not True for trial in trials]
-    missed = any(trial.as_expected is False and not crash for trial, crash in zip(trials, crashed, strict=True))
-    raise typer.Exit(4 if missed else 5 if any(crashed) else 0)
+    missed = any(trial.as_expected is False and not trial.crashed for trial in trials)
+    raise typer.Exit(4 if missed else 5 if any(trial.crashed for trial in trials) else 0)
 
 
 def check_estimator(

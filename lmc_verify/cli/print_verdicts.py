@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.controls import MutationScore
-from lmc_verify.estimators.weighting import FORMER_NAME
+from lmc_verify.estimators.weighting import renamed
 from lmc_verify.report import RaceSection
 from lmc_verify.runs import RunResult, SearchRecord, Trial
 
@@ -195,9 +195,9 @@ def print_verdict(
             None: f"undecided (expected {expected.value})",
         }[as_expected]
         console.print(f"{mark}: {escape(why)}", highlight=False, soft_wrap=True)
-    # Records keep the former name of the loss weighting.
-    settings = ((key.replace(FORMER_NAME, "weighting"), value) for key, value in verdict.case.to_dict().items())
-    case = ", ".join(f"{key}={value}" for key, value in settings)
+    # Records keep the former name of the loss weighting. One setting at a time: a model's may be called weighting, too.
+    settings = (renamed({key: value}) for key, value in verdict.case.to_dict().items())
+    case = ", ".join(f"{key}={value}" for setting in settings for key, value in setting.items())
     console.print(f"case: {case}", markup=False, highlight=False, soft_wrap=True)
     for item in verdict.assumptions:
         symbol = {True: "holds", False: "FAILS", None: "not checked"}[item.holds]

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from lmc_verify.cases import Workspace, build_estimator, case_settings
-from lmc_verify.claims import Outcome
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -185,7 +184,7 @@ def _list_trials(file: Path, run: Run, trials: Sequence[Trial], as_json: bool) -
 def _answer(replays: Sequence[Any], failures: Sequence[tuple[str, str]], as_json: bool) -> None:
     """Print the comparison and leave: 1 if a number differs, 2 if something could not be replayed, 5 after a crash."""
     differs = any(not item.identical for item in replays)
-    crashed = any(item.verdict.outcome is Outcome.ERROR for item in replays)
+    crashed = any(item.crashed for item in replays)
     code = 1 if differs else 2 if failures else 5 if crashed else 0
     if as_json:
         print_json(

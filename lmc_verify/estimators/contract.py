@@ -20,14 +20,11 @@ from torch import Tensor
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
 from lmc_verify.estimators.history import History, HistoryWrite, Refresh, VectorWrite, Write
-from lmc_verify.graphs import Batch, changed_content, graph_content
+from lmc_verify.graphs import Batch, changed_content, graph_content, named_nodes
 from lmc_verify.models.layered import HOOKS
 from lmc_verify.objective import Problem, same_bits
 
 __all__ = ["ContractCheck", "Untouched", "checked_estimate", "require_estimator", "same_writes"]
-
-_MOST = 6
-"""Nodes of a batch that a message names."""
 
 _ASKED_TWICE = 16
 """The first estimates of a case are made twice, this many; after them every one whose number is a power of two."""
@@ -197,9 +194,7 @@ def _check_writes(who: str, writes: Any, batch: Batch, finite: bool) -> None:
 
 
 def _on(batch: Batch) -> str:
-    nodes = batch.nodes[:_MOST].tolist()
-    more = "" if batch.size <= _MOST else f", ... ({batch.size} nodes)"
-    return f"for the batch [{', '.join(map(str, nodes))}{more}]"
+    return f"for the batch {named_nodes(batch.nodes)}"
 
 
 class ContractCheck:

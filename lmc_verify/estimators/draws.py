@@ -19,7 +19,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from lmc_verify.errors import ContractError, InvalidInputError
-from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
 from lmc_verify.seeds import generator
 from lmc_verify.statistics import FrequencyTest, compare_frequencies
 
@@ -53,9 +53,6 @@ SAME, TINY = 1e-7, 1e-12
 
 MASS_ROUNDING = 1e-12
 """How far the probabilities of all batches may sum from 1."""
-
-NAMED = 6
-"""Nodes of a batch that a message names."""
 
 
 def is_own_design(design: BatchDesign) -> bool:
@@ -158,8 +155,7 @@ class _Form(NamedTuple):
     @property
     def label(self) -> str:
         """The first nodes."""
-        more = ", ..." if len(self.nodes) > NAMED else ""
-        return f"[{', '.join(map(str, self.nodes[:NAMED]))}{more}]"
+        return named_nodes(self.nodes)
 
 
 def _agree(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:

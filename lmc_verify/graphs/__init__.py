@@ -1,6 +1,6 @@
 """Graphs: operators, sparse products, partitions, batches and the designs that they are drawn from."""
 
-from lmc_verify.graphs.batch import Batch, LayerSample, Sample
+from lmc_verify.graphs.batch import Batch, LayerSample, Sample, named_nodes
 from lmc_verify.graphs.designs import (
     AnyGenerator,
     BatchDesign,
@@ -47,6 +47,7 @@ __all__ = [
     "graph_content",
     "loops_operator",
     "make_partition",
+    "named_nodes",
     "normalised_edges",
     "operator_features",
     "piece_rows",

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["Batch", "LayerSample", "Sample"]
+__all__ = ["Batch", "LayerSample", "Sample", "named_nodes"]
+
+NAMED = 6
+"""Nodes of a batch that a message names."""
+
+
+def named_nodes(nodes: Sequence[int] | Tensor) -> str:
+    """Return the first nodes of a batch as messages name them, such as ``[0, 1, 2, 3, 4, 5, ... (9 nodes)]``."""
+    first = torch.as_tensor(nodes[:NAMED]).tolist()
+    more = f", ... ({len(nodes)} nodes)" if len(nodes) > NAMED else ""
+    return f"[{', '.join(map(str, first))}{more}]"
 
 
 @dataclass(frozen=True, eq=False)

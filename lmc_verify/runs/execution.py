@@ -67,13 +67,11 @@ class RunResult:
         its target, is a result.
         """
         claims = [trial for trial in self.trials if trial.kind == "claim"]
-        crashed = [
-            trial for trial in self.trials if trial.verdict.outcome is Outcome.ERROR and trial.as_expected is not True
-        ]
-        controls = [trial for trial in self.trials if trial.kind == "control" and trial not in crashed]
+        crashed = any(trial.crashed for trial in self.trials)
+        controls = [trial for trial in self.trials if trial.kind == "control" and not trial.crashed]
         if any(trial.as_expected is False for trial in controls):
             return 4
-        unexpected = any(trial.as_expected is False for trial in claims if trial not in crashed)
+        unexpected = any(trial.as_expected is False for trial in claims if not trial.crashed)
         if unexpected or self.overspent or any(not (item.as_expected or item.crashed) for item in self.searches):
             return 1
         if crashed or any(item.crashed for item in self.searches) or any(item.crashed for item in self.race_runs):

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.claims.verdict import Outcome
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
@@ -206,13 +205,11 @@ class Records(RecordStore):
     def find(self, key: str) -> Trial | None:
         """Return the newest trial with this key that did not crash, from any run; None if there is none.
 
-        A trial whose outcome is ``ERROR`` says nothing about its claim, so a resumed run tries it again.
+        A trial that crashed says nothing about its claim, so a resumed run tries it again. An outcome of ``ERROR`` that
+        was expected, as of a control whose defect breaks the contract, is found as any other.
         """
-        rows = self._rows(
-            "SELECT document FROM trials WHERE key = ? AND outcome <> ? ORDER BY id DESC LIMIT 1",
-            (key, Outcome.ERROR.value),
-        )
-        return self._trial(rows[0][0]) if rows else None
+        rows = self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,))
+        return next((trial for (text,) in rows if not (trial := self._trial(text)).crashed), None)
 
     def repetitions(self, claim: str) -> dict[str, tuple[Trial, ...]]:
         """Return the trials of a claim that measured an e-value, over all runs, by what they repeat.

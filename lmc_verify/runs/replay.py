@@ -56,12 +56,14 @@ class Replay:
         differences: every value that differs; empty if identical.
         environment: what differs between the machine and code then and now.
         verdict: the verdict now.
+        crashed: whether it is an error that was not expected, see `Trial.crashed`.
     """
 
     label: str
     differences: tuple[Difference, ...]
     environment: tuple[Difference, ...]
     verdict: Verdict
+    crashed: bool = False
 
     @property
     def identical(self) -> bool:
@@ -134,7 +136,8 @@ def replay_trial(
     again = run_planned(planned, workspace or Workspace())
     found = list(_differences("verdict", _comparable(trial.verdict), _comparable(again.verdict)))
     found += _differences("control", _control(trial), _control(again))
-    return Replay(trial_label(trial), tuple(found), _environment_differences(recorded_environment), again.verdict)
+    differences = _environment_differences(recorded_environment)
+    return Replay(trial_label(trial), tuple(found), differences, again.verdict, again.crashed)
 
 
 def trial_label(trial: Trial) -> str:

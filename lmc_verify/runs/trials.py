@@ -59,6 +59,14 @@ class Trial:
             return self.control.passed
         return None if self.expected is None else self.verdict.outcome.value == str(self.expected)
 
+    @property
+    def crashed(self) -> bool:
+        """Whether the check ended in an error that was not expected: it says nothing.
+
+        A defect that breaks the contract of an estimator is refused with an error, and its control passes.
+        """
+        return self.verdict.outcome is Outcome.ERROR and self.as_expected is not True
+
     def to_dict(self) -> dict[str, Any]:
         """Return the trial as plain values; floats may be NaN or infinite."""
         return {

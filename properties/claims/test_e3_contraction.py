@@ -200,7 +200,7 @@ def test_one_step_is_the_oracles(problem: Problem, data: st.DataObject) -> None:
         plain, H, V, batch.nodes.numpy(), 0.3, "blend", "drop" if fm else "blend", 1.0, write_halo=fm
     )
     want = float(((found.history_H[1] - oracles.exact(plain).H[1]) ** 2).sum())
-    assert_close("error after a step", module._after(case, state, batch), want)
+    assert_close("error after a step", module._Errors(case).after(state, batch), want)
     assert np.array_equal(state.embeddings[1].numpy(), before), "the state was changed"
 
 
@@ -210,7 +210,7 @@ def test_the_factor_is_the_one_of_a_direct_simulation() -> None:
     rows = (oracles.exact(oracle_problem(case.problem)).H[1] ** 2).sum(axis=1)
     for batch, _ in case.design.enumerate():
         outside = np.setdiff1d(np.arange(6), batch.nodes.numpy())
-        assert_close("after", module._after(case, prepared_state(case, "zero"), batch), rows[outside].sum())
+        assert_close("after", module._Errors(case).after(prepared_state(case, "zero"), batch), rows[outside].sum())
 
 
 @pytest.mark.parametrize("estimator", [Misplaced(), Forgetful(), FM()], ids=lambda estimator: type(estimator).__name__)
@@ -255,7 +255,8 @@ def test_the_interval_is_the_one_of_the_stated_level() -> None:
     case = small(LMC(), draws=40, alpha=0.02, replicate=3)
     state, rng = prepared_state(case, "zero"), generator(case.seed, "contraction", 3)
     before = float((case.exact.embeddings[1] ** 2).sum())
-    ratios = np.array([module._after(case, state, case.design.draw(rng)) / before for _ in range(40)])
+    after = module._Errors(case).after
+    ratios = np.array([after(state, case.design.draw(rng)) / before for _ in range(40)])
     (found,) = CONTRACTION_SAMPLED.check(case).evidence
     assert found.value == pytest.approx(ratios.mean())
     assert found.high == pytest.approx(mean_upper_bound(ratios, 0.01))
@@ -348,7 +349,7 @@ def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.Monke
     assert CONTRACTION_SAMPLED.check(case).outcome is not Outcome.SUPPORTED
     verdict = CONTRACTION_SAMPLED.check(large)
     assert verdict.outcome is Outcome.INCONCLUSIVE
-    assert "the code does not follow them" in verdict.summary
+    assert "its code does not follow them" in verdict.summary
 
 
 @given(
@@ -361,13 +362,17 @@ def test_the_range_with_halo_rows_is_not_exceeded(problem: Problem, beta: float,
     design = data.draw(testing.designs(problem.graph, max_support=12))
     case = assemble_case(problem, design, FMLocal(beta=beta))
     state = prepared_state(case, "zero")
-    before = module._squared_error(case, state)
-    forward = FMLocal(beta=beta).policies.forward
-    highest = module._highest_with_halo(case, before, forward) if before > 0 else None  # type: ignore[arg-type]
+    error = module._Errors(case)
+    before, forward = error.of(state), FMLocal(beta=beta).policies.forward
+    highest = (
+        module._highest_with_halo(case, error.scale, before, forward)  # type: ignore[arg-type]
+        if before > 0
+        else None
+    )
     if highest is None:
         return
     for batch, _ in design.enumerate():
-        assert module._after(case, state, batch) <= before * highest * (1 + 1e-9)
+        assert error.after(state, batch) <= before * highest * (1 + 1e-9)
 
 
 def test_an_estimator_without_stated_policies_is_measured() -> None:
@@ -401,6 +406,19 @@ def test_an_upper_end_without_a_proven_range_refutes_nothing(monkeypatch: pytest
     monkeypatch.setattr(module, "_proven_ratios", lambda *given: module._Ratios(None, "nothing proves it"))
     verdict = CONTRACTION_SAMPLED.check(case)
     assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
+
+
+@pytest.mark.parametrize("claim", [CONTRACTION, CONTRACTION_SAMPLED], ids=lambda claim: claim.id)
+def test_what_the_histories_should_hold_is_computed_once(claim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plain = [], module.exact_histories
+
+    def counted(*given: Any) -> Any:
+        found.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(module, "exact_histories", counted)
+    assert claim.check(small(LMC(), draws=60, alpha=0.1)).outcome is not Outcome.NOT_APPLICABLE
+    assert len(found) == 1
 
 
 def test_too_few_draws_exclude_nothing() -> None:

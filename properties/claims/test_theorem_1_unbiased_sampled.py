@@ -26,7 +26,7 @@ from lmc_verify.cases.case import Case, assemble_case, build_case
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, Verdict, coverage
-from lmc_verify.claims.coverage import UNSEEN
+from lmc_verify.claims.coverage import UNSEEN, Coverage
 from lmc_verify.claims.enumerated import compare_mean, enumerate_estimator
 from lmc_verify.claims.residuals import norm_by_layer
 from lmc_verify.claims.theorems import theorem_1_unbiased_sampled as module
@@ -449,6 +449,39 @@ def test_where_every_batch_was_looked_at_nothing_is_spent() -> None:
     assert (verdict.outcome, verdict.alpha_spent) == (Outcome.SUPPORTED, 0.0)
     assert verdict.summary.endswith("every batch was looked at")
     assert next(item for item in verdict.assumptions if item.id == "keeps-to-range").holds is True
+
+
+@pytest.mark.parametrize(("draws", "certain"), [(0, False), (39, False), (40, True)])
+def test_a_census_has_looked_at_every_batch(draws: int, certain: bool) -> None:
+    """Fewer draws than the population may suffice; what is said of the batches depends on those that were made."""
+    census = Coverage(0.2, False, 40)
+    assert 0 < census.draws < 40
+    assert census.certain(draws) is certain
+    assert (census.words(draws) == "every batch was looked at") is certain
+    assert Coverage(0.2, False).words(draws).startswith("on batches that keep to the range")
+    assert Coverage(0.2, True).words(draws) == "every batch was looked at"
+
+
+def test_the_summary_of_a_census_says_that_every_batch_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = assemble_case(small(40), singletons(40), Shifted(SHIFTS["half up, half down"]))
+    proven = dataclasses.replace(module._proven_range(case), everything=False)
+    monkeypatch.setattr(module, "_proven_range", lambda _: proven)
+    verdict = check(case, alpha=0.4, delta=1e-9, draws=40)
+    assert (verdict.outcome, verdict.draws) == (Outcome.SUPPORTED, 40), verdict.summary
+    assert verdict.summary.endswith("; every batch was looked at")
+    assert next(item for item in verdict.assumptions if item.id == "keeps-to-range").holds is True
+
+
+def test_rounding_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plain = [], module._rounding
+
+    def counted(*given: Any) -> Any:
+        found.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(module, "_rounding", counted)
+    assert check(karate({"name": "lmc"})).outcome is Outcome.SUPPORTED
+    assert len(found) == 1
 
 
 # --- the code that runs --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lmc_verify import (
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings
 from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.claims.samplers import unbiased_aggregation as module
 from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import (
     LADIES,
@@ -374,6 +375,21 @@ def test_probabilities_must_sum_to_one(keep: slice) -> None:
     """A batch that is left out would be left out of the mean and of what it is compared with."""
     with pytest.raises(InvalidInputError, match=r"sum to 0.*, not to 1"):
         AGGREGATION.check(attack(lambda samples: samples[keep]))
+
+
+def test_the_aggregates_of_a_draw_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plain = [], module.samples_of
+
+    def counted(case: Case, batch: Batch) -> Any:
+        found.append(batch)
+        return plain(case, batch)
+
+    monkeypatch.setattr(module, "samples_of", counted)
+    case = drawn(NeighbourSampling(fan_out=1), draws=2000, alpha=0.1, delta=0.5)
+    verdict = SAMPLED.check(case)
+    assert verdict.outcome is Outcome.SUPPORTED
+    assert verdict.draws is not None
+    assert len(found) == case.design.support_size + verdict.draws  # every batch was looked at first
 
 
 def test_a_range_that_a_known_sampler_leaves_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ limit and remedy, and nothing is written where it does not belong.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -19,13 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import lmc_verify as lv
 from lmc_verify import cli
+from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.case import build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
+from lmc_verify.cli.print_verdicts import print_verdict
 from lmc_verify.controls import CONTROLS, check_control
 from lmc_verify.counterexamples import SearchSpace, find_counterexample
 from lmc_verify.estimators import ESTIMATORS
@@ -411,6 +415,17 @@ def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_loss_weighting_alone_is_printed_under_its_present_name() -> None:
+    described = CaseDescription(
+        model_options={"weighting": "edges", "renormaliser": 1}, estimator="mine", normaliser="node-count"
+    )
+    printed = io.StringIO()
+    verdict = Verdict("theorem-1/unbiased", Outcome.EXACT, "found", case=described)
+    print_verdict(verdict, None, "none", Console(file=printed, width=200), as_expected=None)
+    line = "case: weighting=edges, renormaliser=1, estimator=mine, weighting=node-count\n"
+    assert line in printed.getvalue()
+
+
 def test_settings_reach_the_search(lmc: Command) -> None:
     words = ["counterexample", "theorem-1/unbiased", "--estimator", "backward-sgd", "--max-nodes", "3"]
     settings = ["--set", "estimator.weighting=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
@@ -480,6 +495,32 @@ def test_trials_of_another_version_s_commands_are_named(
         assert every.code == 2
         assert "2 of 4 identical" in every.out  # the controls are known by name
         assert every.out.count("not replayed: ") == 2
+
+
+def test_a_control_whose_defect_is_refused_is_replayed_and_reused_as_any_other(tiny: Path, lmc: Command) -> None:
+    """Its outcome is ERROR, and it passes: nothing has crashed."""
+    tiny.write_text(tiny.read_text().replace('"sign-of-one-layer"', '"gradient-accumulated"'))
+    assert lmc("controls", "gradient-accumulated").code == 0
+    assert lmc("run", tiny, "--out", "out").code == 0
+    every = lmc("reproduce", "out", "--all", "--json")
+    assert every.json["replays"][-1]["outcome"] == "ERROR"
+    assert (every.code, every.json["identical"], every.json["exit_code"]) == (0, True, 0)
+    again = lmc("run", tiny, "--out", "out", "--resume")
+    assert again.code == 0
+    assert "4 trials reused" in again.out
+
+
+def test_a_replay_that_crashes_as_the_recorded_trial_did_is_5(
+    tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(case: Any) -> Verdict:
+        raise MemoryError("no memory")
+
+    monkeypatch.setitem(CLAIMS, "theorem-1/unbiased", dataclasses.replace(CLAIMS["theorem-1/unbiased"], check=crash))
+    assert lmc("run", tiny, "--out", "out").code == 5
+    result = lmc("reproduce", "out", "--trial", "1")
+    assert result.code == 5
+    assert result.out.startswith("identical: ")
 
 
 # --- exit codes ----------------------------------------------------------------------------------------
@@ -565,6 +606,7 @@ def test_a_crash_is_5(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch)
 
     for claim in ("theorem-1/unbiased", "e1/equals-backward-sgd"):
         monkeypatch.setitem(CLAIMS, claim, dataclasses.replace(CLAIMS[claim], check=crash))
+    assert lmc("check", "theorem-1/unbiased", "--expect", "error", *SMALL).code == 0
     result = lmc("check", "theorem-1/unbiased", *SMALL)
     assert result.code == 5
     assert "ERROR theorem-1/unbiased: MemoryError: no memory [left] (test_cli.py" in result.out

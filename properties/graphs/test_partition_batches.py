@@ -26,6 +26,7 @@ from lmc_verify import (
     UnknownNameError,
     make_partition,
 )
+from lmc_verify.graphs import named_nodes
 from lmc_verify.graphs.partition import PARTITION_METHODS
 from lmc_verify.testing import designs, graphs, partitions, seeds
 
@@ -289,3 +290,9 @@ def test_batches_sort_their_nodes_with_their_probabilities() -> None:
 def test_other_sources_of_randomness_are_refused() -> None:
     with pytest.raises(TypeError, match="got int"):
         UniformNodes(4, 2).draw(3)  # type: ignore[arg-type]
+
+
+def test_a_message_names_the_first_nodes_of_a_batch() -> None:
+    assert named_nodes(torch.tensor([3])) == named_nodes((3,)) == "[3]"
+    assert named_nodes(torch.arange(6)) == named_nodes(range(6)) == "[0, 1, 2, 3, 4, 5]"
+    assert named_nodes(torch.arange(7)) == named_nodes(range(7)) == "[0, 1, 2, 3, 4, 5, ... (7 nodes)]"

@@ -149,6 +149,24 @@ def a_trial(key: str = "k", outcome: Outcome = Outcome.EXACT, **case: Any) -> Tr
 A_CONTROL = ControlRecord("sign", "the wrong sign", "defect", 2.0, True, True)
 
 
+def a_refused_defect(key: str) -> Trial:
+    return replace(a_trial(key, Outcome.ERROR), kind="control", control=A_CONTROL, expected="REFUTED")
+
+
+def a_crashed_control(key: str) -> Trial:
+    crashed = replace(A_CONTROL, effect=None, detectable=None, passed=False, crashed=True)
+    return replace(a_refused_defect(key), control=crashed)
+
+
+def test_an_error_that_was_expected_is_no_crash() -> None:
+    assert a_trial("k", Outcome.ERROR).crashed
+    assert replace(a_trial("k", Outcome.ERROR), expected=None).crashed
+    assert not replace(a_trial("k", Outcome.ERROR), expected="ERROR").crashed
+    assert not a_trial("k", Outcome.REFUTED).crashed
+    assert not a_refused_defect("k").crashed
+    assert a_crashed_control("k").crashed
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "records.sqlite"
@@ -351,6 +369,10 @@ def test_resuming_finds_the_newest_trial_that_did_not_crash(path: Path) -> None:
         assert found is not None
         assert found.verdict.outcome is Outcome.EXACT
         assert records.find("b") is None
+        records.add(records.start_run("s", "t", {}, {}), refused := a_refused_defect("d"))
+        assert records.find("d") == refused, "a control whose defect was refused has not crashed"
+        records.add(records.start_run("s", "t", {}, {}), a_crashed_control("d"))
+        assert records.find("d") == refused
         for summary, crashed in (("old", False), ("new", False), ("crash", True)):
             run = records.start_run("s", "t", {}, {})
             records.add_search(run, a_search("c", summary, crashed=crashed))

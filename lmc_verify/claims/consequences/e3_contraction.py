@@ -16,15 +16,14 @@ from torch import Tensor
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
-from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
+from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
-from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Blend, History, Momentum, exact_histories, properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
-from lmc_verify.graphs import CSR, Batch, Block
+from lmc_verify.graphs import CSR, Batch, Block, named_nodes
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import euclidean_norm, rounding_terms
 from lmc_verify.seeds import generator
@@ -68,22 +67,27 @@ def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
 KEEPS_EMBEDDINGS = Assumption("keeps-embeddings", "the estimator keeps a history of H", _keeps_embeddings)
 
 
-def _scale(case: Case) -> float:
-    """Return what rows of H^1 are divided by before they are squared: 1, or a power of two at extreme scales."""
-    return ordinary_unit(euclidean_norm([case.exact.embeddings[1]]))
+class _Errors:
+    """Squared errors ``||hist(H^1) - H^1||^2`` of a case's histories, in units of the square of `scale`.
 
+    Attributes:
+        scale: what rows of H^1 are divided by before they are squared: 1, or a power of two at extreme scales.
+    """
 
-def _squared_error(case: Case, state: History) -> float:
-    """Return ``||hist(H^1) - H^1||^2``, in units of the square of `_scale`."""
-    truth = exact_histories(case.estimator, case.problem, case.exact)
-    return float(((state.embeddings[1] - truth[1]) / _scale(case)).square().sum())
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._truth = exact_histories(case.estimator, case.problem, case.exact)[1]
+        self.scale = ordinary_unit(euclidean_norm([case.exact.embeddings[1]]))
 
+    def of(self, state: History) -> float:
+        """Return the squared error of a state."""
+        return float(((state.embeddings[1] - self._truth) / self.scale).square().sum())
 
-def _after(case: Case, state: History, batch: Batch) -> float:
-    """Return the squared error of hist(H^1) after one step from a state that is left as it is."""
-    trial = state.clone()
-    trial.apply(case.estimate(state, batch).writes)
-    return require_number(_squared_error(case, trial), "the error of hist(H^1) after a step")
+    def after(self, state: History, batch: Batch) -> float:
+        """Return the squared error after one step from a state that is left as it is."""
+        trial = state.clone()  # of every table: a state's own `apply` may read and write any of them
+        trial.apply(self._case.estimate(state, batch).writes)
+        return require_number(self.of(trial), "the error of hist(H^1) after a step")
 
 
 def _claimed(case: Case) -> float:
@@ -97,16 +101,17 @@ def check(case: Case) -> Verdict:
     if inapplicable is not None:
         return inapplicable
     state, rng, factor = prepared_state(case, "zero"), generator(case.seed, "contraction"), _claimed(case)
+    error = _Errors(case)
     terms = rounding_terms(case.problem, case.design.support_size)
-    floor = (terms * UNIT_ROUNDOFF) ** 2 * float((case.exact.embeddings[1] / _scale(case)).square().sum())
+    floor = (terms * UNIT_ROUNDOFF) ** 2 * float((case.exact.embeddings[1] / error.scale).square().sum())
     residuals: list[Evidence] = []
     errors = []
     for step in range(STEPS + 1):
-        before = _squared_error(case, state)
+        before = error.of(state)
         errors.append(before)
         if before <= floor:  # every row has been visited: nothing is left to shrink
             break
-        expected = math.fsum(probability * _after(case, state, batch) for batch, probability in case.design.enumerate())
+        expected = math.fsum(probability * error.after(state, batch) for batch, probability in case.design.enumerate())
         tolerance = ROUNDING * gamma(terms) + floor / before  # a row that is written keeps a rounding error
         residuals.append(
             Evidence(
@@ -156,35 +161,31 @@ class _Ratios:
     everything: bool = False
 
 
-class _AboveHighest(Exception):
-    """A ratio above what is proven for the policies; the message says where and how far."""
-
-
-def _proven_ratios(case: Case, state: History, before: float) -> _Ratios:
+def _proven_ratios(case: Case, error: _Errors, state: History, before: float) -> _Ratios:
     """Prove an upper end of the ratios: by looking at every batch, or from the halo policies."""
     if look_at_all(case.design.support_size, case.sampling.alpha / 2):
-        return _largest_ratio(case, state, before)
+        return _largest_ratio(case, error, state, before)
     found = properties_of(case.estimator)
     forward = None if found.policies is None else found.policies.forward
     if found.known and found.policies is not None:
         if not (found.policies.write_halo and isinstance(forward, Blend) and forward.uses_fresh):
             return _Ratios(1.0, "rows that are written are exact, others are left alone")
         # Momentum blends behind the activation, where messages do not add up.
-        highest = None if isinstance(forward, Momentum) else _highest_with_halo(case, before, forward)
+        highest = None if isinstance(forward, Momentum) else _highest_with_halo(case, error.scale, before, forward)
         if highest is not None and math.isfinite(highest):
             return _Ratios(highest, "rows are exact, or a blend with any part of their messages")
     if case.design.support_size <= MAX_SUPPORT:
-        return _largest_ratio(case, state, before)
+        return _largest_ratio(case, error, state, before)
     why = "halo rows are no sum of messages" if found.known else "the estimator has methods of its own"
     return _Ratios(None, f"nothing proves how large the error can become: {why}")
 
 
-def _largest_ratio(case: Case, state: History, before: float) -> _Ratios:
-    most = max(_after(case, state, batch) / before for batch, _ in case.design.enumerate())
+def _largest_ratio(case: Case, error: _Errors, state: History, before: float) -> _Ratios:
+    most = max(error.after(state, batch) / before for batch, _ in case.design.enumerate())
     return _Ratios(max(1.0, most), f"enumerated maximum over {case.design.support_size} batches", everything=True)
 
 
-def _highest_with_halo(case: Case, before: float, forward: Blend) -> float | None:
+def _highest_with_halo(case: Case, scale: float, before: float, forward: Blend) -> float | None:
     """Bound the ratio where halo rows of H^1 are written from any part of their messages.
 
     From zeros a halo row becomes ``b fresh`` with b in [0, beta]; each coordinate of the fresh row lies between what
@@ -210,7 +211,6 @@ def _highest_with_halo(case: Case, before: float, forward: Blend) -> float | Non
     high = alone.index_add(0, csr.row, sent.clamp(min=0)).clamp(min=0)
     largest = max(forward.beta) if isinstance(forward.beta, tuple) else forward.beta
     beta = 1.0 if forward.whole_when_complete else largest
-    scale = _scale(case)
     worst = torch.maximum((beta * low - exact).abs(), (beta * high - exact).abs()) / scale
     return float(torch.maximum(worst.square().sum(1), (exact / scale).square().sum(1)).sum()) / before
 
@@ -226,24 +226,25 @@ def check_sampled(case: Case) -> Verdict:
     if inapplicable is not None:
         return inapplicable
     state = prepared_state(case, "zero")
-    before = require_number(_squared_error(case, state), "the error of hist(H^1)")
+    error = _Errors(case)
+    before = require_number(error.of(state), "the error of hist(H^1)")
     if before == 0:
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the history of H^1 has no error to begin with")
-    ratios = _proven_ratios(case, state, before)
+    ratios = _proven_ratios(case, error, state, before)
     try:
-        return _from_draws(case, state, before, ratios)
-    except _AboveHighest as above:
-        if case.design.support_size <= MAX_SUPPORT:
-            return _from_draws(case, state, before, _largest_ratio(case, state, before))
-        return _from_draws(case, state, before, _Ratios(None, str(above)))
+        return _from_draws(case, error, state, before, ratios)
+    except LeftRange as left:
+        known = case.design.support_size <= MAX_SUPPORT
+        ratios = _largest_ratio(case, error, state, before) if known else _Ratios(None, str(left))
+        return _from_draws(case, error, state, before, ratios)
 
 
-def _from_draws(case: Case, state: History, before: float, ratios: _Ratios) -> Verdict:
+def _from_draws(case: Case, error: _Errors, state: History, before: float, ratios: _Ratios) -> Verdict:
     """Return the verdict, given what is known of the ratios.
 
     Raises:
-        _AboveHighest: a ratio is above what is proven for the policies.
-        ContractError: it is above the largest of all batches, so that an estimate has changed.
+        LeftRange: a ratio is above what is proven for the policies.
+        ContractError: it is above the largest of all batches, see `left_range`.
     """
     claim, sampling, factor = CONTRACTION_SAMPLED, case.sampling, _claimed(case)
     rng = generator(case.seed, "contraction", sampling.replicate)
@@ -256,15 +257,11 @@ def _from_draws(case: Case, state: History, before: float, ratios: _Ratios) -> V
     look = LOOK_EVERY
     while mean.draws < sampling.draws and outcome is Outcome.INCONCLUSIVE:
         batch = case.design.draw(rng)
-        ratio = _after(case, state, batch) / before
+        ratio = error.after(state, batch) / before
         if ratios.highest is not None and ratio > scale * (1 + RATIO_SLACK):
-            where = f"for the batch {words_of(batch)} the squared error of hist(H^1) is {ratio:.2g} of what it was"
-            if ratios.everything:
-                raise ContractError(
-                    f"{where}, the largest ratio over all batches that the design lists is {scale:.2g}: the estimate "
-                    "has changed since, or the design draws batches that it does not list; make both pure"
-                )
-            raise _AboveHighest(f"{where}, the policies allow {scale:.2g}: the code does not follow them")
+            nodes = named_nodes(batch.nodes)
+            where = f"for the batch {nodes} the squared error of hist(H^1) is {ratio:.2g} of what it was"
+            raise left_range(where, "ratio", scale, everything=ratios.everything)
         values.append(min(scale, ratio))
         mean.update(values[-1])
         if mean.draws not in (look, sampling.draws, coverage.draws):
@@ -283,7 +280,7 @@ def _from_draws(case: Case, state: History, before: float, ratios: _Ratios) -> V
     else:
         found = f"mean factor {mean.mean:.4f}, in [{low:.4f}, {high:.4f}] after {mean.draws:,} draws"
     if outcome is Outcome.SUPPORTED:
-        summary = f"{found}: within {WIDTH} of 1 - c/b = {factor:.4g}; {coverage.words}"
+        summary = f"{found}: within {WIDTH} of 1 - c/b = {factor:.4g}; {coverage.words(mean.draws)}"
     elif outcome is Outcome.REFUTED:
         summary = f"{found}: not 1 - c/b = {factor:.4g}"
     elif ratios.highest is None:

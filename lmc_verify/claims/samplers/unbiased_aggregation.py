@@ -18,14 +18,14 @@ from torch import Tensor
 from lmc_verify.cases import Case
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
-from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
+from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
-from lmc_verify.graphs import Batch, Block, LayerSample
+from lmc_verify.graphs import Batch, Block, LayerSample, named_nodes
 from lmc_verify.objective import euclidean_norm
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.betting import RANGE_SLACK, BiasTest
@@ -78,7 +78,7 @@ def samples_of(case: Case, batch: Batch) -> tuple[LayerSample, ...]:
         ContractError: they do not fit together, or not into the operators; layers would compute something else.
     """
     sample, layers = batch.sample, case.problem.num_layers
-    who = f"the sample that {case.estimator.name!r} drew for the batch {words_of(batch)}"
+    who = f"the sample that {case.estimator.name!r} drew for the batch {named_nodes(batch.nodes)}"
     if sample is None or len(sample.layers) != layers:
         found = "is missing" if sample is None else f"has {len(sample.layers)} layers"
         raise ContractError(
@@ -162,7 +162,7 @@ class _ConditionalMeans:
 
     @property
     def off_operator(self) -> Evidence:
-        """The same in units of the operator: how large the bias is for embeddings of equal size."""
+        """The bias of `residual`, in units of the operator: how large it is for embeddings of equal size."""
         reference = difference = 0.0
         for found in self._conditions.values():
             weight, value = found.needed[self._rows[found.entries]], self._value[found.entries]
@@ -328,14 +328,14 @@ class _Aggregates:
             out[f"layer {index}"] = total.cpu().double().numpy()
         return out
 
-    def beyond(self, batch: Batch, tolerance: Mapping[str, float]) -> str:
-        """Return how one draw leaves the range of the weights, in words; empty if it does not."""
-        for part, value in self.error(batch).items():
+    def beyond(self, batch: Batch, error: Mapping[str, Array], tolerance: Mapping[str, float]) -> str:
+        """Return how one draw's error leaves the range of the weights, in words; empty if it does not."""
+        for part, value in error.items():
             size = require_number(euclidean_norm([torch.from_numpy(value)]), f"the error of the aggregates in {part}")
             if size > self.bounds[part] * (1 + RANGE_SLACK) + tolerance[part]:
                 return (
-                    f"for the batch {words_of(batch)} the aggregates of {part} are off by {size:.2g}, the largest "
-                    f"weights allow {self.bounds[part]:.2g}: its code does not follow its distribution"
+                    f"for the batch {named_nodes(batch.nodes)} the aggregates of {part} are off by {size:.2g}, the "
+                    f"largest weights allow {self.bounds[part]:.2g}: its code does not follow its distribution"
                 )
         return ""
 
@@ -368,7 +368,8 @@ def check_sampled(case: Case) -> Verdict:
     coverage = Coverage(alpha, look_at_all(case.design.support_size, alpha))
     beyond = ""
     if coverage.everything:
-        beyond = next(filter(None, (parts.beyond(batch, tolerance) for batch, _ in case.design.enumerate())), "")
+        every = (parts.beyond(batch, parts.error(batch), tolerance) for batch, _ in case.design.enumerate())
+        beyond = next(filter(None, every), "")
     test = BiasTest(parts.bounds, tolerance=tolerance)
     radius = BiasRadius(parts.bounds, alpha, tolerance=tolerance)
     rng = generator(case.seed, "aggregation", case.sampling.replicate)
@@ -376,7 +377,8 @@ def check_sampled(case: Case) -> Verdict:
     track: list[tuple[float, float]] = []
     for number in range(1, case.sampling.draws + 1):
         batch = case.design.draw(rng)
-        beyond = beyond or parts.beyond(batch, tolerance)
+        draw = parts.error(batch)
+        beyond = beyond or parts.beyond(batch, draw, tolerance)
         if beyond:
             return verdict_of(
                 case,
@@ -386,7 +388,6 @@ def check_sampled(case: Case) -> Verdict:
                 assumptions=claim.checked_assumptions(case),
                 draws=test.draws,
             )
-        draw = parts.error(batch)
         squares += sum(float(value @ value) for value in draw.values())
         test.update(draw)
         radius.update(draw)
@@ -407,7 +408,7 @@ def check_sampled(case: Case) -> Verdict:
     elif outcome is Outcome.INCONCLUSIVE:
         summary += f"; {_advice(parts.bounds, squares / test.draws, target, alpha, coverage.draws)}"
     else:
-        summary += f"; {coverage.words}"
+        summary += f"; {coverage.words(test.draws)}"
     return verdict_of(
         case,
         claim.id,

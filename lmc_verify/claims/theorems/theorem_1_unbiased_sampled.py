@@ -20,15 +20,14 @@ from lmc_verify.bounds import NoBound, RangeBound, range_bound
 from lmc_verify.cases import Case, readable_count
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT, inclusion_matches
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
-from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all, words_of
+from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
 from lmc_verify.claims.reference import BackwardRows
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_by_layer
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
-from lmc_verify.errors import ContractError
 from lmc_verify.estimators import properties_of
-from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes
+from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
 from lmc_verify.objective import (
     Gradient,
     euclidean_norm,
@@ -73,10 +72,6 @@ class _Range:
     bounds: Mapping[str, float] | None
     derivation: str
     everything: bool = False
-
-
-class _LeftRange(Exception):
-    """A draw that lies beyond what is proven for the estimator's policies; the message says where and how far."""
 
 
 def _proven_range(case: Case) -> _Range:
@@ -170,28 +165,30 @@ def check(case: Case) -> Verdict:
             case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient vanishes: there is no unit of bias"
         )
     proven = _proven_range(case)
-    if proven.bounds is not None and all(map(math.isfinite, _rounding(case, proven.bounds).values())):
+    rounding = {} if proven.bounds is None else _rounding(case, proven.bounds)
+    if proven.bounds is not None and all(map(math.isfinite, rounding.values())):
         try:
-            return _decided(case, proven, unit)
-        except _LeftRange as left:
-            if not proven.everything and case.design.support_size <= MAX_SUPPORT:
-                return _decided(case, _largest(case), unit)
+            return _decided(case, proven, rounding, unit)
+        except LeftRange as left:
+            if case.design.support_size <= MAX_SUPPORT:
+                largest = _largest(case)
+                return _decided(case, largest, _rounding(case, largest.bounds or {}), unit)
             proven = _Range(None, f"no proven range: {left}")
     elif proven.bounds is not None:
         proven = _Range(None, "ill-conditioned here: rounding alone could hide any bias")
     return _asymptotic(case, claim, _difference_of(case), _draws(case)[0], proven.derivation, unit)
 
 
-def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
-    """Return the verdict within a range.
+def _decided(case: Case, proven: _Range, rounding: Mapping[str, float], unit: float) -> Verdict:
+    """Return the verdict within a range, given what rounding may do to a difference.
 
     Raises:
-        _LeftRange: a draw lies outside.
+        LeftRange: a draw lies outside.
     """
     claim, norms, difference = UNBIASED_SAMPLED, norm_by_layer(case.problem, case.exact.gradient), _difference_of(case)
     assert proven.bounds is not None
     batches, population = _draws(case)
-    negligible, rounding = _is_negligible(case, proven.bounds), _rounding(case, proven.bounds)
+    negligible = _is_negligible(case, proven.bounds)
     ranges = {part: 0.0 if negligible[part] else bound for part, bound in proven.bounds.items()}
     margins = {part: rounding[part] + negligible[part] * bound for part, bound in proven.bounds.items()}
     # Squares must be representable: lengths are in units of the gradient's norm, and bets in units of each range.
@@ -252,7 +249,7 @@ def _decided(case: Case, proven: _Range, unit: float) -> Verdict:
         )
         summary = f"biased: {evidence} after {words}, in {blocks}"
     elif outcome is Outcome.SUPPORTED:
-        summary = f"{bounded} (asked for: {case.sampling.delta:g}); {coverage.words}"
+        summary = f"{bounded} (asked for: {case.sampling.delta:g}); {coverage.words(draws)}"
     else:
         summary = f"{bounded}; {power.advice}"
     return verdict_of(
@@ -295,26 +292,18 @@ def _require_inside(
     """Refuse a draw beyond its range and what rounding adds.
 
     Raises:
-        _LeftRange: the range is that of the policies, which the estimate does not follow.
-        ContractError: the range is the maximum over all batches, so that this batch had another estimate before, or is
-            not among those that the design lists.
+        LeftRange: the range is that of the policies, which the estimate does not follow.
+        ContractError: the range is the maximum over all batches, see `left_range`.
     """
     for part, block in draw.items():
         size, most = require_number(_norm(block), f"the difference from Backward SGD in {part}"), ranges[part]
         if size <= most * (1 + RANGE_SLACK) + margins[part]:
             continue
         where = (
-            f"for the batch {words_of(batch)} the estimate is {size / unit:.2g} gradient norms from Backward SGD's in "
-            f"{part}"
+            f"for the batch {named_nodes(batch.nodes)} the estimate is {size / unit:.2g} gradient norms from Backward "
+            f"SGD's in {part}"
         )
-        if enumerated:
-            raise ContractError(
-                f"{where}, the largest difference over all batches that the design lists is {most / unit:.2g}: the "
-                "estimate has changed since, or the design draws batches that it does not list; make both pure"
-            )
-        raise _LeftRange(
-            f"{where}, its policies allow {(most + margins[part]) / unit:.2g}: its code does not follow them"
-        )
+        raise left_range(where, "difference", (most + margins[part]) / unit, everything=enumerated)
 
 
 def _difference_of(case: Case) -> Callable[[Batch], Blocks]:

@@ -73,7 +73,7 @@ class Case:
     @property
     def crashed(self) -> bool:
         """Whether the check crashed without being expected to."""
-        return self.verdict.outcome is Outcome.ERROR and self.trial.as_expected is not True
+        return self.trial.crashed
 
     @property
     def failed(self) -> bool:

@@ -53,7 +53,10 @@ OUTCOME_MEANINGS: Mapping[Outcome, str] = {
     Outcome.INCONCLUSIVE: "neither; the summary says what would decide it",
     Outcome.VACUOUS: "the bound holds, with a slack of more than 100 times",
     Outcome.NOT_APPLICABLE: "an assumption of the claim fails on this case",
-    Outcome.ERROR: "the check crashed and says nothing about the claim",
+    Outcome.ERROR: (
+        "the check crashed and says nothing about the claim; a control passes with it where its defect breaks the "
+        "contract of an estimator"
+    ),
 }
 
 _CASE_KEYS = (
