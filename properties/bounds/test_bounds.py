@@ -272,6 +272,17 @@ def test_bounds_are_tight_enough_to_be_of_use(karate, estimator, swept, slack, g
 # ------------------------------------------------------------------------------------------------ the pieces, alone
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1.0, 1e160, 1e200, 1e307])
+def test_row_norms_scale_with_their_numbers(scale):
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    assert row_norm(scale * rows).tolist() == pytest.approx([5 * scale, 0.0], rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_norm_of_a_row_that_is_not_finite_is_not_finite(value):
+    assert not math.isfinite(row_norm(torch.tensor([[1.0, value]])).item())
+
+
 @given(testing.seeds(), st.sampled_from([0.01, 0.3, 1.0, 10.0]), st.integers(1, 6), st.booleans())
 def test_node_wise_bounds_cover_forward_backward_and_factors(seed, size, width, relu):
     rng = np.random.default_rng(seed)

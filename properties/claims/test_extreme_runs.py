@@ -12,14 +12,12 @@ import torch
 from common.helpers import path_graph
 
 from lmc_verify import GCN, LMC, BackwardSGD, Batch, Clusters, ContractError, Estimate, History, Partition, Problem
-from lmc_verify.bounds.nodewise import row_norm
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.cases.settings import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.claims.theorems import theorem_2_a_posteriori_bound, theorem_3_rate
 from lmc_verify.estimators import Estimator
 from lmc_verify.objective import gradient_norm
-from lmc_verify.statistics import fit_decay, loglog_slope, near_floor
 from lmc_verify.training import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("short_grids")
@@ -118,34 +116,3 @@ def test_a_bound_that_is_no_number_is_not_exceeded(total: float, monkeypatch: py
     found = CLAIMS["theorem-2/a-posteriori-bound"].check(case_of("ordinary", 0.01, LMC()))
     assert found.outcome is Outcome.INCONCLUSIVE
     assert f"the bound is {total}" in found.summary
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1.0, 1e160, 1e200, 1e307])
-def test_norms_scale_with_their_numbers(scale: float) -> None:
-    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
-    assert gradient_norm({"a": scale * rows}) == pytest.approx(5 * scale, rel=1e-12)
-    assert row_norm(scale * rows).tolist() == pytest.approx([5 * scale, 0.0], rel=1e-12)
-
-
-def test_norms_of_what_is_no_number() -> None:
-    for value in (math.nan, math.inf):
-        assert not math.isfinite(gradient_norm({"a": torch.tensor([1.0, value]), "b": torch.tensor([1.0])}))
-        assert not bool(torch.isfinite(row_norm(torch.tensor([[1.0, value]]))).any())
-    assert gradient_norm({}) == gradient_norm({"a": torch.zeros(2)}) == 0
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])
-def test_slopes_and_fits_refuse_what_has_no_logarithm(value: float) -> None:
-    with pytest.raises(ValueError, match="positive finite"):
-        loglog_slope([1.0, 2.0, 4.0], [1.0, value, 0.25])
-    with pytest.raises(ValueError, match="positive finite"):
-        fit_decay([0.0, 1.0, 2.0, 3.0], [1.0, 0.5, value, 0.1])
-    assert near_floor([1.0, value], 0.1) or value == math.inf
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
-def test_a_decay_is_fitted_in_any_unit(scale: float) -> None:
-    curve = [1 + 8 * 0.5**step for step in range(8)]
-    found = fit_decay(range(8), [scale * value for value in curve])
-    assert found.rate == pytest.approx(0.5, rel=1e-6)
-    assert found.floor == pytest.approx(scale, rel=1e-6)

@@ -23,6 +23,7 @@ import pytest
 import torch
 from common import rate_cases, stationary_cases, training_cases
 from common.claim_cases import case_of
+from common.numbers.claims import THRESHOLDS
 from common.sampler_cases import SMALL, tiny
 from common.twin_ring import HALVES, ring
 
@@ -575,9 +576,12 @@ def test_fractions_are_written_as_fractions(value: float, words: str) -> None:
 
 # --- no number is written where it is used ---------------------------------------------------------------------------
 
-AMOUNTS = {
+ELSEWHERE = {
     "COSINE",  # decides words alone; see test_diagnosis.py
-    "EXPLODED",  # of divergence, from both sides in test_extreme_scales.py
+    "EXPLODED",  # of divergence; see test_extreme_runs.py
+}
+"""Tested from both sides in another file."""
+AMOUNTS = {
     "HALVINGS",
     "SNAPSHOTS",
     "STEPS",
@@ -664,17 +668,31 @@ def test_a_limit_that_is_written_is_noticed(line: str) -> None:
     assert not list(written(ast.parse("late < LIMIT; low <= 1; Evidence('x', 3.5, LIMIT); f'{x:.3f}' == y")))
 
 
+def constants() -> Iterator[tuple[str, str, Any]]:
+    """Yield module, name and value of what is assigned in the modules of claims."""
+    for name, module in MODULES.items():
+        assert module.__file__ is not None
+        for node in ast.parse(Path(module.__file__).read_text()).body:
+            for target in ast.walk(node.targets[0]) if isinstance(node, ast.Assign) else ():
+                if isinstance(target, ast.Name):
+                    yield name, target.id, vars(module).get(target.id)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def test_every_constant_is_tested_or_known_to_be_no_threshold() -> None:
     tested = {(row.module.__name__, row.constant) for row in BOUNDARIES} | {
         (module.__name__, constant) for module, constant, _, _ in TEXTS
     }
-    for name, module in MODULES.items():
-        assert module.__file__ is not None
-        for node in ast.parse(Path(module.__file__).read_text()).body:
-            if not isinstance(node, ast.Assign):
-                continue
-            for target in ast.walk(node.targets[0]):
-                value = vars(module).get(target.id) if isinstance(target, ast.Name) else None
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    assert isinstance(target, ast.Name)
-                    assert (name, target.id) in tested or target.id in AMOUNTS | ROUNDING, f"{name}.{target.id}"
+    for module, name, value in constants():
+        if is_number(value):
+            assert (module, name) in tested or name in ELSEWHERE | AMOUNTS | ROUNDING, f"{module}.{name}"
+
+
+def test_every_threshold_is_among_the_reference_numbers() -> None:
+    """Those are pairs of numbers, too."""
+    for module, name, value in constants():
+        if name not in AMOUNTS and all(map(is_number, value if isinstance(value, tuple) else (value,))):
+            assert f"{module}:{name}" in THRESHOLDS

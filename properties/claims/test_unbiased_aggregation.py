@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from common.sampler_cases import SMALL, tiny
@@ -22,6 +21,7 @@ from lmc_verify.claims.samplers import unbiased_aggregation as module
 from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import (
     LADIES,
+    FastGCN,
     NeighbourSampling,
     properties,
 )
@@ -108,62 +108,6 @@ def test_the_draws_that_are_advised_show_that_there_is_no_bias() -> None:
     assert SAMPLED.expect(case).outcome is None
 
 
-class Cancelling:
-    """The samples of a sampler whose weights are too large given one set of rows, and too small given another.
-
-    The factors are such that the mean over all sets is right for every row: only what is conditioned on shows them.
-    """
-
-    carries_samples = True
-
-    def __init__(self, base: Any, rows: tuple[tuple[int, ...], tuple[int, ...]], size: float) -> None:
-        self.samples, self.base, self.support_size = base, base.base, base.support_size
-        chances = dict.fromkeys(rows, 0.0)
-        for batch, probability in base.enumerate():
-            own = tuple(batch.sample.layers[0].rows.tolist())
-            chances |= {own: chances[own] + probability} if own in chances else {}
-        # Too much in one set, and as much too little in the other, for the rows that both have.
-        self.factors = {rows[0]: 1 + size / chances[rows[0]], rows[1]: 1 - size / chances[rows[1]]}
-        self.shared = set(rows[0]) & set(rows[1])
-
-    def enumerate(self) -> Any:
-        for batch, probability in self.samples.enumerate():
-            first = batch.sample.layers[0]
-            factor = self.factors.get(tuple(first.rows.tolist()), 1.0)
-            common = torch.tensor([int(node) in self.shared for node in first.rows[first.position]])
-            scale = torch.where(common, factor * first.scale, first.scale)
-            layers = (replace(first, scale=scale), *batch.sample.layers[1:])
-            yield replace(batch, sample=replace(batch.sample, layers=layers)), probability
-
-    def draw(self, generator: Any) -> Any:
-        batches, chances = zip(*self.enumerate(), strict=True)
-        return batches[generator.choice(len(batches), p=np.array(chances) / sum(chances))]
-
-    def inclusion_probabilities(self) -> torch.Tensor:
-        return self.samples.inclusion_probabilities()
-
-
-def test_biases_that_cancel_between_sets_of_rows_are_refuted() -> None:
-    class Skewed(NeighbourSampling):
-        size = 0.0
-
-        def sampling(self, problem, state, design):  # type: ignore[no-untyped-def]
-            # A path 0 - 1 - 2 - 3: row 1 of the first layer is needed beside row 0 and beside row 2.
-            return Cancelling(super().sampling(problem, state, design), ((0, 1), (1, 2)), self.size)
-
-    problem = tiny(2)
-    claim = CLAIMS["sampling/unbiased-aggregation"]
-    sound = claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2)))
-    assert sound.outcome is Outcome.EXACT
-    Skewed.size = 0.02
-    verdict = claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2)))
-    assert verdict.outcome is Outcome.REFUTED
-    assert "biased: in layer 1" in verdict.summary
-    # Given the single row nothing is seen, as for samplers of one subgraph; who states to be one must draw one.
-    Skewed.independent_layers = False
-    assert claim.check(assemble_case(problem, SMALL, Skewed(fan_out=2))).outcome is Outcome.REFUTED
-
-
 # --- attacks ---------------------------------------------------------------------------------------------------------
 
 AGGREGATION = CLAIMS["sampling/unbiased-aggregation"]
@@ -188,13 +132,23 @@ class Rewritten:
 
 
 def attack(
-    change: Callable[[Samples], Samples], *, layers: int = 2, fan_out: int = 1, problem: Problem | None = None
+    change: Callable[[Samples], Samples],
+    *,
+    layers: int = 2,
+    fan_out: int = 1,
+    problem: Problem | None = None,
+    sampler: type[Any] = NeighbourSampling,
+    apart: bool = True,
 ) -> Case:
-    class Attack(NeighbourSampling):
+    """Return a case of a sampler whose samples are changed; `apart` is what it states of its layers."""
+
+    class Attack(sampler):
+        independent_layers = apart
+
         def sampling(self, problem, state, design):  # type: ignore[no-untyped-def]
             return Rewritten(super().sampling(problem, state, design), change)
 
-    return assemble_case(problem or tiny(layers), SMALL, Attack(fan_out=fan_out))
+    return assemble_case(problem or tiny(layers), SMALL, Attack(fan_out))
 
 
 def on_layer(batch: Batch, index: int, change: Callable[[Any], Any]) -> Batch:
@@ -236,13 +190,52 @@ def cancelling(size: float, above: range) -> Callable[[Samples], Samples]:
     return change
 
 
+@pytest.mark.parametrize("sampler", [NeighbourSampling, FastGCN])
 @pytest.mark.parametrize(("layers", "above"), [(2, range(2, 3)), (3, range(3, 4)), (3, range(2, 4))])
-def test_biases_that_cancel_between_decisions_above_are_refuted(layers: int, above: range) -> None:
-    """Given the rows alone the mean weights are right; given what the layers above drew they are not."""
-    assert AGGREGATION.check(attack(cancelling(0.0, above), layers=layers)).outcome is Outcome.EXACT
-    verdict = AGGREGATION.check(attack(cancelling(0.01, above), layers=layers))
+def test_biases_that_cancel_between_decisions_above_are_refuted(layers: int, above: range, sampler: type[Any]) -> None:
+    """Given the rows alone the mean weights are right; given the batch, or what the layers above drew, they are not.
+
+    With two layers FastGCN's two decisions are two batches.
+    """
+    assert AGGREGATION.check(attack(cancelling(0.0, above), layers=layers, sampler=sampler)).outcome is Outcome.EXACT
+    verdict = AGGREGATION.check(attack(cancelling(0.01, above), layers=layers, sampler=sampler))
     assert verdict.outcome is Outcome.REFUTED, verdict.summary
     assert "in layer 1" in verdict.summary
+
+
+def between(size: float, heavy: tuple[int, ...], light: tuple[int, ...]) -> Callable[[Samples], Samples]:
+    """Make layer 1 too heavy where one set of rows is needed, and too light for another, at the rows of both."""
+    shared = torch.tensor(sorted({*heavy} & {*light}))
+
+    def change(samples: Samples) -> Samples:
+        chances = dict.fromkeys((heavy, light), 0.0)
+        for batch, probability in samples:
+            assert batch.sample is not None
+            rows = tuple(batch.sample.layers[0].rows.tolist())
+            if rows in chances:
+                chances[rows] += probability
+        factors = {heavy: 1 + size / chances[heavy], light: 1 - size / chances[light]}
+
+        def weighted(own: Any) -> Any:
+            factor = factors.get(tuple(own.rows.tolist()), 1.0)
+            return replace(
+                own, scale=torch.where(torch.isin(own.rows[own.position], shared), factor * own.scale, own.scale)
+            )
+
+        return [(on_layer(batch, 1, weighted), probability) for batch, probability in samples]
+
+    return change
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_biases_that_cancel_between_sets_of_rows_are_refuted(apart: bool) -> None:
+    """The mean over all sets is right for every row; who states to draw one subgraph for all layers must draw one."""
+    # A path 0 - 1 - 2 - 3: row 1 of the first layer is needed beside row 0 and beside row 2.
+    sound, skewed = (attack(between(size, (0, 1), (1, 2)), fan_out=2, apart=apart) for size in (0.0, 0.02))
+    assert AGGREGATION.check(sound).outcome is Outcome.EXACT
+    verdict = AGGREGATION.check(skewed)
+    assert verdict.outcome is Outcome.REFUTED
+    assert "biased: in layer 1" in verdict.summary
 
 
 def test_a_layer_that_keeps_nothing_is_refuted() -> None:

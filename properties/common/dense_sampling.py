@@ -109,11 +109,6 @@ def _labor_factor(importance: Array, fan_out: int) -> float:
     return float(brentq(excess, 1e-9 / importance.max(), 1 / importance.min(), xtol=1e-15, rtol=1e-15))
 
 
-def mean_operator_of(law: Iterator[tuple[Array, float]]) -> Array:
-    """Return the mean of a sampled operator."""
-    return sum(probability * operator for operator, probability in law)  # type: ignore[return-value]  # never empty
-
-
 def members(batch: NDArray[np.int64], n: int, weight: Array | float) -> Array:
     """Return the weights of all nodes, zero outside of the batch."""
     out = np.zeros(n)

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import pytest
 import torch
 from common.numbers import document
 from common.numbers.dense import Dense, tensor
-from common.numbers.runs import one_step, write, zeros
-from common.numbers.steps import exact, mask
+from common.numbers.runs import RUNS, blend_of, one_step, write, zeros
+from common.numbers.steps import exact, halo_of, mask
 
 from lmc_verify.cases import Workspace
 from lmc_verify.claims import Outcome
 from lmc_verify.controls import CONTROLS, NumbersControl, check_control
 from lmc_verify.controls.reference import GROUPS, TOLERANCE, compare, deviations
-from lmc_verify.controls.reference.document import FILE, numbers
+from lmc_verify.controls.reference.document import FILE, inputs, numbers
+from lmc_verify.estimators import LMC, LOSS_WEIGHTINGS, SCORES
+from lmc_verify.estimators.registry import CATALOGUE
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.runs.execution import run_suite
 from lmc_verify.runs.records import Records
@@ -82,6 +85,34 @@ def test_every_group_has_its_control_first_in_the_list() -> None:
 def test_every_suite_with_controls_compares_them(suite: str) -> None:
     planned = [item.control.name for item in load_suite(suite).plan() if item.control is not None]
     assert {f"reference-{group}" for group in GROUPS} <= set(planned)
+
+
+# --- what is run ----------------------------------------------------------------------------------------
+
+
+def test_every_setting_of_the_compensated_family_is_run() -> None:
+    """docs/statistics.md says so of estimators (but for FM's two), scores, loss weightings and activation cuts."""
+    family = {name for name, row in CATALOGUE.items() if row.family == "compensated"} | {"backward-sgd"}
+    assert {name for _, name, _ in RUNS.values()} == family - {"fm", "fm-local"}
+    other = {"convex": "quadratic", "const": "constant"}  # two names of one function
+    assert {settings.get("score", "linear") for _, _, settings in RUNS.values()} == set(SCORES) - set(other)
+    assert all(SCORES[new](x := torch.linspace(0, 1, 9)).equal(SCORES[old](x)) for new, old in other.items())
+    assert {settings.get("weighting", "inclusion") for _, _, settings in RUNS.values()} == set(LOSS_WEIGHTINGS)
+    models = {model for model, _, _ in RUNS.values()}
+    assert {inputs()["models"][model]["settings"].get("activation_cut", "pre") for model in models} == {"pre", "post"}
+    assert {field.name for field in fields(LMC)} == {
+        key for _, name, own in RUNS.values() if name == "lmc" for key in own
+    }
+
+
+def test_the_unclipped_sine_is_negative_somewhere() -> None:
+    """Otherwise the clipped one would give the same numbers."""
+    given = inputs()["runs"]["lmc-code"]
+    model = Dense(inputs(), given["model"])
+    least = [
+        float(blend_of(model, batch, given["settings"])[halo_of(model, batch)].min()) for batch in given["batches"]
+    ]
+    assert min(least) < -0.2
 
 
 # --- a change is seen -----------------------------------------------------------------------------------

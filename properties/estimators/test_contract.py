@@ -299,7 +299,7 @@ def test_samplers_are_asked_with_samples(estimator: Any) -> None:
     for claim in ("theorem-3/fixed-point", "theorem-2/assumptions"):
         steps, design = TrainingSettings(steps=2), UniformNodes(NODES, 1)
         verdict = check_claim(claim, problem_of(), design, estimator, training=steps)
-        assert verdict.outcome.value in Outcome.__members__
+        assert verdict.outcome is Outcome.INCONCLUSIVE, "two steps reach no plateau and cross no kink"
 
 
 def test_who_reads_the_clusters_of_a_batch_is_given_them() -> None:
@@ -390,8 +390,9 @@ def test_what_is_right_in_another_form_is_right(name: str) -> None:
     odd = altered(lambda problem, state, batch, made: RIGHT[name](made), "backward-sgd")
     for claim in (*ASKING, "e7/reductions"):
         found = check_claim(claim, problem_of(), DESIGN, odd, sampling=FEW)
-        plain = check_claim(claim, problem_of(), DESIGN, altered(lambda p, s, b, made: made, "backward-sgd"))
-        assert (found.outcome, found.residual) == (plain.outcome, plain.residual) or claim.endswith("sampled")
+        same = altered(lambda problem, state, batch, made: made, "backward-sgd")
+        plain = check_claim(claim, problem_of(), DESIGN, same, sampling=FEW)
+        assert (found.outcome, found.residual) == (plain.outcome, plain.residual)
 
 
 def test_one_buffer_for_every_estimate_is_no_breach() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -228,52 +227,6 @@ def test_expectations_follow_from_row_sums(code: str) -> None:
 def test_the_gradient_is_biased_even_without_nonlinearity(code: str) -> None:
     found = check_claim("sampling/unbiased-without-nonlinearity", karate(), UniformNodes(34, 1), build(code, 2))
     assert found.outcome is Outcome.REFUTED
-
-
-def test_a_bias_that_cancels_between_batches_is_refuted() -> None:
-    """Weights may depend on the batch as well as on the rows: a mean over batches would hide what each of them has."""
-
-    class Leaning(FastGCN):
-        def sampling(self, problem, state, design):  # type: ignore[no-untyped-def]
-            return Pairs(super().sampling(problem, state, design))
-
-    class Pairs:
-        """Two batches of the same rows in layer 1, whose weights there are too large and too small by as much."""
-
-        carries_samples = True
-
-        def __init__(self, own: Any) -> None:
-            self.own, self.base, self.support_size = own, own.base, own.support_size
-
-        def inclusion_probabilities(self) -> torch.Tensor:
-            return self.own.inclusion_probabilities()
-
-        def draw(self, generator: Any) -> Any:
-            return self.own.draw(generator)
-
-        def enumerate(self) -> Any:
-            rows: dict[tuple[int, ...], set[int]] = defaultdict(set)
-            chance: dict[tuple[tuple[int, ...], int], float] = defaultdict(float)
-            for batch, probability in self.own.enumerate():
-                key = tuple(batch.sample.layers[0].rows.tolist())
-                rows[key].add(int(batch.nodes[0]))
-                chance[key, int(batch.nodes[0])] += probability
-            shared = next(key for key, own in rows.items() if len(own) > 1)
-            low, high, *_ = sorted(rows[shared])
-            for batch, probability in self.own.enumerate():
-                first, node = batch.sample.layers[0], int(batch.nodes[0])
-                if tuple(first.rows.tolist()) == shared and node in (low, high):
-                    factor = 1 + 0.1 * (1 if node == low else -1) * chance[shared, low] / chance[shared, node]
-                    sample = replace(
-                        batch.sample, layers=(replace(first, scale=factor * first.scale), *batch.sample.layers[1:])
-                    )
-                    batch = replace(batch, sample=sample)
-                yield batch, probability
-
-    case = assemble_case(tiny(2), SMALL, Leaning(1))
-    verdict = AGGREGATION.check(case)
-    assert verdict.outcome is Outcome.REFUTED
-    assert AGGREGATION.check(assemble_case(tiny(2), SMALL, FastGCN(1))).outcome is Outcome.EXACT
 
 
 # --- misuse ----------------------------------------------------------------------------------------

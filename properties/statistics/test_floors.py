@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from lmc_verify.statistics import FloorReading, fit_power, loglog_slope, median_
 
 LENGTHS = [32.0, 64.0, 128.0, 256.0, 512.0]
 LIMIT = -1 / 6
+ROOT = Path(__file__).parents[2]
 Curves = npt.NDArray[np.float64]
 
 
@@ -109,6 +112,19 @@ def test_fit_agrees_with_a_general_optimiser() -> None:
         fast = fit_power(LENGTHS, values.tolist())
         assert fast.error <= math.sqrt(2 * slow.cost / values.size) * (1 + 1e-6)
         assert fast.floor == pytest.approx(slow.x[1], abs=2e-3)
+
+
+def test_the_table_of_the_page_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """To within three verdicts of 300: fits may end differently in the last bit."""
+    runpy.run_path(str(ROOT / "reports" / "floors.py"))["main"]([])
+    header, line, *rows = capsys.readouterr().out.splitlines()
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    assert f"{header}\n{line}\n" in page
+    for row in rows:
+        labels, *shares = row.rstrip("| ").rsplit("|", 2)
+        stated = next(other for other in page.splitlines() if other.startswith(labels)).rstrip("| ").rsplit("|", 2)[1:]
+        assert [float(share) for share in shares] == pytest.approx([float(share) for share in stated], abs=0.0101)
+    assert len(rows) == 5
 
 
 def test_both_conditions_are_needed() -> None:

@@ -230,7 +230,7 @@ def test_slope_is_the_least_squares_one() -> None:
         ([1.0, 2.0], [1.0], "two or more points"),
         ([1.0, 2.0], [1.0, 0.0], "needs positive finite values"),
         ([0.0, 2.0], [1.0, 1.0], "needs positive finite values"),
-        ([1.0, 2.0], [1.0, math.nan], "needs positive finite values"),
+        *(([1.0, 2.0, 4.0], [1.0, y, 0.25], "needs positive finite values") for y in (math.nan, math.inf, -1.0)),
         ([2.0, 2.0], [1.0, 3.0], "two different abscissae"),
     ],
 )
@@ -243,6 +243,9 @@ def test_near_floor_looks_at_every_mean() -> None:
     assert not near_floor([[1.01 * FLOOR_FACTOR, 9.0]], 1.0)
     assert near_floor([[9.0, 9.0], [9.0, 0.99 * FLOOR_FACTOR]], 1.0)
     assert near_floor([0.0], 0.0), "a gradient of zero has no slope, whatever the floor"
+    assert near_floor([1.0, math.nan], 0.1)
+    assert near_floor([1.0, -1.0], 0.1)
+    assert not near_floor([1.0, math.inf], 0.1)
 
 
 # --- decay and floor -------------------------------------------------------------------------------------
@@ -262,6 +265,13 @@ def test_fit_recovers_a_noiseless_curve(floor: float, ratio: float, rate: float,
     assert fit.rate == pytest.approx(rate, rel=1e-4)
     assert fit.start == start
     assert fit(steps) == pytest.approx(truth(steps), rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-160, 1e160, 1e300])
+def test_a_decay_is_fitted_in_any_unit(unit: float) -> None:
+    fit = fit_decay(STEPS, [unit * (1 + 8 * 0.5**step) for step in STEPS])
+    assert fit.rate == pytest.approx(0.5, rel=1e-6)
+    assert fit.floor == pytest.approx(unit, rel=1e-6)
 
 
 @given(st.floats(0.2, 0.97))
@@ -307,7 +317,7 @@ def test_fit_error_shows_a_curve_that_does_not_decay() -> None:
         ([0, 1, 2, 3], [1.0, 1.0, 1.0], "four or more points"),
         ([0, 1, 1, 3], [1.0] * 4, "ascending steps"),
         ([0, 1, 2, 3], [1.0, 0.0, 1.0, 1.0], "positive finite values"),
-        ([0, 1, 2, 3], [1.0, math.inf, 1.0, 1.0], "positive finite values"),
+        *(([0, 1, 2, 3], [1.0, y, 1.0, 1.0], "positive finite values") for y in (math.nan, math.inf, -1.0)),
     ],
 )
 def test_no_fit_of_too_little(steps: list[float], values: list[float], message: str) -> None:

@@ -6,30 +6,40 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.numbers.dense import Dense
 from common.numbers.runs import flat, one_step, write, zeros
 from common.numbers.steps import exact, mask
-from common.numbers.training import design, estimates, known, layers_of
+from common.numbers.training import design, known, layer_norms, moments
 
 THRESHOLDS: dict[str, Any] = {
     # The exact tier: what is exact, refuted, or too badly conditioned to say.
     "lmc_verify.statistics.rounding:UNIT_ROUNDOFF": 2.0**-53,
     "lmc_verify.statistics.rounding:REFUTATION_FACTOR": 100.0,
     "lmc_verify.claims.residuals:RESOLUTION_LIMIT": 1e-8,
+    "lmc_verify.claims.residuals:ORDINARY": [1e-100, 1e100],
     "lmc_verify.claims.consequences.e2_exact_when_frozen:HISTORY_ROUNDING": 4,
     "lmc_verify.claims.consequences.e3_contraction:ROUNDING": 4,
+    "lmc_verify.claims.consequences.e3_contraction:RATIO_SLACK": 1e-9,
     "lmc_verify.claims.consequences.e3_contraction:WIDTH": 0.02,
     "lmc_verify.claims.consequences.e8_bias_and_variance:SQUARE_ROUNDING": 8,
     "lmc_verify.claims.samplers.unbiased_aggregation:ROUNDING": 1e-11,
+    "lmc_verify.claims.samplers.unbiased_aggregation:MASS_ROUNDING": 1e-9,
+    "lmc_verify.claims.samplers.unbiased_aggregation:TERMS": 10,
     "lmc_verify.claims.samplers.labor_fewer_vertices:ROUNDING": 4,
+    "lmc_verify.claims.samplers.labor_fewer_vertices:TERMS": 10,
     "lmc_verify.claims.samplers.error_below_baseline:RELATIVE_ROUNDING": 1e-9,
     "lmc_verify.claims.samplers.unbiased_without_nonlinearity:AFFINE_ROUNDING": 1e-9,
     "lmc_verify.claims.samplers.top_exact_in_span:SPAN": 1e-12,
     "lmc_verify.claims.assumptions:UNIFORM_ROUNDING": 1e-12,
     "lmc_verify.claims.assumptions:INCLUSION_ROUNDING": 1e-9,
     "lmc_verify.claims.diagnosis:SINGLE_PRECISION": [1e-9, 1e-6],
+    "lmc_verify.claims.diagnosis:COSINE": 0.9999,
+    # What can be listed; which share of batches may be unseen; when draws are of equal chance, or of no size.
+    "lmc_verify.claims.assumptions:MAX_SUPPORT": 20_000,
+    "lmc_verify.claims.coverage:UNSEEN": 0.005,
+    "lmc_verify.claims.theorems.theorem_1_unbiased_sampled:EQUIPROBABLE": 1e-12,
+    "lmc_verify.claims.theorems.theorem_1_unbiased_sampled:SMALLEST": 1e-140,
     # The exponents of Theorems 2 and 3, and of E4 and E5.
     "lmc_verify.claims.consequences.e4_floor_linear_in_beta:SLOPE": 1.0,
     "lmc_verify.claims.consequences.e4_floor_linear_in_beta:LINEAR": 0.2,
@@ -37,14 +47,19 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.theorems.theorem_2_decay_and_floor:SLOPE": 1.0,
     "lmc_verify.claims.theorems.theorem_3_rate:SLOPE": -1 / 6,
     "lmc_verify.claims.theorems.theorem_3_rate:SCHEDULE": -2 / 3,
+    # What has diverged.
+    "lmc_verify.claims.theorems.theorem_2_assumptions:DIVERGED": 2.0**52,
+    "lmc_verify.claims.theorems.theorem_3_rate:EXPLODED": 100.0,
     # What is called vacuous, negligible, a plateau, or near a floor.
     "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:VACUOUS_SLACK": 100.0,
     "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:NEGLIGIBLE": 1e-9,
     "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:NORM_ROUNDING": 1e-12,
+    "lmc_verify.claims.theorems.theorem_2_a_posteriori_bound:UNDERFLOW": 1e-280,
     "lmc_verify.claims.theorems.theorem_2_decay_and_floor:REMAINS": 0.5,
     "lmc_verify.claims.theorems.theorem_2_decay_and_floor:FIT_ERROR": 0.5,
     "lmc_verify.claims.theorems.theorem_3_relative_bias:LIMIT": 1.0,
     "lmc_verify.claims.theorems.theorem_3_relative_bias:APPROACH": 0.5,
+    "lmc_verify.claims.theorems.theorem_3_relative_bias:ROUNDING": 1e-9,
     "lmc_verify.claims.theorems.theorem_3_fixed_point:PLATEAU": 4.0,
     "lmc_verify.claims.theorems.theorem_3_fixed_point:STILL": 0.5,
     "lmc_verify.claims.theorems.theorem_3_rate:CONTROL_STEP": 0.5,
@@ -88,22 +103,16 @@ def _floors() -> dict[str, Any]:
     }
 
 
-def _by_layer(model: Dense, gradient: torch.Tensor) -> np.ndarray:
-    return np.array([float(gradient[part].norm()) for part in layers_of(model)])
-
-
 def _moments(inputs: dict[str, Any], name: str, settings: dict[str, Any]) -> dict[str, list[float]]:
     """Return bias, deviation, root mean square and mean error by layer, in units of the layer's gradient."""
     model = Dense(inputs, "gcn")
-    gradient, drawn = flat(exact(model).gradient), estimates(Dense(inputs, "gcn"), name, settings, known(model))
-    mean = sum(p * g for p, g in drawn)
-    unit = _by_layer(model, gradient)
-    square = sum(p * _by_layer(model, g - gradient) ** 2 for p, g in drawn)
+    found = moments(model, name, settings, known(model))
+    unit = found["gradient"]
     return {
-        "bias": (_by_layer(model, mean - gradient) / unit).tolist(),
-        "deviation": (np.sqrt(sum(p * _by_layer(model, g - mean) ** 2 for p, g in drawn)) / unit).tolist(),
-        "error": (np.sqrt(square) / unit).tolist(),
-        "relative-error": (sum(p * _by_layer(model, g - gradient) for p, g in drawn) / unit).tolist(),
+        "bias": (found["bias"] / unit)[:-1].tolist(),
+        "deviation": (np.sqrt(found["variance"]) / unit)[:-1].tolist(),
+        "error": (np.sqrt(found["square"]) / unit)[:-1].tolist(),
+        "relative-error": (found["error"] / unit)[:-1].tolist(),
     }
 
 
@@ -114,8 +123,8 @@ def _differences(inputs: dict[str, Any]) -> list[float]:
     found = []
     for batch, scale, _ in design(model, 2):
         got, want = (one_step(model, name, {}, batch, held, scale).gradient for name in ("gas", "backward-sgd"))
-        found.append(_by_layer(model, flat(got) - flat(want)))
-    worst: list[float] = (np.max(found, axis=0) / _by_layer(model, flat(exact(model).gradient))).tolist()
+        found.append(layer_norms(model, flat(got) - flat(want)))
+    worst: list[float] = (np.max(found, axis=0) / layer_norms(model, flat(exact(model).gradient)))[:-1].tolist()
     return worst
 
 

@@ -33,7 +33,7 @@ def _inputs() -> dict[str, Any]:
             "model": model,
             "estimator": estimator,
             "settings": own(model, settings),
-            "batches": batches[inputs["models"][model]["graph"]],
+            "batches": runs.OWN_BATCHES.get(name, batches[inputs["models"][model]["graph"]]),
         }
         for name, (model, estimator, settings) in runs.RUNS.items()
     }
@@ -65,7 +65,7 @@ def _inputs() -> dict[str, Any]:
         "eta": training.ETA,
         "steps": training.STEPS,
         "beta": training.BETA,
-        "batches": training.BATCHES,
+        "batches": training.ORDER,
     }
     inputs["claims"] = {
         "thresholds": list(claims.THRESHOLDS),

@@ -141,5 +141,5 @@ def halo_of(model: Dense, batch: Any) -> list[int]:
     return [int(node) for node in oracles.halo(model.counts, batch)]
 
 
-def degree_ratio(model: Dense, batch: Any) -> Tensor:
-    return torch.tensor(oracles.local_degree_ratio(model.counts, batch), dtype=torch.float64)
+def degree_ratio(model: Dense, batch: Any, *, self_loop: bool = False) -> Tensor:
+    return torch.tensor(oracles.local_degree_ratio(model.counts, batch, self_loop=self_loop), dtype=torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common.numbers.dense import Dense
+from common.numbers.inputs import BATCHES
 from common.numbers.runs import flat, one_step, weights, write, zeros
 from common.numbers.steps import Histories, exact, mask
 
@@ -29,8 +30,8 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
 }
 ETA, BETA = 0.2, 0.4
-BATCHES = [[0, 1, 6], [2, 3, 7], [0, 4, 5], [1, 2, 8]]
-STEPS = len(BATCHES)
+ORDER = BATCHES["directed"]
+STEPS = len(ORDER)
 
 
 def _optimised(name: str, options: dict[str, Any]) -> list[float]:
@@ -131,18 +132,21 @@ def layers_of(model: Dense) -> list[slice]:
     return out
 
 
-def _gradient_error(inputs: dict[str, Any]) -> dict[str, list[float]]:
-    """Return norms by layer, and of the whole: gradient, bias, variance, mean error of LMC from zero histories."""
-    model = Dense(inputs, "gcn")
-    drawn = estimates(model, "lmc", {"beta": BETA}, zeros(model))
-    gradient = flat(exact(model).gradient)
+def layer_norms(model: Dense, gradient: Tensor) -> np.ndarray:
+    """Return the norm of a flat gradient in each layer, and at the end that of the whole."""
+    return np.array([float(gradient[part].norm()) for part in (*layers_of(model), slice(0, None))])
+
+
+def moments(model: Dense, name: str, settings: dict[str, Any], held: Histories) -> dict[str, np.ndarray]:
+    """Return the norms of gradient and bias, variance, mean error and mean square error: by layer, and of the whole."""
+    drawn, gradient = estimates(model, name, settings, held), flat(exact(model).gradient)
     mean = sum(p * g for p, g in drawn)
-    parts = [*layers_of(model), slice(0, None)]
     return {
-        "gradient": [float(gradient[part].norm()) for part in parts],
-        "bias": [float((mean - gradient)[part].norm()) for part in parts],
-        "variance": [sum(p * float((g - mean)[part].norm()) ** 2 for p, g in drawn) for part in parts],
-        "error": [sum(p * float((g - gradient)[part].norm()) for p, g in drawn) for part in parts],
+        "gradient": layer_norms(model, gradient),
+        "bias": layer_norms(model, mean - gradient),
+        "variance": sum(p * layer_norms(model, g - mean) ** 2 for p, g in drawn),
+        "error": sum(p * layer_norms(model, g - gradient) for p, g in drawn),
+        "square": sum(p * layer_norms(model, g - gradient) ** 2 for p, g in drawn),
     }
 
 
@@ -154,11 +158,12 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
     model = Dense(inputs, "gcn")
     mean = sum(p * g for p, g in estimates(model, "gas", {}, known(model)))
     out["conditional-bias"] = (mean - flat(exact(model).gradient)).tolist()
-    out |= {f"gradient-error/{key}": value for key, value in _gradient_error(inputs).items()}
-    out["descent"] = _descent(inputs, BETA, ETA, BATCHES)
+    error = moments(model, "lmc", {"beta": BETA}, zeros(model))
+    out |= {f"gradient-error/{key}": error[key].tolist() for key in ("gradient", "bias", "variance", "error")}
+    out["descent"] = _descent(inputs, BETA, ETA, ORDER)
     # The trainer, with batches in this order; in the second run step size and beta are those of Theorem 3.
     out["trainer/constant"] = out["descent"]
-    out["trainer/theorem-3"] = _descent(inputs, BETA * STEPS ** (-2 / 3), ETA * STEPS ** (-2 / 3), BATCHES)
+    out["trainer/theorem-3"] = _descent(inputs, BETA * STEPS ** (-2 / 3), ETA * STEPS ** (-2 / 3), ORDER)
     full, losses = Dense(inputs, "gcn"), []
     for _ in range(STEPS):
         losses.append(exact(full).loss)
