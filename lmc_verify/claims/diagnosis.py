@@ -2,8 +2,7 @@
 
 Three likenesses are looked for, each with a stated limit: the mean is a multiple of the gradient, and little of the
 bias remains beside the factor (a missing or doubled normalisation), the bias sits in a single parameter (a term that
-leaks into it), or it is as small as rounding in single
-precision (somebody computes in float32).
+leaks into it), or it is as small as rounding in single precision (somebody computes in float32).
 """
 
 from __future__ import annotations
