@@ -5,6 +5,7 @@ checked in ``theorems/theorem_2_decay_and_floor.py``. What an author of a claim 
 """
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import (
     AGGREGATE_LINEAR,
     BETA_ZERO,
@@ -21,7 +22,6 @@ from lmc_verify.claims.assumptions import (
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
 from lmc_verify.claims.registry import CLAIMS, check_claim, find_claim
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.objective import rounding_terms
 from lmc_verify.statistics.rounding import decide, gamma
 

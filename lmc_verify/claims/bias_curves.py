@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, properties_of, with_beta
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator

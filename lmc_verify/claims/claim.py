@@ -8,9 +8,9 @@ from functools import wraps
 from typing import Any
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import Untouched, require_reading
 from lmc_verify.provenance import code_fingerprint

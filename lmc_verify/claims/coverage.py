@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence
 from lmc_verify.errors import ContractError
 from lmc_verify.statistics.exclusion import draws_to_exclude
 

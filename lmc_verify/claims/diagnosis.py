@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from lmc_verify.cases.verdict import Evidence
 from lmc_verify.claims.residuals import Residuals
-from lmc_verify.claims.verdict import Evidence
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 
 __all__ = ["COSINE", "SINGLE_PRECISION", "UNEXPLAINED", "describe", "likeness", "worst_parameter"]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence
 from lmc_verify.claims.assumptions import enumerable
 from lmc_verify.claims.residuals import (
     UNIT,
@@ -20,7 +21,6 @@ from lmc_verify.claims.residuals import (
     relative_by_layer,
     unflatten,
 )
-from lmc_verify.claims.verdict import Evidence
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.objective import Gradient, Problem, gradient_sum, loss_conditioning, rounding_terms
 from lmc_verify.statistics.enumeration import MomentAccumulator

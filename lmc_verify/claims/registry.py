@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmc_verify.cases import SamplingSettings, TrainingSettings, assemble_case
+from lmc_verify.cases.verdict import Verdict
 from lmc_verify.claims.claim import Claim
 from lmc_verify.claims.consequences.e1_equals_backward_sgd import EQUALS_BACKWARD_SGD
 from lmc_verify.claims.consequences.e2_exact_when_frozen import EXACT_WHEN_FROZEN
@@ -26,7 +27,6 @@ from lmc_verify.claims.theorems.theorem_2_decay_and_floor import DECAY_AND_FLOOR
 from lmc_verify.claims.theorems.theorem_3_fixed_point import FIXED_POINT
 from lmc_verify.claims.theorems.theorem_3_rate import RATE
 from lmc_verify.claims.theorems.theorem_3_relative_bias import RELATIVE_BIAS
-from lmc_verify.claims.verdict import Verdict
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.graphs import BatchDesign

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmc_verify.claims.verdict import Evidence, Outcome
+from lmc_verify.cases.verdict import Evidence, Outcome
 from lmc_verify.objective import Gradient, Problem, euclidean_norm, gradient_norm
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
-from lmc_verify.claims.verdict import Outcome
 from lmc_verify.estimators import Blend, Cut, Drop, Held, Policies, SampledDesign, Shadow, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.models import active_dropout

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError

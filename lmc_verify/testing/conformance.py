@@ -19,8 +19,8 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.claims import find_claim
-from lmc_verify.claims.verdict import Outcome
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.estimators.properties import declared_claims, label_of

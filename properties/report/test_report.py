@@ -23,7 +23,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.controls import ControlRecord
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
 from lmc_verify.report import (

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import decode, encode, toml_value
 from lmc_verify.errors import InvalidInputError, OutputError, RecordsError
@@ -388,7 +388,7 @@ def test_a_killed_process_loses_at_most_the_trial_under_way(path: Path, inside: 
 import os, sys
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.trials import Trial
-from lmc_verify.claims.verdict import Outcome, Verdict
+from lmc_verify.cases.verdict import Outcome, Verdict
 records = Records.open({str(path)!r})
 trial = lambda key: Trial(key, "claim", Verdict("c", Outcome.EXACT, ""), None, "", 0.0)
 records.add({run}, trial("kept"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
 from lmc_verify.claims.theory import Expectation, expect_from_halo
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import properties_of
 
 __all__ = ["EQUALS_BACKWARD_SGD"]

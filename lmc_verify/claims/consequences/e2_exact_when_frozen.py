@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from lmc_verify.cases import Case, prepared_state, sweep_batches
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, CLUSTERS, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import AUXILIARY, EMBEDDING, History, HistoryWrite, exact_histories, properties_of
 from lmc_verify.estimators.history import Write
 from lmc_verify.graphs import Batch

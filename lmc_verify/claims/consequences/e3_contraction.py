@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Blend, History, Momentum, exact_histories, properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums
 from lmc_verify.graphs import CSR, Batch, Block, named_nodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import (
     LMC_THEOREM_2,
@@ -21,7 +22,6 @@ from lmc_verify.claims.bias_curves import (
 from lmc_verify.claims.claim import Claim, not_applicable
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.claims.verdict import Outcome, Verdict
 
 __all__ = ["FLOOR_IN_STEP_SIZE"]
 

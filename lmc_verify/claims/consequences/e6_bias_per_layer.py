@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import (
     CUT_EDGES,
     FINITE_SUPPORT,
@@ -16,7 +17,6 @@ from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
-from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators import Blend, Held, Momentum, properties_of
 
 __all__ = ["LOWER_LAYERS_BIASED"]

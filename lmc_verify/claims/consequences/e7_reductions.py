@@ -7,12 +7,12 @@ import copy
 import torch
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, NO_SAMPLING
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of, whole_batch
 from lmc_verify.graphs import Clusters
 from lmc_verify.models import LayeredModel

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE
@@ -22,7 +23,6 @@ from lmc_verify.claims.residuals import (
     unflatten,
 )
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, replace
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.residuals import norm_by_layer
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import MVS, Sampled, properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
 from lmc_verify.statistics.rounding import require_number

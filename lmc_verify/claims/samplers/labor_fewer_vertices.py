@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.samplers.error_below_baseline import RELATIVE_ROUNDING
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import NeighbourSampling, properties_of
 from lmc_verify.estimators.samplers.laws import LayerLaw
 from lmc_verify.graphs import Block

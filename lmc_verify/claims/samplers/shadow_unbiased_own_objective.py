@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
 

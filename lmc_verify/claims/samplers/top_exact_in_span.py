@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.base import node_weights
 from lmc_verify.graphs import Batch

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.samplers.sampled import layers_without_weighted_sums

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WEIGHTED_SUMS
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.claims.verdict import Outcome, Verdict
 from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Graph
 from lmc_verify.models import LayeredModel

@@ -6,6 +6,7 @@ Checked by enumerating the batch design from one frozen state in float64: no sam
 from __future__ import annotations
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import (
     AGGREGATE_LINEAR,
     BETA_ZERO,
@@ -27,7 +28,6 @@ from lmc_verify.claims.theory import (
     frozen_sweeps,
     weights_fail,
 )
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import Cut, Held, properties_of
 from lmc_verify.objective import gradient_norm, rounding_terms
 

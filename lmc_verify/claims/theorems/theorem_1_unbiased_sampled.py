@@ -18,6 +18,7 @@ import torch
 
 from lmc_verify.bounds import NoBound, RangeBound, range_bound
 from lmc_verify.cases import Case, readable_count
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT, inclusion_matches
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
@@ -25,7 +26,6 @@ from lmc_verify.claims.reference import BackwardRows
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_by_layer
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
 from lmc_verify.objective import (

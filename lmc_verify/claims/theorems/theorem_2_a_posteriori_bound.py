@@ -9,12 +9,12 @@ import numpy as np
 
 from lmc_verify.bounds import NoBound, batch_bound, error_interval, exact_terms
 from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum

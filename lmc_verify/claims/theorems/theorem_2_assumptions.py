@@ -11,10 +11,10 @@ import math
 
 from lmc_verify.bounds.lipschitz import NormTracker, is_smooth, kinks_crossed, lipschitz_lower, lipschitz_upper
 from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.objective import exact_pass
 from lmc_verify.seeds import generator, torch_generator
 from lmc_verify.training import TrainingRun

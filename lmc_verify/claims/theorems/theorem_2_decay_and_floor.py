@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import (
     LMC_THEOREM_2,
@@ -25,7 +26,6 @@ from lmc_verify.claims.bias_curves import (
 from lmc_verify.claims.claim import Claim, not_applicable
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.claims.verdict import Evidence, Outcome, Verdict
 from lmc_verify.estimators import with_beta
 from lmc_verify.statistics.rates import fit_decay, median_interval
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
@@ -17,7 +18,6 @@ from lmc_verify.claims.enumerated import compare_mean
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
 from lmc_verify.training import HUGE, TrainingRun, conditional_bias, weighted_batches

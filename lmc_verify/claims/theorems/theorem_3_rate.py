@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lmc_verify.cases import Case
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import floor_evidence, floor_words, more_seeds
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import Estimator, FullBatch, with_beta
 from lmc_verify.objective import exact_pass, gradient_norm
 from lmc_verify.seeds import generator

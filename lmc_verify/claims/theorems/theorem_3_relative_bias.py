@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
@@ -15,7 +16,6 @@ from lmc_verify.claims.theorems.theorem_3_fixed_point import SOURCE, snapshot_st
 from lmc_verify.claims.theorems.theorem_3_rate import SCHEDULE, scheduled
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.claims.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.estimators import checked_estimate
 from lmc_verify.objective import exact_pass, gradient_norm
 from lmc_verify.seeds import generator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from lmc_verify.claims.verdict import Evidence
+from lmc_verify.cases.verdict import Evidence
 from lmc_verify.report.figures.canvas import (
     ACCENT,
     BAD,

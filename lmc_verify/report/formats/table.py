@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.claims.verdict import Outcome
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.report.model import text

@@ -10,7 +10,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
-from lmc_verify.claims.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.report.model import text
 from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.runs import NotRun, Trial

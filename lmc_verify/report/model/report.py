@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from lmc_verify.claims.verdict import Outcome
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.controls import MutationScore
 from lmc_verify.races import RaceRun
 from lmc_verify.report.model import text

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from lmc_verify.claims.verdict import Outcome
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.errors import PluginError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.report.model import text

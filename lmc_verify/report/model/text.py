@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from lmc_verify.claims.verdict import Outcome
+from lmc_verify.cases.verdict import Outcome
 
 __all__ = [
     "ABSENT",

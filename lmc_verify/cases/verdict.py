@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
-from lmc_verify.cases import CaseDescription
+from lmc_verify.cases.description import CaseDescription
 
 __all__ = ["AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 

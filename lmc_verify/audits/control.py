@@ -1,0 +1,153 @@
+"""Controls: estimates of known mean on the same nodes as a draw, which take most of its noise away.
+
+Where a batch names the nodes that it is about, Backward SGD on the same nodes, or the gradient of the loss on them, has
+the exact gradient as its mean. The difference from the step has the step's bias as its mean, and far less variance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from lmc_verify.audits.interventions import labelled_nodes
+from lmc_verify.audits.law import Unit
+from lmc_verify.audits.row_gradients import RowGradients
+from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+
+__all__ = ["Control", "control_of", "loss_on"]
+
+PASSES = 3
+"""Passes of a loader that must each contain every node once for its seeds to count as a partition."""
+
+SAME = 1e-9
+"""How far a sum of parts may be from the whole, relative, for the parts to be used."""
+
+
+class Control:
+    """A control; call it with a draw. Its expectation is the exact gradient.
+
+    Attributes:
+        words: what it is.
+    """
+
+    def __init__(self, words: str, of: Callable[[Unit], Gradient]) -> None:
+        self.words, self._of = words, of
+
+    def __call__(self, unit: Unit) -> Gradient:
+        """Return the control of a draw."""
+        return self._of(unit)
+
+
+def control_of(subject: Subject) -> Control:
+    """Return the control with the least noise whose mean is known."""
+    plain = Control("the exact gradient", lambda _: subject.exact)
+    found = None if subject.law.batches is not None else _weights(subject)
+    if found is None:
+        return plain
+    weights, everywhere = found
+    if everywhere:
+        rows = _rows(subject)
+        if rows.names:
+
+            def of(unit: Unit) -> Gradient:
+                with subject.clock.gradient():
+                    return {**subject.exact, **rows.of(weights(unit))}
+
+            return Control("Backward SGD on the same nodes", of)
+    labelled = labelled_nodes(subject.data)
+    if labelled is not None and splits(subject, labelled):
+        return Control("the gradient of the loss on the same nodes", lambda unit: loss_on(subject, weights(unit)))
+    return plain
+
+
+def _rows(subject: Subject) -> RowGradients:
+    modes = {module: module.training for module in subject.model.modules()}
+    subject.model.eval()
+    try:
+        with subject.clock.gradient():
+            return RowGradients(
+                subject.model, subject.data, subject.objective, int(subject.data.num_nodes), subject.exact
+            )
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _weights(subject: Subject) -> tuple[Callable[[Unit], Tensor], bool] | None:
+    """Return the weight of every node in a draw, and whether its mean is one at all nodes, or at labelled ones only.
+
+    None where neither is known.
+    """
+    data, law = subject.data, subject.law
+    if not isinstance(data, Data):
+        return None
+    count = int(data.num_nodes or 0)
+
+    def by_inclusion(unit: Unit) -> Tensor:
+        out = torch.zeros(count, dtype=torch.float64)
+        for batch, weight in zip(unit.batches, unit.weights, strict=True):
+            seeds = subject.nodes(batch).seeds
+            if seeds is not None and law.inclusion is not None:
+                out[seeds] += weight / law.inclusion[seeds]
+        return out
+
+    def by_pass(unit: Unit) -> Tensor:
+        out = torch.zeros(count, dtype=torch.float64)
+        for batch, weight in zip(unit.batches, unit.weights, strict=True):
+            out[subject.nodes(batch).seeds] += weight * (unit.pass_size or 0)
+        return out
+
+    if law.inclusion is not None:
+        return by_inclusion, bool((law.inclusion > 0).all())
+    labelled = labelled_nodes(data)
+    everywhere = on_labelled = True
+    for number in range(PASSES):
+        seeds = [subject.nodes(batch).seeds for batch in law.sweep(number)]
+        if any(item is None for item in seeds):
+            return None
+        times = torch.bincount(torch.cat([item for item in seeds if item is not None]), minlength=count)
+        everywhere &= bool((times == 1).all())
+        on_labelled &= labelled is not None and bool((times[labelled] == 1).all())
+    return (by_pass, everywhere) if everywhere or on_labelled else None
+
+
+def splits(subject: Subject, labelled: Tensor) -> bool:
+    """Whether the objective is a mean over ``data.train_mask``, so that it can be split into parts: tried on two."""
+    halves = torch.zeros(labelled.numel(), 2, dtype=torch.float64)
+    nodes = labelled.nonzero().flatten()
+    if nodes.numel() < 2:
+        return False
+    halves[nodes[::2], 0], halves[nodes[1::2], 1] = 1.0, 1.0
+    try:
+        parts = [loss_on(subject, halves[:, side]) for side in (0, 1)]
+    except (ArithmeticError, LookupError, RuntimeError, ValueError):
+        return False
+    gap = norm(added(added(*parts), subject.exact, -1.0))
+    return gap <= SAME * max(norm(subject.exact), *map(norm, parts))
+
+
+def loss_on(subject: Subject, weights: Tensor, data: Any = None) -> Gradient:
+    """Return the gradient of the objective with a weight for every labelled node; ones give the exact gradient.
+
+    Args:
+        subject: its objective must be a mean over ``data.train_mask``.
+        weights: [n]; nodes of equal weight share a pass over the whole graph.
+        data: other data than the subject's, of as many nodes.
+    """
+    data = subject.data if data is None else data
+    labelled = labelled_nodes(data)
+    assert labelled is not None
+    total: Gradient = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
+    everything = int(labelled.sum())
+    for value in torch.unique(weights[labelled]).tolist():
+        if value == 0:
+            continue
+        chosen = labelled & (weights == value)
+        changed = data.clone()
+        changed.train_mask = chosen.to(data.train_mask.device)
+        total = added(total, scaled(subject.gradient_of(changed), value * int(chosen.sum()) / everything))
+    return total

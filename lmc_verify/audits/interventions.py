@@ -1,0 +1,237 @@
+"""Interventions: one thing about a training loop is put right, and the bias is measured again.
+
+Each is a change of how the step is run, of its batch, or of the weight of its gradient; several apply together. What
+bias an intervention removes is measured, not derived: it names a cause because the bias goes away with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch_geometric.data import Data
+
+from lmc_verify.audits.subject import Subject
+from lmc_verify.steps import node_attributes
+
+__all__ = ["INTERVENTIONS", "Intervention", "labelled_nodes", "loss_rows", "whole_graph_batch"]
+
+_DROPOUTS = {
+    function
+    for function in (
+        F.dropout,
+        F.dropout1d,
+        F.dropout2d,
+        F.dropout3d,
+        F.alpha_dropout,
+        F.feature_alpha_dropout,
+        torch.dropout,
+        torch.feature_dropout,
+        torch.alpha_dropout,
+        torch.dropout_,
+    )
+}
+
+
+class _NoDropout(TorchFunctionMode):
+    """Every dropout returns its input."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DROPOUTS:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+class _FrozenBatchNorm(TorchFunctionMode):
+    """Every batch norm uses its running statistics, and leaves them as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.batch_norm:
+            names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if given.get("running_mean") is not None:
+                given["training"] = False
+                return func(**given)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and keep it there whatever a step calls."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+            module.__dict__["train"] = lambda mode=True, module=module: module
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.__dict__.pop("train", None)
+            module.training = mode
+
+
+def loss_rows(subject: Subject, batch: Any, seeds_only: bool = False) -> int | None:
+    """Return how many labelled rows enter a batch's loss, as far as the batch says; None where it does not."""
+    found = subject.nodes(batch)
+    mask = batch["train_mask"] if isinstance(batch, Data) and "train_mask" in batch else None
+    if isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.dim() == 1:
+        if seeds_only and found.seeds_are_named:
+            rows = found.seed_rows()
+            return None if rows is None else int((mask.cpu() & rows).sum())
+        return int(mask.sum())
+    if found.seeds is None:
+        return None
+    labelled = labelled_nodes(subject.data)
+    return None if labelled is None else int(labelled[found.seeds].sum())
+
+
+def labelled_nodes(data: Any) -> Tensor | None:
+    """Return which nodes are labelled, bool [n]; None where the data do not say so with one mask."""
+    mask = getattr(data, "train_mask", None) if isinstance(data, Data) else None
+    if not isinstance(mask, Tensor) or not isinstance(data, Data):
+        return None
+    if mask.dtype is torch.bool:
+        return mask.cpu() if mask.dim() == 1 else None
+    out = torch.zeros(int(data.num_nodes or 0), dtype=torch.bool)
+    out[mask.cpu().long()] = True
+    return out
+
+
+def _seed_count(subject: Subject, batch: Any) -> int | None:
+    found = subject.nodes(batch)
+    if found.seeds is not None:
+        return int(found.seeds.numel())
+    return None if found.ids is None else int(found.ids.numel())
+
+
+def _seeds_in_loss(subject: Subject, batch: Any) -> Any:
+    """Return a batch whose rows other than its seeds have no label."""
+    rows = subject.nodes(batch).seed_rows() if subject.nodes(batch).seeds_are_named else None
+    if rows is None or not isinstance(batch, Data) or "train_mask" not in batch:
+        return batch
+    changed = batch.clone()
+    changed.train_mask = batch.train_mask & rows.to(batch.train_mask.device)
+    return changed
+
+
+def whole_graph_batch(subject: Subject, batch: Any) -> Any:
+    """Return the whole graph as a batch: its rows first, in their order, and the rest without labels.
+
+    Every row then has all its neighbours, and every degree is the whole graph's. Returned as it is: a batch that is no
+    ``Data``, whose rows are not known, or with attributes of edges that the data do not have.
+    """
+    data, ids = subject.data, subject.nodes(batch).ids
+    if not isinstance(batch, Data) or not isinstance(data, Data) or ids is None or data.edge_index is None:
+        return batch
+    if torch.unique(ids).numel() != ids.numel():
+        return batch
+    count = int(data.num_nodes or 0)
+    rest = torch.ones(count, dtype=torch.bool)
+    rest[ids] = False
+    order = torch.cat([ids, rest.nonzero().flatten()])
+    place = torch.empty(count, dtype=torch.long)
+    place[order] = torch.arange(count)
+    out: Any = batch.clone()
+    nodewise = set(node_attributes(batch))
+    for key, value in batch.to_dict().items():
+        if not isinstance(value, Tensor) or key == "edge_index":
+            continue
+        if key in nodewise:
+            out[key] = _extended(value, data[key] if key in data else None, order, ids, count)
+        elif batch.is_edge_attr(key):
+            if key not in data or not isinstance(data[key], Tensor):
+                return batch
+            out[key] = data[key]
+    out.edge_index = place.to(data.edge_index.device)[data.edge_index]
+    if "n_id" in batch:
+        out.n_id = order.to(batch.n_id.device)
+    out.num_nodes = None
+    out._store.pop("num_nodes", None)
+    return out
+
+
+def _extended(value: Tensor, whole: Any, order: Tensor, ids: Tensor, count: int) -> Tensor:
+    """Return a node attribute of a batch for all nodes: masks of the rest are false, what the data lack is zero."""
+    shape = (count - ids.numel(), *value.shape[1:])
+    if value.dtype is not torch.bool and isinstance(whole, Tensor) and whole.shape[0] == count:
+        rest = whole[order[ids.numel() :].to(whole.device)].to(value.dtype)
+    else:
+        rest = torch.zeros(shape, dtype=value.dtype, device=value.device)
+    return torch.cat([value, rest.reshape(shape).to(value.device)])
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One thing that is put right.
+
+    Attributes:
+        id: name of the cause.
+        cause: what is wrong where the bias goes away, in a few words.
+        remedy: what a user does about it.
+        context: a context manager that the step runs in, from the subject.
+        batch: a batch from the subject and a batch.
+        count: a number of a batch; its gradient is weighted by that number over the mean number.
+    """
+
+    id: str
+    cause: str
+    remedy: str
+    context: Callable[[Subject], Any] | None = None
+    batch: Callable[[Subject, Any], Any] | None = None
+    count: Callable[[Subject, Any], int | None] | None = None
+
+
+INTERVENTIONS: tuple[Intervention, ...] = (
+    Intervention(
+        "dropout",
+        "dropout is left on: the gradient is that of another, random model",
+        "compare with dropout off (model.eval()), or take the objective's mean over dropout as the target",
+        context=lambda _: _NoDropout(),
+    ),
+    Intervention(
+        "batch-norm",
+        "batch norm in training mode: the statistics are those of the batch, not those of the graph",
+        "freeze batch norm (norm.eval()), or use a norm of single rows, such as LayerNorm",
+        context=lambda _: _FrozenBatchNorm(),
+    ),
+    Intervention(
+        "training-mode",
+        "modules in training mode compute something else than in evaluation mode",
+        "call model.eval() before the step",
+        context=lambda subject: _evaluation(subject.model),
+    ),
+    Intervention(
+        "batch-mean",
+        "batch mean: the loss is a mean over the batch's labelled nodes, and batches have different numbers of them",
+        "sum the loss and divide by the same number for every batch: labelled nodes of the graph times the batch's "
+        "probability to contain a node",
+        count=lambda subject, batch: loss_rows(subject, batch),
+    ),
+    Intervention(
+        "node-mean",
+        "node mean: the loss is divided by the batch's number of nodes, and batches have different sizes",
+        "divide by the same number for every batch",
+        count=_seed_count,
+    ),
+    Intervention(
+        "halo-rows-in-loss",
+        "halo rows in the loss: labelled nodes that a batch is not about enter its loss, some more often than others",
+        "take the loss over the nodes that the batch is about only",
+        batch=_seeds_in_loss,
+    ),
+    Intervention(
+        "missing-neighbours",
+        "cut edges: rows lack neighbours that they have in the graph, and degrees are those of the subgraph",
+        "keep the neighbours' embeddings (GAS, LMC), or all neighbours as many hops away as there are layers",
+        batch=whole_graph_batch,
+    ),
+)
+"""In the order in which they are tried: of two that explain as much, the first is named."""
+

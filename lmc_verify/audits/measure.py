@@ -1,0 +1,247 @@
+"""The mean of a step's gradients over the law of its batches, under interventions, and its distance from the exact one.
+
+Where all batches are known and the step draws nothing for itself, the mean is a finite sum and its distance from the
+exact gradient is known to rounding. Elsewhere draws are compared with a control on the same nodes, whose mean is the
+exact gradient (see `lmc_verify.audits.control`), and the distance has a standard error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from lmc_verify.audits.interventions import Intervention
+from lmc_verify.audits.law import Unit
+from lmc_verify.audits.row_gradients import message_passing
+from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.seeds import torch_generator
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma
+from lmc_verify.steps import cast
+
+__all__ = ["Deviations", "Measured", "differences", "is_random", "mean_gradient", "rounding"]
+
+PROBE = 1e-7
+"""Relative size of the random changes of parameters and features from which the conditioning is measured."""
+
+WITHIN = 3.0
+"""Standard errors within which a bias from draws counts as none when causes are compared."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean of gradients, and its distance from the exact one.
+
+    Attributes:
+        bias: mean minus exact gradient, by parameter.
+        noise: by parameter, the norm that rounding may give (exact), or the standard error of the norm (sampled).
+        exact: whether all batches were evaluated, and nothing was left to chance.
+        draws: batches that were evaluated.
+    """
+
+    bias: Gradient
+    noise: dict[str, float]
+    exact: bool
+    draws: int
+
+    def size(self) -> float:
+        """Return the norm of the bias, less what noise gives on average."""
+        return math.sqrt(max(norm(self.bias) ** 2 - (0.0 if self.exact else self.total_noise() ** 2), 0.0))
+
+    def total_noise(self) -> float:
+        """Return the noise of all parameters together."""
+        return math.hypot(*self.noise.values())
+
+    def vanishes(self, less: Gradient | None = None) -> bool:
+        """Whether the bias, less a predicted one, is nothing but rounding, or within its interval."""
+        rest = self.bias if less is None else added(self.bias, less, -1.0)
+        limit = REFUTATION_FACTOR if self.exact else WITHIN
+        return all(float(value.norm()) <= limit * self.noise[name] for name, value in rest.items())
+
+
+def treated(subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention]) -> Gradient:
+    """Return the step's gradient for a batch under interventions, without their weights."""
+    for item in chosen:
+        if item.batch is not None:
+            batch = item.batch(subject, batch)
+    return subject.step(batch, seed, [item.context(subject) for item in chosen if item.context is not None])
+
+
+def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ()) -> bool:
+    """Whether the step gives another gradient for one batch under another seed."""
+    one, other = (treated(subject, batch, seed, chosen) for seed in (1, 2))
+    return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[int | None]:
+    """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
+    for item in chosen:
+        if item.batch is not None and item.id == "halo-rows-in-loss":
+            batch = item.batch(subject, batch)
+    return [item.count(subject, batch) for item in chosen if item.count is not None]
+
+
+class Weights:
+    """Factors of the batches' gradients under interventions: a count over its mean.
+
+    Args:
+        subject: the step.
+        chosen: interventions.
+        batches: batches with their weights in the mean.
+    """
+
+    def __init__(self, subject: Subject, chosen: Sequence[Intervention], batches: Sequence[tuple[Any, float]]) -> None:
+        self._subject, self._chosen = subject, [item for item in chosen if item.count or item.batch]
+        self._means: list[float] = []
+        if any(item.count for item in chosen):
+            table = [(counts_of(subject, batch, self._chosen), weight) for batch, weight in batches]
+            total = math.fsum(weight for _, weight in table)
+            columns = len(table[0][0])
+            self._means = [math.fsum((row[k] or 0) * weight for row, weight in table) / total for k in range(columns)]
+
+    def of(self, batch: Any) -> float:
+        """Return the factor of a batch."""
+        if not self._means:
+            return 1.0
+        counts = counts_of(self._subject, batch, self._chosen)
+        return math.prod((count or 0) / mean if mean else 1.0 for count, mean in zip(counts, self._means, strict=True))
+
+
+def mean_gradient(subject: Subject, chosen: Sequence[Intervention] = ()) -> Measured:
+    """Return the mean over all batches of an enumerated law.
+
+    Raises:
+        ValueError: the law is not enumerated.
+    """
+    law = subject.law
+    if law.batches is None or law.probabilities is None:
+        raise ValueError("the batches of this law are drawn, there is no finite sum")
+    pairs = list(zip(law.batches, law.probabilities, strict=True))
+    weights = Weights(subject, chosen, pairs)
+    total = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
+    sizes = dict.fromkeys(total, 0.0)
+    for batch, probability in pairs:
+        factor = probability * weights.of(batch)
+        for name, value in treated(subject, batch, 0, chosen).items():
+            total[name] += factor * value
+            sizes[name] += factor * float(value.norm())
+    noise = rounding(subject, sizes, len(pairs))
+    return Measured(added(total, subject.exact, -1.0), noise, True, len(pairs))
+
+
+def differences(
+    subject: Subject,
+    units: Sequence[Unit],
+    control: Callable[[Unit], Gradient],
+    chosen: Sequence[Intervention] = (),
+) -> Iterator[Gradient]:
+    """Yield, for every draw, the mean of its steps' gradients less its control: its expectation is the bias."""
+    pairs = [pair for unit in units for pair in zip(unit.batches, unit.weights, strict=True)]
+    weights = Weights(subject, chosen, pairs)
+    for unit in units:
+        total: Gradient = {}
+        for batch, weight, seed in zip(unit.batches, unit.weights, unit.seeds, strict=True):
+            part = scaled(treated(subject, batch, seed, chosen), weight * weights.of(batch))
+            total = added(total, part) if total else part
+        yield added(total, control(unit), -1.0)
+
+
+class Deviations:
+    """Mean and standard error of draws, by parameter."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean: Gradient = {}
+        self._squares: dict[str, float] = {}
+        self._batches = 0
+
+    def update(self, draw: Gradient, batches: int) -> None:
+        """Take one draw (Welford's recursion)."""
+        self._count += 1
+        self._batches += batches
+        if not self._mean:
+            self._mean = {name: value.clone() for name, value in draw.items()}
+            self._squares = dict.fromkeys(draw, 0.0)
+            return
+        for name, value in draw.items():
+            step = value - self._mean[name]
+            self._mean[name] += step / self._count
+            self._squares[name] += float((step * (value - self._mean[name])).sum())
+
+    def measured(self, rounded: dict[str, float]) -> Measured:
+        """Return mean and standard errors; rounding is part of the noise."""
+        spread = max(self._count - 1, 1) * self._count
+        noise = {name: math.hypot(math.sqrt(max(s, 0.0) / spread), rounded[name]) for name, s in self._squares.items()}
+        return Measured(self._mean, noise, False, self._batches)
+
+
+def rounding(subject: Subject, sizes: dict[str, float], batches: int) -> dict[str, float]:
+    """Return by parameter what rounding may do to a mean of gradients, as Euclidean norm.
+
+    A gradient is computed as if parameters and features were changed by the relative error of its longest sums
+    (backward stability); what such a change does is measured on the exact gradient. To this comes the error of the
+    weighted sum over batches.
+
+    Args:
+        subject: the step.
+        sizes: by parameter, the weighted sum of the norms of all batches' gradients.
+        batches: their number.
+    """
+    unit = gamma(terms(subject) + batches) * torch.finfo(subject.runner.dtype).eps / torch.finfo(torch.float64).eps
+    moved = _conditioning(subject)
+    whole = norm(subject.exact)
+    return {
+        name: unit * (sizes[name] + float(value.norm()) + moved[name] + 1e-3 * whole)
+        for name, value in subject.exact.items()
+    }
+
+
+def terms(subject: Subject) -> int:
+    """Return an upper bound on the rounded additions behind one component of a gradient: its longest sums, chained."""
+    data, model = subject.data, subject.model
+    widest = max((max(value.shape) for value in model.parameters() if value.dim()), default=1)
+    nodes = int(data.num_nodes or 1) if hasattr(data, "num_nodes") else 1
+    degree = 1
+    if isinstance(data, Data) and isinstance(data.edge_index, Tensor) and data.edge_index.numel():
+        degree = max(int(torch.bincount(row).max()) for row in data.edge_index.cpu())
+    layers = max(len(message_passing(model)), 1)
+    return nodes + layers * 2 * (widest + degree + 12)
+
+
+def _conditioning(subject: Subject) -> dict[str, float]:
+    """Return by parameter the change of the exact gradient for a relative change of one of parameters and features."""
+    if not hasattr(subject, "_moved"):
+        found = dict.fromkeys(subject.exact, 0.0)
+        for probe in range(2):
+            moved = _moved_gradient(subject, probe)
+            for name, value in subject.exact.items():
+                found[name] = max(found[name], float((moved[name] - value).norm()) / PROBE)
+        subject._moved = found  # type: ignore[attr-defined]
+    return dict(subject._moved)  # type: ignore[attr-defined]
+
+
+def _moved_gradient(subject: Subject, probe: int) -> Gradient:
+    source = torch_generator(subject.seed, "conditioning", probe)
+
+    def factor(value: Tensor) -> Tensor:
+        signs = 2.0 * torch.randint(2, value.shape, generator=source).to(value) - 1.0
+        return 1.0 + PROBE * signs
+
+    kept = {name: value.detach().clone() for name, value in subject.model.named_parameters()}
+    data = cast(subject.data, subject.runner.dtype)
+    if isinstance(data, Data) and isinstance(data.x, Tensor) and data.x.is_floating_point():
+        data.x = data.x * factor(data.x)
+    try:
+        with torch.no_grad():
+            for value in subject.model.parameters():
+                value.mul_(factor(value))
+        return subject.gradient_of(data)
+    finally:
+        with torch.no_grad():
+            for name, value in subject.model.named_parameters():
+                value.copy_(kept[name])

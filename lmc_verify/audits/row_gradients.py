@@ -1,0 +1,200 @@
+"""Backward SGD for any module: the part of the exact gradient that the rows of some nodes contribute, layer by layer.
+
+With ``V`` the derivative of the loss by a layer's output, from one exact pass over the whole graph, the rows B
+contribute ``sum_{j in B} (d out_j / d theta)^T V_j`` (Theorem 1 of [LMC]; there for its layers, here for every module
+that owns parameters). The parts of all nodes add up to the exact gradient, which is checked when they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+
+from lmc_verify.steps import Objective
+
+__all__ = ["RowGradients", "message_passing", "owners"]
+
+SAME = 1e-9
+"""How far the sum of all rows may be from the exact gradient, relative, for the parts to be used."""
+
+
+def message_passing(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the outermost modules that send messages, with their names."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, MessagePassing) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
+    return found
+
+
+def owners(model: nn.Module) -> dict[str, tuple[str, nn.Module]]:
+    """Return, for every trainable parameter, the module whose output its rows are: a convolution, or the owner."""
+    convs = message_passing(model)
+    out: dict[str, tuple[str, nn.Module]] = {}
+    for name, value in model.named_parameters():
+        if not value.requires_grad:
+            continue
+        outer = next(((path, module) for path, module in convs if name.startswith(f"{path}.") or not path), None)
+        path = name.rpartition(".")[0]
+        out[name] = outer if outer is not None else (path, model.get_submodule(path))
+    return out
+
+
+class _Call:
+    """One call of a module on the whole graph, on inputs of its own."""
+
+    def __init__(self, module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        self.module = module
+        self._given = tuple(_detached(item) for item in given)
+        self._named = {key: _detached(item) for key, item in named.items()}
+        self.adjoint: Tensor | None = None
+        self._out: Tensor | None = None
+
+    def out(self) -> Tensor:
+        if self._out is None:
+            with torch.enable_grad():
+                self._out = self.module(*self._given, **self._named)
+        return self._out
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple | list):
+        return type(value)(_detached(item) for item in value)
+    return value
+
+
+class RowGradients:
+    """Parts of the exact gradient by rows.
+
+    Args:
+        model: the module, in the mode that is meant; it is not changed.
+        data: the whole graph.
+        objective: the loss.
+        num_nodes: of the graph, n.
+        exact: the exact gradient.
+
+    Attributes:
+        names: parameters whose rows add up to their exact gradient. Others have no parts: their module's output has no
+            row for every node, or they are used outside of a module.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: Any, objective: Objective, num_nodes: int, exact: Mapping[str, Tensor]
+    ) -> None:
+        self._owners, self._num_nodes = owners(model), num_nodes
+        self._parameters = dict(model.named_parameters())
+        self._calls: dict[str, list[_Call]] = {path: [] for path, _ in self._owners.values()}
+        self._record(model, data, objective)
+        everything = torch.ones(num_nodes, dtype=next(iter(exact.values())).dtype)
+        self.names: tuple[str, ...] = tuple(self._owners)
+        try:
+            whole = self.of(everything)
+        except (RuntimeError, ValueError, TypeError):
+            whole = {}
+        self.names = tuple(
+            name
+            for name in whole
+            if float((whole[name] - exact[name]).norm()) <= SAME * max(float(exact[name].norm()), _norm(exact))
+        )
+
+    def _record(self, model: nn.Module, data: Any, objective: Objective) -> None:
+        outputs: list[tuple[_Call, Tensor]] = []
+        modules = {path: module for path, module in self._owners.values()}
+
+        def hook(path: str) -> Any:
+            def record(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+                if isinstance(out, Tensor) and out.dim() >= 1 and out.shape[0] == self._num_nodes and out.requires_grad:
+                    call = _Call(module, given, named)
+                    self._calls[path].append(call)
+                    outputs.append((call, out))
+
+            return record
+
+        handles = [
+            module.register_forward_hook(hook(path), with_kwargs=True) for path, module in modules.items() if path
+        ]
+        try:
+            with torch.enable_grad():
+                loss = objective(model, data)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if outputs:
+            adjoints = torch.autograd.grad(loss, [out for _, out in outputs], allow_unused=True)
+            for (call, _), adjoint in zip(outputs, adjoints, strict=True):
+                call.adjoint = adjoint
+
+    def of(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return the weighted sum of the rows' parts by parameter.
+
+        Args:
+            weights: [n], one for each node.
+        """
+        out: dict[str, Tensor] = {}
+        for path, names in self._by_owner().items():
+            parameters = [self._parameters[name] for name in names]
+            totals = [torch.zeros_like(value) for value in parameters]
+            for call in self._calls[path]:
+                if call.adjoint is None:
+                    continue
+                shape = (self._num_nodes, *[1] * (call.adjoint.dim() - 1))
+                found = torch.autograd.grad(
+                    call.out(),
+                    parameters,
+                    call.adjoint * weights.to(call.adjoint).reshape(shape),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                totals = [
+                    total if part is None else total + part for total, part in zip(totals, found, strict=True)
+                ]
+            out |= dict(zip(names, totals, strict=True))
+        return out
+
+    def _by_owner(self) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for name in self.names:
+            out.setdefault(self._owners[name][0], []).append(name)
+        return out
+
+    def adjoints(self, name: str) -> Iterator[Tensor]:
+        """Yield V, the derivative of the loss by the rows of a parameter's module [n, ...], for each of its calls."""
+        for call in self._calls[self._owners[name][0]]:
+            if call.adjoint is not None:
+                yield call.adjoint
+
+
+@contextmanager
+def detached_rows(model: nn.Module, keep: Tensor) -> Iterator[None]:
+    """Cut the gradient at rows outside of a set, in the output of every convolution but the last.
+
+    This is what methods compute that keep the halo's embeddings in histories and drop its messages backwards, such as
+    GAS, where the histories are exact.
+
+    Args:
+        model: the module, whose convolutions are called in the order of their names.
+        keep: bool [n], rows whose gradient flows.
+    """
+
+    def cut(_module: nn.Module, _given: Any, out: Any) -> Any:
+        if not isinstance(out, Tensor) or out.shape[0] != keep.numel():
+            return out
+        return torch.where(keep.reshape(-1, *[1] * (out.dim() - 1)), out, out.detach())
+
+    handles = [module.register_forward_hook(cut) for _, module in message_passing(model)[:-1]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _norm(gradient: Mapping[str, Tensor]) -> float:
+    return float(torch.stack([value.double().norm() for value in gradient.values()]).norm())

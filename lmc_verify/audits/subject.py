@@ -1,0 +1,243 @@
+"""The step under audit: its runs under interventions, the exact gradients that it is compared with, and their cost."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmc_verify.audits.law import Law, Unit
+from lmc_verify.audits.rows import Nodes
+from lmc_verify.errors import ContractError, NotFiniteError
+from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
+
+__all__ = ["Clock", "Gradient", "Subject", "added", "norm", "scaled"]
+
+Gradient = dict[str, Tensor]
+
+
+def norm(gradient: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm of a gradient; without overflow in the squares."""
+    if not gradient:
+        return 0.0
+    largest = max(float(value.abs().max()) if value.numel() else 0.0 for value in gradient.values())
+    if largest == 0.0:
+        return 0.0
+    return largest * float(torch.stack([(value.double() / largest).square().sum() for value in gradient.values()]).sum().sqrt())
+
+
+def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float = 1.0) -> Gradient:
+    """Return ``left + factor * right`` by parameter."""
+    return {name: value + factor * right[name] for name, value in left.items()}
+
+
+def scaled(gradient: Mapping[str, Tensor], factor: float) -> Gradient:
+    """Return ``factor * gradient``."""
+    return {name: factor * value for name, value in gradient.items()}
+
+
+@dataclass
+class Clock:
+    """What an audit has spent: calls and seconds of the user's step, of exact gradients, and in all."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    gradients: int = 0
+    gradient_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count a call of the step."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.steps += 1
+            self.step_seconds += time.perf_counter() - begin
+
+    @contextmanager
+    def gradient(self) -> Iterator[None]:
+        """Count an exact gradient."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.gradients += 1
+            self.gradient_seconds += time.perf_counter() - begin
+
+    def overhead(self) -> float:
+        """Return the time in all as a multiple of that of the steps and exact gradients."""
+        needed = self.step_seconds + self.gradient_seconds
+        return (time.perf_counter() - self.started) / needed if needed else 1.0
+
+
+class Subject:
+    """A step, the law of its batches, and the objective that it should follow.
+
+    Args:
+        runner: runs the step on a private copy of the model.
+        data: the whole graph, in the runner's precision.
+        law: of the batches.
+        nodes: of each batch that is evaluated, by a function of the batch.
+        objective: the loss on the whole graph.
+        seed: of everything that is drawn.
+
+    Attributes:
+        kept: the state and buffers from which every step starts.
+    """
+
+    def __init__(
+        self, runner: StepRunner, data: Any, law: Law, reader: Any, objective: Objective, seed: int
+    ) -> None:
+        self.runner, self.data, self.law, self.objective, self.seed = runner, data, law, objective, seed
+        self.clock = Clock()
+        self._reader = reader
+        held = {id(value) for value in runner.state.tensors().values()}
+        self._buffers = Buffers(runner.model, held)
+        self.kept = runner.state.snapshot()
+        self._exact: tuple[float, Gradient] | None = None
+        self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
+        self.without_gradient = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the model."""
+        return self.runner.model
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The trainable parameters."""
+        return self.runner.names
+
+    @property
+    def exact(self) -> Gradient:
+        """The gradient on the whole graph."""
+        return self._whole()[1]
+
+    @property
+    def loss(self) -> float:
+        """The loss on the whole graph."""
+        return self._whole()[0]
+
+    def _whole(self) -> tuple[float, Gradient]:
+        if self._exact is None:
+            with self.clock.gradient():
+                self._exact = objective_gradient(self.model, self.data, self.objective)
+        return self._exact
+
+    def gradient_of(self, data: Any) -> Gradient:
+        """Return the gradient of the objective on other data."""
+        with self.clock.gradient():
+            return objective_gradient(self.model, data, self.objective)[1]
+
+    def nodes(self, batch: Any) -> Nodes:
+        """Return the nodes of a batch."""
+        key = id(batch)
+        if key not in self._nodes or self._nodes[key][0] is not batch:
+            self._nodes[key] = (batch, self._reader(batch))
+            if len(self._nodes) > 4096:
+                self._nodes.popitem(last=False)
+        return self._nodes[key][1]
+
+    def reset(self) -> None:
+        """Put state and buffers back to where every step starts."""
+        self.runner.state.restore(self.kept)
+        self._buffers.restore()
+
+    def step(self, batch: Any, seed: int, contexts: Sequence[Any] = ()) -> Gradient:
+        """Return the gradient that the step leaves for one batch, from the kept state.
+
+        A batch that leaves none where others do counts as zero: the loop takes no step for it, or one of length zero.
+
+        Args:
+            batch: as the step takes it.
+            seed: of the step's own randomness.
+            contexts: context managers that the step runs in.
+
+        Raises:
+            ContractError: see `StepRunner.run`.
+            NotFiniteError: a gradient is not finite.
+        """
+        self.reset()
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            stack.enter_context(self.clock.step())
+            try:
+                gradient = self.runner.run(batch, self.data, seed)
+            except NoGradientError:
+                self.without_gradient += 1
+                return {name: torch.zeros_like(value) for name, value in self.exact.items()}
+        for name, value in gradient.items():
+            if not bool(torch.isfinite(value).all()):
+                bad = "NaN" if bool(value.isnan().any()) else "infinite"
+                raise NotFiniteError(
+                    f"the step's gradient of {name} is {bad} for a batch ({describe(batch)}), so the mean over batches "
+                    "is, too; a mean over no labelled node is NaN: give a batch without one a loss of zero"
+                )
+        return gradient
+
+    def sweep(self, batches: Sequence[Any], seed: int) -> None:
+        """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves."""
+        self.reset()
+        for index, batch in enumerate(batches):
+            with self.clock.step():
+                try:
+                    self.runner.run(batch, self.data, seed + index)
+                except NoGradientError:
+                    continue
+        self.kept = self.runner.state.snapshot()
+        self._buffers.restore()
+
+    def units(self, draws: int, *, own_randomness: bool) -> Iterator[Unit]:
+        """Yield the law's independent draws."""
+        return self.law.units(draws, self.seed, own_randomness=own_randomness)
+
+    def changed_parameters(self) -> list[str]:
+        """Return parameters that differ from those at the start."""
+        return self._buffers.changed_parameters()
+
+    def changed_buffers(self) -> list[str]:
+        """Return buffers that differ from those at the start."""
+        return self._buffers.changed_buffers()
+
+
+class Buffers:
+    """The parameters and buffers of a model as they were, except those that are the step's state."""
+
+    def __init__(self, model: nn.Module, state: set[int]) -> None:
+        self._model = model
+        self._parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
+        self._kept = {
+            name: value.detach().clone() for name, value in model.named_buffers() if id(value) not in state
+        }
+
+    def restore(self) -> None:
+        """Put every buffer back."""
+        named = dict(self._model.named_buffers())
+        with torch.no_grad():
+            for name, kept in self._kept.items():
+                if not torch.equal(named[name], kept):
+                    named[name].copy_(kept)
+
+    def changed_parameters(self) -> list[str]:
+        """Return the names of parameters that changed."""
+        return _differing(self._parameters, dict(self._model.named_parameters()))
+
+    def changed_buffers(self) -> list[str]:
+        """Return the names of buffers that changed."""
+        return _differing(self._kept, dict(self._model.named_buffers()))
+
+
+def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    for name in before:
+        if name not in now:
+            raise ContractError(f"step removed {name} of the model; a model keeps its parameters and buffers")
+    return [name for name, value in before.items() if not torch.equal(value, now[name].detach())]
