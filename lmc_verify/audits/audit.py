@@ -1,0 +1,350 @@
+"""Is the gradient that a training step computes unbiased for the objective; if not, how large is the bias, and why?
+
+The exact gradient is autograd's on the whole graph, so model, loss and convolutions may be any. The mean of the step's
+gradients over the batches is compared with it: as a finite sum where the batches can be listed and the step draws
+nothing for itself, else from draws.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmc_verify.audits.causes import Explanation, explain
+from lmc_verify.audits.contract import Original, check_contract
+from lmc_verify.audits.control import control_of
+from lmc_verify.audits.interventions import Intervention
+from lmc_verify.audits.law import Law, Sampling, Unit, law_of
+from lmc_verify.audits.measure import (
+    Deviations,
+    Measured,
+    differences,
+    is_random,
+    mean_gradient,
+    rounding,
+)
+from lmc_verify.audits.result import Audit, Cost, Guarantee, ParameterBias
+from lmc_verify.audits.rows import Namer, NodesReader
+from lmc_verify.audits.sampled import Decision, decide_sampled
+from lmc_verify.audits.subject import Gradient, Subject, norm
+from lmc_verify.audits.sweeps import sweep_until_still
+from lmc_verify.cases.verdict import Outcome, Series
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.statistics.rounding import REFUTATION_FACTOR
+from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
+
+__all__ = ["audit"]
+
+CAUSE_UNITS = 32
+"""Draws on which causes are compared, where batches are drawn."""
+
+
+def audit(
+    model: nn.Module,
+    data: Any,
+    batches: Any,
+    step: Step,
+    *,
+    objective: Objective | None = None,
+    state: StateLike = None,
+    sampling: Sampling | None = None,
+    nodes: Namer | None = None,
+    seeds: Namer | None = None,
+    dtype: torch.dtype = torch.float64,
+    guarantee: Guarantee = "asymptotic",
+    bound: float | None = None,
+    draws: int = 200,
+    alpha: float = 1e-4,
+    delta: float = 0.1,
+    sweeps: int | None = None,
+    causes: bool = True,
+    seed: int = 0,
+) -> Audit:
+    """Judge a training step: is the mean of its gradients over the batches the gradient of the objective?
+
+    Everything happens on a private copy of the model; the model, the data, the state and the global random generators
+    are left as they were. The objective is taken in evaluation mode; the step runs in the mode that the model is in, or
+    sets.
+
+    Args:
+        model: any module.
+        data: the whole graph: PyTorch Geometric's ``Data`` or ``HeteroData``, or whatever `objective` takes.
+        batches: a batch design of this package; a list of (batch, probability); a loader or any iterable that can be
+            gone through again, one pass of which is an epoch; or a function that returns one, of no argument or of the
+            data. With a batch design the step gets the induced subgraph, with ``n_id`` and ``inclusion``.
+        step: ``step(model, batch)`` or ``step(model, batch, data)``: what the loop does for one batch, up to
+            ``.backward()``; it leaves ``.grad``, or returns gradients by parameter.
+        objective: ``objective(model, data)``, a scalar; None for the mean loss over ``data.train_mask``.
+        state: what the step keeps between batches, such as histories: tensors, an object that holds them or has
+            ``state_dict``, a pair of functions (snapshot, restore), or a function of the model that returns these. It
+            is brought to rest by sweeps at frozen parameters, and judged there.
+        sampling: how a step's batch is drawn: ``"epoch"`` (each batch once), ``"uniform"`` (one of them at every step)
+            or ``"independent"``; None for what is usual.
+        nodes: a function of a batch that returns the ids of its rows, where it names them in a way of its own.
+        seeds: a function of a batch that returns the ids of the nodes that it is about.
+        dtype: precision of model, data and batches; `torch.float64`, or `torch.float32` for steps that need it.
+        guarantee: the weakest that may decide: ``"asymptotic"``, ``"anytime-valid"`` (needs `bound`) or ``"exact"``.
+        bound: largest norm, in exact gradients' norms, of the difference between a step's gradient and its control,
+            which you have proven; it makes draws decide anytime-valid.
+        draws: batches that are drawn, where not all are evaluated.
+        alpha: error probability of an outcome from draws.
+        delta: a bias up to this, in gradient norms, is SUPPORTED as none by draws.
+        sweeps: sweeps for a step with a state; None until it rests, 0 to judge the state that is given.
+        causes: whether a bias is explained, too.
+        seed: root seed of everything that is drawn.
+
+    Returns:
+        The audit: print it, or call its `assert_unbiased`.
+
+    Raises:
+        InvalidInputError: an argument, the data or the batches cannot be used.
+        ContractError: the step breaks its contract (see `lmc_verify.audits.contract`): nothing is said about bias.
+        NotFiniteError: a loss or gradient is NaN or infinite.
+
+    Example:
+        >>> import torch, torch.nn.functional as F, lmc_verify as lv
+        >>> from torch_geometric.nn import GCN
+        >>> from torch_geometric.loader import RandomNodeLoader
+        >>> data = lv.load_data("karate")
+        >>> def step(model, batch):
+        ...     out = model(batch.x, batch.edge_index)
+        ...     F.cross_entropy(out[batch.train_mask], batch.y[batch.train_mask]).backward()
+        >>> model = GCN(data.num_features, 8, 2, int(data.y.max()) + 1)
+        >>> lv.audit(model, data, RandomNodeLoader(data, num_parts=4), step).outcome.value
+        'REFUTED'
+    """
+    _check_arguments(guarantee, bound, draws, alpha, delta, sweeps)
+    original = Original(model, data)
+    started = time.perf_counter()
+    with StepRunner(model, step, state=state, dtype=dtype) as runner:
+        try:
+            whole = cast(data, dtype)
+            law = law_of(batches, whole, sampling=sampling, seed=seed)
+            subject = Subject(runner, whole, law, NodesReader(whole, nodes, seeds), objective or mean_loss, seed)
+            _check_unit(subject)
+            return _Auditor(subject, original, guarantee, bound, draws, alpha, delta, sweeps, causes, started).audit(
+                getattr(step, "__name__", type(step).__name__)
+            )
+        finally:
+            original.restore()
+
+
+def _check_arguments(
+    guarantee: str, bound: float | None, draws: int, alpha: float, delta: float, sweeps: int | None
+) -> None:
+    if guarantee not in ("exact", "anytime-valid", "asymptotic"):
+        raise InvalidInputError(f"guarantee is {guarantee!r}; it is 'exact', 'anytime-valid' or 'asymptotic'")
+    if bound is not None and not 0 < bound < math.inf:
+        raise InvalidInputError(f"bound is {bound}; it must be positive and finite, in norms of the exact gradient")
+    if draws < 2:
+        raise InvalidInputError(f"draws is {draws}; at least 2 are needed, and 200 are usual")
+    if not 0 < alpha < 1:
+        raise InvalidInputError(f"alpha is {alpha}; an error probability lies in (0, 1)")
+    if not 0 < delta < math.inf:
+        raise InvalidInputError(f"delta is {delta}; it must be positive, in norms of the exact gradient")
+    if sweeps is not None and sweeps < 0:
+        raise InvalidInputError(f"sweeps is {sweeps}; it must not be negative")
+
+
+def _check_unit(subject: Subject) -> None:
+    if norm(subject.exact) == 0.0:
+        raise InvalidInputError(
+            "the exact gradient vanishes, so that there is no unit for a bias: the model is dead (all activations 0), or "
+            "at a stationary point; take other parameters"
+        )
+
+
+class _Auditor:
+    def __init__(
+        self,
+        subject: Subject,
+        original: Original,
+        guarantee: Guarantee,
+        bound: float | None,
+        draws: int,
+        alpha: float,
+        delta: float,
+        sweeps: int | None,
+        causes: bool,
+        started: float,
+    ) -> None:
+        self.subject, self.original, self.guarantee, self.bound = subject, original, guarantee, bound
+        self.draws, self.alpha, self.delta, self.sweeps, self.causes = draws, alpha, delta, sweeps, causes
+        self._started = started
+        self.notes: list[str] = []
+        self.series: list[Series] = []
+
+    def audit(self, name: str) -> Audit:
+        subject = self.subject
+        found = check_contract(subject, self.original, subject.law.first(4, subject.seed))
+        self.notes += found.notes
+        if not subject.runner.state.empty:
+            self._bring_to_rest(found.random)
+        decision = self._decided(found.random)
+        explanation = Explanation()
+        if self.causes and decision.outcome is Outcome.REFUTED:
+            explanation = self._explained(found.random)
+        self._note_the_law(decision)
+        if subject.without_gradient:
+            self.notes.append(
+                f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
+            )
+        clock = subject.clock
+        return Audit(
+            outcome=decision.outcome,
+            guarantee=decision.guarantee,
+            summary=decision.summary,
+            bias=decision.bias,
+            low=decision.low,
+            high=decision.high,
+            parameters=decision.parameters,
+            explanation=explanation,
+            law=subject.law.words,
+            loss=subject.loss,
+            gradient_norm=norm(subject.exact),
+            delta=self.delta,
+            alpha=0.0 if decision.guarantee == "exact" else self.alpha,
+            draws=decision.draws,
+            seed=subject.seed,
+            cost=Cost(
+                clock.steps,
+                clock.step_seconds,
+                clock.gradients,
+                clock.gradient_seconds,
+                time.perf_counter() - self._started,
+            ),
+            notes=tuple(self.notes),
+            series=tuple(self.series),
+            name=name,
+        )
+
+    def _decided(self, random: bool) -> Decision:
+        if self.subject.law.batches is not None and not random:
+            return decide_exact(self.subject, mean_gradient(self.subject))
+        units = list(self.subject.units(self.draws, own_randomness=random))
+        return decide_sampled(
+            self.subject, units, guarantee=self.guarantee, bound=self.bound, alpha=self.alpha, delta=self.delta
+        )
+
+    def _explained(self, random: bool) -> Explanation:
+        subject, law = self.subject, self.subject.law
+        if law.batches is not None and law.probabilities is not None:
+            units = list(subject.units(self.draws, own_randomness=True))[:CAUSE_UNITS] if random else []
+            pairs = list(zip(law.batches, law.probabilities, strict=True))
+
+            def measure(chosen: Sequence[Intervention]) -> Measured:
+                if not units or not is_random(subject, pairs[0][0], chosen):
+                    return mean_gradient(subject, chosen)
+                return _from_draws(subject, units, chosen)
+
+            return explain(subject, measure, pairs)
+        units = list(subject.units(self.draws, own_randomness=random))[:CAUSE_UNITS]
+        control = control_of(subject)
+        controls = [control(unit) for unit in units]
+        reference = {
+            key: torch.stack([item[key] for item in controls]).mean(0) for key in subject.exact
+        }
+        pairs = [
+            (batch, weight / len(units))
+            for unit in units
+            for batch, weight in zip(unit.batches, unit.weights, strict=True)
+        ]
+        by_unit = {id(unit): item for unit, item in zip(units, controls, strict=True)}
+        return explain(
+            subject,
+            lambda chosen: _from_draws(subject, units, chosen, by_unit),
+            pairs,
+            reference,
+        )
+
+    def _bring_to_rest(self, random: bool) -> None:
+        subject, curve = self.subject, list[float]()
+        enumerated = subject.law.batches is not None and not random
+
+        def look(number: int) -> None:
+            if enumerated:
+                curve.append(norm(mean_gradient(subject).bias) / norm(subject.exact))
+
+        made, still = sweep_until_still(subject, look, self.sweeps)
+        if curve:
+            self.series.append(
+                Series(
+                    "bias",
+                    tuple(map(float, range(len(curve)))),
+                    tuple(curve),
+                    "Bias at frozen parameters",
+                    "sweeps",
+                    "bias / gradient",
+                    scale="semilogy",
+                )
+            )
+            self.notes.append(
+                "bias by sweeps at frozen parameters, from the state that was given: "
+                + ", ".join(f"{value:.2g}" for value in curve)
+            )
+        if self.sweeps is None:
+            self.notes.append(
+                f"the state came to rest after {made - 1} sweeps, and is judged there"
+                if still
+                else f"the state still changes after {made} sweeps, and is judged as it is then"
+            )
+
+    def _note_the_law(self, decision: Decision) -> None:
+        law = self.subject.law
+        if law.how == "epoch" and law.batches is not None and len(law.batches) > 1:
+            self.notes.append(
+                "epoch shuffling: every batch comes once an epoch, so that the mean over an epoch is judged; given the "
+                "batches that the epoch has seen, the next step is biased towards the others (the last one is certain)"
+            )
+
+
+def _from_draws(
+    subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: dict[int, Gradient] | None = None
+) -> Measured:
+    deviations = Deviations()
+
+    def control(unit: Unit) -> Gradient:
+        return subject.exact if controls is None else controls[id(unit)]
+
+    for unit, draw in zip(units, differences(subject, units, control, chosen), strict=True):
+        deviations.update(draw, len(unit.batches))
+    sizes = {name: float(value.norm()) for name, value in subject.exact.items()}
+    return deviations.measured(rounding(subject, sizes, len(units)))
+
+
+def decide_exact(subject: Subject, measured: Measured) -> Decision:
+    """Return the outcome where all batches were evaluated: the bias against what rounding may do."""
+    exact, unit = subject.exact, norm(subject.exact)
+    parameters = []
+    for name, value in measured.bias.items():
+        size, own = float(value.norm()), float(exact[name].norm())
+        wrong = size > REFUTATION_FACTOR * measured.noise[name]
+        low, high = max(size - measured.noise[name], 0.0), size + measured.noise[name]
+        share = size / own if own else (0.0 if size <= measured.noise[name] else math.inf)
+        parameters.append(ParameterBias(name, size / unit, share, (low if wrong else 0.0) / unit, high / unit, wrong))
+    bias, noise = norm(measured.bias) / unit, measured.total_noise() / unit
+    wrong = [item for item in parameters if item.wrong]
+    inside = all(float(value.norm()) <= measured.noise[name] for name, value in measured.bias.items())
+    if wrong:
+        worst = max(wrong, key=lambda item: item.size)
+        outcome = Outcome.REFUTED
+        summary = (
+            f"biased: the mean over all {measured.draws} batches is off by {100 * bias:.3g}% of the gradient's norm, "
+            f"most in {worst.name}"
+        )
+        if bias < 5e-4:
+            summary = summary.replace(f"{100 * bias:.3g}%", f"{bias:.1e}")
+    elif inside:
+        outcome = Outcome.EXACT
+        summary = f"unbiased: the mean over all {measured.draws} batches is the gradient, to {bias:.1e} of its norm"
+    else:
+        outcome = Outcome.INCONCLUSIVE
+        summary = f"a difference of {bias:.1e} of the gradient's norm is more than rounding is expected to give"
+    return Decision(
+        outcome, "exact", summary, bias, bias - noise if wrong else 0.0, bias + noise, tuple(parameters), measured.draws
+    )

@@ -1,0 +1,335 @@
+"""Why a step is biased: the smallest set of causes without which the bias is gone, each with what it costs alone.
+
+A cause is put right by an intervention on the step, or its bias is taken off as a known defect gives it. All sets of up
+to three are tried, smallest first; the first one under which the step is unbiased (to rounding, or within its interval)
+is the explanation. What is not explained is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch_geometric.data import Data
+
+from lmc_verify.audits.enactments import ENACTMENTS, Enactment, World
+from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
+from lmc_verify.audits.measure import Measured, counts_of, treated
+from lmc_verify.audits.row_gradients import message_passing
+from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+
+__all__ = ["Cause", "Explanation", "explain"]
+
+MOST_TOGETHER = 3
+"""Causes of one explanation."""
+
+WORTH = 0.05
+"""Share of the bias that a cause takes away at least, to be named where nothing explains all of it."""
+
+FACTOR_COSINE, FACTOR_REST = 0.9999, 0.1
+"""A mean is called a multiple of the gradient from this cosine on, if at most this part of the bias is left beside it."""
+
+LIKE = 0.95
+"""Cosine from which a bias is said to look like that of a known defect which does not explain it all."""
+
+EFFECT_BATCHES = 4
+"""Batches on which it is tried whether an intervention changes anything."""
+
+_Set = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A cause of a bias.
+
+    Attributes:
+        id: short name, such as ``"batch-mean"``.
+        words: what is wrong.
+        remedy: what to do about it.
+        removes: share of the bias that goes away when this alone is put right; negative where it grows.
+        returns: the bias that comes back when this alone of the explanation is undone, in units of the exact gradient's
+            norm; None outside of the explanation.
+        cosine: of the bias and the one that the known defect gives; None for an intervention.
+        explains: whether it is part of the explanation.
+    """
+
+    id: str
+    words: str
+    remedy: str
+    removes: float
+    returns: float | None = None
+    cosine: float | None = None
+    explains: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found.
+
+    Attributes:
+        causes: those of the explanation first, by what comes back; then others that take bias away, or look like it.
+        complete: whether the step is unbiased without them.
+        rest: the bias that is left, in units of the exact gradient's norm.
+        rest_share: the bias that is left as a share of the whole bias.
+    """
+
+    causes: tuple[Cause, ...] = ()
+    complete: bool = False
+    rest: float = 0.0
+    rest_share: float = 0.0
+
+
+@dataclass
+class _Candidate:
+    id: str
+    words: str
+    remedy: str
+    intervention: Intervention | None = None
+    enactment: Enactment | None = None
+    cosine: float | None = field(default=None)
+
+
+class _Search:
+    def __init__(
+        self,
+        subject: Subject,
+        measure: Callable[[Sequence[Intervention]], Measured],
+        pairs: Sequence[tuple[Any, float]],
+        reference: Gradient | None,
+    ) -> None:
+        self._subject, self._measure = subject, measure
+        self._world = World(subject, pairs, reference)
+        self._pairs = pairs
+        self._measured: dict[_Set, Measured] = {}
+        self._enacted: dict[str, Gradient | None] = {}
+        self._unit = norm(subject.exact) or 1.0
+        self.candidates = {item.id: item for item in self._effective()}
+
+    def _effective(self) -> Iterator[_Candidate]:
+        found = set[str]()
+        for item in INTERVENTIONS:
+            if self._changes_something(item):
+                named = self._named(item)
+                found |= {named.id, item.id}
+                yield named
+        for enactment in ENACTMENTS:
+            if enactment.id in found or (enactment.id == "subgraph-degrees" and "missing-neighbours" in found):
+                continue
+            bias = self._bias_of(enactment)
+            if bias is not None and norm(bias) > 1e-12 * self._unit:
+                candidate = _Candidate(enactment.id, enactment.cause, enactment.remedy, enactment=enactment)
+                candidate.cosine = _cosine(self.measured(frozenset()).bias, bias)
+                yield candidate
+
+    def _changes_something(self, item: Intervention) -> bool:
+        if item.count is not None:
+            counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+            return None not in counts and len(set(counts)) > 1
+        for batch, _ in self._pairs[:EFFECT_BATCHES]:
+            if item.batch is not None and item.batch(self._subject, batch) is batch:
+                continue
+            plain, other = treated(self._subject, batch, 1, []), treated(self._subject, batch, 1, [item])
+            if any(not torch.equal(plain[name], other[name]) for name in plain):
+                return True
+        return False
+
+    def _named(self, item: Intervention) -> _Candidate:
+        """Return the candidate; edges that only give degrees have a name of their own."""
+        if item.id == "missing-neighbours" and self._has_all_messages():
+            degrees = next(enactment for enactment in ENACTMENTS if enactment.id == "subgraph-degrees")
+            return _Candidate(degrees.id, degrees.cause, degrees.remedy, intervention=item)
+        return _Candidate(item.id, item.cause, item.remedy, intervention=item)
+
+    def _has_all_messages(self) -> bool:
+        """Whether every message that reaches a batch's seeds is in the batch, so that only degrees are another's."""
+        return all(self._complete(batch) for batch, _ in self._pairs)
+
+    def _complete(self, batch: Any) -> bool:
+        data, found = self._subject.data, self._subject.nodes(batch)
+        if not isinstance(batch, Data) or batch.edge_index is None or found.ids is None:
+            return False
+        layers, count = len(message_passing(self._subject.model)), int(data.num_nodes)
+        inner = torch.zeros(count, dtype=torch.bool)
+        if found.seeds_are_named and found.seeds is not None:
+            inner[found.seeds] = True
+        elif "train_mask" in batch:
+            inner[found.ids[batch.train_mask.cpu()]] = True
+        else:
+            return False
+        source, target = data.edge_index.cpu()
+        for _ in range(layers - 1):
+            inner[source[inner[target]]] = True
+        there = found.ids[batch.edge_index.cpu()]
+        have = torch.bincount(there[1], minlength=count)
+        return bool((have[inner] >= torch.bincount(target, minlength=count)[inner]).all())
+
+    def _bias_of(self, enactment: Enactment) -> Gradient | None:
+        if enactment.id not in self._enacted:
+            try:
+                self._enacted[enactment.id] = enactment.bias(self._world)
+            except (ArithmeticError, LookupError, RuntimeError, ValueError):
+                self._enacted[enactment.id] = None  # the model is not defined there
+        return self._enacted[enactment.id]
+
+    def measured(self, ids: _Set) -> Measured:
+        """Return the mean under the interventions of a set."""
+        known = {key: item.intervention for key, item in self.candidates.items()} if hasattr(self, "candidates") else {}
+        chosen = frozenset(key for key in ids if known.get(key) is not None)
+        if chosen not in self._measured:
+            order = [item for item in INTERVENTIONS if any(known[key] is item for key in chosen)]
+            self._measured[chosen] = self._measure(order)
+        return self._measured[chosen]
+
+    def predicted(self, ids: _Set) -> Gradient | None:
+        """Return the bias that the known defects of a set give; None for none of them."""
+        total: Gradient | None = None
+        for key in ids:
+            enactment = self.candidates[key].enactment
+            if enactment is not None and (bias := self._bias_of(enactment)) is not None:
+                total = bias if total is None else added(total, bias)
+        return total
+
+    def rest(self, ids: _Set) -> float:
+        """Return the norm of the bias that is left without the causes of a set."""
+        measured, predicted = self.measured(ids), self.predicted(ids)
+        bias = measured.bias if predicted is None else added(measured.bias, predicted, -1.0)
+        return Measured(bias, measured.noise, measured.exact, measured.draws).size()
+
+    def gone(self, ids: _Set) -> bool:
+        """Whether the step is unbiased without the causes of a set."""
+        return self.measured(ids).vanishes(self.predicted(ids))
+
+    def sets(self) -> Iterator[_Set]:
+        """Yield sets of candidates, smaller ones first, in the order in which candidates are listed."""
+        for size in range(1, MOST_TOGETHER + 1):
+            for ids in itertools.combinations(self.candidates, size):
+                if sum(self.candidates[key].enactment is not None for key in ids) <= 2:
+                    yield frozenset(ids)
+
+
+def explain(
+    subject: Subject,
+    measure: Callable[[Sequence[Intervention]], Measured],
+    pairs: Sequence[tuple[Any, float]],
+    reference: Gradient | None = None,
+) -> Explanation:
+    """Return what explains a step's bias.
+
+    Args:
+        subject: the step.
+        measure: the mean of its gradients under some interventions, less the reference.
+        pairs: the batches with their weights in that mean.
+        reference: what is subtracted from it, if not the exact gradient.
+    """
+    search, nothing = _Search(subject, measure, pairs, reference), frozenset[str]()
+    whole, unit = search.rest(nothing), norm(subject.exact) or 1.0
+    if whole == 0.0 or search.gone(nothing):
+        return Explanation(complete=True)
+    factor = _factor(subject, search.measured(nothing))
+    for ids in search.sets():
+        if factor is not None and len(ids) > 1:
+            break
+        if search.gone(ids):
+            return _told(search, ids, whole, unit, complete=True)
+    if factor is not None:
+        cause, left, complete = factor
+        return Explanation((cause, *_others(search, nothing, whole)), complete, left / unit, left / whole)
+    leak = _only_added(search, whole)
+    if leak is not None:
+        return leak
+    return _told(search, _greedy(search, whole), whole, unit, complete=False)
+
+
+def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bool) -> Explanation:
+    rest = search.rest(ids)
+    members = [
+        Cause(
+            key,
+            search.candidates[key].words,
+            search.candidates[key].remedy,
+            1.0 - search.rest(frozenset({key})) / whole,
+            search.rest(ids - {key}) / unit,
+            search.candidates[key].cosine,
+            True,
+        )
+        for key in ids
+    ]
+    members.sort(key=lambda cause: -(cause.returns or 0.0))
+    return Explanation((*members, *_others(search, ids, whole)), complete, rest / unit, rest / whole)
+
+
+def _others(search: _Search, ids: Iterable[str], whole: float) -> list[Cause]:
+    """Return other candidates that take some of the bias away, or whose bias looks like it."""
+    out = []
+    for key, candidate in search.candidates.items():
+        removes = 1.0 - search.rest(frozenset({key})) / whole
+        if key not in set(ids) and (removes >= WORTH or (candidate.cosine or 0.0) >= LIKE):
+            out.append(Cause(key, candidate.words, candidate.remedy, removes, None, candidate.cosine))
+    return sorted(out, key=lambda cause: -cause.removes)
+
+
+def _greedy(search: _Search, whole: float) -> _Set:
+    chosen, left = frozenset[str](), whole
+    while len(chosen) < MOST_TOGETHER:
+        tried = [(search.rest(chosen | {key}), key) for key in search.candidates if key not in chosen]
+        if not tried or min(tried)[0] > left - WORTH * whole:
+            break
+        left, best = min(tried)
+        chosen |= {best}
+    return chosen
+
+
+def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] | None:
+    """Return the cause where the mean is a multiple of the gradient, with the bias that is left and whether it is none."""
+    exact = subject.exact
+    mean, whole = added(exact, measured.bias), norm(measured.bias)
+    unit, size = norm(exact), norm(mean)
+    if not unit or not size:
+        return None
+    cosine, factor = _cosine(mean, exact), _dot(mean, exact) / unit**2
+    along = scaled(exact, factor - 1.0)
+    left = Measured(added(measured.bias, along, -1.0), measured.noise, measured.exact, measured.draws)
+    if cosine < FACTOR_COSINE or left.size() > FACTOR_REST * whole:
+        return None
+    cause = Cause(
+        "factor",
+        f"one global factor: the mean is {factor:.4g} times the gradient, cosine {cosine:.4f}",
+        "look for a missing or doubled normalisation of the loss, such as a sum in place of a mean",
+        1.0 - left.size() / whole,
+        whole / unit,
+        None,
+        True,
+    )
+    return cause, left.size(), measured.vanishes(along)
+
+
+def _only_added(search: _Search, whole: float) -> Explanation | None:
+    """Name a leak where only parameters that are added to every row are wrong, though it is not of the size enacted."""
+    candidate = search.candidates.get("bias-leak")
+    if candidate is None:
+        return None
+    measured, predicted = search.measured(frozenset()), search.predicted(frozenset({"bias-leak"})) or {}
+    wrong = {
+        name for name, value in measured.bias.items() if float(value.norm()) > 100 * measured.noise[name]
+    }
+    leaky = {name for name, value in predicted.items() if bool(value.any())}
+    if not wrong or not wrong <= leaky:
+        return None
+    unit = norm(search._subject.exact) or 1.0
+    cause = Cause(
+        candidate.id, candidate.words, candidate.remedy, 1.0 - search.rest(frozenset({"bias-leak"})) / whole,
+        whole / unit, candidate.cosine, True,
+    )
+    return Explanation((cause,), False, 0.0, 0.0)
+
+
+def _dot(left: Gradient, right: Gradient) -> float:
+    return sum(float((value.double() * right[name].double()).sum()) for name, value in left.items())
+
+
+def _cosine(left: Gradient, right: Gradient) -> float:
+    sizes = norm(left) * norm(right)
+    return _dot(left, right) / sizes if sizes else 0.0

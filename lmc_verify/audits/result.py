@@ -1,0 +1,271 @@
+"""What an audit found: the outcome, the bias by parameter, its causes, and what it rests on."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lmc_verify.audits.causes import Cause, Explanation
+from lmc_verify.cases.verdict import Outcome, Series
+
+__all__ = ["Audit", "Cost", "Guarantee", "ParameterBias"]
+
+Guarantee = Literal["exact", "anytime-valid", "asymptotic"]
+"""``exact``: all batches, to rounding. ``anytime-valid``: within a proven range. ``asymptotic``: by normal approximation."""
+
+
+@dataclass(frozen=True)
+class ParameterBias:
+    """The bias of one parameter's gradient.
+
+    Attributes:
+        name: of the parameter.
+        size: norm of the bias over the norm of the whole exact gradient.
+        own: norm of the bias over the norm of the parameter's own exact gradient; infinite where that vanishes.
+        low: lower end for `size` at the audit's error level (of 0: nothing is shown).
+        high: upper end for `size`.
+        wrong: whether a bias is shown.
+    """
+
+    name: str
+    size: float
+    own: float
+    low: float
+    high: float
+    wrong: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an audit has spent.
+
+    Attributes:
+        steps: calls of the user's step.
+        step_seconds: time in them.
+        gradients: exact gradients, and gradients of controls.
+        gradient_seconds: time in them.
+        seconds: time in all.
+    """
+
+    steps: int
+    step_seconds: float
+    gradients: int
+    gradient_seconds: float
+    seconds: float
+
+    @property
+    def overhead(self) -> float:
+        """Time in all as a multiple of that of the steps and gradients."""
+        needed = self.step_seconds + self.gradient_seconds
+        return self.seconds / needed if needed else 1.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The result of `lmc_verify.audit`.
+
+    Attributes:
+        outcome: EXACT: unbiased to rounding. SUPPORTED: the bias is at most `delta`. REFUTED: biased. INCONCLUSIVE:
+            neither is shown.
+        guarantee: what the outcome rests on.
+        summary: one sentence, with numbers.
+        bias: norm of the bias over the norm of the exact gradient.
+        low: lower end of `bias`.
+        high: upper end of `bias`.
+        parameters: the bias by parameter, in ``named_parameters()`` order.
+        explanation: its causes.
+        law: which batches, and how they are drawn.
+        notes: what a reader should know.
+        series: the bias against sweeps, or along training.
+        loss: the objective on the whole graph.
+        gradient_norm: norm of its exact gradient.
+        delta: a bias up to this, in gradient norms, is SUPPORTED as none by draws.
+        alpha: error probability, 0 for `exact`.
+        draws: batches that were evaluated for the outcome.
+        seed: root seed.
+        cost: calls and seconds.
+        name: of the step.
+    """
+
+    outcome: Outcome
+    guarantee: Guarantee
+    summary: str
+    bias: float
+    low: float
+    high: float
+    parameters: tuple[ParameterBias, ...]
+    explanation: Explanation
+    law: str
+    loss: float
+    gradient_norm: float
+    delta: float
+    alpha: float
+    draws: int
+    seed: int
+    cost: Cost
+    notes: tuple[str, ...] = ()
+    series: tuple[Series, ...] = ()
+    name: str = "step"
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """The causes, those of the explanation first."""
+        return self.explanation.causes
+
+    @property
+    def unbiased(self) -> bool | None:
+        """Whether the step is unbiased (to rounding, or to within `delta`); None where that is open."""
+        return {Outcome.EXACT: True, Outcome.SUPPORTED: True, Outcome.REFUTED: False}.get(self.outcome)
+
+    def assert_unbiased(self, rtol: float = 0.01) -> None:
+        """Raise unless the bias is shown to be at most a share of the exact gradient's norm.
+
+        Args:
+            rtol: the share; rounding always passes.
+
+        Raises:
+            AssertionError: names the worst parameter, its bias, the causes and the seed.
+        """
+        if self.outcome is Outcome.EXACT or self.high <= rtol:
+            return
+        lines = [self.summary]
+        worst = self.worst
+        if worst is not None:
+            lines.append(
+                f"worst parameter {worst.name}: off by {_share(worst.own)} of its own gradient, {_share(worst.size)} of "
+                "the whole gradient"
+            )
+        lines += [f"cause: {cause.words}; {cause.remedy}" for cause in self.causes if cause.explains]
+        if self.low <= rtol:
+            lines.append(
+                f"the bias is between {_share(self.low)} and {_share(self.high)} of the gradient, rtol is "
+                f"{rtol:g}: give more draws, or a larger rtol"
+            )
+        lines.append(f"rtol {rtol:g}, {self.guarantee}, {self.draws} batches, seed {self.seed}")
+        raise AssertionError("\n".join(lines))
+
+    @property
+    def worst(self) -> ParameterBias | None:
+        """The parameter with the largest bias that is shown; None where none is."""
+        wrong = [item for item in self.parameters if item.wrong]
+        return max(wrong, key=lambda item: item.size, default=None)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def __repr__(self) -> str:
+        return f"<Audit {self.outcome}, {self.guarantee}: {self.summary}>"
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.outcome} ({self.guarantee}) {self.name}: {self.summary}"
+        yield f"  batches     {self.law}"
+        error = "" if self.guarantee == "exact" else f", error probability {self.alpha:g}"
+        yield f"  objective   loss {self.loss:.4g}, gradient norm {self.gradient_norm:.4g}{error}, seed {self.seed}"
+        yield ""
+        yield from self._table()
+        if self.causes:
+            yield ""
+            yield "  why"
+            for number, cause in enumerate(self.causes, 1):
+                yield f"    {number}. {cause.words} [{cause.id}]"
+                yield f"       {_effect(cause)}"
+                if cause.explains:
+                    yield f"       remedy: {cause.remedy}"
+        if self.outcome is Outcome.REFUTED:
+            yield f"  {_left(self.explanation)}"
+        if self.notes:
+            yield ""
+            yield from (f"  note: {note}" for note in self.notes)
+        yield ""
+        cost = self.cost
+        yield (
+            f"  cost: {cost.steps:,} steps {cost.step_seconds:.2f} s, {cost.gradients:,} exact gradients "
+            f"{cost.gradient_seconds:.2f} s, in all {cost.seconds:.2f} s ({cost.overhead:.2f} times these)"
+        )
+
+    def _table(self) -> Iterator[str]:
+        width = max([len(item.name) for item in self.parameters] + [len("parameter")])
+        yield f"    {'parameter':<{width}}  of its own  of the whole gradient, from ... to"
+        for item in self.parameters:
+            mark = "biased" if item.wrong else ""
+            yield (
+                f"    {item.name:<{width}}  {_share(item.own):>10}  {_share(item.size):>8}  "
+                f"{_share(item.low)} ... {_share(item.high)}  {mark}"
+            ).rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the audit as plain JSON-compatible values."""
+        out = asdict(self)
+        out["outcome"] = self.outcome.value
+        out["layers"] = dict(self.layers)
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Audit:
+        """Rebuild an audit from `to_dict`."""
+        fields = dict(values)
+        fields["outcome"] = Outcome(fields["outcome"])
+        fields["parameters"] = tuple(ParameterBias(**item) for item in fields["parameters"])
+        explanation = dict(fields["explanation"])
+        explanation["causes"] = tuple(Cause(**item) for item in explanation["causes"])
+        fields["explanation"] = Explanation(**explanation)
+        fields["cost"] = Cost(**fields["cost"])
+        fields["notes"] = tuple(fields["notes"])
+        fields["series"] = tuple(_series(item) for item in fields["series"])
+        return cls(**fields)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(item.name)}</td><td>{_share(item.own)}</td><td>{_share(item.size)}</td>"
+            f"<td>{_share(item.low)} … {_share(item.high)}</td><td>{'biased' if item.wrong else ''}</td></tr>"
+            for item in self.parameters
+        )
+        causes = "".join(
+            f"<li><b>{html.escape(cause.words)}</b><br>{html.escape(_effect(cause))}. "
+            f"{html.escape(cause.remedy) if cause.explains else ''}</li>"
+            for cause in self.causes
+        )
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        return (
+            f"<div><p><b>{self.outcome}</b> ({self.guarantee}) {html.escape(self.name)}: {html.escape(self.summary)}"
+            f"</p><p>{html.escape(self.law)}</p><table><thead><tr><th>parameter</th><th>of its own gradient</th>"
+            f"<th>of the whole gradient</th><th>from … to</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
+            f"{f'<ol>{causes}</ol>' if causes else ''}{f'<ul>{notes}</ul>' if notes else ''}</div>"
+        )
+
+
+def _series(values: Mapping[str, Any]) -> Series:
+    fields: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in values.items()}
+    return Series(**fields)
+
+
+def _share(value: float) -> str:
+    """Return a share as per cent, small ones as a power of ten."""
+    if math.isinf(value):
+        return "inf"
+    if value == 0.0:
+        return "0"
+    return f"{value:.1e}" if value < 5e-4 else f"{100 * value:.3g}%"
+
+
+def _effect(cause: Cause) -> str:
+    out = f"put right alone: {cause.removes:.0%} of the bias goes away"
+    if cause.removes < 0:
+        out = f"put right alone: the bias grows by {-cause.removes:.0%}"
+    if cause.returns is not None:
+        out += f"; undone alone: a bias of {_share(cause.returns)} of the gradient comes back"
+    if cause.cosine is not None:
+        out += f"; cosine of the bias and what this gives: {cause.cosine:.4f}"
+    return out
+
+
+def _left(explanation: Explanation) -> str:
+    if explanation.complete:
+        return "these explain the bias: without them the step is unbiased"
+    if any(cause.explains for cause in explanation.causes):
+        return f"not explained: {explanation.rest_share:.0%} of the bias, {_share(explanation.rest)} of the gradient"
+    return "not explained: none of the known causes takes the bias away"

@@ -1,0 +1,63 @@
+"""What a step keeps between batches, at frozen parameters: sweeps until it no longer changes, and the bias on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from lmc_verify.audits.subject import Subject
+
+__all__ = ["MOST_SWEEPS", "sweep_until_still"]
+
+MOST_SWEEPS = 12
+"""Sweeps after which a state that still changes is judged as it is."""
+
+STILL = 1e-12
+"""Relative change of the state in a sweep, at most, for it to have come to rest (in single precision: 1e-6)."""
+
+
+def sweep_until_still(subject: Subject, look: Callable[[int], None], most: int | None = None) -> tuple[int, bool]:
+    """Run sweeps over the batches at frozen parameters, from the state that was given.
+
+    Args:
+        subject: the step; its kept state is the one after the last sweep when this returns.
+        look: called with the number of sweeps made, from 0 on, before each next one.
+        most: number of sweeps; None stops when the state no longer changes.
+
+    Returns:
+        The number of sweeps, and whether the state has come to rest.
+    """
+    limit = MOST_SWEEPS if most is None else most
+    still = STILL if subject.runner.dtype is torch.float64 else 1e-6
+    for number in range(limit):
+        look(number)
+        before = _tensors(subject)
+        subject.sweep(subject.law.sweep(number), seed=1000 * (number + 1))
+        if most is None and _moved(before, _tensors(subject)) <= still:
+            return number + 1, True
+    look(limit)
+    return limit, most is not None
+
+
+def _tensors(subject: Subject) -> dict[str, torch.Tensor]:
+    subject.reset()
+    return {
+        name: value.detach().clone().double()
+        for name, value in subject.runner.state.tensors().items()
+        if value.is_floating_point()
+    }
+
+
+def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> float:
+    """Return the largest change of a tensor, relative to its norm; infinite where there are other tensors."""
+    if set(before) != set(now):
+        return float("inf")
+    worst = 0.0
+    for name, value in now.items():
+        if value.shape != before[name].shape:
+            return float("inf")
+        size = float(value.norm())
+        gap = float((value - before[name]).norm())
+        worst = max(worst, gap / size if size else (0.0 if gap == 0.0 else float("inf")))
+    return worst
