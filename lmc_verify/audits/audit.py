@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from lmc_verify.audits.causes import Explanation, explain
-from lmc_verify.audits.contract import Original, check_contract
-from lmc_verify.audits.control import control_of
-from lmc_verify.audits.interventions import Intervention
-from lmc_verify.audits.law import Law, Sampling, Unit, law_of
+from lmc_verify.audits.contract import LOOKED_AT, Original, check_contract
+from lmc_verify.audits.control import Control, control_of
+from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
+from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
+from lmc_verify.audits.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.measure import (
     Deviations,
     Measured,
@@ -27,15 +28,14 @@ from lmc_verify.audits.measure import (
     is_random,
     mean_gradient,
     rounding,
+    treated,
 )
-from lmc_verify.audits.result import Audit, Cost, Guarantee, ParameterBias
+from lmc_verify.audits.result import Audit, Cost, Guarantee, percent
 from lmc_verify.audits.rows import Namer, NodesReader
-from lmc_verify.audits.sampled import Decision, decide_sampled
-from lmc_verify.audits.subject import Gradient, Subject, norm
+from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.statistics.rounding import REFUTATION_FACTOR
 from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
 
 __all__ = ["audit"]
@@ -124,7 +124,7 @@ def audit(
     with StepRunner(model, step, state=state, dtype=dtype) as runner:
         try:
             whole = cast(data, dtype)
-            law = law_of(batches, whole, sampling=sampling, seed=seed)
+            law = law_of(batches, whole, sampling=sampling, seed=seed, change=lambda batch: cast(batch, dtype))
             subject = Subject(runner, whole, law, NodesReader(whole, nodes, seeds), objective or mean_loss, seed)
             _check_unit(subject)
             return _Auditor(subject, original, guarantee, bound, draws, alpha, delta, sweeps, causes, started).audit(
@@ -154,8 +154,8 @@ def _check_arguments(
 def _check_unit(subject: Subject) -> None:
     if norm(subject.exact) == 0.0:
         raise InvalidInputError(
-            "the exact gradient vanishes, so that there is no unit for a bias: the model is dead (all activations 0), or "
-            "at a stationary point; take other parameters"
+            "the exact gradient vanishes, so that there is no unit for a bias: the model is dead (no activation is "
+            "positive), or at a stationary point; take other parameters"
         )
 
 
@@ -181,7 +181,9 @@ class _Auditor:
 
     def audit(self, name: str) -> Audit:
         subject = self.subject
-        found = check_contract(subject, self.original, subject.law.first(4, subject.seed))
+        found = check_contract(subject, self.original, subject.law.first(LOOKED_AT, subject.seed))
+        if found.random:
+            self._look_at_randomness()
         self.notes += found.notes
         if not subject.runner.state.empty:
             self._bring_to_rest(found.random)
@@ -189,7 +191,8 @@ class _Auditor:
         explanation = Explanation()
         if self.causes and decision.outcome is Outcome.REFUTED:
             explanation = self._explained(found.random)
-        self._note_the_law(decision)
+        if decision.note:
+            self.notes.append(decision.note)
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
@@ -216,6 +219,7 @@ class _Auditor:
                 clock.step_seconds,
                 clock.gradients,
                 clock.gradient_seconds,
+                subject.law.loading.seconds,
                 time.perf_counter() - self._started,
             ),
             notes=tuple(self.notes),
@@ -224,43 +228,81 @@ class _Auditor:
         )
 
     def _decided(self, random: bool) -> Decision:
-        if self.subject.law.batches is not None and not random:
-            return decide_exact(self.subject, mean_gradient(self.subject))
-        units = list(self.subject.units(self.draws, own_randomness=random))
+        subject = self.subject
+        if subject.law.batches is not None and not random:
+            measured = mean_gradient(subject)
+            self._note_the_epoch(measured)
+            return decide_exact(subject.exact, measured)
+        units = list(subject.units(self.draws, own_randomness=random))
+        control = self._control(random)
+        sizes = {name: 2 * float(value.norm()) for name, value in subject.exact.items()}
         return decide_sampled(
-            self.subject, units, guarantee=self.guarantee, bound=self.bound, alpha=self.alpha, delta=self.delta
+            subject.exact,
+            ((draw, len(unit.batches)) for unit, draw in zip(units, differences(subject, units, control), strict=True)),
+            len(units),
+            rounding(subject, sizes, len(units)),
+            guarantee=self.guarantee,
+            bound=self.bound,
+            alpha=self.alpha,
+            delta=self.delta,
+            control=control.words,
         )
+
+    def _look_at_randomness(self) -> None:
+        """Say where a step's own randomness comes from, and use that dropout's masks can be mirrored."""
+        subject = self.subject
+        batch = subject.law.first(1, subject.seed)[0]
+        for item in INTERVENTIONS:
+            if item.context is None or is_random(subject, batch, [item]):
+                continue
+            subject.mirrored = item.id == "dropout"
+            self.notes.append(f"the step draws for itself ({item.id}), so that its mean is known from draws only")
+            if subject.law.batches is not None:
+                without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
+            return
+        self.notes.append(
+            "the step draws for itself (not by dropout, nor in training mode only): its mean is known from draws only"
+        )
+
+    def _control(self, random: bool) -> Control:
+        law = self.subject.law
+        if random and law.batches is not None and len(law.batches) > MOST_STRATA:
+            return _without_randomness(self.subject)
+        return control_of(self.subject)
 
     def _explained(self, random: bool) -> Explanation:
         subject, law = self.subject, self.subject.law
+        drawn = list(subject.units(self.draws, own_randomness=random)) if self._draws(random) else []
+        control = self._control(random)
+        controls = {id(unit): control(unit) for unit in drawn}
+        units = self._enough(drawn, controls)
+
+        def measure(chosen: Sequence[Intervention]) -> Measured:
+            if law.batches is not None and not (units and is_random(subject, law.batches[0], chosen)):
+                return mean_gradient(subject, chosen)
+            return _from_draws(subject, units, chosen, controls)
+
         if law.batches is not None and law.probabilities is not None:
-            units = list(subject.units(self.draws, own_randomness=True))[:CAUSE_UNITS] if random else []
-            pairs = list(zip(law.batches, law.probabilities, strict=True))
-
-            def measure(chosen: Sequence[Intervention]) -> Measured:
-                if not units or not is_random(subject, pairs[0][0], chosen):
-                    return mean_gradient(subject, chosen)
-                return _from_draws(subject, units, chosen)
-
-            return explain(subject, measure, pairs)
-        units = list(subject.units(self.draws, own_randomness=random))[:CAUSE_UNITS]
-        control = control_of(subject)
-        controls = [control(unit) for unit in units]
-        reference = {
-            key: torch.stack([item[key] for item in controls]).mean(0) for key in subject.exact
-        }
+            return explain(subject, measure, list(zip(law.batches, law.probabilities, strict=True)))
         pairs = [
             (batch, weight / len(units))
             for unit in units
             for batch, weight in zip(unit.batches, unit.weights, strict=True)
         ]
-        by_unit = {id(unit): item for unit, item in zip(units, controls, strict=True)}
-        return explain(
-            subject,
-            lambda chosen: _from_draws(subject, units, chosen, by_unit),
-            pairs,
-            reference,
-        )
+        used = [controls[id(unit)] for unit in units]
+        reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
+        return explain(subject, measure, pairs, reference)
+
+    def _enough(self, units: Sequence[Unit], controls: Mapping[int, Gradient]) -> Sequence[Unit]:
+        """Return the first draws in which the bias stands out, so that causes can be told apart; else all."""
+        count = CAUSE_UNITS
+        while count < len(units) and _from_draws(self.subject, units[:count], [], controls).vanishes():
+            count *= 2
+        return units[:count]
+
+    def _draws(self, random: bool) -> bool:
+        return random or self.subject.law.batches is None
 
     def _bring_to_rest(self, random: bool) -> None:
         subject, curve = self.subject, list[float]()
@@ -294,57 +336,48 @@ class _Auditor:
                 else f"the state still changes after {made} sweeps, and is judged as it is then"
             )
 
-    def _note_the_law(self, decision: Decision) -> None:
+    def _note_the_epoch(self, measured: Measured) -> None:
         law = self.subject.law
-        if law.how == "epoch" and law.batches is not None and len(law.batches) > 1:
-            self.notes.append(
-                "epoch shuffling: every batch comes once an epoch, so that the mean over an epoch is judged; given the "
-                "batches that the epoch has seen, the next step is biased towards the others (the last one is certain)"
-            )
+        if law.how != "epoch" or law.batches is None or len(law.batches) < 2:
+            return
+        size, spread = len(law.batches), measured.spread / norm(self.subject.exact)
+        left = size - size // 2
+        middle = spread * math.sqrt((size / left - 1) / (size - 1))
+        self.notes.append(
+            "epoch shuffling: the mean over an epoch is judged, in which every batch comes once. Given the batches "
+            f"that the epoch has seen, a step in its middle is biased by {percent(middle)} of the gradient (root mean "
+            f"square), the last one by {percent(spread)}; drawn independently (sampling='uniform') none is"
+        )
+
+
+def _without_randomness(subject: Subject) -> Control:
+    """Return the step itself without its own randomness as control, where an intervention takes that away."""
+    assert subject.law.batches is not None
+    batch = subject.law.batches[0]
+    for item in INTERVENTIONS:
+        if item.context is not None and not is_random(subject, batch, [item]):
+            return _still_steps(subject, item)
+    return control_of(subject)
+
+
+def _still_steps(subject: Subject, item: Intervention) -> Control:
+    bias = mean_gradient(subject, [item]).bias
+
+    def of(unit: Unit) -> Gradient:
+        total = scaled(bias, -1.0)
+        for batch, weight in zip(unit.batches, unit.weights, strict=True):
+            total = added(total, treated(subject, batch, 0, [item]), weight)
+        return total
+
+    return Control(f"the same steps without randomness ({item.id})", of)
 
 
 def _from_draws(
-    subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: dict[int, Gradient] | None = None
+    subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: Mapping[int, Gradient]
 ) -> Measured:
     deviations = Deviations()
-
-    def control(unit: Unit) -> Gradient:
-        return subject.exact if controls is None else controls[id(unit)]
-
-    for unit, draw in zip(units, differences(subject, units, control, chosen), strict=True):
+    draws = differences(subject, units, lambda unit: controls[id(unit)], chosen)
+    for unit, draw in zip(units, draws, strict=True):
         deviations.update(draw, len(unit.batches))
     sizes = {name: float(value.norm()) for name, value in subject.exact.items()}
     return deviations.measured(rounding(subject, sizes, len(units)))
-
-
-def decide_exact(subject: Subject, measured: Measured) -> Decision:
-    """Return the outcome where all batches were evaluated: the bias against what rounding may do."""
-    exact, unit = subject.exact, norm(subject.exact)
-    parameters = []
-    for name, value in measured.bias.items():
-        size, own = float(value.norm()), float(exact[name].norm())
-        wrong = size > REFUTATION_FACTOR * measured.noise[name]
-        low, high = max(size - measured.noise[name], 0.0), size + measured.noise[name]
-        share = size / own if own else (0.0 if size <= measured.noise[name] else math.inf)
-        parameters.append(ParameterBias(name, size / unit, share, (low if wrong else 0.0) / unit, high / unit, wrong))
-    bias, noise = norm(measured.bias) / unit, measured.total_noise() / unit
-    wrong = [item for item in parameters if item.wrong]
-    inside = all(float(value.norm()) <= measured.noise[name] for name, value in measured.bias.items())
-    if wrong:
-        worst = max(wrong, key=lambda item: item.size)
-        outcome = Outcome.REFUTED
-        summary = (
-            f"biased: the mean over all {measured.draws} batches is off by {100 * bias:.3g}% of the gradient's norm, "
-            f"most in {worst.name}"
-        )
-        if bias < 5e-4:
-            summary = summary.replace(f"{100 * bias:.3g}%", f"{bias:.1e}")
-    elif inside:
-        outcome = Outcome.EXACT
-        summary = f"unbiased: the mean over all {measured.draws} batches is the gradient, to {bias:.1e} of its norm"
-    else:
-        outcome = Outcome.INCONCLUSIVE
-        summary = f"a difference of {bias:.1e} of the gradient's norm is more than rounding is expected to give"
-    return Decision(
-        outcome, "exact", summary, bias, bias - noise if wrong else 0.0, bias + noise, tuple(parameters), measured.draws
-    )

@@ -30,7 +30,10 @@ WORTH = 0.05
 """Share of the bias that a cause takes away at least, to be named where nothing explains all of it."""
 
 FACTOR_COSINE, FACTOR_REST = 0.9999, 0.1
-"""A mean is called a multiple of the gradient from this cosine on, if at most this part of the bias is left beside it."""
+"""A mean is called a multiple of the gradient from this cosine on, if at most this part of the bias is left beside."""
+
+EQUALLY = 0.01
+"""Share of the bias that may be left for another cause to be named beside a complete explanation."""
 
 LIKE = 0.95
 """Cosine from which a bias is said to look like that of a known defect which does not explain it all."""
@@ -110,8 +113,15 @@ class _Search:
 
     def _effective(self) -> Iterator[_Candidate]:
         found = set[str]()
+        counted = list[list[int | None]]()
         for item in INTERVENTIONS:
-            if self._changes_something(item):
+            if item.count is not None:
+                counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+                if None in counts or len(set(counts)) == 1 or counts in counted:
+                    continue
+                counted.append(counts)
+                yield self._named(item)
+            elif self._changes_something(item):
                 named = self._named(item)
                 found |= {named.id, item.id}
                 yield named
@@ -125,9 +135,6 @@ class _Search:
                 yield candidate
 
     def _changes_something(self, item: Intervention) -> bool:
-        if item.count is not None:
-            counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
-            return None not in counts and len(set(counts)) > 1
         for batch, _ in self._pairs[:EFFECT_BATCHES]:
             if item.batch is not None and item.batch(self._subject, batch) is batch:
                 continue
@@ -227,7 +234,7 @@ def explain(
     search, nothing = _Search(subject, measure, pairs, reference), frozenset[str]()
     whole, unit = search.rest(nothing), norm(subject.exact) or 1.0
     if whole == 0.0 or search.gone(nothing):
-        return Explanation(complete=True)
+        return Explanation(rest=whole / unit, rest_share=1.0)  # too small for causes to be told apart
     factor = _factor(subject, search.measured(nothing))
     for ids in search.sets():
         if factor is not None and len(ids) > 1:
@@ -236,7 +243,9 @@ def explain(
             return _told(search, ids, whole, unit, complete=True)
     if factor is not None:
         cause, left, complete = factor
-        return Explanation((cause, *_others(search, nothing, whole)), complete, left / unit, left / whole)
+        return Explanation(
+            (cause, *_others(search, nothing, whole, complete=complete)), complete, left / unit, left / whole
+        )
     leak = _only_added(search, whole)
     if leak is not None:
         return leak
@@ -247,7 +256,7 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
     rest = search.rest(ids)
     members = [
         Cause(
-            key,
+            key.split("/")[0],
             search.candidates[key].words,
             search.candidates[key].remedy,
             1.0 - search.rest(frozenset({key})) / whole,
@@ -258,17 +267,21 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
         for key in ids
     ]
     members.sort(key=lambda cause: -(cause.returns or 0.0))
-    return Explanation((*members, *_others(search, ids, whole)), complete, rest / unit, rest / whole)
+    return Explanation((*members, *_others(search, ids, whole, complete=complete)), complete, rest / unit, rest / whole)
 
 
-def _others(search: _Search, ids: Iterable[str], whole: float) -> list[Cause]:
-    """Return other candidates that take some of the bias away, or whose bias looks like it."""
-    out = []
+def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool) -> list[Cause]:
+    """Return other candidates that take as much of the bias away; where it is not explained, all that take some."""
+    least = 1.0 - EQUALLY if complete else WORTH
+    out = dict[str, Cause]()
     for key, candidate in search.candidates.items():
         removes = 1.0 - search.rest(frozenset({key})) / whole
-        if key not in set(ids) and (removes >= WORTH or (candidate.cosine or 0.0) >= LIKE):
-            out.append(Cause(key, candidate.words, candidate.remedy, removes, None, candidate.cosine))
-    return sorted(out, key=lambda cause: -cause.removes)
+        name = key.split("/")[0]
+        if name in {item.split("/")[0] for item in ids} or (name in out and out[name].removes >= removes):
+            continue
+        if removes >= least or (not complete and (candidate.cosine or 0.0) >= LIKE):
+            out[name] = Cause(name, candidate.words, candidate.remedy, removes, None, candidate.cosine)
+    return sorted(out.values(), key=lambda cause: -cause.removes)
 
 
 def _greedy(search: _Search, whole: float) -> _Set:
@@ -283,7 +296,7 @@ def _greedy(search: _Search, whole: float) -> _Set:
 
 
 def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] | None:
-    """Return the cause where the mean is a multiple of the gradient, with the bias that is left and whether it is none."""
+    """Return the cause where the mean is a multiple of the gradient, the bias that is left, and whether it is none."""
     exact = subject.exact
     mean, whole = added(exact, measured.bias), norm(measured.bias)
     unit, size = norm(exact), norm(mean)
@@ -312,16 +325,19 @@ def _only_added(search: _Search, whole: float) -> Explanation | None:
     if candidate is None:
         return None
     measured, predicted = search.measured(frozenset()), search.predicted(frozenset({"bias-leak"})) or {}
-    wrong = {
-        name for name, value in measured.bias.items() if float(value.norm()) > 100 * measured.noise[name]
-    }
+    wrong = {name for name, value in measured.bias.items() if float(value.norm()) > 100 * measured.noise[name]}
     leaky = {name for name, value in predicted.items() if bool(value.any())}
     if not wrong or not wrong <= leaky:
         return None
     unit = norm(search._subject.exact) or 1.0
     cause = Cause(
-        candidate.id, candidate.words, candidate.remedy, 1.0 - search.rest(frozenset({"bias-leak"})) / whole,
-        whole / unit, candidate.cosine, True,
+        candidate.id,
+        candidate.words,
+        candidate.remedy,
+        1.0 - search.rest(frozenset({"bias-leak"})) / whole,
+        whole / unit,
+        candidate.cosine,
+        True,
     )
     return Explanation((cause,), False, 0.0, 0.0)
 

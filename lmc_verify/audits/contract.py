@@ -45,7 +45,9 @@ class Original:
     def changed(self) -> list[str]:
         """Return what of it has changed."""
         out = [name for name, value in self._tensors.items() if not _same(value, self._kept[name])]
-        out += [f"model.{name}.grad" for name, value in self.model.named_parameters() if self._has_new_gradient(name, value)]
+        out += [
+            f"model.{name}.grad" for name, value in self.model.named_parameters() if self._has_new_gradient(name, value)
+        ]
         return out
 
     def _has_new_gradient(self, name: str, value: Tensor) -> bool:
@@ -64,8 +66,10 @@ class Original:
 
 
 def _same(value: Tensor, kept: Tensor) -> bool:
-    return torch.equal(value.detach().nan_to_num(), kept.nan_to_num()) if value.is_floating_point() else torch.equal(
-        value, kept
+    return (
+        torch.equal(value.detach().nan_to_num(), kept.nan_to_num())
+        if value.is_floating_point()
+        else torch.equal(value, kept)
     )
 
 
@@ -132,9 +136,9 @@ def _tried(subject: Subject, original: Original, batch: Any, seed: int) -> Gradi
     except RuntimeError as error:
         if "dtype" in str(error) or "Double" in str(error):
             raise ContractError(
-                f"step mixes precisions: {error}. The model and the batches are in {subject.runner.dtype}; take what "
-                "the step reads from its batch, or from its third argument in step(model, batch, data), or pass "
-                "dtype=torch.float32"
+                f"step mixes precisions ({str(error).rstrip('.')}): model and batches are in {subject.runner.dtype}. "
+                "Take what the step reads from its batch, or from its third argument in step(model, batch, data); pass "
+                "what it keeps between batches as state=; or pass dtype=torch.float32"
             ) from error
         raise
 
@@ -170,7 +174,9 @@ def _check_unchanged(
         original.restore()
         if any(name.startswith("model.") for name in changed):
             raise _other_model(changed)
-        raise ContractError(f"step writes into {', '.join(changed[:3])}; write into a copy, so that every step sees the data")
+        raise ContractError(
+            f"step writes into {', '.join(changed[:3])}; write into a copy, so that every step sees the data"
+        )
     now = _held(subject)
     kept = [path for path, value in now.items() if path not in before or not torch.equal(value, before[path])]
     if kept:

@@ -6,7 +6,8 @@ the exact gradient as its mean. The difference from the step has the step's bias
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch_geometric.data import Data
 
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.law import Unit
+from lmc_verify.audits.measure import Deviations, differences
 from lmc_verify.audits.row_gradients import RowGradients
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 
@@ -22,6 +24,9 @@ __all__ = ["Control", "control_of", "loss_on"]
 
 PASSES = 3
 """Passes of a loader that must each contain every node once for its seeds to count as a partition."""
+
+PILOT = 6
+"""Draws on which controls are compared."""
 
 SAME = 1e-9
 """How far a sum of parts may be from the whole, relative, for the parts to be used."""
@@ -43,25 +48,34 @@ class Control:
 
 
 def control_of(subject: Subject) -> Control:
-    """Return the control with the least noise whose mean is known."""
+    """Return the control whose mean is known with the least noise on some draws that are not used otherwise."""
     plain = Control("the exact gradient", lambda _: subject.exact)
     found = None if subject.law.batches is not None else _weights(subject)
     if found is None:
         return plain
     weights, everywhere = found
-    if everywhere:
-        rows = _rows(subject)
-        if rows.names:
-
-            def of(unit: Unit) -> Gradient:
-                with subject.clock.gradient():
-                    return {**subject.exact, **rows.of(weights(unit))}
-
-            return Control("Backward SGD on the same nodes", of)
-    labelled = labelled_nodes(subject.data)
+    controls, labelled = [plain], labelled_nodes(subject.data)
     if labelled is not None and splits(subject, labelled):
-        return Control("the gradient of the loss on the same nodes", lambda unit: loss_on(subject, weights(unit)))
-    return plain
+        words = "the gradient of the loss on the same nodes"
+        controls.append(Control(words, lambda unit: loss_on(subject, weights(unit))))
+    if everywhere and (rows := _rows(subject)).names:
+
+        def of(unit: Unit) -> Gradient:
+            with subject.clock.gradient():
+                return {**subject.exact, **rows.of(weights(unit))}
+
+        controls.append(Control("Backward SGD on the same nodes", of))
+    if len(controls) == 1:
+        return plain
+    pilot = list(itertools.islice(subject.law.units(PILOT, subject.seed + 1, own_randomness=False), PILOT))
+    return min(controls, key=lambda control: _noise(subject, pilot, control))
+
+
+def _noise(subject: Subject, pilot: Sequence[Unit], control: Control) -> float:
+    deviations = Deviations()
+    for unit, draw in zip(pilot, differences(subject, pilot, control), strict=True):
+        deviations.update(draw, len(unit.batches))
+    return deviations.measured(dict.fromkeys(subject.exact, 0.0)).total_noise()
 
 
 def _rows(subject: Subject) -> RowGradients:
@@ -126,7 +140,7 @@ def splits(subject: Subject, labelled: Tensor) -> bool:
         parts = [loss_on(subject, halves[:, side]) for side in (0, 1)]
     except (ArithmeticError, LookupError, RuntimeError, ValueError):
         return False
-    gap = norm(added(added(*parts), subject.exact, -1.0))
+    gap = norm(added(added(parts[0], parts[1]), subject.exact, -1.0))
     return gap <= SAME * max(norm(subject.exact), *map(norm, parts))
 
 

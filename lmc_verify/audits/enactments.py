@@ -58,7 +58,7 @@ class World:
 
     @cached_property
     def sets(self) -> list[tuple[Tensor, float]] | None:
-        """The batches as masks [n] with their weights; None where their nodes are not known, or have no common share."""
+        """The batches as masks [n] with their weights; None where nodes are not known, or the loss is no mean."""
         data = self.subject.data
         if not isinstance(data, Data) or data.edge_index is None or labelled_nodes(data) is None:
             return None
@@ -259,4 +259,3 @@ ENACTMENTS: tuple[Enactment, ...] = (
     ),
 )
 """In the order in which they are tried."""
-

@@ -20,23 +20,31 @@ from torch_geometric.data import Data
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
 
-__all__ = ["INTERVENTIONS", "Intervention", "labelled_nodes", "loss_rows", "whole_graph_batch"]
+__all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "whole_graph_batch"]
 
-_DROPOUTS = {
-    function
-    for function in (
-        F.dropout,
-        F.dropout1d,
-        F.dropout2d,
-        F.dropout3d,
-        F.alpha_dropout,
-        F.feature_alpha_dropout,
-        torch.dropout,
-        torch.feature_dropout,
-        torch.alpha_dropout,
-        torch.dropout_,
-    )
-}
+_DROPOUTS: tuple[Any, ...] = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+    torch.dropout,
+    torch.feature_dropout,
+    torch.alpha_dropout,
+    torch.dropout_,
+)
+_MEANS: tuple[Any, ...] = (
+    F.cross_entropy,
+    F.nll_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.mse_loss,
+    F.l1_loss,
+    F.multi_margin_loss,
+    F.multilabel_soft_margin_loss,
+)
+"""Losses with ``reduction="mean"`` unless it is said otherwise."""
 
 
 class _NoDropout(TorchFunctionMode):
@@ -46,6 +54,49 @@ class _NoDropout(TorchFunctionMode):
         if func in _DROPOUTS:
             return args[0] if args else (kwargs or {})["input"]
         return func(*args, **(kwargs or {}))
+
+
+class MirroredDropout(TorchFunctionMode):
+    """Dropout that keeps where a uniform number is above p, or where its mirror image is: each is dropout by itself.
+
+    The mean of both has far less noise, because what is linear in the mask cancels.
+
+    Args:
+        mirrored: whether the numbers are taken as ``1 - u``.
+    """
+
+    def __init__(self, mirrored: bool) -> None:
+        super().__init__()
+        self._mirrored = mirrored
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+            p, value = float(given.get("p", 0.5)), given["input"]
+            if given.get("training", True) and 0 < p < 1 and not given.get("inplace", False):
+                u = torch.rand_like(value)
+                return value * ((1 - u if self._mirrored else u) >= p).to(value.dtype) / (1 - p)
+        return func(*args, **kwargs)
+
+
+class _LossCalls(TorchFunctionMode):
+    """Records the rows of every loss that is a mean.
+
+    Attributes:
+        rows: of each call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = args[0] if args else kwargs.get("input")
+        if func in _MEANS and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor) and given.dim():
+            self.rows.append(int(given.shape[0]))
+        return func(*args, **kwargs)
 
 
 class _FrozenBatchNorm(TorchFunctionMode):
@@ -77,19 +128,27 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def loss_rows(subject: Subject, batch: Any, seeds_only: bool = False) -> int | None:
-    """Return how many labelled rows enter a batch's loss, as far as the batch says; None where it does not."""
+def rows_of_mean(subject: Subject, batch: Any) -> int | None:
+    """Return of how many rows the step's loss is a mean, as torch was called; None where it is none, or several."""
+    calls = _LossCalls()
+    subject.step(batch, 1, [calls])
+    return calls.rows[0] if len(set(calls.rows)) == 1 else (0 if not calls.rows else None)
+
+
+def labelled_rows_of(subject: Subject, batch: Any) -> int | None:
+    """Return how many labelled rows a batch has, or how many of its seeds are labelled; None where it does not say."""
     found = subject.nodes(batch)
     mask = batch["train_mask"] if isinstance(batch, Data) and "train_mask" in batch else None
     if isinstance(mask, Tensor) and mask.dtype is torch.bool and mask.dim() == 1:
-        if seeds_only and found.seeds_are_named:
-            rows = found.seed_rows()
-            return None if rows is None else int((mask.cpu() & rows).sum())
         return int(mask.sum())
-    if found.seeds is None:
-        return None
     labelled = labelled_nodes(subject.data)
-    return None if labelled is None else int(labelled[found.seeds].sum())
+    return None if found.seeds is None or labelled is None else int(labelled[found.seeds].sum())
+
+
+def labelled_seeds_of(subject: Subject, batch: Any) -> int | None:
+    """Return how many of the nodes that a batch is about are labelled; None where it does not say."""
+    found, labelled = subject.nodes(batch), labelled_nodes(subject.data)
+    return None if found.seeds is None or labelled is None else int(labelled[found.seeds].sum())
 
 
 def labelled_nodes(data: Any) -> Tensor | None:
@@ -144,7 +203,7 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
         if not isinstance(value, Tensor) or key == "edge_index":
             continue
         if key in nodewise:
-            out[key] = _extended(value, data[key] if key in data else None, order, ids, count)
+            out[key] = _extended(value, data.get(key, None), order, ids, count)
         elif batch.is_edge_attr(key):
             if key not in data or not isinstance(data[key], Tensor):
                 return batch
@@ -172,7 +231,7 @@ class Intervention:
     """One thing that is put right.
 
     Attributes:
-        id: name of the cause.
+        id: name of the cause; what follows a slash tells ways apart in which a batch says its count.
         cause: what is wrong where the bias goes away, in a few words.
         remedy: what a user does about it.
         context: a context manager that the step runs in, from the subject.
@@ -207,12 +266,19 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "call model.eval() before the step",
         context=lambda subject: _evaluation(subject.model),
     ),
-    Intervention(
-        "batch-mean",
-        "batch mean: the loss is a mean over the batch's labelled nodes, and batches have different numbers of them",
-        "sum the loss and divide by the same number for every batch: labelled nodes of the graph times the batch's "
-        "probability to contain a node",
-        count=lambda subject, batch: loss_rows(subject, batch),
+    *(
+        Intervention(
+            id,
+            "batch mean: the loss is a mean over the batch's labelled nodes, and batches differ in their number",
+            "sum the loss and divide by the same number for every batch: labelled nodes of the graph times the batch's "
+            "probability to contain a node",
+            count=count,
+        )
+        for id, count in (
+            ("batch-mean", rows_of_mean),
+            ("batch-mean/labelled", labelled_rows_of),
+            ("batch-mean/seeds", labelled_seeds_of),
+        )
     ),
     Intervention(
         "node-mean",
@@ -234,4 +300,3 @@ INTERVENTIONS: tuple[Intervention, ...] = (
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""
-

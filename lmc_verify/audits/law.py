@@ -11,7 +11,9 @@ import hashlib
 import inspect
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,8 +41,11 @@ MOST_ENUMERATED = 512
 MASS_ROUNDING = 1e-9
 """How far given probabilities may sum from 1."""
 
-SAMPLED_PASSES = 40
-"""Passes of a loader that gives other batches each time, at least: they are the independent draws."""
+FEWEST_DRAWS = 128
+"""Independent draws, at least: an asymptotic interval needs some to begin with."""
+
+MOST_STRATA = 4
+"""Batches in one draw of a step that draws for itself: if there are no more, each is in every draw."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,26 @@ class Unit:
     """Batches of the pass that they are from, where they are from one."""
 
 
+class Loading:
+    """Time that a user's loader has taken.
+
+    Attributes:
+        seconds: in all.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time inside."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
+
+
 class Law:
     """A law of batches.
 
@@ -67,6 +92,7 @@ class Law:
         words: one sentence about it.
         per_pass: batches of a pass or epoch.
         inclusion: float64 [n], the probability of each node to be in a draw, where a design says so.
+        loading: time that batches have taken.
     """
 
     def __init__(
@@ -80,11 +106,12 @@ class Law:
         draw: Callable[[int, int], tuple[list[Any], list[float], int | None]],
         sweep: Callable[[int], list[Any]],
         inclusion: Tensor | None = None,
+        loading: Loading | None = None,
     ) -> None:
         self.batches = None if batches is None else tuple(batches)
         self.probabilities = None if probabilities is None else tuple(probabilities)
         self.how, self.words, self.per_pass = how, words, per_pass
-        self._draw, self.sweep, self.inclusion = draw, sweep, inclusion
+        self._draw, self.sweep, self.inclusion, self.loading = draw, sweep, inclusion, loading or Loading()
 
     def units(self, draws: int, seed: int, *, own_randomness: bool) -> Iterator[Unit]:
         """Yield independent draws, about as many batches as asked for.
@@ -94,31 +121,43 @@ class Law:
             seed: of batches and steps.
             own_randomness: whether steps draw for themselves; then all batches, where they are known, make one draw.
         """
-        if self.batches is not None and own_randomness and self.probabilities is not None:
-            size = len(self.batches)
-            if size <= max(draws // SAMPLED_PASSES, 1):
-                for number in range(max(draws // size, SAMPLED_PASSES)):
-                    seeds = tuple(_seed(seed, number, index) for index in range(size))
-                    yield Unit(self.batches, self.probabilities, seeds)
-                return
-        grouped = max(1, math.ceil(draws / SAMPLED_PASSES)) if self.batches is None and self.how == "epoch" else 1
-        for number in range(max(draws // grouped, SAMPLED_PASSES)):
+        if self.batches is not None and self.probabilities is not None and own_randomness:
+            yield from self._strata(max(draws, FEWEST_DRAWS), seed)
+            return
+        grouped = math.ceil(draws / FEWEST_DRAWS) if self.batches is None and self.how == "epoch" else 1
+        for number in range(max(math.ceil(draws / grouped), FEWEST_DRAWS)):
             batches, weights, size = self._draw(_seed(seed, number), grouped)
             seeds = tuple(_seed(seed, number, index) for index in range(len(batches)))
             yield Unit(tuple(batches), tuple(weights), seeds, size)
+
+    def _strata(self, draws: int, seed: int) -> Iterator[Unit]:
+        """Yield draws of a step's own randomness: all batches, or some of them, each with a seed of its own."""
+        assert self.batches is not None
+        assert self.probabilities is not None
+        size = len(self.batches)
+        for number in range(draws if size == 1 else FEWEST_DRAWS):
+            if size <= MOST_STRATA:
+                batches, weights = self.batches, self.probabilities
+            else:
+                chosen = generator(seed, "strata", number).choice(size, size=MOST_STRATA, p=self.probabilities)
+                batches = tuple(self.batches[index] for index in chosen)
+                weights = (1 / MOST_STRATA,) * MOST_STRATA
+            yield Unit(batches, weights, tuple(_seed(seed, number, index) for index in range(len(batches))))
 
     def first(self, count: int, seed: int) -> list[Any]:
         """Return some batches, the same for the same seed."""
         if self.batches is not None:
             return list(self.batches[:count])
-        return list(itertools.islice((b for k in range(count) for b in self._draw(_seed(seed, k), 1)[0]), count))
+        return [self._draw(_seed(seed, number), 1)[0][0] for number in range(count)]
 
 
 def _seed(*axes: int) -> int:
     return int(generator(axes[0], "audit", *axes[1:]).integers(2**31))
 
 
-def law_of(batches: Any, data: Any, *, sampling: Sampling | None, seed: int) -> Law:
+def law_of(
+    batches: Any, data: Any, *, sampling: Sampling | None, seed: int, change: Callable[[Any], Any] = lambda batch: batch
+) -> Law:
     """Return the law of what the user gave as batches.
 
     Args:
@@ -128,6 +167,7 @@ def law_of(batches: Any, data: Any, *, sampling: Sampling | None, seed: int) -> 
         sampling: how a step's batch is drawn, None for what is usual: designs and lists with probabilities
             independently, loaders by the epoch.
         seed: of passes and draws.
+        change: what is done once to every batch of a list, such as a change of precision.
 
     Raises:
         InvalidInputError: nothing that gives batches, no batch, an endless loader, or probabilities that are none.
@@ -138,8 +178,10 @@ def law_of(batches: Any, data: Any, *, sampling: Sampling | None, seed: int) -> 
     if isinstance(batches, BatchDesign) and not isinstance(batches, type):
         return _of_design(batches, data, sampling)
     if isinstance(batches, list | tuple) and batches and all(map(_is_pair, batches)):
-        return _of_list([pair[0] for pair in batches], [float(pair[1]) for pair in batches], sampling or "independent")
-    return _of_loader(_maker(batches, data), sampling or "epoch", seed)
+        return _of_list(
+            [change(pair[0]) for pair in batches], [float(pair[1]) for pair in batches], sampling or "independent"
+        )
+    return _of_loader(_maker(batches, data), sampling or "epoch", seed, change)
 
 
 def _is_pair(item: Any) -> bool:
@@ -153,8 +195,8 @@ def _of_list(batches: list[Any], probabilities: list[float], how: Sampling, word
     bad = [value for value in probabilities if not 0 < value <= 1]
     if bad or abs(total - 1) > MASS_ROUNDING:
         raise InvalidInputError(
-            f"the probabilities of {len(batches)} batches are {bad[0] if bad else f'{total:.12g} together'}; each is in "
-            "(0, 1] and they sum to 1"
+            f"the probabilities of {len(batches)} batches are {bad[0] if bad else f'{total:.12g} together'}; each is "
+            "in (0, 1], and they sum to 1"
         )
     chances = np.array(probabilities) / total
 
@@ -220,7 +262,7 @@ def _of_design(design: BatchDesign, data: Any, sampling: Sampling | None) -> Law
 def _covering(design: BatchDesign, seed: int) -> list[Any]:
     """Return draws that together contain every node that has a positive probability."""
     source, left = generator(seed, "sweep"), design.inclusion_probabilities() > 0
-    out = []
+    out: list[Any] = []
     while bool(left.any()) and len(out) < LONGEST_PASS:
         batch = design.draw(source)
         if bool(left[batch.nodes].any()):
@@ -261,6 +303,18 @@ class _Loader:
 
     def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
         self._make = make
+        self.loading = Loading()
+
+    def chosen(self, seed: int, positions: Sequence[int]) -> list[Any]:
+        """Return the batches at some positions of the pass of a seed."""
+        with self.loading.timed(), forked_generators(seed, "loader"):
+            found = dict(enumerate(itertools.islice(self._make(), max(positions) + 1)))
+        if any(position not in found for position in positions):
+            raise ContractError(
+                f"a pass through batches has {len(found)} batches, and had more before; a pass must not depend on the "
+                "passes before"
+            )
+        return [found[position] for position in positions]
 
     def batches(self, seed: int) -> list[Any]:
         """Return the batches of the pass of a seed.
@@ -268,7 +322,7 @@ class _Loader:
         Raises:
             InvalidInputError: there is none, or no end of them.
         """
-        with forked_generators(seed, "loader"):
+        with self.loading.timed(), forked_generators(seed, "loader"):
             out = list(itertools.islice(self._make(), LONGEST_PASS + 1))
         if not out:
             raise InvalidInputError("batches is empty: a pass through the loader gives no batch")
@@ -280,21 +334,19 @@ class _Loader:
         return out
 
 
-def _of_loader(make: Callable[[], Iterable[Any]], how: Sampling, seed: int) -> Law:
+def _of_loader(make: Callable[[], Iterable[Any]], how: Sampling, seed: int, change: Callable[[Any], Any]) -> Law:
     loader = _Loader(make)
     one, other = loader.batches(_seed(seed, 1)), loader.batches(_seed(seed, 2))
     same_order = [fingerprint(batch) for batch in one] == [fingerprint(batch) for batch in other]
     if same_order or sorted(map(fingerprint, one)) == sorted(map(fingerprint, other)):
         order = "in the same order" if same_order else "in another order each time"
-        words = f"a loader of {len(one)} batches, the same in every pass, {order}" if how == "epoch" else ""
-        return _of_list(one, [1 / len(one)] * len(one), how, words)
+        words = f"{len(one)} batches, the same in every pass, {order}" if how == "epoch" else ""
+        return _of_list([change(batch) for batch in one], [1 / len(one)] * len(one), how, words)
 
     def draw(number: int, count: int) -> tuple[list[Any], list[float], int | None]:
-        batches = loader.batches(number)
-        size = len(batches)
-        count = min(count, size)
-        chosen = generator(number, "positions").choice(size, size=count, replace=False)
-        return [batches[index] for index in chosen], [1 / count] * count, size
+        count = min(count, len(one))
+        chosen = generator(number, "positions").choice(len(one), size=count, replace=False)
+        return loader.chosen(number, sorted(chosen.tolist())), [1 / count] * count, len(one)
 
     return Law(
         batches=None,
@@ -304,6 +356,7 @@ def _of_loader(make: Callable[[], Iterable[Any]], how: Sampling, seed: int) -> L
         per_pass=len(one),
         draw=draw,
         sweep=loader.batches,
+        loading=loader.loading,
     )
 
 

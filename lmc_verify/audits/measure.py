@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from lmc_verify.audits.interventions import Intervention
+from lmc_verify.audits.interventions import Intervention, MirroredDropout
 from lmc_verify.audits.law import Unit
 from lmc_verify.audits.row_gradients import message_passing
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
@@ -42,12 +42,14 @@ class Measured:
         noise: by parameter, the norm that rounding may give (exact), or the standard error of the norm (sampled).
         exact: whether all batches were evaluated, and nothing was left to chance.
         draws: batches that were evaluated.
+        spread: root mean square of the distance of a batch's gradient from the mean, where all were evaluated.
     """
 
     bias: Gradient
     noise: dict[str, float]
     exact: bool
     draws: int
+    spread: float = 0.0
 
     def size(self) -> float:
         """Return the norm of the bias, less what noise gives on average."""
@@ -64,12 +66,16 @@ class Measured:
         return all(float(value.norm()) <= limit * self.noise[name] for name, value in rest.items())
 
 
-def treated(subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention]) -> Gradient:
+def treated(
+    subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention], contexts: Sequence[Any] = ()
+) -> Gradient:
     """Return the step's gradient for a batch under interventions, without their weights."""
     for item in chosen:
         if item.batch is not None:
             batch = item.batch(subject, batch)
-    return subject.step(batch, seed, [item.context(subject) for item in chosen if item.context is not None])
+    return subject.step(
+        batch, seed, [*contexts, *(item.context(subject) for item in chosen if item.context is not None)]
+    )
 
 
 def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ()) -> bool:
@@ -124,14 +130,17 @@ def mean_gradient(subject: Subject, chosen: Sequence[Intervention] = ()) -> Meas
     pairs = list(zip(law.batches, law.probabilities, strict=True))
     weights = Weights(subject, chosen, pairs)
     total = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
-    sizes = dict.fromkeys(total, 0.0)
+    sizes, square = dict.fromkeys(total, 0.0), 0.0
     for batch, probability in pairs:
-        factor = probability * weights.of(batch)
+        weight = weights.of(batch)
         for name, value in treated(subject, batch, 0, chosen).items():
-            total[name] += factor * value
-            sizes[name] += factor * float(value.norm())
+            total[name] += probability * weight * value
+            size = weight * float(value.norm())
+            sizes[name] += probability * size
+            square += probability * size**2
     noise = rounding(subject, sizes, len(pairs))
-    return Measured(added(total, subject.exact, -1.0), noise, True, len(pairs))
+    spread = math.sqrt(max(square - norm(total) ** 2, 0.0))
+    return Measured(added(total, subject.exact, -1.0), noise, True, len(pairs), spread)
 
 
 def differences(
@@ -146,9 +155,18 @@ def differences(
     for unit in units:
         total: Gradient = {}
         for batch, weight, seed in zip(unit.batches, unit.weights, unit.seeds, strict=True):
-            part = scaled(treated(subject, batch, seed, chosen), weight * weights.of(batch))
+            part = _averaged(subject, batch, seed, chosen)
+            part = scaled(part, weight * weights.of(batch))
             total = added(total, part) if total else part
         yield added(total, control(unit), -1.0)
+
+
+def _averaged(subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention]) -> Gradient:
+    """Return the gradient for a seed; where dropout alone is random, the mean over its masks and their mirror images."""
+    if not subject.mirrored or any(item.context is not None for item in chosen):
+        return treated(subject, batch, seed, chosen)
+    one, other = (treated(subject, batch, seed, chosen, [MirroredDropout(mirrored)]) for mirrored in (False, True))
+    return scaled(added(one, other), 0.5)
 
 
 class Deviations:

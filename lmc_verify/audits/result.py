@@ -11,10 +11,10 @@ from typing import Any, Literal
 from lmc_verify.audits.causes import Cause, Explanation
 from lmc_verify.cases.verdict import Outcome, Series
 
-__all__ = ["Audit", "Cost", "Guarantee", "ParameterBias"]
+__all__ = ["Audit", "Cost", "Guarantee", "ParameterBias", "percent"]
 
 Guarantee = Literal["exact", "anytime-valid", "asymptotic"]
-"""``exact``: all batches, to rounding. ``anytime-valid``: within a proven range. ``asymptotic``: by normal approximation."""
+"""``exact``: all batches, to rounding. ``anytime-valid``: within a proven range. ``asymptotic``: by the normal law."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Cost:
         step_seconds: time in them.
         gradients: exact gradients, and gradients of controls.
         gradient_seconds: time in them.
+        loading_seconds: time in the user's loader.
         seconds: time in all.
     """
 
@@ -54,12 +55,13 @@ class Cost:
     step_seconds: float
     gradients: int
     gradient_seconds: float
+    loading_seconds: float
     seconds: float
 
     @property
     def overhead(self) -> float:
-        """Time in all as a multiple of that of the steps and gradients."""
-        needed = self.step_seconds + self.gradient_seconds
+        """Time in all as a multiple of that of steps, gradients and loader."""
+        needed = self.step_seconds + self.gradient_seconds + self.loading_seconds
         return self.seconds / needed if needed else 1.0
 
 
@@ -136,13 +138,13 @@ class Audit:
         worst = self.worst
         if worst is not None:
             lines.append(
-                f"worst parameter {worst.name}: off by {_share(worst.own)} of its own gradient, {_share(worst.size)} of "
-                "the whole gradient"
+                f"worst parameter {worst.name}: off by {percent(worst.own)} of its own gradient, {percent(worst.size)} "
+                "of the whole gradient"
             )
         lines += [f"cause: {cause.words}; {cause.remedy}" for cause in self.causes if cause.explains]
         if self.low <= rtol:
             lines.append(
-                f"the bias is between {_share(self.low)} and {_share(self.high)} of the gradient, rtol is "
+                f"the bias is between {percent(self.low)} and {percent(self.high)} of the gradient, rtol is "
                 f"{rtol:g}: give more draws, or a larger rtol"
             )
         lines.append(f"rtol {rtol:g}, {self.guarantee}, {self.draws} batches, seed {self.seed}")
@@ -184,7 +186,8 @@ class Audit:
         cost = self.cost
         yield (
             f"  cost: {cost.steps:,} steps {cost.step_seconds:.2f} s, {cost.gradients:,} exact gradients "
-            f"{cost.gradient_seconds:.2f} s, in all {cost.seconds:.2f} s ({cost.overhead:.2f} times these)"
+            f"{cost.gradient_seconds:.2f} s, loader {cost.loading_seconds:.2f} s, in all {cost.seconds:.2f} s "
+            f"({cost.overhead:.2f} times these)"
         )
 
     def _table(self) -> Iterator[str]:
@@ -193,8 +196,8 @@ class Audit:
         for item in self.parameters:
             mark = "biased" if item.wrong else ""
             yield (
-                f"    {item.name:<{width}}  {_share(item.own):>10}  {_share(item.size):>8}  "
-                f"{_share(item.low)} ... {_share(item.high)}  {mark}"
+                f"    {item.name:<{width}}  {percent(item.own):>10}  {percent(item.size):>8}  "
+                f"{percent(item.low)} ... {percent(item.high)}  {mark}"
             ).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,8 +223,8 @@ class Audit:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(item.name)}</td><td>{_share(item.own)}</td><td>{_share(item.size)}</td>"
-            f"<td>{_share(item.low)} … {_share(item.high)}</td><td>{'biased' if item.wrong else ''}</td></tr>"
+            f"<tr><td>{html.escape(item.name)}</td><td>{percent(item.own)}</td><td>{percent(item.size)}</td>"
+            f"<td>{percent(item.low)} … {percent(item.high)}</td><td>{'biased' if item.wrong else ''}</td></tr>"
             for item in self.parameters
         )
         causes = "".join(
@@ -243,7 +246,7 @@ def _series(values: Mapping[str, Any]) -> Series:
     return Series(**fields)
 
 
-def _share(value: float) -> str:
+def percent(value: float) -> str:
     """Return a share as per cent, small ones as a power of ten."""
     if math.isinf(value):
         return "inf"
@@ -257,7 +260,7 @@ def _effect(cause: Cause) -> str:
     if cause.removes < 0:
         out = f"put right alone: the bias grows by {-cause.removes:.0%}"
     if cause.returns is not None:
-        out += f"; undone alone: a bias of {_share(cause.returns)} of the gradient comes back"
+        out += f"; undone alone: a bias of {percent(cause.returns)} of the gradient comes back"
     if cause.cosine is not None:
         out += f"; cosine of the bias and what this gives: {cause.cosine:.4f}"
     return out
@@ -267,5 +270,5 @@ def _left(explanation: Explanation) -> str:
     if explanation.complete:
         return "these explain the bias: without them the step is unbiased"
     if any(cause.explains for cause in explanation.causes):
-        return f"not explained: {explanation.rest_share:.0%} of the bias, {_share(explanation.rest)} of the gradient"
+        return f"not explained: {explanation.rest_share:.0%} of the bias, {percent(explanation.rest)} of the gradient"
     return "not explained: none of the known causes takes the bias away"

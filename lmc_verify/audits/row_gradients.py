@@ -106,7 +106,7 @@ class RowGradients:
 
     def _record(self, model: nn.Module, data: Any, objective: Objective) -> None:
         outputs: list[tuple[_Call, Tensor]] = []
-        modules = {path: module for path, module in self._owners.values()}
+        modules = dict(self._owners.values())
 
         def hook(path: str) -> Any:
             def record(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
@@ -152,9 +152,7 @@ class RowGradients:
                     retain_graph=True,
                     allow_unused=True,
                 )
-                totals = [
-                    total if part is None else total + part for total, part in zip(totals, found, strict=True)
-                ]
+                totals = [total if part is None else total + part for total, part in zip(totals, found, strict=True)]
             out |= dict(zip(names, totals, strict=True))
         return out
 

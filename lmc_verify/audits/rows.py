@@ -95,9 +95,9 @@ class NodesReader:
             return None
         if isinstance(batch, Data):
             for key in _IDS:
-                value = batch[key] if key in batch else None
+                value: Any = batch.get(key, None)
                 if self._is_ids(value) and value.numel() == batch.num_nodes and self._rows_fit(batch, value.cpu()):
-                    return value.cpu().long()
+                    return torch.as_tensor(value).cpu().long()
             if batch.num_nodes == self._count and self._rows_fit(batch, torch.arange(self._count)):
                 return torch.arange(self._count)
             return self._by_features(batch)
@@ -137,12 +137,12 @@ class NodesReader:
         if ids is None:
             return None
         for key in _SEED_ROWS:
-            value = batch[key] if key in batch else None
+            value = batch.get(key, None)
             if isinstance(value, Tensor) and value.dim() == 1 and not value.is_floating_point() and value.numel():
                 rows = value.nonzero().flatten() if value.dtype is torch.bool else value.long()
                 if int(rows.max()) < ids.numel():
                     return ids[rows.cpu()]
-        size = batch["batch_size"] if "batch_size" in batch else None
+        size = batch.get("batch_size", None)
         if isinstance(size, int) and 0 < size <= ids.numel():
             return ids[:size]
         return None

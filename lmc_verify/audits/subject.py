@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def norm(gradient: Mapping[str, Tensor]) -> float:
     largest = max(float(value.abs().max()) if value.numel() else 0.0 for value in gradient.values())
     if largest == 0.0:
         return 0.0
-    return largest * float(torch.stack([(value.double() / largest).square().sum() for value in gradient.values()]).sum().sqrt())
+    squares = [(value.double() / largest).square().sum() for value in gradient.values()]
+    return largest * float(torch.stack(squares).sum().sqrt())
 
 
 def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float = 1.0) -> Gradient:
@@ -44,13 +45,12 @@ def scaled(gradient: Mapping[str, Tensor], factor: float) -> Gradient:
 
 @dataclass
 class Clock:
-    """What an audit has spent: calls and seconds of the user's step, of exact gradients, and in all."""
+    """What an audit has spent: calls and seconds of the user's step, and of exact gradients."""
 
     steps: int = 0
     step_seconds: float = 0.0
     gradients: int = 0
     gradient_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -72,11 +72,6 @@ class Clock:
             self.gradients += 1
             self.gradient_seconds += time.perf_counter() - begin
 
-    def overhead(self) -> float:
-        """Return the time in all as a multiple of that of the steps and exact gradients."""
-        needed = self.step_seconds + self.gradient_seconds
-        return (time.perf_counter() - self.started) / needed if needed else 1.0
-
 
 class Subject:
     """A step, the law of its batches, and the objective that it should follow.
@@ -91,11 +86,11 @@ class Subject:
 
     Attributes:
         kept: the state and buffers from which every step starts.
+        mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
+        without_gradient: calls of the step that left none.
     """
 
-    def __init__(
-        self, runner: StepRunner, data: Any, law: Law, reader: Any, objective: Objective, seed: int
-    ) -> None:
+    def __init__(self, runner: StepRunner, data: Any, law: Law, reader: Any, objective: Objective, seed: int) -> None:
         self.runner, self.data, self.law, self.objective, self.seed = runner, data, law, objective, seed
         self.clock = Clock()
         self._reader = reader
@@ -105,6 +100,7 @@ class Subject:
         self._exact: tuple[float, Gradient] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
         self.without_gradient = 0
+        self.mirrored = False
 
     @property
     def model(self) -> nn.Module:
@@ -215,9 +211,7 @@ class Buffers:
     def __init__(self, model: nn.Module, state: set[int]) -> None:
         self._model = model
         self._parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
-        self._kept = {
-            name: value.detach().clone() for name, value in model.named_buffers() if id(value) not in state
-        }
+        self._kept = {name: value.detach().clone() for name, value in model.named_buffers() if id(value) not in state}
 
     def restore(self) -> None:
         """Put every buffer back."""

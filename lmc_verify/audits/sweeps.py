@@ -1,4 +1,4 @@
-"""What a step keeps between batches, at frozen parameters: sweeps until it no longer changes, and the bias on the way."""
+"""What a step keeps between batches: sweeps at frozen parameters until it no longer changes, and the bias meanwhile."""
 
 from __future__ import annotations
 

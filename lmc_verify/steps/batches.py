@@ -1,4 +1,4 @@
-"""Batches of nodes as PyTorch Geometric's data: the induced subgraph, with the nodes' ids and inclusion probabilities."""
+"""Batches of nodes as PyTorch Geometric's data: the induced subgraph, with ids and inclusion probabilities."""
 
 from __future__ import annotations
 
