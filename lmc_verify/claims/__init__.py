@@ -1,7 +1,8 @@
 """Claims: the theorems, their consequences, and what is claimed of samplers; and the verdicts that checks of them give.
 
 A claim's id is the name of its module, of its page in ``docs/claims`` and of its test: ``theorem-2/decay-and-floor`` is
-checked in ``theorems/theorem_2_decay_and_floor.py``. What an author of a claim needs is here.
+checked in ``theorems/theorem_2_decay_and_floor.py``. What an author of a claim needs is here, and also
+`decide`, `gamma` and `rounding_terms`: a plug-in's claim imports from no deeper (see examples/plugin).
 """
 
 from lmc_verify.cases import Case

@@ -73,7 +73,7 @@ def worst_parameter(difference: Gradient, exact: Gradient, rounding: float) -> s
 
 
 def _single_precision(difference: Gradient, unit: float) -> str:
-    """Return a question about the precision where a difference is of that size, in units of the gradient; else empty."""
+    """Ask about the precision where a difference is of that size, in units of the gradient; empty elsewhere."""
     share, (low, high) = gradient_norm(difference) / (unit or math.inf), SINGLE_PRECISION
     if not low < share < high:
         return ""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
-from lmc_verify.estimators import Blend, Cut, Drop, Held, Policies, SampledDesign, Shadow, properties_of
+from lmc_verify.estimators import Blend, Cut, Drop, Held, SampledDesign, Shadow, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.models import active_dropout
 
@@ -231,9 +231,9 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
         return Expectation(Outcome.EXACT, "every estimate is the exact gradient")
     if found.own_objective is not None:
         return _expect_own_objective(case, found.own_objective)
-    policies, layers = found.policies, case.problem.num_layers
-    if found.minimal_variance is not None:  # GAS's passes, from histories that the checkpoint at the start makes exact
-        policies, histories = Policies(Blend(), Drop()), "exact"
+    policies, layers = found.passes, case.problem.num_layers
+    if found.starts_exact:
+        histories = "exact"
     if policies is None:
         return UNKNOWN
     if isinstance(policies.forward, Held):

@@ -105,6 +105,29 @@ class EstimatorProperties:
     weighting: str | None
     beta: float | tuple[float, ...] | None
 
+    @property
+    def passes(self) -> Policies | None:
+        """The halo policies by which its gradients are made; None where theory has none for it.
+
+        Those that it states; an `MVS` states none, and its passes are GAS's.
+        """
+        return self.policies if self.minimal_variance is None else Policies(Blend(), Drop())
+
+    @property
+    def starts_exact(self) -> bool:
+        """Whether a checkpoint at the start makes its histories exact, whatever they held before."""
+        return self.minimal_variance is not None
+
+    @property
+    def draws_nodes(self) -> bool:
+        """Whether it draws the nodes of a batch itself, independently; a draw may have none."""
+        return self.minimal_variance is not None
+
+    @property
+    def compared(self) -> Sampled | MVS | None:
+        """The estimator, if it is of a kind whose authors compare it with a sampler of the same budget; else None."""
+        return self.sampler or self.minimal_variance
+
     def unless_unknown(self, holds: bool) -> bool | None:
         """Return whether something holds that follows from what is stated, None where it holds only if it is known."""
         return holds if self.known or not holds else None

@@ -9,7 +9,6 @@ from lmc_verify.statistics.frequencies import (
     Deviation,
     FrequencyTest,
     compare_frequencies,
-    draws_to_find,
     smallest_deviation,
 )
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
@@ -52,7 +51,6 @@ __all__ = [
     "draws_to_bound",
     "draws_to_detect",
     "draws_to_exclude",
-    "draws_to_find",
     "draws_to_width",
     "expected_norm",
     "fit_decay",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Deviation", "FrequencyTest", "compare_frequencies", "draws_to_find", "smallest_deviation"]
+__all__ = ["Deviation", "FrequencyTest", "compare_frequencies", "smallest_deviation"]
 
 PROBABILITY_ROUNDING = 1e-9
 """How far a sum of probabilities may lie above 1."""
@@ -104,29 +104,24 @@ def compare_frequencies(
     return FrequencyTest(alpha, len(names), found)
 
 
-def draws_to_find(deviation: float, events: int, alpha: float, beta: float = 0.01) -> int:
-    """Return draws after which an event whose probability is off by `deviation` is found, but for probability beta.
+def smallest_deviation(draws: int, events: int, alpha: float, beta: float = 0.01) -> float:
+    """Return by how much an event's probability must be off to be found after so many draws, but for probability beta.
 
-    By Hoeffding's inequality for both errors, so in most cases fewer suffice.
+    By Hoeffding's inequality for both errors, so in most cases less suffices. A value above 1 promises nothing.
+
+    Args:
+        draws: number of independent draws.
+        events: how many are tested, see `compare_frequencies`.
+        alpha: level of the whole test, in (0, 1).
+        beta: probability of a miss, in (0, 1).
 
     Raises:
-        ValueError: a deviation or an error probability outside (0, 1), or no event.
+        ValueError: an error probability outside (0, 1), no draw or no event.
     """
-    for what, value in (("deviation", deviation), ("alpha", alpha), ("beta", beta)):
+    for what, value in (("alpha", alpha), ("beta", beta)):
         if not 0 < value < 1:
             raise ValueError(f"{what} must lie in (0, 1), got {value}")
-    if events < 1:
-        raise ValueError(f"at least one event is needed, got {events}")
-    return math.ceil((_margin(events, alpha, beta) / deviation) ** 2)
-
-
-def smallest_deviation(draws: int, events: int, alpha: float, beta: float = 0.01) -> float:
-    """Return by how much an event's probability must be off to be found, but for probability beta.
-
-    See `draws_to_find`.
-    """
-    return _margin(events, alpha, beta) / math.sqrt(draws)
-
-
-def _margin(events: int, alpha: float, beta: float) -> float:
-    return math.sqrt(math.log(2 * events / alpha) / 2) + math.sqrt(math.log(1 / beta) / 2)
+    if draws < 1 or events < 1:
+        raise ValueError(f"at least one draw and one event are needed, got {draws} and {events}")
+    margin = math.sqrt(math.log(2 * events / alpha) / 2) + math.sqrt(math.log(1 / beta) / 2)
+    return margin / math.sqrt(draws)

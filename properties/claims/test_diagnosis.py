@@ -25,7 +25,7 @@ from lmc_verify import (
     Verdict,
     check_claim,
 )
-from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, likeness, worst_parameter
+from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, UNEXPLAINED, likeness, worst_parameter
 from lmc_verify.objective import exact_gradient, gradient_norm
 
 DESIGN = Clusters(Partition.contiguous(6, 3), 1)
@@ -55,7 +55,7 @@ def measured(verdict: Verdict, start: str) -> float:
     return next(item.value for item in verdict.evidence if item.quantity.startswith(start))
 
 
-@pytest.mark.parametrize("factor", [34.0, 0.5, 1.001, 3.0])
+@pytest.mark.parametrize("factor", [34.0, 0.5, 1.001, 1.005, 3.0])
 def test_a_multiple_of_the_gradient_is_called_one(factor: float) -> None:
     verdict = verdict_of(lambda gradient, exact: {name: factor * value for name, value in gradient.items()})
     assert verdict.outcome.value == "REFUTED"
@@ -123,22 +123,51 @@ def test_likeness_by_hand() -> None:
     assert SINGLE_PRECISION[0] < 2**-24 < SINGLE_PRECISION[1]
 
 
+def across(exact: Gradient) -> Gradient:
+    """Return a direction of the gradient's norm, at a right angle to it."""
+    generator, norm = torch.Generator().manual_seed(0), gradient_norm(exact)
+    noise = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in exact.items()}
+    along = sum(float((noise[name] * value).sum()) for name, value in exact.items()) / norm**2
+    found = {name: noise[name] - along * value for name, value in exact.items()}
+    return {name: value * (norm / gradient_norm(found)) for name, value in found.items()}
+
+
 @pytest.mark.parametrize(("turn", "called"), [(0.9, True), (1.1, False)])
 def test_the_cosine_decides_which_word_is_used(turn: float, called: bool) -> None:
     """Every estimate is turned out of the gradient's direction by an angle just inside, or outside, of the limit."""
-    problem = problem_of()
-    exact = exact_gradient(problem)[1]
-    generator = torch.Generator().manual_seed(0)
-    noise = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in exact.items()}
-    along = sum(float((noise[name] * value).sum()) for name, value in exact.items())
-    norm = gradient_norm(exact)
-    across = {name: noise[name] - along / norm**2 * value for name, value in exact.items()}
-    size = turn * np.sqrt(1 / COSINE**2 - 1) * norm / gradient_norm(across)
+    size = turn * np.sqrt(1 / COSINE**2 - 1)
 
     def turned(gradient: Gradient, exact: Gradient) -> Gradient:
-        return {name: 2 * value + 2 * size * across[name] for name, value in gradient.items()}
+        return {name: 2 * value + 2 * size * across(exact)[name] for name, value in gradient.items()}
 
     assert ("times the gradient" in verdict_of(turned).summary) is called
+
+
+@pytest.mark.parametrize(("part", "called"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize("along", [0.005, -0.005])
+def test_what_remains_beside_the_factor_decides_which_word_is_used(along: float, part: float, called: bool) -> None:
+    """At the limit remains / bias is UNEXPLAINED, for a bias of `along` in the gradient's direction."""
+    size = part * abs(along) / np.sqrt(1 / UNEXPLAINED**2 - 1)
+
+    def moved(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: (1 + along) * value + size * across(exact)[name] for name, value in gradient.items()}
+
+    verdict = verdict_of(moved)
+    assert measured(verdict, "cosine") > COSINE
+    assert ("times the gradient" in verdict.summary) is called
+
+
+def test_one_parameter_moved_a_little_across_the_gradient_is_named_alone() -> None:
+    """Every direction of so small a bias has a cosine near 1; the factor itself, 1.005, is called one."""
+    name = "layers.1.conv.lin.weight"
+
+    def moved(gradient: Gradient, exact: Gradient) -> Gradient:
+        return gradient | {name: gradient[name] + 0.005 * across({name: exact[name]})[name]}
+
+    verdict = verdict_of(moved)
+    assert measured(verdict, "cosine") > COSINE
+    assert f"{name} alone: 0.5% of its own gradient, everything else at rounding" in verdict.summary
+    assert "times the gradient" not in verdict.summary
 
 
 def test_the_worst_parameter_is_named_with_its_size() -> None:
@@ -146,8 +175,8 @@ def test_the_worst_parameter_is_named_with_its_size() -> None:
     nothing = {name: torch.zeros_like(value) for name, value in exact.items()}
     assert worst_parameter(nothing, exact, 1e-10) == ""
     alone = worst_parameter(nothing | {"b": torch.tensor([3.4], dtype=torch.float64)}, exact, 1e-10)
-    assert alone == "; b: 340% of its own gradient, everything else at rounding"
+    assert alone == "; b alone: 340% of its own gradient, everything else at rounding"
     both = worst_parameter({"a": 0.5 * exact["a"], "b": 0.9 * exact["b"]}, exact, 1e-10)
     assert both == "; worst parameter a: 50% of its own gradient"
     single = worst_parameter({name: 6e-8 * value for name, value in exact.items()}, exact, 1e-10)
-    assert "6.0e-08 of the gradient is rounding in single precision" in single
+    assert single.startswith("; 6.0e-08 of the gradient is the size of rounding in single precision (1e-09 to 1e-06)")

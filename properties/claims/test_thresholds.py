@@ -578,6 +578,7 @@ def test_fractions_are_written_as_fractions(value: float, words: str) -> None:
 
 ELSEWHERE = {
     "COSINE",  # decides words alone; see test_diagnosis.py
+    "UNEXPLAINED",  # likewise
     "EXPLODED",  # of divergence; see test_extreme_runs.py
 }
 """Tested from both sides in another file."""

@@ -28,7 +28,8 @@ from lmc_verify import (
     check_claim,
     exact_pass,
 )
-from lmc_verify.claims import Outcome
+from lmc_verify.cases import assemble_case
+from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.estimators import HistoryWrite, Refresh, batch_distribution
 from lmc_verify.estimators.samplers.gradient_norms import last_gradient_norms
 from lmc_verify.estimators.samplers.mvs import AGE, NORMS, BernoulliNodes, minimal_variance
@@ -242,6 +243,13 @@ def test_verdicts_are_those_of_theory(claim: str, layers: int, start: str, outco
     design: BatchDesign = UniformNodes(5, 1)
     verdict = check_claim(claim, tiny(layers=layers), design, MVS(size=1.5), histories=start)
     assert verdict.outcome is outcome, verdict.summary
+
+
+@pytest.mark.parametrize("start", ["zero", "exact"])
+def test_theory_expects_of_it_what_gas_does_from_exact_histories(start: str) -> None:
+    case = assemble_case(tiny(layers=2), UniformNodes(5, 1), MVS(size=1.5), histories=start)
+    found = CLAIMS["theorem-1/unbiased"].expect(case)
+    assert (found.outcome, found.reason) == (Outcome.REFUTED, "messages from the halo are dropped in the backward pass")
 
 
 def test_it_is_biased_below_the_last_layer_alone() -> None:

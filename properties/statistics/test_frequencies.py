@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from lmc_verify.statistics import compare_frequencies, draws_to_find, smallest_deviation
+from lmc_verify.statistics import compare_frequencies, smallest_deviation
 
 FAIR = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05, "a or b": 0.8}
 
@@ -45,10 +47,14 @@ def test_the_level_is_kept_whatever_the_number_of_draws() -> None:
         assert rejections > 0, "the test can reject"
 
 
-def test_deviations_are_found_after_the_draws_that_are_advised() -> None:
+def draws_to_find(deviation: float, events: int, alpha: float, beta: float) -> int:
+    """Return the least number of draws whose smallest deviation is at most the given one."""
+    return next(draws for draws in itertools.count(1) if smallest_deviation(draws, events, alpha, beta) <= deviation)
+
+
+def test_a_deviation_of_the_smallest_size_is_found() -> None:
     rng, runs, alpha, beta = np.random.default_rng(1), 300, 1e-6, 0.05
     draws = draws_to_find(0.1, len(FAIR), alpha, beta)
-    assert smallest_deviation(draws, len(FAIR), alpha, beta) == pytest.approx(0.1, rel=1e-3)
     cells = rng.multinomial(draws, [0.4, 0.3, 0.15, 0.15], size=runs)  # a is off by 0.1, and so are d and "a or b"
     missed = sum(not compare_frequencies(FAIR, counted(row), draws, alpha).rejects for row in cells)
     assert missed <= binom.isf(1e-6, runs, beta)
@@ -93,11 +99,12 @@ def test_bad_arguments_are_refused(values: tuple, message: str) -> None:
 
 
 def test_bad_questions_about_power_are_refused() -> None:
-    for bad in ((0.0, 3, 0.1), (0.1, 3, 1.0), (0.1, 3, 0.1, 0.0)):
+    for bad in ((10, 3, 0.0), (10, 3, 1.0), (10, 3, 0.1, 0.0), (10, 3, 0.1, 1.0)):
         with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
-            draws_to_find(*bad)
-    with pytest.raises(ValueError, match="at least one event"):
-        draws_to_find(0.1, 0, 0.1)
+            smallest_deviation(*bad)
+    for draws, events in ((0, 3), (10, 0)):
+        with pytest.raises(ValueError, match=f"at least one draw and one event are needed, got {draws} and {events}"):
+            smallest_deviation(draws, events, 0.1)
 
 
 @pytest.mark.parametrize("true", [0.4, 0.6])

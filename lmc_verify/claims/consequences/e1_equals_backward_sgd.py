@@ -68,7 +68,7 @@ def expect_equals_backward_sgd(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, EQUALS_BACKWARD_SGD)
     if inapplicable is not None:
         return inapplicable
-    if properties_of(case.estimator).minimal_variance is not None:
+    if properties_of(case.estimator).draws_nodes:
         return Expectation(None, "Backward SGD's batch has at least one node, and a draw of MVS-GNN may have none")
     whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
     if properties_of(case.estimator).exact and not whole:

@@ -23,9 +23,8 @@ RELATIVE_ROUNDING = 1e-9
 
 def baseline_of(case: Case) -> Sampled | MVS | None:
     """Return the sampler that the estimator is meant to improve on, at the same budget; None if there is none."""
-    found = properties_of(case.estimator)
-    sampler = found.sampler or found.minimal_variance
-    return None if sampler is None else sampler.baseline()
+    compared = properties_of(case.estimator).compared
+    return None if compared is None else compared.baseline()
 
 
 def _has_baseline(case: Case) -> tuple[bool | None, str]:

@@ -162,7 +162,11 @@ class _ConditionalMeans:
 
     @property
     def off_operator(self) -> Evidence:
-        """The bias of `residual`, in units of the operator: how large it is for embeddings of equal size."""
+        """The mean sampled operator minus the exact one, in units of the exact one.
+
+        `residual` counts every message alike; here each counts by its weight in the operator, as it does in the
+        aggregate of embeddings of equal size.
+        """
         reference = difference = 0.0
         for found in self._conditions.values():
             weight, value = found.needed[self._rows[found.entries]], self._value[found.entries]

@@ -104,7 +104,7 @@ def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
     few, count = enumerable(case.design.support_size)
     if not few:
         return None, count
-    if properties_of(case.estimator).minimal_variance is not None:
+    if properties_of(case.estimator).draws_nodes:
         return True, "nodes are drawn independently; those that never are have no label"
     return inclusion_matches(case)
 
@@ -115,7 +115,7 @@ def _histories(case: Case) -> tuple[bool | None, str]:
         return True if case.histories == "exact" else None, f"histories: {case.histories}"
     if found.policies is not None and isinstance(found.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
-    if found.minimal_variance is not None:
+    if found.starts_exact:
         return True, "a checkpoint at the start makes the histories exact, and they stay so at fixed parameters"
     if found.sampler is not None and not found.sampler.corrected:
         return True, "the estimator reads no history"

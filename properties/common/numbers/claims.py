@@ -35,6 +35,7 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.assumptions:INCLUSION_ROUNDING": 1e-9,
     "lmc_verify.claims.diagnosis:SINGLE_PRECISION": [1e-9, 1e-6],
     "lmc_verify.claims.diagnosis:COSINE": 0.9999,
+    "lmc_verify.claims.diagnosis:UNEXPLAINED": 0.1,
     # What can be listed; which share of batches may be unseen; when draws are of equal chance, or of no size.
     "lmc_verify.claims.assumptions:MAX_SUPPORT": 20_000,
     "lmc_verify.claims.coverage:UNSEEN": 0.005,
