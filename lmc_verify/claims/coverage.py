@@ -13,12 +13,9 @@ from dataclasses import dataclass
 
 from lmc_verify.cases.verdict import AssumptionCheck, Evidence
 from lmc_verify.errors import ContractError
-from lmc_verify.statistics.exclusion import draws_to_exclude
+from lmc_verify.statistics.exclusion import UNSEEN, draws_to_exclude
 
 __all__ = ["UNSEEN", "Coverage", "LeftRange", "left_range", "look_at_all"]
-
-UNSEEN = 0.005
-"""Share of batches from which on it is excluded that the code leaves its proven range there."""
 
 
 def look_at_all(support: int, alpha: float) -> bool:

@@ -1,5 +1,6 @@
 """Statistics: pure functions on arrays, with no graph in sight."""
 
+from lmc_verify.statistics.asymptotic import AsymptoticBias
 from lmc_verify.statistics.betting import BettingProcess, BiasTest, combine
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.enumeration import DesignMoments, MomentAccumulator
@@ -30,6 +31,7 @@ from lmc_verify.statistics.rounding import UNIT_ROUNDOFF, decide, gamma
 
 __all__ = [
     "UNIT_ROUNDOFF",
+    "AsymptoticBias",
     "BettingProcess",
     "BiasRadius",
     "BiasTest",

@@ -11,7 +11,10 @@ import math
 
 from lmc_verify.statistics.betting import log_threshold
 
-__all__ = ["draws_to_exclude", "log_chance_unseen"]
+__all__ = ["UNSEEN", "draws_to_exclude", "log_chance_unseen"]
+
+UNSEEN = 0.005
+"""Share of batches from which on it is excluded that they differ from all that were drawn."""
 
 
 def log_chance_unseen(share: float, draws: int, population: int | None = None) -> float:
