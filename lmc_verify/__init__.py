@@ -5,6 +5,7 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 """
 
 from lmc_verify._version import __version__
+from lmc_verify.audits import Audit, Cause, audit
 from lmc_verify.bounds import batch_bound, range_bound
 from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
@@ -112,10 +113,12 @@ __all__ = [
     "TOP",
     "VRGCN",
     "AssumptionCheck",
+    "Audit",
     "BackwardSGD",
     "Batch",
     "BatchDesign",
     "Block",
+    "Cause",
     "ClusterGCN",
     "Clusters",
     "ContractError",
@@ -171,6 +174,7 @@ __all__ = [
     "UnknownNameError",
     "Verdict",
     "__version__",
+    "audit",
     "batch_bound",
     "check_claim",
     "conditional_bias",

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.law import Unit
 from lmc_verify.audits.interventions import labelled_nodes
-from lmc_verify.audits.law import Unit
 from lmc_verify.audits.measure import Deviations, differences
-from lmc_verify.audits.row_gradients import RowGradients
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.steps.row_gradients import RowGradients
 
 __all__ = ["Control", "control_of", "loss_on"]
 

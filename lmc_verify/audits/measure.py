@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.law import Unit
 from lmc_verify.audits.interventions import Intervention, MirroredDropout
-from lmc_verify.audits.law import Unit
-from lmc_verify.audits.row_gradients import message_passing
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.seeds import torch_generator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma
 from lmc_verify.steps import cast
+from lmc_verify.steps.row_gradients import message_passing
 
 __all__ = ["Deviations", "Measured", "differences", "is_random", "mean_gradient", "rounding"]
 
@@ -162,7 +162,7 @@ def differences(
 
 
 def _averaged(subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention]) -> Gradient:
-    """Return the gradient for a seed; where dropout alone is random, the mean over its masks and their mirror images."""
+    """Return the gradient for a seed; where dropout alone is random, the mean over masks and mirror images."""
     if not subject.mirrored or any(item.context is not None for item in chosen):
         return treated(subject, batch, seed, chosen)
     one, other = (treated(subject, batch, seed, chosen, [MirroredDropout(mirrored)]) for mirrored in (False, True))
@@ -233,14 +233,14 @@ def terms(subject: Subject) -> int:
 
 def _conditioning(subject: Subject) -> dict[str, float]:
     """Return by parameter the change of the exact gradient for a relative change of one of parameters and features."""
-    if not hasattr(subject, "_moved"):
+    if subject.conditioning is None:
         found = dict.fromkeys(subject.exact, 0.0)
         for probe in range(2):
             moved = _moved_gradient(subject, probe)
             for name, value in subject.exact.items():
                 found[name] = max(found[name], float((moved[name] - value).norm()) / PROBE)
-        subject._moved = found  # type: ignore[attr-defined]
-    return dict(subject._moved)  # type: ignore[attr-defined]
+        subject.conditioning = found
+    return subject.conditioning
 
 
 def _moved_gradient(subject: Subject, probe: int) -> Gradient:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lmc_verify.audits.causes import Cause, Explanation
+from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.cases.verdict import Outcome, Series
 
 __all__ = ["Audit", "Cost", "Guarantee", "ParameterBias", "percent"]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.audits.law import Law, Unit
-from lmc_verify.audits.rows import Nodes
+from lmc_verify.audits.batches.law import Law, Unit
+from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
 
@@ -88,6 +88,7 @@ class Subject:
         kept: the state and buffers from which every step starts.
         mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
         without_gradient: calls of the step that left none.
+        conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
     def __init__(self, runner: StepRunner, data: Any, law: Law, reader: Any, objective: Objective, seed: int) -> None:
@@ -99,6 +100,7 @@ class Subject:
         self.kept = runner.state.snapshot()
         self._exact: tuple[float, Gradient] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
+        self.conditioning: dict[str, float] | None = None
         self.without_gradient = 0
         self.mirrored = False
 
@@ -179,6 +181,12 @@ class Subject:
                     "is, too; a mean over no labelled node is NaN: give a batch without one a loss of zero"
                 )
         return gradient
+
+    def moved(self) -> None:
+        """Take the model's parameters and buffers, and the step's state, as they are now for where every step starts."""
+        held = {id(value) for value in self.runner.state.tensors().values()}
+        self._buffers, self.kept = Buffers(self.model, held), self.runner.state.snapshot()
+        self._exact, self.conditioning = None, None
 
     def sweep(self, batches: Sequence[Any], seed: int) -> None:
         """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves."""

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch_geometric.data import Data
 
-from lmc_verify.audits.enactments import ENACTMENTS, Enactment, World
+from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
+from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import Measured, counts_of, treated
-from lmc_verify.audits.row_gradients import message_passing
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.steps.row_gradients import message_passing
 
-__all__ = ["Cause", "Explanation", "explain"]
+__all__ = ["explain"]
 
 MOST_TOGETHER = 3
 """Causes of one explanation."""
@@ -42,47 +43,6 @@ EFFECT_BATCHES = 4
 """Batches on which it is tried whether an intervention changes anything."""
 
 _Set = frozenset[str]
-
-
-@dataclass(frozen=True)
-class Cause:
-    """A cause of a bias.
-
-    Attributes:
-        id: short name, such as ``"batch-mean"``.
-        words: what is wrong.
-        remedy: what to do about it.
-        removes: share of the bias that goes away when this alone is put right; negative where it grows.
-        returns: the bias that comes back when this alone of the explanation is undone, in units of the exact gradient's
-            norm; None outside of the explanation.
-        cosine: of the bias and the one that the known defect gives; None for an intervention.
-        explains: whether it is part of the explanation.
-    """
-
-    id: str
-    words: str
-    remedy: str
-    removes: float
-    returns: float | None = None
-    cosine: float | None = None
-    explains: bool = False
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What was found.
-
-    Attributes:
-        causes: those of the explanation first, by what comes back; then others that take bias away, or look like it.
-        complete: whether the step is unbiased without them.
-        rest: the bias that is left, in units of the exact gradient's norm.
-        rest_share: the bias that is left as a share of the whole bias.
-    """
-
-    causes: tuple[Cause, ...] = ()
-    complete: bool = False
-    rest: float = 0.0
-    rest_share: float = 0.0
 
 
 @dataclass

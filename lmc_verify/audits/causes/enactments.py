@@ -17,9 +17,9 @@ from torch_geometric.data import Data
 
 from lmc_verify.audits.control import loss_on, splits
 from lmc_verify.audits.interventions import labelled_nodes
-from lmc_verify.audits.row_gradients import RowGradients, detached_rows, message_passing
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps import induced_data
+from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing
 
 __all__ = ["ENACTMENTS", "Enactment", "World", "added_parameters"]
 

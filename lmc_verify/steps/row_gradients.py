@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
-from lmc_verify.steps import Objective
+from lmc_verify.steps.objective import Objective
 
-__all__ = ["RowGradients", "message_passing", "owners"]
+__all__ = ["RowGradients", "detached_rows", "message_passing", "owners"]
 
 SAME = 1e-9
 """How far the sum of all rows may be from the exact gradient, relative, for the parts to be used."""

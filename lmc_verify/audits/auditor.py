@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmc_verify.audits.causes import Explanation, explain
+from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
+from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
+from lmc_verify.audits.batches.nodes import Namer, NodesReader
+from lmc_verify.audits.causes.search import explain
 from lmc_verify.audits.contract import LOOKED_AT, Original, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
+from lmc_verify.audits.explanation import Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
-from lmc_verify.audits.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.measure import (
     Deviations,
     Measured,
@@ -31,7 +34,6 @@ from lmc_verify.audits.measure import (
     treated,
 )
 from lmc_verify.audits.result import Audit, Cost, Guarantee, percent
-from lmc_verify.audits.rows import Namer, NodesReader
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
@@ -62,6 +64,8 @@ def audit(
     alpha: float = 1e-4,
     delta: float = 0.1,
     sweeps: int | None = None,
+    along: int | Sequence[int] | None = None,
+    optimizer: MakeOptimizer | None = None,
     causes: bool = True,
     seed: int = 0,
 ) -> Audit:
@@ -95,6 +99,9 @@ def audit(
         alpha: error probability of an outcome from draws.
         delta: a bias up to this, in gradient norms, is SUPPORTED as none by draws.
         sweeps: sweeps for a step with a state; None until it rests, 0 to judge the state that is given.
+        along: a number of optimiser steps, or a list of them: the copy is trained by the step from the state that is
+            given, and bias and error of a step after so many steps are in the audit's series.
+        optimizer: a function of the parameters that returns the optimiser for `along`; None for SGD, step size 0.01.
         causes: whether a bias is explained, too.
         seed: root seed of everything that is drawn.
 
@@ -119,6 +126,7 @@ def audit(
         'REFUTED'
     """
     _check_arguments(guarantee, bound, draws, alpha, delta, sweeps)
+    looks = None if along is None else looks_of(along)
     original = Original(model, data)
     started = time.perf_counter()
     with StepRunner(model, step, state=state, dtype=dtype) as runner:
@@ -127,9 +135,8 @@ def audit(
             law = law_of(batches, whole, sampling=sampling, seed=seed, change=lambda batch: cast(batch, dtype))
             subject = Subject(runner, whole, law, NodesReader(whole, nodes, seeds), objective or mean_loss, seed)
             _check_unit(subject)
-            return _Auditor(subject, original, guarantee, bound, draws, alpha, delta, sweeps, causes, started).audit(
-                getattr(step, "__name__", type(step).__name__)
-            )
+            auditor = _Auditor(subject, original, guarantee, bound, draws, alpha, delta, sweeps, causes, started)
+            return auditor.audit(getattr(step, "__name__", type(step).__name__), looks, optimizer)
         finally:
             original.restore()
 
@@ -179,12 +186,14 @@ class _Auditor:
         self.notes: list[str] = []
         self.series: list[Series] = []
 
-    def audit(self, name: str) -> Audit:
+    def audit(self, name: str, looks: Sequence[int] | None, optimizer: MakeOptimizer | None) -> Audit:
         subject = self.subject
         found = check_contract(subject, self.original, subject.law.first(LOOKED_AT, subject.seed))
         if found.random:
             self._look_at_randomness()
         self.notes += found.notes
+        if looks is not None:
+            self.series += follow(subject, looks, optimizer, random=found.random)
         if not subject.runner.state.empty:
             self._bring_to_rest(found.random)
         decision = self._decided(found.random)
