@@ -183,7 +183,7 @@ class Subject:
         return gradient
 
     def moved(self) -> None:
-        """Take the model's parameters and buffers, and the step's state, as they are now for where every step starts."""
+        """Take parameters, buffers and state as they are now for where every step starts."""
         held = {id(value) for value in self.runner.state.tensors().values()}
         self._buffers, self.kept = Buffers(self.model, held), self.runner.state.snapshot()
         self._exact, self.conditioning = None, None
