@@ -86,10 +86,14 @@ def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ())
 
 def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[int | None]:
     """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
-    for item in chosen:
-        if item.batch is not None and item.id == "halo-rows-in-loss":
-            batch = item.batch(subject, batch)
-    return [item.count(subject, batch) for item in chosen if item.count is not None]
+    given, key = batch, (id(batch), *(item.id for item in chosen))
+    if key not in subject.counts:
+        for item in chosen:
+            if item.batch is not None and item.id == "halo-rows-in-loss":
+                batch = item.batch(subject, batch)
+        counts = [item.count(subject, batch) for item in chosen if item.count is not None]
+        subject.counts[key] = (given, counts)  # the batch is kept, so that its id is not given to another
+    return subject.counts[key][1]
 
 
 class Weights:

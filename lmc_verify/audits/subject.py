@@ -88,6 +88,7 @@ class Subject:
         kept: the state and buffers from which every step starts.
         mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
         without_gradient: calls of the step that left none.
+        counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -100,6 +101,7 @@ class Subject:
         self.kept = runner.state.snapshot()
         self._exact: tuple[float, Gradient] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
+        self.counts: dict[tuple[Any, ...], tuple[Any, list[int | None]]] = {}
         self.conditioning: dict[str, float] | None = None
         self.without_gradient = 0
         self.mirrored = False
