@@ -108,8 +108,8 @@ class Watch:
     def _cost(self) -> str:
         share = self.watching_seconds / self.loop_seconds if self.loop_seconds else 0.0
         return (
-            f"watched {len(self.records)} of {self.steps} steps, "
-            f"{self.watching_seconds:.2g} s of {self.loop_seconds:.2g} s ({share:.0%})"
+            f"watched {len(self.records)} of {self.steps} steps, {self.watching_seconds:.2g} s of "
+            f"{self.loop_seconds:.2g} s ({share:.0%})"
         )
 
     def _names(self) -> dict[str, Tensor]:
@@ -136,9 +136,8 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if kwargs.get("closure") is not None or any(item is not None and item is not optimizer for item in args):
             raise InvalidInputError(
-                f"{type(optimizer).__name__}.step() was given a closure, which computes the gradient inside the "
-                "step: it "
-                "cannot be seen before; call backward() in the loop and step() without a closure"
+                f"{type(optimizer).__name__}.step() was given a closure, which computes the gradient inside the step: "
+                "it cannot be seen before; call backward() in the loop and step() without a closure"
             )
         if self.steps % self._every == 0:
             begin = time.perf_counter()

@@ -102,8 +102,7 @@ def labelled_rows(data: Any) -> tuple[str | None, Tensor, Tensor]:
         if key not in store or not isinstance(store[key], Tensor):
             raise InvalidInputError(
                 f"data.{key} is {'missing' if key not in store else type(store[key]).__name__}; set it to a tensor, "
-                "or give "
-                "objective=lambda model, data: ..."
+                "or give objective=lambda model, data: ..."
             )
     targets: Tensor = store["y"]
     if not targets.dim():
@@ -141,8 +140,7 @@ def _rows(mask: Tensor, count: int) -> Tensor:
         if mask.shape != (count,):
             raise InvalidInputError(
                 f"data.train_mask is bool {list(mask.shape)}, there are {count} targets; a mask is bool [{count}]: "
-                "choose "
-                "one column of several splits"
+                "choose one column of several splits"
             )
         return mask.nonzero().flatten()
     if mask.dim() != 1:
@@ -156,8 +154,7 @@ def _rows(mask: Tensor, count: int) -> Tensor:
     if bool((times > 1).any()):
         raise InvalidInputError(
             f"data.train_mask holds the node {int(ids[times > 1][0])} {int(times.max())} times, once is the limit; "
-            "make a "
-            "mask of zeros and ones bool: data.train_mask.bool()"
+            "make a mask of zeros and ones bool: data.train_mask.bool()"
         )
     return mask.long()
 
@@ -197,15 +194,13 @@ def _classes(targets: Tensor, count: int) -> Tensor:
     targets = targets.reshape(-1).long()
     if count < 2:
         raise InvalidInputError(
-            f"the model has {count} output, and cross entropy over one class is 0 everywhere; give y as 0/1 [n, 1] "
-            "of the "
-            "logits' dtype for binary cross entropy, or the model 2 outputs"
+            f"the model has {count} output, and cross entropy over one class is 0 everywhere; give y as 0/1 [n, 1] of "
+            "the logits' dtype for binary cross entropy, or the model 2 outputs"
         )
     if int(targets.min()) < 0 or int(targets.max()) >= count:
         raise InvalidInputError(
             f"labels go from {int(targets.min())} to {int(targets.max())}, the model has {count} outputs; take "
-            "unlabelled "
-            "nodes out of train_mask, or give the model as many outputs as there are classes"
+            "unlabelled nodes out of train_mask, or give the model as many outputs as there are classes"
         )
     return targets
 
@@ -259,8 +254,7 @@ def _require_scalar(loss: Any) -> None:
         )
     raise InvalidInputError(
         f"objective(model, data) returned {found}; it must be one number that depends on the parameters: return the "
-        "loss, "
-        "not detached"
+        "loss, not detached"
     )
 
 
@@ -270,6 +264,5 @@ def _require_finite(loss: Tensor, gradient: dict[str, Tensor]) -> None:
         where = f", its gradient is not finite in {', '.join(bad)}" if bad else ""
         raise NotFiniteError(
             f"the loss on the whole graph is {float(loss):g}{where}; look at features and parameters for NaN, "
-            "infinity and "
-            "extreme scales"
+            "infinity and extreme scales"
         )

@@ -45,8 +45,7 @@ def takes_data(step: Step) -> bool:
     if needed > 3 or (len(positional) < 2 and not any_number) or by_name:
         raise InvalidInputError(
             f"step{inspect.signature(step)} takes {needed + len(by_name)} arguments; it is called as step(model, "
-            "batch), or "
-            "as step(model, batch, data): bind the others with functools.partial"
+            "batch), or as step(model, batch, data): bind the others with functools.partial"
         )
     return needed == 3
 
@@ -162,10 +161,8 @@ class StepRunner:
             if touched:
                 raise ContractError(
                     f"step left gradients of {', '.join(touched[:3])} in the model that was given, and not in the "
-                    "model "
-                    "that it is called with; use the argument alone, and no function that holds the other model, "
-                    "such as "
-                    "a lambda of self in a module"
+                    "model that it is called with; use the argument alone, and no function that holds the other "
+                    "model, such as a lambda of self in a module"
                 )
         finally:
             for name, value in parameters.items():
@@ -207,8 +204,7 @@ class StepRunner:
         if missing:
             raise ContractError(
                 f"step returned no gradient of {', '.join(missing[:3])}; return one of every trainable parameter, "
-                "None or "
-                "zeros where there is none"
+                "None or zeros where there is none"
             )
         return found
 
@@ -259,8 +255,7 @@ def _require_apart(state: KeptState, copied: Mapping[int, Any]) -> None:
     if shared:
         raise InvalidInputError(
             f"{shared[0]} is held by the model, and the step gets a copy of that; give a function of the model, such "
-            "as "
-            "state=lambda model: model.histories"
+            "as state=lambda model: model.histories"
         )
 
 

@@ -106,9 +106,8 @@ def _parts(state: Any, path: str, model: nn.Module) -> list[_Held | _Functions]:
     if Snapshot(state, path).empty:
         raise InvalidInputError(
             f"{path} is of type {type(state).__name__} and holds no tensor; give the tensors, an object that holds "
-            "them, an "
-            "object with state_dict() and load_state_dict(), a pair of functions (snapshot, restore), or a function of "
-            "the model that returns these, such as lambda model: model.histories"
+            "them, an object with state_dict() and load_state_dict(), a pair of functions (snapshot, restore), or a "
+            "function of the model that returns these, such as lambda model: model.histories"
         )
     return [_Held(state, path)]
 
@@ -119,8 +118,7 @@ def _of_model(function: Callable[[nn.Module], Any], path: str, model: nn.Module)
     except Exception as error:
         raise InvalidInputError(
             f"{path} is a function that raises {type(error).__name__} ({error}) when it is called with the model; it "
-            "takes "
-            "the model and returns what the step keeps, such as lambda model: model.histories"
+            "takes the model and returns what the step keeps, such as lambda model: model.histories"
         ) from error
 
 

@@ -236,6 +236,15 @@ def test_inference_tensors_are_kept() -> None:
     assert table.tolist() == [1, 1, 1]
 
 
+def test_a_snapshot_taken_in_inference_mode_is_restored_outside() -> None:
+    with torch.inference_mode():
+        table = torch.ones(3)
+        snapshot = Snapshot([table])
+        table.add_(1)
+    snapshot.restore()
+    assert table.tolist() == [1, 1, 1]
+
+
 def test_sparse_tensors_are_kept() -> None:
     table = torch.eye(3).to_sparse()
     snapshot = Snapshot([table])
