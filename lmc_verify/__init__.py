@@ -5,7 +5,7 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 """
 
 from lmc_verify._version import __version__
-from lmc_verify.audits import Audit, Cause, audit
+from lmc_verify.audits import Audit, Cause, audit, watch
 from lmc_verify.bounds import batch_bound, range_bound
 from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
@@ -189,4 +189,5 @@ __all__ = [
     "make_partition",
     "range_bound",
     "spmm",
+    "watch",
 ]

@@ -206,21 +206,16 @@ class Subject:
         """Yield the law's independent draws."""
         return self.law.units(draws, self.seed, own_randomness=own_randomness)
 
-    def changed_parameters(self) -> list[str]:
-        """Return parameters that differ from those at the start."""
-        return self._buffers.changed_parameters()
-
     def changed_buffers(self) -> list[str]:
         """Return buffers that differ from those at the start."""
         return self._buffers.changed_buffers()
 
 
 class Buffers:
-    """The parameters and buffers of a model as they were, except those that are the step's state."""
+    """The buffers of a model as they were, except those that are the step's state."""
 
     def __init__(self, model: nn.Module, state: set[int]) -> None:
         self._model = model
-        self._parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._kept = {name: value.detach().clone() for name, value in model.named_buffers() if id(value) not in state}
 
     def restore(self) -> None:
@@ -230,10 +225,6 @@ class Buffers:
             for name, kept in self._kept.items():
                 if not torch.equal(named[name], kept):
                     named[name].copy_(kept)
-
-    def changed_parameters(self) -> list[str]:
-        """Return the names of parameters that changed."""
-        return _differing(self._parameters, dict(self._model.named_parameters()))
 
     def changed_buffers(self) -> list[str]:
         """Return the names of buffers that changed."""
