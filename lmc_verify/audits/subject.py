@@ -89,6 +89,7 @@ class Subject:
         mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
         without_gradient: calls of the step that left none.
         counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
+        parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -103,6 +104,7 @@ class Subject:
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
         self.counts: dict[tuple[Any, ...], tuple[Any, list[int | None]]] = {}
         self.conditioning: dict[str, float] | None = None
+        self.parts: Any = None
         self.without_gradient = 0
         self.mirrored = False
 
@@ -188,7 +190,7 @@ class Subject:
         """Take parameters, buffers and state as they are now for where every step starts."""
         held = {id(value) for value in self.runner.state.tensors().values()}
         self._buffers, self.kept = Buffers(self.model, held), self.runner.state.snapshot()
-        self._exact, self.conditioning = None, None
+        self._exact = self.conditioning = self.parts = None
 
     def sweep(self, batches: Sequence[Any], seed: int) -> None:
         """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves."""

@@ -14,7 +14,15 @@ from torch_geometric.data.data import BaseData
 
 from lmc_verify.errors import InvalidInputError, NotFiniteError
 
-__all__ = ["Objective", "call_model", "labelled_rows", "mean_loss", "objective_gradient", "unwrapped"]
+__all__ = [
+    "Objective",
+    "call_model",
+    "labelled_losses",
+    "labelled_rows",
+    "mean_loss",
+    "objective_gradient",
+    "unwrapped",
+]
 
 Objective = Callable[[nn.Module, Any], Tensor]
 """``objective(model, data)`` returns the loss on the whole graph, a scalar that is differentiated."""
@@ -169,6 +177,11 @@ def mean_loss(model: nn.Module, data: Any) -> Tensor:
     Raises:
         InvalidInputError: the data do not say which loss is meant.
     """
+    return labelled_losses(model, data)[1].mean()
+
+
+def labelled_losses(model: nn.Module, data: Any) -> tuple[Tensor, Tensor]:
+    """Return the labelled rows [k], and the loss of each [k]; the mean of these is `mean_loss`."""
     kind, rows, targets = labelled_rows(data)
     out = call_model(model, data)
     if isinstance(out, Mapping) and kind in out:
@@ -181,9 +194,10 @@ def mean_loss(model: nn.Module, data: Any) -> Tensor:
         )
     out, targets = out[rows], targets[rows]
     if not targets.is_floating_point() and (targets.dim() == 1 or targets.shape[1:] == (1,)):
-        return F.cross_entropy(out, _classes(targets, out.shape[1]))
+        return rows, F.cross_entropy(out, _classes(targets, out.shape[1]), reduction="none")
     if targets.shape == out.shape and bool(((targets == 0) | (targets == 1)).all()):
-        return F.binary_cross_entropy_with_logits(out, targets.to(out.dtype))
+        losses = F.binary_cross_entropy_with_logits(out, targets.to(out.dtype), reduction="none")
+        return rows, losses.mean(dim=1)
     raise InvalidInputError(
         f"targets are {targets.dtype} {list(targets.shape)}: neither classes [n] nor 0/1 [n, {out.shape[1]}]; give "
         "objective=lambda model, data: ..."
