@@ -63,6 +63,7 @@ class StepRunner:
         model: the copy.
         names: of the trainable parameters, in ``named_parameters()`` order.
         state: what the step keeps.
+        changed: the parameters that the last run wrote into, as an optimiser does; they have been put back.
 
     Raises:
         InvalidInputError: a model that cannot be copied, has no trainable parameter or uninitialised ones, a step that
@@ -95,6 +96,7 @@ class StepRunner:
         _require_apart(self.state, copied)
         self._given = self.state.snapshot()
         self.state.cast(dtype)
+        self.changed: list[str] = []
         self.modes = {module: module.training for module in self.model.modules()}
 
     def close(self) -> None:
@@ -139,10 +141,11 @@ class StepRunner:
             if all(value is None for value in found.values()):
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
-        finally:  # the step may have used an optimiser
+        finally:
+            self.changed = [name for name, value in parameters.items() if not same_bits(value, kept[name])]
             for name, value in parameters.items():
                 value.grad = None
-                if not same_bits(value, kept[name]):
+                if name in self.changed:
                     value.data.copy_(kept[name])
 
     @contextmanager
@@ -160,9 +163,9 @@ class StepRunner:
             touched = [name for name, value in parameters.items() if value.grad is not None]
             if touched:
                 raise ContractError(
-                    f"step left gradients of {', '.join(touched[:3])} in the model that was given, and not in the "
-                    "model that it is called with; use the argument alone, and no function that holds the other "
-                    "model, such as a lambda of self in a module"
+                    f"step changes the caller's own model (it leaves gradients of {', '.join(touched[:3])}): it closes "
+                    "over that model, or a module does, such as by a lambda of self, and does not use the one that it "
+                    "is given; use step's first argument, for its optimiser, too"
                 )
         finally:
             for name, value in parameters.items():

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Iterator
 from inspect import isroutine
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Snapshot", "cast_tensors", "same_bits"]
+__all__ = ["Held", "Snapshot", "cast_tensors", "held", "same_bits"]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OPAQUE = (type, ModuleType, weakref.ref, weakref.ProxyType, logging.Logger, threading.Thread)
@@ -123,6 +123,19 @@ class Snapshot:
         for table in (module._parameters, *tables[:2]):
             yield from ((item, f"{path}.{key}") for key, item in table.items())
         yield from ((item, f"{path}.{key}") for key, item in vars(module).items() if key not in skipped)
+
+
+class Held(NamedTuple):
+    """A tensor or NumPy array that an object holds, and where."""
+
+    path: str
+    value: Any
+
+
+def held(owner: Any, path: str = "state", *, parameters: bool = False) -> list[Held]:
+    """Return the tensors and arrays that an object holds, see `Snapshot`."""
+    found = Snapshot(owner, path, parameters=parameters)
+    return [Held(place, value) for place, value in (found.tensors | found.arrays).items()]
 
 
 def cast_tensors(tensors: list[Tensor], dtype: torch.dtype) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.seeds import spawn_key
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, held
 
-__all__ = ["KeptState", "StateLike"]
+__all__ = ["KeptState", "StateLike", "held"]
 
 StateLike = Any
 """None; a tensor, array or generator; an object that holds some, such as a module or an optimiser; an object with

@@ -16,7 +16,7 @@ import torch
 from common.step_cases import built
 from torch import Tensor, nn
 
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, same_bits
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, held, same_bits
 
 
 class Holder:
@@ -174,6 +174,8 @@ def test_a_module_is_kept_without_what_is_trained() -> None:
         "model.histories.1.emb",
         "model.frozen",
     }
+    assert {item.path for item in held(model, "model")} == set(snapshot.tensors)
+    assert "model.lin.weight" in {item.path for item in held(model, "model", parameters=True)}
     weight = model.lin.weight.detach().clone()
     first = model.histories[0].emb
     with torch.no_grad():
