@@ -15,7 +15,7 @@ from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.steps.data import cast
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.objective import unwrapped
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, same_bits
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
 __all__ = ["NoGradientError", "Step", "StepRunner", "takes_data"]
@@ -142,7 +142,7 @@ class StepRunner:
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
         finally:
-            self.changed = [name for name, value in parameters.items() if not same_bits(value, kept[name])]
+            self.changed = [name for name, value in parameters.items() if not equal_bytes(value, kept[name])]
             for name, value in parameters.items():
                 value.grad = None
                 if name in self.changed:

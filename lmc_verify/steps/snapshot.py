@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Held", "Snapshot", "cast_tensors", "held", "same_bits"]
+__all__ = ["Held", "Snapshot", "cast_tensors", "equal_bytes", "held"]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OPAQUE = (type, ModuleType, weakref.ref, weakref.ProxyType, logging.Logger, threading.Thread)
@@ -156,7 +156,7 @@ def cast_tensors(tensors: list[Tensor], dtype: torch.dtype) -> None:
             value.data = whole.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def same_bits(one: Tensor, two: Tensor) -> bool:
+def equal_bytes(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors of one shape and dtype are equal bit for bit: NaN is itself, and -0.0 is not 0.0."""
     one, two = one.detach(), two.detach()
     if one.layout is not torch.strided:
@@ -198,7 +198,7 @@ class _Tensor:
             if self.memory.layout is not torch.strided:
                 self.value.data = self.kept.clone()
             else:
-                if not same_bits(self.memory, self.kept):
+                if not equal_bytes(self.memory, self.kept):
                     self.memory.copy_(self.kept)
                 if not _same_place(self.value, self.memory):
                     self.value.data = self.memory

@@ -16,7 +16,7 @@ import torch
 from common.step_cases import built
 from torch import Tensor, nn
 
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, held, same_bits
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes, held
 
 
 class Holder:
@@ -333,7 +333,7 @@ def test_a_cast_leaves_ids_alone_and_takes_empty_tensors() -> None:
 
 def test_bits_are_compared() -> None:
     nan = torch.tensor([float("nan")])
-    assert same_bits(nan, nan.clone())
-    assert not same_bits(torch.zeros(1), -torch.zeros(1))
-    assert same_bits(torch.tensor(1.0), torch.tensor(1.0))
-    assert same_bits(torch.eye(3).T[:, :2], torch.eye(3)[:, :2].clone())
+    assert equal_bytes(nan, nan.clone())
+    assert not equal_bytes(torch.zeros(1), -torch.zeros(1))
+    assert equal_bytes(torch.tensor(1.0), torch.tensor(1.0))
+    assert equal_bytes(torch.eye(3).T[:, :2], torch.eye(3)[:, :2].clone())
