@@ -275,7 +275,8 @@ class _Mapping:
             return
         for key, _ in now:
             del self.owner[key]
-        self.owner.update(self.kept)
+        for key, item in self.kept:  # update() of a Counter adds
+            self.owner[key] = item
 
 
 def _identical(one: list[Any], two: list[Any]) -> bool:

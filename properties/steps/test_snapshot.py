@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -302,6 +302,14 @@ def test_the_order_of_a_dictionary_is_part_of_it() -> None:
     holder.move_to_end("a")
     snapshot.restore()
     assert list(holder) == ["a", "b"]
+
+
+def test_a_counter_keeps_its_counts() -> None:
+    holder = Counter(a=1)
+    snapshot = Snapshot(holder)
+    holder.update("ab")
+    snapshot.restore()
+    assert holder == Counter(a=1)
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", Holder, plain, (1, 2), torch.float64])
