@@ -105,7 +105,7 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
         tensors = {name: value.clone() for name, value in tensors_of(batch).items()}
         one = _tried(subject, original, batch, 1)
         buffers |= set(subject.changed_buffers())
-        stepped |= set(subject.runner.stepped)
+        stepped |= set(subject.runner.changed)
         _check_unchanged(subject, original, before, batch, tensors)
         again = _tried(subject, original, batch, 1)
         _check_same(subject, one, again)

@@ -15,7 +15,7 @@ from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.steps.data import cast
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.objective import unwrapped
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, same_bits
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
 __all__ = ["NoGradientError", "Step", "StepRunner", "takes_data"]
@@ -63,7 +63,7 @@ class StepRunner:
         model: the copy.
         names: of the trainable parameters, in ``named_parameters()`` order.
         state: what the step keeps.
-        stepped: parameters that the last run changed, and that were put back.
+        changed: the parameters that the last run wrote into, as an optimiser does; they have been put back.
 
     Raises:
         InvalidInputError: a model that cannot be copied, has no trainable parameter or uninitialised ones, a step that
@@ -96,8 +96,8 @@ class StepRunner:
         _require_apart(self.state, copied)
         self._given = self.state.snapshot()
         self.state.cast(dtype)
+        self.changed: list[str] = []
         self.modes = {module: module.training for module in self.model.modules()}
-        self.stepped: tuple[str, ...] = ()
 
     def close(self) -> None:
         """Give the state that the caller owns its values and dtypes back."""
@@ -141,11 +141,11 @@ class StepRunner:
             if all(value is None for value in found.values()):
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
-        finally:  # the step may have used an optimiser
-            self.stepped = tuple(name for name, value in parameters.items() if not same_bits(value, kept[name]))
+        finally:
+            self.changed = [name for name, value in parameters.items() if not equal_bytes(value, kept[name])]
             for name, value in parameters.items():
                 value.grad = None
-                if name in self.stepped:
+                if name in self.changed:
                     value.data.copy_(kept[name])
 
     @contextmanager
@@ -163,9 +163,9 @@ class StepRunner:
             touched = [name for name, value in parameters.items() if value.grad is not None]
             if touched:
                 raise ContractError(
-                    f"step left gradients of {', '.join(touched[:3])} in the model that was given, and not in the "
-                    "model that it is called with; use the argument alone, and no function that holds the other "
-                    "model, such as a lambda of self in a module"
+                    f"step changes the caller's own model (it leaves gradients of {', '.join(touched[:3])}): it closes "
+                    "over that model, or a module does, such as by a lambda of self, and does not use the one that it "
+                    "is given; use step's first argument, for its optimiser, too"
                 )
         finally:
             for name, value in parameters.items():

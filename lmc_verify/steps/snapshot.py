@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Iterator
 from inspect import isroutine
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Snapshot", "cast_tensors", "same_bits"]
+__all__ = ["Held", "Snapshot", "cast_tensors", "equal_bytes", "held"]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _OPAQUE = (type, ModuleType, weakref.ref, weakref.ProxyType, logging.Logger, threading.Thread)
@@ -125,6 +125,19 @@ class Snapshot:
         yield from ((item, f"{path}.{key}") for key, item in vars(module).items() if key not in skipped)
 
 
+class Held(NamedTuple):
+    """A tensor or NumPy array that an object holds, and where."""
+
+    path: str
+    value: Any
+
+
+def held(owner: Any, path: str = "state", *, parameters: bool = False) -> list[Held]:
+    """Return the tensors and arrays that an object holds, see `Snapshot`."""
+    found = Snapshot(owner, path, parameters=parameters)
+    return [Held(place, value) for place, value in (found.tensors | found.arrays).items()]
+
+
 def cast_tensors(tensors: list[Tensor], dtype: torch.dtype) -> None:
     """Convert floating-point tensors in place; those that share memory share it afterwards, too."""
     groups: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -143,7 +156,7 @@ def cast_tensors(tensors: list[Tensor], dtype: torch.dtype) -> None:
             value.data = whole.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def same_bits(one: Tensor, two: Tensor) -> bool:
+def equal_bytes(one: Tensor, two: Tensor) -> bool:
     """Whether two tensors of one shape and dtype are equal bit for bit: NaN is itself, and -0.0 is not 0.0."""
     one, two = one.detach(), two.detach()
     if one.layout is not torch.strided:
@@ -185,7 +198,7 @@ class _Tensor:
             if self.memory.layout is not torch.strided:
                 self.value.data = self.kept.clone()
             else:
-                if not same_bits(self.memory, self.kept):
+                if not equal_bytes(self.memory, self.kept):
                     self.memory.copy_(self.kept)
                 if not _same_place(self.value, self.memory):
                     self.value.data = self.memory
@@ -262,7 +275,8 @@ class _Mapping:
             return
         for key, _ in now:
             del self.owner[key]
-        self.owner.update(self.kept)
+        for key, item in self.kept:  # update() of a Counter adds
+            self.owner[key] = item
 
 
 def _identical(one: list[Any], two: list[Any]) -> bool:

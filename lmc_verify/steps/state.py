@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.seeds import spawn_key
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, held
 
-__all__ = ["KeptState", "StateLike"]
+__all__ = ["KeptState", "StateLike", "held"]
 
 StateLike = Any
 """None; a tensor, array or generator; an object that holds some, such as a module or an optimiser; an object with
@@ -124,9 +124,9 @@ def _of_model(function: Callable[[nn.Module], Any], path: str, model: nn.Module)
 
 def _has_state_dict(state: Any) -> bool:
     """Whether an object has a state of its own; that of modules and optimisers leaves plain attributes out."""
-    own = isinstance(state, nn.Module | torch.optim.Optimizer | type)
-    return (
-        not own and callable(getattr(state, "state_dict", None)) and callable(getattr(state, "load_state_dict", None))
+    kind = type(state)  # HeteroData make up attributes that end in _dict
+    return not isinstance(state, nn.Module | torch.optim.Optimizer | type) and all(
+        callable(getattr(kind, name, None)) for name in ("state_dict", "load_state_dict")
     )
 
 

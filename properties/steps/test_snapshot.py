@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import torch
 from common.step_cases import built
 from torch import Tensor, nn
 
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, same_bits
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes, held
 
 
 class Holder:
@@ -174,6 +174,8 @@ def test_a_module_is_kept_without_what_is_trained() -> None:
         "model.histories.1.emb",
         "model.frozen",
     }
+    assert {item.path for item in held(model, "model")} == set(snapshot.tensors)
+    assert "model.lin.weight" in {item.path for item in held(model, "model", parameters=True)}
     weight = model.lin.weight.detach().clone()
     first = model.histories[0].emb
     with torch.no_grad():
@@ -302,6 +304,14 @@ def test_the_order_of_a_dictionary_is_part_of_it() -> None:
     assert list(holder) == ["a", "b"]
 
 
+def test_a_counter_keeps_its_counts() -> None:
+    holder = Counter(a=1)
+    snapshot = Snapshot(holder)
+    holder.update("ab")
+    snapshot.restore()
+    assert holder == Counter(a=1)
+
+
 @pytest.mark.parametrize("value", [None, 3, "text", Holder, plain, (1, 2), torch.float64])
 def test_what_cannot_change_is_empty(value: object) -> None:
     assert Snapshot(value).empty
@@ -331,7 +341,7 @@ def test_a_cast_leaves_ids_alone_and_takes_empty_tensors() -> None:
 
 def test_bits_are_compared() -> None:
     nan = torch.tensor([float("nan")])
-    assert same_bits(nan, nan.clone())
-    assert not same_bits(torch.zeros(1), -torch.zeros(1))
-    assert same_bits(torch.tensor(1.0), torch.tensor(1.0))
-    assert same_bits(torch.eye(3).T[:, :2], torch.eye(3)[:, :2].clone())
+    assert equal_bytes(nan, nan.clone())
+    assert not equal_bytes(torch.zeros(1), -torch.zeros(1))
+    assert equal_bytes(torch.tensor(1.0), torch.tensor(1.0))
+    assert equal_bytes(torch.eye(3).T[:, :2], torch.eye(3)[:, :2].clone())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from common.step_cases import GCN, built
 from torch import Tensor, nn
+from torch_geometric.data import HeteroData
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.steps import KeptState
@@ -55,7 +56,10 @@ def ways() -> dict[str, tuple[Any, Callable[[], Any], Callable[[], Any]]]:
     hidden = {"value": torch.ones(2)}
     pair = (lambda: hidden["value"], lambda value: hidden.update(value=value))
     kept = {"table": torch.ones(2), "pair": pair, "object": Table()}
+    data = HeteroData()
+    data["paper"].emb = torch.ones(2)
     return {
+        "HeteroData": (data, lambda: data["paper"].emb.add_(1), lambda: data["paper"].emb.tolist()),
         "tensor": (tensor, lambda: tensor.add_(1), lambda: tensor.tolist()),
         "list": (in_list, lambda: in_list.append(torch.zeros(1)), lambda: [item.tolist() for item in in_list]),
         "mapping": (mapping, lambda: mapping.update(a=torch.ones(1)), lambda: list(mapping)),
