@@ -313,8 +313,17 @@ class Problem:
 
     def layer_of(self, name: str) -> str:
         """Return the part a parameter belongs to: ``"encoder"``, ``"layer 1"`` ... ``"layer L"`` or ``"head"``."""
-        head, *rest = name.split(".")
-        return f"layer {int(rest[0]) + 1}" if head == "layers" else head
+        return self._part_of[name]
+
+    @cached_property
+    def _part_of(self) -> dict[str, str]:
+        """The first part that has it, by parameter name: names of a plain model's parameters do not tell."""
+        model, found = self.model, {}
+        layers = [(f"layer {index}", model.layer(index)) for index in range(1, self.num_layers + 1)]
+        for part, module in (("encoder", model.encoder), *layers, ("head", model.head)):
+            for parameter in () if module is None else module.parameters():
+                found.setdefault(self._name_of[id(parameter)], part)
+        return found
 
     def node_losses(self, outputs: Tensor, nodes: Tensor | None = None) -> Tensor:
         """Return ``loss_i / |V_L|`` for rows of outputs, zero at unlabelled nodes [rows]."""
