@@ -10,6 +10,7 @@ messages.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,12 +189,13 @@ class _Trial:
     def is_aggregate_linear(self) -> bool:
         """Whether the Jacobian in a source is the same, whatever the row's other messages are and without them."""
         with self._evaluated():
-            return max(self._dependence()) <= self._least
+            dependence = self._dependence()
+        return max(dependence) <= self._least
 
     @property
     def _least(self) -> float:
         """The smallest relative change that is not rounding."""
-        return float(torch.finfo(self.graph.dtype).eps) ** 0.5
+        return math.sqrt(torch.finfo(self.graph.dtype).eps)
 
     @contextmanager
     def _evaluated(self) -> Iterator[None]:

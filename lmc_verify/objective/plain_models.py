@@ -40,8 +40,8 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     skips and jumping knowledge need later is carried along in the layers' rows.
 
     That both are the same function is proved on the data (on 50,000 of its nodes, if there are more) and on the
-    subgraph that a random half of these nodes induces: outputs, and the gradient of every parameter, in float64. Every
-    layer is measured as `lmc_verify.Problem` does, also whether it is aggregate-linear.
+    subgraph that a random half of these nodes induces, there with other parameters: outputs, and the gradient of every
+    parameter, in float64. Every layer is measured as `lmc_verify.Problem` does, also whether it is aggregate-linear.
 
     Args:
         model: the model. It is not changed: the layered one has a copy of its parameters, and of each module's mode.
@@ -84,7 +84,10 @@ def _prove(call: Call, made: PlainModel, graph: Graph) -> None:
     """Compare a layered model, which may be changed, with the plain one."""
     plain, made = call.of(copied(call.model)).double().eval(), made.double()
     whole = graph if graph.num_nodes <= _NODES else induced(graph, _NODES)
-    for piece in (whole, induced(whole, (whole.num_nodes + 1) // 2, seed=1)):
+    for moved, piece in enumerate((whole, induced(whole, (whole.num_nodes + 1) // 2, seed=1))):
+        if moved:
+            _move(plain.model)
+            _move(made)
         with generators_kept(), torch.inference_mode(False):
             outputs, gradient = _outputs_and_gradient(plain, piece)
             again, _ = _outputs_and_gradient(plain, piece)
@@ -103,13 +106,22 @@ def _prove(call: Call, made: PlainModel, graph: Graph) -> None:
             _compare(f"the gradient of {name}", value, found[name], largest)
 
 
+def _move(model: nn.Module) -> None:
+    """Move every parameter by a tenth of its size and a little more: none may have been read while it was traced."""
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in model.parameters():
+            step = torch.randn(value.shape, generator=rng, dtype=value.dtype).to(value.device)
+            value.add_(step * (0.01 + 0.1 * value.square().mean().sqrt()))
+
+
 def _outputs_and_gradient(plain: Call, piece: Graph) -> tuple[Tensor, dict[str, Tensor]]:
     try:
         outputs: Tensor = plain(*graph_inputs(piece))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise InvalidInputError(
-            f"{type(plain.model).__name__} cannot be evaluated on {piece!r} in float64: {type(error).__name__}: {error}; "
-            "it must take any graph, in the precision of its parameters"
+            f"{type(plain.model).__name__} cannot be evaluated on {piece!r} in float64: {type(error).__name__}: "
+            f"{error}; it must take any graph, in the precision of its parameters"
         ) from error
     return outputs.detach(), _gradient(plain.model, outputs)
 

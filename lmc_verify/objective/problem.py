@@ -318,7 +318,8 @@ class Problem:
     @cached_property
     def _part_of(self) -> dict[str, str]:
         """The first part that has it, by parameter name: names of a plain model's parameters do not tell."""
-        model, found = self.model, {}
+        model = self.model
+        found: dict[str, str] = {}
         layers = [(f"layer {index}", model.layer(index)) for index in range(1, self.num_layers + 1)]
         for part, module in (("encoder", model.encoder), *layers, ("head", model.head)):
             for parameter in () if module is None else module.parameters():

@@ -57,8 +57,8 @@ def find_convolutions(steps: Sequence[Step], graph: Graph) -> dict[str, Convolut
         read = [edges[name] for name in step.reads if name in edges]
         if read:
             raise InvalidInputError(
-                f"{step.place} reads {read[0]}, which only PyTorch Geometric convolutions may (MessagePassing modules): "
-                "make what it computes from the edges part of the data, or of a MessagePassing module"
+                f"{step.place} reads {read[0]}, which only PyTorch Geometric convolutions may (MessagePassing "
+                "modules): make what it computes from the edges part of the data, or of a MessagePassing module"
             )
     if not found:
         raise InvalidInputError(
@@ -117,7 +117,7 @@ def _arguments(step: Step, module: MessagePassing) -> dict[str, Any]:
 
 
 def _edge_input(step: Step, name: str, value: Any, edges: Mapping[str, str]) -> str:
-    """Return which input an argument of a convolution is; refuse one that is none, or another one than its name says."""
+    """Return which input an argument of a convolution is; refuse one that is none, or not the one that it names."""
     where = edges.get(value.name) if isinstance(value, Ref) else None
     wanted = EDGES if name in ("adj_t", "adj") else name
     if where is not None and where == wanted:
@@ -128,7 +128,7 @@ def _edge_input(step: Step, name: str, value: Any, edges: Mapping[str, str]) -> 
             f"{step.place} is given {got} for {name}, a layer gives it the data's own {wanted}; prepare it in the data "
             f"(data.{wanted} = ...) and pass it on as it is"
         )
+    got = "something computed" if isinstance(value, Ref) else repr(value)
     raise InvalidInputError(
-        f"{step.place} is given {name}={'something computed' if isinstance(value, Ref) else value!r}, and a layer gives "
-        f"x and {', '.join(EDGE_INPUTS)} alone; leave {name} out"
+        f"{step.place} is given {name}={got}, and a layer gives x and {', '.join(EDGE_INPUTS)} alone; leave {name} out"
     )

@@ -25,7 +25,8 @@ class Plan:
 
     Attributes:
         layers: the convolutions of every layer.
-        between: steps by segment: before layer 1, after layer 1, ..., after layer L; each with the constants and counts it reads.
+        between: steps by segment: before layer 1, after layer 1, ..., after layer L; each with the constants
+            and counts that it reads.
         rows: names of the values in the rows of ``H^0 ... H^L``, results of convolutions first.
         features: name of the features.
         output: name of the output.
@@ -71,10 +72,10 @@ def make_plan(steps: Sequence[Step], convolutions: Mapping[str, Convolution], ou
                 last_use[name] = max(last_use.get(name, used), used)
     kept = [step.name for step in steps if step.name in segment_of]
     first = [name for name in kept if name in {each.source for each in layers[0]}]
-    rows = [tuple([*first, *(n for n in kept if segment_of[n] == 0 < last_use[n] and n not in first)])]
+    rows = [(*first, *(name for name in kept if segment_of[name] == 0 < last_use[name] and name not in first))]
     for number, layer in enumerate(layers, start=1):
         fresh = [each.name for each in layer]
-        rows.append(tuple([*fresh, *(n for n in kept if segment_of[n] < number <= last_use[n])]))
+        rows.append((*fresh, *(name for name in kept if segment_of[name] < number <= last_use[name])))
     between = tuple(_steps_of(segment, steps, segment_of, convolutions) for segment in range(last + 1))
     features = next(step.name for step in steps if step.kind == "input" and step.target == "x")
     return Plan(layers, between, tuple(rows), features, output)

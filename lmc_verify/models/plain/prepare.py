@@ -78,7 +78,7 @@ def prepared(model: nn.Module) -> tuple[nn.Module, frozenset[nn.Module]]:
     check_node_wise(ready)
     in_place = frozenset(part for part in ready.modules() if getattr(part, "inplace", False))
     for part in in_place:
-        part.inplace = False
+        part.inplace = False  # type: ignore[assignment]  # a module's attributes may be anything
     return ready, in_place
 
 
@@ -94,8 +94,8 @@ def _replacement(path: str, part: nn.Module, inside_conv: bool) -> nn.Module:
         part.__class__ = PNAConv  # the same attributes, and a forward that takes (source, target)
     if getattr(part, "cached", False):
         raise InvalidInputError(
-            f"{path} is a {type(part).__name__} with cached=True: it keeps the normalised edges of the first graph that "
-            "it sees, and is no function of its inputs; set cached=False"
+            f"{path} is a {type(part).__name__} with cached=True: it keeps the normalised edges of the first graph "
+            "that it sees, and is no function of its inputs; set cached=False"
         )
     return part
 

@@ -75,7 +75,7 @@ def row_layouts(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph
 
 def _convolved(call: Convolution, x: Any, piece: Graph) -> Tensor:
     _check_rows(f"what {call.place} is given", x, piece)
-    rows: Tensor = _run(call.place, lambda: call.conv(x, x, piece.operator(call.conv.operator)))
+    rows: Tensor = _run(call.place, call.conv, x, x, piece.operator(call.conv.operator))
     return rows
 
 
@@ -96,8 +96,8 @@ def _evaluate(
         if step.kind == "count":
             whole[step.name], some[step.name] = len(values[available[0]]), len(rows)
             continue
-        whole[step.name] = values[step.name] = _run(step.place, lambda step=step: step.run(whole))
-        some[step.name] = _run(step.place, lambda step=step: step.run(some))
+        whole[step.name] = values[step.name] = _run(step.place, step.run, whole)
+        some[step.name] = _run(step.place, step.run, some)
         if fixed.issuperset(step.reads):
             fixed.add(step.name)
         elif not _fits(values[step.name], some[step.name], rows, len(values[available[0]])):
@@ -108,9 +108,9 @@ def _evaluate(
             )
 
 
-def _run(place: str, call: Callable[[], Any]) -> Any:
+def _run(place: str, call: Callable[..., Any], *inputs: Any) -> Any:
     try:
-        return call()
+        return call(*inputs)
     except InvalidInputError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
@@ -139,6 +139,6 @@ def _check_rows(place: str, value: Any, piece: Graph) -> None:
         return
     shape = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise InvalidInputError(
-        f"{place} is {shape} for {piece.num_nodes} nodes, where rows {piece.dtype} [{piece.num_nodes}, ...] are needed: "
-        "what convolutions read, what is used after a later one, and the output have one row a node"
+        f"{place} is {shape} for {piece.num_nodes} nodes, where rows {piece.dtype} [{piece.num_nodes}, ...] are "
+        "needed: what convolutions read, what is used after a later one, and the output have one row a node"
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 
-__all__ = ["Layout", "Part", "Ref", "Step", "attribute", "join", "row_numbers"]
+__all__ = ["Layout", "Part", "Ref", "Step", "attribute", "join", "replaced", "row_numbers"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Step:
 
     Attributes:
         name: of its result.
-        kind: ``"input"``, ``"constant"`` (a parameter, a buffer), ``"count"`` (the number of rows, wherever it is read),
-            ``"module"``, ``"function"`` or ``"method"``.
+        kind: ``"input"``, ``"constant"`` (a parameter, a buffer), ``"count"`` (the number of rows, wherever it is
+            read), ``"module"``, ``"function"`` or ``"method"``.
         target: name of an input, path of a module or constant, a function, or name of a method of the first argument.
         args, kwargs: arguments, with `Ref` for results of other steps.
         place: what it is and where it stands in the source, for messages.
@@ -52,8 +52,8 @@ class Step:
             values: results by name.
             module: what is called in place of the traced module, such as a copy of it.
         """
-        args, kwargs = map_aggregate(
-            (self.args, dict(self.kwargs)), lambda value: values[value.name] if isinstance(value, Ref) else value
+        args, kwargs = replaced(
+            (self.args, self.kwargs), lambda value: values[value.name] if isinstance(value, Ref) else value
         )
         if self.kind == "function":
             return self.target(*args, **kwargs)
@@ -62,6 +62,11 @@ class Step:
         called = self.module if module is None else module
         assert called is not None  # inputs, constants and counts are not run
         return called(*args, **kwargs)
+
+
+def replaced(arguments: Any, by: Callable[[Any], Any]) -> Any:
+    """Return arguments with every value in their tuples, lists, dictionaries and slices replaced."""
+    return map_aggregate(arguments, by)
 
 
 Layout = dict[str, tuple[int, ...]]
@@ -111,7 +116,7 @@ class Part(nn.Module):
         super().__init__()
         self.inputs, self.outputs = dict(inputs), tuple(outputs)
         self.parts = nn.ModuleDict()
-        self._steps: list[tuple[Step, str]] = []
+        self._steps: list[tuple[Step, str | None]] = []
         self._constants: dict[str, str] = {}
         self._counts: list[str] = []
         for number, step in enumerate(steps):
@@ -125,9 +130,9 @@ class Part(nn.Module):
             if step.kind == "count":
                 self._counts.append(step.name)
                 continue
-            if step.module is not None:
+            if step.module is not None:  # among the sub-modules alone, which are copied and converted
                 self.parts[key] = step.module
-            self._steps.append((_without_module(step), key))
+            self._steps.append((replace(step, module=None), None if step.module is None else key))
 
     def values(self, rows: Tensor) -> dict[str, Any]:
         """Return the results of all steps by name, with what stands in the rows [rows, numbers]."""
@@ -136,16 +141,11 @@ class Part(nn.Module):
             found[name] = getattr(self, key)
         for name in self._counts:
             found[name] = rows.shape[0]
-        for step, key in self._steps:
-            found[step.name] = step.run(found, self.parts[key] if key in self.parts else None)
+        for step, part in self._steps:
+            found[step.name] = step.run(found, None if part is None else self.parts[part])
         return found
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return rows [rows, numbers] of the values that are put out."""
         found = self.values(rows)
         return join([found[name] for name in self.outputs])
-
-
-def _without_module(step: Step) -> Step:
-    """Return a step that holds no module: a part's own are among its sub-modules, which are copied and converted."""
-    return Step(step.name, step.kind, step.target, step.args, step.kwargs, step.place, None, step.reads)

@@ -11,24 +11,25 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch_geometric
 from torch import fx, nn
-from torch.fx.node import map_aggregate
 from torch_geometric.nn import MessagePassing
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.models.dropout import Dropout
 from lmc_verify.models.plain.inputs import EDGE_INPUTS, Call
-from lmc_verify.models.plain.steps import Ref, Step, attribute
+from lmc_verify.models.plain.steps import Ref, Step, attribute, replaced
 
 __all__ = ["trace"]
 
 _LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, torch_geometric))
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
+_HERE = os.path.abspath(__file__)
+_PACKAGE = str(Path(_HERE).parents[2]) + os.sep
 
 _KINDS = {
     "placeholder": "input",
@@ -75,7 +76,12 @@ def trace(call: Call, in_place: frozenset[nn.Module]) -> tuple[list[Step], str]:
 
 
 class _Tracer(fx.Tracer):
-    """Enters modules that hold convolutions, and no other; remembers the line of every node."""
+    """Enters modules that hold convolutions, and no other; remembers the line of every node.
+
+    Parameters and buffers are symbols, too: a branch that depends on one is found.
+    """
+
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,9 +128,9 @@ def _line(frames: Iterator[tuple[FrameType, int]]) -> str:
         if file.startswith(_LIBRARIES):
             if file.startswith(_LIBRARIES[1]) and not library:
                 library = f"{os.path.basename(file)}:{number}"
-        elif file.startswith(_PACKAGE):
-            break
-        else:
+        elif file.startswith(_PACKAGE) and file != _HERE:
+            break  # above it is whoever asked for the layered model
+        elif file != _HERE:
             return f"{os.path.basename(file)}:{number}"
     return library
 
@@ -151,7 +157,7 @@ def _needed(steps: Sequence[Step], output: str) -> list[Step]:
 def _step(node: fx.Node, call: Call, places: dict[fx.Node, str]) -> Step:
     if _counts_rows(node):
         return Step(node.name, "count", None, (), {}, places[node], None, ())
-    args, kwargs = map_aggregate(
+    args, kwargs = replaced(
         (node.args, dict(node.kwargs)), lambda value: Ref(value.name) if isinstance(value, fx.Node) else value
     )
     module = attribute(call, str(node.target)) if node.op == "call_module" else None
@@ -166,9 +172,7 @@ def _counts_rows(node: fx.Node) -> bool:
         of = node.args[0]
     elif node.target is operator.getitem and node.args[1] == 0 and isinstance(node.args[0], fx.Node):
         shape = node.args[0]
-        if shape.target is getattr and shape.args[1] == "shape":
-            of = shape.args[0]
-        elif (shape.op, shape.target, len(shape.args)) == ("call_method", "size", 1):
+        if (shape.target, shape.args[1:]) in ((getattr, ("shape",)), ("size", ())):
             of = shape.args[0]
     return isinstance(of, fx.Node) and not (of.op == "placeholder" and of.target in EDGE_INPUTS)
 
