@@ -29,7 +29,7 @@ from torch_geometric.nn.aggr import (
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
 from lmc_verify.models.adapter import PyGConv
-from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel, is_altered
+from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, is_altered
 
 __all__ = ["check_layers", "is_aggregate_linear", "kind_of"]
 
@@ -89,22 +89,21 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
                 _Trial(name, _moved(name, layer), _small_graph(graph, widths[index - 1]), widths[0]).run()
 
 
-def is_aggregate_linear(index: int, layer: Layer, widths: tuple[int, ...], graph: Graph) -> bool:
-    """Measure whether a layer is aggregate-linear, as `check_layers` does, on a copy in evaluation mode.
+def is_aggregate_linear(name: str, conv: Conv, width: int, graph: Graph) -> bool:
+    """Measure whether a convolution is aggregate-linear, as `check_layers` does, on a copy in evaluation mode.
 
     Args:
-        index: number of the layer, 1 ... L, for messages.
-        layer: the layer.
-        widths: of ``H^0 ... H^L``.
+        name: of the layer, for messages.
+        conv: the convolution.
+        width: of the rows that it aggregates.
         graph: its dtype, device, kind of weights and edge features are used.
 
     Raises:
-        InvalidInputError: the layer cannot be evaluated on pieces of a graph.
+        InvalidInputError: it cannot be evaluated on pieces of a graph.
     """
-    name = f"layer {index} ({kind_of(layer)})"
     with torch.inference_mode(False):
-        trial = _Trial(name, _moved(name, layer).eval(), _small_graph(graph, widths[index - 1]), widths[0])
-        return trial.is_aggregate_linear()
+        layer = _moved(name, ConvLayer(conv)).eval()
+        return _Trial(name, layer, _small_graph(graph, width), width).is_aggregate_linear()
 
 
 def _is_foreign(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from lmc_verify.models.plain import Call, PlainModel, build, call_of
 from lmc_verify.models.plain.inputs import graph_inputs
 from lmc_verify.models.plain.prepare import copied, generators_kept
 from lmc_verify.models.plain.row_wise import induced
-from lmc_verify.objective.layer_properties import check_layers, is_aggregate_linear
+from lmc_verify.objective.layer_properties import check_layers, is_aggregate_linear, kind_of
 
 __all__ = ["layered"]
 
@@ -73,7 +73,11 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     widths = made.row_widths
     for index in range(1, made.num_layers + 1):
         layer = made.layer(index)
-        layer.aggregate_linear = is_aggregate_linear(index, layer, widths, graph)
+        name = f"layer {index} ({kind_of(layer)})"
+        # The convolutions are asked, alone: an activation before one could be zero where it is tried.
+        layer.aggregate_linear = all(
+            is_aggregate_linear(name, conv, width, graph) for conv, width in made.convolutions(index)
+        )
     evaluated = copy.deepcopy(made).eval()
     check_layers(evaluated, widths, graph)
     _prove(call, evaluated, graph.double())

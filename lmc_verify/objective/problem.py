@@ -71,8 +71,9 @@ class Problem:
             raise UnknownNameError("loss", loss, LOSSES)
         if not isinstance(model, LayeredModel):
             raise InvalidInputError(
-                f"model is a {type(model).__name__}, a Problem needs a LayeredModel; build one of lmc_verify.GCN, SAGE "
-                "or GAT, or wrap PyG convolutions with PyGConv and ConvLayer"
+                f"model is a {type(model).__name__}, a Problem needs a LayeredModel; make one of it with "
+                "lmc_verify.layered(model, graph), build one of lmc_verify.GCN, SAGE or GAT, or wrap PyG convolutions "
+                "with PyGConv and ConvLayer"
             )
         if graph.multi_label != (loss == "bce"):
             kind = "multi-label targets" if graph.multi_label else "class labels"
@@ -313,7 +314,7 @@ class Problem:
 
     def layer_of(self, name: str) -> str:
         """Return the part a parameter belongs to: ``"encoder"``, ``"layer 1"`` ... ``"layer L"`` or ``"head"``."""
-        return self._part_of[name]
+        return self._part_of.get(name, name.partition(".")[0])
 
     @cached_property
     def _part_of(self) -> dict[str, str]:

@@ -471,6 +471,15 @@ def test_a_row_is_dropped_alike_as_source_and_as_target() -> None:
     torch.testing.assert_close(layer(rows, rows[6:12], rows, piece), layer(rows, rows, rows, block)[6:12])
 
 
+def test_attention_is_not_taken_for_linear_where_the_activation_before_it_is_zero() -> None:
+    model = built(lambda: Loop(GATConv, width=1, norm=lambda width: nn.Linear(width, width)))
+    with torch.no_grad():
+        for norm in model.norms:
+            norm.bias.fill_(-50.0)
+    made = lv.layered(model, graph_of(1))
+    assert not any(made.layer(index).aggregate_linear for index in (1, 2, 3))
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 from torch import nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph
-from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel
+from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel
 from lmc_verify.models.plain.convolutions import find_convolutions
 from lmc_verify.models.plain.inputs import Call
 from lmc_verify.models.plain.layer import PlainLayer
 from lmc_verify.models.plain.plan import Plan, make_plan
 from lmc_verify.models.plain.prepare import generators_kept, prepared
-from lmc_verify.models.plain.row_wise import row_layouts
+from lmc_verify.models.plain.row_wise import row_shapes
 from lmc_verify.models.plain.steps import Layout, Part, row_numbers
 from lmc_verify.models.plain.trace import trace
 
@@ -29,7 +30,8 @@ class PlainModel(LayeredModel):
     Args:
         layers, encoder, head: as in `LayeredModel`.
         names: the plain model's names of all parameters, in its order, by the parameters' identities.
-        widths: of ``H^0 ... H^L``.
+        row_widths: of ``H^0 ... H^L``.
+        read_widths: of what each convolution of each layer aggregates.
     """
 
     def __init__(
@@ -39,12 +41,19 @@ class PlainModel(LayeredModel):
         encoder: nn.Module | None,
         head: nn.Module | None,
         names: Mapping[int, str],
-        widths: Sequence[int],
+        row_widths: Sequence[int],
+        read_widths: Sequence[tuple[int, ...]],
     ) -> None:
         super().__init__(layers, encoder=encoder, head=head)
         here = {id(parameter): name for name, parameter in nn.Module.named_parameters(self)}
         self._plain_names = {here[key]: name for key, name in names.items()}
-        self.row_widths = tuple(widths)
+        self.row_widths, self._read_widths = tuple(row_widths), tuple(read_widths)
+
+    def convolutions(self, index: int) -> list[tuple[Conv, int]]:
+        """Return the convolutions of layer 1 ... L, each with the width of what it aggregates."""
+        layer = self.layer(index)
+        convs = layer.convs if isinstance(layer, PlainLayer) else [layer.conv]
+        return [(cast(Conv, conv), width) for conv, width in zip(convs, self._read_widths[index - 1], strict=True)]
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -73,36 +82,37 @@ def build(call: Call, graph: Graph) -> PlainModel:
         root = call.of(model).eval()
         steps, output = trace(root, in_place)
         plan = make_plan(steps, find_convolutions(steps, graph), output)
-        layouts = row_layouts(plan, steps, root, graph)
-    built = _assembled(plan, layouts, root, names)
+        shapes = row_shapes(plan, steps, root, graph)
+    built = _assembled(plan, shapes, root, names)
     for module in built.modules():
         module.training = modes.get(module, call.model.training)
     return built
 
 
-def _assembled(plan: Plan, layouts: Sequence[Layout], root: Call, names: Mapping[int, str]) -> PlainModel:
-    *rows, output = layouts
-    if len(output[plan.output]) != 1:
+def _assembled(plan: Plan, shapes: Layout, root: Call, names: Mapping[int, str]) -> PlainModel:
+    if len(shapes[plan.output]) != 1:
         raise InvalidInputError(
-            f"the model's output is [nodes, {', '.join(map(str, output[plan.output]))}], it must be [nodes, outputs]"
+            f"the model's output is [nodes, {', '.join(map(str, shapes[plan.output]))}], it must be [nodes, outputs]"
         )
+    rows = [{name: shapes[name] for name in row} for row in plan.rows]
     encoder = None
     if plan.rows[0] != (plan.features,):
         encoder = Part(plan.between[0], {plan.features: (-1,)}, plan.rows[0], root)
     layers = [_layer(plan, number, rows[number - 1], root) for number in range(1, len(plan.layers) + 1)]
-    parts = [part for part in (encoder, *layers) if part is not None]
     head = Part(plan.between[-1], rows[-1], (plan.output,), root)
-    used = {id(parameter) for part in (*parts, head) for parameter in part.parameters()}
-    unused = [parameter for key, parameter in _by_identity(root).items() if key not in used]
+    parts = [part for part in (encoder, *layers, head) if part is not None]
+    used = {parameter for part in parts for parameter in part.parameters()}
+    unused = [parameter for parameter in root.model.parameters() if parameter not in used]
     if unused:  # no output depends on them, their gradients are zero
         head.unused = nn.ParameterList(unused)
-    idle = plan.rows[-1] == (plan.output,) and not unused
-    widths = [row_numbers(layout) for layout in rows]
-    return PlainModel(layers, encoder=encoder, head=None if idle else head, names=names, widths=widths)
-
-
-def _by_identity(root: Call) -> dict[int, nn.Parameter]:
-    return {id(parameter): parameter for parameter in root.model.parameters()}
+    return PlainModel(
+        layers,
+        encoder=encoder,
+        head=None if plan.rows[-1] == (plan.output,) and not unused else head,
+        names=names,
+        row_widths=[row_numbers(layout) for layout in rows],
+        read_widths=[tuple(shapes[call.source][0] for call in calls) for calls in plan.layers],
+    )
 
 
 def _layer(plan: Plan, number: int, below: Layout, root: Call) -> Layer:
@@ -112,6 +122,6 @@ def _layer(plan: Plan, number: int, below: Layout, root: Call) -> Layer:
     steps = plan.between[number - 1] if number > 1 else ()
     before = Part(steps, below, (*sources, *carried), root)
     if len(calls) == 1 and not carried:
-        as_it_is = plan.rows[number - 1] == sources and len(below[sources[0]]) == 1
+        as_it_is = tuple(below) == sources
         return ConvLayer(calls[0].conv, before=None if as_it_is else before)
     return PlainLayer([call.conv for call in calls], sources, carried, before)

@@ -15,7 +15,7 @@ from lmc_verify.models.plain.convolutions import Convolution
 from lmc_verify.models.plain.plan import Plan
 from lmc_verify.models.plain.steps import Layout, Step, attribute
 
-__all__ = ["induced", "row_layouts"]
+__all__ = ["induced", "row_shapes"]
 
 _NODES = 200
 """Nodes of the data that the model is tried on."""
@@ -42,8 +42,8 @@ def induced(graph: Graph, count: int, seed: int = 0) -> Graph:
     )
 
 
-def row_layouts(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph) -> tuple[Layout, ...]:
-    """Return what stands in the rows of ``H^0 ... H^L``, and in those of the output.
+def row_shapes(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph) -> Layout:
+    """Return the shapes, without the first dimension, of what layers read and carry, and of the output.
 
     Args:
         plan: where the model is cut.
@@ -70,11 +70,15 @@ def row_layouts(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph
             for name in plan.rows[segment]:
                 _check_rows(places[name], values[name], piece)
         _check_rows(places[plan.output], values[plan.output], piece)
-    return tuple({name: tuple(values[name].shape[1:]) for name in row} for row in (*plan.rows, (plan.output,)))
+    sources = [call.source for layer in plan.layers for call in layer]
+    wanted = {plan.output, *sources, *(name for row in plan.rows for name in row)}
+    return {name: tuple(values[name].shape[1:]) for name in wanted}
 
 
 def _convolved(call: Convolution, x: Any, piece: Graph) -> Tensor:
     _check_rows(f"what {call.place} is given", x, piece)
+    if x.dim() != 2:
+        raise InvalidInputError(f"{call.place} is given a tensor of {x.dim()} dimensions; give it rows [nodes, width]")
     rows: Tensor = _run(call.place, call.conv, x, x, piece.operator(call.conv.operator))
     return rows
 
