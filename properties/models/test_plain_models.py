@@ -6,6 +6,7 @@ Outputs and gradients are compared here once more, with code of its own, on grap
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -422,7 +423,12 @@ def test_names_survive_copies_and_conversions() -> None:
     model = built(Heads)
     made = lv.layered(model, graph)
     names = [name for name, _ in model.named_parameters()]
-    for other in (copy.deepcopy(made), lv.Problem(graph, made).copy().model, made.float()):
+    for other in (
+        copy.deepcopy(made),
+        pickle.loads(pickle.dumps(made)),
+        lv.Problem(graph, made).copy().model,
+        copy.deepcopy(made).float(),
+    ):
         assert [name for name, _ in other.named_parameters()] == names
     assert [name for name, _ in made.named_parameters("a")] == [f"a.{name}" for name in names]
     assert "never.weight" in names  # no output depends on it; its gradient is zero
@@ -478,6 +484,20 @@ def test_attention_is_not_taken_for_linear_where_the_activation_before_it_is_zer
             norm.bias.fill_(-50.0)
     made = lv.layered(model, graph_of(1))
     assert not any(made.layer(index).aggregate_linear for index in (1, 2, 3))
+
+
+def test_a_plain_model_is_trained_with_its_dropout() -> None:
+    graph = graph_of(1)
+    design = lv.EpochClusters(lv.Partition.random(graph.num_nodes, 4), per_batch=1)
+    chosen = lv.TrainerSettings(optimiser="adam", learning_rate=0.05, epochs=20)
+    finals = []
+    for _ in range(2):
+        made = lv.layered(built(MODELS["PyG GCN, cat"][0]).train(), graph)
+        trainer = lv.Trainer(lv.Problem(graph, made), lv.LMC(beta=0.2), design, chosen, seed=0)
+        trace = trainer.run()
+        finals.append(trace.last.training_loss)
+        assert finals[-1] < 0.9 * trace.evaluations[0].training_loss
+    assert finals[0] == finals[1]
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -626,6 +646,22 @@ def test_what_cannot_be_layered_is_refused_by_name(name: str) -> None:
         model = make().double()
     with pytest.raises(lv.InvalidInputError, match=message):
         lv.layered(model, graph_of(1))
+
+
+@pytest.mark.parametrize("nodes", [1, 6])
+def test_coupled_rows_are_found_where_all_nodes_are_alike(nodes: int) -> None:
+    graph = graph_of(1, nodes, 12)
+    alike = graph.replaced(x=torch.ones(nodes, FEATURES, dtype=torch.float64))
+    with pytest.raises(lv.InvalidInputError, match=r"mean in .* couples rows"):
+        lv.layered(built(lambda: Small(lambda m, x, e: m.conv(x - x.mean(dim=0), e))), alike)
+    assert lv.layered(built(Loop), alike).num_layers == 3
+
+
+def test_features_may_be_numbers_of_a_table() -> None:
+    graph = graph_of(1)
+    numbered = graph.replaced(x=(torch.arange(24) % 7).double()[:, None])
+    model = built(lambda: Small(lambda m, x, e: m.conv(m.table(x[:, 0].long()), e), table=nn.Embedding(7, FEATURES)))
+    assert_same(lv.layered(model, numbered), model, numbered, reference(model, numbered))
 
 
 def test_arguments_that_no_layer_has_are_refused() -> None:

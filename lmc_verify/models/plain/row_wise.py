@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ __all__ = ["induced", "row_shapes"]
 
 _NODES = 200
 """Nodes of the data that the model is tried on."""
+
+_FEWEST = 8
+"""Nodes that it is tried on at least, with other features: rows of one or two nodes show too little."""
 
 
 def induced(graph: Graph, count: int, seed: int = 0) -> Graph:
@@ -56,6 +60,35 @@ def row_shapes(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph)
             rows where it must be one.
     """
     piece = induced(graph, _NODES)
+    values = _checked(plan, steps, root, piece)
+    # Features may be alike in all nodes, and then hide what is computed over them.
+    with suppress(_NotEvaluatedError):
+        _checked(plan, steps, root, _with_noise(piece))
+    sources = [call.source for layer in plan.layers for call in layer]
+    wanted = {plan.output, *sources, *(name for row in plan.rows for name in row)}
+    return {name: tuple(values[name].shape[1:]) for name in wanted}
+
+
+class _NotEvaluatedError(InvalidInputError):
+    """A step that raised an error."""
+
+
+def _with_noise(piece: Graph) -> Graph:
+    """Return a graph with other features, and with nodes besides where there are few."""
+    count = max(piece.num_nodes, _FEWEST)
+    noise = torch.randn(count, piece.num_features, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return Graph(
+        edge_index=piece.edge_index,
+        x=noise.to(piece.x),
+        y=torch.zeros(count, dtype=torch.int64, device=piece.device),
+        train_mask=torch.ones(count, dtype=torch.bool, device=piece.device),
+        edge_weight=piece.edge_weight,
+        edge_attr=piece.edge_attr,
+    )
+
+
+def _checked(plan: Plan, steps: Sequence[Step], root: nn.Module, piece: Graph) -> dict[str, Any]:
+    """Return the results of all steps on a graph, by name; refuse the first one that does not take rows apart."""
     rows = torch.randperm(piece.num_nodes, generator=torch.Generator().manual_seed(1))[: (piece.num_nodes + 1) // 2]
     places = {step.name: step.place for step in steps}
     constants = {step.name: attribute(root, step.target) for step in steps if step.kind == "constant"}
@@ -70,9 +103,7 @@ def row_shapes(plan: Plan, steps: Sequence[Step], root: nn.Module, graph: Graph)
             for name in plan.rows[segment]:
                 _check_rows(places[name], values[name], piece)
         _check_rows(places[plan.output], values[plan.output], piece)
-    sources = [call.source for layer in plan.layers for call in layer]
-    wanted = {plan.output, *sources, *(name for row in plan.rows for name in row)}
-    return {name: tuple(values[name].shape[1:]) for name in wanted}
+    return values
 
 
 def _convolved(call: Convolution, x: Any, piece: Graph) -> Tensor:
@@ -118,7 +149,7 @@ def _run(place: str, call: Callable[..., Any], *inputs: Any) -> Any:
     except InvalidInputError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        raise InvalidInputError(
+        raise _NotEvaluatedError(
             f"{place} cannot be evaluated on some nodes of the data: {type(error).__name__}: {error}; a layered model "
             "evaluates any rows: leave out tables with one row a node, and fixed numbers of nodes"
         ) from error

@@ -115,8 +115,8 @@ class _Tracer(fx.Tracer):
         line = _line((frame, number) for frame, number in reversed(list(traceback.walk_tb(error.__traceback__))))
         return InvalidInputError(
             f"{where}{f' ({line})' if line else ''} cannot be traced: {type(error).__name__}: {str(error).strip()}; a "
-            "layered model does the same for every input: leave out branches and loops that depend on values or "
-            "shapes, or put them into a module of their own without convolutions"
+            "layered model does the same for every input: leave out branches, loops and assertions that depend on "
+            "values or shapes, or put them into a module of their own without convolutions"
         )
 
 
