@@ -89,6 +89,7 @@ from lmc_verify.objective import (
     exact_gradient,
     exact_pass,
     fixed_point_pass,
+    layered,
 )
 from lmc_verify.races import RaceRecord, RaceSettings
 from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
@@ -182,6 +183,7 @@ __all__ = [
     "exact_gradient",
     "exact_pass",
     "fixed_point_pass",
+    "layered",
     "load_data",
     "load_graph",
     "make_estimator",
