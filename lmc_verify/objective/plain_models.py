@@ -68,9 +68,13 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     tensors = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
     if tensors:
         graph = graph.to(tensors[0].device, tensors[0].dtype)
-    call = call_of(model, graph)
+    with generators_kept(), torch.inference_mode(False):
+        return _proved(call_of(model, graph), graph)
+
+
+def _proved(call: Call, graph: Graph) -> PlainModel:
+    """Return the layered model; what it is made of may draw from global generators when it is run or copied."""
     made = build(call, graph)
-    widths = made.row_widths
     for index in range(1, made.num_layers + 1):
         layer = made.layer(index)
         name = f"layer {index} ({kind_of(layer)})"
@@ -79,7 +83,7 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
             is_aggregate_linear(name, conv, width, graph) for conv, width in made.convolutions(index)
         )
     evaluated = copy.deepcopy(made).eval()
-    check_layers(evaluated, widths, graph)
+    check_layers(evaluated, made.row_widths, graph)
     _prove(call, evaluated, graph.double())
     return made
 
@@ -92,10 +96,9 @@ def _prove(call: Call, made: PlainModel, graph: Graph) -> None:
         if moved:
             _move(plain.model)
             _move(made)
-        with generators_kept(), torch.inference_mode(False):
-            outputs, gradient = _outputs_and_gradient(plain, piece)
-            again, _ = _outputs_and_gradient(plain, piece)
-            ours = made(piece)
+        outputs, gradient = _outputs_and_gradient(plain, piece)
+        again, _ = _outputs_and_gradient(plain, piece)
+        ours = made(piece)
         if not torch.equal(outputs, again):
             raise InvalidInputError(
                 f"{type(call.model).__name__} gives other outputs for the same input when it is called again: it is no "

@@ -23,6 +23,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GraphConv, JumpingKnowledge, MessagePassing, SAGEConv
 
 import lmc_verify as lv
+from lmc_verify.models.plain.layer import PlainLayer
 from lmc_verify.models.plain.prepare import generators_kept
 
 FEATURES, CLASSES = 5, 3
@@ -227,12 +228,14 @@ class Heads(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList([GATConv(FEATURES, 4, heads=2), GATConv(8, 4, heads=2), GATConv(8, CLASSES)])
         self.never = nn.Linear(2, 2)
+        self.table = nn.Parameter(torch.ones(3))
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         by_head = self.convs[0](x, edge_index).view(-1, 2, 4)
         left, right = by_head.chunk(2, dim=-1)
         x = self.convs[1](torch.cat([left, right], dim=-1).flatten(1).tanh(), edge_index).view(x.size(0), 2, 4)
-        return self.convs[2]((x + by_head.softmax(dim=1)).flatten(1), edge_index)
+        shared = self.table.size(0) / 2  # of a parameter, not of rows
+        return self.convs[2]((x * shared + by_head.softmax(dim=1)).flatten(1), edge_index)
 
 
 def sequential() -> nn.Module:
@@ -281,7 +284,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool, int]] = {
     "loop, dropout": (lambda: Loop(dropout=0.5), LINEAR, 3),
     "loop, residual": (lambda: Loop(SAGEConv, depth=4, residual=True), LINEAR, 4),
     "loop, layer norm": (lambda: Loop(norm=nn.LayerNorm), LINEAR, 3),
-    "loop, batch norm": (lambda: Loop(norm=nn.BatchNorm1d, residual=True), LINEAR, 3),
+    "loop, batch norm": (lambda: Loop(norm=lambda width: nn.BatchNorm1d(width, eps=0.1), residual=True), LINEAR, 3),
     "jumping, cat": (lambda: Jumping("cat"), LINEAR, 3),
     "jumping, max": (lambda: Jumping("max"), LINEAR, 3),
     "jumping, sum": (lambda: Jumping("sum"), LINEAR, 3),
@@ -378,6 +381,15 @@ def test_a_weighted_model_on_data_without_weights() -> None:
     assert_same(lv.layered(model, graph), model, graph, model(graph.x, graph.edge_index))
 
 
+def test_an_object_has_none_for_what_the_data_lack() -> None:
+    class Choosing(Loop):
+        def forward(self, data: Any) -> Tensor:  # type: ignore[override]
+            return self.convs[0](data.x if data.edge_attr is None else 2 * data.x, data.edge_index, data.edge_weight)
+
+    model, graph = built(Choosing), graph_of(2)
+    assert_same(lv.layered(model, graph), model, graph, model.convs[0](graph.x, graph.edge_index))
+
+
 def test_pyg_data_in_single_precision() -> None:
     graph = graph_of(1)
     data = Data(x=graph.x.float(), edge_index=graph.edge_index, y=graph.y, train_mask=graph.train_mask)
@@ -469,8 +481,9 @@ def test_a_row_is_dropped_alike_as_source_and_as_target() -> None:
     graph = graph_of(1)
     made = lv.layered(built(lambda: Loop(SAGEConv, dropout=0.5, residual=True)).train(), graph)
     lv.models.key_dropout(made, 3)
-    layer, block = made.layer(3), graph.operator("sum")
-    rows = torch.randn(24, made.row_widths[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer, block = made.layer(2), graph.operator("sum")
+    assert isinstance(layer, PlainLayer)
+    rows = torch.randn(24, made.row_widths[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     some = torch.arange(6, 12)
     local = lv.graphs.LocalSet(torch.arange(24), 24)
     piece = graph.block("sum", some, local)
@@ -567,7 +580,7 @@ def no_gradient(model: Any, x: Tensor, edge_index: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a branch on values": (lambda: Small(branch), r"the model \(test_plain_models.py:\d+\) cannot be traced"),
     "a branch on a parameter": (lambda: Small(branch_on_parameter), "cannot be traced"),
-    "a module that counts its calls": (lambda: Small(counts), "gives other outputs|differ by"),
+    "a module that counts its calls": (lambda: Small(counts), "gives other outputs for the same input"),
     "computed edges": (
         lambda: Small(adds_loops),
         r"flip in the model \(test_plain_models.py:\d+\) reads edge_index",
@@ -592,6 +605,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Small(lambda m, x, e: m.conv(m.table.weight, e), table=nn.Embedding(24, FEATURES)),
         "does not depend on x",
     ),
+    "a parameter that is read as a number": (
+        lambda: Small(lambda m, x, e: m.conv(x, e) * m._parameters["scale"].item()),
+        "outputs of the layered model .* differ",
+    ),
     "several outputs": (lambda: Small(lambda m, x, e: (m.conv(x, e), x)), "must return one tensor"),
     "an output of three dimensions": (
         lambda: Small(lambda m, x, e: m.conv(x, e).unsqueeze(1)),
@@ -615,6 +632,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Small(lambda m, x, e: m.conv(x, x, e), pyg_nn.GCN2Conv(FEATURES, 0.1)),
         "conv .* is given x_0=something computed",
     ),
+    "no edges": (lambda: Small(lambda m, x, e: m.conv(x, None)), r"conv \(.*\) is not given edge_index"),
     "a hook on the normalisation": (
         lambda: _hooked(Small(lambda m, x, e: m.conv(x, e))),
         "hooks of its own",
@@ -686,6 +704,16 @@ def test_weights_that_a_convolution_would_not_get_are_refused() -> None:
 
     with pytest.raises(lv.InvalidInputError, match="is given edge_attr for edge_weight"):
         lv.layered(built(Attributed), graph_of(1, attributes=1))
+
+
+def test_a_convolution_that_gets_features_once_and_none_once_is_refused() -> None:
+    class Uneven(Featured):
+        def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:  # type: ignore[override]
+            x = self.two(self.one(x, edge_index, edge_attr), edge_index)
+            return self.three(self.two(x.repeat(1, 2)[:, :8], edge_index, edge_attr), edge_index)
+
+    with pytest.raises(lv.InvalidInputError, match=r"two .* is called with edge_attr once and without it once"):
+        lv.layered(built(Uneven), graph_of(1, attributes=2))
 
 
 def test_nothing_that_is_no_module_is_taken() -> None:

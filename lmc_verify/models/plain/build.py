@@ -14,7 +14,7 @@ from lmc_verify.models.plain.convolutions import find_convolutions
 from lmc_verify.models.plain.inputs import Call
 from lmc_verify.models.plain.layer import PlainLayer
 from lmc_verify.models.plain.plan import Plan, make_plan
-from lmc_verify.models.plain.prepare import generators_kept, prepared
+from lmc_verify.models.plain.prepare import prepared
 from lmc_verify.models.plain.row_wise import row_shapes
 from lmc_verify.models.plain.steps import Layout, Part, row_numbers
 from lmc_verify.models.plain.trace import trace
@@ -75,14 +75,13 @@ def build(call: Call, graph: Graph) -> PlainModel:
     Raises:
         InvalidInputError: names the module, with the line where there is one, that cannot be part of a layered model.
     """
-    with generators_kept():
-        model, in_place = prepared(call.model)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        modes = {module: module.training for module in model.modules()}
-        root = call.of(model).eval()
-        steps, output = trace(root, in_place)
-        plan = make_plan(steps, find_convolutions(steps, graph), output)
-        shapes = row_shapes(plan, steps, root, graph)
+    model, in_place = prepared(call.model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    root = call.of(model).eval()
+    steps, output = trace(root, in_place)
+    plan = make_plan(steps, find_convolutions(steps, graph), output)
+    shapes = row_shapes(plan, steps, root, graph)
     built = _assembled(plan, shapes, root, names)
     for module in built.modules():
         module.training = modes.get(module, call.model.training)

@@ -49,8 +49,7 @@ def copied(model: nn.Module) -> nn.Module:
                 f"{name} is lazily initialised; give its module the input width instead of -1, or call the model once"
             )
     try:
-        with generators_kept():
-            return copy.deepcopy(model)
+        return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise InvalidInputError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}; keep what cannot be copied "

@@ -166,7 +166,7 @@ def _step(node: fx.Node, call: Call, places: dict[fx.Node, str]) -> Step:
 
 
 def _counts_rows(node: fx.Node) -> bool:
-    """Whether a node is ``x.size(0)`` or ``x.shape[0]`` of what is not the edges: the number of rows."""
+    """Whether a node is ``x.size(0)`` or ``x.shape[0]`` of rows, and not of edges or parameters."""
     of: Any = None
     if (node.op, node.target) == ("call_method", "size") and node.args[1:] == (0,):
         of = node.args[0]
@@ -174,7 +174,7 @@ def _counts_rows(node: fx.Node) -> bool:
         shape = node.args[0]
         if (shape.target, shape.args[1:]) in ((getattr, ("shape",)), ("size", ())):
             of = shape.args[0]
-    return isinstance(of, fx.Node) and not (of.op == "placeholder" and of.target in EDGE_INPUTS)
+    return isinstance(of, fx.Node) and of.op != "get_attr" and of.target not in EDGE_INPUTS
 
 
 def _without_writes(graph: fx.Graph, call: Call, in_place: frozenset[nn.Module]) -> None:
