@@ -48,6 +48,7 @@ from lmc_verify.estimators import (
     Shadow,
     TOPKrylov,
     make_estimator,
+    wrap_step,
 )
 from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
 from lmc_verify.graphs import (
@@ -185,4 +186,5 @@ __all__ = [
     "make_partition",
     "range_bound",
     "spmm",
+    "wrap_step",
 ]

@@ -47,7 +47,7 @@ CONDITIONED = "batches are drawn given what the epoch has seen"
 """Why a design that is conditioned on a part of its epoch is not the one that weights are for."""
 
 
-def enumerable(size: int, what: str = "batches") -> tuple[bool, str]:
+def enumerable(size: float, what: str = "batches") -> tuple[bool, str]:
     """Whether so many of something can be enumerated, and the numbers that decide it."""
     return size <= MAX_SUPPORT, f"{readable_count(size)} {what}, at most {MAX_SUPPORT:,} can be enumerated"
 

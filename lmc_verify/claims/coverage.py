@@ -21,7 +21,7 @@ UNSEEN = 0.005
 """Share of batches from which on it is excluded that the code leaves its proven range there."""
 
 
-def look_at_all(support: int, alpha: float) -> bool:
+def look_at_all(support: float, alpha: float) -> bool:
     """Whether to look at every batch of a design: going through all is no more work than excluding a share of them."""
     return support <= draws_to_exclude(UNSEEN, alpha)
 

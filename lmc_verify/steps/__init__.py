@@ -4,6 +4,7 @@ Nothing here knows a claim or an estimator. A step is run on a private copy of t
 for, and leaves the caller's model, data, histories and random generators as they were.
 """
 
+from lmc_verify.steps.batches import induced_data
 from lmc_verify.steps.data import cast, clone, describe, node_attributes
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.objective import Objective, call_model, mean_loss, objective_gradient
@@ -22,6 +23,7 @@ __all__ = [
     "clone",
     "describe",
     "forked_generators",
+    "induced_data",
     "mean_loss",
     "node_attributes",
     "objective_gradient",

@@ -102,7 +102,7 @@ def check(case: Case) -> Verdict:
         return inapplicable
     state, rng, factor = prepared_state(case, "zero"), generator(case.seed, "contraction"), _claimed(case)
     error = _Errors(case)
-    terms = rounding_terms(case.problem, case.design.support_size)
+    terms = rounding_terms(case.problem, int(case.design.support_size))
     floor = (terms * UNIT_ROUNDOFF) ** 2 * float((case.exact.embeddings[1] / error.scale).square().sum())
     residuals: list[Evidence] = []
     errors = []
