@@ -198,14 +198,14 @@ class Case:
 
 
 def _described_support(size: float) -> int | str:
-    if math.isinf(size):
+    if size == math.inf:
         return "unknown"
     return int(size) if size < 10**15 else readable_count(size)
 
 
 def readable_count(number: float) -> str:
     """Return a number with thousands separators, its power of ten where it is astronomic, or that it is not known."""
-    if math.isinf(number):
+    if number == math.inf:
         return "an unknown number of"
     return f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
 

@@ -70,7 +70,7 @@ def _result(check: str, case: str, flaw: Callable[[], str]) -> CheckResult:
 
 def _listed(design: BatchDesign) -> None:
     if design.support_size > MOST_BATCHES:
-        count = "an unknown number of" if math.isinf(design.support_size) else f"{design.support_size:,}"
+        count = "an unknown number of" if design.support_size == math.inf else f"{design.support_size:,}"
         raise NotApplicableError(f"it has {count} batches, at most {MOST_BATCHES:,} are listed")
 
 

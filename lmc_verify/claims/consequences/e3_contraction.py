@@ -60,7 +60,10 @@ def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
     elif active_dropout(case.problem.model) is not None:
         return None, ""  # no state need be made: the claim does not apply
     else:
-        kept = 1 in prepared_state(case, "zero").embeddings
+        state = prepared_state(case, "zero")
+        if 1 not in state.embeddings and state.keeps_other:
+            return False, f"{case.estimator.name} names no history of H^1: give state={{('embedding', 1): ...}}"
+        kept = 1 in state.embeddings
     return kept, "" if kept else f"{case.estimator.name} keeps no history of H"
 
 

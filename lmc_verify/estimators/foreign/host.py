@@ -115,10 +115,10 @@ class StepHost:
             for (kind, layer), value in tables.items():
                 _check_table(kind, layer, value, problem)
             kept, others = self._snapshot(tables)
-        state = StepState(host=self, declared=self._rest is not None, kept=kept, others=others)
-        for (kind, layer), value in tables.items():
-            target = state.embeddings if kind == EMBEDDING else state.auxiliary
-            target[layer] = value.detach().clone()
+            state = StepState(host=self, declared=self._rest is not None, kept=kept, others=others)
+            for (kind, layer), value in tables.items():
+                target = state.embeddings if kind == EMBEDDING else state.auxiliary
+                target[layer] = value.detach().clone()
         return state
 
     def run(self, problem: Problem, state: StepState, batch: Batch, payload: Any, data: Data) -> Ran:

@@ -100,8 +100,9 @@ def wrap_step(
     Args:
         step: ``step(model, batch)`` or ``step(model, batch, data)``. The batch is the design's payload, where it has
             one (`BatchDesign.from_loader`); else the subgraph that the batch's nodes induce, a ``Data`` with ``n_id``
-            and ``inclusion`` (see `lmc_verify.steps.induced_data`). `data` is the whole graph. It may return its loss, an
-            estimate of the objective; without one, the objective itself is reported, which costs a pass over the graph.
+            and ``inclusion`` (see `lmc_verify.steps.induced_data`). `data` is the whole graph. It may return its loss,
+            an estimate of the objective; without one the objective itself is reported, which costs a pass over the
+            graph.
         model: a plain module whose parameters are the problem's; None for the problem's own model.
         state: what the step keeps between batches. A mapping; histories under ``("embedding", l)`` (``H^l``) and
             ``("auxiliary", l)`` (``V^l``, in units of the full objective, without a batch's weights), each a tensor

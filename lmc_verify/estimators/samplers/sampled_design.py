@@ -90,7 +90,7 @@ class SampledDesign:
     @property
     def support_size(self) -> float:
         """Number of distinct batches with samples: exact up to 100,000; a large number where it is larger."""
-        if math.isinf(self.base.support_size):
+        if self.base.support_size == math.inf:
             return math.inf
         if "size" not in self._cache:
             self._cache["size"] = self._size()
