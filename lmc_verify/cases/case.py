@@ -204,9 +204,7 @@ def _described_support(size: float) -> int | str:
 
 
 def readable_count(number: float) -> str:
-    """Return a number with thousands separators, its power of ten where it is astronomic, or that it is not known."""
-    if number == math.inf:
-        return "an unknown number of"
+    """Return a number with thousands separators, or its power of ten where it is astronomic."""
     return f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
 
 

@@ -51,6 +51,8 @@ CONDITIONED = "batches are drawn given what the epoch has seen"
 
 def enumerable(size: float, what: str = "batches") -> tuple[bool, str]:
     """Whether so many of something can be enumerated, and the numbers that decide it."""
+    if size == math.inf:
+        return False, f"which {what} there are is not known, so they cannot be enumerated"
     return size <= MAX_SUPPORT, f"{readable_count(size)} {what}, at most {MAX_SUPPORT:,} can be enumerated"
 
 

@@ -185,6 +185,7 @@ class LoaderDesign(_Payloads):
 
     Attributes:
         batches_per_epoch: batches in one pass.
+        partitions: whether inclusion probabilities rest on every pass holding every node once.
     """
 
     support_size = math.inf
@@ -193,7 +194,7 @@ class LoaderDesign(_Payloads):
         self, loader: Iterable[Any], num_nodes: int, *, nodes: NodesOf = nodes_of, inclusion: Inclusion | None = None
     ) -> None:
         super().__init__(num_nodes, nodes)
-        self._loader, self._once = loader, inclusion is None
+        self._loader, self.partitions = loader, inclusion is None
         passes = [list(self._pass(seed)) for seed in range(LOOKED_AT)]
         self.batches_per_epoch = len(passes[0])
         if not self.batches_per_epoch:
@@ -233,7 +234,7 @@ class LoaderDesign(_Payloads):
         """
         found = list(self._pass(int(as_generator(generator).integers(2**63))))
         self._require_length(len(found))
-        if self._once:
+        if self.partitions:
             self._require_each_once([self._ids(payload) for payload in found])
         yield from map(self._batch, found)
 
@@ -272,7 +273,7 @@ class LoaderDesign(_Payloads):
             )
 
     def _require_no_repetition(self, found: list[Tensor]) -> None:
-        if not self._once:
+        if not self.partitions:
             return
         ids, counts = torch.cat(found).unique(return_counts=True)
         if bool((counts > 1).any()):
