@@ -15,6 +15,7 @@ from common.plain_loops import PlainGCN, adjacency, gas_step, lmc_step, plain_na
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
+from torch_geometric.loader import RandomNodeLoader
 
 from lmc_verify import GAS, GCN, LMC, BatchDesign, Clusters, Partition, Problem, check_claim, load_graph, wrap_step
 from lmc_verify.errors import ContractError, InvalidInputError, UnknownNameError
@@ -134,6 +135,30 @@ def test_what_the_user_owns_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
     assert draws == (torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables_behind_a_function_are_put_back_too(dtype: torch.dtype) -> None:
+    """Also where the step puts another tensor in their place."""
+    problem, hist = problem_of(), [torch.full((GRAPH.num_nodes, width), 0.5, dtype=dtype) for width in WIDTHS[1:]]
+
+    def step(copy: PlainGCN, batch: Data, data: Data) -> None:
+        copy.hist = dict(enumerate([value.clone() for value in hist], 1))
+        gas_step()(copy, batch, data)
+        hist[:] = copy.hist.values()
+
+    state_of = {("embedding", layer): (lambda _, layer=layer: hist[layer - 1]) for layer in range(1, LAYERS + 1)}
+    mine = wrap_step(step, plain_model(), state=state_of, names=plain_names(LAYERS))
+    state, other = mine.init(problem), GAS().init(problem)
+    for table in other.embeddings.values():
+        table.fill_(0.5)
+    for number in range(4):
+        batch = DESIGN.draw(generator(number))
+        got, want = mine.estimate(problem, state, batch), GAS().estimate(problem, other, batch)
+        assert all(float((got.gradient[key] - value).abs().max()) <= 1e-12 for key, value in want.gradient.items())
+        assert all(table.dtype is dtype and bool((table == 0.5).all()) for table in hist)
+        state.apply(got.writes)
+        other.apply(want.writes)
 
 
 def test_states_are_apart() -> None:
@@ -313,6 +338,24 @@ def test_training_goes_on_without_costs_and_from_a_checkpoint(tmp_path: Any) -> 
     unnamed = Trainer(problem_of(), wrapped(gas_step(), state=None), DESIGN, settings)
     with pytest.raises(InvalidInputError, match="hist"):
         unnamed.save(tmp_path / "run.safetensors")
+
+
+def test_training_on_a_loader_goes_through_its_epochs() -> None:
+    data = graph_data(GRAPH)
+    data.n_id = torch.arange(GRAPH.num_nodes)
+    design = BatchDesign.from_loader(RandomNodeLoader(data, num_parts=4, shuffle=True))
+
+    def step(model: nn.Module, batch: Data, whole: Data) -> Any:
+        batch.inclusion = torch.full((batch.num_nodes,), 0.25, dtype=torch.float64)
+        return gas_step()(model, batch, whole)
+
+    settings = TrainerSettings(epochs=3, learning_rate=0.1, trace_gradient_every=2, gradient_batches=8)
+    traces = [Trainer(problem_of(), wrapped(step), design, settings, seed=3).run() for _ in range(2)]
+    assert traces[0].last.step == 12
+    assert traces[0].steps_per_epoch == 4
+    assert {found.method for found in traces[0].gradients} == {"drawn"}
+    assert [row.training_loss for row in traces[0].evaluations] == [row.training_loss for row in traces[1].evaluations]
+    assert traces[0].last.training_loss < traces[0].evaluations[0].training_loss
 
 
 def test_a_resumed_run_keeps_the_state_of_the_step(tmp_path: Any) -> None:

@@ -176,18 +176,22 @@ class StepHost:
         return lambda model, batch: watch(model, batch)
 
     def _tables(self) -> dict[Table, Tensor]:
-        found: dict[Table, Tensor] = {}
-        for (kind, layer), place in self._places.items():
-            value: Any = place if isinstance(place, Tensor) else place(self._runner.model)
-            if not isinstance(value, Tensor):
-                raise InvalidInputError(
-                    f"state[{(kind, layer)!r}] gave a {type(value).__name__} for the model's copy; it must return the "
-                    "tensor [nodes, width]"
-                )
+        """Return the user's tables, in the problem's precision."""
+        found = {table: self._resolved(table) for table in self._places}
+        for value in found.values():
             if value.dtype != self._runner.dtype:
                 value.data = value.data.to(self._runner.dtype)
-            found[kind, layer] = value
         return found
+
+    def _resolved(self, table: Table) -> Tensor:
+        place = self._places[table]
+        value: Any = place if isinstance(place, Tensor) else place(self._runner.model)
+        if not isinstance(value, Tensor):
+            raise InvalidInputError(
+                f"state[{table!r}] gave a {type(value).__name__} for the model's copy; it must return the tensor "
+                "[nodes, width]"
+            )
+        return value
 
     def _snapshot(self, tables: Mapping[Table, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         named = {value.data_ptr() for value in tables.values()}
@@ -203,15 +207,16 @@ class StepHost:
     def _lent(self) -> Iterator[None]:
         """Hold what the user owns, in the problem's precision, and put it back."""
         outside = self._runner.state.snapshot()
-        tables = [place for place in self._places.values() if isinstance(place, Tensor)]
-        values = [table.detach().clone() for table in tables]
+        tables = {table: self._resolved(table) for table in self._places}
+        values = {table: value.detach().clone() for table, value in tables.items()}
         self._runner.state.cast(self._runner.dtype)
         try:
             yield
         finally:
             self._runner.state.restore(outside)
-            for table, value in zip(tables, values, strict=True):
-                _set(table, value)
+            for table, value in values.items():
+                _set(tables[table], value)
+                _set(self._resolved(table), value)  # a step may have put another tensor in its place
 
     def _load(self, problem: Problem) -> None:
         """Take over the problem's parameters, buffers and mode."""
