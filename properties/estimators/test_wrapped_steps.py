@@ -149,14 +149,14 @@ def test_tables_behind_a_function_are_put_back_too(dtype: torch.dtype) -> None:
 
     state_of = {("embedding", layer): (lambda _, layer=layer: hist[layer - 1]) for layer in range(1, LAYERS + 1)}
     mine = wrap_step(step, plain_model(), state=state_of, names=plain_names(LAYERS))
-    state, other = mine.init(problem), GAS().init(problem)
+    state, other, first = mine.init(problem), GAS().init(problem), list(hist)
     for table in other.embeddings.values():
         table.fill_(0.5)
     for number in range(4):
         batch = DESIGN.draw(generator(number))
         got, want = mine.estimate(problem, state, batch), GAS().estimate(problem, other, batch)
         assert all(float((got.gradient[key] - value).abs().max()) <= 1e-12 for key, value in want.gradient.items())
-        assert all(table.dtype is dtype and bool((table == 0.5).all()) for table in hist)
+        assert all(table.dtype is dtype and bool((table == 0.5).all()) for table in [*hist, *first])
         state.apply(got.writes)
         other.apply(want.writes)
 
@@ -208,9 +208,10 @@ def test_the_problem_that_is_given_is_read() -> None:
     assert all(value.dtype is torch.float32 for value in made.gradient.values())
     modes = []
     noting = wrap_step(lambda model, batch: (modes.append(model.training), square(model))[1])
+    state = noting.init(problem)
     for training in (True, False):
         problem.model.train(training)
-        noting.estimate(problem, noting.init(problem), batch)
+        noting.estimate(problem, state, batch)
     assert modes == [True, False]
 
 
@@ -230,13 +231,14 @@ def test_a_step_is_handed_the_induced_subgraph_or_the_payload() -> None:
     assert torch.equal(batch.x, GRAPH.x[nodes])
     assert torch.equal(data.edge_index, GRAPH.edge_index)
     assert torch.equal(data.train_mask, GRAPH.train_mask)
-    payload = {"anything": torch.ones(2), "of": "the loader's"}
+    payload = {"anything": torch.ones(2), "same": torch.ones(2).double(), "of": "the loader's"}
     mine.estimate(problem, state, Batch.of(nodes, 0.25, payload=payload))
     given = seen.pop()[0]
     assert given["of"] == "the loader's"
     assert given["anything"].dtype is torch.float64  # the problem's precision
-    given["anything"] += 1
-    assert payload["anything"].tolist() == [1.0, 1.0]
+    for key in ("anything", "same"):  # what a step writes into its batch is not the loader's
+        given[key] += 1
+        assert payload[key].tolist() == [1.0, 1.0]
 
 
 def test_payloads_of_a_loader_go_through_the_claims() -> None:
