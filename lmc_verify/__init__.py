@@ -49,6 +49,7 @@ from lmc_verify.estimators import (
     Shadow,
     TOPKrylov,
     make_estimator,
+    wrap_step,
 )
 from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
 from lmc_verify.graphs import (
@@ -192,4 +193,5 @@ __all__ = [
     "range_bound",
     "spmm",
     "watch",
+    "wrap_step",
 ]

@@ -21,10 +21,10 @@ PACKAGE = ROOT / "lmc_verify"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "seeds", "encoding", "plugins", "provenance"),
+    ("steps",),
     ("graphs", "statistics"),
     ("datasets", "models"),
     ("objective",),
-    ("steps",),
     ("estimators",),
     ("bounds", "cases"),
     ("training",),
@@ -42,6 +42,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "estimators": (
         ("*",),
         ("compensated", "samplers"),
+        ("foreign",),
         ("shadow", "top"),
         ("top_krylov",),
         ("properties",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -177,11 +177,11 @@ def mean_loss(model: nn.Module, data: Any) -> Tensor:
     Raises:
         InvalidInputError: the data do not say which loss is meant.
     """
-    return labelled_losses(model, data)[1].mean()
+    return labelled_losses(model, data, "mean")[1]
 
 
-def labelled_losses(model: nn.Module, data: Any) -> tuple[Tensor, Tensor]:
-    """Return the labelled rows [k], and the loss of each [k]; the mean of these is `mean_loss`."""
+def labelled_losses(model: nn.Module, data: Any, reduction: Literal["none", "mean"] = "none") -> tuple[Tensor, Tensor]:
+    """Return the labelled rows [k], and the loss of each [k], or their mean; see `mean_loss`."""
     kind, rows, targets = labelled_rows(data)
     out = call_model(model, data)
     if isinstance(out, Mapping) and kind in out:
@@ -194,10 +194,10 @@ def labelled_losses(model: nn.Module, data: Any) -> tuple[Tensor, Tensor]:
         )
     out, targets = out[rows], targets[rows]
     if not targets.is_floating_point() and (targets.dim() == 1 or targets.shape[1:] == (1,)):
-        return rows, F.cross_entropy(out, _classes(targets, out.shape[1]), reduction="none")
+        return rows, F.cross_entropy(out, _classes(targets, out.shape[1]), reduction=reduction)
     if targets.shape == out.shape and bool(((targets == 0) | (targets == 1)).all()):
-        losses = F.binary_cross_entropy_with_logits(out, targets.to(out.dtype), reduction="none")
-        return rows, losses.mean(dim=1)
+        losses = F.binary_cross_entropy_with_logits(out, targets.to(out.dtype), reduction=reduction)
+        return rows, losses.mean(dim=1) if reduction == "none" else losses
     raise InvalidInputError(
         f"targets are {targets.dtype} {list(targets.shape)}: neither classes [n] nor 0/1 [n, {out.shape[1]}]; give "
         "objective=lambda model, data: ..."

@@ -27,7 +27,7 @@ from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.estimators import properties_of
-from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
+from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, LoaderDesign, UniformNodes, named_nodes
 from lmc_verify.objective import (
     Gradient,
     euclidean_norm,
@@ -427,6 +427,8 @@ def _reference_mean(case: Case) -> tuple[bool | None, str]:
         return False, "given what the epoch has seen, Backward SGD is biased itself"
     if type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters):
         return True, ""
+    if isinstance(design, LoaderDesign) and design.partitions:
+        return True, "every pass through the loader holds every node once"
     if design.support_size > MAX_SUPPORT:
         return None, f"{type(design).__name__} is too large to check its inclusion probabilities"
     return inclusion_matches(case)
