@@ -33,11 +33,12 @@ from lmc_verify.audits.measure import (
     rounding,
     treated,
 )
-from lmc_verify.audits.result import Audit, Cost, Guarantee, percent
+from lmc_verify.audits.result import Audit, Cost, percent
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
 
 __all__ = ["audit"]

@@ -6,15 +6,13 @@ import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.cases.verdict import Outcome, Series
+from lmc_verify.statistics.ledger import Guarantee
 
-__all__ = ["Audit", "Cost", "Guarantee", "ParameterBias", "percent"]
-
-Guarantee = Literal["exact", "anytime-valid", "asymptotic"]
-"""``exact``: all batches, to rounding. ``anytime-valid``: within a proven range. ``asymptotic``: by the normal law."""
+__all__ = ["Audit", "Cost", "ParameterBias", "percent"]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from lmc_verify.cases.description import CaseDescription
+from lmc_verify.statistics.ledger import Guarantee
 
 __all__ = ["AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 
@@ -111,6 +112,9 @@ class Verdict:
         tolerance: the rounding tolerance that `residual` was held against, same unit.
         minimum_detectable_effect: the smallest residual that would have been called a refutation in every layer.
         alpha_spent: error probability spent (0 for the exact tier, which has none).
+        guarantee: what `alpha_spent` means: "exact" (nothing is left to chance), "anytime-valid" (it holds at every
+            finite number of draws; of seeds, at the number fixed before the first) or "asymptotic" (it holds in the
+            limit of many draws). None in the constructor for the first two, by whether anything was spent.
         log_e_value: natural logarithm of the e-value against the claim (test tier); those of independent draws add.
         draws: batches or seeds that a statistical verdict used; None in the exact tier.
         evidence: every measured quantity.
@@ -128,6 +132,7 @@ class Verdict:
     tolerance: float | None = None
     minimum_detectable_effect: float | None = None
     alpha_spent: float = 0.0
+    guarantee: Guarantee | None = None
     log_e_value: float | None = None
     draws: int | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -135,6 +140,10 @@ class Verdict:
     assumptions: tuple[AssumptionCheck, ...] = ()
     seeds: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.guarantee is None:  # records of before this field have none either
+            object.__setattr__(self, "guarantee", "anytime-valid" if self.alpha_spent > 0 else "exact")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as plain JSON-compatible values."""

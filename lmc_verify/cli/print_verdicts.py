@@ -50,10 +50,14 @@ def print_result(result: RunResult, console: Console) -> None:
     _print_controls(result, console)
     statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
     if statistical:
+        asymptotic = result.alpha_spent_asymptotic
+        proven = result.alpha_spent - asymptotic
+        apart = f" (spent, anytime-valid: {proven:.2g}; spent, asymptotic: {asymptotic:.2g})" if asymptotic else ""
         console.print(
             f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} statistical "
-            f"check{'' if statistical == 1 else 's'}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
+            f"check{'' if statistical == 1 else 's'}{apart}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
             highlight=False,
+            soft_wrap=True,
         )
     _print_searches(result.searches, console)
     reasons: dict[str, int] = {}

@@ -84,6 +84,15 @@ class RunResult:
         return math.fsum(trial.verdict.alpha_spent for trial in self.trials if trial.kind == "claim")
 
     @property
+    def alpha_spent_asymptotic(self) -> float:
+        """What of `alpha_spent` holds in the limit of many draws only."""
+        return math.fsum(
+            trial.verdict.alpha_spent
+            for trial in self.trials
+            if trial.kind == "claim" and trial.verdict.guarantee == "asymptotic"
+        )
+
+    @property
     def overspent(self) -> bool:
         """Whether the statistical checks spent more error probability than the suite gives them."""
         return self.alpha_spent > self.alpha_total * (1 + _ROUNDING)

@@ -138,6 +138,19 @@ class Suite(BaseModel):
         title = settings.title or f"Race on {settings.dataset.describe()}"
         return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 
+    def with_guarantee(self, guarantee: str) -> Suite:
+        """Return the suite with the weakest guarantee that a verdict may have, instead of what its tables say.
+
+        Raises:
+            InvalidInputError: no such guarantee; raised when the suite is planned.
+        """
+        tables = []
+        for check in self.check:
+            given = check.sampling if isinstance(check.sampling, list) else [check.sampling]
+            sampling = [{**settings, "guarantee": guarantee} for settings in given]
+            tables.append(check.model_copy(update={"sampling": sampling}))
+        return self.model_copy(update={"check": tables})
+
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every planned check of the suite, claims first, in the order of the file.
 

@@ -85,6 +85,18 @@ class ErrorAccount:
         return math.fsum(claim.spent for claim in self.claims)
 
     @property
+    def asymptotic(self) -> float:
+        """What of `spent` holds in the limit of many draws only: no range of the draws was proven."""
+        cases = (case.verdict for claim in self.claims for case in claim.cases)
+        return math.fsum(verdict.alpha_spent for verdict in cases if verdict.guarantee == "asymptotic")
+
+    @property
+    def anytime_valid(self) -> float:
+        """What of `spent` holds at every finite number of draws."""
+        cases = (case.verdict for claim in self.claims for case in claim.cases)
+        return math.fsum(verdict.alpha_spent for verdict in cases if verdict.guarantee != "asymptotic")
+
+    @property
     def overspent(self) -> bool:
         """Whether the checks spent more than the run was allowed to: its guarantee is then the sum, not the total."""
         return self.total is not None and self.spent > self.total * (1 + _SLACK)
@@ -99,6 +111,11 @@ class ErrorAccount:
             "Whatever is true of the claims, the probability that any statistical verdict of this run is wrong (a true "
             f"claim called refuted, a false one called supported) is at most {text.level(bound)}."
         )
+        if self.asymptotic > 0:
+            words += (
+                f" Of it {text.level(self.asymptotic)} is asymptotic: where no range of the draws is proven, the "
+                "probability is approached as draws become many."
+            )
         if self.overspent:
             words += f" The run was allowed to spend {text.level(self.total)}; its checks spent more."
         return words
@@ -109,6 +126,8 @@ class ErrorAccount:
         words = f"{text.count(self.checks, 'statistical check')} spent {text.level(self.spent)}"
         if self.total is not None:
             words += f" of {text.level(self.total)}"
+        if self.asymptotic > 0:
+            words += f" (anytime-valid {text.level(self.anytime_valid)}, asymptotic {text.level(self.asymptotic)})"
         depend = "does" if self.certain == 1 else "do"
         words += f"; {text.count(self.certain, 'verdict')} that {depend} not depend on chance spent nothing"
         if self.controls > 0:
