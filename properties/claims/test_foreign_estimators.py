@@ -144,6 +144,15 @@ def test_a_defect_is_refuted_as_the_control_is(claim: str, build: Any, control: 
         assert verdict.outcome is Outcome.REFUTED, verdict.summary
 
 
+def test_a_refutation_says_that_dropping_is_not_known() -> None:
+    off = Bare(alter(LMC(), "halved", gradient=first_halved))
+    verdict = check_claim(BIASED, problem_of(), DESIGN, off)
+    assert verdict.outcome is Outcome.REFUTED
+    assert "that it drops halo messages is not known" in verdict.summary
+    stated = check_claim(BIASED, problem_of(), DESIGN, alter(GAS(), "halved", gradient=first_halved))
+    assert "not known" not in stated.summary
+
+
 def test_histories_that_are_not_named_are_no_bias() -> None:
     """What cannot be made exact must not be called wrong where exact histories are assumed."""
     hidden = wrapped(lmc_step(), auxiliary=True, state=None)
