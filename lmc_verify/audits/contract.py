@@ -66,7 +66,7 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
         look.again(batch)
     look.check_memory(batches, notes)
     look.check_gradients()
-    notes += _reads(subject, original, look)
+    notes += [*look.without_effect(), *_reads(subject, original, look)]
     if look.buffers:
         some = ", ".join(sorted(look.buffers)[:3]) + (", ..." if len(look.buffers) > 3 else "")
         notes.append(f"the step changes {len(look.buffers)} buffers ({some}); every step is judged from the same ones")
@@ -179,6 +179,16 @@ class _Look:
                 "detached, or frozen inside the step? Freeze it on the model (requires_grad_(False)) if that is meant"
             )
 
+    def without_effect(self) -> list[str]:
+        """Say how many batches gave a gradient of zero, where others did not."""
+        none = sum(not _some(found) for _, found in self.seen)
+        if not none or self._subject.without_gradient:
+            return []
+        return [
+            f"{none} of {len(self.seen)} batches that were tried give a gradient of zero (is there no labelled node in "
+            "them?); they count as steps"
+        ]
+
     def _further(self, count: int) -> Iterator[Any]:
         law = self._subject.law
         if law.batches is None:
@@ -212,6 +222,12 @@ class _Look:
             raise
 
     def _raise_outside(self, batch: Any, error: IndexError) -> None:
+        cached = [name for name, module in self._subject.model.named_modules() if getattr(module, "cached", False)]
+        if cached:
+            raise ContractError(
+                f"step fails ({str(error).splitlines()[0]}), and {cached[0]} keeps the edges of its first call, which "
+                "are not those of other batches; make it with cached=False"
+            ) from error
         count = getattr(self._subject.data, "num_nodes", None)
         for name, value in tensors_of(batch).items():
             integers = not value.is_floating_point() and value.dtype is not torch.bool and value.numel()

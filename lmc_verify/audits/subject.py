@@ -205,7 +205,7 @@ class Subject:
                 bad = "NaN" if bool(value.isnan().any()) else "infinite"
                 raise NotFiniteError(
                     f"the step's gradient of {name} is {bad} for a batch ({describe(batch)}), so the mean over batches "
-                    "is, too; a mean over no labelled node is NaN: give a batch without one a loss of zero"
+                    "is, too; look for NaN or infinity in the batch, and for means over nothing"
                 )
         return gradient
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -18,14 +17,13 @@ from lmc_verify.steps.data import parts_of
 __all__ = ["fingerprint", "require_values"]
 
 _DEEPEST = 12
-_NUMBERS = itertools.count()
 _WITHOUT_TEXT: Any = object.__repr__
 
 
 def fingerprint(batch: Any) -> str:
     """Return a hash of all that a batch holds: tensors, arrays, plain values, and the attributes of objects.
 
-    An object that shows nothing of what it holds has another hash at every call.
+    An object that shows nothing of what it holds is like itself alone, as long as it lives.
 
     Raises:
         InvalidInputError: a tensor has no values (it is on the meta device).
@@ -55,7 +53,7 @@ def _add(digest: Any, value: Any, path: str, depth: int) -> None:
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
     elif depth > _DEEPEST:
-        digest.update(str(next(_NUMBERS)).encode())
+        digest.update(str(id(value)).encode())
     else:
         items = _items(value)
         if items is None:
@@ -81,9 +79,9 @@ def _items(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _text(value: Any) -> str:
-    """Return a value as text; one that has none of its own is like nothing else."""
+    """Return a value as text; one that has none of its own is like itself alone."""
     has_text = getattr(type(value), "__repr__", None) is not _WITHOUT_TEXT
-    return repr(value) if has_text else str(next(_NUMBERS))
+    return repr(value) if has_text else str(id(value))
 
 
 def _add_tensor(digest: Any, value: Tensor) -> None:

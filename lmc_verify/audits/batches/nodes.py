@@ -205,7 +205,7 @@ def _seed_rows(batch: Any, count: int) -> Tensor | None:
         if value.dtype is not torch.bool and 0 <= int(value.min()) <= int(value.max()) < count:
             return value.cpu().long()
     size = batch.get("batch_size", None)
-    if isinstance(size, int) and 0 < size <= count:
+    if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= count:
         return torch.arange(size)
     return None
 

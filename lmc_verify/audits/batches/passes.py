@@ -156,6 +156,8 @@ class Passes:
 
 def _maker(batches: Any, data: Any) -> Callable[[], Iterable[Any]] | None:
     """Return a function that gives a new pass; None where the batches themselves are iterated."""
+    if isinstance(batches, type) and hasattr(batches, "inclusion_probabilities"):
+        raise InvalidInputError(f"batches is the class {batches.__name__}; give a design, {batches.__name__}(...)")
     if callable(batches) and not hasattr(batches, "__iter__"):
         needed = [
             item
