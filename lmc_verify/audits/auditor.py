@@ -19,7 +19,7 @@ from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
 from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.batches.nodes import Namer, NodesReader
 from lmc_verify.audits.causes.search import explain
-from lmc_verify.audits.contract import LOOKED_AT, Original, check_contract
+from lmc_verify.audits.contract import LOOKED_AT, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
 from lmc_verify.audits.explanation import Explanation
@@ -40,6 +40,7 @@ from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
+from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
 

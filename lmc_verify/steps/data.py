@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-__all__ = ["cast", "clone", "describe", "node_attributes", "tensors_of"]
+__all__ = ["cast", "clone", "describe", "node_attributes", "parts_of", "tensors_of"]
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -78,6 +78,20 @@ def tensors_of(value: Any, path: str = "") -> dict[str, Tensor]:
     for key, item in items:
         out |= tensors_of(item, f"{path}.{key}" if path else key)
     return out
+
+
+def parts_of(value: Tensor) -> list[Tensor]:
+    """Return the dense tensors that a tensor of any layout is made of."""
+    if value.layout is torch.strided:
+        return [value.resolve_conj().resolve_neg()]
+    if value.layout is torch.sparse_coo:
+        value = value.coalesce()
+        return [value.indices(), value.values()]
+    if value.layout is torch.sparse_csr:
+        return [value.crow_indices(), value.col_indices(), value.values()]
+    if value.layout is torch.sparse_csc:
+        return [value.ccol_indices(), value.row_indices(), value.values()]
+    return [value.to_dense()]
 
 
 def node_attributes(data: Data) -> list[str]:
