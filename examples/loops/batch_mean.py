@@ -1,4 +1,4 @@
-"""The model sees the whole graph, the loss is taken on some nodes: its mean over the batch, or a sum of fixed weight."""
+"""The model sees the whole graph, the loss is taken on some nodes: a mean over them, or a sum of fixed weight."""
 
 import torch
 import torch.nn.functional as F

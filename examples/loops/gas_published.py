@@ -1,5 +1,7 @@
 """GAS as its published code has it: histories in modules, `push_and_pull`, and the mean loss of each batch."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,7 +9,6 @@ from torch_geometric.nn import GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import lmc_verify as lv
-
 
 
 class History(nn.Module):
@@ -40,7 +41,7 @@ class GCN(ScalableGNN):
     def __init__(self, num_nodes, in_channels, hidden_channels, out_channels, num_layers):
         super().__init__(num_nodes, hidden_channels, num_layers)
         sizes = [in_channels, *[hidden_channels] * (num_layers - 1), out_channels]
-        self.convs = nn.ModuleList(GCNConv(a, b, normalize=False) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(GCNConv(a, b, normalize=False) for a, b in pairwise(sizes))
 
     def forward(self, x, edge_index, edge_weight, batch_size=None, n_id=None):
         for conv, history in zip(self.convs[:-1], self.histories, strict=True):

@@ -10,7 +10,7 @@ import lmc_verify as lv
 
 def batches_of(data, clusters):
     for cluster in clusters:
-        nodes, edge_index, rows, _ = k_hop_subgraph(cluster, 2, data.edge_index, relabel_nodes=True)
+        nodes, edge_index, rows, _ = k_hop_subgraph(cluster, 2, data.edge_index, True, data.num_nodes)
         yield nodes, edge_index, rows
 
 

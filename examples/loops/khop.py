@@ -21,7 +21,9 @@ class KHopLoader:
 
     def __iter__(self):
         for index in torch.randperm(len(self)).tolist():
-            nodes, _, mapping, _ = k_hop_subgraph(self.clusters[index], self.hops, self.data.edge_index)
+            nodes, _, mapping, _ = k_hop_subgraph(
+                self.clusters[index], self.hops, self.data.edge_index, num_nodes=self.data.num_nodes
+            )
             batch = self.data.subgraph(nodes)
             batch.n_id, batch.mapping = nodes, mapping
             yield batch

@@ -1,10 +1,11 @@
 """LMC in plain PyTorch: histories of embeddings and of their gradients stand in for nodes outside of the batch."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import spmm, to_torch_csr_tensor
 
 import lmc_verify as lv
 
@@ -18,7 +19,7 @@ class Layer(nn.Module):
         self.bias = nn.Parameter(0.1 * torch.randn(out_channels))
 
     def forward(self, h, adj, batch_size=None, leak=False):
-        h, b = spmm(adj, h), batch_size or len(h)
+        h, b = adj @ h, batch_size or len(h)
         z = torch.cat([h[:b] @ self.weight, h[b:] @ self.weight.detach()])
         if leak:
             return z + self.bias
@@ -28,7 +29,7 @@ class Layer(nn.Module):
 class LMC(nn.Module):
     def __init__(self, sizes, num_nodes, leak=False):
         super().__init__()
-        self.layers = nn.ModuleList(Layer(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(Layer(a, b) for a, b in pairwise(sizes))
         self.embeddings = [torch.zeros(num_nodes, size) for size in sizes[1:]]
         self.auxiliary = [torch.zeros(num_nodes, size) for size in sizes[1:-1]]
         self.leak = leak
@@ -41,7 +42,7 @@ class LMC(nn.Module):
 
 
 def matrix(edge_index, edge_weight, size):
-    return to_torch_csr_tensor(edge_index.flip(0), edge_weight, (size, size))
+    return torch.sparse_coo_tensor(edge_index.flip(0), edge_weight, (size, size))
 
 
 def step(model, batch):

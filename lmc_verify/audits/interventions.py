@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Data
 
+from lmc_verify.audits.causes.leaks import MaskedBiases
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
 
@@ -235,6 +236,7 @@ class Intervention:
         cause: what is wrong where the bias goes away, in a few words.
         remedy: what a user does about it.
         context: a context manager that the step runs in, from the subject.
+        within: the same, from the subject and the batch.
         batch: a batch from the subject and a batch.
         count: a number of a batch; its gradient is weighted by that number over the mean number.
     """
@@ -243,6 +245,7 @@ class Intervention:
     cause: str
     remedy: str
     context: Callable[[Subject], Any] | None = None
+    within: Callable[[Subject, Any], Any] | None = None
     batch: Callable[[Subject, Any], Any] | None = None
     count: Callable[[Subject, Any], int | None] | None = None
 
@@ -297,6 +300,12 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "cut edges: rows lack neighbours that they have in the graph, and degrees are those of the subgraph",
         "keep the neighbours' embeddings (GAS, LMC), or all neighbours as many hops away as there are layers",
         batch=whole_graph_batch,
+    ),
+    Intervention(
+        "bias-leak",
+        "bias leak: halo rows enter the gradient of a bias that is added to every row",
+        "mask the rows outside of the batch before a bias is added, or in its gradient",
+        within=lambda subject, batch: MaskedBiases(subject.nodes(batch), int(subject.data.num_nodes or 0)),
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""
