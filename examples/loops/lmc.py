@@ -42,7 +42,7 @@ class LMC(nn.Module):
 
 
 def matrix(edge_index, edge_weight, size):
-    return torch.sparse_coo_tensor(edge_index.flip(0), edge_weight, (size, size))
+    return torch.sparse_coo_tensor(edge_index.flip(0), edge_weight, (size, size), check_invariants=True)
 
 
 def step(model, batch):

@@ -6,6 +6,7 @@ added to every row gets the neighbours' part as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,45 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lmc_verify.audits.batches.nodes import Nodes
-
-__all__ = ["MaskedBiases", "rows_of_batch"]
+__all__ = ["MaskedBiases"]
 
 _SUMS = ("add", "add_")
 """Names of torch's functions for ``+`` and ``+=``."""
-
-
-def rows_of_batch(nodes: Nodes, count: int, rows: int) -> Tensor | None:
-    """Return which of a tensor's rows are a batch's own, bool [rows]; None where that is not known.
-
-    Args:
-        nodes: of the batch.
-        count: nodes of the graph: a tensor of so many rows has one for each of them.
-        rows: of the tensor.
-    """
-    if nodes.seeds is None:
-        return None
-    if nodes.seeds_are_named and nodes.ids is not None and rows == nodes.ids.numel():
-        return nodes.seed_rows()
-    if rows == count:
-        return torch.isin(torch.arange(count), nodes.seeds)
-    own = nodes.seeds.numel()
-    if rows > own:  # the usual order: the batch's nodes come first
-        return torch.arange(rows) < own
-    return None
 
 
 class MaskedBiases(TorchFunctionMode):
     """Adds every bias to the rows outside of the batch without its gradient.
 
     Args:
-        nodes: of the batch.
-        count: nodes of the graph.
+        own: a function of a number of rows that returns which of them are the batch's own, bool [rows], or None where
+            that is not known.
     """
 
-    def __init__(self, nodes: Nodes, count: int) -> None:
+    def __init__(self, own: Callable[[int], Tensor | None]) -> None:
         super().__init__()
-        self._nodes, self._count = nodes, count
+        self._own = own
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,7 +50,7 @@ class MaskedBiases(TorchFunctionMode):
             return bias
         if other.shape[1] != bias.numel():
             return bias
-        own = rows_of_batch(self._nodes, self._count, other.shape[0])
+        own = self._own(other.shape[0])
         if own is None or bool(own.all()):
             return bias
         return torch.where(own.to(bias.device)[:, None], bias, bias.detach())
