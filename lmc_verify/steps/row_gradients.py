@@ -7,7 +7,7 @@ that owns parameters). The parts of all nodes add up to the exact gradient, whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,23 +170,31 @@ class RowGradients:
 
 
 @contextmanager
-def detached_rows(model: nn.Module, keep: Tensor) -> Iterator[None]:
-    """Cut the gradient at rows outside of a set, in the output of every convolution but the last.
+def detached_rows(convs: Sequence[nn.Module], keep: Tensor, *, at_inputs: bool = True) -> Iterator[None]:
+    """Cut the gradient at rows outside of a set, between every convolution and the next one.
 
     This is what methods compute that keep the halo's embeddings in histories and drop its messages backwards, such as
     GAS, where the histories are exact.
 
     Args:
-        model: the module, whose convolutions are called in the order of their names.
+        convs: convolutions in the order in which they are called.
         keep: bool [n], rows whose gradient flows.
+        at_inputs: whether what a convolution reads is cut, or what the one before it returns; parameters between them
+            make the difference.
     """
 
-    def cut(_module: nn.Module, _given: Any, out: Any) -> Any:
-        if not isinstance(out, Tensor) or out.shape[0] != keep.numel():
-            return out
-        return torch.where(keep.reshape(-1, *[1] * (out.dim() - 1)), out, out.detach())
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[:1] != keep.shape or not value.requires_grad:
+            return value
+        return torch.where(keep.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), value, value.detach())
 
-    handles = [module.register_forward_hook(cut) for _, module in message_passing(model)[:-1]]
+    def before(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (cut(given[0]), *given[1:]) if given else given
+
+    if at_inputs:
+        handles = [module.register_forward_pre_hook(before) for module in convs[1:]]
+    else:
+        handles = [module.register_forward_hook(lambda _module, _given, out: cut(out)) for module in convs[:-1]]
     try:
         yield
     finally:

@@ -27,6 +27,12 @@ __all__ = ["explain"]
 MOST_TOGETHER = 3
 """Causes of one explanation."""
 
+MOST_ENACTED = 2
+"""Known defects among them whose bias is taken off as it was enacted."""
+
+HALF = 0.5
+"""Share of a bias from draws that an explanation may leave; its noise may be twice that."""
+
 WORTH = 0.05
 """Share of the bias that a cause takes away at least, to be named where nothing explains all of it."""
 
@@ -42,6 +48,9 @@ LIKE = 0.95
 EFFECT_BATCHES = 4
 """Batches on which it is tried whether an intervention changes anything."""
 
+SAME = 1e-12
+"""Relative distance up to which two gradients count as the same when candidates are chosen."""
+
 _Set = frozenset[str]
 
 
@@ -53,6 +62,16 @@ class _Candidate:
     intervention: Intervention | None = None
     enactment: Enactment | None = None
     cosine: float | None = field(default=None)
+
+
+def _stands_for(id: str) -> set[str]:
+    """Return the interventions that make the enactment of a defect needless, where they change something.
+
+    Dropping the halo's messages behind a convolution, before a bias is added, gives the same as dropping them before
+    the next one with a bias leak: of these, the leak is named.
+    """
+    other = {"subgraph-degrees": "missing-neighbours", "dropped-halo/outputs": "bias-leak"}
+    return {id.partition("/")[0]} | ({other[id]} if id in other else set())
 
 
 class _Search:
@@ -68,6 +87,7 @@ class _Search:
         self._pairs = pairs
         self._measured: dict[_Set, Measured] = {}
         self._enacted: dict[str, Gradient | None] = {}
+        self._plain: dict[int, Gradient] = {}
         self._unit = norm(subject.exact) or 1.0
         self.candidates = {item.id: item for item in self._effective()}
 
@@ -85,21 +105,30 @@ class _Search:
                 named = self._named(item)
                 found |= {named.id, item.id}
                 yield named
+        given: list[tuple[str, Gradient]] = []
         for enactment in ENACTMENTS:
-            if enactment.id in found or (enactment.id == "subgraph-degrees" and "missing-neighbours" in found):
+            if _stands_for(enactment.id) & found:
                 continue
             bias = self._bias_of(enactment)
-            if bias is not None and norm(bias) > 1e-12 * self._unit:
+            if bias is not None and norm(bias) > SAME * self._unit and not self._known(enactment.id, bias, given):
+                given.append((enactment.id, bias))
                 candidate = _Candidate(enactment.id, enactment.cause, enactment.remedy, enactment=enactment)
                 candidate.cosine = _cosine(self.measured(frozenset()).bias, bias)
                 yield candidate
 
+    def _known(self, id: str, bias: Gradient, given: Sequence[tuple[str, Gradient]]) -> bool:
+        """Whether another way to have the same defect gives the same bias."""
+        same = [other for key, other in given if key.split("/")[0] == id.split("/")[0]]
+        return any(norm(added(bias, other, -1.0)) <= SAME * self._unit for other in same)
+
     def _changes_something(self, item: Intervention) -> bool:
-        for batch, _ in self._pairs[:EFFECT_BATCHES]:
+        for index, (batch, _) in enumerate(self._pairs[:EFFECT_BATCHES]):
             if item.batch is not None and item.batch(self._subject, batch) is batch:
                 continue
-            plain, other = treated(self._subject, batch, 1, []), treated(self._subject, batch, 1, [item])
-            if any(not torch.equal(plain[name], other[name]) for name in plain):
+            if index not in self._plain:
+                self._plain[index] = treated(self._subject, batch, 1, [])
+            plain, other = self._plain[index], treated(self._subject, batch, 1, [item])
+            if norm(added(plain, other, -1.0)) > SAME * norm(plain):
                 return True
         return False
 
@@ -169,12 +198,27 @@ class _Search:
         """Whether the step is unbiased without the causes of a set."""
         return self.measured(ids).vanishes(self.predicted(ids))
 
-    def sets(self) -> Iterator[_Set]:
-        """Yield sets of candidates, smaller ones first, in the order in which candidates are listed."""
-        for size in range(1, MOST_TOGETHER + 1):
-            for ids in itertools.combinations(self.candidates, size):
-                if sum(self.candidates[key].enactment is not None for key in ids) <= 2:
-                    yield frozenset(ids)
+    def explanation(self, most: int) -> _Set | None:
+        """Return the smallest set of at most so many causes without which the step is unbiased; None where none is.
+
+        Of sets of one size it is the first one in the order in which candidates are listed. From draws, where a bias is
+        within the noise of many, it is the one that leaves least, and less than half.
+        """
+        for size in range(1, most + 1):
+            sets = map(frozenset, itertools.combinations(self.candidates, size))
+            found = (ids for ids in sets if self._may_be_tried(ids) and self.gone(ids))
+            if self.measured(frozenset()).exact:
+                first = next(found, None)
+            else:
+                least = HALF * self.rest(frozenset())
+                left = [(self.rest(ids), ids) for ids in found if self.measured(ids).total_noise() <= 2 * least]
+                first = min((item for item in left if item[0] <= least), key=lambda item: item[0], default=(0, None))[1]
+            if first is not None:
+                return first
+        return None
+
+    def _may_be_tried(self, ids: _Set) -> bool:
+        return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
 
 
 def explain(
@@ -196,11 +240,9 @@ def explain(
     if whole == 0.0 or search.gone(nothing):
         return Explanation(rest=whole / unit, rest_share=1.0)  # too small for causes to be told apart
     factor = _factor(subject, search.measured(nothing))
-    for ids in search.sets():
-        if factor is not None and len(ids) > 1:
-            break
-        if search.gone(ids):
-            return _told(search, ids, whole, unit, complete=True)
+    found = search.explanation(MOST_TOGETHER if factor is None else 1)
+    if found is not None:
+        return _told(search, found, whole, unit, complete=True)
     if factor is not None:
         cause, left, complete = factor
         return Explanation(
