@@ -47,7 +47,7 @@ def summary(rows: Sequence[tuple[str, Mapping[str, Any]]], total: float) -> Iter
             counts[entry["outcome"]] = counts.get(entry["outcome"], 0) + 1
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
         spent = sum(entry["alpha"] for entry in chosen)
-        yield f"{guarantee}: {outcomes}; error probability {spent:.3g} of {total:g} spent"
+        yield f"{guarantee}: {outcomes}" + (f"; error probability {spent:.3g} of {total:g} spent" if spent else "")
 
 
 def _words(entry: Mapping[str, Any]) -> str:
@@ -55,6 +55,6 @@ def _words(entry: Mapping[str, Any]) -> str:
         return f"{entry['name']} {entry['outcome']}: nothing is said about bias (seed {entry['seed']})"
     words = f"{entry['name']} {entry['outcome']} ({entry['guarantee']})"
     if entry["bias"] == entry["bias"]:  # no NaN: it was measured
-        words += f", bias {entry['bias']:.3g} of the gradient"
+        words += f", bias {entry['bias']:.3g} of the gradient's norm"
     spent = f", error probability {entry['alpha']:.3g}" if entry["alpha"] else ""
     return words + spent + (f", seed {entry['seed']}" if entry["seed"] >= 0 else "")

@@ -13,6 +13,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 
 import lmc_verify.testing  # noqa: F401  # else pytester drops what it imports, and imports it once more
 
@@ -205,10 +206,10 @@ def test_audits_are_listed_with_outcome_guarantee_bias_and_what_they_spent(pytes
     biased, broken, exact, *totals = section(result)
     assert re.search(r"test_biased: noisy REFUTED \(asymptotic\), bias .*, error probability 0.001, seed 3$", biased)
     assert broken.endswith("test_broken: broken ContractError: nothing is said about bias (seed 0)")
-    assert re.search(r"test_exact: step EXACT \(exact\), bias \S+ of the gradient, seed 0$", exact)
+    assert re.search(r"test_exact: step EXACT \(exact\), bias \S+ of the gradient's norm, seed 0$", exact)
     assert totals == [
         "asymptotic: 1 REFUTED; error probability 0.001 of 0.006 spent",
-        "exact: 1 EXACT; error probability 0 of 0.006 spent",
+        "exact: 1 EXACT",
     ]
     cases = {case.get("name"): case for case in ET.parse(xml).getroot().iter("testcase")}
     found = {item.get("name"): item.get("value") for item in cases["test_biased"].iter("property")}
@@ -240,6 +241,20 @@ def test_the_session_s_guarantee_cannot_be_weakened_by_a_test(pytester: pytest.P
     result = run(pytester, "--lmc-guarantee=anytime-valid")
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*the check is asymptotic, the session accepts anytime-valid or stronger*"])
+
+
+def test_the_page_s_test_file_fails_and_prints_as_the_page_says(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if ">>>" not in block)
+    (shown,) = re.findall(r"```console\n\$ pytest test_training.py\n(.*?)```", page, re.DOTALL)
+    pytester.makepyfile(test_training=code)
+    with torch.random.fork_rng(devices=[]):
+        result = run(pytester, "--tb=short")
+    result.assert_outcomes(passed=2, failed=1)
+    lines = [line for line in shown.splitlines() if not re.fullmatch(r"(=+.*|\.\.\.)", line)]
+    assert len(lines) == 10
+    assert section(result) == lines[-5:]
+    assert [line for line in lines[:-5] if line not in result.outlines] == []
 
 
 # --------------------------------------------------------------------------------------------------------- options
