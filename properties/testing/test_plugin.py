@@ -11,6 +11,7 @@ import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,13 +171,31 @@ def test_a_share_that_is_asked_for_too_late_is_refused(pytester: pytest.Pytester
 
 
 def test_workers_together_spend_no_more_than_the_total(pytester: pytest.Pytester) -> None:
-    # Two workers take two tests each; with --dist=each both take all four.
     pytester.makepyfile(TAKES.format(count=4))
-    for how, copies in (("load", 1), ("each", 2)):
-        result = in_another_process(pytester, "-n2", f"--dist={how}", "--lmc-alpha=0.01")
-        result.assert_outcomes(passed=5 * copies)
-        assert len(section(result)) == 8 * copies + 2, how
-        assert spent(result) == pytest.approx({"anytime-valid": 0.005, "asymptotic": 0.0025}), how
+    result = in_another_process(pytester, "-n2", "--lmc-alpha=0.01")
+    result.assert_outcomes(passed=5)
+    assert len(section(result)) == 4 * 2 + 2
+    assert spent(result) == pytest.approx({"anytime-valid": 0.005, "asymptotic": 0.0025})
+
+
+@pytest.mark.parametrize(("how", "copies"), [("load", 1), ("each", 3)])
+def test_workers_that_run_the_same_tests_divide_the_shares(pytester: pytest.Pytester, how: str, copies: int) -> None:
+    told: dict[str, int] = {"workercount": 3}
+
+    class Worker:
+        """Makes this process the worker of a controller that was started with ``--dist``."""
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_configure(self, config: pytest.Config) -> None:
+            config.workerinput = told  # type: ignore[attr-defined]  # set by pytest-xdist
+
+    controller = pytester.parseconfigure(*PLUGIN, f"--dist={how}")
+    node = SimpleNamespace(config=controller, workerinput=told)
+    controller.hook.pytest_configure_node(node=node)
+    controller._ensure_unconfigure()
+    pytester.makepyfile(TAKES.format(count=4))
+    result = pytester.runpytest_inprocess(*PLUGIN, "--lmc-alpha=0.01", plugins=[Worker()])
+    assert spent(result) == pytest.approx({"anytime-valid": 0.005 / copies, "asymptotic": 0.0025 / copies}, rel=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------- the audit
