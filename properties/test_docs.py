@@ -40,6 +40,7 @@ WITH_CODE = [
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
     DOCS / "plugins.md",
+    DOCS / "testing.md",
     DOCS / "training.md",
 ]
 SECTIONS = (
