@@ -20,6 +20,7 @@ from torch_geometric.data import Data
 from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
+from lmc_verify.steps.full_precision import full_precision
 from lmc_verify.steps.masked_biases import MaskedBiases
 
 __all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "whole_graph_batch"]
@@ -332,6 +333,12 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "bias leak: halo rows enter the gradient of a bias that is added to every row",
         "mask the rows outside of the batch before a bias is added, or in its gradient",
         within=_masked_biases,
+    ),
+    Intervention(
+        "reduced-precision",
+        "reduced precision: the step casts to float32 or lower, or runs under autocast",
+        "leave the casts out where gradients must be exact; a bias of this size is rounding",
+        context=lambda _: full_precision(),
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""

@@ -13,8 +13,8 @@ from typing import Any, get_args
 from torch import nn
 
 from lmc_verify.audits import Audit, audit
-from lmc_verify.audits.result import Guarantee
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
+from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import Step
 
 __all__ = ["Entry", "ErrorShare", "SessionAudit"]

@@ -81,8 +81,9 @@ class _Search:
         measure: Callable[[Sequence[Intervention]], Measured],
         pairs: Sequence[tuple[Any, float]],
         reference: Gradient | None,
+        interventions: Sequence[Intervention],
     ) -> None:
-        self._subject, self._measure = subject, measure
+        self._subject, self._measure, self._interventions = subject, measure, interventions
         self._world = World(subject, pairs, reference)
         self._pairs = pairs
         self._measured: dict[_Set, Measured] = {}
@@ -94,7 +95,7 @@ class _Search:
     def _effective(self) -> Iterator[_Candidate]:
         found = set[str]()
         counted = list[list[int | None]]()
-        for item in INTERVENTIONS:
+        for item in self._interventions:
             if item.count is not None:
                 counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
                 if None in counts or len(set(counts)) == 1 or counts in counted:
@@ -175,7 +176,7 @@ class _Search:
         known = {key: item.intervention for key, item in self.candidates.items()} if hasattr(self, "candidates") else {}
         chosen = frozenset(key for key in ids if known.get(key) is not None)
         if chosen not in self._measured:
-            order = [item for item in INTERVENTIONS if any(known[key] is item for key in chosen)]
+            order = [item for item in self._interventions if any(known[key] is item for key in chosen)]
             self._measured[chosen] = self._measure(order)
         return self._measured[chosen]
 
@@ -226,6 +227,7 @@ def explain(
     measure: Callable[[Sequence[Intervention]], Measured],
     pairs: Sequence[tuple[Any, float]],
     reference: Gradient | None = None,
+    interventions: Sequence[Intervention] = INTERVENTIONS,
 ) -> Explanation:
     """Return what explains a step's bias.
 
@@ -234,8 +236,9 @@ def explain(
         measure: the mean of its gradients under some interventions, less the reference.
         pairs: the batches with their weights in that mean.
         reference: what is subtracted from it, if not the exact gradient.
+        interventions: those that are tried, in this order.
     """
-    search, nothing = _Search(subject, measure, pairs, reference), frozenset[str]()
+    search, nothing = _Search(subject, measure, pairs, reference, interventions), frozenset[str]()
     whole, unit = search.rest(nothing), norm(subject.exact) or 1.0
     if whole == 0.0 or search.gone(nothing):
         return Explanation(rest=whole / unit, rest_share=1.0)  # too small for causes to be told apart
