@@ -171,6 +171,15 @@ def test_gradients_are_judged_in_their_own_precision(model: nn.Module, data: Dat
             assert_matches_exact(model, there, almost)
 
 
+def test_gradients_of_several_precisions_are_judged_in_the_lowest(model: nn.Module, data: Data) -> None:
+    found = gradients(model, data)
+    first, *_ = found
+    mixed = {name: value.double() if name == first else value for name, value in found.items()}
+    assert_matches_exact(model, data, mixed)
+    with pytest.raises(AssertionError, match=r"in torch\.float32"):
+        assert_matches_exact(model, data, {**mixed, first: 2.0 * mixed[first]})
+
+
 def test_half_precision_needs_an_rtol(model: nn.Module, data: Data) -> None:
     half = {name: value.bfloat16() for name, value in gradients(model, data).items()}
     with pytest.raises(InvalidInputError, match=r"in torch\.bfloat16.*give rtol"):

@@ -96,12 +96,15 @@ def test_the_given_design_is_the_one_that_is_drawn_from(problem: Problem) -> Non
     assert sizes <= {16, 17, 18}, "two of four clusters"
 
 
-def test_the_caller_s_problem_and_design_are_left_alone(problem: Problem) -> None:
-    features, mode = problem.graph.x.clone(), problem.model.training
-    results = check_estimator(SpoilsTheGraph(), problem=problem, builtin=False, only=[PURE, SINGLE])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_caller_s_problem_is_left_alone(problem: Problem, dtype: torch.dtype) -> None:
+    given = Problem(problem.graph.to(dtype=dtype), problem.to(dtype=dtype).model.train(), problem.loss)
+    features = given.graph.x.clone()
+    results = check_estimator(SpoilsTheGraph(), problem=given, builtin=False, only=[PURE, SINGLE])
     assert (PURE, "the given problem") in by_status(results)[Status.FAILED]
-    assert torch.equal(problem.graph.x, features)
-    assert (problem.graph.dtype, problem.model.training) == (torch.float32, mode)
+    assert torch.equal(given.graph.x, features)
+    assert given.model.training
+    assert given.graph.dtype == dtype
 
 
 def test_expected_failures_are_told_from_failures_and_from_passes(problem: Problem) -> None:
