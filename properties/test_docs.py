@@ -41,6 +41,7 @@ WITH_CODE = [
     DOCS / "counterexamples.md",
     DOCS / "plugins.md",
     DOCS / "training.md",
+    DOCS / "audits.md",
 ]
 SECTIONS = (
     "Statement",
