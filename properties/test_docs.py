@@ -42,6 +42,7 @@ WITH_CODE = [
     DOCS / "plugins.md",
     DOCS / "testing.md",
     DOCS / "training.md",
+    DOCS / "audits.md",
 ]
 SECTIONS = (
     "Statement",

@@ -90,10 +90,10 @@ class _Search:
         self._enacted: dict[str, Gradient | None] = {}
         self._plain: dict[int, Gradient] = {}
         self._unit = norm(subject.exact) or 1.0
+        self.candidates: dict[str, _Candidate] = {}
         self.candidates = {item.id: item for item in self._effective()}
 
     def _effective(self) -> Iterator[_Candidate]:
-        found = set[str]()
         counted = list[list[int | None]]()
         for item in self._interventions:
             if item.count is not None:
@@ -103,9 +103,15 @@ class _Search:
                 counted.append(counts)
                 yield self._named(item)
             elif self._changes_something(item):
-                named = self._named(item)
-                found |= {named.id, item.id}
-                yield named
+                yield self._named(item)
+
+    def add_enactments(self) -> None:
+        """Take known defects among the candidates, too: each costs an exact gradient for every batch."""
+        self.candidates |= {item.id: item for item in self._enacting()}
+
+    def _enacting(self) -> Iterator[_Candidate]:
+        used = [item.intervention.id for item in self.candidates.values() if item.intervention is not None]
+        found = {*self.candidates, *used}
         given: list[tuple[str, Gradient]] = []
         for enactment in ENACTMENTS:
             if _stands_for(enactment.id) & found:
@@ -173,7 +179,7 @@ class _Search:
 
     def measured(self, ids: _Set) -> Measured:
         """Return the mean under the interventions of a set."""
-        known = {key: item.intervention for key, item in self.candidates.items()} if hasattr(self, "candidates") else {}
+        known = {key: item.intervention for key, item in self.candidates.items()}
         chosen = frozenset(key for key in ids if known.get(key) is not None)
         if chosen not in self._measured:
             order = [item for item in self._interventions if any(known[key] is item for key in chosen)]
@@ -243,7 +249,10 @@ def explain(
     if whole == 0.0 or search.gone(nothing):
         return Explanation(rest=whole / unit, rest_share=1.0)  # too small for causes to be told apart
     factor = _factor(subject, search.measured(nothing))
-    found = search.explanation(MOST_TOGETHER if factor is None else 1)
+    found = search.explanation(1)
+    if found is None:
+        search.add_enactments()
+        found = search.explanation(MOST_TOGETHER if factor is None else 1)
     if found is not None:
         return _told(search, found, whole, unit, complete=True)
     if factor is not None:
