@@ -1,6 +1,6 @@
 """Running a suite, one part after another or over joblib's processes; each result is recorded as it comes.
 
-Searches for counterexamples come after the trials, races after them.
+Audits come after the checks of claims and controls, then searches for counterexamples, then races.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lmc_verify.claims import Outcome
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
 from lmc_verify.races import PlannedRun, RaceHeader, RaceProgress, RaceRun, check_races, make_runs
+from lmc_verify.runs.audits import run_audit
 from lmc_verify.runs.parts import Done, Listener, Phase, RunPart, SearchPart, TrialPart
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
@@ -80,8 +81,20 @@ class RunResult:
 
     @property
     def alpha_spent(self) -> float:
-        """Error probability that the statistical checks of the run spent together; controls have their own."""
-        return math.fsum(trial.verdict.alpha_spent for trial in self.trials if trial.kind == "claim")
+        """Error probability that the statistical checks of the run spent together; controls have their own.
+
+        Without that of audits which rest on the normal law: see `alpha_asymptotic`.
+        """
+        return self._spent(asymptotic=False)
+
+    @property
+    def alpha_asymptotic(self) -> float:
+        """Error probability of audits that rest on the normal law of many draws: it holds for ever more draws only."""
+        return self._spent(asymptotic=True)
+
+    def _spent(self, *, asymptotic: bool) -> float:
+        verdicts = (trial.verdict for trial in self.trials if trial.kind == "claim")
+        return math.fsum(verdict.alpha_spent for verdict in verdicts if verdict.asymptotic is asymptotic)
 
     @property
     def overspent(self) -> bool:
@@ -108,7 +121,7 @@ def run_suite(
     listen: Listener | None = None,
     watch: Callable[[RaceProgress], None] | None = None,
 ) -> RunResult:
-    """Run every planned check, search and race of a suite; record each trial, search and run in its transaction.
+    """Run every planned check, audit, search and race of a suite; record each trial, search and run in its transaction.
 
     Counterexamples are written into the folder ``counterexamples`` next to the records.
 
@@ -130,6 +143,7 @@ def run_suite(
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
     plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
+    audits = suite.audits(replicate=replicate)
     absent = _absent_data(plan, workspace)
     place = (workspace.data_root, workspace.download)
     headers = check_races(races, *place)
@@ -145,6 +159,7 @@ def run_suite(
                 rest, jobs, lambda item: run_planned(item, workspace), partial(_run_elsewhere, place=place)
             ),
         ),
+        Phase([TrialPart(item) for item in audits], lambda rest: _in_order(rest, jobs, run_audit, run_audit)),
         Phase([SearchPart(item, folder) for item in searches], lambda rest: _in_order(rest, jobs, search, search)),
         Phase(
             [
