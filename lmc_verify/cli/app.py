@@ -1,5 +1,5 @@
-"""The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce | train |
-race | controls | list | explain | doctor``.
+"""The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce |
+train | race | controls | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;

@@ -52,7 +52,11 @@ def audit(
     values = {
         "function": function,
         "arguments": settings_tree({}, settings or []),
-        **{"draws": draws, "alpha": alpha, "guarantee": guarantee, "delta": delta, "seed": seed},
+        "draws": draws,
+        "alpha": alpha,
+        "guarantee": guarantee,
+        "delta": delta,
+        "seed": seed,
     }
     wanted = outcome_named(expect)
     if cause and wanted is not Outcome.REFUTED:

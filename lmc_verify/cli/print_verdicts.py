@@ -60,10 +60,11 @@ def print_result(result: RunResult, console: Console) -> None:
             f"check{'' if statistical == 1 else 's'}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
             highlight=False,
         )
-    if len(spending) > statistical:
+    apart = len(spending) - statistical
+    if apart:
         console.print(
-            f"apart from it: {result.alpha_asymptotic:.2g} in {len(spending) - statistical} audits by the normal law of "
-            "many draws, which is no guarantee",
+            f"apart from it: {result.alpha_asymptotic:.2g} in {apart} audit{'' if apart == 1 else 's'} by the normal "
+            "law of many draws, which is no guarantee",
             highlight=False,
         )
     _print_searches(result.searches, console)

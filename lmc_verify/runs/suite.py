@@ -419,8 +419,8 @@ def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[Pl
 
 def _expand_audits(table: AuditTable, suite_seed: int, alpha: float, replicate: int) -> Iterator[PlannedAudit]:
     if table.causes is not None and table.expect != "REFUTED":
-        expected = "nothing" if table.expect is None else table.expect
-        raise InvalidInputError(f"causes explain a bias, and {expected} is expected; expect REFUTED, or leave them out")
+        wanted = "nothing" if table.expect is None else table.expect
+        raise InvalidInputError(f"causes explain a bias, and {wanted} is expected; expect REFUTED, or leave them out")
     seed = suite_seed if table.seed is None else table.seed
     if replicate:
         seed = int(generator(seed, "audit", "replicate", replicate).integers(2**31))

@@ -87,6 +87,7 @@ def _errors(account: ErrorAccount) -> dict[str, Any]:
     return {
         "alpha_total": account.total,
         "alpha_spent": account.spent,
+        "alpha_asymptotic": account.asymptotic,
         "guarantee": account.guarantee,
         "overspent": account.overspent,
         "certain": account.certain,

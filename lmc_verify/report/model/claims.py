@@ -120,7 +120,8 @@ class Case:
     def error_level(self) -> str:
         """The probability of a wrong verdict, in words."""
         if self.statistical:
-            return text.level(self.verdict.alpha_spent)
+            words = ", asymptotic" if self.verdict.asymptotic else ""
+            return f"{text.level(self.verdict.alpha_spent)}{words}"
         return "0: enumerated" if self.enumerated else text.ABSENT
 
     @property
@@ -176,7 +177,6 @@ class Case:
             together = f"{text.e_value(self.combined_log_e_value)} in {len(self.repetitions)} repetitions"
             facts.append(("e-value of all repetitions", together))
         return [*facts, ("time", text.duration(self.trial.seconds))]
-
 
     @cached_property
     def audit(self) -> Audit | None:
@@ -271,7 +271,7 @@ class ClaimSection:
     @property
     def by_interval(self) -> bool:
         """Whether the list of cases shows estimates with intervals."""
-        return self.audited or not self.by_residual and any(case.estimate is not None for case in self.cases)
+        return self.audited or (not self.by_residual and any(case.estimate is not None for case in self.cases))
 
     @property
     def columns(self) -> tuple[str, str, str]:

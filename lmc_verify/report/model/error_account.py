@@ -49,12 +49,16 @@ class ErrorAccount:
         claims: the claims with statistical checks.
         certain: number of verdicts that spent nothing: enumeration decided them, or the whole support was drawn.
         controls: error probability spent by controls, whose answers are known: it is not part of the total.
+        asymptotic: error probability of audits that rest on the normal law of many draws: no part of the guarantee.
+        asymptotic_audits: their number.
     """
 
     total: float | None
     claims: tuple[ClaimSpending, ...]
     certain: int
     controls: float
+    asymptotic: float = 0.0
+    asymptotic_audits: int = 0
 
     @classmethod
     def of(
@@ -64,14 +68,27 @@ class ErrorAccount:
         total = settings.get(ALPHA_TOTAL)
         sections = tuple(sections)
         claims = (
-            ClaimSpending(section, tuple(case for case in section.cases if case.verdict.alpha_spent > 0))
-            for section in sections
+            ClaimSpending(section, tuple(case for case in section.cases if _spends(case))) for section in sections
         )
+        apart = [case.verdict for section in sections for case in section.cases if case.verdict.asymptotic]
         return cls(
             total=float(total) if isinstance(total, int | float) and not isinstance(total, bool) else None,
             claims=tuple(claim for claim in claims if claim.cases),
             certain=sum(case.certain for section in sections for case in section.cases),
             controls=math.fsum(case.verdict.alpha_spent for case in controls),
+            asymptotic=math.fsum(verdict.alpha_spent for verdict in apart),
+            asymptotic_audits=len(apart),
+        )
+
+    @property
+    def apart(self) -> str:
+        """What the guarantee does not cover, in a sentence; empty if there is nothing."""
+        if not self.asymptotic_audits:
+            return ""
+        verb = "rests" if self.asymptotic_audits == 1 else "rest"
+        return (
+            f"Apart from this, {text.count(self.asymptotic_audits, 'audit')} {verb} on the normal law of many draws: an"
+            f" error level of {text.level(self.asymptotic)} that holds for ever more draws only, and is no guarantee."
         )
 
     @property
@@ -93,6 +110,8 @@ class ErrorAccount:
     def guarantee(self) -> str:
         """What holds for the statistical verdicts of the run together, in a sentence or two."""
         if not self.checks:
+            if self.asymptotic_audits:
+                return "No verdict of this run has a proven error probability that is not zero."
             return "No verdict of this run is statistical: none can be wrong by chance."
         bound = self.spent if self.total is None or self.overspent else self.total
         words = (
@@ -114,3 +133,8 @@ class ErrorAccount:
         if self.controls > 0:
             words += f"; controls, whose answers are known, spent {text.level(self.controls)} in addition"
         return words + "."
+
+
+def _spends(case: Case) -> bool:
+    """Whether a verdict has an error probability that is proven."""
+    return case.verdict.alpha_spent > 0 and not case.verdict.asymptotic
