@@ -297,8 +297,8 @@ class Suite(BaseModel):
             try:
                 for item in expand(table):
                     if item.key in planned:
-                        what = _PLANNED[kind]
-                        raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
+                        what = f"{_PLANNED[kind]} {item.label.removeprefix(_PLANNED[kind]).lstrip()}"
+                        raise InvalidInputError(f"the {what} is planned twice; remove one of them")
                     planned[item.key] = item
             except InvalidInputError as error:
                 raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {error}") from error
