@@ -256,8 +256,8 @@ class Audit:
             for item in self.parameters
         )
         causes = "".join(
-            f"<li><b>{html.escape(cause.id)}</b>: {html.escape(cause.words)}.<br>{html.escape(effect(cause))}."
-            f"{f'<br>Remedy: {html.escape(cause.remedy)}.' if cause.explains else ''}</li>"
+            f"<li><b>{html.escape(cause.id)}</b>: {html.escape(cause.words)}.<br/>{html.escape(effect(cause))}."
+            f"{f'<br/>Remedy: {html.escape(cause.remedy)}.' if cause.explains else ''}</li>"
             for cause in self.causes
         )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
