@@ -189,11 +189,10 @@ def test_hostile_names_are_shown_and_never_markup(tmp_path: Path) -> None:
     )
     built = make_report(tmp_path, a_trial(made, HOSTILE))
     page = render_html(built)
-    assert "<b>&" not in page.replace('<b aria-hidden="true">', "")
-    assert page.count(html.escape(HOSTILE)) + page.count(html.escape(HOSTILE).replace("&#x27;", "&#39;")) >= 1
-    assert "49" not in words_of(page).split("Reproduce")[0].replace("7 * 7", "")
+    assert HOSTILE[:6] not in page
+    assert words_of(page).count(HOSTILE) >= 10
     for shown in (made._repr_html_(), built.cases[0].verdict._repr_html_()):
-        assert "<b>&" not in shown
+        assert HOSTILE[:6] not in shown
         assert html.escape(HOSTILE) in shown
     render_markdown(built)
     ElementTree.fromstring(render_junit(built))
