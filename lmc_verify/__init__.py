@@ -5,7 +5,7 @@ gives a verdict with evidence, and the verdicts of a suite become a report.
 """
 
 from lmc_verify._version import __version__
-from lmc_verify.audits import Audit, Cause, audit
+from lmc_verify.audits import Audit, Cause, audit, watch
 from lmc_verify.bounds import batch_bound, range_bound
 from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
@@ -49,6 +49,7 @@ from lmc_verify.estimators import (
     Shadow,
     TOPKrylov,
     make_estimator,
+    wrap_step,
 )
 from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
 from lmc_verify.graphs import (
@@ -89,6 +90,7 @@ from lmc_verify.objective import (
     exact_gradient,
     exact_pass,
     fixed_point_pass,
+    layered,
 )
 from lmc_verify.races import RaceRecord, RaceSettings
 from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
@@ -182,6 +184,7 @@ __all__ = [
     "exact_gradient",
     "exact_pass",
     "fixed_point_pass",
+    "layered",
     "load_data",
     "load_graph",
     "make_estimator",
@@ -189,4 +192,6 @@ __all__ = [
     "make_partition",
     "range_bound",
     "spmm",
+    "watch",
+    "wrap_step",
 ]

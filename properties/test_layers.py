@@ -21,10 +21,10 @@ PACKAGE = ROOT / "lmc_verify"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "seeds", "encoding", "plugins", "provenance"),
+    ("steps",),
     ("graphs", "statistics"),
     ("datasets", "models"),
     ("objective",),
-    ("steps",),
     ("estimators",),
     ("bounds", "cases"),
     ("training",),
@@ -42,13 +42,14 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "estimators": (
         ("*",),
         ("compensated", "samplers"),
+        ("foreign",),
         ("shadow", "top"),
         ("top_krylov",),
         ("properties",),
         ("registry",),
         ("__init__",),
     ),
-    "audits": (("batches",), ("*",), ("causes",), ("auditor",), ("__init__",)),
+    "audits": (("batches", "watching"), ("*",), ("causes",), ("auditor",), ("__init__",)),
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "report": (("model",), ("figures",), ("formats",), ("__init__",)),
 }

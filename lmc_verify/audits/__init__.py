@@ -3,5 +3,18 @@
 from lmc_verify.audits.auditor import audit
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.result import Audit, ParameterBias
+from lmc_verify.audits.watching import Comparison, Record, TensorBoard, WandB, Watch, watch
 
-__all__ = ["Audit", "Cause", "Explanation", "ParameterBias", "audit"]
+__all__ = [
+    "Audit",
+    "Cause",
+    "Comparison",
+    "Explanation",
+    "ParameterBias",
+    "Record",
+    "TensorBoard",
+    "WandB",
+    "Watch",
+    "audit",
+    "watch",
+]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmc_verify.audits.control import control_of
 from lmc_verify.audits.measure import Deviations, differences, mean_gradient
 from lmc_verify.audits.subject import Subject, added, norm
 from lmc_verify.cases.verdict import Series
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, NotFiniteError
 
 __all__ = ["MakeOptimizer", "follow", "looks_of"]
 
@@ -33,14 +33,18 @@ def looks_of(along: int | Sequence[int]) -> list[int]:
     Raises:
         InvalidInputError: a number of steps that is not positive, or none.
     """
-    if isinstance(along, int):
-        if along < 1:
-            raise InvalidInputError(f"along is {along}; it is a number of optimiser steps, or a list of them")
+    if _is_count(along) and along >= 1:
         return sorted({round(along * k / LOOKS) for k in range(LOOKS + 1)})
-    looks = sorted(set(along))
-    if not looks or looks[0] < 0:
-        raise InvalidInputError(f"along is {list(along)}; it must list numbers of steps from 0 on")
-    return looks
+    looks = along if isinstance(along, Sequence) else []
+    if not looks or not all(_is_count(look) and look >= 0 for look in looks):
+        raise InvalidInputError(
+            f"along is {along!r}; it is a number of optimiser steps from 1 on, or a list of such numbers from 0 on"
+        )
+    return sorted(set(looks))
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *, random: bool) -> list[Series]:
@@ -52,11 +56,12 @@ def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *
         make: makes the optimiser; None for SGD with a step size of 0.01.
         random: whether the step draws for itself.
     """
-    kept = {name: value.detach().clone() for name, value in subject.model.state_dict().items()}
-    state, batches = subject.kept, _stream(subject)
+    kept = {name: value.detach().clone() for name, value in _tensors(subject.model).items()}
+    state, batches = subject.kept, subject.law.training(subject.seed)
     optimizer = (make or (lambda parameters: torch.optim.SGD(parameters, lr=0.01)))(subject.model.parameters())
     bias: list[float] = []
     error: list[float] = []
+    number = 0
     try:
         for number in range(looks[-1] + 1):
             if number in looks:
@@ -65,8 +70,16 @@ def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *
                 error.append(found[1])
             if number < looks[-1]:
                 _train(subject, optimizer, next(batches), number)
+    except NotFiniteError as failed:
+        raise NotFiniteError(
+            f"after {number} optimiser steps along training: {failed}. If it diverges, give an optimiser with a "
+            "smaller step size (optimizer=), or fewer steps (along=)"
+        ) from failed
     finally:
-        subject.model.load_state_dict(kept)
+        with torch.no_grad():
+            for name, value in _tensors(subject.model).items():
+                if value.shape == kept[name].shape:  # else it is of the state, which follows
+                    value.copy_(kept[name])
         subject.runner.state.restore(state)
         subject.moved()
     x = tuple(map(float, looks))
@@ -77,11 +90,9 @@ def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *
     ]
 
 
-def _stream(subject: Subject) -> Iterator[Any]:
-    number = 0
-    while True:
-        number += 1
-        yield from subject.law.sweep(subject.seed + number)
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, those that are not saved with a model, too."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _train(subject: Subject, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
 from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.batches.nodes import Namer, NodesReader
 from lmc_verify.audits.causes.search import explain
-from lmc_verify.audits.contract import LOOKED_AT, Original, check_contract
+from lmc_verify.audits.contract import LOOKED_AT, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
 from lmc_verify.audits.explanation import Explanation
@@ -33,12 +33,14 @@ from lmc_verify.audits.measure import (
     rounding,
     treated,
 )
-from lmc_verify.audits.result import Audit, Cost, Guarantee, percent
+from lmc_verify.audits.result import Audit, Cost, percent
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
+from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
 
@@ -183,6 +185,8 @@ class _Auditor:
         self.subject, self.original, self.guarantee, self.bound = subject, original, guarantee, bound
         self.draws, self.alpha, self.delta, self.sweeps, self.causes = draws, alpha, delta, sweeps, causes
         self._started = started
+        self._drawn: list[Unit] | None = None
+        self._chosen: Control | None = None
         self.notes: list[str] = []
         self.series: list[Series] = []
 
@@ -242,8 +246,7 @@ class _Auditor:
             measured = mean_gradient(subject)
             self._note_the_epoch(measured)
             return decide_exact(subject.exact, measured)
-        units = list(subject.units(self.draws, own_randomness=random))
-        control = self._control(random)
+        units, control = self._units(random), self._control(random)
         sizes = {name: 2 * float(value.norm()) for name, value in subject.exact.items()}
         return decide_sampled(
             subject.exact,
@@ -276,15 +279,15 @@ class _Auditor:
 
     def _control(self, random: bool) -> Control:
         law = self.subject.law
-        if random and law.batches is not None and len(law.batches) > MOST_STRATA:
-            return _without_randomness(self.subject)
-        return control_of(self.subject)
+        if self._chosen is None:
+            still = random and law.batches is not None and len(law.batches) > MOST_STRATA
+            self._chosen = _without_randomness(self.subject) if still else control_of(self.subject)
+        return self._chosen
 
     def _explained(self, random: bool) -> Explanation:
         subject, law = self.subject, self.subject.law
-        drawn = list(subject.units(self.draws, own_randomness=random)) if self._draws(random) else []
-        control = self._control(random)
-        controls = {id(unit): control(unit) for unit in drawn}
+        drawn = self._units(random) if random or law.batches is None else []
+        controls = _Controls(self._control(random)) if drawn else _Controls(Control("", lambda _: subject.exact))
         units = self._enough(drawn, controls)
 
         def measure(chosen: Sequence[Intervention]) -> Measured:
@@ -299,19 +302,21 @@ class _Auditor:
             for unit in units
             for batch, weight in zip(unit.batches, unit.weights, strict=True)
         ]
-        used = [controls[id(unit)] for unit in units]
+        used = [controls.of(unit) for unit in units]
         reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
         return explain(subject, measure, pairs, reference)
 
-    def _enough(self, units: Sequence[Unit], controls: Mapping[int, Gradient]) -> Sequence[Unit]:
+    def _enough(self, units: Sequence[Unit], controls: _Controls) -> Sequence[Unit]:
         """Return the first draws in which the bias stands out, so that causes can be told apart; else all."""
         count = CAUSE_UNITS
         while count < len(units) and _from_draws(self.subject, units[:count], [], controls).vanishes():
             count *= 2
         return units[:count]
 
-    def _draws(self, random: bool) -> bool:
-        return random or self.subject.law.batches is None
+    def _units(self, random: bool) -> list[Unit]:
+        if self._drawn is None:
+            self._drawn = list(self.subject.units(self.draws, own_randomness=random))
+        return self._drawn
 
     def _bring_to_rest(self, random: bool) -> None:
         subject, curve = self.subject, list[float]()
@@ -359,6 +364,20 @@ class _Auditor:
         )
 
 
+class _Controls:
+    """Controls of draws, each computed once."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._kept: dict[int, Gradient] = {}
+
+    def of(self, unit: Unit) -> Gradient:
+        """Return the control of a draw."""
+        if id(unit) not in self._kept:
+            self._kept[id(unit)] = self._control(unit)
+        return self._kept[id(unit)]
+
+
 def _without_randomness(subject: Subject) -> Control:
     """Return the step itself without its own randomness as control, where an intervention takes that away."""
     assert subject.law.batches is not None
@@ -382,10 +401,10 @@ def _still_steps(subject: Subject, item: Intervention) -> Control:
 
 
 def _from_draws(
-    subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: Mapping[int, Gradient]
+    subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: _Controls
 ) -> Measured:
     deviations = Deviations()
-    draws = differences(subject, units, lambda unit: controls[id(unit)], chosen)
+    draws = differences(subject, units, controls.of, chosen)
     for unit, draw in zip(units, draws, strict=True):
         deviations.update(draw, len(unit.batches))
     sizes = {name: float(value.norm()) for name, value in subject.exact.items()}

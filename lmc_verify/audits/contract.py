@@ -1,13 +1,14 @@
 """What a step must keep to before its gradients are judged. What breaks it is an error that names it, never a bias.
 
-One batch under one seed gives the same bits twice; no parameter changes; the model and the data that are read are those
-that the step is given; every parameter has a gradient. Buffers may change (batch norm's running statistics): every step
-is judged from the same ones, and the audit says so.
+One batch under one seed gives the same bits twice; the model and the data that are read are those that the step is
+given; every parameter has a gradient. Buffers (batch norm's running statistics) and parameters (an optimiser that steps
+inside) may change: every step is judged from the same ones, and the audit says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,62 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.audits.subject import Gradient, Subject
-from lmc_verify.errors import ContractError, LmcVerifyError
+from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.steps.data import tensors_of
-from lmc_verify.steps.state import held
+from lmc_verify.steps.original import Original, put_back, same
+from lmc_verify.steps.snapshot import Snapshot
 
-__all__ = ["Original", "check_contract"]
+__all__ = ["check_contract"]
 
 LOOKED_AT = 4
 """Batches on which the contract is checked."""
 
-
-class Original:
-    """The caller's model and data as they were, to see whether a step reads or writes them.
-
-    Args:
-        model: the caller's model.
-        data: the caller's data.
-    """
-
-    def __init__(self, model: nn.Module, data: Any) -> None:
-        self.model, self.data = model, data
-        self._tensors = {f"model.{name}": value for name, value in model.state_dict(keep_vars=True).items()}
-        self._tensors |= {f"data.{name}": value for name, value in tensors_of(data).items()}
-        self._kept = {name: value.detach().clone() for name, value in self._tensors.items()}
-        self._gradients = {name: value.grad for name, value in model.named_parameters()}
-        self._modes = {module: module.training for module in model.modules()}
-
-    def changed(self) -> list[str]:
-        """Return what of it has changed."""
-        out = [name for name, value in self._tensors.items() if not _same(value, self._kept[name])]
-        out += [
-            f"model.{name}.grad" for name, value in self.model.named_parameters() if self._has_new_gradient(name, value)
-        ]
-        return out
-
-    def _has_new_gradient(self, name: str, value: Tensor) -> bool:
-        return value.grad is not self._gradients[name]
-
-    def restore(self) -> None:
-        """Put everything back."""
-        with torch.no_grad():
-            for name, value in self._tensors.items():
-                if not _same(value, self._kept[name]):
-                    value.detach().copy_(self._kept[name])
-        for name, value in self.model.named_parameters():
-            value.grad = self._gradients[name]
-        for module, mode in self._modes.items():
-            module.training = mode
-
-
-def _same(value: Tensor, kept: Tensor) -> bool:
-    return (
-        torch.equal(value.detach().nan_to_num(), kept.nan_to_num())
-        if value.is_floating_point()
-        else torch.equal(value, kept)
-    )
+MORE = 64
+"""Further batches, about, for which a step is run to see whether it draws for itself, or remembers."""
 
 
 @dataclass(frozen=True)
@@ -95,52 +54,246 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
         batches: some batches of the law.
 
     Raises:
+        InvalidInputError: the model is in half precision, or a batch is on another device or of another graph.
         ContractError: names what the step does, and the remedy.
     """
-    notes: list[str] = []
-    random, buffers = False, set[str]()
-    left: list[Gradient] = []
-    for batch in batches[:LOOKED_AT]:
+    _check_precision(original.model)
+    batches, notes = list(batches[:LOOKED_AT]), list[str]()
+    look = _Look(subject, original)
+    for batch in batches:
+        look.closely(batch)
+    for batch in look.others(batches):
+        look.again(batch)
+    look.check_memory(batches, notes)
+    look.check_gradients()
+    notes += [*look.without_effect(), *_reads(subject, original, look)]
+    if look.buffers:
+        some = ", ".join(sorted(look.buffers)[:3]) + (", ..." if len(look.buffers) > 3 else "")
+        notes.append(f"the step changes {len(look.buffers)} buffers ({some}); every step is judged from the same ones")
+    if look.stepped:
+        some = ", ".join(sorted(look.stepped)[:3]) + (", ..." if len(look.stepped) > 3 else "")
+        notes.append(f"an optimiser steps inside of the step ({some}); every step is judged from the same parameters")
+    return Found(look.random, tuple(notes))
+
+
+def _check_precision(model: nn.Module) -> None:
+    half = [name for name, value in model.named_parameters() if value.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        kind = dict(model.named_parameters())[half[0]].dtype
+        raise InvalidInputError(
+            f"the model is in half precision ({half[0]} is {kind}), in which rounding hides any bias; at least "
+            "torch.float32 is needed: give model.float()"
+        )
+
+
+class _Look:
+    """What was seen of a step.
+
+    Attributes:
+        seen: batches with the gradients that they gave.
+        random: whether a gradient depends on the seed.
+        buffers: names of buffers that the step changes.
+        stepped: names of parameters that it changes.
+        kept: paths of what it leaves in the model beside these, and beside its state.
+    """
+
+    def __init__(self, subject: Subject, original: Original) -> None:
+        self._subject, self._original = subject, original
+        self.seen: list[tuple[Any, Gradient]] = []
+        self.random, self.kept = False, list[str]()
+        self.buffers, self.stepped = set[str](), set[str]()
+        self._private = {name: value.clone() for name, value in tensors_of(subject.data).items()}
+
+    def closely(self, batch: Any) -> None:
+        """Run the step three times for a batch, and check all that it may have changed."""
+        subject = self._subject
+        for name, value in tensors_of(batch).items():
+            require_values(value, f"batch.{name}")
+        subject.nodes(batch)  # ids outside of the graph are found here
         before = _held(subject)
         tensors = {name: value.clone() for name, value in tensors_of(batch).items()}
-        one = _tried(subject, original, batch, 1)
-        buffers |= set(subject.changed_buffers())
-        _check_unchanged(subject, original, before, batch, tensors)
-        again = _tried(subject, original, batch, 1)
-        _check_same(subject, one, again)
-        other = _tried(subject, original, batch, 2)
-        random |= any(not torch.equal(one[name], other[name]) for name in one)
-        left.append(one)
-    if subject.without_gradient >= 3 * len(left):
-        raise ContractError(
-            f"step left no gradient for any of the first {len(left)} batches; call .backward() on a loss of the model "
-            "that it is given, step's first argument, and no zero_grad() after it"
-        )
-    _check_every_parameter(subject, left)
-    notes += _reads(subject, original, batches, left)
-    if buffers:
-        some = ", ".join(sorted(buffers)[:3]) + (", ..." if len(buffers) > 3 else "")
-        notes.append(f"the step changes {len(buffers)} buffers ({some}); every step is judged from the same ones")
-    return Found(random, tuple(notes))
+        one = self._tried(batch, 1)
+        self.buffers |= set(subject.changed_buffers())
+        self.stepped |= set(subject.runner.changed)
+        self._check_unchanged(batch, tensors)
+        now = _held(subject)
+        self.kept += [
+            path
+            for path, value in now.items()
+            if path not in self.kept and (path not in before or not same(value, before[path]))
+        ]
+        differing = [name for name, value in self._tried(batch, 1).items() if not torch.equal(value, one[name])]
+        if differing:
+            self._raise_memory(f"one batch gives other gradients of {', '.join(differing[:3])}")
+        other = self._tried(batch, 2)
+        self.random |= any(not torch.equal(one[name], other[name]) for name in one)
+        self.seen.append((batch, one))
 
+    def again(self, batch: Any) -> None:
+        """Run the step for one batch under two seeds."""
+        one, other = self._tried(batch, 1), self._tried(batch, 2)
+        self.random |= any(not torch.equal(one[name], other[name]) for name in one)
+        self.seen.append((batch, one))
 
-def _tried(subject: Subject, original: Original, batch: Any, seed: int) -> Gradient:
-    try:
-        return subject.step(batch, seed)
-    except LmcVerifyError:
-        changed = [name for name in original.changed() if name.startswith("model.")]
-        if changed:
-            original.restore()
-            raise _other_model(changed) from None
-        raise
-    except RuntimeError as error:
-        if "dtype" in str(error) or "Double" in str(error):
+    def others(self, batches: Sequence[Any]) -> Iterator[Any]:
+        """Yield further batches, spread over those of the law; all where the step keeps something."""
+        law = self._subject.law
+        if law.batches is None:
+            yield from law.first(len(batches) + LOOKED_AT, self._subject.seed)[len(batches) :]
+            return
+        rest = law.batches[len(batches) :]
+        step = 1 if self.kept else max(math.ceil(len(rest) / MORE), 1)
+        yield from rest[::step]
+
+    def check_memory(self, batches: Sequence[Any], notes: list[str]) -> None:
+        """Run the first batches again: they must give the same bits, whatever came between."""
+        for batch, (_, found) in zip(batches, self.seen, strict=False):
+            again = self._tried(batch, 1)
+            differing = [name for name, value in found.items() if not torch.equal(value, again[name])]
+            if differing:
+                self._raise_memory(f"a batch gives other gradients of {', '.join(differing[:3])} after other batches,")
+        if self.kept:
+            notes.append(
+                f"the step leaves something in {', '.join(self.kept[:3])} that is not its state; gradients do not "
+                "depend on it, as far as was tried"
+            )
+
+    def check_gradients(self) -> None:
+        """Check that the step leaves gradients, and of every parameter: if need be, on further batches."""
+        subject = self._subject
+        exact, count = subject.exact, len(self.seen)
+        whole = max((float(value.norm()) for value in exact.values()), default=0.0)
+        wanted = {name for name, value in exact.items() if float(value.norm()) > 1e-9 * whole}
+
+        def missing() -> list[str]:
+            given = {name for _, found in self.seen for name, value in found.items() if bool(value.any())}
+            return [name for name in subject.names if name in wanted - given]
+
+        for batch in self._further(count):
+            if not missing():
+                break
+            self.seen.append((batch, self._tried(batch, 1)))
+        lacking, some = missing(), any(_some(found) for _, found in self.seen)
+        if not some and subject.without_gradient:
             raise ContractError(
-                f"step mixes precisions ({str(error).rstrip('.')}): model and batches are in {subject.runner.dtype}. "
-                "Take what the step reads from its batch, or from its third argument in step(model, batch, data); pass "
-                "what it keeps between batches as state=; or pass dtype=torch.float32"
+                f"step left no gradient for any of {len(self.seen)} batches; call .backward() on a loss of the model "
+                "that it is given, step's first argument, and no zero_grad() after it"
+            )
+        if lacking and some:
+            raise ContractError(
+                f"step leaves no gradient of {', '.join(lacking[:3])}, which the objective depends on; is something "
+                "detached, or frozen inside the step? Freeze it on the model (requires_grad_(False)) if that is meant"
+            )
+
+    def without_effect(self) -> list[str]:
+        """Say how many batches gave a gradient of zero, where others did not."""
+        none = sum(not _some(found) for _, found in self.seen)
+        if not none or self._subject.without_gradient:
+            return []
+        return [
+            f"{none} of {len(self.seen)} batches that were tried give a gradient of zero (is there no labelled node in "
+            "them?); they count as steps"
+        ]
+
+    def _further(self, count: int) -> Iterator[Any]:
+        law = self._subject.law
+        if law.batches is None:
+            yield from law.first(MORE, self._subject.seed + 1)
+        elif len(law.batches) > count:
+            seen = {id(batch) for batch, _ in self.seen}
+            yield from (batch for batch in law.batches if id(batch) not in seen)
+
+    def _tried(self, batch: Any, seed: int) -> Gradient:
+        subject, original = self._subject, self._original
+        try:
+            return subject.once(batch, seed)
+        except LmcVerifyError:
+            changed = [name for name in original.changed() if name.startswith("model.")]
+            if changed:
+                original.restore()
+                raise _other_model(changed) from None
+            raise
+        except IndexError as error:
+            self._raise_outside(batch, error)
+            raise
+        except RuntimeError as error:
+            self._raise_other_device(batch, error)
+            if "dtype" in str(error) or "Double" in str(error):
+                raise ContractError(
+                    f"step mixes precisions ({str(error).rstrip('.')}): model and batches are in "
+                    f"{subject.runner.dtype}. Take what the step reads from its batch, or from its third argument in "
+                    "step(model, batch, data); pass what it keeps between batches as state=; or pass "
+                    "dtype=torch.float32"
+                ) from error
+            raise
+
+    def _raise_outside(self, batch: Any, error: IndexError) -> None:
+        cached = [name for name, module in self._subject.model.named_modules() if getattr(module, "cached", False)]
+        if cached:
+            raise ContractError(
+                f"step fails ({str(error).splitlines()[0]}), and {cached[0]} keeps the edges of its first call, which "
+                "are not those of other batches; make it with cached=False"
             ) from error
-        raise
+        count = getattr(self._subject.data, "num_nodes", None)
+        for name, value in tensors_of(batch).items():
+            integers = not value.is_floating_point() and value.dtype is not torch.bool and value.numel()
+            if integers and value.dim() == 1 and count is not None and int(value.max()) >= int(count):
+                raise InvalidInputError(
+                    f"step fails ({str(error).splitlines()[0]}), and {name} of its batch goes to {int(value.max())}: "
+                    f"nodes are 0 ... {int(count) - 1}; is the loader for another graph?"
+                ) from error
+
+    def _raise_other_device(self, batch: Any, error: RuntimeError) -> None:
+        own = next(self._subject.model.parameters()).device
+        other = [f"{name} on {value.device}" for name, value in tensors_of(batch).items() if value.device != own]
+        if other and "device" in str(error):
+            raise InvalidInputError(
+                f"the batch is on another device than the model ({other[0]}, the model on {own}): "
+                f"{str(error).splitlines()[0]}; move it inside the step, such as batch = batch.to(device)"
+            ) from error
+
+    def _raise_memory(self, what: str) -> None:
+        if self.kept:
+            owner = self.kept[0].rpartition(".")[0] or self.kept[0]
+            raise ContractError(
+                f"step keeps something in {', '.join(self.kept[:3])} that is not its state, so that what it does "
+                f"depends on the steps before: {what} when the step is called again with the same seed; pass "
+                f"state=lambda model: ... with what it keeps, such as state=lambda model: {owner}"
+            )
+        known = "" if self._subject.runner.state.empty else " besides the state that was given"
+        raise ContractError(
+            f"{what} when the step is called again with the same seed: it remembers earlier calls{known} (pass state=, "
+            "see lmc_verify.audit), or it draws from a generator of its own (use the global ones of torch, numpy or "
+            "random, which are seeded for every step)"
+        )
+
+    def _check_unchanged(self, batch: Any, tensors: dict[str, Tensor]) -> None:
+        subject, original = self._subject, self._original
+        after = tensors_of(batch)
+        written = [name for name, value in tensors.items() if name not in after or not same(after[name], value)]
+        for name in written:
+            put_back(after.get(name), tensors[name])
+        changed = original.changed()
+        own = tensors_of(subject.data)
+        changed += [
+            f"data.{name}"
+            for name, value in self._private.items()
+            if f"data.{name}" not in changed and (name not in own or not same(own[name], value))
+        ]
+        original.restore()
+        for name, value in self._private.items():
+            put_back(own.get(name), value)
+        if any(name.startswith("model.") for name in changed):
+            raise _other_model(changed)
+        if written:
+            raise ContractError(
+                f"step writes into its batch ({', '.join(written[:3])}); write into a copy: a loader hands the same "
+                "batch out again"
+            )
+        if changed:
+            raise ContractError(
+                f"step writes into {', '.join(changed[:3])}; write into a copy, so that every step sees the data"
+            )
 
 
 def _other_model(changed: Sequence[str]) -> ContractError:
@@ -151,120 +304,77 @@ def _other_model(changed: Sequence[str]) -> ContractError:
 
 
 def _held(subject: Subject) -> dict[str, Tensor]:
-    """Return what the model holds beside parameters, buffers and state."""
+    """Return what the model holds beside parameters, buffers and state; not what autograd derives from them."""
     known = {id(value) for value in subject.runner.state.tensors().values()}
     known |= {id(value) for value in subject.model.buffers()}
     return {
-        slot.path: slot.value.detach().clone()
-        for slot in held(subject.model, "model")
-        if isinstance(slot.value, Tensor) and id(slot.value) not in known
+        path: value.detach().clone()
+        for path, value in Snapshot(subject.model, "model").tensors.items()
+        if id(value) not in known
     }
 
 
-def _check_unchanged(
-    subject: Subject, original: Original, before: dict[str, Tensor], batch: Any, tensors: dict[str, Tensor]
-) -> None:
-    parameters = subject.changed_parameters()
-    if parameters:
-        raise ContractError(
-            f"step changes the parameters {', '.join(parameters[:3])}: an optimiser steps inside, or a weight is "
-            "written; leave everything after .backward() out of it"
-        )
-    if changed := original.changed():
-        original.restore()
-        if any(name.startswith("model.") for name in changed):
-            raise _other_model(changed)
-        raise ContractError(
-            f"step writes into {', '.join(changed[:3])}; write into a copy, so that every step sees the data"
-        )
-    now = _held(subject)
-    kept = [path for path, value in now.items() if path not in before or not torch.equal(value, before[path])]
-    if kept:
-        raise ContractError(
-            f"step keeps something in {', '.join(kept[:3])} that is not its state, so that what it does depends on the "
-            "steps before; pass state=lambda model: ... with what it keeps, such as "
-            f"state=lambda {kept[0].rpartition('.')[0] or kept[0]}"
-        )
-    after = tensors_of(batch)
-    written = [name for name, value in tensors.items() if name not in after or not _same(after[name], value)]
-    if written:
-        raise ContractError(
-            f"step writes into its batch ({', '.join(written[:3])}); write into a copy: a loader hands the same batch "
-            "out again"
-        )
-
-
-def _check_same(subject: Subject, one: Gradient, again: Gradient) -> None:
-    differing = [name for name, value in one.items() if not torch.equal(value, again[name])]
-    if differing:
-        known = "" if subject.runner.state.empty else " besides the state that was given"
-        raise ContractError(
-            f"one batch gives other gradients of {', '.join(differing[:3])} when the step is called again with the "
-            f"same seed: it remembers earlier calls{known} (pass state=, see lmc_verify.audit), or it draws from a "
-            "generator of its own (use the global ones of torch, numpy or random, which are seeded for every step)"
-        )
-
-
-def _check_every_parameter(subject: Subject, left: Sequence[Gradient]) -> None:
-    exact = subject.exact
-    whole = max((float(value.norm()) for value in exact.values()), default=0.0)
-    missing = [
-        name
-        for name in subject.names
-        if float(exact[name].norm()) > 1e-9 * whole and all(not bool(gradient[name].any()) for gradient in left)
-    ]
-    some = all(any(bool(value.any()) for value in gradient.values()) for gradient in left)
-    if missing and some and len(missing) < len(subject.names):
-        raise ContractError(
-            f"step leaves no gradient of {', '.join(missing[:3])}, which the objective depends on; is something "
-            "detached, or frozen inside the step? Freeze it on the model (requires_grad_(False)) if that is meant"
-        )
-
-
-def _reads(subject: Subject, original: Original, batches: Sequence[Any], left: Sequence[Gradient]) -> list[str]:
-    """Find out whether the step reads the features that it is given."""
-    batch = next((item for item, found in zip(batches, left, strict=False) if _some(found)), None)
-    if batch is None:
+def _reads(subject: Subject, original: Original, look: _Look) -> list[str]:
+    """Find out whether the step reads the features that it is given, where the objective depends on features."""
+    batch, found = next(((item, found) for item, found in look.seen if _some(found)), (None, None))
+    x = subject.data.get("x", None) if isinstance(subject.data, Data) else None
+    if found is None or x is None or not _matters(x):
         return []
-    found = left[[item is batch for item in batches].index(True)]
-    if isinstance(batch, Data) and _varied(batch.x):
-        changed = batch.clone()
-        changed.x = batch.x.roll(1, 0)
-        if _equal(subject.step(changed, 1), found):
-            raise ContractError(
-                "step gives the same gradient when the features of its batch are exchanged: it reads data of its own, "
-                "not its batch; take x from the batch"
-            )
+    moved: Data = subject.data.clone()
+    moved.x = _other_features(x)
+    if _equal(subject.gradient_of(moved), subject.exact):
+        return []  # the model does not read them
+    own = isinstance(batch, Data) and _matters(batch.x)
+    if isinstance(batch, Data) and own:
+        changed: Any = batch.clone()
+        changed.x = _other_features(batch.x)
+        if not _equal(subject.once(changed, 1), found):
+            return []
+    if _reads_data(subject, None if own else original.data, moved, batch, found):
         return []
-    return _reads_data(subject, original, batch, found)
-
-
-def _reads_data(subject: Subject, original: Original, batch: Any, found: Gradient) -> list[str]:
-    x = getattr(original.data, "x", None) if isinstance(original.data, Data) else None
-    if not isinstance(x, Tensor) or not _varied(x):
-        return []
-    whole, kept = subject.data, x.detach().clone()
-    moved = whole.clone()
-    moved.x = whole.x.roll(1, 0)
-    try:
-        with torch.no_grad():
-            x.copy_(kept.roll(1, 0))  # for a step that closes over the data
-        subject.data = moved  # for one that takes them
-        same = _equal(subject.step(batch, 1), found)
-    finally:
-        subject.data = whole
-        with torch.no_grad():
-            x.copy_(kept)
-    if not same:
-        return []
+    if own:
+        raise ContractError(
+            "step gives the same gradient when the features of its batch are exchanged: it reads data of its own, not "
+            "its batch; take x from the batch, or from the third argument in step(model, batch, data)"
+        )
     return [
         "the step reads neither the batch's features nor those of the data that were given, but a copy of its own: the "
         "audit holds if they are the same; take them from the third argument in step(model, batch, data) to be sure"
     ]
 
 
-def _varied(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] > 1 and not torch.equal(x.roll(1, 0), x)
+def _reads_data(subject: Subject, closed_over: Any, moved: Data, batch: Any, found: Gradient) -> bool:
+    """Whether the step reads the features of the data that it is given, or of the caller's data, for a while."""
+    whole, x = subject.data, closed_over.x if isinstance(closed_over, Data) else None
+    kept = x.detach().clone() if isinstance(x, Tensor) else None
+    try:
+        if isinstance(x, Tensor):
+            with torch.no_grad():
+                x.copy_(moved.x)  # for a step that closes over the data
+        subject.data = moved  # for one that takes them
+        return not _equal(subject.once(batch, 1), found)
+    finally:
+        subject.data = whole
+        if isinstance(x, Tensor) and kept is not None:
+            with torch.no_grad():
+                x.copy_(kept)
+
+
+def _matters(x: Any) -> bool:
+    return (
+        isinstance(x, Tensor) and x.layout is torch.strided and x.dim() > 0 and not torch.equal(_other_features(x), x)
+    )
+
+
+def _other_features(x: Tensor) -> Tensor:
+    """Return other features of the same kind: rows are exchanged, and real numbers scaled, each by a factor of its own.
+
+    Rows alone may be exchanged without effect, as in a complete graph.
+    """
+    rolled = x.roll(1, 0)
+    if not x.is_floating_point():
+        return rolled
+    return rolled * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype, device=x.device).reshape(x.shape)
 
 
 def _some(gradient: Gradient) -> bool:

@@ -6,9 +6,9 @@ the exact gradient as its mean. The difference from the step has the step's bias
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from lmc_verify.audits.batches.law import Unit
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.measure import Deviations, differences
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.steps import mean_loss
+from lmc_verify.steps.objective import labelled_losses
 from lmc_verify.steps.row_gradients import RowGradients
 
 __all__ = ["Control", "control_of", "loss_on"]
@@ -144,16 +146,19 @@ def splits(subject: Subject, labelled: Tensor) -> bool:
     return gap <= SAME * max(norm(subject.exact), *map(norm, parts))
 
 
-def loss_on(subject: Subject, weights: Tensor, data: Any = None) -> Gradient:
+def loss_on(subject: Subject, weights: Tensor, *, forward: bool = False) -> Gradient:
     """Return the gradient of the objective with a weight for every labelled node; ones give the exact gradient.
 
     Args:
         subject: its objective must be a mean over ``data.train_mask``.
-        weights: [n]; nodes of equal weight share a pass over the whole graph.
-        data: other data than the subject's, of as many nodes.
+        weights: [n].
+        forward: whether the forward pass is made anew, because the model is changed for it; else the usual objective
+            keeps its own.
     """
-    data = subject.data if data is None else data
-    labelled = labelled_nodes(data)
+    if subject.objective is mean_loss and not forward:
+        with subject.clock.gradient():
+            return _parts_of(subject).of(weights)
+    labelled = labelled_nodes(subject.data)
     assert labelled is not None
     total: Gradient = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
     everything = int(labelled.sum())
@@ -161,7 +166,45 @@ def loss_on(subject: Subject, weights: Tensor, data: Any = None) -> Gradient:
         if value == 0:
             continue
         chosen = labelled & (weights == value)
-        changed = data.clone()
-        changed.train_mask = chosen.to(data.train_mask.device)
+        changed = copy.copy(subject.data)
+        changed.train_mask = chosen.to(changed.train_mask.device)
         total = added(total, scaled(subject.gradient_of(changed), value * int(chosen.sum()) / everything))
     return total
+
+
+def _parts_of(subject: Subject) -> _LossParts:
+    """Return the losses of the model as it is; an optimiser that steps inside of a step makes earlier ones unusable."""
+    versions = tuple(value._version for value in subject.model.parameters())
+    if subject.parts is None or subject.parts[0] != versions:
+        subject.parts = (versions, _LossParts(subject))
+    parts: _LossParts = subject.parts[1]
+    return parts
+
+
+class _LossParts:
+    """The losses of all labelled nodes from one forward pass, for gradients of weighted sums of them."""
+
+    def __init__(self, subject: Subject) -> None:
+        modes = {module: module.training for module in subject.model.modules()}
+        subject.model.eval()
+        try:
+            with torch.enable_grad():
+                self._rows, self._losses = labelled_losses(subject.model, subject.data)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        self._parameters = {name: value for name, value in subject.model.named_parameters() if value.requires_grad}
+
+    def of(self, weights: Tensor) -> Gradient:
+        """Return the gradient of the weighted mean."""
+        found = torch.autograd.grad(
+            self._losses,
+            list(self._parameters.values()),
+            weights.to(self._losses)[self._rows] / self._rows.numel(),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return {
+            name: torch.zeros_like(value) if part is None else part.to_dense() if part.is_sparse else part
+            for (name, value), part in zip(self._parameters.items(), found, strict=True)
+        }

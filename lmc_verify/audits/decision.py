@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lmc_verify.audits.measure import Measured
-from lmc_verify.audits.result import Guarantee, ParameterBias, percent
+from lmc_verify.audits.result import ParameterBias, percent
 from lmc_verify.audits.subject import Gradient, norm
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.errors import ContractError
 from lmc_verify.statistics import AsymptoticBias
 from lmc_verify.statistics.betting import RANGE_SLACK, BiasTest
+from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.statistics.radius import BiasRadius
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR
 

@@ -86,10 +86,14 @@ def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ())
 
 def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[int | None]:
     """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
-    for item in chosen:
-        if item.batch is not None and item.id == "halo-rows-in-loss":
-            batch = item.batch(subject, batch)
-    return [item.count(subject, batch) for item in chosen if item.count is not None]
+    given, key = batch, (id(batch), *(item.id for item in chosen))
+    if key not in subject.counts:
+        for item in chosen:
+            if item.batch is not None and item.id == "halo-rows-in-loss":
+                batch = item.batch(subject, batch)
+        counts = [item.count(subject, batch) for item in chosen if item.count is not None]
+        subject.counts[key] = (given, counts)  # the batch is kept, so that its id is not given to another
+    return subject.counts[key][1]
 
 
 class Weights:
@@ -250,16 +254,14 @@ def _moved_gradient(subject: Subject, probe: int) -> Gradient:
         signs = 2.0 * torch.randint(2, value.shape, generator=source).to(value) - 1.0
         return 1.0 + PROBE * signs
 
-    kept = {name: value.detach().clone() for name, value in subject.model.named_parameters()}
+    kept = {name: value.data for name, value in subject.model.named_parameters()}
     data = cast(subject.data, subject.runner.dtype)
     if isinstance(data, Data) and isinstance(data.x, Tensor) and data.x.is_floating_point():
         data.x = data.x * factor(data.x)
     try:
-        with torch.no_grad():
-            for value in subject.model.parameters():
-                value.mul_(factor(value))
+        for value in subject.model.parameters():
+            value.data = value.data * factor(value.data)
         return subject.gradient_of(data)
     finally:
-        with torch.no_grad():
-            for name, value in subject.model.named_parameters():
-                value.copy_(kept[name])
+        for name, value in subject.model.named_parameters():
+            value.data = kept[name]

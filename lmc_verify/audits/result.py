@@ -6,19 +6,17 @@ import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.cases.verdict import Outcome, Series
+from lmc_verify.statistics.ledger import Guarantee
 
-__all__ = ["Audit", "Cost", "Guarantee", "ParameterBias", "effect", "percent"]
+__all__ = ["Audit", "Cost", "ParameterBias", "effect", "percent"]
 
 _SHORT = 100  # characters of a summary that a repr shows
 
 _ANSWERS = {Outcome.EXACT: "Yes", Outcome.SUPPORTED: "Yes", Outcome.REFUTED: "No"}
-
-Guarantee = Literal["exact", "anytime-valid", "asymptotic"]
-"""``exact``: all batches, to rounding. ``anytime-valid``: within a proven range. ``asymptotic``: by the normal law."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, o
 __all__ = ["Clock", "Gradient", "Subject", "added", "norm", "scaled"]
 
 Gradient = dict[str, Tensor]
+
+REPEATED = 16
+"""Calls of a step after which the first one is repeated, and again after twice as many, and so on."""
 
 
 def norm(gradient: Mapping[str, Tensor]) -> float:
@@ -88,6 +91,8 @@ class Subject:
         kept: the state and buffers from which every step starts.
         mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
         without_gradient: calls of the step that left none.
+        counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
+        parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -95,14 +100,17 @@ class Subject:
         self.runner, self.data, self.law, self.objective, self.seed = runner, data, law, objective, seed
         self.clock = Clock()
         self._reader = reader
-        held = {id(value) for value in runner.state.tensors().values()}
-        self._buffers = Buffers(runner.model, held)
+        self._buffers = Buffers(runner.model, runner.state.tensors().values())
         self.kept = runner.state.snapshot()
         self._exact: tuple[float, Gradient] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
+        self.counts: dict[tuple[Any, ...], tuple[Any, list[int | None]]] = {}
         self.conditioning: dict[str, float] | None = None
+        self.parts: Any = None
         self.without_gradient = 0
         self.mirrored = False
+        self._again: tuple[Any, int, Gradient] | None = None
+        self._calls = 0
 
     @property
     def model(self) -> nn.Module:
@@ -145,9 +153,9 @@ class Subject:
         return self._nodes[key][1]
 
     def reset(self) -> None:
-        """Put state and buffers back to where every step starts."""
-        self.runner.state.restore(self.kept)
+        """Put state and buffers back to where every step starts; a buffer that holds state has the state's value."""
         self._buffers.restore()
+        self.runner.state.restore(self.kept)
 
     def step(self, batch: Any, seed: int, contexts: Sequence[Any] = ()) -> Gradient:
         """Return the gradient that the step leaves for one batch, from the kept state.
@@ -163,6 +171,29 @@ class Subject:
             ContractError: see `StepRunner.run`.
             NotFiniteError: a gradient is not finite.
         """
+        gradient = self.once(batch, seed, contexts)
+        if not contexts:
+            self._compare_again(batch, seed, gradient)
+        return gradient
+
+    def _compare_again(self, batch: Any, seed: int, gradient: Gradient) -> None:
+        """Repeat the first call after 16, 32, 64, ... calls: it must give the same bits, whatever came between."""
+        self._calls += 1
+        if self._again is None:
+            self._again = batch, seed, gradient
+        elif self._calls >= REPEATED and self._calls & (self._calls - 1) == 0:
+            first, its_seed, found = self._again
+            again = self.once(first, its_seed)
+            differing = [name for name, value in found.items() if not torch.equal(value, again[name])]
+            if differing:
+                raise ContractError(
+                    f"the first batch gives other gradients of {', '.join(differing[:3])} after {self._calls} calls, "
+                    "with the same seed: the step remembers earlier calls (pass what it keeps as state=, see "
+                    "lmc_verify.audit), or draws from a generator of its own"
+                )
+
+    def once(self, batch: Any, seed: int, contexts: Sequence[Any] = ()) -> Gradient:
+        """Return the same as `step`, without what it does to find a memory: for what is done to data on trial."""
         self.reset()
         with ExitStack() as stack:
             for context in contexts:
@@ -178,15 +209,15 @@ class Subject:
                 bad = "NaN" if bool(value.isnan().any()) else "infinite"
                 raise NotFiniteError(
                     f"the step's gradient of {name} is {bad} for a batch ({describe(batch)}), so the mean over batches "
-                    "is, too; a mean over no labelled node is NaN: give a batch without one a loss of zero"
+                    "is, too; look for NaN or infinity in the batch, and for means over nothing"
                 )
         return gradient
 
     def moved(self) -> None:
         """Take parameters, buffers and state as they are now for where every step starts."""
-        held = {id(value) for value in self.runner.state.tensors().values()}
-        self._buffers, self.kept = Buffers(self.model, held), self.runner.state.snapshot()
-        self._exact, self.conditioning = None, None
+        self._buffers = Buffers(self.model, self.runner.state.tensors().values())
+        self.kept = self.runner.state.snapshot()
+        self._exact = self.conditioning = self.parts = self._again = None
 
     def sweep(self, batches: Sequence[Any], seed: int) -> None:
         """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves."""
@@ -197,16 +228,12 @@ class Subject:
                     self.runner.run(batch, self.data, seed + index)
                 except NoGradientError:
                     continue
-        self.kept = self.runner.state.snapshot()
+        self.kept, self._again = self.runner.state.snapshot(), None
         self._buffers.restore()
 
     def units(self, draws: int, *, own_randomness: bool) -> Iterator[Unit]:
         """Yield the law's independent draws."""
         return self.law.units(draws, self.seed, own_randomness=own_randomness)
-
-    def changed_parameters(self) -> list[str]:
-        """Return parameters that differ from those at the start."""
-        return self._buffers.changed_parameters()
 
     def changed_buffers(self) -> list[str]:
         """Return buffers that differ from those at the start."""
@@ -214,12 +241,13 @@ class Subject:
 
 
 class Buffers:
-    """The parameters and buffers of a model as they were, except those that are the step's state."""
+    """The buffers of a model as they were, except those that are the step's state."""
 
-    def __init__(self, model: nn.Module, state: set[int]) -> None:
-        self._model = model
-        self._parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
-        self._kept = {name: value.detach().clone() for name, value in model.named_buffers() if id(value) not in state}
+    def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
+        self._model, known = model, set(map(_place, state))
+        self._kept = {
+            name: value.detach().clone() for name, value in model.named_buffers() if _place(value) not in known
+        }
 
     def restore(self) -> None:
         """Put every buffer back."""
@@ -229,13 +257,16 @@ class Buffers:
                 if not torch.equal(named[name], kept):
                     named[name].copy_(kept)
 
-    def changed_parameters(self) -> list[str]:
-        """Return the names of parameters that changed."""
-        return _differing(self._parameters, dict(self._model.named_parameters()))
-
     def changed_buffers(self) -> list[str]:
         """Return the names of buffers that changed."""
         return _differing(self._kept, dict(self._model.named_buffers()))
+
+
+def _place(value: Tensor) -> tuple[int, ...]:
+    """Return what tells memory apart: a state's tensor may be another view of a buffer."""
+    if value.layout is not torch.strided or not value.numel():
+        return (id(value),)
+    return value.data_ptr(), value.numel()
 
 
 def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:

@@ -48,6 +48,7 @@ def batch_bound(
     estimator: Estimator,
     *,
     terms: ExactTerms | NoBound | None = None,
+    as_stated: bool = False,
 ) -> ErrorBound | NoBound:
     """Bound ``|g_est - g_ref|`` on one batch from the errors of the histories, without computing either gradient.
 
@@ -61,6 +62,8 @@ def batch_bound(
         batch: the batch.
         estimator: a compensated estimator.
         terms: `exact_terms` of the problem, where several batches are bounded at the same parameters.
+        as_stated: whether the halo policies of an estimator with methods of its own are taken as it states them. The
+            bound is then no proof about its estimates; they can be held against it.
 
     Returns:
         The bound, in units of the gradient; or, as a `NoBound`, why there is none.
@@ -69,7 +72,7 @@ def batch_bound(
         InvalidInputError: the batch, the state or the exact pass does not belong to the problem.
     """
     try:
-        policies, terms = _prepared(problem, exact, estimator, terms)
+        policies, terms = _prepared(problem, exact, estimator, terms, as_stated=as_stated)
         check_batch(problem, batch)
         scope = BatchScope(problem.graph, policies, batch)
         found = propagate(terms, scope, *_history_errors(problem, exact, state, policies, scope.halo))
@@ -196,11 +199,20 @@ def error_interval(
 
 
 def _prepared(
-    problem: Problem, exact: ExactPass, estimator: Estimator, terms: ExactTerms | NoBound | None
+    problem: Problem,
+    exact: ExactPass,
+    estimator: Estimator,
+    terms: ExactTerms | NoBound | None,
+    *,
+    as_stated: bool = False,
 ) -> tuple[Policies, ExactTerms]:
-    found = properties_of(estimator)
-    if found.policies is None or not found.known:
-        raise Unproven(f"no bound is proven for the estimator {estimator.name!r}")
+    found, who = properties_of(estimator), f"no bound is proven for the estimator {estimator.name!r}"
+    if found.policies is None:
+        raise Unproven(who if found.known else f"{who}: its halo policies are not known")
+    if not found.known and not as_stated:
+        raise Unproven(f"{who}: it has methods of its own, and only states its halo policies")
+    if found.post_activation:
+        raise Unproven(f"{who}: its histories are behind the activation")
     n, widths = problem.graph.num_nodes, problem.widths
     shapes = [tuple(h.shape) for h in exact.embeddings]
     if shapes != [(n, width) for width in widths]:

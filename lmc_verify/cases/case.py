@@ -151,7 +151,7 @@ class Case:
             normaliser=self.weighting,
             design=type(base).__name__,
             per_batch=getattr(base, "per_batch", getattr(base, "size", None)),
-            support=design.support_size if design.support_size < 10**15 else readable_count(design.support_size),
+            support=_described_support(design.support_size),
             histories=self.histories,
             seed=self.seed,
             dtype=str(graph.dtype).removeprefix("torch."),
@@ -197,7 +197,13 @@ class Case:
         return out | (plugins_of(self.settings) if self.settings is not None else {})
 
 
-def readable_count(number: int) -> str:
+def _described_support(size: float) -> int | str:
+    if size == math.inf:
+        return "unknown"
+    return int(size) if size < 10**15 else readable_count(size)
+
+
+def readable_count(number: float) -> str:
     """Return a number with thousands separators, or its power of ten where it is astronomic."""
     return f"{number:,}" if number < 10**15 else f"about 10^{math.log10(number):.0f}"
 

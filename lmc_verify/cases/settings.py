@@ -128,6 +128,8 @@ class SamplingSettings(Settings):
         draws: most batches that are drawn before a test gives up.
         seeds: independent training runs of a rate; None for as many as `alpha` needs.
         replicate: number of the repetition; another one has fresh draws of the same case.
+        guarantee: the weakest guarantee that a verdict may have: "asymptotic" allows a decision where no range of the
+            draws is proven, "anytime-valid" leaves it undecided.
     """
 
     alpha: float = Field(1e-6, gt=0, lt=0.5)
@@ -135,6 +137,7 @@ class SamplingSettings(Settings):
     draws: int = Field(20_000, ge=1)
     seeds: int | None = Field(None, ge=1)
     replicate: int = Field(0, ge=0)
+    guarantee: Literal["asymptotic", "anytime-valid"] = "asymptotic"
 
 
 class TrainingSettings(Settings):

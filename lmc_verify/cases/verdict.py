@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from lmc_verify.cases.description import CaseDescription
+from lmc_verify.statistics.ledger import Guarantee
 
 __all__ = ["AUDIT", "AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 
@@ -117,6 +118,9 @@ class Verdict:
         tolerance: the rounding tolerance that `residual` was held against, same unit.
         minimum_detectable_effect: the smallest residual that would have been called a refutation in every layer.
         alpha_spent: error probability spent (0 for the exact tier, which has none).
+        guarantee: what `alpha_spent` means: "exact" (nothing is left to chance), "anytime-valid" (it holds at every
+            finite number of draws; of seeds, at the number fixed before the first) or "asymptotic" (it holds in the
+            limit of many draws). None in the constructor for the first two, by whether anything was spent.
         log_e_value: natural logarithm of the e-value against the claim (test tier); those of independent draws add.
         draws: batches or seeds that a statistical verdict used; None in the exact tier.
         evidence: every measured quantity.
@@ -135,6 +139,7 @@ class Verdict:
     tolerance: float | None = None
     minimum_detectable_effect: float | None = None
     alpha_spent: float = 0.0
+    guarantee: Guarantee | None = None
     log_e_value: float | None = None
     draws: int | None = None
     evidence: tuple[Evidence, ...] = ()
@@ -143,11 +148,6 @@ class Verdict:
     seeds: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     audit: Mapping[str, Any] | None = None
-
-    @property
-    def asymptotic(self) -> bool:
-        """Whether the error probability holds for ever more draws only: it is no part of a guarantee."""
-        return self.audit is not None and self.audit["guarantee"] == "asymptotic"
 
     @property
     def causes(self) -> tuple[str, ...]:
@@ -175,6 +175,10 @@ class Verdict:
             f"<div><p><b>{self.outcome}</b> {html.escape(self.claim)}: {html.escape(self.summary)}</p>"
             f"{f'<p><small>{html.escape(case)}</small></p>' if case else ''}{table}</div>"
         )
+
+    def __post_init__(self) -> None:
+        if self.guarantee is None:  # records of before this field have none either
+            object.__setattr__(self, "guarantee", "anytime-valid" if self.alpha_spent > 0 else "exact")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as plain JSON-compatible values."""

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 
 from lmc_verify.bounds.lipschitz import is_smooth
-from lmc_verify.cases import Case, readable_count
+from lmc_verify.cases import Case, prepared_state, readable_count
 from lmc_verify.claims.claim import Assumption
 from lmc_verify.claims.theory import halo_view
-from lmc_verify.estimators import Blend, Drop, properties_of
+from lmc_verify.estimators import Blend, Drop, OtherWrite, properties_of
 from lmc_verify.models import active_dropout
-from lmc_verify.objective import gradient_norm
+from lmc_verify.objective import gradient_norm, same_bits
+from lmc_verify.seeds import generator
 
 __all__ = [
     "AGGREGATE_LINEAR",
@@ -23,6 +24,7 @@ __all__ = [
     "CUT_EDGES",
     "FINITE_SUPPORT",
     "HALO_SIGNAL",
+    "HISTORIES_NAMED",
     "INCLUSION_WEIGHTS",
     "MAX_SUPPORT",
     "NO_DROPOUT",
@@ -47,8 +49,10 @@ CONDITIONED = "batches are drawn given what the epoch has seen"
 """Why a design that is conditioned on a part of its epoch is not the one that weights are for."""
 
 
-def enumerable(size: int, what: str = "batches") -> tuple[bool, str]:
+def enumerable(size: float, what: str = "batches") -> tuple[bool, str]:
     """Whether so many of something can be enumerated, and the numbers that decide it."""
+    if size == math.inf:
+        return False, f"which {what} there are is not known, so they cannot be enumerated"
     return size <= MAX_SUPPORT, f"{readable_count(size)} {what}, at most {MAX_SUPPORT:,} can be enumerated"
 
 
@@ -84,7 +88,7 @@ def _aggregate_linear(case: Case) -> tuple[bool | None, str]:
 def _beta_zero(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
     if found.policies is None:
-        return None, "the estimator has no halo policies"
+        return None, "the estimator has no halo policies" if found.known else "its halo policies are not known"
     policies = (found.policies.forward, found.policies.backward)
     fresh = any(isinstance(policy, Blend) and policy.uses_fresh for policy in policies)
     detail = "fresh, incomplete values are mixed into the halo" if fresh else ""
@@ -178,6 +182,38 @@ def halo_dropped_backward(case: Case) -> bool | None:
     """Whether the estimator drops halo messages in the backward pass; None if it states so and need not do it."""
     found = properties_of(case.estimator)
     return found.unless_unknown(found.policies is not None and isinstance(found.policies.backward, Drop))
+
+
+def _histories_named(case: Case) -> tuple[bool | None, str]:
+    """Look at one estimate: which tensors with a row for each node does it write that are no table of the state?"""
+    if properties_of(case.estimator).known:
+        return True, ""
+    if active_dropout(case.problem.model) is not None:
+        return None, "not checked while dropout is active"
+    state = prepared_state(case, "exact")
+    if not state.keeps_other:
+        return True, ""
+    made = case.estimate(state, case.design.draw(generator(case.seed, "histories named")))
+    before, written = state.other_tensors(), [item for item in made.writes if isinstance(item, OtherWrite)]
+    unnamed = [
+        path
+        for item in written
+        for path, value in item.tensors.items()
+        if value.is_floating_point()
+        and case.graph.num_nodes in value.shape
+        and not (path in before and same_bits(value, before[path]))
+    ]
+    if not unnamed:
+        return True, ""
+    return False, (
+        f"{case.estimator.name} writes into {', '.join(unnamed)}, which cannot be given exact values; name it as a "
+        "history, state={('embedding', l): ...}"
+    )
+
+
+HISTORIES_NAMED = Assumption(
+    "histories-named", "every history that an estimate writes can be given exact values", _histories_named
+)
 
 
 def _smooth(case: Case) -> tuple[bool | None, str]:

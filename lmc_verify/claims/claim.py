@@ -105,7 +105,8 @@ def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case],
                 if claim.asks:
                     case.check_contract()
                 if claim.varies:
-                    require_reading(case.estimator, case.problem, case.exact.gradient, claim.varies, case.partition)
+                    exact = case.exact.gradient
+                    require_reading(case.estimator, case.problem, exact, claim.varies, case.partition, case.design)
             verdict = check(case)
             case.contract.settle()
         except ContractError:

@@ -18,7 +18,7 @@ from lmc_verify.statistics.exclusion import UNSEEN, draws_to_exclude
 __all__ = ["UNSEEN", "Coverage", "LeftRange", "left_range", "look_at_all"]
 
 
-def look_at_all(support: int, alpha: float) -> bool:
+def look_at_all(support: float, alpha: float) -> bool:
     """Whether to look at every batch of a design: going through all is no more work than excluding a share of them."""
     return support <= draws_to_exclude(UNSEEN, alpha)
 

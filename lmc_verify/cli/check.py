@@ -13,6 +13,7 @@ from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
+    GuaranteeOption,
     JsonOption,
     SetOption,
     out_console,
@@ -39,13 +40,15 @@ def check(
     expect: Annotated[
         str | None, typer.Option("--expect", help="Expected outcome (default: what theory predicts for this case).")
     ] = None,
+    guarantee: GuaranteeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check one claim on one case; exit with 0 if it is as expected, or INCONCLUSIVE where theory expects another."""
     chosen = find_claim(claim)
     chosen_settings = case_settings(
-        {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed}, settings or []
+        {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed},
+        [*(settings or []), *([] if guarantee is None else [f"sampling.guarantee={guarantee}"])],
     )
     wanted = outcome_named(expect)
     workspace = Workspace(data_root, download)

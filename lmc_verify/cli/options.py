@@ -19,6 +19,7 @@ __all__ = [
     "RECORDS_FILE",
     "DataRootOption",
     "DownloadOption",
+    "GuaranteeOption",
     "JsonOption",
     "SetOption",
     "err_console",
@@ -39,6 +40,14 @@ DataRootOption = Annotated[
 ]
 
 DownloadOption = Annotated[bool, typer.Option("--download", help="Download raw files that are missing.")]
+
+GuaranteeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guarantee",
+        help="Weakest guarantee of a verdict: asymptotic (default) or anytime-valid, whatever a suite says.",
+    ),
+]
 
 SetOption = Annotated[
     list[str] | None,

@@ -88,5 +88,11 @@ def _summary(trace: Trace) -> Iterator[str]:
         yield f"best validation {trace.metric} {best.validation:.4f} at step {best.step:,}{test}"
     yield (
         f"{last.step:,} steps in {last.seconds:.2f} s of training (and {last.evaluation_seconds:.2f} s of evaluation), "
-        f"{last.nodes:,} nodes and {last.messages:,} messages processed"
+        + _processed(last)
     )
+
+
+def _processed(last: Evaluation) -> str:
+    if last.nodes is None or last.messages is None:
+        return "the estimator does not state its cost"
+    return f"{last.nodes:,} nodes and {last.messages:,} messages processed"

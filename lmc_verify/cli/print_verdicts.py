@@ -52,20 +52,16 @@ def print_result(result: RunResult, console: Console) -> None:
         _print_verdicts([trial for trial in claims if trial.verdict.claim != AUDIT], console)
     _print_audits(audits, console)
     _print_controls(result, console)
-    spending = [trial for trial in claims if trial.verdict.alpha_spent > 0]
-    statistical = sum(not trial.verdict.asymptotic for trial in spending)
+    statistical = sum(trial.verdict.alpha_spent > 0 for trial in claims)
     if statistical:
+        asymptotic = result.alpha_spent_asymptotic
+        proven = result.alpha_spent - asymptotic
+        apart = f" (spent, anytime-valid: {proven:.2g}; spent, asymptotic: {asymptotic:.2g})" if asymptotic else ""
         console.print(
             f"error ledger: {result.alpha_spent:.2g} of {result.alpha_total:.2g} spent over {statistical} statistical "
-            f"check{'' if statistical == 1 else 's'}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
+            f"check{'' if statistical == 1 else 's'}{apart}{', MORE THAN ALPHA_TOTAL' if result.overspent else ''}",
             highlight=False,
-        )
-    apart = len(spending) - statistical
-    if apart:
-        console.print(
-            f"apart from it: {result.alpha_asymptotic:.2g} in {apart} audit{'' if apart == 1 else 's'} by the normal "
-            "law of many draws, which is no guarantee",
-            highlight=False,
+            soft_wrap=True,
         )
     _print_searches(result.searches, console)
     reasons: dict[str, int] = {}

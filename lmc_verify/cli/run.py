@@ -15,6 +15,7 @@ from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
     DownloadOption,
+    GuaranteeOption,
     JsonOption,
     err_console,
     out_console,
@@ -67,11 +68,14 @@ def run(
     preset: Annotated[
         str | None, typer.Option("--preset", help="Variant of the suite's races, such as quick (default: its first).")
     ] = None,
+    guarantee: GuaranteeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
     chosen = load_suite(suite)
+    if guarantee is not None:
+        chosen = chosen.with_guarantee(guarantee)
     folder = out or Path("reports") / "out" / chosen.name
     workspace = Workspace(data_root, download)
     result, report, paths = run_and_report(
@@ -167,7 +171,7 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "reused": result.reused,
         "alpha_total": result.alpha_total,
         "alpha_spent": result.alpha_spent,
-        "alpha_asymptotic": result.alpha_asymptotic,
+        "alpha_spent_asymptotic": result.alpha_spent_asymptotic,
         "files": {key: str(path) for key, path in paths.items()},
     }
 

@@ -24,8 +24,9 @@ from lmc_verify.estimators.compensated.members import (
 )
 from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Momentum, Policies
 from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_estimate
+from lmc_verify.estimators.foreign import WrappedStep, wrap_step
 from lmc_verify.estimators.full_batch import FullBatch
-from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, Refresh, VectorWrite
+from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History, HistoryWrite, OtherWrite, Refresh, VectorWrite
 from lmc_verify.estimators.properties import EstimatorProperties, exact_histories, properties_of
 from lmc_verify.estimators.reading import ASPECTS, require_reading, whole_batch
 from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS, EstimatorInfo, make_estimator, with_beta
@@ -91,6 +92,7 @@ __all__ = [
     "LayerLaw",
     "Momentum",
     "NeighbourSampling",
+    "OtherWrite",
     "Policies",
     "Refresh",
     "Sampled",
@@ -100,6 +102,7 @@ __all__ = [
     "TOPKrylov",
     "Untouched",
     "VectorWrite",
+    "WrappedStep",
     "batch_distribution",
     "batch_law",
     "checked_estimate",
@@ -112,4 +115,5 @@ __all__ = [
     "unwrapped",
     "whole_batch",
     "with_beta",
+    "wrap_step",
 ]

@@ -64,13 +64,13 @@ class Estimate:
         gradient: by parameter name, in units of the full objective.
         loss: estimate of the objective, with the same weights.
         writes: history rows to be written by ``state.apply(writes)``; nothing was written yet.
-        cost: what it cost.
+        cost: what it cost; None where that is not stated.
     """
 
     gradient: Gradient
     loss: float
     writes: tuple[Write, ...]
-    cost: Cost
+    cost: Cost | None = None
 
 
 @runtime_checkable

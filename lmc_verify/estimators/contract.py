@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
-from lmc_verify.estimators.history import History, HistoryWrite, Refresh, VectorWrite, Write
+from lmc_verify.estimators.history import History, HistoryWrite, OtherWrite, Refresh, VectorWrite, Write
 from lmc_verify.graphs import Batch, changed_content, graph_content, named_nodes
 from lmc_verify.models.layered import HOOKS
 from lmc_verify.objective import Problem, same_bits
@@ -100,7 +100,7 @@ class _BatchKept:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._fields = {key: getattr(batch, key) for key in ("nodes", "inclusion", "sample")}
+        self._fields = {key: getattr(batch, key) for key in ("nodes", "inclusion", "sample", "payload")}
         sample = batch.sample
         layers = () if sample is None else sample.layers
         self._tensors = [batch.nodes, batch.inclusion, *(value for layer in layers for value in vars(layer).values())]
@@ -180,7 +180,7 @@ def _number(value: Any) -> float | None:
 
 def _check_writes(who: str, writes: Any, batch: Batch, finite: bool) -> None:
     if not isinstance(writes, tuple | list) or not all(
-        isinstance(write, HistoryWrite | VectorWrite | Refresh) for write in writes
+        isinstance(write, HistoryWrite | VectorWrite | Refresh | OtherWrite) for write in writes
     ):
         raise ContractError(
             f"{who} returned {type(writes).__name__} as the writes of its estimate {_on(batch)}; they are a tuple of "
@@ -329,20 +329,30 @@ def _kept(write: Write) -> Write:
         return replace(write, nodes=write.nodes.clone(), values=write.values.clone())
     if isinstance(write, VectorWrite):
         return replace(write, values=write.values.clone())
+    if isinstance(write, OtherWrite):
+        return write  # whoever made it owns its memory: a snapshot
     return Refresh(write.tables.clone())
 
 
 def same_writes(left: Estimate, right: Estimate) -> bool:
     """Whether two estimates write the same bits to the same places."""
     return len(left.writes) == len(right.writes) and all(
-        type(one) is type(two) and all(map(same_bits, _values(one), _values(two)))
+        _same_place(one, two) and all(map(same_bits, _values(one), _values(two)))
         for one, two in zip(left.writes, right.writes, strict=True)
     )
+
+
+def _same_place(one: Write, two: Write) -> bool:
+    if isinstance(one, OtherWrite) and isinstance(two, OtherWrite):
+        return list(one.tensors) == list(two.tensors)
+    return type(one) is type(two)
 
 
 def _values(write: Write) -> list[Tensor]:
     if isinstance(write, HistoryWrite):
         return [write.nodes, write.values]
+    if isinstance(write, OtherWrite):
+        return list(write.tensors.values())
     return [write.values] if isinstance(write, VectorWrite) else list(_tensors(write.tables).values())
 
 

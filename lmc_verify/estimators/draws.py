@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from lmc_verify.errors import ContractError, InvalidInputError
@@ -77,10 +78,10 @@ def require_design(design: Any) -> None:
             "inclusion_probabilities(); use lmc_verify.Clusters, UniformNodes, or an object of your own with these"
         )
     size = design.support_size
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+    if size != math.inf and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise InvalidInputError(
             f"support_size of the batch design {name!r} is {size!r}, it must be a number of batches; make it a "
-            "property that returns an int of at least 1"
+            "property that returns an int of at least 1, or math.inf where the batches cannot be enumerated"
         )
     inclusion = design.inclusion_probabilities()
     fits = isinstance(inclusion, Tensor) and inclusion.dim() == 1 and inclusion.is_floating_point()
@@ -94,6 +95,30 @@ def require_design(design: Any) -> None:
         raise InvalidInputError(f"draw() of the batch design {name!r} gives a {type(drawn).__name__}, not a Batch")
     if size <= MOST_BATCHES:
         _require_enumeration(design, name)
+    if size == math.inf:
+        _require_draws(design, name, drawn, inclusion)
+
+
+def _require_draws(design: BatchDesign, name: str, drawn: Batch, inclusion: Tensor) -> None:
+    """Look at a draw where there is no enumeration to compare it with: is it repeatable, as probable as is stated?"""
+    again = design.draw(generator(0, "one draw"))
+    if not torch.equal(drawn.nodes, again.nodes):
+        raise ContractError(
+            f"draw() of the batch design {name!r} gave the batches {named_nodes(drawn.nodes)} and "
+            f"{named_nodes(again.nodes)} for two generators of one seed; draw from the generator that is given alone"
+        )
+    if int(drawn.nodes[-1]) >= inclusion.numel():
+        raise InvalidInputError(
+            f"draw() of the batch design {name!r} gave node {int(drawn.nodes[-1])}, inclusion_probabilities() are of "
+            f"{inclusion.numel()} nodes; make both of the same graph"
+        )
+    stated = inclusion.double().cpu()[drawn.nodes.cpu()].numpy()
+    if not _agree(drawn.inclusion.cpu().double().numpy(), stated):
+        raise ContractError(
+            f"draw() of the batch design {name!r} gave a batch with inclusion probabilities from "
+            f"{float(drawn.inclusion.min()):.6g} to {float(drawn.inclusion.max()):.6g}, inclusion_probabilities() says "
+            f"{stated.min():.6g} to {stated.max():.6g}; make them one"
+        )
 
 
 def _require_enumeration(design: BatchDesign, name: str) -> None:

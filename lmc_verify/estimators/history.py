@@ -18,7 +18,17 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.objective import ExactPass, Problem, same_bits
 
-__all__ = ["AUXILIARY", "EMBEDDING", "History", "HistoryWrite", "Refresh", "RowsAhead", "VectorWrite", "Write"]
+__all__ = [
+    "AUXILIARY",
+    "EMBEDDING",
+    "History",
+    "HistoryWrite",
+    "OtherWrite",
+    "Refresh",
+    "RowsAhead",
+    "VectorWrite",
+    "Write",
+]
 
 EMBEDDING, AUXILIARY = "embedding", "auxiliary"
 
@@ -60,7 +70,20 @@ class VectorWrite:
     values: Tensor
 
 
-Write = HistoryWrite | Refresh | VectorWrite
+@dataclass(frozen=True, eq=False)
+class OtherWrite:
+    """A write that replaces everything that a state keeps beside its tables and vectors, see `History.other_tensors`.
+
+    Attributes:
+        tensors: the tensors in it, by their paths: two writes with the same bits are the same.
+        kept: what the state that it is for puts back.
+    """
+
+    tensors: Mapping[str, Tensor]
+    kept: Any = field(repr=False)
+
+
+Write = HistoryWrite | Refresh | VectorWrite | OtherWrite
 
 
 class RowsAhead:
@@ -258,9 +281,23 @@ class History:
                 )
             elif isinstance(write, VectorWrite):
                 self.vectors[write.name] = write.values.clone()
+            elif isinstance(write, OtherWrite):
+                self._replace_other(write)
             else:
                 table = self.table(write.kind)[write.layer]
                 table[write.nodes.to(table.device)] = write.values.to(table.device)
+
+    @property
+    def keeps_other(self) -> bool:
+        """Whether something is kept beside the tables and vectors, which only a state of a class of its own can do."""
+        return False
+
+    def other_tensors(self) -> Mapping[str, Tensor]:
+        """Return the tensors that are kept beside the tables and vectors, by path: what they mean is not known."""
+        return {}
+
+    def _replace_other(self, write: OtherWrite) -> None:
+        """Put back what an `OtherWrite` holds."""
 
     def check(self, write: Write) -> None:
         """Raise InvalidInputError if a write does not fit its table; nothing is written."""
@@ -268,6 +305,11 @@ class History:
             self._check_rows(write)
         elif isinstance(write, VectorWrite):
             self._check_vector(write)
+        elif isinstance(write, OtherWrite) and not self.keeps_other:
+            raise InvalidInputError(
+                f"cannot write {', '.join(write.tensors) or 'values'}: this state keeps nothing beside its tables; "
+                "apply writes to the state of the estimator that made them"
+            )
 
     def _check_rows(self, write: HistoryWrite) -> None:
         """Raise InvalidInputError if a write does not fit its table."""
@@ -317,6 +359,7 @@ class History:
             (self.embeddings, other.embeddings),
             (self.auxiliary, other.auxiliary),
             (self.vectors, other.vectors),
+            (dict(self.other_tensors()), dict(other.other_tensors())),
         )
         return all(
             left.keys() == right.keys() and all(same_bits(left[layer], right[layer]) for layer in left)

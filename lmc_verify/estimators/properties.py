@@ -20,7 +20,7 @@ from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, Sampling
 from lmc_verify.estimators.compensated.members import Compensated
 from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
-from lmc_verify.estimators.compensated.step_momentum import held_embeddings
+from lmc_verify.estimators.compensated.step_momentum import held_embeddings, read_embeddings
 from lmc_verify.estimators.full_batch import FullBatch
 from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
 from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
@@ -88,6 +88,7 @@ class EstimatorProperties:
         holds_exact: its state holds exact values, which `init` computes; None where that is unknown.
         weighting: its loss weighting, see `lmc_verify.estimators.LOSS_WEIGHTINGS`; None where that is unknown.
         beta: weight of fresh values at the halo, one number or one per node; None where it states none.
+        post_activation: it states that its histories of H hold what the layer above reads, behind the activation.
     """
 
     known: bool
@@ -104,6 +105,7 @@ class EstimatorProperties:
     holds_exact: bool | None
     weighting: str | None
     beta: float | tuple[float, ...] | None
+    post_activation: bool
 
     @property
     def passes(self) -> Policies | None:
@@ -157,15 +159,19 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
         # The full batch weights no rows: its mean is the exact gradient, as with inverse inclusion probabilities.
         weighting=stated_weighting(estimator) or ("inclusion" if known else None),
         beta=getattr(estimator, "beta", None),
+        post_activation=getattr(estimator, "post_activation", False) is True,
     )
 
 
 def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass) -> dict[int, Tensor]:
     """Return what an estimator's histories of H hold where they are exact, by layer 0 ... L, each [n, width].
 
-    ``H^l`` itself; for one that states feature momentum, what layer l + 1 reads of it.
+    ``H^l`` itself; for one that states feature momentum, or histories behind the activation, what layer l + 1 reads.
     """
-    return held_embeddings(problem, properties_of(estimator).policies, dict(enumerate(exact.embeddings)))
+    found, embeddings = properties_of(estimator), dict(enumerate(exact.embeddings))
+    if found.post_activation:
+        return embeddings | read_embeddings(problem, embeddings)
+    return held_embeddings(problem, found.policies, embeddings)
 
 
 def _is_known(estimator: Estimator, policies: Policies | None) -> bool:

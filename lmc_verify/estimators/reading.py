@@ -9,7 +9,7 @@ import torch
 from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.estimators.base import Estimate, Estimator, batch_distribution
 from lmc_verify.estimators.contract import checked_estimate, same_writes
-from lmc_verify.graphs import Batch, Graph, OneBatch, Partition
+from lmc_verify.graphs import Batch, BatchDesign, Graph, OneBatch, Partition
 from lmc_verify.objective import Gradient, Problem, exact_gradient
 from lmc_verify.seeds import generator
 
@@ -20,6 +20,10 @@ ASPECTS = ("features", "labels", "training mask", "edges", "parameters")
 
 _NUDGE = 1 + 2**-10
 """Parameters are scaled by little: a model may be defined near its own parameters only."""
+
+
+_PAYLOADS = 16
+"""Batches with a payload among which one is looked for whose estimate does not vanish."""
 
 
 def whole_batch(graph: Graph, partition: Partition | None = None) -> Batch:
@@ -34,14 +38,15 @@ def require_reading(
     exact: Gradient,
     aspects: Sequence[str] = ASPECTS,
     partition: Partition | None = None,
+    design: BatchDesign | None = None,
 ) -> None:
     """Refuse an estimator that does not read the problem that it is given, but data or a model of its own.
 
-    It is asked for the estimate of the whole graph as one batch, on the problem and on others that differ in one
-    aspect: rows of features or labels exchanged, every second labelled node left out of the training mask, no edges,
-    parameters a thousandth larger (of the same problem, in place, as in training). Where the exact gradient changes and
-    the estimate keeps every bit, history writes included, it was not read. A problem whose exact gradient does not
-    exist or is not finite is not asked about.
+    It is asked for the estimate of the whole graph as one batch, or of a batch with a payload, on the problem and on
+    others that differ in one aspect: rows of features or labels exchanged, every second labelled node left out of the
+    training mask, no edges, parameters a thousandth larger (of the same problem, in place, as in training). Where the
+    exact gradient changes and the estimate keeps every bit, history writes included, it was not read. A problem whose
+    exact gradient does not exist or is not finite is not asked about.
 
     Args:
         estimator: the estimator.
@@ -49,36 +54,58 @@ def require_reading(
         exact: its exact gradient.
         aspects: some of `ASPECTS`.
         partition: the clusters that batches are made of, if any.
+        design: the batches' distribution. Where they carry a payload, one of them is asked about: nobody knows what the
+            payload of all nodes would be.
 
     Raises:
         ContractError: names what the estimator ignores.
     """
+    asked = _asked(estimator, problem, partition, design)
+    if asked is None:
+        return
     given: Estimate | None = None
     for what, other in _others(problem, aspects):
         there = _exact(other)
         if there is None or _equal(exact, there):
             continue  # the model is not defined there, or the network has died, say
         if given is None:
-            given = _estimate(estimator, problem, partition)
+            given = _estimate(estimator, problem, asked)
         try:
-            found = _estimate(estimator, other, partition)
+            found = _estimate(estimator, other, asked)
         except InvalidInputError:  # there is nothing to sample on a graph without edges, say
             continue
         _compare(estimator, what, given, found)
     if "parameters" in aspects:
         moving = problem.copy()
-        before = _estimate(estimator, moving, partition)
+        before = _estimate(estimator, moving, asked)
         with torch.no_grad():
             for parameter in moving.model.parameters():
                 parameter.mul_(_NUDGE)
         there = _exact(moving)
         if there is not None and not _equal(exact, there):
-            _compare(estimator, "parameters", before, _estimate(estimator, moving, partition))
+            _compare(estimator, "parameters", before, _estimate(estimator, moving, asked))
 
 
-def _estimate(estimator: Estimator, problem: Problem, partition: Partition | None) -> Estimate:
-    """Return the estimate from all nodes and a fresh state, from the same draw of the estimator's own randomness."""
-    state, one = estimator.init(problem), OneBatch(whole_batch(problem.graph, partition), problem.graph.num_nodes)
+def _asked(
+    estimator: Estimator, problem: Problem, partition: Partition | None, design: BatchDesign | None
+) -> Batch | None:
+    """Return the batch of all nodes, or one with a payload where those of the design have one; None if all vanish."""
+    whole = whole_batch(problem.graph, partition)
+    if design is None:
+        return whole
+    rng, state = generator(0, "payload"), estimator.init(problem)
+    for _ in range(_PAYLOADS):
+        batch = design.draw(rng)
+        if batch.payload is None:
+            return whole
+        if any(bool(value.any()) for value in checked_estimate(estimator, problem, state, batch).gradient.values()):
+            return batch
+    return None
+
+
+def _estimate(estimator: Estimator, problem: Problem, asked: Batch) -> Estimate:
+    """Return the estimate from a batch and a fresh state, from the same draw of the estimator's own randomness."""
+    state, one = estimator.init(problem), OneBatch(asked, problem.graph.num_nodes)
     batch = batch_distribution(estimator, problem, state, one).draw(generator(0, "reading"))
     return checked_estimate(estimator, problem, state, batch)
 

@@ -304,16 +304,29 @@ def registered_settings(estimator: Estimator) -> dict[str, Any] | None:
 def with_beta(estimator: Estimator, factor: float) -> Estimator:
     """Return an estimator with its beta multiplied by a factor; estimators without a beta as they are.
 
+    A data class is copied with another ``beta``; any other estimator is asked by ``with_beta(beta)``, if it has that.
+
     Raises:
-        InvalidInputError: the result lies outside [0, 1]; or the estimator has a beta and is no dataclass, or has
-            methods of its own on the instance, which a copy would lose.
+        InvalidInputError: the result lies outside [0, 1]; or the estimator has a beta, is no dataclass and has no
+            ``with_beta``, or has methods of its own on the instance, which a copy would lose.
     """
     beta = properties_of(estimator).beta
     if beta is None:
         return estimator
+    scaled = tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
+    given: Any = getattr(estimator, "with_beta", None)
+    if callable(given):
+        other: Estimator = given(scaled)
+        if properties_of(other).beta != scaled:
+            raise InvalidInputError(
+                f"with_beta({scaled}) of {estimator.name!r} gave an estimator with beta = {properties_of(other).beta}; "
+                "return one with the beta that is asked for"
+            )
+        return other
     if not is_dataclass(cast(object, estimator)):
         raise InvalidInputError(
-            f"estimator {estimator.name!r} has a beta and is no dataclass, so its beta cannot be scaled; make it one"
+            f"estimator {estimator.name!r} has a beta and is no dataclass, so its beta cannot be scaled; make it one, "
+            "or give it a method with_beta(beta)"
         )
     lost = replaced_on_instance(estimator)
     if lost:
@@ -321,7 +334,6 @@ def with_beta(estimator: Estimator, factor: float) -> Estimator:
             f"estimator {estimator.name!r} has {', '.join(lost)} set on the instance, which a copy with another beta "
             "would lose; set it in a subclass"
         )
-    scaled = tuple(factor * value for value in beta) if isinstance(beta, tuple) else factor * beta
     settings: Any = estimator
     changed: Estimator = replace(settings, beta=scaled)
     return changed

@@ -11,6 +11,7 @@ from lmc_verify.graphs.designs import (
     UniformNodes,
 )
 from lmc_verify.graphs.graph import Graph, changed_content, graph_content
+from lmc_verify.graphs.loaders import BatchList, LoaderDesign
 from lmc_verify.graphs.memory import BufferPool
 from lmc_verify.graphs.operators import (
     Block,
@@ -29,6 +30,7 @@ __all__ = [
     "AnyGenerator",
     "Batch",
     "BatchDesign",
+    "BatchList",
     "Block",
     "BufferPool",
     "Clusters",
@@ -36,6 +38,7 @@ __all__ = [
     "FusedClusters",
     "Graph",
     "LayerSample",
+    "LoaderDesign",
     "LocalSet",
     "OneBatch",
     "Partition",

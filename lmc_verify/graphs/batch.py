@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,12 +37,15 @@ class Batch:
         inclusion: float64 [size], the probability that the design puts each node into a batch; in (0, 1].
         clusters: the clusters it is made of, where the design has any.
         sample: what the estimator's own randomness decided, where it has any; see `Estimator`.
+        payload: what a loader gave for these nodes, such as PyTorch Geometric's ``Data``, for estimators that read it.
+            Nothing here looks into it, and batches are the same whatever it is.
     """
 
     nodes: Tensor
     inclusion: Tensor
     clusters: tuple[int, ...] | None = None
     sample: Sample | None = field(default=None, repr=False)
+    payload: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.nodes.dim() != 1 or self.nodes.dtype != torch.int64 or self.nodes.numel() == 0:
@@ -68,6 +72,8 @@ class Batch:
         nodes: Sequence[int] | Tensor,
         inclusion: float | Tensor = 1.0,
         clusters: tuple[int, ...] | None = None,
+        *,
+        payload: Any = None,
     ) -> Batch:
         """Build from node ids in any order and one common (or per-node) inclusion probability."""
         given = torch.as_tensor(nodes).reshape(-1)
@@ -78,7 +84,7 @@ class Batch:
             probabilities = inclusion.to(torch.float64)[order]
         else:
             probabilities = torch.full(ids.shape, float(inclusion), dtype=torch.float64)
-        return cls(ids, probabilities, clusters)
+        return cls(ids, probabilities, clusters, payload=payload)
 
     @property
     def size(self) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.batch import Batch
+from lmc_verify.graphs.loaders import BatchList, Inclusion, LoaderDesign, NodesOf, design_of_loader
 from lmc_verify.graphs.partition import Partition
 from lmc_verify.seeds import as_generator
 
@@ -29,19 +30,41 @@ __all__ = ["BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "OneBatc
 AnyGenerator = np.random.Generator | torch.Generator
 
 
+class _OfLoaders(type(Protocol)):  # type: ignore[misc]
+    """What can be asked of the class of designs itself; as a member of the protocol every design would need it."""
+
+    def from_loader(
+        cls,
+        loader: Iterable[Any],
+        *,
+        num_nodes: int | None = None,
+        nodes: NodesOf | None = None,
+        inclusion: Inclusion | None = None,
+    ) -> BatchList | LoaderDesign:
+        """Return the design of a loader's batches; see `lmc_verify.graphs.loaders.design_of_loader`."""
+        return design_of_loader(loader, num_nodes=num_nodes, nodes=nodes, inclusion=inclusion)
+
+
 @runtime_checkable
-class BatchDesign(Protocol):
-    """A probability distribution over batches. A user's own design needs these four members."""
+class BatchDesign(Protocol, metaclass=_OfLoaders):
+    """A probability distribution over batches. A user's own design needs these four members.
+
+    ``BatchDesign.from_loader(loader)`` makes one of a list of batches, or of a loader such as PyTorch Geometric's; see
+    `lmc_verify.graphs.loaders.design_of_loader` for its arguments.
+    """
 
     @property
-    def support_size(self) -> int:
-        """Number of distinct batches."""
+    def support_size(self) -> float:
+        """Number of distinct batches; ``math.inf`` where they cannot be enumerated."""
 
     def draw(self, generator: AnyGenerator) -> Batch:
         """Draw one batch."""
 
     def enumerate(self) -> Iterator[tuple[Batch, float]]:
-        """Yield every batch of the support with its probability; the probabilities sum to one."""
+        """Yield every batch of the support with its probability; the probabilities sum to one.
+
+        It is not called where `support_size` is infinite.
+        """
 
     def inclusion_probabilities(self) -> Tensor:
         """Return the probability of each node to be in a batch, float64 [n]."""

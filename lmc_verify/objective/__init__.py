@@ -4,6 +4,7 @@ from lmc_verify.objective.closed_work import ClosedWork
 from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
 from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
 from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
+from lmc_verify.objective.plain_models import layered
 from lmc_verify.objective.problem import (
     Gradient,
     Problem,
@@ -27,6 +28,7 @@ __all__ = [
     "fixed_point_pass",
     "gradient_norm",
     "gradient_sum",
+    "layered",
     "loss_conditioning",
     "refuse_dropout",
     "rounding_terms",

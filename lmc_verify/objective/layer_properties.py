@@ -10,7 +10,9 @@ messages.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +29,9 @@ from torch_geometric.nn.aggr import (
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
 from lmc_verify.models.adapter import PyGConv
-from lmc_verify.models.layered import ConvLayer, Layer, LayeredModel, is_altered
+from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, is_altered
 
-__all__ = ["check_layers", "kind_of"]
+__all__ = ["check_layers", "is_aggregate_linear", "kind_of"]
 
 _EDGES = (
     (1, 0), (2, 0), (3, 0), (4, 0), (5, 0),
@@ -87,6 +89,23 @@ def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> 
                 _Trial(name, _moved(name, layer), _small_graph(graph, widths[index - 1]), widths[0]).run()
 
 
+def is_aggregate_linear(name: str, conv: Conv, width: int, graph: Graph) -> bool:
+    """Measure whether a convolution is aggregate-linear, as `check_layers` does, on a copy in evaluation mode.
+
+    Args:
+        name: of the layer, for messages.
+        conv: the convolution.
+        width: of the rows that it aggregates.
+        graph: its dtype, device, kind of weights and edge features are used.
+
+    Raises:
+        InvalidInputError: it cannot be evaluated on pieces of a graph.
+    """
+    with torch.inference_mode(False):
+        layer = _moved(name, ConvLayer(conv)).eval()
+        return _Trial(name, layer, _small_graph(graph, width), width).is_aggregate_linear()
+
+
 def _is_foreign(module: nn.Module) -> bool:
     types = {type(part) for part in module.modules()}
     told = PyGConv in types and bool(getattr(module, "aggregate_linear", False))
@@ -138,19 +157,12 @@ class _Trial:
 
     def run(self) -> None:
         """Raise InvalidInputError for what the layer must not be."""
-        try:
+        with self._evaluated():
             whole, again, block, fewer = self._rows()
             if not torch.equal(whole, again):
                 return
             changed, missing = self._dependence()
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
-            raise InvalidInputError(
-                f"{self.name} cannot be evaluated on a block of {len(_BATCH)} rows: {type(error).__name__}: {error}; a "
-                "layer must take any rows with any of their sources"
-            ) from error
-        least = float(torch.finfo(self.graph.dtype).eps) ** 0.5
+        least = self._least
         if (apart := max(_difference(block, whole), _difference(fewer, whole[_FEWER]))) > least:
             raise InvalidInputError(
                 f"{self.name} gives other rows on a block with all of their in-neighbours than on the whole graph, by "
@@ -172,6 +184,29 @@ class _Trial:
                 f"{max(changed, missing):.2g} of its size when the row's other messages change or are left out; leave "
                 "aggregate_linear out, as for attention, normalised rows and activations after the aggregation"
             )
+
+    def is_aggregate_linear(self) -> bool:
+        """Whether the Jacobian in a source is the same, whatever the row's other messages are and without them."""
+        with self._evaluated():
+            dependence = self._dependence()
+        return max(dependence) <= self._least
+
+    @property
+    def _least(self) -> float:
+        """The smallest relative change that is not rounding."""
+        return math.sqrt(torch.finfo(self.graph.dtype).eps)
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(
+                f"{self.name} cannot be evaluated on a block of {len(_BATCH)} rows: {type(error).__name__}: {error}; a "
+                "layer must take any rows with any of their sources"
+            ) from error
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the compared rows from the whole graph, twice, from a block with their in-neighbours, and the fewer.
@@ -223,7 +258,7 @@ class _Trial:
         with torch.enable_grad():
             own = type(self.layer).forward is not ConvLayer.forward or is_altered(self.layer)
             if isinstance(self.layer, ConvLayer) and not own:
-                out = self.layer.conv(source, target, block)
+                out = self.layer.conv(*_fitting(self.layer.before, source, target), block)
             else:
                 out = self.layer(source, target, self._x0()[where], block)
             weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
@@ -235,6 +270,16 @@ class _Trial:
     def _x0(self) -> Tensor:
         ones = self.graph.x.new_ones(_NODES, self.x0_width)
         return ones * torch.linspace(-1, 1, _NODES, dtype=ones.dtype, device=ones.device)[:, None]
+
+
+def _fitting(before: nn.Module | None, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows as wide as the convolution reads: as they are, unless the part before it changes their width.
+
+    An activation is left out, which could be zero around the rows.
+    """
+    if before is None or (read := before(source)).shape[1] == source.shape[1]:
+        return source, target
+    return read, before(target)
 
 
 def _moved(name: str, layer: Layer) -> Layer:

@@ -71,8 +71,9 @@ class Problem:
             raise UnknownNameError("loss", loss, LOSSES)
         if not isinstance(model, LayeredModel):
             raise InvalidInputError(
-                f"model is a {type(model).__name__}, a Problem needs a LayeredModel; build one of lmc_verify.GCN, SAGE "
-                "or GAT, or wrap PyG convolutions with PyGConv and ConvLayer"
+                f"model is a {type(model).__name__}, a Problem needs a LayeredModel; make one of it with "
+                "lmc_verify.layered(model, graph), build one of lmc_verify.GCN, SAGE or GAT, or wrap PyG convolutions "
+                "with PyGConv and ConvLayer"
             )
         if graph.multi_label != (loss == "bce"):
             kind = "multi-label targets" if graph.multi_label else "class labels"
@@ -313,8 +314,18 @@ class Problem:
 
     def layer_of(self, name: str) -> str:
         """Return the part a parameter belongs to: ``"encoder"``, ``"layer 1"`` ... ``"layer L"`` or ``"head"``."""
-        head, *rest = name.split(".")
-        return f"layer {int(rest[0]) + 1}" if head == "layers" else head
+        return self._part_of.get(name, name.partition(".")[0])
+
+    @cached_property
+    def _part_of(self) -> dict[str, str]:
+        """The first part that has it, by parameter name: names of a plain model's parameters do not tell."""
+        model = self.model
+        found: dict[str, str] = {}
+        layers = [(f"layer {index}", model.layer(index)) for index in range(1, self.num_layers + 1)]
+        for part, module in (("encoder", model.encoder), *layers, ("head", model.head)):
+            for parameter in () if module is None else module.parameters():
+                found.setdefault(self._name_of[id(parameter)], part)
+        return found
 
     def node_losses(self, outputs: Tensor, nodes: Tensor | None = None) -> Tensor:
         """Return ``loss_i / |V_L|`` for rows of outputs, zero at unlabelled nodes [rows]."""

@@ -26,16 +26,16 @@ class Reached:
         step: steps taken.
         epoch: epochs taken.
         seconds: training time.
-        nodes: rows evaluated by all estimates.
-        messages: messages that they kept.
+        nodes: rows evaluated by all estimates; None where one does not state its cost.
+        messages: messages that they kept; None as well.
         accuracy: what it had then.
     """
 
     step: int
     epoch: float
     seconds: float
-    nodes: int
-    messages: int
+    nodes: int | None
+    messages: int | None
     accuracy: float
 
 
@@ -139,7 +139,8 @@ class Standing:
         arrived: how many reached the target.
         medians: by quantity. To the target: ``seconds``, ``steps``, ``epochs``, ``nodes``, ``messages``. Of the whole
             run: ``best`` (best accuracy of the target's split), ``test`` (test accuracy then), ``total_seconds``
-            (training time) and ``evaluation_seconds`` (which it does not contain).
+            (training time) and ``evaluation_seconds`` (which it does not contain). Nodes and messages have no value
+            where a run that arrived does not state them.
     """
 
     label: str

@@ -74,12 +74,12 @@ def judge(entry: RaceEntry, target: Target) -> RaceEntry:
     return replace(entry, reached=None, reason=reason)
 
 
-_TO_TARGET: dict[str, Callable[[Reached], float]] = {
+_TO_TARGET: dict[str, Callable[[Reached], float | None]] = {
     "seconds": lambda reached: reached.seconds,
     "steps": lambda reached: float(reached.step),
     "epochs": lambda reached: reached.epoch,
-    "nodes": lambda reached: float(reached.nodes),
-    "messages": lambda reached: float(reached.messages),
+    "nodes": lambda reached: reached.nodes,
+    "messages": lambda reached: reached.messages,
 }
 
 
@@ -97,7 +97,9 @@ def _standing(label: str, entries: Sequence[RaceEntry], settings: RaceSettings, 
     medians = {}
     for name, read in _TO_TARGET.items():
         times = [math.inf if entry.reached is None else read(entry.reached) for entry in entries]
-        medians[name] = _median(times if target.accuracy is not None else [], settings.alpha)
+        stated = [float(time) for time in times if time is not None]
+        known = target.accuracy is not None and len(stated) == len(times)
+        medians[name] = _median(stated if known else [], settings.alpha)
     whole: dict[str, Callable[[Evaluation, Evaluation], float | None]] = {
         "best": lambda best, last: getattr(best, target.split),
         "test": lambda best, last: best.test,

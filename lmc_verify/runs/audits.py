@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_geometric
@@ -26,6 +26,7 @@ from lmc_verify.errors import InfrastructureError, InvalidInputError, LmcVerifyE
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.runs.functions import UserFunction, blamed, find_function
 from lmc_verify.runs.trials import Trial
+from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import forked_generators
 
 __all__ = ["AuditSettings", "PlannedAudit", "make_audit", "run_audit", "verdict_of_audit"]
@@ -56,7 +57,7 @@ class AuditSettings(BaseModel):
     arguments: dict[str, Any] = Field(default_factory=dict)
     draws: int | None = Field(None, ge=2)
     alpha: float | None = Field(None, gt=0, lt=1)
-    guarantee: Literal["exact", "anytime-valid", "asymptotic"] | None = None
+    guarantee: Guarantee | None = None
     delta: float | None = Field(None, gt=0, allow_inf_nan=False)
     seed: int | None = Field(None, ge=0)
 
@@ -205,6 +206,7 @@ def verdict_of_audit(made: Audit, settings: AuditSettings) -> Verdict:
         made.summary,
         case=replace(settings.described, seed=made.seed),
         alpha_spent=made.alpha,
+        guarantee=made.guarantee,
         draws=made.draws if by_draws else None,
         evidence=(*bias, *causes),
         series=made.series,

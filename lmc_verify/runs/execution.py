@@ -81,20 +81,17 @@ class RunResult:
 
     @property
     def alpha_spent(self) -> float:
-        """Error probability that the statistical checks of the run spent together; controls have their own.
-
-        Without that of audits which rest on the normal law: see `alpha_asymptotic`.
-        """
-        return self._spent(asymptotic=False)
+        """Error probability that the statistical checks of the run spent together; controls have their own."""
+        return math.fsum(trial.verdict.alpha_spent for trial in self.trials if trial.kind == "claim")
 
     @property
-    def alpha_asymptotic(self) -> float:
-        """Error probability of audits that rest on the normal law of many draws: it holds for ever more draws only."""
-        return self._spent(asymptotic=True)
-
-    def _spent(self, *, asymptotic: bool) -> float:
-        verdicts = (trial.verdict for trial in self.trials if trial.kind == "claim")
-        return math.fsum(verdict.alpha_spent for verdict in verdicts if verdict.asymptotic is asymptotic)
+    def alpha_spent_asymptotic(self) -> float:
+        """What of `alpha_spent` holds in the limit of many draws only."""
+        return math.fsum(
+            trial.verdict.alpha_spent
+            for trial in self.trials
+            if trial.kind == "claim" and trial.verdict.guarantee == "asymptotic"
+        )
 
     @property
     def overspent(self) -> bool:

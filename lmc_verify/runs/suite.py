@@ -192,6 +192,23 @@ class Suite(BaseModel):
         suite.audits()
         return suite
 
+    def with_guarantee(self, guarantee: str) -> Suite:
+        """Return the suite with the weakest guarantee that a verdict may have, instead of what its tables say.
+
+        Raises:
+            InvalidInputError: no such guarantee; raised when the suite is planned.
+        """
+        tables = []
+        for check in self.check:
+            given = check.sampling if isinstance(check.sampling, list) else [check.sampling]
+            sampling = [{**settings, "guarantee": guarantee} for settings in given]
+            tables.append(check.model_copy(update={"sampling": sampling}))
+        audits = [
+            table if table.guarantee == "exact" else table.model_copy(update={"guarantee": guarantee})
+            for table in self.audit
+        ]
+        return self.model_copy(update={"check": tables, "audit": audits})
+
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every planned check of the suite, claims first, in the order of the file.
 

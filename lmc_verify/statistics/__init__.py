@@ -13,7 +13,7 @@ from lmc_verify.statistics.frequencies import (
     smallest_deviation,
 )
 from lmc_verify.statistics.intervals import MeanInterval, draws_to_width, reachable_width
-from lmc_verify.statistics.ledger import ErrorLedger, LedgerRow
+from lmc_verify.statistics.ledger import ErrorLedger, Guarantee, LedgerRow
 from lmc_verify.statistics.quadratic import expected_norm, known_slope, measured_norms
 from lmc_verify.statistics.radius import BiasRadius, draws_to_bound, resolvable_bias
 from lmc_verify.statistics.rates import (
@@ -41,6 +41,7 @@ __all__ = [
     "ErrorLedger",
     "FloorReading",
     "FrequencyTest",
+    "Guarantee",
     "LedgerRow",
     "MeanInterval",
     "MedianInterval",

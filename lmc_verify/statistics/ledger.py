@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 
-__all__ = ["ErrorLedger", "LedgerRow"]
+__all__ = ["ErrorLedger", "Guarantee", "LedgerRow"]
+
+Guarantee = Literal["exact", "anytime-valid", "asymptotic"]
+"""What an error probability means: there is none (all was enumerated, rounding apart); it holds at every finite number
+of draws; or it holds in the limit of many draws (a normal approximation)."""
 
 _ROUNDING = 1e-12  # relative: shares are rounded quotients, and their sum is compared with the total
 
@@ -21,6 +25,7 @@ class LedgerRow:
     name: str
     share: float
     spent: float | None
+    guarantee: Guarantee = "anytime-valid"
 
 
 class ErrorLedger:
@@ -62,6 +67,7 @@ class ErrorLedger:
         whole = math.fsum(weights.values())
         self._shares = {name: self.total * (weight / whole) for name, weight in weights.items()}
         self._spent: dict[str, float] = {}
+        self._guarantees: dict[str, Guarantee] = {}
 
     def share(self, name: str) -> float:
         """Return the error probability that a check may spend.
@@ -73,8 +79,10 @@ class ErrorLedger:
             raise UnknownNameError("check", name, self._shares)
         return self._shares[name]
 
-    def spend(self, name: str, alpha: float | None = None) -> float:
+    def spend(self, name: str, alpha: float | None = None, guarantee: Guarantee = "anytime-valid") -> float:
         """Note that a check has spent its share, or the smaller `alpha` (0: an exact check), and return it.
+
+        What is spent with different guarantees is counted apart, see `spent_on`, and together within the total.
 
         Raises:
             UnknownNameError: no such check.
@@ -90,13 +98,17 @@ class ErrorLedger:
             raise InvalidInputError(f"the check {name!r} wants to spend {amount}, its share is {share}")
         if math.fsum([*self._spent.values(), amount]) > self.total * (1 + _ROUNDING):
             raise InvalidInputError(f"with {amount} for {name!r} more than the total of {self.total} would be spent")
-        self._spent[name] = amount
+        self._spent[name], self._guarantees[name] = amount, guarantee
         return amount
 
     @property
     def spent(self) -> float:
         """Error probability that has been spent."""
         return math.fsum(self._spent.values())
+
+    def spent_on(self, guarantee: Guarantee) -> float:
+        """Return the error probability that has been spent on verdicts of one guarantee."""
+        return math.fsum(amount for name, amount in self._spent.items() if self._guarantees[name] == guarantee)
 
     @property
     def remaining(self) -> float:
@@ -105,13 +117,19 @@ class ErrorLedger:
 
     def rows(self) -> tuple[LedgerRow, ...]:
         """Return a line for every check, in the order given."""
-        return tuple(LedgerRow(name, share, self._spent.get(name)) for name, share in self._shares.items())
+        return tuple(
+            LedgerRow(name, share, self._spent.get(name), self._guarantees.get(name, "anytime-valid"))
+            for name, share in self._shares.items()
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ledger as plain JSON-compatible values."""
         return {
             "total": self.total,
-            "checks": [{"name": row.name, "share": row.share, "spent": row.spent} for row in self.rows()],
+            "checks": [
+                {"name": row.name, "share": row.share, "spent": row.spent, "guarantee": row.guarantee}
+                for row in self.rows()
+            ],
         }
 
     @classmethod
@@ -128,5 +146,5 @@ class ErrorLedger:
             raise InvalidInputError(f"the shares must be positive and sum to at most {ledger.total}, got {whole}")
         for row in values["checks"]:
             if row["spent"] is not None:
-                ledger.spend(row["name"], row["spent"])
+                ledger.spend(row["name"], row["spent"], row.get("guarantee", "anytime-valid"))
         return ledger

@@ -7,7 +7,7 @@ for, and leaves the caller's model, data, histories and random generators as the
 from lmc_verify.steps.batches import induced_data
 from lmc_verify.steps.data import cast, clone, describe, node_attributes
 from lmc_verify.steps.generators import forked_generators
-from lmc_verify.steps.objective import Objective, call_model, mean_loss, objective_gradient
+from lmc_verify.steps.objective import Objective, call_model, mean_loss, objective_gradient, unwrapped
 from lmc_verify.steps.runner import NoGradientError, Step, StepRunner
 from lmc_verify.steps.state import KeptState, StateLike
 
@@ -27,4 +27,5 @@ __all__ = [
     "mean_loss",
     "node_attributes",
     "objective_gradient",
+    "unwrapped",
 ]

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-__all__ = ["cast", "clone", "describe", "node_attributes", "tensors_of"]
+__all__ = ["cast", "clone", "describe", "node_attributes", "parts_of", "tensors_of"]
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a value with every tensor in it changed; containers are copied, other objects are the same."""
+    """Return a value with every tensor in it changed; containers are copied, other objects are the same.
+
+    NumPy arrays are copied, and those of floating-point numbers are changed as tensors are.
+    """
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, np.ndarray):
+        own = value.copy()
+        return change(torch.from_numpy(own)).numpy() if own.dtype in (np.float16, np.float32, np.float64) else own
     if isinstance(value, BaseData):
         out = copy.copy(value)
         for store in out.stores:
@@ -30,6 +38,11 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(_mapped(item, change) for item in value)
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for item in dataclasses.fields(value):
+            object.__setattr__(changed, item.name, _mapped(getattr(value, item.name), change))  # frozen ones, too
+        return changed
     return value
 
 
@@ -55,6 +68,8 @@ def tensors_of(value: Any, path: str = "") -> dict[str, Tensor]:
             items += [(f"{prefix}{key}", item) for key, item in store.items()]
     elif isinstance(value, Data):
         items = list(value.to_dict().items())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
     elif isinstance(value, Mapping):
         items = [(str(key), item) for key, item in value.items()]
     elif isinstance(value, list | tuple):
@@ -63,6 +78,20 @@ def tensors_of(value: Any, path: str = "") -> dict[str, Tensor]:
     for key, item in items:
         out |= tensors_of(item, f"{path}.{key}" if path else key)
     return out
+
+
+def parts_of(value: Tensor) -> list[Tensor]:
+    """Return the dense tensors that a tensor of any layout is made of."""
+    if value.layout is torch.strided:
+        return [value.resolve_conj().resolve_neg()]
+    if value.layout is torch.sparse_coo:
+        value = value.coalesce()
+        return [value.indices(), value.values()]
+    if value.layout is torch.sparse_csr:
+        return [value.crow_indices(), value.col_indices(), value.values()]
+    if value.layout is torch.sparse_csc:
+        return [value.ccol_indices(), value.row_indices(), value.values()]
+    return [value.to_dense()]
 
 
 def node_attributes(data: Data) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.steps.data import cast
 from lmc_verify.steps.generators import forked_generators
+from lmc_verify.steps.objective import unwrapped
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
 __all__ = ["NoGradientError", "Step", "StepRunner", "takes_data"]
@@ -38,10 +41,11 @@ def takes_data(step: Step) -> bool:
     positional = [item for item in arguments if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)]
     needed = sum(item.default is item.empty for item in positional)
     any_number = any(item.kind is item.VAR_POSITIONAL for item in arguments)
-    if needed > 3 or (len(positional) < 2 and not any_number):
+    by_name = [item.name for item in arguments if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
+    if needed > 3 or (len(positional) < 2 and not any_number) or by_name:
         raise InvalidInputError(
-            f"step{inspect.signature(step)} takes {needed} arguments; it is called as step(model, batch), or as "
-            "step(model, batch, data)"
+            f"step{inspect.signature(step)} takes {needed + len(by_name)} arguments; it is called as step(model, "
+            "batch), or as step(model, batch, data): bind the others with functools.partial"
         )
     return needed == 3
 
@@ -59,9 +63,11 @@ class StepRunner:
         model: the copy.
         names: of the trainable parameters, in ``named_parameters()`` order.
         state: what the step keeps.
+        changed: the parameters that the last run wrote into, as an optimiser does; they have been put back.
 
     Raises:
-        InvalidInputError: no module, no trainable parameter, or a step that takes other arguments.
+        InvalidInputError: a model that cannot be copied, has no trainable parameter or uninitialised ones, a step that
+            takes other arguments, or a state that is part of the caller's model.
     """
 
     def __init__(
@@ -71,18 +77,26 @@ class StepRunner:
             raise InvalidInputError(f"model is a {type(model).__name__}, a torch.nn.Module is needed")
         if not callable(step):
             raise InvalidInputError(f"step is a {type(step).__name__}; it must be a function step(model, batch)")
+        if not isinstance(dtype, torch.dtype):
+            raise InvalidInputError(f"dtype is {dtype!r}, a torch.dtype is needed: torch.float64, or torch.float32")
         if not dtype.is_floating_point or dtype.itemsize < 4:
             raise InvalidInputError(
                 f"dtype is {dtype}, in which rounding hides any bias; use torch.float64, or torch.float32"
             )
         self.step, self.dtype, self._takes_data = step, dtype, takes_data(step)
-        self.model = copy.deepcopy(model).to(dtype)
+        self._original = unwrapped(model)
+        _require_initialised(self._original)
+        self.model, copied = _copy(self._original)
+        self.model.to(dtype)
+        cast_tensors(list(Snapshot(self.model).tensors.values()), dtype)  # plain attributes, which .to() leaves out
         self.names = [name for name, value in self.model.named_parameters() if value.requires_grad]
         if not self.names:
             raise InvalidInputError(f"{type(model).__name__} has no trainable parameter; there is no gradient to judge")
-        self.state = KeptState(state, self.model)
+        self.state = KeptState(self.model if state is model else state, self.model)
+        _require_apart(self.state, copied)
         self._given = self.state.snapshot()
         self.state.cast(dtype)
+        self.changed: list[str] = []
         self.modes = {module: module.training for module in self.model.modules()}
 
     def close(self) -> None:
@@ -101,49 +115,101 @@ class StepRunner:
         Args:
             batch: as the step takes it.
             data: the whole graph, for a step that takes it.
-            seed: of the global generators, which the step may draw from.
+            seed: of the global generators and those in the state, which the step may draw from.
 
         Raises:
             NoGradientError: no parameter has a gradient afterwards.
-            ContractError: what the step returned are no gradients of this model.
+            ContractError: what the step returned are no gradients of this model, or it used the caller's model.
+
+        Errors of the step itself pass unchanged. Parameters are as before afterwards, whatever the step did; the state
+        is what the step has made of it.
         """
         for module, mode in self.modes.items():
             module.training = mode
-        for value in self.model.parameters():
-            value.grad = None
-        arguments = (self.model, cast(batch, self.dtype), *([data] if self._takes_data else []))
-        with forked_generators(seed, "step"), torch.enable_grad():
-            returned = self.step(*arguments)
-        found = self._returned(returned)
-        if found is None:
-            found = {name: value.grad for name, value in self.model.named_parameters() if name in set(self.names)}
-        if all(value is None for value in found.values()):
-            raise NoGradientError(_no_gradient(returned))
         parameters = dict(self.model.named_parameters())
-        gradient = {name: self._plain(name, found.get(name), parameters[name]) for name in self.names}
-        for value in self.model.parameters():
+        for value in parameters.values():
             value.grad = None
-        return gradient
+        arguments = (self.model, cast(batch, self.dtype), *([cast(data, self.dtype)] if self._takes_data else []))
+        kept = {name: value.detach().clone() for name, value in parameters.items()}
+        self.state.seed(seed)
+        try:
+            with self._original_without_gradients(), forked_generators(seed, "step"), torch.enable_grad():
+                returned = self.step(*arguments)
+            found = self._returned(returned)
+            if found is None:
+                found = {name: parameters[name].grad for name in self.names}
+            if all(value is None for value in found.values()):
+                raise NoGradientError(_no_gradient(returned))
+            return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
+        finally:
+            self.changed = [name for name, value in parameters.items() if not equal_bytes(value, kept[name])]
+            for name, value in parameters.items():
+                value.grad = None
+                if name in self.changed:
+                    value.data.copy_(kept[name])
+
+    @contextmanager
+    def _original_without_gradients(self) -> Iterator[None]:
+        """Take the gradients of the caller's model away, and put them back; a step that leaves some reads that model.
+
+        Without gradients, an optimiser of the caller's changes nothing either.
+        """
+        parameters = dict(self._original.named_parameters())
+        given = {name: value.grad for name, value in parameters.items()}
+        for value in parameters.values():
+            value.grad = None
+        try:
+            yield
+            touched = [name for name, value in parameters.items() if value.grad is not None]
+            if touched:
+                raise ContractError(
+                    f"step changes the caller's own model (it leaves gradients of {', '.join(touched[:3])}): it closes "
+                    "over that model, or a module does, such as by a lambda of self, and does not use the one that it "
+                    "is given; use step's first argument, for its optimiser, too"
+                )
+        finally:
+            for name, value in parameters.items():
+                value.grad = given[name]
 
     def _returned(self, returned: Any) -> dict[str, Tensor | None] | None:
         """Return gradients that the step returned by name or in order; None where it returned none."""
-        if isinstance(returned, Mapping) and returned and set(returned) & set(self.names):
-            extra = [str(name) for name in returned if name not in self.names]
-            if extra:
-                raise ContractError(
-                    f"step returned gradients of {', '.join(extra[:3])}, which are no trainable parameters; they are "
-                    f"{', '.join(self.names)}"
-                )
-            return {name: returned.get(name) for name in self.names}
-        listed = isinstance(returned, list | tuple) and len(returned) == len(self.names)
-        if listed and all(item is None or isinstance(item, Tensor) for item in returned):
-            parameters = dict(self.model.named_parameters())
-            if all(
-                item is None or item.shape == parameters[name].shape
-                for name, item in zip(self.names, returned, strict=True)
-            ):
-                return dict(zip(self.names, returned, strict=True))
+        parameters = dict(self.model.named_parameters())
+        if isinstance(returned, Mapping):
+            return self._by_name(returned)
+        if not isinstance(returned, list | tuple) or len(returned) != len(self.names):
+            return None
+        by_name = dict(zip(self.names, returned, strict=True))
+        if all(
+            item is None or (isinstance(item, Tensor) and item.shape == parameters[name].shape)
+            for name, item in by_name.items()
+        ):
+            return by_name
         return None
+
+    def _by_name(self, returned: Mapping[Any, Any]) -> dict[str, Tensor | None] | None:
+        """Return gradients by each parameter's first name; a shared parameter may be called by any of its names."""
+        first = {id(value): name for name, value in self.model.named_parameters()}
+        names = {
+            name: first[id(value)]
+            for name, value in self.model.named_parameters(remove_duplicate=False)
+            if value.requires_grad
+        }
+        if not set(returned) & set(names):
+            return None
+        extra = [str(name) for name in returned if name not in names]
+        if extra:
+            raise ContractError(
+                f"step returned gradients of {', '.join(extra[:3])}, which are no trainable parameters; they are "
+                f"{', '.join(self.names)}"
+            )
+        found = {names[name]: value for name, value in returned.items()}
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            raise ContractError(
+                f"step returned no gradient of {', '.join(missing[:3])}; return one of every trainable parameter, "
+                "None or zeros where there is none"
+            )
+        return found
 
     @staticmethod
     def _plain(name: str, value: Any, parameter: Tensor) -> Tensor:
@@ -158,6 +224,42 @@ class StepRunner:
         value = value.detach()
         dense: Tensor = value if value.layout is torch.strided else value.to_dense()
         return dense.to(parameter.dtype).clone()
+
+
+def _require_initialised(model: nn.Module) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, value in tensors if torch.nn.parameter.is_lazy(value)]
+    if lazy:
+        raise InvalidInputError(
+            f"{', '.join(lazy[:3])} of {type(model).__name__} have no shape yet; call the model on a batch once before"
+        )
+
+
+def _copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """Return a private copy of a model, and what was copied by its id.
+
+    Results of autograd that a module keeps, such as embeddings, are copied without their history.
+    """
+    memo: dict[int, Any] = {
+        id(value): value.detach().clone() for value in Snapshot(model).tensors.values() if not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, memo), memo
+    except Exception as error:
+        raise InvalidInputError(
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}; the step runs on a copy. Keep "
+            "locks, files and processes out of the module, or give it a __deepcopy__"
+        ) from error
+
+
+def _require_apart(state: KeptState, copied: Mapping[int, Any]) -> None:
+    """Refuse a state that the caller's model holds: the step works on a copy, whose state is another one."""
+    shared = [path for path, value in state.values().items() if id(value) in copied]
+    if shared:
+        raise InvalidInputError(
+            f"{shared[0]} is held by the model, and the step gets a copy of that; give a function of the model, such "
+            "as state=lambda model: model.histories"
+        )
 
 
 def _no_gradient(returned: Any) -> str:

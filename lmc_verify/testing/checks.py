@@ -20,7 +20,15 @@ from lmc_verify.cases import assemble_case
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimate, History, HistoryWrite, VectorWrite, batch_distribution, properties_of
+from lmc_verify.estimators import (
+    Estimate,
+    History,
+    HistoryWrite,
+    OtherWrite,
+    VectorWrite,
+    batch_distribution,
+    properties_of,
+)
 from lmc_verify.estimators.draws import MOST_BATCHES, draws_flaw
 from lmc_verify.estimators.properties import contract_flaw, exact_histories, settings_of
 from lmc_verify.graphs import Batch, Clusters, Graph, Partition, UniformNodes
@@ -270,12 +278,12 @@ def gradient_is_finite_and_detached(subject: Subject) -> None:
 
 
 def loss_and_cost_are_numbers(subject: Subject) -> None:
-    """The loss is a finite float; costs are counts."""
+    """The loss is a finite float; costs, where they are stated, are counts."""
     problem, state, batch = subject.prepared()
     estimate = subject.estimator.estimate(problem, state, batch)
     _require(isinstance(estimate.loss, float), f"the loss is a {type(estimate.loss).__name__}, a float is needed")
     _require(math.isfinite(estimate.loss), f"the loss is {estimate.loss}")
-    for item in fields(estimate.cost):
+    for item in fields(estimate.cost) if estimate.cost is not None else ():
         value = getattr(estimate.cost, item.name)
         _require(isinstance(value, int) and value >= 0, f"cost.{item.name} is {value!r}, a count is needed")
 
@@ -291,6 +299,8 @@ def writes_are_applied(subject: Subject) -> None:
     for write in estimate.writes:
         if isinstance(write, VectorWrite):
             _require(not write.values.requires_grad, f"the vector {write.name} requires a gradient")
+            continue
+        if isinstance(write, OtherWrite):
             continue
         if not isinstance(write, HistoryWrite):
             return  # a refresh replaces everything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -69,7 +70,8 @@ def _result(check: str, case: str, flaw: Callable[[], str]) -> CheckResult:
 
 def _listed(design: BatchDesign) -> None:
     if design.support_size > MOST_BATCHES:
-        raise NotApplicableError(f"it has {design.support_size:,} batches, at most {MOST_BATCHES:,} are listed")
+        count = "an unknown number of" if design.support_size == math.inf else f"{design.support_size:,}"
+        raise NotApplicableError(f"it has {count} batches, at most {MOST_BATCHES:,} are listed")
 
 
 def _count_flaw(design: BatchDesign) -> str:

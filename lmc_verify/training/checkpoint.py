@@ -127,7 +127,17 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack_history(state: History) -> Tensors:
-    """Return a state's tables by name."""
+    """Return a state's tables by name.
+
+    Raises:
+        InvalidInputError: it keeps something beside tables and vectors, which a checkpoint would lose.
+    """
+    if state.keeps_other:
+        names = ", ".join(state.other_tensors()) or "values that are no tensors"
+        raise InvalidInputError(
+            f"a checkpoint cannot hold what the estimator keeps beside its histories ({names}); name histories in "
+            "wrap_step(state=...), or run without a checkpoint"
+        )
     exact = () if state.exact_for is None else state.exact_for[1]
     return {
         **{f"history.embedding.{layer}": table for layer, table in state.embeddings.items()},
@@ -137,8 +147,8 @@ def pack_history(state: History) -> Tensors:
     }
 
 
-def unpack_history(tensors: Mapping[str, Tensor], problem: Problem) -> History:
-    """Undo `pack_history`, on the problem's device."""
+def unpack_history(tensors: Mapping[str, Tensor], problem: Problem, fresh: History) -> History:
+    """Undo `pack_history`, on the problem's device, in a state of the class of a fresh one."""
 
     def tables(kind: str) -> dict[int, Tensor]:
         found = {name: value for name, value in tensors.items() if name.startswith(kind)}
@@ -146,16 +156,15 @@ def unpack_history(tensors: Mapping[str, Tensor], problem: Problem) -> History:
 
     exact = tables("exact_for.")
     snapshot = tuple(exact[place] for place in range(len(exact)))
-    return History(
-        tables("history.embedding."),
-        tables("history.auxiliary."),
-        (problem, snapshot) if snapshot else None,
-        vectors={
-            name.removeprefix("history.vector."): value.to(problem.graph.device)
-            for name, value in tensors.items()
-            if name.startswith("history.vector.")
-        },
-    )
+    state = fresh.clone()
+    state.embeddings, state.auxiliary = tables("history.embedding."), tables("history.auxiliary.")
+    state.exact_for = (problem, snapshot) if snapshot else None
+    state.vectors = {
+        name.removeprefix("history.vector."): value.to(problem.graph.device)
+        for name, value in tensors.items()
+        if name.startswith("history.vector.")
+    }
+    return state
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:

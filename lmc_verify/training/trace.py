@@ -27,8 +27,8 @@ class Evaluation:
         epoch: epochs taken, ``step / steps_per_epoch``.
         seconds: training time so far: batches, estimates, writes to histories and the optimiser, nothing else.
         evaluation_seconds: time spent so far on evaluations and on measuring the gradient's error.
-        nodes: rows evaluated by all estimates so far, batch and halo.
-        messages: messages that all estimates kept so far, forward and backward.
+        nodes: rows evaluated by all estimates so far, batch and halo; None where an estimate does not state its cost.
+        messages: messages that all estimates kept so far, forward and backward; None as well.
         learning_rate: at the last step; before the first, of that step.
         batch_loss: mean of the estimates' losses since the last evaluation; None before the first step.
         training_loss: the objective.
@@ -41,8 +41,8 @@ class Evaluation:
     epoch: float
     seconds: float
     evaluation_seconds: float
-    nodes: int
-    messages: int
+    nodes: int | None
+    messages: int | None
     learning_rate: float
     batch_loss: float | None
     training_loss: float

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Estimator, batch_distribution, checked_estimate, properties_of, with_beta
+from lmc_verify.estimators import Cost, Estimator, batch_distribution, checked_estimate, properties_of, with_beta
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
@@ -145,7 +145,8 @@ class Trainer:
         # Measurements have batches of their own: what graphs remember of those of the run is the run's work.
         self._measured_design = _fresh(whole_distribution(design))
         self.step_count, self.seconds, self._evaluation_seconds = 0, 0.0, 0.0
-        self._nodes, self._messages = 0, 0
+        self._nodes: int | None = 0
+        self._messages: int | None = 0
         self._batch_loss, self._batch_count = 0.0, 0
         self._rate = self._learning_rate()
         self.trace = Trace(
@@ -233,14 +234,20 @@ class Trainer:
         for _, parameter in self._parameters:
             parameter.grad = None
         self.step_count += 1
-        cost = estimate.cost
-        self._nodes += cost.nodes
-        self._messages += cost.messages_forward + cost.messages_backward
+        self._add_cost(estimate.cost)
         self._batch_loss += estimate.loss
         self._batch_count += 1
         self._rate = self._learning_rate()
         if self._schedule is not None and self.step_count % self._unit == 0:
             self._schedule.step()
+
+    def _add_cost(self, cost: Cost | None) -> None:
+        """Add what a step cost; a sum with a step that does not state it is not known."""
+        if cost is None or self._nodes is None or self._messages is None:
+            self._nodes = self._messages = None
+            return
+        self._nodes += cost.nodes
+        self._messages += cost.messages_forward + cost.messages_backward
 
     def _due(self, every: int, *, at_end: bool = False) -> bool:
         if at_end and self.step_count == self.trace.planned_steps:
@@ -350,7 +357,7 @@ class Trainer:
         self.problem.model.load_state_dict(
             {key.removeprefix("parameters."): value for key, value in tensors.items() if key.startswith("parameters.")}
         )
-        self.state = unpack_history(tensors, self.problem)
+        self.state = unpack_history(tensors, self.problem, self.state)
         self.step_count, self.seconds = document["step"], document["seconds"]
         self._schedule = self._build_schedule(trace.planned_steps, self.step_count // self._unit)
         unpack_optimiser(self._optimiser, tensors, document["optimiser"])

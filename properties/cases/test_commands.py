@@ -90,6 +90,7 @@ SAMPLING = {
     "draws": COUNTS,
     "seeds": st.none() | COUNTS,
     "replicate": st.integers(0, 99),
+    "guarantee": st.sampled_from(["asymptotic", "anytime-valid"]),
 }
 TRAINING = {
     "step_size": POSITIVE,

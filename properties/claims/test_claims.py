@@ -66,6 +66,10 @@ def test_every_verdict_is_what_theory_says(dataset: dict[str, Any], model: str, 
         assert {"graph", "parameters", "partition"} <= set(verdict.hashes)
         assert [item.id for item in verdict.assumptions] == [item.id for item in CLAIMS[claim].assumptions]
         assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+        assert verdict.guarantee == "exact"
+        old = verdict.to_dict()
+        del old["guarantee"]  # a record of before guarantees were named
+        assert Verdict.from_dict(old) == verdict
         if verdict.outcome is Outcome.NOT_APPLICABLE:
             assert verdict.summary in [item.detail for item in verdict.assumptions if item.holds is False]
             continue

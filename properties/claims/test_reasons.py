@@ -15,7 +15,7 @@ import pytest
 import torch
 from common.claim_cases import case_of
 
-from lmc_verify import BackwardSGD, Clusters, Partition, Problem
+from lmc_verify import BackwardSGD, Clusters, Partition, Problem, wrap_step
 from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.claims import CLAIMS, Assumption, AssumptionCheck, Claim, Expectation, Outcome, not_applicable
 from lmc_verify.claims.claim import expect_not_applicable
@@ -79,12 +79,19 @@ def special() -> list[Case]:
     convs = [GCNConv(*pair, dtype=torch.float64) for pair in pairwise(widths)]
     squares = LayeredModel([ConvLayer(convs[0]), ConvLayer(convs[1], before=Square())])
     initialise(squares, torch_generator(0, "parameters"))
+    kept = torch.zeros(graph.num_nodes, 1)
+
+    def writing(model: Any, batch: Any) -> None:
+        kept[batch.n_id] += 1.0
+        sum((value**2).sum() for value in model.parameters()).backward()
+
     infinite = {name: torch.full_like(value, math.inf) for name, value in base.exact.gradient.items()}
     return [
         replace(base, problem=dropping),
         assemble_case(base.problem, Lopsided(Partition.contiguous(graph.num_nodes, 4), 1), BackwardSGD()),
         assemble_case(Problem(graph, squares.eval()), base.design, base.estimator),
         replace(base, exact=replace(base.exact, gradient=infinite)),
+        replace(base, estimator=wrap_step(writing, state={"kept": kept})),
     ]
 
 

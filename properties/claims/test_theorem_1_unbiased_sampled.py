@@ -338,10 +338,11 @@ def test_the_advice_on_a_bias_asks_for_one_layer_only() -> None:
 # --- ranges --------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_proven_range_nothing_is_decided() -> None:
+def test_without_a_proven_range_nothing_is_decided_where_an_asymptotic_guarantee_is_refused() -> None:
     problem = karate({"name": "gas"}).problem
     case = assemble_case(problem, UniformNodes(34, 10), Halved())
-    verdict = check(case, draws=300)
+    verdict = check(case, draws=300, guarantee="anytime-valid")
+    assert verdict.guarantee == "exact", "nothing is claimed, so nothing is left to chance"
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.summary.startswith("asymptotic, so nothing is decided")
     assert verdict.alpha_spent == 0
@@ -351,6 +352,94 @@ def test_without_a_proven_range_nothing_is_decided() -> None:
     mean, error = (item.value for item in verdict.evidence)
     assert 0.5 < mean < 1.1  # half of the estimate, and what GAS loses, is missing
     assert 0 < error < 0.2
+
+
+# --- asymptotic verdicts -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training loop of a user's, with GAS's step or another one inside."""
+
+    step: Estimator = field(default_factory=GAS)
+    name: ClassVar[str] = "loop"
+
+    def init(self, problem: Problem) -> History:
+        return self.step.init(problem)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        return self.step.estimate(problem, state, batch)
+
+
+def looped(step: Estimator) -> Case:
+    """Five of 80 clusters of a path, 24 million batches; exact histories."""
+    problem = small(160)
+    design = Clusters(Partition(torch.arange(160) // 2, "pairs"), 5)
+    assert design.support_size == math.comb(80, 5) > 2e7
+    return assemble_case(problem, design, Loop(step))
+
+
+def test_a_loop_of_gas_on_millions_of_batches_is_refuted_by_layer_within_two_hundred_draws() -> None:
+    """Paired with Backward SGD on the same nodes; GAS drops messages in the first layer, and none in the last."""
+    case = looped(GAS())
+    refused = check(case, guarantee="anytime-valid")
+    assert refused.outcome is Outcome.INCONCLUSIVE
+    assert refused.summary.startswith("asymptotic, so nothing is decided (no proven range")
+    verdict = check(case)
+    assert (verdict.outcome, verdict.guarantee, verdict.alpha_spent) == (Outcome.REFUTED, "asymptotic", 1e-6)
+    assert verdict.summary.startswith(f"asymptotic: biased after {verdict.draws} draws, in layer 1 (at least ")
+    assert "layer 2" not in verdict.summary
+    assert verdict.draws is not None
+    assert verdict.draws <= 200
+    least = {item.quantity: item.value for item in verdict.evidence if "at least" in item.group}
+    assert least["layer 1"] > 0 == least["layer 2"]
+    mean = next(item.value for item in verdict.evidence if item.quantity == "mean difference (asymptotic)")
+    assert least["layer 1"] < mean
+    share = next(item.value for item in verdict.evidence if item.quantity.startswith("share of batches"))
+    assert (1 - share) ** verdict.draws == pytest.approx(5e-7)
+    assert UNBIASED_SAMPLED.expect(case).outcome in (None, Outcome.REFUTED)
+    assert UNBIASED_SAMPLED.expect(sampling(case, guarantee="anytime-valid")).outcome is Outcome.INCONCLUSIVE
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+def test_a_loop_of_lmc_is_supported_once_a_share_of_other_batches_is_excluded() -> None:
+    case = looped(LMC())
+    verdict = check(case)
+    assert (verdict.outcome, verdict.guarantee) == (Outcome.SUPPORTED, "asymptotic")
+    assert verdict.draws == draws_to_exclude(UNSEEN, 2.5e-7), "each of two layers may miss a share"
+    assert "on batches like those drawn, more than 99.5% of all" in verdict.summary
+    upper = next(item for item in verdict.evidence if item.quantity == "bias, upper bound")
+    assert upper.value < 1e-6 < upper.tolerance == 0.1  # type: ignore[operator]
+    few = check(case, draws=verdict.draws - 1)
+    assert few.outcome is Outcome.INCONCLUSIVE
+    assert f"{verdict.draws:,} are needed to exclude" in few.summary
+
+
+@pytest.mark.statistical
+def test_asymptotic_false_alarms_are_as_rare_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences without a mean, in 30 runs of 400 draws each at a level of 0.4, half of it for a refutation."""
+    case = assemble_case(small(40), singletons(40), Shifted(SHIFTS["all different"]))
+    monkeypatch.setattr(module, "_proven_range", lambda _: module._Range(None, "none"))
+    difference = module._difference_of(case)
+    table = {batch.clusters: difference(batch) for batch, _ in case.design.enumerate()}
+    monkeypatch.setattr(module, "_difference_of", lambda _: lambda batch: table[batch.clusters])
+    found = [check(case, alpha=0.4, draws=400, delta=1e-9, replicate=k) for k in range(30)]
+    assert sum(verdict.outcome is Outcome.REFUTED for verdict in found) <= 6
+    assert {verdict.guarantee for verdict in found} == {"asymptotic"}
+    assert not any(verdict.outcome is Outcome.SUPPORTED for verdict in found)
+    biased = assemble_case(small(40), singletons(40), Shifted(tuple(np.linspace(-0.2, 1.8, 40))))
+    table |= {batch.clusters: module_difference(biased, batch) for batch, _ in case.design.enumerate()}
+    assert check(biased, alpha=0.4, draws=400, delta=1e-9).outcome is Outcome.REFUTED
+
+
+def module_difference(case: Case, batch: Batch) -> dict[str, np.ndarray]:
+    """The difference from Backward SGD by layer, computed without the module under test."""
+    estimate = case.estimate(case.initial_state(), batch).gradient
+    plain = BackwardSGD().estimate(case.problem, BackwardSGD().init(case.problem), batch).gradient
+    parts: dict[str, list[np.ndarray]] = {}
+    for name, value in gradient_sum(estimate, plain, -1.0).items():
+        parts.setdefault(case.problem.layer_of(name), []).append(value.numpy().ravel())
+    return {part: np.concatenate(values) for part, values in parts.items()}
 
 
 def halved(case: Case) -> RangeBound:
@@ -368,8 +457,11 @@ def test_a_range_of_the_policies_that_is_broken_gives_way_to_what_is_measured(mo
     assert verdict.outcome is Outcome.REFUTED, verdict.summary
     assert "enumerated maximum" in next(item for item in verdict.assumptions if item.id == "proven-range").detail
     monkeypatch.setattr(module, "MAX_SUPPORT", 0)  # too many batches to look at all
-    verdict = check(case, delta=1e-6)
+    verdict = check(case, delta=1e-6, guarantee="anytime-valid")
     assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "no proven range: for the batch [" in verdict.summary
+    verdict = check(case, delta=1e-6)
+    assert (verdict.outcome, verdict.guarantee) == (Outcome.REFUTED, "asymptotic")
     assert "no proven range: for the batch [" in verdict.summary
     assert "its code does not follow them" in verdict.summary
 
@@ -525,7 +617,7 @@ def test_a_defect_of_the_engine_on_few_of_many_batches_supports_nothing(
     defective(monkeypatch, lambda batch: batch.clusters is not None and rare <= set(batch.clusters))
     rng = generator(case.seed, "sampled bias", 0)
     assert not any(rare <= set(case.design.draw(rng).clusters or ()) for _ in range(25))
-    verdict = check(case)
+    verdict = check(case, draws=1_000)
     assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
     assert "its code does not follow them" in verdict.summary
 
@@ -542,7 +634,10 @@ def test_an_estimate_that_is_set_on_an_instance_is_measured() -> None:
     case = dataclasses.replace(karate({"name": "lmc"}, ONE_OF_435), estimator=made)
     assert check(case).outcome is Outcome.REFUTED
     large = dataclasses.replace(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}), estimator=made)
-    assert check(large).outcome is Outcome.INCONCLUSIVE
+    assert check(large, guarantee="anytime-valid").outcome is Outcome.INCONCLUSIVE
+    # Its batches have no clusters, so the method is LMC there, without bias.
+    verdict = check(large)
+    assert (verdict.outcome, verdict.guarantee) == (Outcome.SUPPORTED, "asymptotic")
 
 
 def test_a_census_refutes_with_certainty() -> None:

@@ -303,6 +303,49 @@ def test_the_error_ledger_is_printed_and_another_replicate_draws_again(tiny: Pat
     assert lmc("run", tiny, "--replicate", "-1").code == 2
 
 
+NO_RANGE = """
+[[check]]
+claim = "theorem-1/unbiased-sampled"
+dataset = "karate"
+estimator = "gas"
+model = { name = "gat", layers = 2, width = 3 }
+design = { name = "nodes", per_batch = 16 }
+sampling = { draws = 400 }
+expect = "REFUTED"
+"""
+
+
+def test_an_asymptotic_guarantee_is_counted_apart_and_can_be_refused(tiny: Path, lmc: Command) -> None:
+    """GAT has no proven range, and a design of nodes is too large to look at every batch."""
+    tiny.write_text(SUITE + NO_RANGE)
+    found = lmc("run", tiny, "--json")
+    assert found.code == 0, found.err
+    assert found.json["alpha_spent_asymptotic"] == found.json["alpha_spent"] == pytest.approx(1e-6)
+    assert "asymptotic" in [trial["verdict"]["guarantee"] for trial in found.json["trials"]]
+    shown = lmc("run", tiny, "--resume").out
+    assert "spent over 1 statistical check (spent, anytime-valid: 0; spent, asymptotic: 1e-06)\n" in shown
+    tiny.write_text((SUITE + NO_RANGE).replace("draws = 400", 'draws = 400, guarantee = "asymptotic"'))
+    refused = lmc("run", tiny, "--guarantee", "anytime-valid", "--json")
+    assert refused.code == 1, "the suite asks for a decision"
+    assert refused.json["alpha_spent"] == 0
+    assert "INCONCLUSIVE" in [trial["verdict"]["outcome"] for trial in refused.json["trials"]]
+    wrong = lmc("run", tiny, "--guarantee", "certain")
+    assert wrong.code == 2
+    assert "guarantee" in wrong.err
+
+
+def test_check_takes_a_guarantee(lmc: Command) -> None:
+    words = ["check", "theorem-1/unbiased-sampled", "--estimator", "gas", "--dataset", "karate"]
+    for setting in ("model.name=gat", "model.layers=2", "model.width=3", "design.name=nodes", "design.per_batch=16"):
+        words += ["--set", setting]
+    found = lmc(*words, "--json")
+    assert found.json["verdict"]["outcome"] == "REFUTED"
+    assert found.json["verdict"]["guarantee"] == "asymptotic"
+    refused = lmc(*words, "--guarantee", "anytime-valid", "--json")
+    assert refused.json["verdict"]["outcome"] == "INCONCLUSIVE"
+    assert "'sampling.guarantee=\"anytime-valid\"'" in refused.json["command"]
+
+
 def test_more_error_probability_than_there_is_is_1(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     original = CLAIMS["theorem-1/unbiased"]
     wasteful = lambda case: dataclasses.replace(original.check(case), alpha_spent=1e-6)  # noqa: E731

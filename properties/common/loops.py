@@ -83,15 +83,13 @@ def histories(parts: int = 4) -> dict[str, Any]:
 
 
 def broken() -> dict[str, Any]:
-    """A step that moves the parameters itself, which is no gradient."""
+    """A step that returns gradients by names, one of which the model does not have."""
 
-    def moving_step(model: nn.Module, batch: Data) -> None:
+    def wrong_names(model: nn.Module, batch: Data) -> dict[str, Tensor | None]:
         loss_step(model, batch)
-        with torch.no_grad():
-            for value in model.parameters():
-                value.add_(1.0)
+        return {name: value.grad for name, value in model.named_parameters()} | {"extra": torch.ones(1)}
 
-    return cut() | {"step": moving_step}
+    return cut() | {"step": wrong_names}
 
 
 def crashing(late: bool = False) -> dict[str, Any]:

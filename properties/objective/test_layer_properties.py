@@ -193,6 +193,20 @@ class Unruly(Conv):
         return spmm(block, source)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_part_that_changes_the_width_is_measured_with_its_convolution(declared: bool) -> None:
+    graph = path_graph(6)
+    width = graph.num_features
+    conv = seeded(lambda: pyg.GraphConv(width + 2, 3) if declared else pyg.GATConv(width + 2, 3))
+    before = seeded(lambda: nn.Sequential(nn.Linear(width, width + 2), nn.Tanh()))
+    layer = ConvLayer(PyGConv(conv, aggregate_linear=declared), before=before)
+    assert Problem(graph, LayeredModel([layer])).widths == (width, 3)
+    if not declared:
+        layer.aggregate_linear = True
+        with pytest.raises(InvalidInputError, match=r"layer 1 \(GATConv\) is declared aggregate-linear"):
+            Problem(graph, LayeredModel([layer]))
+
+
 def test_a_layer_that_cannot_be_cut_is_named() -> None:
     with pytest.raises(
         InvalidInputError, match=r"layer 1 \(Unruly\) cannot be evaluated on a block .*only whole graphs"

@@ -991,6 +991,23 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     assert built.level == "passed"
 
 
+def test_what_was_spent_asymptotically_is_counted_apart(tmp_path: Path) -> None:
+    spending = a_sampled("gas", 21.2)
+    asymptotic = replace(spending, verdict=replace(spending.verdict, guarantee="asymptotic", log_e_value=None))
+    built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas"), asymptotic])
+    assert built.errors.asymptotic == pytest.approx(2e-8)
+    assert built.errors.anytime_valid == pytest.approx(4e-8)
+    page = shown(built)
+    assert "spent 6e-8 of 1e-6 (anytime-valid 4e-8, asymptotic 2e-8); " in built.errors.spending
+    assert "(anytime-valid 4e-8, asymptotic 2e-8" in page
+    assert "Of it 2e-8 is asymptotic" in page
+    document = json.loads(render_json(built))["error_ledger"]
+    assert document["alpha_spent_anytime_valid"] == built.errors.anytime_valid
+    assert document["alpha_spent_asymptotic"] == built.errors.asymptotic
+    assert sorted(item["guarantee"] for item in document["checks"]) == ["anytime-valid", "anytime-valid", "asymptotic"]
+    assert "asymptotic" not in shown(statistical_report(tmp_path / "plain", [a_rate("lmc")]))
+
+
 def test_a_run_that_spent_more_than_it_said_has_failed(tmp_path: Path) -> None:
     built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas")], total=3e-8)
     assert built.level == "failed"

@@ -281,7 +281,7 @@ OTHER: list[dict[str, Any]] = [
         "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],
     }.items()),
     *({"sampling": {key: value}} for key, value in {
-        "alpha": 1e-3, "delta": 0.2, "draws": 7, "seeds": 3, "replicate": 1,
+        "alpha": 1e-3, "delta": 0.2, "draws": 7, "seeds": 3, "replicate": 1, "guarantee": "anytime-valid",
     }.items()),
     *({"training": {key: value}} for key, value in {
         "step_size": 0.5, "steps": 7, "lengths": [1, 2, 3], "beta_schedule": "decaying", "repeats": 2,

@@ -173,6 +173,7 @@ def test_the_simulation_of_the_table_is_the_class(name: str) -> None:
 def test_the_lower_end_is_what_a_scan_of_all_norms_excludes() -> None:
     rng = np.random.default_rng(7)
     values = 0.6 + rng.standard_exponential(150) - 0.4 * rng.standard_normal(150)
+    values[70] -= 2  # bets that such a draw could ruin take no part
     end = LowerEnd(0.01, 0.0, 32, 8.0)
     for value in values:
         end.add(value)
@@ -191,6 +192,13 @@ def test_the_lower_end_is_what_a_scan_of_all_norms_excludes() -> None:
     excluded = [norm for norm in np.linspace(0, 2, 401) if capital(norm) >= level]
     assert excluded == [norm for norm in np.linspace(0, 2, 401) if norm <= excluded[-1]], "an interval from zero"
     assert end.value() == pytest.approx(excluded[-1], abs=5.1e-3)
+
+
+def test_bets_that_a_draw_beyond_those_seen_could_ruin_take_no_part() -> None:
+    kept = [bet for bet in BETS if bet * 1.5 * 4.0 <= 1]
+    expected = sum(math.exp(bet * 30.0 - bet**2 * 50.0 - bet**3 * 64.0 / 3) for bet in kept) / len(BETS)
+    assert float(log_capital(30.0, 100.0, 64.0, 4.0)) == pytest.approx(math.log(expected))
+    assert log_capital(30.0, 100.0, 64.0, 1.0) > math.log(expected)
 
 
 @pytest.mark.parametrize("dimension", [1, 3, 80])
@@ -295,13 +303,16 @@ def test_less_memory_costs_little(dimension: int, monkeypatch: pytest.MonkeyPatc
 def test_long_blocks_are_kept_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """By their Gram matrix, which gives what the scatter gives."""
     values = 0.2 + np.random.default_rng(11).standard_normal((300, 600))
-    monkeypatch.setattr(module, "BYTES", 8 * 600 * 100)
+    monkeypatch.setattr(module, "BYTES", 8 * 600 * 160)
     bias, uppers = follow(values, 0.05, (120, 300))
     kept = bias._blocks["a"].sphere
     assert kept is not None
-    assert len(kept.draws) <= 100
+    assert len(kept.draws) <= 160
+    assert kept.draws.level > 0
+    np.testing.assert_allclose(kept._products(), kept.draws.rows @ kept.draws.rows.T)
+    assert np.isfinite(uppers).all()
     monkeypatch.setattr(module, "SHORT", 600)
-    monkeypatch.setattr(module, "SHORT_GROUPS", 100)
+    monkeypatch.setattr(module, "SHORT_GROUPS", 160)
     _, others = follow(values, 0.05, (120, 300))
     np.testing.assert_allclose(uppers, others, rtol=1e-9)
 

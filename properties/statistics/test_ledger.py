@@ -69,6 +69,22 @@ def test_no_check_spends_twice_or_more_than_its_share() -> None:
     assert (ledger.spent, ledger.remaining) == (0.02, pytest.approx(0.08))
 
 
+def test_guarantees_are_counted_apart_and_within_one_total() -> None:
+    ledger = ErrorLedger(["a", "b", "c"], total=0.3)
+    ledger.spend("a", 0.05)
+    ledger.spend("b", 0.02, "asymptotic")
+    ledger.spend("c", 0.0, "exact")
+    assert (ledger.spent_on("anytime-valid"), ledger.spent_on("asymptotic")) == (0.05, 0.02)
+    assert ledger.spent == pytest.approx(0.07)
+    again = ErrorLedger.from_dict(json.loads(json.dumps(ledger.to_dict())))
+    assert again.spent_on("asymptotic") == 0.02
+    assert again.rows() == ledger.rows()
+    old = ledger.to_dict()
+    for row in old["checks"]:
+        del row["guarantee"]  # a ledger of before guarantees were told apart
+    assert ErrorLedger.from_dict(old).spent_on("anytime-valid") == pytest.approx(0.07)
+
+
 def test_an_unknown_check_has_no_share() -> None:
     with pytest.raises(InvalidInputError, match="did you mean 'theorem-1'"):
         ErrorLedger(["theorem-1"]).spend("theorem-2")

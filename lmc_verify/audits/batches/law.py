@@ -7,24 +7,23 @@ one that does not, passes are independent samples. The mean that is judged is in
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
-from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.audits.batches.passes import LONGEST_PASS, Loading, Passes
+from lmc_verify.errors import InvalidInputError
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design, require_design
 from lmc_verify.graphs import BatchDesign, EpochClusters
 from lmc_verify.seeds import generator
-from lmc_verify.steps import describe, forked_generators, induced_data
-from lmc_verify.steps.data import tensors_of
+from lmc_verify.steps import induced_data
 
 __all__ = ["LONGEST_PASS", "MOST_ENUMERATED", "Law", "Sampling", "Unit", "law_of"]
 
@@ -32,11 +31,12 @@ Sampling = Literal["epoch", "uniform", "independent"]
 """How a step's batch is drawn: each batch once for an epoch, one of them uniformly at every step, or as the list or
 design says, independently at every step."""
 
-LONGEST_PASS = 10_000
-"""Batches of one pass through a loader from which it is taken for endless."""
-
 MOST_ENUMERATED = 512
-"""Batches that are all evaluated; of more, some are drawn."""
+"""Batches of a design that are all evaluated; of more, some are drawn. A loader's or a list's are, however many."""
+
+COMPARED, FEWEST_PASSES, MOST_PASSES = 256, 3, 16
+"""Batches, about, and passes, at least and at most, that are compared to see whether a loader gives the same batches
+each time: one whose passes are equal with probability q is taken for such with probability q ** (passes - 1)."""
 
 MASS_ROUNDING = 1e-9
 """How far given probabilities may sum from 1."""
@@ -60,26 +60,6 @@ class Unit:
     seeds: tuple[int, ...]
     pass_size: int | None = None
     """Batches of the pass that they are from, where they are from one."""
-
-
-class Loading:
-    """Time that a user's loader has taken.
-
-    Attributes:
-        seconds: in all.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Add the time inside."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - begin
 
 
 class Law:
@@ -107,11 +87,13 @@ class Law:
         sweep: Callable[[int], list[Any]],
         inclusion: Tensor | None = None,
         loading: Loading | None = None,
+        epoch: Callable[[int], Sequence[Any]] | None = None,
     ) -> None:
         self.batches = None if batches is None else tuple(batches)
         self.probabilities = None if probabilities is None else tuple(probabilities)
         self.how, self.words, self.per_pass = how, words, per_pass
         self._draw, self.sweep, self.inclusion, self.loading = draw, sweep, inclusion, loading or Loading()
+        self._epoch = epoch or sweep
 
     def units(self, draws: int, seed: int, *, own_randomness: bool) -> Iterator[Unit]:
         """Yield independent draws, about as many batches as asked for.
@@ -144,6 +126,16 @@ class Law:
                 weights = (1 / MOST_STRATA,) * MOST_STRATA
             yield Unit(batches, weights, tuple(_seed(seed, number, index) for index in range(len(batches))))
 
+    def training(self, seed: int) -> Iterator[Any]:
+        """Yield batches without end, as a training loop gets them."""
+        number = 0
+        while True:
+            number += 1
+            if self.how == "epoch":
+                yield from self._epoch(_seed(seed, number))
+            else:
+                yield self._draw(_seed(seed, number), 1)[0][0]
+
     def first(self, count: int, seed: int) -> list[Any]:
         """Return some batches, the same for the same seed."""
         if self.batches is not None:
@@ -171,26 +163,46 @@ def law_of(
 
     Raises:
         InvalidInputError: nothing that gives batches, no batch, an endless loader, or probabilities that are none.
-        ContractError: a loader that can be gone through only once.
+        ContractError: a loader that can be gone through only once, whose passes differ in length, or that changes
+            batches that it has handed out; a design that draws something else than it enumerates.
     """
     if sampling not in (None, "epoch", "uniform", "independent"):
         raise InvalidInputError(f"sampling is {sampling!r}; it is 'epoch', 'uniform' or 'independent'")
     if isinstance(batches, BatchDesign) and not isinstance(batches, type):
         return _of_design(batches, data, sampling)
-    if isinstance(batches, list | tuple) and batches and all(map(_is_pair, batches)):
-        return _of_list(
-            [change(pair[0]) for pair in batches], [float(pair[1]) for pair in batches], sampling or "independent"
-        )
-    return _of_loader(_maker(batches, data), sampling or "epoch", seed, change)
+    if _are_pairs(batches):
+        probabilities = [float(pair[1]) for pair in batches]
+        if sampling in ("epoch", "uniform") and max(probabilities) - min(probabilities) > MASS_ROUNDING:
+            raise InvalidInputError(
+                f"sampling is {sampling!r}, and batches have probabilities from {min(probabilities):g} to "
+                f"{max(probabilities):g}; give sampling='independent', or the batches without probabilities"
+            )
+        return _of_list([change(pair[0]) for pair in batches], probabilities, sampling or "independent")
+    return _of_passes(Passes(batches, data), sampling or "epoch", seed, change)
 
 
-def _is_pair(item: Any) -> bool:
-    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], float)
+def _are_pairs(batches: Any) -> bool:
+    """Whether batches are a list of (batch, probability): a whole number is one only where there is one batch."""
+    if not isinstance(batches, list | tuple) or not batches:
+        return False
+    alone = len(batches) == 1
+    return all(isinstance(item, tuple) and len(item) == 2 and _is_probability(item[1], alone) for item in batches)
 
 
-def _of_list(batches: list[Any], probabilities: list[float], how: Sampling, words: str = "") -> Law:
-    if not batches:
-        raise InvalidInputError("batches is empty: the loop never makes a step; give at least one batch")
+def _is_probability(value: Any, alone: bool) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        floating = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
+        return value.ndim == 0 and floating
+    return isinstance(value, Real) and (not isinstance(value, Integral) or (alone and value == 1 and value is not True))
+
+
+def _of_list(
+    batches: list[Any],
+    probabilities: list[float],
+    how: Sampling,
+    words: str = "",
+    epoch: Callable[[int], Sequence[Any]] | None = None,
+) -> Law:
     total = math.fsum(probabilities)
     bad = [value for value in probabilities if not 0 < value <= 1]
     if bad or abs(total - 1) > MASS_ROUNDING:
@@ -214,6 +226,7 @@ def _of_list(batches: list[Any], probabilities: list[float], how: Sampling, word
         per_pass=len(batches),
         draw=draw,
         sweep=lambda _: list(batches),
+        epoch=epoch,
     )
 
 
@@ -225,13 +238,13 @@ _HOW = {
 
 
 def _of_design(design: BatchDesign, data: Any, sampling: Sampling | None) -> Law:
-    epochs = isinstance(design, EpochClusters)
-    how: Sampling = sampling or ("epoch" if epochs else "independent")
+    how: Sampling = sampling or ("epoch" if isinstance(design, EpochClusters) else "independent")
 
     def made(batch: Any) -> Any:
         payload = getattr(batch, "payload", None)
         return induced_data(data, batch.nodes, batch.inclusion) if payload is None else payload
 
+    _check_design(design, data)
     name, size = type(design).__name__, design.support_size
     if size <= MOST_ENUMERATED:
         pairs = list(design.enumerate())
@@ -240,28 +253,65 @@ def _of_design(design: BatchDesign, data: Any, sampling: Sampling | None) -> Law
             [float(probability) for _, probability in pairs],
             how,
             f"batch design {name}, all {len(pairs)} batches",
+            _epochs(design, made) if isinstance(design, EpochClusters) else None,
         )
 
     def draw(seed: int, count: int) -> tuple[list[Any], list[float], int | None]:
         source = generator(seed, "batches")
         return [made(design.draw(source)) for _ in range(count)], [1 / count] * count, None
 
-    inclusion = design.inclusion_probabilities()
+    inclusion = _inclusion(design)
     return Law(
         batches=None,
         probabilities=None,
         how="independent",
         words=f"batch design {name}, draws from {size:.3g} batches",
-        per_pass=math.ceil(1 / max(float(inclusion.min()), 1 / LONGEST_PASS)),
+        per_pass=math.ceil(1 / max(float(inclusion[inclusion > 0].min()), 1 / LONGEST_PASS)),
         draw=draw,
         sweep=lambda seed: [made(batch) for batch in _covering(design, seed)],
         inclusion=inclusion,
     )
 
 
+def _check_design(design: BatchDesign, data: Any) -> None:
+    """Refuse a design that is none, one for another graph, and training nodes that its subgraphs cannot take along."""
+    require_design(design)
+    if not is_own_design(design) and design.support_size <= MOST_BATCHES:
+        check_draws(design, f"the batch design {type(design).__name__!r}")
+    if not isinstance(data, Data):
+        return
+    nodes, mask = int(design.inclusion_probabilities().numel()), data.get("train_mask", None)
+    if nodes != int(data.num_nodes or 0):
+        raise InvalidInputError(
+            f"the batch design {type(design).__name__!r} is for {nodes} nodes, the graph has {data.num_nodes}; make "
+            "it for this graph"
+        )
+    if isinstance(mask, Tensor) and mask.dtype is not torch.bool:
+        raise InvalidInputError(
+            f"data.train_mask is {mask.dtype} {list(mask.shape)}: ids of the whole graph, which are others in a "
+            f"batch's subgraph; give a bool mask [{nodes}], such as torch_geometric.utils.index_to_mask makes"
+        )
+
+
+def _epochs(design: EpochClusters, made: Callable[[Any], Any]) -> Callable[[int], list[Any]]:
+    whole = EpochClusters(design.partition, design.per_batch)
+    return lambda seed: [made(batch) for batch in whole.epoch(generator(seed, "epoch"))]
+
+
+def _inclusion(design: BatchDesign) -> Tensor:
+    """Return the probability of each node to be in a draw; what a design states holds at the start of an epoch."""
+    if not isinstance(design, EpochClusters) or not design.seen:
+        return design.inclusion_probabilities()
+    left = [cluster for cluster in range(design.partition.num_parts) if cluster not in design.seen]
+    out = torch.zeros(design.partition.num_nodes, dtype=torch.float64)
+    for cluster in left:
+        out[design.partition.clusters[cluster]] = min(design.per_batch, len(left)) / len(left)
+    return out
+
+
 def _covering(design: BatchDesign, seed: int) -> list[Any]:
     """Return draws that together contain every node that has a positive probability."""
-    source, left = generator(seed, "sweep"), design.inclusion_probabilities() > 0
+    source, left = generator(seed, "sweep"), _inclusion(design) > 0
     out: list[Any] = []
     while bool(left.any()) and len(out) < LONGEST_PASS:
         batch = design.draw(source)
@@ -271,107 +321,38 @@ def _covering(design: BatchDesign, seed: int) -> list[Any]:
     return out
 
 
-def _maker(batches: Any, data: Any) -> Callable[[], Iterable[Any]]:
-    """Return a function that gives a new pass."""
-    if callable(batches) and not hasattr(batches, "__iter__"):
-        needed = [
-            item
-            for item in inspect.signature(batches).parameters.values()
-            if item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
-        ]
-        if len(needed) > 1:
-            raise InvalidInputError(
-                f"batches{inspect.signature(batches)} is called without an argument, or with the data; it takes "
-                f"{len(needed)}"
-            )
-        return (lambda: batches(data)) if needed else batches
-    if not isinstance(batches, Iterable):
-        raise InvalidInputError(
-            f"batches is a {type(batches).__name__}; give a batch design, a list of (batch, probability), a loader, or "
-            "a function that returns an iterable of batches"
-        )
-    if isinstance(batches, Iterator):
-        raise ContractError(
-            f"batches is a {type(batches).__name__}, which can be gone through only once; give the loader itself, a "
-            "list, or a function that returns a new iterator"
-        )
-    return lambda: batches
+def _of_passes(passes: Passes, how: Sampling, seed: int, change: Callable[[Any], Any]) -> Law:
+    one, marks = passes.first(_seed(seed, 1))
+    compared = min(max(COMPARED // len(one), FEWEST_PASSES), MOST_PASSES)
+    shuffled = False
+    for number in range(2, compared + 1):
+        other = passes.marks(_seed(seed, number))
+        if sorted(other) != sorted(marks):
+            return _of_fresh(passes, how, one)
+        shuffled |= other != marks
+    order = "in another order each time" if shuffled else "in the same order"
+    words = f"{len(one)} batches, the same in every pass ({compared} were compared), {order}" if how == "epoch" else ""
+    batches = [change(batch) for batch in one]
+
+    def permuted(number: int) -> list[Any]:
+        return [batches[index] for index in generator(number, "order").permutation(len(batches))]
+
+    return _of_list(batches, [1 / len(one)] * len(one), how, words, permuted if shuffled else None)
 
 
-class _Loader:
-    """Passes through a loader, each a function of its seed."""
-
-    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
-        self._make = make
-        self.loading = Loading()
-
-    def chosen(self, seed: int, positions: Sequence[int]) -> list[Any]:
-        """Return the batches at some positions of the pass of a seed."""
-        with self.loading.timed(), forked_generators(seed, "loader"):
-            found = dict(enumerate(itertools.islice(self._make(), max(positions) + 1)))
-        if any(position not in found for position in positions):
-            raise ContractError(
-                f"a pass through batches has {len(found)} batches, and had more before; a pass must not depend on the "
-                "passes before"
-            )
-        return [found[position] for position in positions]
-
-    def batches(self, seed: int) -> list[Any]:
-        """Return the batches of the pass of a seed.
-
-        Raises:
-            InvalidInputError: there is none, or no end of them.
-        """
-        with self.loading.timed(), forked_generators(seed, "loader"):
-            out = list(itertools.islice(self._make(), LONGEST_PASS + 1))
-        if not out:
-            raise InvalidInputError("batches is empty: a pass through the loader gives no batch")
-        if len(out) > LONGEST_PASS:
-            raise InvalidInputError(
-                f"a pass through batches gives more than {LONGEST_PASS:,} batches: is it endless? Give a loader whose "
-                "pass is an epoch, or itertools.islice of it in a function"
-            )
-        return out
-
-
-def _of_loader(make: Callable[[], Iterable[Any]], how: Sampling, seed: int, change: Callable[[Any], Any]) -> Law:
-    loader = _Loader(make)
-    one, other = loader.batches(_seed(seed, 1)), loader.batches(_seed(seed, 2))
-    same_order = [fingerprint(batch) for batch in one] == [fingerprint(batch) for batch in other]
-    if same_order or sorted(map(fingerprint, one)) == sorted(map(fingerprint, other)):
-        order = "in the same order" if same_order else "in another order each time"
-        words = f"{len(one)} batches, the same in every pass, {order}" if how == "epoch" else ""
-        return _of_list([change(batch) for batch in one], [1 / len(one)] * len(one), how, words)
-
+def _of_fresh(passes: Passes, how: Sampling, one: Sequence[Any]) -> Law:
     def draw(number: int, count: int) -> tuple[list[Any], list[float], int | None]:
         count = min(count, len(one))
         chosen = generator(number, "positions").choice(len(one), size=count, replace=False)
-        return loader.chosen(number, sorted(chosen.tolist())), [1 / count] * count, len(one)
+        return passes.at(number, sorted(chosen.tolist())), [1 / count] * count, len(one)
 
     return Law(
         batches=None,
         probabilities=None,
         how=how,
-        words=f"a loader that gives other batches in every pass ({len(one)} in the first one)",
+        words=f"a loader that gives other batches in every pass ({len(one)} in each)",
         per_pass=len(one),
         draw=draw,
-        sweep=loader.batches,
-        loading=loader.loading,
+        sweep=passes.whole,
+        loading=passes.loading,
     )
-
-
-def fingerprint(batch: Any) -> str:
-    """Return a hash of a batch's tensors, or of its text where it has none."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path, value in sorted(tensors_of(batch).items()):
-        digest.update(f"{path}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(_bytes(value))
-    if not tensors_of(batch):
-        digest.update(f"{describe(batch)} {batch!r}".encode())
-    return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> bytes:
-    plain = value.detach().cpu()
-    dense = plain if plain.layout.__repr__() == "torch.strided" else plain.to_dense()
-    return dense.contiguous().view(-1).numpy().tobytes()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["Nodes", "nodes_of"]
+__all__ = ["Namer", "Nodes", "NodesReader"]
 
 _IDS = ("n_id", "node_id", "node_ids", "node_idx", "node_index", "orig_id", "global_id", "subset", "ids", "idx")
 """Names under which loaders keep the global ids of a batch's rows."""
@@ -25,7 +26,11 @@ _IDS = ("n_id", "node_id", "node_ids", "node_idx", "node_index", "orig_id", "glo
 _SEED_ROWS = ("seed_mask", "root_mask", "target_mask", "root_n_id", "root_index", "seed_rows", "mapping")
 """Names under which they keep which rows a batch is about; `batch_size` says that they come first."""
 
-_SEED_IDS = ("seeds", "seed_nodes", "input_id", "target_nodes")
+_SEED_IDS = ("seeds", "seed_nodes", "target_nodes")
+"""Names of their global ids. Not ``input_id``: in PyTorch Geometric it numbers the loader's input nodes."""
+
+_CAST = 1e-6
+"""Relative error within which features are the same: single precision rounds by less."""
 
 Namer = Callable[[Any], Tensor | Sequence[int]]
 
@@ -38,15 +43,23 @@ class Nodes:
         ids: int64 [rows], global ids of its rows, or None where they are not known.
         seeds: int64, ascending, global ids of the nodes that it is about, or None where that is not known.
         seeds_are_named: whether the batch says so; else every row is taken for one.
+        rows: int64, rows of the seeds, where the batch names rows: a node may have other rows, too.
     """
 
     ids: Tensor | None
     seeds: Tensor | None
     seeds_are_named: bool = False
+    rows: Tensor | None = None
 
     def seed_rows(self) -> Tensor | None:
         """Return which rows are seeds, bool [rows]."""
-        return None if self.ids is None or self.seeds is None else torch.isin(self.ids, self.seeds)
+        if self.ids is None or self.seeds is None:
+            return None
+        if self.rows is None:
+            return torch.isin(self.ids, self.seeds)
+        out = torch.zeros(self.ids.numel(), dtype=torch.bool)
+        out[self.rows] = True
+        return out
 
 
 class NodesReader:
@@ -65,21 +78,40 @@ class NodesReader:
 
     def __call__(self, batch: Any) -> Nodes:
         """Return the nodes of a batch."""
-        ids = self._ids(batch) if self._nodes is None else self._given(self._nodes(batch), "nodes")
+        ids = self._ids(batch) if self._nodes is None else self._named_ids(batch, self._nodes(batch))
         if self._seeds is not None:
-            return Nodes(ids, torch.unique(self._given(self._seeds(batch), "seeds")), True)
+            return Nodes(ids, torch.unique(self._given(self._seeds(batch), "seeds(batch)")), True)
         named = self._named_seeds(batch, ids)
         if named is not None:
             return Nodes(ids, torch.unique(named), True)
+        rows = None if ids is None else _seed_rows(batch, ids.numel())
+        if ids is not None and rows is not None:
+            return Nodes(ids, torch.unique(ids[rows]), True, rows)
         return Nodes(ids, None if ids is None else torch.unique(ids))
 
-    def _given(self, value: Any, what: str) -> Tensor:
-        ids = torch.as_tensor(value).cpu()
-        ids = ids.nonzero().flatten() if ids.dtype is torch.bool else ids.reshape(-1)
-        if ids.is_floating_point() or (ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self._count):
-            found = f"from {ids.min()} to {ids.max()}" if ids.numel() else "none"
+    def _named_ids(self, batch: Any, value: Any) -> Tensor:
+        ids = self._given(value, "nodes(batch)")
+        if isinstance(batch, Data) and batch.num_nodes is not None and ids.numel() != batch.num_nodes:
             raise InvalidInputError(
-                f"{what}(batch) gives ids {found}, {ids.dtype}; nodes are 0 ... {self._count - 1} as integers"
+                f"nodes(batch) gives {ids.numel()} ids for a batch of {batch.num_nodes} rows; give one for each row"
+            )
+        return ids
+
+    def _given(self, value: Any, what: str) -> Tensor:
+        if not self._count:
+            raise InvalidInputError(f"{what} gives node ids, which are read for torch_geometric.data.Data only")
+        ids = torch.as_tensor(value)
+        if not ids.numel():
+            return torch.zeros(0, dtype=torch.long)
+        if ids.dtype is torch.bool:
+            if ids.shape != (self._count,):
+                raise InvalidInputError(f"{what} gives a mask {list(ids.shape)}; a mask of nodes is [{self._count}]")
+            return ids.cpu().nonzero().flatten()
+        ids = ids.cpu().reshape(-1)
+        if ids.is_floating_point() or not 0 <= int(ids.min()) <= int(ids.max()) < self._count:
+            raise InvalidInputError(
+                f"{what} gives ids from {ids.min()} to {ids.max()}, {ids.dtype}; nodes are 0 ... {self._count - 1} as "
+                "integers"
             )
         return ids.long()
 
@@ -94,6 +126,7 @@ class NodesReader:
         if not self._count:
             return None
         if isinstance(batch, Data):
+            self._check_n_id(batch)
             for key in _IDS:
                 value: Any = batch.get(key, None)
                 if self._is_ids(value) and value.numel() == batch.num_nodes and self._rows_fit(batch, value.cpu()):
@@ -113,10 +146,30 @@ class NodesReader:
             return self._given(found[0], "batch") if len(found) == 1 else None
         return None
 
+    def _check_n_id(self, batch: Data) -> None:
+        value: Any = batch.get("n_id", None)
+        if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or not value.numel():
+            return
+        require_values(value, "batch.n_id")
+        if value.dtype is not torch.bool and not 0 <= int(value.min()) <= int(value.max()) < self._count:
+            raise InvalidInputError(
+                f"batch.n_id goes from {int(value.min())} to {int(value.max())}, nodes are 0 ... {self._count - 1}; it "
+                "holds the ids that a batch's rows have in the data: is the loader for another graph?"
+            )
+
     def _rows_fit(self, batch: Data, ids: Tensor) -> bool:
-        if batch.x is None or getattr(self._data, "x", None) is None or batch.x.shape[1:] != self._data.x.shape[1:]:
-            return True
-        return bool(torch.equal(batch.x.cpu().double(), self._data.x.cpu().double()[ids]))
+        """Whether the features and targets of a batch's rows are those of some nodes, as far as both have them."""
+        if ids.dtype is torch.bool:
+            return False
+        for key in ("x", "y"):
+            own, whole = batch.get(key, None), self._data.get(key, None)
+            if not isinstance(own, Tensor) or not isinstance(whole, Tensor) or own.shape[1:] != whole.shape[1:]:
+                continue
+            if own.shape[0] == ids.numel() and whole.shape[0] == self._count:
+                wanted = whole.detach().cpu().double()[ids]
+                if not torch.allclose(own.detach().cpu().double(), wanted, rtol=_CAST, atol=0.0, equal_nan=True):
+                    return False
+        return True
 
     def _by_features(self, batch: Data) -> Tensor | None:
         """Find the rows by their features, where no two nodes have the same."""
@@ -133,35 +186,30 @@ class NodesReader:
             return None
         for key in _SEED_IDS:
             if key in batch and self._is_ids(batch[key]):
-                return self._given(batch[key], f"batch.{key}")
-        if ids is None:
-            return None
-        for key in _SEED_ROWS:
-            value = batch.get(key, None)
-            if isinstance(value, Tensor) and value.dim() == 1 and not value.is_floating_point() and value.numel():
-                rows = value.nonzero().flatten() if value.dtype is torch.bool else value.long()
-                if int(rows.max()) < ids.numel():
-                    return ids[rows.cpu()]
-        size = batch.get("batch_size", None)
-        if isinstance(size, int) and 0 < size <= ids.numel():
-            return ids[:size]
+                seeds = self._given(batch[key], f"batch.{key}")
+                if ids is None or bool(torch.isin(seeds, ids).all()):  # else they are no ids of the whole graph
+                    return seeds
         return None
+
+
+def _seed_rows(batch: Any, count: int) -> Tensor | None:
+    """Return the rows that a batch says to be about, int64; None where it does not say."""
+    if not isinstance(batch, Data):
+        return None
+    for key in _SEED_ROWS:
+        value = batch.get(key, None)
+        if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or not value.numel():
+            continue
+        if value.dtype is torch.bool and value.numel() == count:
+            return value.cpu().nonzero().flatten()
+        if value.dtype is not torch.bool and 0 <= int(value.min()) <= int(value.max()) < count:
+            return value.cpu().long()
+    size = batch.get("batch_size", None)
+    if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= count:
+        return torch.arange(size)
+    return None
 
 
 def _row_bytes(x: Tensor) -> list[bytes]:
     rows = np.ascontiguousarray(x.detach().cpu().double().numpy())
     return [row.tobytes() for row in rows]
-
-
-def nodes_of(reader: NodesReader, batches: Sequence[Any]) -> list[Nodes]:
-    """Return the nodes of some batches; seeds that no batch names are kept only where batches do not overlap.
-
-    Where rows overlap and nothing says what a batch is about, some rows may be there for the others alone.
-    """
-    out = [reader(batch) for batch in batches]
-    if any(found.seeds_are_named or found.seeds is None for found in out):
-        return out
-    together = torch.cat([found.seeds for found in out if found.seeds is not None])
-    if together.numel() == torch.unique(together).numel() or len(out) == 1:
-        return out
-    return [Nodes(found.ids, None) for found in out]

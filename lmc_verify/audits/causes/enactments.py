@@ -151,7 +151,7 @@ def _dropped_backward(world: World) -> Gradient | None:
 
     def one(mask: Tensor) -> Gradient:
         with detached_rows(world.subject.model, mask):
-            return loss_on(world.subject, world.weights(mask))
+            return loss_on(world.subject, world.weights(mask), forward=True)
 
     return _less_reference(world, world.mean(one))
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from lmc_verify.cases import Case, prepared_state
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
-from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, NO_DROPOUT
+from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, HISTORIES_NAMED, NO_DROPOUT
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
@@ -89,7 +89,7 @@ EQUALS_BACKWARD_SGD = Claim(
         "The halo's embeddings and auxiliary variables are then exact, and the Jacobian of an aggregate-linear layer "
         "at a halo row does not see that row's incomplete aggregate. GAS equals Backward SGD in the last layer only."
     ),
-    required=(NO_DROPOUT, FINITE_SUPPORT),
+    required=(NO_DROPOUT, FINITE_SUPPORT, HISTORIES_NAMED),
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check_equals_backward_sgd,
     expect=expect_equals_backward_sgd,

@@ -197,7 +197,7 @@ def _keeps_histories(case: Case) -> tuple[bool | None, str]:
     if active_dropout(case.problem.model) is not None:
         return None, ""  # no state need be made: the claim does not apply
     state = prepared_state(case, "zero")
-    keeps = bool(state.embeddings or state.auxiliary)
+    keeps = bool(state.embeddings or state.auxiliary or state.keeps_other)
     return keeps, "" if keeps else f"{case.estimator.name} has no histories, and states no halo policies"
 
 

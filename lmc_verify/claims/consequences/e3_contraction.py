@@ -60,7 +60,10 @@ def _keeps_embeddings(case: Case) -> tuple[bool | None, str]:
     elif active_dropout(case.problem.model) is not None:
         return None, ""  # no state need be made: the claim does not apply
     else:
-        kept = 1 in prepared_state(case, "zero").embeddings
+        state = prepared_state(case, "zero")
+        if 1 not in state.embeddings and state.keeps_other:
+            return False, f"{case.estimator.name} names no history of H^1: give state={{('embedding', 1): ...}}"
+        kept = 1 in state.embeddings
     return kept, "" if kept else f"{case.estimator.name} keeps no history of H"
 
 
@@ -102,7 +105,7 @@ def check(case: Case) -> Verdict:
         return inapplicable
     state, rng, factor = prepared_state(case, "zero"), generator(case.seed, "contraction"), _claimed(case)
     error = _Errors(case)
-    terms = rounding_terms(case.problem, case.design.support_size)
+    terms = rounding_terms(case.problem, int(case.design.support_size))
     floor = (terms * UNIT_ROUNDOFF) ** 2 * float((case.exact.embeddings[1] / error.scale).square().sum())
     residuals: list[Evidence] = []
     errors = []

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from lmc_verify.cases import Case
+from lmc_verify.cases import Case, prepared_state
 from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import (
     CUT_EDGES,
     FINITE_SUPPORT,
     HALO_SIGNAL,
+    HISTORIES_NAMED,
     INCLUSION_WEIGHTS,
     NO_DROPOUT,
     halo_dropped_backward,
 )
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
-from lmc_verify.claims.reference import SOURCE
+from lmc_verify.claims.reference import SOURCE, Reference
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
 from lmc_verify.estimators import Blend, Held, Momentum, properties_of
+from lmc_verify.models import active_dropout
 
 __all__ = ["LOWER_LAYERS_BIASED"]
 
@@ -41,6 +43,9 @@ def check(case: Case) -> Verdict:
     figures = ", ".join(f"{part} {value:.2g}" for part, value in per_layer.items())
     if last.outcome is Outcome.REFUTED or Outcome.EXACT in lower.values():
         outcome, summary = Outcome.REFUTED, f"not the pattern that dropping the backward halo gives: {figures}"
+        found = properties_of(case.estimator)
+        if found.policies is None and not found.known:
+            summary += "; that it drops halo messages is not known, state its policies if it drops none"
     elif last.outcome is Outcome.EXACT and set(lower.values()) == {Outcome.REFUTED}:
         outcome, summary = Outcome.EXACT, f"relative bias with exact histories: {figures}"
     else:
@@ -58,6 +63,8 @@ def check(case: Case) -> Verdict:
 
 def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
+    if found.policies is None and not found.known:
+        return _exact_tables(case)
     if found.policies is None or not isinstance(found.policies.forward, Blend | Held):
         return False, "the estimator keeps no history of H"
     if isinstance(found.policies.forward, Blend) and found.policies.forward.uses_fresh:
@@ -67,6 +74,18 @@ def _exact_embeddings(case: Case) -> tuple[bool | None, str]:
     return found.unless_unknown(exact), detail
 
 
+def _exact_tables(case: Case) -> tuple[bool | None, str]:
+    """Whether an estimator whose policies are not known may read exact values of H at the halo."""
+    if case.histories != "exact":
+        return False, f"the histories that are read are not exact (histories: {case.histories})"
+    named = HISTORIES_NAMED(case)
+    if not named.holds:
+        return named.holds, named.detail
+    if not prepared_state(case, "exact").embeddings:
+        return False, "the estimator keeps no history of H"
+    return None, "what it puts at the halo is not known"
+
+
 def _lower_layers(case: Case) -> tuple[bool | None, str]:
     problem = case.problem
     lower = problem.num_layers > 1 or trains_encoder(case)
@@ -74,8 +93,23 @@ def _lower_layers(case: Case) -> tuple[bool | None, str]:
 
 
 def _backward_dropped(case: Case) -> tuple[bool | None, str]:
+    found = properties_of(case.estimator)
+    if found.policies is None and not found.known:
+        return _differs_from_backward_sgd(case)
     dropped = halo_dropped_backward(case)
     return dropped, "" if dropped else f"{case.estimator.name} drops no halo messages in the backward pass"
+
+
+def _differs_from_backward_sgd(case: Case) -> tuple[bool | None, str]:
+    """Whether an estimator whose policies are not known may drop something: not one that equals Backward SGD."""
+    if active_dropout(case.problem.model) is not None or not FINITE_SUPPORT(case).holds:
+        return None, "its halo policies are not known"
+    reference, state = Reference(case), prepared_state(case, "exact")
+    for batch, _ in case.design.enumerate():
+        _, residuals = reference.compare(case.estimate(state, batch).gradient, batch)
+        if residuals.outcome in (Outcome.REFUTED, Outcome.INCONCLUSIVE):
+            return None, "its halo policies are not known; its estimates are not seen to be Backward SGD's"
+    return False, f"{case.estimator.name} drops no halo messages in the backward pass: it equals Backward SGD"
 
 
 def expect(case: Case) -> Expectation:

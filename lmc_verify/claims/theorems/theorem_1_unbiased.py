@@ -11,6 +11,7 @@ from lmc_verify.claims.assumptions import (
     AGGREGATE_LINEAR,
     BETA_ZERO,
     FINITE_SUPPORT,
+    HISTORIES_NAMED,
     NO_DROPOUT,
     enumerable,
     inclusion_matches,
@@ -112,7 +113,10 @@ def _inclusion_matches(case: Case) -> tuple[bool | None, str]:
 def _histories(case: Case) -> tuple[bool | None, str]:
     found = properties_of(case.estimator)
     if not found.known:
-        return True if case.histories == "exact" else None, f"histories: {case.histories}"
+        if case.histories == "exact":
+            named = HISTORIES_NAMED(case)
+            return named.holds, named.detail or "histories: exact"
+        return None, f"histories: {case.histories}"
     if found.policies is not None and isinstance(found.policies.forward, Held | Cut):
         return True, "the estimator reads no history"
     if found.starts_exact:

@@ -2,7 +2,8 @@
 
 The estimate is compared with Backward SGD on the same batch, whose mean is the exact gradient; what both have in common
 cancels. Refutation is by betting on the difference, support by a confidence radius of its mean, each valid at every
-number of draws (see `lmc_verify.statistics`), each with half of the error level.
+number of draws (see `lmc_verify.statistics`), each with half of the error level. Both need a proven range. Without one
+an asymptotic confidence sequence decides, unless that guarantee is refused (`sampling.guarantee`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.estimators import properties_of
-from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
+from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, LoaderDesign, UniformNodes, named_nodes
 from lmc_verify.objective import (
     Gradient,
     euclidean_norm,
@@ -37,6 +38,7 @@ from lmc_verify.objective import (
     rounding_terms,
 )
 from lmc_verify.seeds import generator
+from lmc_verify.statistics.asymptotic import AsymptoticBias
 from lmc_verify.statistics.betting import RANGE_SLACK, BiasTest
 from lmc_verify.statistics.detection import draws_to_detect, smallest_detectable_bias
 from lmc_verify.statistics.radius import BiasRadius, draws_to_bound
@@ -151,9 +153,9 @@ def check(case: Case) -> Verdict:
     """Draw batches until the bias is shown to be there, or shown to be at most delta, or the draws are used up.
 
     The difference from Backward SGD has a range: from operator norms and the histories' errors, proven for what the
-    policies allow, or the enumerated maximum over every batch. Without one nothing is decided, and the figures are
-    asymptotic. A proven range is not taken on trust: see `lmc_verify.claims.coverage`. Batches of a small support are
-    drawn without replacement, so that a census decides.
+    policies allow, or the enumerated maximum over every batch. Without one the verdict is asymptotic, or none where
+    that guarantee is refused. A proven range is not taken on trust: see `lmc_verify.claims.coverage`. Batches of a
+    small support are drawn without replacement, so that a census decides.
     """
     claim = UNBIASED_SAMPLED
     inapplicable = not_applicable(case, claim)
@@ -175,8 +177,10 @@ def check(case: Case) -> Verdict:
                 return _decided(case, largest, _rounding(case, largest.bounds or {}), unit)
             proven = _Range(None, f"no proven range: {left}")
     elif proven.bounds is not None:
-        proven = _Range(None, "ill-conditioned here: rounding alone could hide any bias")
-    return _asymptotic(case, claim, _difference_of(case), _draws(case)[0], proven.derivation, unit)
+        return _undecided(case, "ill-conditioned here: rounding alone could hide any bias", unit)
+    if case.sampling.guarantee != "asymptotic":
+        return _undecided(case, proven.derivation, unit)
+    return _asymptotic(case, proven.derivation, unit)
 
 
 def _decided(case: Case, proven: _Range, rounding: Mapping[str, float], unit: float) -> Verdict:
@@ -366,10 +370,96 @@ def _power(
     return _Power(worst if math.isfinite(worst) else None, advice)
 
 
-def _asymptotic(
-    case: Case, claim: Claim, difference: Callable[[Batch], Blocks], batches: Iterator[Batch], reason: str, unit: float
-) -> Verdict:
+def _asymptotic(case: Case, reason: str, unit: float) -> Verdict:
+    """Return the verdict of an asymptotic confidence sequence, for differences whose range is not proven.
+
+    Draws are independent: what is known of draws without replacement needs a range.
+    """
+    claim, difference, sampling = UNBIASED_SAMPLED, _difference_of(case), case.sampling
+    rng = generator(case.seed, "sampled bias", sampling.replicate)
+    rounding = _rounding(case, _pilot_sizes(case, difference))
+    if not all(map(math.isfinite, rounding.values())):
+        return _undecided(case, f"ill-conditioned here: rounding alone could hide any bias; {reason}", unit)
+    tolerance = {part: max(margin / unit, SMALLEST) for part, margin in rounding.items()}
+    bias = AsymptoticBias(list(tolerance), sampling.alpha, tolerance=tolerance)
+    coverage = _asymptotic_coverage(case)
+    outcome, look = Outcome.INCONCLUSIVE, coverage.draws
+    while bias.draws < sampling.draws and outcome is Outcome.INCONCLUSIVE:
+        found = difference(case.design.draw(rng))
+        bias.update({part: block / unit for part, block in found.items()})
+        if bias.rejects:
+            outcome = Outcome.REFUTED
+        elif bias.draws in (look, sampling.draws) and bias.draws >= coverage.draws:
+            look = max(bias.draws + LOOK_EVERY, math.ceil(LOOK_GROWTH * bias.draws))
+            if math.hypot(*bias.upper().values()) <= sampling.delta:
+                outcome = Outcome.SUPPORTED
+    lowers, upper = bias.lower(), math.hypot(*bias.upper().values())
+    mean = math.hypot(*(float(np.linalg.norm(value)) for value in bias.means().values()))
+    error = math.hypot(*bias.standard_errors().values())
+    unseen = -math.expm1(math.log(sampling.alpha / 2) / bias.draws)
+    return verdict_of(
+        case,
+        claim.id,
+        outcome,
+        f"asymptotic: {_asymptotic_words(bias, outcome, upper, sampling.delta, coverage)}; mean difference {mean:.2g} "
+        f"of the gradient's norm, standard error {error:.2g} ({reason})",
+        evidence=[
+            Evidence("mean difference (asymptotic)", mean, group="bias from draws"),
+            Evidence("standard error (asymptotic)", error, group="bias from draws"),
+            *([Evidence("bias, upper bound", upper, sampling.delta, group="bias from draws")] * math.isfinite(upper)),
+            *(Evidence(part, low, group="bias per layer, at least (asymptotic)") for part, low in lowers.items()),
+            Evidence("share of batches that may be unlike those drawn", unseen, unit="probability", group="coverage"),
+        ],
+        assumptions=(*claim.checked_assumptions(case), _range_check(_Range(None, reason))),
+        alpha_spent=sampling.alpha,
+        guarantee="asymptotic",
+        draws=bias.draws,
+    )
+
+
+def _asymptotic_coverage(case: Case) -> Coverage:
+    """Return which batches are covered without a range: every layer's upper end may miss a share of them."""
+    layers = norm_by_layer(case.problem, case.exact.gradient)
+    return Coverage(case.sampling.alpha / (2 * len(layers)), everything=False)
+
+
+def _asymptotic_words(bias: AsymptoticBias, outcome: Outcome, upper: float, delta: float, coverage: Coverage) -> str:
+    """Return what an asymptotic confidence sequence found."""
+    after = f"after {bias.draws:,} draws"
+    if outcome is Outcome.REFUTED:
+        lowers, blocks = bias.lower(), bias.rejected_blocks()
+        found = ", ".join(f"{part} (at least {lowers[part]:.2g})" for part in blocks)
+        return f"biased {after}, in {found}"
+    if outcome is Outcome.SUPPORTED:
+        return (
+            f"the bias is at most {upper:.2g} of the gradient's norm {after} (asked for: {delta:g}); on batches like "
+            f"those drawn, more than {1 - UNSEEN:.1%} of all"
+        )
+    if bias.draws < coverage.draws:
+        return (
+            f"no bias is shown {after}, and {coverage.draws:,} are needed to exclude that {UNSEEN:.1%} or more of the "
+            "batches are unlike them; set sampling.draws"
+        )
+    lacking = bias.lacking()
+    if lacking:
+        part, words = next(iter(lacking.items()))
+        return f"no bias is shown {after}, and no upper bound for {part}: {words}; set sampling.draws"
+    return f"the bias is at most {upper:.2g} of the gradient's norm {after}; set sampling.draws or sampling.delta"
+
+
+def _pilot_sizes(case: Case, difference: Callable[[Batch], Blocks]) -> dict[str, float]:
+    """Return by layer the largest difference of a few batches, for the size of rounding errors."""
+    rng, sizes = generator(case.seed, "rounding"), dict[str, float]()
+    for _ in range(PILOT):
+        for part, block in difference(case.design.draw(rng)).items():
+            size = require_number(_norm(block), f"the difference from Backward SGD in {part}")
+            sizes[part] = max(sizes.get(part, 0.0), size)
+    return sizes
+
+
+def _undecided(case: Case, reason: str, unit: float) -> Verdict:
     """Report mean and standard error, and decide nothing: without a proven range no level can be guaranteed."""
+    claim, difference, batches = UNBIASED_SAMPLED, _difference_of(case), _draws(case)[0]
     draws = [
         np.concatenate(list(difference(batch).values()))
         for batch, _ in zip(batches, range(min(case.sampling.draws, SAMPLE_FOR_POWER)), strict=False)
@@ -427,6 +517,8 @@ def _reference_mean(case: Case) -> tuple[bool | None, str]:
         return False, "given what the epoch has seen, Backward SGD is biased itself"
     if type(design) in (Clusters, UniformNodes, EpochClusters, FusedClusters):
         return True, ""
+    if isinstance(design, LoaderDesign) and design.partitions:
+        return True, "every pass through the loader holds every node once"
     if design.support_size > MAX_SUPPORT:
         return None, f"{type(design).__name__} is too large to check its inclusion probabilities"
     return inclusion_matches(case)
@@ -438,20 +530,23 @@ REFERENCE_MEAN = Assumption(
 
 
 def expect(case: Case) -> Expectation:
-    """Return what theory says: as for the enumeration, where a proven range is there to decide with."""
+    """Return what theory says: as for the enumeration, where a proven range or a normal approximation decides."""
     inapplicable = expect_not_applicable(case, UNBIASED_SAMPLED)
     if inapplicable is not None:
         return inapplicable
     if gradient_norm(case.exact.gradient) == 0:
         return Expectation(Outcome.NOT_APPLICABLE, "the exact gradient vanishes")
     if case.weighting != "inclusion":
-        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven for the loss weighting {case.weighting}")
+        reason = f"no range is proven for the loss weighting {case.weighting}"
+        if case.sampling.guarantee != "asymptotic":
+            return Expectation(Outcome.INCONCLUSIVE, reason)
+        return Expectation(None, f"{reason}; whether the draws suffice to decide depends on their spread")
     support = case.design.support_size
     everything = look_at_all(support, case.sampling.alpha / 2)
     found: RangeBound | NoBound = NoBound("every batch is looked at")
     if not everything:
         found = range_bound(case.problem, case.exact, case.initial_state(), case.design, case.estimator)
-        if isinstance(found, NoBound) and support > MAX_SUPPORT:
+        if isinstance(found, NoBound) and support > MAX_SUPPORT and case.sampling.guarantee != "asymptotic":
             return Expectation(Outcome.INCONCLUSIVE, f"no range is proven: {found.reason}")
     small = support <= MAX_SUPPORT
     exact = UNBIASED.expect(case) if small else expect_from_halo(case, None, histories=case.histories)
@@ -465,6 +560,8 @@ def expect(case: Case) -> Expectation:
             return Expectation(None if loose else Outcome.INCONCLUSIVE, coverage.lacking)
         if loose and population is None:
             return Expectation(None, f"{exact.reason}; whether the draws suffice to show it depends on the range")
+    elif support > MAX_SUPPORT and case.sampling.draws < (needed := _asymptotic_coverage(case).draws):
+        return Expectation(Outcome.INCONCLUSIVE, f"no range is proven: {found.reason}; {needed:,} draws are needed")
     estimator = properties_of(case.estimator)
     if population is None and (estimator.exact or estimator.sampler is not None):
         # A difference that is zero on average only takes an unknown number of draws.

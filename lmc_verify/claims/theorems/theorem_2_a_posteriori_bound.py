@@ -14,7 +14,8 @@ from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.reference import explained
-from lmc_verify.claims.theory import Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import exact_pass, gradient_norm, gradient_sum
@@ -57,7 +58,8 @@ def _step(case: Case, run: TrainingRun) -> _Step | str:
     unit = gradient_norm(exact.gradient)
     if not math.isfinite(unit):
         return "the run diverged: its exact gradient is not finite"
-    bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=exact_terms(problem, exact))
+    terms = exact_terms(problem, exact)
+    bound = batch_bound(problem, exact, run.state, batch, case.estimator, terms=terms, as_stated=True)
     assert not isinstance(bound, NoBound)  # the assumption PROVEN has been checked at the start
     held = History.from_exact(problem, exact)
     expected = BackwardSGD(weighting=case.weighting).estimate(problem, held, batch).gradient
@@ -155,13 +157,23 @@ def check(case: Case) -> Verdict:
 
 
 def _proven(case: Case) -> tuple[bool | None, str]:
-    if properties_of(case.estimator).policies is None:
-        return False, f"no bound is proven for the estimator {case.estimator.name!r}"
+    found = properties_of(case.estimator)
+    if found.policies is None:
+        words = "" if found.known else ": its halo policies are not known; state them in an attribute `policies`"
+        return False, f"no bound is proven for the estimator {case.estimator.name!r}{words}"
     if active_dropout(case.problem.model) is not None:
         return None, "not checked while dropout is active"
     batch = case.design.draw(generator(case.seed, "a-posteriori bound"))
-    found = batch_bound(case.problem, case.exact, prepared_state(case, "zero"), batch, case.estimator)
-    return not isinstance(found, NoBound), found.reason if isinstance(found, NoBound) else ""
+    state = prepared_state(case, "zero")
+    try:
+        bound = batch_bound(case.problem, case.exact, state, batch, case.estimator, as_stated=True)
+    except InvalidInputError as error:
+        if found.known:
+            raise
+        return False, str(error)  # tables that its policies would read are not named
+    if isinstance(bound, NoBound):
+        return False, bound.reason
+    return found.unless_unknown(True), "" if found.known else "the bound is that of the halo policies that it states"
 
 
 PROVEN = Assumption("proven-bound", "a bound is proven for this estimator and these layers", _proven)
@@ -172,7 +184,10 @@ def expect(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, POSTERIOR_BOUND)
     if inapplicable is not None:
         return inapplicable
-    if properties_of(case.estimator).holds_exact:
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    if found.holds_exact:
         return Expectation(Outcome.SUPPORTED, "the estimate is Backward SGD's: there is no error to bound")
     return Expectation(None, "the bound holds; whether it is vacuous depends on depth, weights and histories")
 

@@ -27,6 +27,7 @@ def _run(model: str, estimator: str, settings: dict[str, Any], batches: list[lis
         state.apply(estimate.writes)
         losses.append(estimate.loss)
         cost = estimate.cost
+        assert cost is not None  # the package's own state theirs
         costs.append(
             [
                 cost.nodes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -87,8 +88,10 @@ class SampledDesign:
                 yield replace(batch, sample=Sample(layers, _weights(batch))), probability * share
 
     @property
-    def support_size(self) -> int:
+    def support_size(self) -> float:
         """Number of distinct batches with samples: exact up to 100,000; a large number where it is larger."""
+        if self.base.support_size == math.inf:
+            return math.inf
         if "size" not in self._cache:
             self._cache["size"] = self._size()
         return self._cache["size"]
@@ -130,7 +133,7 @@ class SampledDesign:
                 total += counted
             else:
                 return total
-        return max(COUNTED + 1, self.base.support_size * self._bound(everything))
+        return max(COUNTED + 1, int(self.base.support_size) * self._bound(everything))
 
     def _count(
         self, laws: tuple[LayerLaw, ...], index: int, rows: Tensor, known: dict[tuple[int, tuple[int, ...]], int]

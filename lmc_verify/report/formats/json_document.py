@@ -87,7 +87,8 @@ def _errors(account: ErrorAccount) -> dict[str, Any]:
     return {
         "alpha_total": account.total,
         "alpha_spent": account.spent,
-        "alpha_asymptotic": account.asymptotic,
+        "alpha_spent_anytime_valid": account.anytime_valid,
+        "alpha_spent_asymptotic": account.asymptotic,
         "guarantee": account.guarantee,
         "overspent": account.overspent,
         "certain": account.certain,
@@ -98,6 +99,7 @@ def _errors(account: ErrorAccount) -> dict[str, Any]:
                 "claim": case.verdict.claim,
                 "label": case.label,
                 "alpha_spent": case.verdict.alpha_spent,
+                "guarantee": case.verdict.guarantee,
             }
             for claim in account.claims
             for case in claim.cases

@@ -120,7 +120,7 @@ class Case:
     def error_level(self) -> str:
         """The probability of a wrong verdict, in words."""
         if self.statistical:
-            words = ", asymptotic" if self.verdict.asymptotic else ""
+            words = ", asymptotic" if self.verdict.guarantee == "asymptotic" else ""
             return f"{text.level(self.verdict.alpha_spent)}{words}"
         return "0: enumerated" if self.enumerated else text.ABSENT
 

@@ -49,16 +49,12 @@ class ErrorAccount:
         claims: the claims with statistical checks.
         certain: number of verdicts that spent nothing: enumeration decided them, or the whole support was drawn.
         controls: error probability spent by controls, whose answers are known: it is not part of the total.
-        asymptotic: error probability of audits that rest on the normal law of many draws: no part of the guarantee.
-        asymptotic_audits: their number.
     """
 
     total: float | None
     claims: tuple[ClaimSpending, ...]
     certain: int
     controls: float
-    asymptotic: float = 0.0
-    asymptotic_audits: int = 0
 
     @classmethod
     def of(
@@ -68,27 +64,14 @@ class ErrorAccount:
         total = settings.get(ALPHA_TOTAL)
         sections = tuple(sections)
         claims = (
-            ClaimSpending(section, tuple(case for case in section.cases if _spends(case))) for section in sections
+            ClaimSpending(section, tuple(case for case in section.cases if case.verdict.alpha_spent > 0))
+            for section in sections
         )
-        apart = [case.verdict for section in sections for case in section.cases if case.verdict.asymptotic]
         return cls(
             total=float(total) if isinstance(total, int | float) and not isinstance(total, bool) else None,
             claims=tuple(claim for claim in claims if claim.cases),
             certain=sum(case.certain for section in sections for case in section.cases),
             controls=math.fsum(case.verdict.alpha_spent for case in controls),
-            asymptotic=math.fsum(verdict.alpha_spent for verdict in apart),
-            asymptotic_audits=len(apart),
-        )
-
-    @property
-    def apart(self) -> str:
-        """What the guarantee does not cover, in a sentence; empty if there is nothing."""
-        if not self.asymptotic_audits:
-            return ""
-        verb = "rests" if self.asymptotic_audits == 1 else "rest"
-        return (
-            f"Apart from this, {text.count(self.asymptotic_audits, 'audit')} {verb} on the normal law of many draws: an"
-            f" error level of {text.level(self.asymptotic)} that holds for ever more draws only, and is no guarantee."
         )
 
     @property
@@ -102,6 +85,18 @@ class ErrorAccount:
         return math.fsum(claim.spent for claim in self.claims)
 
     @property
+    def asymptotic(self) -> float:
+        """What of `spent` holds in the limit of many draws only: no range of the draws was proven."""
+        cases = (case.verdict for claim in self.claims for case in claim.cases)
+        return math.fsum(verdict.alpha_spent for verdict in cases if verdict.guarantee == "asymptotic")
+
+    @property
+    def anytime_valid(self) -> float:
+        """What of `spent` holds at every finite number of draws."""
+        cases = (case.verdict for claim in self.claims for case in claim.cases)
+        return math.fsum(verdict.alpha_spent for verdict in cases if verdict.guarantee != "asymptotic")
+
+    @property
     def overspent(self) -> bool:
         """Whether the checks spent more than the run was allowed to: its guarantee is then the sum, not the total."""
         return self.total is not None and self.spent > self.total * (1 + _SLACK)
@@ -110,14 +105,17 @@ class ErrorAccount:
     def guarantee(self) -> str:
         """What holds for the statistical verdicts of the run together, in a sentence or two."""
         if not self.checks:
-            if self.asymptotic_audits:
-                return "No verdict of this run has a proven error probability that is not zero."
             return "No verdict of this run is statistical: none can be wrong by chance."
         bound = self.spent if self.total is None or self.overspent else self.total
         words = (
             "Whatever is true of the claims, the probability that any statistical verdict of this run is wrong (a true "
             f"claim called refuted, a false one called supported) is at most {text.level(bound)}."
         )
+        if self.asymptotic > 0:
+            words += (
+                f" Of it {text.level(self.asymptotic)} is asymptotic: where no range of the draws is proven, the "
+                "probability is approached as draws become many."
+            )
         if self.overspent:
             words += f" The run was allowed to spend {text.level(self.total)}; its checks spent more."
         return words
@@ -128,13 +126,10 @@ class ErrorAccount:
         words = f"{text.count(self.checks, 'statistical check')} spent {text.level(self.spent)}"
         if self.total is not None:
             words += f" of {text.level(self.total)}"
+        if self.asymptotic > 0:
+            words += f" (anytime-valid {text.level(self.anytime_valid)}, asymptotic {text.level(self.asymptotic)})"
         depend = "does" if self.certain == 1 else "do"
         words += f"; {text.count(self.certain, 'verdict')} that {depend} not depend on chance spent nothing"
         if self.controls > 0:
             words += f"; controls, whose answers are known, spent {text.level(self.controls)} in addition"
         return words + "."
-
-
-def _spends(case: Case) -> bool:
-    """Whether a verdict has an error probability that is proven."""
-    return case.verdict.alpha_spent > 0 and not case.verdict.asymptotic

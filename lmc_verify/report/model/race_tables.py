@@ -16,6 +16,9 @@ __all__ = ["RaceTable", "accuracy_table", "batch_size_tables", "error_tables", "
 
 NEVER = "never"
 
+NOT_STATED = "not stated"
+"""Where a run that arrived does not state what it cost."""
+
 
 @dataclass(frozen=True)
 class RaceTable:
@@ -207,7 +210,9 @@ def _whole(value: float) -> str:
 def _arrival(item: Standing, quantity: str, words: Callable[[float], str]) -> str:
     median = item.medians.get(quantity)
     if median is None or median.value is None:
-        return text.ABSENT if item.arrived or not item.runs else NEVER
+        if item.arrived:
+            return NOT_STATED
+        return NEVER if item.runs else text.ABSENT
     return NEVER if math.isinf(median.value) else _value(median, words)
 
 

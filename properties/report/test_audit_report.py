@@ -75,6 +75,7 @@ def a_trial(made: Audit | None, name: str, expected: str | None = "REFUTED", **c
         summary,
         case=CaseDescription(function=name, arguments={"parts": 4}, seed=0),
         alpha_spent=0.0 if made is None else made.alpha,
+        guarantee=None if made is None else made.guarantee,
         draws=None if made is None or made.guarantee == "exact" else made.draws,
         evidence=() if made is None else (Evidence("bias", made.bias, low=made.low, high=made.high, group="bias"),),
         series=() if made is None else made.series,
@@ -273,16 +274,17 @@ def test_the_document_holds_the_audit_and_the_asymptotic_level_apart(report: Rep
     ]
     assert section["cases"][0]["expected_causes"] == ["batch-mean", "cut-edges"]
     ledger = document["error_ledger"]
-    assert (ledger["alpha_spent"], ledger["alpha_asymptotic"], ledger["checks"]) == (0.0, 2e-7, [])
+    assert (ledger["alpha_spent"], ledger["alpha_spent_asymptotic"]) == (2e-7, 2e-7)
+    assert [(check["claim"], check["guarantee"]) for check in ledger["checks"]] == [("audit", "asymptotic")]
     assert not ledger["overspent"]
 
 
-def test_the_ledger_says_what_is_no_guarantee(tmp_path: Path) -> None:
+def test_the_ledger_says_what_is_asymptotic(tmp_path: Path) -> None:
     for made, said in ((DRAWN, True), (replace(DRAWN, guarantee="anytime-valid"), False), (EXACT, False)):
         built = make_report(tmp_path / made.guarantee / str(said), a_trial(made, "loops:one", None))
         for words in (words_of(render_html(built)), " ".join(render_markdown(built).split())):
-            assert ("1 audit rests on the normal law of many draws: an error level of 2e-7" in words) is said
-            assert ("1 statistical check spent 2e-7 of 1e-6" in words) is (made.guarantee == "anytime-valid")
+            assert ("Of it 2e-7 is asymptotic" in words) is said
+            assert ("1 statistical check spent 2e-7 of 1e-6" in words) is (made is not EXACT)
             assert ("none can be wrong by chance" in words) is (made is EXACT)
 
 

@@ -118,7 +118,7 @@ def test_the_document_holds_the_whole_audit(audit: Any) -> None:
     ("name", "words"),
     [
         ("crashing", "raised KeyError: 'no such key' (loops.py, line "),
-        ("broken", "step changes the parameters"),
+        ("broken", "step returned gradients of extra"),
         ("not_audited", "returned a list; it must return a mapping"),
         ("cutt", "did you mean 'cut'?"),
     ],
@@ -144,7 +144,7 @@ def test_out_writes_records_and_report_which_can_be_replayed(audit: Any, tmp_pat
     assert (code, out) == (0, f"identical: audit {FILE}:cut (REFUTED)\n")
     code, out, _ = audit(f"{FILE}:broken", "--out", "out")
     assert code == 5
-    assert out.startswith("ERROR: ContractError: step changes the parameters")
+    assert out.startswith("ERROR: ContractError: step returned gradients of extra")
 
 
 def test_a_suite_of_audits_is_run_and_told(audit: Any, tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_suite_of_audits_is_run_and_told(audit: Any, tmp_path: Path) -> None:
     assert code == 1
     assert "batch-mean," in out
     assert "expected SUPPORTED" in out
-    assert f"  {FILE}:broken: ContractError: step changes the parameters" in out
-    assert "apart from it: 2.5e-07 in 1 audit by the normal law of many draws, which is no guarantee" in out
+    assert f"  {FILE}:broken: ContractError: step returned gradients of extra" in out
+    assert "error ledger: 2.5e-07 of 1e-06 spent over 1 statistical check (spent, anytime-valid: 0; spent, a" in out
     assert "2 of 4 verdicts as expected" in out
     assert f"[1/4] REFUTED         as expected    audit {FILE}:cut (parts=2)" in errors
 

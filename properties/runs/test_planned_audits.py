@@ -95,7 +95,7 @@ def test_the_verdict_has_every_number_of_the_audit(cut: Trial) -> None:
         f"{cause.id}: {what}": getattr(cause, what) for cause in made.causes for what in ("removes", "returns")
     }
     assert verdict.causes == BY_CAUSES
-    assert (verdict.alpha_spent, verdict.draws, verdict.asymptotic) == (0.0, None, False)
+    assert (verdict.alpha_spent, verdict.draws, verdict.guarantee) == (0.0, None, "exact")
     assert verdict.case.to_dict() == {"seed": 0, "function": settings.function, "arguments": {"parts": 3}}
     assert set(verdict.hashes) == {"function", "code"}
 
@@ -106,7 +106,7 @@ def test_the_verdict_comes_back_from_its_record(cut: Trial) -> None:
     assert "expected_causes" not in dataclasses.replace(cut, expected_causes=None).to_dict()
 
 
-def test_an_audit_from_draws_spends_its_alpha_apart_from_the_guarantee() -> None:
+def test_an_audit_from_draws_spends_its_alpha_asymptotically() -> None:
     settings = AuditSettings(
         function=f"{FILE}:cut", arguments={"parts": 2, "dropout": 0.1}, draws=64, alpha=0.01, delta=0.5
     )
@@ -114,14 +114,11 @@ def test_an_audit_from_draws_spends_its_alpha_apart_from_the_guarantee() -> None
     verdict = verdict_of_audit(made, settings)
     assert made.guarantee == "asymptotic"
     assert made.delta == 0.5
-    assert (verdict.alpha_spent, verdict.draws, verdict.asymptotic) == (0.01, made.draws, True)
+    assert (verdict.alpha_spent, verdict.draws, verdict.guarantee) == (0.01, made.draws, "asymptotic")
     assert verdict.evidence[0].tolerance == 0.5
     trial = Trial("k", "claim", verdict, None, "c", 0.0)
     result = RunResult(1, (trial,), (), 0, alpha_total=1e-6)
-    assert (result.alpha_spent, result.alpha_asymptotic, result.overspent) == (0.0, 0.01, False)
-    proven = dataclasses.replace(verdict, audit={**(verdict.audit or {}), "guarantee": "anytime-valid"})
-    result = RunResult(1, (dataclasses.replace(trial, verdict=proven),), (), 0, alpha_total=1e-6)
-    assert (result.alpha_spent, result.alpha_asymptotic, result.overspent) == (0.01, 0.0, True)
+    assert (result.alpha_spent, result.alpha_spent_asymptotic, result.overspent) == (0.01, 0.01, True)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +268,13 @@ def test_the_error_level_is_shared_by_checks_and_audits() -> None:
     assert [item.statistical for item in (cut, whole, enumerated)] == [True, True, False]
     (alone,) = suite_of(check=[SAMPLED], alpha_total=3e-6).plan()
     assert alone.settings.sampling.alpha == 3e-6
+
+
+def test_the_command_line_s_guarantee_is_that_of_audits_unless_they_ask_for_more() -> None:
+    suite = suite_of(CUT, WHOLE | {"guarantee": "asymptotic"}, CUT | {"arguments": {}, "guarantee": "exact"})
+    found = [item.settings.guarantee for item in suite.with_guarantee("anytime-valid").audits()]
+    assert found == ["anytime-valid", "anytime-valid", "exact"]
+    assert [item.settings.guarantee for item in suite.audits()] == [None, "asymptotic", "exact"]
 
 
 def test_another_replicate_draws_afresh() -> None:
