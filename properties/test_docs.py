@@ -22,10 +22,13 @@ from lmc_verify.cases.commands import case_settings, settings_tree
 from lmc_verify.cases.lookup import build_estimator, check_dataset
 from lmc_verify.claims import CLAIMS, Claim, Outcome, find_claim
 from lmc_verify.cli.app import app
+from lmc_verify.cli.options import outcome_named
 from lmc_verify.controls import find_control
 from lmc_verify.datasets.registry import dataset_info, dataset_names
+from lmc_verify.errors import validated
 from lmc_verify.estimators import ESTIMATORS, make_estimator
 from lmc_verify.races.settings import race_settings
+from lmc_verify.runs.audits import AuditSettings
 from lmc_verify.runs.suite import Suite
 from lmc_verify.training import RunSettings
 
@@ -187,6 +190,11 @@ def parsed(line: str) -> str:
         make_estimator(settings.estimator.name, **settings.estimator.settings)
     if command == "check":
         dataset_info(given["dataset"])
+    if command == "audit":
+        names = ("function", "draws", "alpha", "guarantee", "delta", "seed")
+        values = {name: given[name] for name in names} | {"arguments": settings_tree({}, given["settings"] or [])}
+        validated(AuditSettings, values)
+        outcome_named(given["expect"])
     if command == "train":
         base = {"dataset.name": given["dataset"], "estimator.name": given["estimator"]}
         run = RunSettings.read(settings_tree(base, given["settings"] or []))
@@ -224,6 +232,8 @@ def test_every_command_line_parses(page: str, line: str) -> None:
         "lmc-verify train --estimator gus",
         "lmc-verify race --estimator lmc --dataset karat",
         "lmc-verify list claim",
+        "lmc-verify audit loops:gas --draws 1",
+        "lmc-verify audit loops:gas --expect BIASED",
     ],
 )
 def test_a_command_line_that_does_not_fit_is_noticed(line: str) -> None:

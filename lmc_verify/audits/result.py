@@ -12,7 +12,11 @@ from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.statistics.ledger import Guarantee
 
-__all__ = ["Audit", "Cost", "ParameterBias", "percent"]
+__all__ = ["Audit", "Cost", "ParameterBias", "effect", "percent"]
+
+_SHORT = 100  # characters of a summary that a repr shows
+
+_ANSWERS = {Outcome.EXACT: "Yes", Outcome.SUPPORTED: "Yes", Outcome.REFUTED: "No"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,23 @@ class Audit:
         """Whether the step is unbiased (to rounding, or to within `delta`); None where that is open."""
         return {Outcome.EXACT: True, Outcome.SUPPORTED: True, Outcome.REFUTED: False}.get(self.outcome)
 
+    @property
+    def question(self) -> str:
+        """What was asked, in a sentence."""
+        return f"Is the gradient of {self.name} unbiased?"
+
+    @property
+    def answer(self) -> str:
+        """What was found: yes, no or open, with the summary."""
+        said = self.summary.removeprefix("biased: ").removeprefix("unbiased: ")
+        return f"{_ANSWERS.get(self.outcome, 'Open')}: {said}"
+
+    @property
+    def unexplained(self) -> str:
+        """How much of a bias the causes leave, in words; empty where none is shown or causes were not looked for."""
+        looked_for = self.explanation != Explanation()
+        return _left(self.explanation) if self.outcome is Outcome.REFUTED and looked_for else ""
+
     def assert_unbiased(self, rtol: float = 0.01) -> None:
         """Raise unless the bias is shown to be at most a share of the exact gradient's norm.
 
@@ -158,7 +179,8 @@ class Audit:
         return "\n".join(self._lines())
 
     def __repr__(self) -> str:
-        return f"<Audit {self.outcome}, {self.guarantee}: {self.summary}>"
+        summary = self.summary if len(self.summary) <= _SHORT else f"{self.summary[: _SHORT - 1]}…"
+        return f"<Audit {self.outcome}, {self.guarantee}: {summary}>"
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.outcome} ({self.guarantee}) {self.name}: {self.summary}"
@@ -172,11 +194,11 @@ class Audit:
             yield "  why"
             for number, cause in enumerate(self.causes, 1):
                 yield f"    {number}. {cause.words} [{cause.id}]"
-                yield f"       {_effect(cause)}"
+                yield f"       {effect(cause)}"
                 if cause.explains:
                     yield f"       remedy: {cause.remedy}"
-        if self.outcome is Outcome.REFUTED:
-            yield f"  {_left(self.explanation)}"
+        if self.unexplained:
+            yield f"  {self.unexplained}"
         if self.notes:
             yield ""
             yield from (f"  note: {note}" for note in self.notes)
@@ -220,22 +242,29 @@ class Audit:
         return cls(**fields)
 
     def _repr_html_(self) -> str:
+        """Return the audit for a notebook, in the notebook's own colours."""
+        head = "".join(
+            f"<th>{name}</th>"
+            for name in ("parameter", "of its own gradient", "of the whole gradient", "from … to", "biased")
+        )
         rows = "".join(
-            f"<tr><td>{html.escape(item.name)}</td><td>{percent(item.own)}</td><td>{percent(item.size)}</td>"
-            f"<td>{percent(item.low)} … {percent(item.high)}</td><td>{'biased' if item.wrong else ''}</td></tr>"
+            f"<tr><td style='text-align:left'>{html.escape(item.name)}</td><td>{percent(item.own)}</td>"
+            f"<td>{percent(item.size)}</td><td>{percent(item.low)} … {percent(item.high)}</td>"
+            f"<td>{'<b>yes</b>' if item.wrong else 'not shown'}</td></tr>"
             for item in self.parameters
         )
         causes = "".join(
-            f"<li><b>{html.escape(cause.words)}</b><br>{html.escape(_effect(cause))}. "
-            f"{html.escape(cause.remedy) if cause.explains else ''}</li>"
+            f"<li><b>{html.escape(cause.id)}</b>: {html.escape(cause.words)}.<br/>{html.escape(effect(cause))}."
+            f"{f'<br/>Remedy: {html.escape(cause.remedy)}.' if cause.explains else ''}</li>"
             for cause in self.causes
         )
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        left = html.escape(self.unexplained)
         return (
-            f"<div><p><b>{self.outcome}</b> ({self.guarantee}) {html.escape(self.name)}: {html.escape(self.summary)}"
-            f"</p><p>{html.escape(self.law)}</p><table><thead><tr><th>parameter</th><th>of its own gradient</th>"
-            f"<th>of the whole gradient</th><th>from … to</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
-            f"{f'<ol>{causes}</ol>' if causes else ''}{f'<ul>{notes}</ul>' if notes else ''}</div>"
+            f"<div><p>{html.escape(self.question)} <b>{html.escape(self.answer)}</b> ({self.outcome}, "
+            f"{self.guarantee}).</p><p>{html.escape(self.law)}</p><div style='overflow-x:auto'><table><thead><tr>{head}"
+            f"</tr></thead><tbody>{rows}</tbody></table></div>{f'<p>Why</p><ol>{causes}</ol>' if causes else ''}"
+            f"{f'<p>{left}</p>' if left else ''}{f'<ul>{notes}</ul>' if notes else ''}</div>"
         )
 
 
@@ -250,12 +279,15 @@ def percent(value: float) -> str:
         return "inf"
     if value == 0.0:
         return "0"
+    if value >= 10.0:
+        return f"{100 * value:,.0f}%"
     return f"{value:.1e}" if value < 5e-4 else f"{100 * value:.3g}%"
 
 
-def _effect(cause: Cause) -> str:
-    out = f"put right alone: {cause.removes:.0%} of the bias goes away"
-    if cause.removes < 0:
+def effect(cause: Cause) -> str:
+    """Return what putting a cause right, and undoing it, does to the bias, in words."""
+    out = f"put right alone: {max(cause.removes, 0.0):.0%} of the bias goes away"
+    if cause.removes < -0.005:  # what is printed as 0% does not grow
         out = f"put right alone: the bias grows by {-cause.removes:.0%}"
     if cause.returns is not None:
         out += f"; undone alone: a bias of {percent(cause.returns)} of the gradient comes back"

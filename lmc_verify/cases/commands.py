@@ -39,8 +39,12 @@ _COMMANDS: Mapping[str, tuple[bool, Mapping[str, str]]] = {
     ),
     "train": (False, {"dataset": "dataset.name", "estimator": "estimator.name", "seed": "seed"}),
     "controls": (True, {}),
+    "audit": (True, {name: f"--{name}" for name in ("draws", "alpha", "guarantee", "delta", "seed")}),
 }
-"""Of each command that is written: whether it has a subject, and the settings that have an option, by its name."""
+"""Of each command that is written: whether it has a subject, and the settings that have an option, by its name.
+
+Settings of ``audit`` are arguments of a user's function, with any name: an option's setting begins with hyphens.
+"""
 
 _PART = r'"(?:[^"\\]|\\.)*"|[^".=]+'
 _ASSIGNMENT = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
@@ -52,7 +56,8 @@ class Command:
 
     Attributes:
         name: of the command, such as ``"check"``.
-        subject: what it is about: the claim of ``check`` and ``counterexample``, the control of ``controls``; else "".
+        subject: what it is about: the claim of ``check`` and ``counterexample``, the control of ``controls``, the
+            function of ``audit``; else "".
         settings: nested settings, those of options as text.
     """
 
@@ -65,10 +70,10 @@ def command_line(name: str, settings: Mapping[str, Any], usual: Mapping[str, Any
     """Return a shell command with every setting that is not the usual one.
 
     Args:
-        name: ``"check"``, ``"counterexample"``, ``"train"`` or ``"controls"``.
+        name: ``"check"``, ``"counterexample"``, ``"train"``, ``"controls"`` or ``"audit"``.
         settings: nested settings. None is left out: it is the default wherever it is allowed.
         usual: nested settings that are left out where they have these values.
-        subject: the claim or the control, for a command that has one.
+        subject: the claim, the control or the function, for a command that has one.
     """
     has_subject, options = _COMMANDS[name]
     left_out = dict(_flat(usual))

@@ -48,6 +48,8 @@ class CaseDescription:
         parts: number of clusters.
         replicate: number of the repetition of a statistical check.
         seen: clusters that the epoch has already visited.
+        function: of an audit, the function that names what is audited, such as ``"loops:gas"``.
+        arguments: of that function.
     """
 
     dataset: str | None = None
@@ -80,6 +82,8 @@ class CaseDescription:
     parts: int | None = None
     replicate: int = 0
     seen: tuple[int, ...] = ()
+    function: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def planned(cls, settings: CaseSettings) -> CaseDescription:
@@ -103,6 +107,8 @@ class CaseDescription:
             elif item.name == "estimator_settings":
                 for key, setting in value.items():
                     out.setdefault(key, setting)
+            elif item.name == "arguments":
+                out |= {"arguments": dict(value)} if value else {}
             elif item.name == "seen":
                 out |= {"seen": ",".join(map(str, value))} if value else {}
             # The size of a batch is written of every design that was built, known or not.

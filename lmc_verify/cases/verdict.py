@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -10,7 +11,12 @@ from typing import Any, Literal
 from lmc_verify.cases.description import CaseDescription
 from lmc_verify.statistics.ledger import Guarantee
 
-__all__ = ["AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
+__all__ = ["AUDIT", "AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
+
+AUDIT = "audit"
+"""What the verdict of an audit has for the id of a claim."""
+
+_SHORT = 100  # characters of a summary that a repr shows
 
 
 class Outcome(str, Enum):
@@ -122,6 +128,7 @@ class Verdict:
         assumptions: the claim's assumptions with their checks.
         seeds: the root seed and spawn keys.
         hashes: content hashes of graph, partition, parameters and code version.
+        audit: of an audit, all of it as plain values, see `lmc_verify.audits.Audit`; else None.
     """
 
     claim: str
@@ -140,6 +147,34 @@ class Verdict:
     assumptions: tuple[AssumptionCheck, ...] = ()
     seeds: Mapping[str, int] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    audit: Mapping[str, Any] | None = None
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Of an audit, the causes that its explanation of a bias consists of, by id."""
+        listed = () if self.audit is None else self.audit["explanation"]["causes"]
+        return tuple(cause["id"] for cause in listed if cause["explains"])
+
+    def __repr__(self) -> str:
+        summary = self.summary if len(self.summary) <= _SHORT else f"{self.summary[: _SHORT - 1]}…"
+        return f"<Verdict {self.claim}: {self.outcome}, {summary}>"
+
+    def _repr_html_(self) -> str:
+        """Return the verdict for a notebook, in the notebook's own colours."""
+        case = ", ".join(f"{key}={value}" for key, value in self.case.to_dict().items())
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(item.quantity)}</td>"
+            f"<td style='text-align:left'>{html.escape(item.group)}</td><td>{item.value:.3g}</td>"
+            f"<td>{_interval(item)}</td><td>{'' if item.tolerance is None else f'{item.tolerance:.1e}'}</td>"
+            f"<td style='text-align:left'>{html.escape(item.unit)}</td></tr>"
+            for item in self.evidence
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("quantity", "group", "value", "from … to", "tolerance", "unit"))
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+        return (
+            f"<div><p><b>{self.outcome}</b> {html.escape(self.claim)}: {html.escape(self.summary)}</p>"
+            f"{f'<p><small>{html.escape(case)}</small></p>' if case else ''}{table}</div>"
+        )
 
     def __post_init__(self) -> None:
         if self.guarantee is None:  # records of before this field have none either
@@ -150,6 +185,8 @@ class Verdict:
         out = asdict(self)
         out["case"] = self.case.to_dict()
         out["outcome"] = self.outcome.value
+        if self.audit is None:
+            del out["audit"]
         return out
 
     @classmethod
@@ -162,6 +199,13 @@ class Verdict:
         fields["series"] = tuple(_series(item) for item in fields.get("series", ()))
         fields["assumptions"] = tuple(AssumptionCheck(**item) for item in fields.get("assumptions", ()))
         return cls(**fields)
+
+
+def _interval(item: Evidence) -> str:
+    if item.low is None and item.high is None:
+        return ""
+    low, high = ("…" if end is None else f"{end:.3g}" for end in (item.low, item.high))
+    return f"{low} … {high}"
 
 
 def _series(values: Mapping[str, Any]) -> Series:

@@ -1,5 +1,5 @@
-"""The command line: ``lmc-verify run | report | table | check | check-estimator | counterexample | reproduce | train |
-race | controls | list | explain | doctor``.
+"""The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce |
+train | race | controls | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -14,6 +14,7 @@ import traceback
 
 import typer
 
+from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import print_json
@@ -38,6 +39,7 @@ app.command()(run)
 app.command()(report)
 app.command()(table)
 app.command()(check)
+app.command()(audit)
 app.command()(check_estimator)
 app.command()(counterexample)
 app.command()(reproduce)

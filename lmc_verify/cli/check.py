@@ -17,11 +17,11 @@ from lmc_verify.cli.options import (
     JsonOption,
     SetOption,
     out_console,
+    outcome_named,
     print_json,
 )
 from lmc_verify.cli.print_verdicts import print_controls, print_table, print_verdict
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
-from lmc_verify.errors import UnknownNameError
 from lmc_verify.provenance import environment
 from lmc_verify.runs import Planned, Trial, run_planned
 
@@ -50,7 +50,7 @@ def check(
         {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed},
         [*(settings or []), *([] if guarantee is None else [f"sampling.guarantee={guarantee}"])],
     )
-    wanted = _outcome(expect)
+    wanted = outcome_named(expect)
     workspace = Workspace(data_root, download)
     start = time.perf_counter()
     case = build_case(chosen_settings, workspace)
@@ -85,15 +85,6 @@ def _verdict_code(trial: Trial, as_expected: bool | None, strict: bool) -> int:
     if as_expected is False:
         return 1
     return 3 if strict and trial.verdict.outcome is Outcome.INCONCLUSIVE else 0
-
-
-def _outcome(name: str | None) -> Outcome | None:
-    if name is None:
-        return None
-    wanted = name.upper().replace("-", "_")
-    if wanted not in Outcome.__members__:
-        raise UnknownNameError("outcome", wanted, Outcome.__members__)
-    return Outcome(wanted)
 
 
 def controls(

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.encoding import published
-from lmc_verify.errors import OutputError
+from lmc_verify.errors import OutputError, UnknownNameError
 
 __all__ = [
     "RECORDS_FILE",
@@ -23,6 +24,7 @@ __all__ = [
     "SetOption",
     "err_console",
     "out_console",
+    "outcome_named",
     "print_json",
     "writable",
 ]
@@ -67,6 +69,20 @@ def out_console() -> Console:
 def err_console() -> Console:
     """Return the console of standard error."""
     return Console(stderr=True)
+
+
+def outcome_named(name: str | None) -> Outcome | None:
+    """Return the outcome that an option names, in any case and with either hyphen; None for None.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name is None:
+        return None
+    wanted = name.upper().replace("-", "_")
+    if wanted not in Outcome.__members__:
+        raise UnknownNameError("outcome", wanted, Outcome.__members__)
+    return Outcome(wanted)
 
 
 def print_json(document: Any) -> None:

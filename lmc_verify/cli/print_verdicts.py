@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lmc_verify.audits.result import percent
+from lmc_verify.cases.verdict import AUDIT
 from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.controls import MutationScore
 from lmc_verify.estimators.weighting import renamed
@@ -45,10 +47,12 @@ def _number(value: float | None) -> str:
 def print_result(result: RunResult, console: Console) -> None:
     """Print the verdict table of a run, its controls, and what was not run; races are printed by `print_races`."""
     claims = [trial for trial in result.trials if trial.kind == "claim"]
-    if claims or not result.race_runs:
-        _print_verdicts(claims, console)
+    audits = [trial for trial in claims if trial.verdict.claim == AUDIT]
+    if len(claims) > len(audits) or not (audits or result.race_runs):
+        _print_verdicts([trial for trial in claims if trial.verdict.claim != AUDIT], console)
+    _print_audits(audits, console)
     _print_controls(result, console)
-    statistical = sum(trial.kind == "claim" and trial.verdict.alpha_spent > 0 for trial in result.trials)
+    statistical = sum(trial.verdict.alpha_spent > 0 for trial in claims)
     if statistical:
         asymptotic = result.alpha_spent_asymptotic
         proven = result.alpha_spent - asymptotic
@@ -104,6 +108,37 @@ def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
             "" if trial.as_expected else f"[bold red]expected {trial.expected}[/]",
         )
     console.print(table)
+
+
+def _print_audits(audits: Sequence[Trial], console: Console) -> None:
+    if not audits:
+        return
+    table = Table(title="Audits", title_justify="left")
+    for name in ("function", "arguments"):
+        table.add_column(name, overflow="fold")
+    table.add_column("bias", justify="right")
+    table.add_column("from ... to")
+    for name in ("guarantee", "verdict", "causes", ""):
+        table.add_column(name)
+    for trial in audits:
+        verdict, case = trial.verdict, trial.verdict.case
+        made = verdict.audit
+        style = _STYLE[verdict.outcome]
+        table.add_row(
+            case.function or "",
+            escape(", ".join(f"{key}={value}" for key, value in case.arguments.items())),
+            "" if made is None else percent(made["bias"]),
+            "" if made is None else f"{percent(made['low'])} ... {percent(made['high'])}",
+            "" if made is None else made["guarantee"],
+            f"[{style}]{verdict.outcome.value}[/]",
+            ", ".join(verdict.causes),
+            "[bold red]expected " + escape(str(trial.expectation)) + "[/]" if trial.as_expected is False else "",
+        )
+    console.print(table)
+    for trial in audits:
+        if trial.verdict.audit is None:  # it crashed, or broke its contract
+            line = f"  {trial.verdict.case.function}: {trial.verdict.summary}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_controls(result: RunResult, console: Console) -> None:

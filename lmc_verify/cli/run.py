@@ -26,17 +26,28 @@ from lmc_verify.cli.print_verdicts import print_races, print_result, print_reuse
 from lmc_verify.cli.progress import progress
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.races import PlannedRun
-from lmc_verify.report import ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
-from lmc_verify.runs import AnyPlanned, Planned, PlannedSearch, Records, RunResult, Suite, load_suite, run_suite
+from lmc_verify.report import AUDITS, ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
+from lmc_verify.runs import (
+    AnyPlanned,
+    Planned,
+    PlannedAudit,
+    PlannedSearch,
+    Records,
+    RunResult,
+    Suite,
+    load_suite,
+    run_suite,
+)
 
 __all__ = ["report", "run", "run_and_report", "table"]
 
 
 def _claim_texts() -> dict[str, ClaimText]:
-    return {
+    texts = {
         claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
         for claim in CLAIMS.usable().values()
     }
+    return {**texts, AUDITS.id: AUDITS}
 
 
 def run(
@@ -118,6 +129,7 @@ def run_and_report(
     # Planning refuses a suite that does not fit, before a folder is made for it.
     counts: dict[type[AnyPlanned], int] = {
         Planned: len(suite.plan()),
+        PlannedAudit: len(suite.audits()),
         PlannedSearch: len(suite.searches()),
         PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
     }

@@ -16,11 +16,12 @@ from lmc_verify.report.formats.junit import render_junit
 from lmc_verify.report.formats.markdown import render_markdown
 from lmc_verify.report.formats.table import claims_table
 from lmc_verify.report.model.benchmarks import BenchmarkSection, load_benchmarks
-from lmc_verify.report.model.claims import ClaimText
+from lmc_verify.report.model.claims import AUDITS, ClaimText
 from lmc_verify.report.model.races import RaceSection
 from lmc_verify.report.model.report import Report, build_report
 
 __all__ = [
+    "AUDITS",
     "BenchmarkSection",
     "ClaimText",
     "RaceSection",

@@ -1,5 +1,6 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
+from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
 from lmc_verify.runs.execution import RunResult, run_suite
 from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
 from lmc_verify.runs.planned import Planned, run_planned
@@ -13,10 +14,12 @@ __all__ = [
     "FOLDER",
     "AnyPlanned",
     "AnyResult",
+    "AuditSettings",
     "FoundExample",
     "Listener",
     "NotRun",
     "Planned",
+    "PlannedAudit",
     "PlannedSearch",
     "Records",
     "Run",
@@ -26,12 +29,15 @@ __all__ = [
     "Trial",
     "find_trial",
     "load_suite",
+    "make_audit",
     "planned_again",
     "repeated_case",
     "replay_counterexample",
     "replay_trial",
+    "run_audit",
     "run_planned",
     "run_suite",
     "suite_names",
     "trial_label",
+    "verdict_of_audit",
 ]

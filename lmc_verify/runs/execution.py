@@ -1,6 +1,6 @@
 """Running a suite, one part after another or over joblib's processes; each result is recorded as it comes.
 
-Searches for counterexamples come after the trials, races after them.
+Audits come after the checks of claims and controls, then searches for counterexamples, then races.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lmc_verify.claims import Outcome
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
 from lmc_verify.races import PlannedRun, RaceHeader, RaceProgress, RaceRun, check_races, make_runs
+from lmc_verify.runs.audits import run_audit
 from lmc_verify.runs.parts import Done, Listener, Phase, RunPart, SearchPart, TrialPart
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
@@ -117,7 +118,7 @@ def run_suite(
     listen: Listener | None = None,
     watch: Callable[[RaceProgress], None] | None = None,
 ) -> RunResult:
-    """Run every planned check, search and race of a suite; record each trial, search and run in its transaction.
+    """Run every planned check, audit, search and race of a suite; record each trial, search and run in its transaction.
 
     Counterexamples are written into the folder ``counterexamples`` next to the records.
 
@@ -139,6 +140,7 @@ def run_suite(
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
     plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
+    audits = suite.audits(replicate=replicate)
     absent = _absent_data(plan, workspace)
     place = (workspace.data_root, workspace.download)
     headers = check_races(races, *place)
@@ -154,6 +156,7 @@ def run_suite(
                 rest, jobs, lambda item: run_planned(item, workspace), partial(_run_elsewhere, place=place)
             ),
         ),
+        Phase([TrialPart(item) for item in audits], lambda rest: _in_order(rest, jobs, run_audit, run_audit)),
         Phase([SearchPart(item, folder) for item in searches], lambda rest: _in_order(rest, jobs, search, search)),
         Phase(
             [

@@ -1,4 +1,4 @@
-"""Parts of a run under one protocol: checks, searches for counterexamples, and training runs.
+"""Parts of a run under one protocol: checks, audits, searches for counterexamples, and training runs.
 
 A phase is the parts of one kind. Its loop takes what an earlier run has recorded, says what cannot be run, and has the
 rest run; parts with one key are run once.
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from lmc_verify.cases import CaseDescription
 from lmc_verify.races import PlannedRun, RaceHeader, RaceRun
+from lmc_verify.runs.audits import PlannedAudit
 from lmc_verify.runs.planned import Planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.searches import PlannedSearch, SearchRecord
@@ -20,7 +20,7 @@ from lmc_verify.runs.trials import Trial
 
 __all__ = ["AnyPlanned", "AnyResult", "Done", "Listener", "Part", "Phase", "RunPart", "SearchPart", "TrialPart"]
 
-AnyPlanned = Planned | PlannedSearch | PlannedRun
+AnyPlanned = Planned | PlannedAudit | PlannedSearch | PlannedRun
 AnyResult = Trial | SearchRecord | RaceRun
 Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
 """Called after each part: what was planned, the result (None if not made), why not."""
@@ -55,9 +55,9 @@ class Part(Protocol[_Result]):
 
 @dataclass(frozen=True)
 class TrialPart:
-    """A claim or a control that is checked on a case."""
+    """A claim or a control that is checked on a case, or an audit."""
 
-    planned: Planned
+    planned: Planned | PlannedAudit
     reason: str = ""
 
     def find(self, records: Records) -> Trial | None:
@@ -66,15 +66,14 @@ class TrialPart:
 
     def own(self, result: Trial) -> Trial:
         """Return the verdict with what this suite expects of it."""
-        return replace(result, expected=self.planned.expected_name)
+        return replace(result, expected=self.planned.expected_name, expected_causes=self.planned.causes)
 
     def record(self, records: Records, run_id: int, result: Trial | None) -> None:
         """Append the trial, or the case that was not run."""
         if result is not None:
             records.add(run_id, result)
         else:
-            described = CaseDescription.planned(self.planned.settings)
-            records.not_run(run_id, self.planned.claim, described, self.reason)
+            records.not_run(run_id, self.planned.claim, self.planned.described, self.reason)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,16 @@ class Planned:
         return trial_key(self.claim, self.settings, self.control.name if self.control else "")
 
     @property
+    def causes(self) -> None:
+        """Only audits have causes."""
+        return None
+
+    @property
+    def described(self) -> CaseDescription:
+        """The case, for what is not run."""
+        return CaseDescription.planned(self.settings)
+
+    @property
     def expected_name(self) -> str | None:
         """Name of the expected outcome, as it is recorded."""
         return None if self.expected is None else self.expected.value
@@ -115,7 +125,7 @@ def run_planned(planned: Planned, workspace: Workspace) -> Trial:
     except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
         where = traceback.extract_tb(error.__traceback__)[-1]
         summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=CaseDescription.planned(planned.settings))
+        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=planned.described)
         if planned.control is not None:
             control = ControlRecord.of_crash(planned.control)
     return Trial(

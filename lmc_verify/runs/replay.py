@@ -15,12 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from lmc_verify.cases import CaseSettings, Workspace, read_command
+from lmc_verify.cases.verdict import AUDIT
 from lmc_verify.claims import Verdict
 from lmc_verify.controls import find_control
 from lmc_verify.counterexamples import Counterexample
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.provenance import environment
+from lmc_verify.runs.audits import AuditSettings, PlannedAudit, run_audit
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.trials import Trial
 
@@ -96,8 +98,8 @@ def replay_counterexample(example: Counterexample) -> Replay:
     )
 
 
-def planned_again(trial: Trial) -> Planned:
-    """Return a recorded trial as it is to be run again: a control by its name, a check from its command.
+def planned_again(trial: Trial) -> Planned | PlannedAudit:
+    """Return a recorded trial as it is to be run again: a control by its name, a check or an audit from its command.
 
     Raises:
         InvalidInputError: an unknown control, or a command that this version does not write.
@@ -106,6 +108,9 @@ def planned_again(trial: Trial) -> Planned:
         return Planned.of_control(find_control(trial.control.name))
     try:
         command = read_command(trial.command)
+        if command.name == "audit":
+            values = AuditSettings.of_command(command.subject, command.settings)
+            return PlannedAudit(validated(AuditSettings, values, f"the settings of {trial.command!r} do not fit"))
         if command.name != "check":
             raise InvalidInputError(f"the command {trial.command!r} is not a check")
         settings = validated(CaseSettings, command.settings, f"the settings of {trial.command!r} do not fit")
@@ -118,7 +123,7 @@ def planned_again(trial: Trial) -> Planned:
 
 def replay_trial(
     trial: Trial,
-    planned: Planned,
+    planned: Planned | PlannedAudit,
     recorded_environment: Mapping[str, Any],
     workspace: Workspace | None = None,
 ) -> Replay:
@@ -131,9 +136,13 @@ def replay_trial(
         workspace: where data come from.
 
     Raises:
-        InvalidInputError: the settings do not fit the data, or the data are absent.
+        InvalidInputError: the settings do not fit the data, or the data or the function are absent.
     """
-    again = run_planned(planned, workspace or Workspace())
+    if isinstance(planned, PlannedAudit):
+        planned.validate()
+        again = run_audit(planned)
+    else:
+        again = run_planned(planned, workspace or Workspace())
     found = list(_differences("verdict", _comparable(trial.verdict), _comparable(again.verdict)))
     found += _differences("control", _control(trial), _control(again))
     differences = _environment_differences(recorded_environment)
@@ -145,6 +154,8 @@ def trial_label(trial: Trial) -> str:
     if trial.control is not None:
         return f"control {trial.control.name}"
     case = trial.verdict.case
+    if trial.verdict.claim == AUDIT:
+        return f"audit {case.function}"
     return f"{trial.verdict.claim} {case.estimator} on {case.dataset}"
 
 
@@ -170,8 +181,11 @@ def find_trial(trials: list[Trial], wanted: str) -> Trial:
 
 
 def _comparable(verdict: Verdict) -> Any:
-    """Return the verdict as plain values, without the hash of the code, which the environment states."""
+    """Return the verdict as plain values, without the hash of the code, which the environment states, and times."""
     values = verdict.to_dict()
+    if verdict.audit is not None:
+        kept = {key: value for key, value in verdict.audit["cost"].items() if not key.endswith("seconds")}
+        values["audit"] = {**verdict.audit, "cost": kept}
     values["hashes"] = {key: value for key, value in values["hashes"].items() if key != "code"}
     return _stored(values)
 

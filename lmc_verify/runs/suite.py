@@ -27,6 +27,17 @@ there should be none, ``expect = "none"``.
     estimator = ["gas", "fm"]
     max_nodes = 4
 
+An `[[audit]]` table asks whether the gradient of a user's training step is unbiased: its function returns what
+`lmc_verify.audit` takes. ``causes`` are those that the explanation of a bias should consist of.
+
+.. code-block:: toml
+
+    [[audit]]
+    function = "loops:gas"
+    arguments = { parts = 10 }
+    expect = "REFUTED"
+    causes = ["missing-neighbours"]
+
 A `[[race]]` table plans training runs of several estimators on the same data, see `lmc_verify.races`; `presets` are the
 names of its variants, such as a quick one, the default one first.
 """
@@ -58,17 +69,19 @@ from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subse
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
+from lmc_verify.runs.audits import AuditSettings, PlannedAudit
 from lmc_verify.runs.planned import Planned
 from lmc_verify.runs.searches import Expected, PlannedSearch
+from lmc_verify.seeds import generator
 from lmc_verify.statistics.ledger import ErrorLedger
 
 __all__ = ["Suite", "load_suite", "suite_names"]
 
 _Table = TypeVar("_Table")
 
-_Item = TypeVar("_Item", "Planned", PlannedSearch, PlannedRace)
+_Item = TypeVar("_Item", Planned, PlannedAudit, PlannedSearch, PlannedRace)
 
-_PLANNED = {"check": "check", "counterexample": "search", "race": "race"}
+_PLANNED = {"check": "check", "audit": "audit", "counterexample": "search", "race": "race"}
 
 OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
 
@@ -90,6 +103,22 @@ class Check(BaseModel):
     expect: OutcomeName | dict[str, OutcomeName]
     optional: bool = False
     """Whether the data set may be absent; its trials are then reported as not run, with the reason."""
+
+
+class AuditTable(BaseModel):
+    """One `[[audit]]` table. Function and arguments may be one value or a list of values."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    function: str | list[str]
+    arguments: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
+    draws: int | None = None
+    guarantee: str | None = None
+    delta: float | None = None
+    seed: int | None = None
+    expect: OutcomeName | None
+    """None, which only Python can say: nothing is expected."""
+    causes: list[str] | None = None
 
 
 class CounterexampleTable(BaseModel):
@@ -122,6 +151,7 @@ class Suite(BaseModel):
     controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
     """True: all; a number: reference numbers, the sound ones and as many defects, chosen by the seed; or names."""
     check: list[Check] = Field(default_factory=list)
+    audit: list[AuditTable] = Field(default_factory=list)
     counterexample: list[CounterexampleTable] = Field(default_factory=list)
     race: list[RaceTable] = Field(default_factory=list)
     presets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(default_factory=list)
@@ -138,6 +168,30 @@ class Suite(BaseModel):
         title = settings.title or f"Race on {settings.dataset.describe()}"
         return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 
+    @classmethod
+    def of_audit(cls, planned: PlannedAudit) -> Suite:
+        """Return the suite of one audit and nothing else, whose alpha_total is the audit's alpha.
+
+        Raises:
+            InvalidInputError: there is no such function, or settings that do not fit.
+        """
+        settings = planned.settings
+        table = AuditTable(
+            **settings.model_dump(exclude={"alpha"}),
+            expect=planned.expected_name,
+            causes=None if planned.causes is None else list(planned.causes),
+        )
+        usual = cls.model_fields["alpha_total"].default
+        suite = cls(
+            name="audit",
+            title=f"Audit of {settings.function}",
+            alpha_total=settings.alpha or usual,
+            controls=False,
+            audit=[table],
+        )
+        suite.audits()
+        return suite
+
     def with_guarantee(self, guarantee: str) -> Suite:
         """Return the suite with the weakest guarantee that a verdict may have, instead of what its tables say.
 
@@ -149,7 +203,11 @@ class Suite(BaseModel):
             given = check.sampling if isinstance(check.sampling, list) else [check.sampling]
             sampling = [{**settings, "guarantee": guarantee} for settings in given]
             tables.append(check.model_copy(update={"sampling": sampling}))
-        return self.model_copy(update={"check": tables})
+        audits = [
+            table if table.guarantee == "exact" else table.model_copy(update={"guarantee": guarantee})
+            for table in self.audit
+        ]
+        return self.model_copy(update={"check": tables, "audit": audits})
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every planned check of the suite, claims first, in the order of the file.
@@ -162,12 +220,48 @@ class Suite(BaseModel):
         Raises:
             InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a check twice.
         """
-        checks = self._expanded("check", self.check, lambda check: _expand(check, self.seed))
-        planned = {trial.key: trial for trial in _with_shares(checks, self.alpha_total, replicate)}
+        checks = self._checks()
+        share = self._share(checks)
+        planned = {trial.key: trial for trial in (_with_share(check, share, replicate) for check in checks)}
         for control in self._controls():
             trial = Planned.of_control(control)
             planned[trial.key] = trial
         return list(planned.values())
+
+    def audits(self, *, replicate: int = 0) -> list[PlannedAudit]:
+        """Return every audit of the suite, in the order of the file, each with its share of `alpha_total`.
+
+        The functions are imported, and their parameters compared with the arguments.
+
+        Args:
+            replicate: number of the repetition: another one draws afresh.
+
+        Raises:
+            InvalidInputError: a function that is not there, arguments or settings that do not fit, or an audit twice.
+        """
+        if not self.audit:
+            return []
+        share = self._share(self._checks())
+        seed = self.seed
+
+        def expand(table: AuditTable) -> Iterator[PlannedAudit]:
+            for planned in _expand_audits(table, seed, share, replicate):
+                planned.validate()
+                yield planned
+
+        return self._expanded("audit", self.audit, expand)
+
+    def _checks(self) -> list[Planned]:
+        return self._expanded("check", self.check, lambda check: _expand(check, self.seed))
+
+    def _share(self, checks: Iterable[Planned]) -> float:
+        """Return the share of `alpha_total` of each statistical check and audit; all of it where there is none."""
+        names = [f"{number}. {item.label}" for number, item in enumerate(checks) if item.statistical]
+        for number, table in enumerate(self.audit, start=1):
+            if table.guarantee != "exact":  # else it spends nothing
+                amount = len(_list(table.function)) * len(_list(table.arguments))
+                names += [f"audit {number}.{index}" for index in range(amount)]
+        return ErrorLedger(names, self.alpha_total).share(names[0]) if names else self.alpha_total
 
     def searches(self) -> list[PlannedSearch]:
         """Return every search for a counterexample, in the order of the file.
@@ -220,8 +314,8 @@ class Suite(BaseModel):
             try:
                 for item in expand(table):
                     if item.key in planned:
-                        what = _PLANNED[kind]
-                        raise InvalidInputError(f"the {what} {item.label} is planned twice; remove one of them")
+                        what = f"{_PLANNED[kind]} {item.label.removeprefix(_PLANNED[kind]).lstrip()}"
+                        raise InvalidInputError(f"the {what} is planned twice; remove one of them")
                     planned[item.key] = item
             except InvalidInputError as error:
                 raise InvalidInputError(f"suite {self.name!r}, [[{kind}]] number {number}: {error}") from error
@@ -340,17 +434,31 @@ def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[Pl
         yield search
 
 
-def _with_shares(trials: list[Planned], total: float, replicate: int) -> list[Planned]:
-    """Give statistical checks their share of the total error probability, and the number of the repetition."""
-    names = {trial.key: f"{number}. {trial.label}" for number, trial in enumerate(trials) if trial.statistical}
-    if not names:
-        return trials
-    ledger = ErrorLedger(list(names.values()), total)
-    out = []
-    for trial in trials:
-        if trial.statistical:
-            share = {"alpha": ledger.share(names[trial.key]), "replicate": replicate}
-            sampling = trial.settings.sampling.model_copy(update=share)
-            trial = replace(trial, settings=trial.settings.model_copy(update={"sampling": sampling}))
-        out.append(trial)
-    return out
+def _expand_audits(table: AuditTable, suite_seed: int, alpha: float, replicate: int) -> Iterator[PlannedAudit]:
+    if table.causes is not None and table.expect != "REFUTED":
+        wanted = "nothing" if table.expect is None else table.expect
+        raise InvalidInputError(f"causes explain a bias, and {wanted} is expected; expect REFUTED, or leave them out")
+    seed = suite_seed if table.seed is None else table.seed
+    if replicate:
+        seed = int(generator(seed, "audit", "replicate", replicate).integers(2**31))
+    for function, arguments in product(_list(table.function), _list(table.arguments)):
+        values = {
+            "function": function,
+            "arguments": arguments,
+            "draws": table.draws,
+            "alpha": None if table.guarantee == "exact" else alpha,
+            "guarantee": table.guarantee,
+            "delta": table.delta,
+            "seed": seed,
+        }
+        causes = None if table.causes is None else tuple(table.causes)
+        expected = None if table.expect is None else Outcome(table.expect)
+        yield PlannedAudit(validated(AuditSettings, values), expected, causes)
+
+
+def _with_share(trial: Planned, share: float, replicate: int) -> Planned:
+    """Give a statistical check its share of the total error probability, and the number of the repetition."""
+    if not trial.statistical:
+        return trial
+    sampling = trial.settings.sampling.model_copy(update={"alpha": share, "replicate": replicate})
+    return replace(trial, settings=trial.settings.model_copy(update={"sampling": sampling}))

@@ -20,16 +20,17 @@ _KINDS = ("claim", "control")
 
 @dataclass(frozen=True)
 class Trial:
-    """One claim, or one control, checked on one case.
+    """One claim, or one control, checked on one case; or one audit.
 
     Attributes:
         key: identity for resuming: the SHA-256 hex digest over claim, case and code version.
-        kind: ``"claim"`` or ``"control"``.
+        kind: ``"claim"``, which audits are, too, or ``"control"``.
         verdict: what was found; for a control, the verdict that its defective (or sound) estimator got.
         expected: the outcome that the suite expects, such as ``"REFUTED"``; None for no expectation.
         command: shell command that reproduces the trial.
         seconds: wall-clock time it took.
         control: of a control, what is kept next to the verdict; else None.
+        expected_causes: of an audit, the causes that the explanation should consist of; None for no expectation.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Trial:
     command: str
     seconds: float
     control: ControlRecord | None = None
+    expected_causes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
@@ -57,7 +59,25 @@ class Trial:
         """Whether the outcome is the expected one, or the control passed; None if nothing was expected."""
         if self.control is not None:
             return self.control.passed
-        return None if self.expected is None else self.verdict.outcome.value == str(self.expected)
+        if self.expected is None:
+            return None
+        causes = self.expected_causes is None or set(self.expected_causes) == set(self.verdict.causes)
+        return self.verdict.outcome.value == str(self.expected) and causes
+
+    @property
+    def expectation(self) -> str | None:
+        """What was expected, in words, such as ``"REFUTED by batch-mean"``; None for no expectation."""
+        if self.expected is None or self.expected_causes is None:
+            return self.expected
+        return f"{self.expected} by {', '.join(self.expected_causes) or 'no known cause'}"
+
+    @property
+    def found(self) -> str:
+        """The outcome, with the causes that were found where some were expected."""
+        outcome = self.verdict.outcome.value
+        if self.expected_causes is None or outcome != self.expected:
+            return outcome
+        return f"{outcome} by {', '.join(self.verdict.causes) or 'no known cause'}"
 
     @property
     def crashed(self) -> bool:
@@ -77,6 +97,7 @@ class Trial:
             "command": self.command,
             "seconds": self.seconds,
             "control": None if self.control is None else self.control.to_dict(),
+            **({} if self.expected_causes is None else {"expected_causes": list(self.expected_causes)}),
         }
 
     @classmethod
@@ -86,6 +107,8 @@ class Trial:
         fields["verdict"] = Verdict.from_dict(fields["verdict"])
         if fields.get("control") is not None:
             fields["control"] = ControlRecord.from_dict(fields["control"])
+        if fields.get("expected_causes") is not None:
+            fields["expected_causes"] = tuple(fields["expected_causes"])
         return cls(**fields)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from lmc_verify.audits.result import effect
+from lmc_verify.audits.result import percent as share
+from lmc_verify.report.figures.causes import causes_picture
 from lmc_verify.report.figures.line_plot import curve_key, line_plot
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.figures.residuals import bias_per_layer, residual_strip
@@ -47,6 +50,8 @@ def render_html(report: Report) -> str:
         command=_command,
         sentence=_sentence,
         percent=percent,
+        share=share,
+        effect=effect,
     )
     environment.globals.update(picture_groups=picture_groups, glossary=glossary)
     drawn = {section.anchor: _claim_curves(section) for section in report.sections}
@@ -59,6 +64,7 @@ def render_html(report: Report) -> str:
             for section in report.sections
             for case in section.cases
         },
+        causes={case.anchor: _causes(case) for section in report.sections for case in section.cases},
         drawings={search.anchor: _drawing(search) for search in report.counterexamples},
         interval=text.interval,
         curve_key=curve_key,
@@ -83,6 +89,8 @@ _Drawn = list[tuple[Plot, Markup]]
 
 
 def _claim_curves(section: ClaimSection) -> _Drawn:
+    if section.audited:  # each audit shows its own
+        return []
     plots = enumerate(claim_plots(section), start=1)
     return [(plot, Markup(line_plot(plot, f"curves-{section.anchor}-{number}"))) for number, plot in plots]
 
@@ -96,6 +104,11 @@ def _case_curves(case: Case, above: list[Plot]) -> _Drawn:
         for number, plot in plots
         if plot.title not in alone
     ]
+
+
+def _causes(case: Case) -> Markup | None:
+    drawn = None if case.audit is None else causes_picture(case.audit, f"causes-{case.anchor}")
+    return None if drawn is None else Markup(drawn)
 
 
 def _drawing(search: SearchCase) -> Markup | None:

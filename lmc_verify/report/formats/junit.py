@@ -73,13 +73,13 @@ def _testcase(suite: ElementTree.Element, classname: str, case: Case) -> None:
     )
     _properties(element, case)
     if case.failed:
-        wanted = "a control that passes" if trial.kind == "control" else trial.expected or "no crash"
+        wanted = "a control that passes" if trial.kind == "control" else trial.expectation or "no crash"
         kind = "error" if case.crashed else "failure"
         problem = ElementTree.SubElement(
             element,
             kind,
             type=verdict.outcome.value,
-            message=f"found {verdict.outcome.value}, expected {wanted}",
+            message=_clean(f"found {trial.found}, expected {wanted}"),
         )
         problem.text = _clean(f"{verdict.summary}\nreproduce: {trial.command}")
     else:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lmc_verify.audits.result import effect
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import claim_plots
@@ -38,7 +39,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
     )
     environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
-    environment.filters.update(percent=percent)
+    environment.filters.update(percent=percent, effect=effect)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
     plots = {section.anchor: claim_plots(section) for section in report.sections}

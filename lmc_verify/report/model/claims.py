@@ -10,13 +10,14 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
-from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.audits import Audit
+from lmc_verify.cases.verdict import AUDIT, AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.report.model import text
 from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.runs import NotRun, Trial
 from lmc_verify.statistics.betting import combine
 
-__all__ = ["Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
+__all__ = ["AUDITS", "Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
 
 # Cases that agree in these differ in the estimator and its own settings only.
 _apart = attrgetter(
@@ -44,6 +45,20 @@ class ClaimText:
     source: str
     tier: str
     theory: str
+
+
+AUDITS = ClaimText(
+    id=AUDIT,
+    title="Audits of training steps",
+    statement="The mean of the step's gradients over its batches is the gradient of the objective on the whole graph.",
+    source="",
+    tier="",
+    theory=(
+        "The exact gradient is autograd's on the whole graph. Batches are all evaluated where they can be listed, else "
+        "drawn. A cause of a bias is put right alone, and undone alone once all causes are put right."
+    ),
+)
+"""What the report says of all audits, which are the cases of a claim of this name."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,8 @@ class Case:
     def error_level(self) -> str:
         """The probability of a wrong verdict, in words."""
         if self.statistical:
-            return text.level(self.verdict.alpha_spent)
+            words = ", asymptotic" if self.verdict.guarantee == "asymptotic" else ""
+            return f"{text.level(self.verdict.alpha_spent)}{words}"
         return "0: enumerated" if self.enumerated else text.ABSENT
 
     @property
@@ -141,11 +157,13 @@ class Case:
     def facts(self) -> list[tuple[str, str]]:
         """What the verdict rests on, in words, in reading order."""
         verdict = self.verdict
-        expected = self.trial.expected
+        expected = self.trial.expectation
         facts = [
             ("outcome", text.outcome_word(verdict.outcome)),
             ("expected", expected.replace("_", " ") if expected else "no expectation"),
         ]
+        if verdict.claim == AUDIT:
+            return [*facts, *self._audit_facts, ("time", text.duration(self.trial.seconds))]
         if not self.statistical or verdict.residual is not None:
             facts += [("residual", text.number(verdict.residual)), ("tolerance", text.number(verdict.tolerance))]
         if not self.statistical or verdict.minimum_detectable_effect is not None:
@@ -159,6 +177,20 @@ class Case:
             together = f"{text.e_value(self.combined_log_e_value)} in {len(self.repetitions)} repetitions"
             facts.append(("e-value of all repetitions", together))
         return [*facts, ("time", text.duration(self.trial.seconds))]
+
+    @cached_property
+    def audit(self) -> Audit | None:
+        """The audit; None of the case of a claim, and of an audit that crashed."""
+        return None if self.verdict.audit is None else Audit.from_dict(self.verdict.audit)
+
+    @property
+    def _audit_facts(self) -> list[tuple[str, str]]:
+        made = self.audit
+        if made is None:
+            return []
+        facts = [("guarantee", made.guarantee), ("error level", self.error_level)]
+        facts += [("steps of yours", f"{made.cost.steps:,}"), ("exact gradients", f"{made.cost.gradients:,}")]
+        return [*facts, ("loss", text.number(made.loss)), ("gradient norm", text.number(made.gradient_norm))]
 
 
 @dataclass(frozen=True)
@@ -223,8 +255,15 @@ class ClaimSection:
         )
 
     @property
+    def audited(self) -> bool:
+        """Whether its cases are audits, each of which has a card of its own."""
+        return self.claim.id == AUDIT
+
+    @property
     def by_residual(self) -> bool:
         """Whether the list of cases shows residuals: no case is statistical, or some case has a residual."""
+        if self.audited:
+            return False
         return any(item.verdict.residual is not None for item in self.cases) or not any(
             case.statistical for case in self.cases
         )
@@ -232,7 +271,7 @@ class ClaimSection:
     @property
     def by_interval(self) -> bool:
         """Whether the list of cases shows estimates with intervals."""
-        return not self.by_residual and any(case.estimate is not None for case in self.cases)
+        return self.audited or (not self.by_residual and any(case.estimate is not None for case in self.cases))
 
     @property
     def columns(self) -> tuple[str, str, str]:

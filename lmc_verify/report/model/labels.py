@@ -12,9 +12,9 @@ __all__ = ["common_settings", "distinguishing_labels", "settings_in_words"]
 
 _DERIVED = ("support", "edges", "nodes", "seed")
 """Settings that a label leaves out first when it can."""
-_LEADING = ("dataset", "model", "estimator")
+_LEADING = ("dataset", "model", "estimator", "function")
 """Settings that a label keeps wherever they differ."""
-_BARE = (*_LEADING, "design", "partition", "dtype")
+_BARE = (*_LEADING, "arguments", "design", "partition", "dtype")
 """Settings whose value says what it is, without the name."""
 
 
@@ -40,7 +40,7 @@ def distinguishing_labels(described: Sequence[CaseDescription], *, whole: bool =
         fewer = [other for other in keys if other != key]
         if len({tuple(_words(case, other) for other in fewer) for case in cases}) == distinct:
             keys = fewer
-    for key in ("estimator", "dataset"):
+    for key in ("estimator", "dataset", "function"):
         if key not in keys and len(keys) < (2 if whole else 1) and any(key in case for case in cases):
             keys = text.case_keys([key, *keys])
     return [

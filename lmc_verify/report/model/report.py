@@ -266,8 +266,9 @@ class Report:
     @cached_property
     def matrices(self) -> tuple[Matrix, ...]:
         """A matrix for each data set."""
-        datasets = dict.fromkeys(_dataset(case) for case in self.cases)
-        return tuple(_matrix(dataset, self.sections) for dataset in datasets)
+        sections = [section for section in self.sections if not section.audited]  # audits have neither
+        datasets = dict.fromkeys(_dataset(case) for section in sections for case in section.cases)
+        return tuple(_matrix(dataset, sections) for dataset in datasets)
 
     @property
     def work_seconds(self) -> float:

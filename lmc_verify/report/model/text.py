@@ -60,6 +60,8 @@ OUTCOME_MEANINGS: Mapping[Outcome, str] = {
 }
 
 _CASE_KEYS = (
+    "function",
+    "arguments",
     "dataset",
     "nodes",
     "edges",
