@@ -70,6 +70,7 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
     if look.buffers:
         some = ", ".join(sorted(look.buffers)[:3]) + (", ..." if len(look.buffers) > 3 else "")
         notes.append(f"the step changes {len(look.buffers)} buffers ({some}); every step is judged from the same ones")
+    subject.reset()
     return Found(look.random, tuple(notes))
 
 
