@@ -30,7 +30,7 @@ def judge(
 
 
 def curves(found: Audit) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
-    return {series.name: (series.x, series.y) for series in found.series if series.title == "Along training"}
+    return {series.name: (series.x, series.y) for series in found.series if series.figure == "Along training"}
 
 
 ERROR = "error of one step (root mean square)"

@@ -33,6 +33,8 @@ from torch_geometric.nn import (
 import lmc_verify as lv
 from lmc_verify import Audit, ContractError, InvalidInputError, Outcome
 from lmc_verify.audits.batches.law import law_of
+from lmc_verify.steps import mean_loss
+from lmc_verify.steps.row_gradients import RowGradients
 
 Gradient = dict[str, Tensor]
 
@@ -292,6 +294,23 @@ def test_draws_with_any_convolution_cover_the_truth(name: str) -> None:
     found = judge(model, data, FreshPairs(8, 4), backward_sgd(2))
     assert found.guarantee == "asymptotic"
     assert found.outcome is Outcome.SUPPORTED, str(found)
+
+
+@pytest.mark.parametrize("name", ["gcn", "gat", "gatv2"])
+def test_backward_sgd_as_a_control_outlasts_changes_of_the_model(name: str) -> None:
+    """A step whose draws equal the control to rounding: parameters are moved meanwhile, to see what rounding does."""
+
+    def step(model: nn.Module, batch: Tensor, data: Data) -> Gradient:
+        model.eval()
+        parameters = dict(model.named_parameters())
+        exact = torch.autograd.grad(mean_loss(model, data), list(parameters.values()))
+        weights = torch.zeros(12, dtype=torch.float64)
+        weights[batch] = 4.0
+        return RowGradients(model, data, mean_loss, 12, dict(zip(parameters, exact, strict=True))).of(weights)
+
+    found = judge(make_net(CONVS[name]), random_graph(), FreshPairs(12, 3), step)
+    assert found.outcome is Outcome.SUPPORTED
+    assert "against Backward SGD on the same nodes: each is equal to rounding" in found.summary
 
 
 def test_shared_parameters() -> None:
