@@ -70,6 +70,26 @@ def _detached(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def _own_tensors(model: nn.Module) -> Iterator[None]:
+    """Give a model copies of its parameters and buffers for a while; those that are shared stay so."""
+    copies: dict[int, Tensor] = {}
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    kept = [dict(table) for table in tables]
+    for table in tables:
+        for name, value in table.items():
+            if value is not None and id(value) not in copies:
+                copy = value.detach().clone()
+                copies[id(value)] = nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
+            if value is not None:
+                table[name] = copies[id(value)]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for table, values in zip(tables, kept, strict=True):
+            table.update(values)  # type: ignore[arg-type]
+
+
 class RowGradients:
     """Parts of the exact gradient by rows.
 
@@ -89,15 +109,16 @@ class RowGradients:
         self, model: nn.Module, data: Any, objective: Objective, num_nodes: int, exact: Mapping[str, Tensor]
     ) -> None:
         self._owners, self._num_nodes = owners(model), num_nodes
-        self._parameters = dict(model.named_parameters())
         self._calls: dict[str, list[_Call]] = {path: [] for path, _ in self._owners.values()}
-        self._record(model, data, objective)
         everything = torch.ones(num_nodes, dtype=next(iter(exact.values())).dtype)
         self.names: tuple[str, ...] = tuple(self._owners)
-        try:
-            whole = self.of(everything)
-        except (RuntimeError, ValueError, TypeError):
-            whole = {}
+        with _own_tensors(model):  # what is recorded must not change when a step or a probe writes into the model
+            self._parameters = dict(model.named_parameters())
+            self._record(model, data, objective)
+            try:
+                whole = self.of(everything)
+            except (RuntimeError, ValueError, TypeError):
+                whole = {}
         self.names = tuple(
             name
             for name in whole
