@@ -213,9 +213,10 @@ def test_audits_are_listed_with_outcome_guarantee_bias_and_what_they_spent(pytes
         assert_unbiased(model, data, [data], noisy, using=lmc_audit, seed=3)
 
     def test_broken(lmc_audit, model, data):
+        calls = []
         def broken(model, batch):
-            step(model, batch)
-            torch.optim.SGD(model.parameters(), lr=0.1).step()
+            calls.append(batch)
+            (len(calls) * F.cross_entropy(model(batch.x, batch.edge_index), batch.y)).backward()
         lmc_audit(model, data, [data], broken)
     """
     )
