@@ -371,21 +371,16 @@ def _with_other_features(batch: Any) -> Any:
         matrix = batch.is_floating_point() and batch.dim() > 1
         return _other_features(batch) if matrix and _matters(batch) else None
     if isinstance(batch, dict):
-        parts = {key: _with_other_features(item) for key, item in batch.items()}
-        return (
-            {key: batch[key] if item is None else item for key, item in parts.items()} if _any(parts.values()) else None
-        )
+        changed = {key: _with_other_features(item) for key, item in batch.items()}
+        kept = {key: batch[key] if item is None else item for key, item in changed.items()}
+        return kept if any(item is not None for item in changed.values()) else None
     if not isinstance(batch, tuple | list):
         return None
     found = [_with_other_features(item) for item in batch]
-    if not _any(found):
+    if all(item is None for item in found):
         return None
     mixed = [item if other is None else other for item, other in zip(batch, found, strict=True)]
     return type(batch)(*mixed) if hasattr(batch, "_fields") else type(batch)(mixed)
-
-
-def _any(items: dict[Any, Any] | list[Any]) -> bool:
-    return any(item is not None for item in (items.values() if isinstance(items, dict) else items))
 
 
 def _matters(x: Any) -> bool:
