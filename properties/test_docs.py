@@ -43,7 +43,9 @@ WITH_CODE = [
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
     DOCS / "plugins.md",
+    DOCS / "testing.md",
     DOCS / "training.md",
+    DOCS / "audits.md",
 ]
 SECTIONS = (
     "Statement",

@@ -56,6 +56,7 @@ def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *
         make: makes the optimiser; None for SGD with a step size of 0.01.
         random: whether the step draws for itself.
     """
+    subject.reset()
     kept = {name: value.detach().clone() for name, value in _tensors(subject.model).items()}
     state, batches = subject.kept, subject.law.training(subject.seed)
     optimizer = (make or (lambda parameters: torch.optim.SGD(parameters, lr=0.01)))(subject.model.parameters())
@@ -96,7 +97,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _train(subject: Subject, optimizer: torch.optim.Optimizer, batch: Any, number: int) -> None:
-    gradient = subject.step(batch, subject.seed + number)
+    gradient = subject.once(batch, subject.seed + number)
     for name, value in subject.model.named_parameters():
         value.grad = gradient.get(name)
     optimizer.step()

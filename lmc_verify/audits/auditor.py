@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -296,7 +297,8 @@ class _Auditor:
             return _from_draws(subject, units, chosen, controls)
 
         if law.batches is not None and law.probabilities is not None:
-            return explain(subject, measure, list(zip(law.batches, law.probabilities, strict=True)))
+            pairs = list(zip(law.batches, law.probabilities, strict=True))
+            return explain(subject, measure, pairs, interventions=self._interventions())
         pairs = [
             (batch, weight / len(units))
             for unit in units
@@ -304,7 +306,31 @@ class _Auditor:
         ]
         used = [controls.of(unit) for unit in units]
         reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
-        return explain(subject, measure, pairs, reference)
+        return explain(subject, measure, pairs, reference, self._interventions())
+
+    def _interventions(self) -> tuple[Intervention, ...]:
+        """Return the usual interventions, and exact histories where the state was judged as it was given."""
+        subject = self.subject
+        if subject.runner.state.empty or self.sweeps != 0:
+            return INTERVENTIONS
+        given = subject.kept
+        sweep_until_still(subject, lambda _: None)
+        still, subject.kept = subject.kept, given
+
+        @contextmanager
+        def at_rest(subject: Subject) -> Iterator[None]:
+            subject.runner.state.restore(still)
+            yield
+
+        return (
+            *INTERVENTIONS,
+            Intervention(
+                "stale-histories",
+                "stale histories: what the step keeps is not what it comes to at frozen parameters",
+                "refresh the histories, or take smaller steps, so that they keep up with the parameters",
+                context=at_rest,
+            ),
+        )
 
     def _enough(self, units: Sequence[Unit], controls: _Controls) -> Sequence[Unit]:
         """Return the first draws in which the bias stands out, so that causes can be told apart; else all."""

@@ -73,6 +73,7 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
     if look.stepped:
         some = ", ".join(sorted(look.stepped)[:3]) + (", ..." if len(look.stepped) > 3 else "")
         notes.append(f"an optimiser steps inside of the step ({some}); every step is judged from the same parameters")
+    subject.reset()
     return Found(look.random, tuple(notes))
 
 

@@ -175,6 +175,9 @@ def decide_sampled(
         outcome = Outcome.INCONCLUSIVE
     elif outcome is Outcome.INCONCLUSIVE:
         note = ends.lacking()
+    if refused:  # ends that the guarantee does not allow must not decide elsewhere
+        least, most = 0.0, math.inf
+        parameters = tuple(replace(item, low=0.0, high=math.inf, wrong=False) for item in parameters)
     return Decision(outcome, found, summary, mean[WHOLE], least, most, parameters, batches, note)
 
 

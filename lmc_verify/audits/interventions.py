@@ -17,8 +17,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
+from lmc_verify.steps.full_precision import full_precision
+from lmc_verify.steps.masked_biases import MaskedBiases
 
 __all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "whole_graph_batch"]
 
@@ -226,6 +229,31 @@ def _extended(value: Tensor, whole: Any, order: Tensor, ids: Tensor, count: int)
     return torch.cat([value, rest.reshape(shape).to(value.device)])
 
 
+def rows_of_batch(nodes: Nodes, count: int, rows: int) -> Tensor | None:
+    """Return which of a tensor's rows are a batch's own, bool [rows]; None where that is not known.
+
+    Args:
+        nodes: of the batch.
+        count: nodes of the graph: a tensor of so many rows has one for each of them.
+        rows: of the tensor.
+    """
+    if nodes.seeds is None:
+        return None
+    if nodes.seeds_are_named and nodes.ids is not None and rows == nodes.ids.numel():
+        return nodes.seed_rows()
+    if rows == count:
+        return torch.isin(torch.arange(count), nodes.seeds)
+    own = nodes.seeds.numel()
+    if rows > own:  # the usual order: the batch's nodes come first
+        return torch.arange(rows) < own
+    return None
+
+
+def _masked_biases(subject: Subject, batch: Any) -> MaskedBiases:
+    nodes, count = subject.nodes(batch), int(getattr(subject.data, "num_nodes", None) or 0)
+    return MaskedBiases(lambda rows: rows_of_batch(nodes, count, rows))
+
+
 @dataclass(frozen=True)
 class Intervention:
     """One thing that is put right.
@@ -235,6 +263,7 @@ class Intervention:
         cause: what is wrong where the bias goes away, in a few words.
         remedy: what a user does about it.
         context: a context manager that the step runs in, from the subject.
+        within: the same, from the subject and the batch.
         batch: a batch from the subject and a batch.
         count: a number of a batch; its gradient is weighted by that number over the mean number.
     """
@@ -243,6 +272,7 @@ class Intervention:
     cause: str
     remedy: str
     context: Callable[[Subject], Any] | None = None
+    within: Callable[[Subject, Any], Any] | None = None
     batch: Callable[[Subject, Any], Any] | None = None
     count: Callable[[Subject, Any], int | None] | None = None
 
@@ -297,6 +327,18 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "cut edges: rows lack neighbours that they have in the graph, and degrees are those of the subgraph",
         "keep the neighbours' embeddings (GAS, LMC), or all neighbours as many hops away as there are layers",
         batch=whole_graph_batch,
+    ),
+    Intervention(
+        "bias-leak",
+        "bias leak: halo rows enter the gradient of a bias that is added to every row",
+        "mask the rows outside of the batch before a bias is added, or in its gradient",
+        within=_masked_biases,
+    ),
+    Intervention(
+        "reduced-precision",
+        "reduced precision: the step casts to float32 or lower, or runs under autocast",
+        "leave the casts out where gradients must be exact; a bias of this size is rounding",
+        context=lambda _: full_precision(),
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""

@@ -73,9 +73,9 @@ def treated(
     for item in chosen:
         if item.batch is not None:
             batch = item.batch(subject, batch)
-    return subject.step(
-        batch, seed, [*contexts, *(item.context(subject) for item in chosen if item.context is not None)]
-    )
+    own = [item.context(subject) for item in chosen if item.context is not None]
+    own += [item.within(subject, batch) for item in chosen if item.within is not None]
+    return subject.step(batch, seed, [*contexts, *own])
 
 
 def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ()) -> bool:

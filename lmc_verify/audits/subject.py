@@ -134,12 +134,14 @@ class Subject:
 
     def _whole(self) -> tuple[float, Gradient]:
         if self._exact is None:
+            self.reset()
             with self.clock.gradient():
                 self._exact = objective_gradient(self.model, self.data, self.objective)
         return self._exact
 
     def gradient_of(self, data: Any) -> Gradient:
-        """Return the gradient of the objective on other data."""
+        """Return the gradient of the objective on other data, with the state and buffers from which steps start."""
+        self.reset()
         with self.clock.gradient():
             return objective_gradient(self.model, data, self.objective)[1]
 
@@ -174,6 +176,7 @@ class Subject:
         gradient = self.once(batch, seed, contexts)
         if not contexts:
             self._compare_again(batch, seed, gradient)
+        self._buffers.restore()
         return gradient
 
     def _compare_again(self, batch: Any, seed: int, gradient: Gradient) -> None:
@@ -193,7 +196,7 @@ class Subject:
                 )
 
     def once(self, batch: Any, seed: int, contexts: Sequence[Any] = ()) -> Gradient:
-        """Return the same as `step`, without what it does to find a memory: for what is done to data on trial."""
+        """Return the same as `step`, and leave buffers as the step did; the call is not compared with earlier ones."""
         self.reset()
         with ExitStack() as stack:
             for context in contexts:

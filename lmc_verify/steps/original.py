@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.steps.data import parts_of, tensors_of
 
 __all__ = ["Original", "put_back", "same"]
@@ -18,9 +19,14 @@ class Original:
     Args:
         model: the caller's model.
         data: the caller's data.
+
+    Raises:
+        InvalidInputError: the model is no module.
     """
 
     def __init__(self, model: nn.Module, data: Any) -> None:
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"model is a {type(model).__name__}, a torch.nn.Module is needed")
         self.model, self.data = model, data
         named = (*model.named_parameters(), *model.named_buffers())
         self._tensors = {f"model.{name}": value for name, value in named}

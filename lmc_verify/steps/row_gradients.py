@@ -7,7 +7,7 @@ that owns parameters). The parts of all nodes add up to the exact gradient, whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,26 @@ def _detached(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def _own_tensors(model: nn.Module) -> Iterator[None]:
+    """Give a model copies of its parameters and buffers for a while; those that are shared stay so."""
+    copies: dict[int, Tensor] = {}
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers)]
+    kept = [dict(table) for table in tables]
+    for table in tables:
+        for name, value in table.items():
+            if value is not None and id(value) not in copies:
+                copy = value.detach().clone()
+                copies[id(value)] = nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
+            if value is not None:
+                table[name] = copies[id(value)]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for table, values in zip(tables, kept, strict=True):
+            table.update(values)  # type: ignore[arg-type]
+
+
 class RowGradients:
     """Parts of the exact gradient by rows.
 
@@ -89,15 +109,16 @@ class RowGradients:
         self, model: nn.Module, data: Any, objective: Objective, num_nodes: int, exact: Mapping[str, Tensor]
     ) -> None:
         self._owners, self._num_nodes = owners(model), num_nodes
-        self._parameters = dict(model.named_parameters())
         self._calls: dict[str, list[_Call]] = {path: [] for path, _ in self._owners.values()}
-        self._record(model, data, objective)
         everything = torch.ones(num_nodes, dtype=next(iter(exact.values())).dtype)
         self.names: tuple[str, ...] = tuple(self._owners)
-        try:
-            whole = self.of(everything)
-        except (RuntimeError, ValueError, TypeError):
-            whole = {}
+        with _own_tensors(model):  # what is recorded must not change when a step or a probe writes into the model
+            self._parameters = dict(model.named_parameters())
+            self._record(model, data, objective)
+            try:
+                whole = self.of(everything)
+            except (RuntimeError, ValueError, TypeError):
+                whole = {}
         self.names = tuple(
             name
             for name in whole
@@ -170,23 +191,31 @@ class RowGradients:
 
 
 @contextmanager
-def detached_rows(model: nn.Module, keep: Tensor) -> Iterator[None]:
-    """Cut the gradient at rows outside of a set, in the output of every convolution but the last.
+def detached_rows(convs: Sequence[nn.Module], keep: Tensor, *, at_inputs: bool = True) -> Iterator[None]:
+    """Cut the gradient at rows outside of a set, between every convolution and the next one.
 
     This is what methods compute that keep the halo's embeddings in histories and drop its messages backwards, such as
     GAS, where the histories are exact.
 
     Args:
-        model: the module, whose convolutions are called in the order of their names.
+        convs: convolutions in the order in which they are called.
         keep: bool [n], rows whose gradient flows.
+        at_inputs: whether what a convolution reads is cut, or what the one before it returns; parameters between them
+            make the difference.
     """
 
-    def cut(_module: nn.Module, _given: Any, out: Any) -> Any:
-        if not isinstance(out, Tensor) or out.shape[0] != keep.numel():
-            return out
-        return torch.where(keep.reshape(-1, *[1] * (out.dim() - 1)), out, out.detach())
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[:1] != keep.shape or not value.requires_grad:
+            return value
+        return torch.where(keep.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), value, value.detach())
 
-    handles = [module.register_forward_hook(cut) for _, module in message_passing(model)[:-1]]
+    def before(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (cut(given[0]), *given[1:]) if given else given
+
+    if at_inputs:
+        handles = [module.register_forward_pre_hook(before) for module in convs[1:]]
+    else:
+        handles = [module.register_forward_hook(lambda _module, _given, out: cut(out)) for module in convs[:-1]]
     try:
         yield
     finally:

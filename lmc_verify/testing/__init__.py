@@ -1,4 +1,4 @@
-"""For users' own tests: hypothesis strategies, conformance checks of estimators and designs, and a probe of layers.
+"""For users' own tests: assertions about training steps, hypothesis strategies, conformance checks, a probe of layers.
 
 Example:
     >>> from hypothesis import given
@@ -7,9 +7,11 @@ Example:
     ... def test_mine(problem): ...
 """
 
+from lmc_verify.testing.assertions import assert_bias_decays, assert_matches_exact, assert_unbiased
 from lmc_verify.testing.conformance import Census, CheckResult, Status, check_estimator, parametrize_with_checks
 from lmc_verify.testing.designs import check_design
 from lmc_verify.testing.jacobians import aggregate_dependence
+from lmc_verify.testing.session import ErrorShare, SessionAudit
 from lmc_verify.testing.strategies import (
     batches,
     betas,
@@ -25,8 +27,13 @@ from lmc_verify.testing.strategies import (
 __all__ = [
     "Census",
     "CheckResult",
+    "ErrorShare",
+    "SessionAudit",
     "Status",
     "aggregate_dependence",
+    "assert_bias_decays",
+    "assert_matches_exact",
+    "assert_unbiased",
     "batches",
     "betas",
     "check_design",

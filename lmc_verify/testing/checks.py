@@ -234,7 +234,7 @@ def estimate_is_deterministic(subject: Subject) -> None:
 def estimate_does_not_depend_on_copies(subject: Subject) -> None:
     """Nothing is remembered outside of the state: copies of problem and state give the same bits."""
     problem, state, batch = subject.prepared()
-    other = Subject(copy.deepcopy(subject.estimator), problem.copy(), subject.partition, subject.seed)
+    other = Subject(copy.deepcopy(subject.estimator), problem.copy(), subject.design, subject.seed)
     want = subject.estimator.estimate(problem, state, batch)
     state_there = other.state()
     got = other.estimator.estimate(other.problem, state_there, batch)

@@ -1,7 +1,8 @@
 """Conformance: does an estimator satisfy the contract of `lmc_verify.Estimator`, and the claims that it declares?
 
-`check_estimator` runs every check on every conformance case and returns one result each, failed or not; a `Census`
-says how many were run, did not apply, or were skipped. `parametrize_with_checks` makes a pytest test of each.
+`check_estimator` runs every check on every conformance case, and on a problem and design of your own, and returns one
+result each, failed or not; a `Census` says how many were run, did not apply, or were skipped. `parametrize_with_checks`
+makes a pytest test of each. A check that is known to fail is named with the reason, and said to pass if it does.
 
 An estimator may declare claims in an attribute ``claims``: the expected outcome by claim id, such as
 ``{"theorem-1/unbiased": "EXACT", "e7/reductions": "REFUTED"}``. Claims that it does not declare are expected to come
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -24,8 +25,10 @@ from lmc_verify.claims import find_claim
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import Estimator
 from lmc_verify.estimators.properties import declared_claims, label_of
+from lmc_verify.graphs import BatchDesign
+from lmc_verify.objective import Problem
 from lmc_verify.testing.checks import CHECKS, NotApplicableError, SkippedError, check_claim_verdict, global_state_kept
-from lmc_verify.testing.subjects import Subject, subjects
+from lmc_verify.testing.subjects import Subject, given_subject, subjects
 
 __all__ = ["Census", "CheckResult", "Status", "check_estimator", "parametrize_with_checks"]
 
@@ -49,6 +52,10 @@ class Status(str, Enum):
     """The check has nothing to say about this estimator on this case; the detail says why."""
     SKIPPED = "skipped"
     """The check could not be run here, for instance without a second device."""
+    EXPECTED_FAILURE = "expected failure"
+    """The check failed, as it was expected to; the detail says why, and how."""
+    UNEXPECTED_PASS = "unexpected pass"
+    """The check was expected to fail, and passed on every case."""
 
     def __str__(self) -> str:
         return self.value
@@ -80,12 +87,16 @@ class Census:
         failed: run, and failed.
         not_applicable: not run: nothing to check for this estimator.
         skipped: not run: not possible here.
+        expected_failures: run, and failed as they were expected to.
+        unexpected_passes: run, and passed though they were expected to fail.
     """
 
     passed: int
     failed: int
     not_applicable: int
     skipped: int
+    expected_failures: int = 0
+    unexpected_passes: int = 0
 
     @classmethod
     def of(cls, results: Iterable[CheckResult]) -> Census:
@@ -94,29 +105,43 @@ class Census:
         return cls(*(counts[status] for status in Status))
 
     def __str__(self) -> str:
-        return (
-            f"{self.passed + self.failed} checks run, {self.failed} failed; {self.not_applicable} not applicable, "
-            f"{self.skipped} skipped"
+        expected = self.expected_failures + self.unexpected_passes
+        words = (
+            f"{self.passed + self.failed + expected} checks run, {self.failed} failed; {self.not_applicable} not "
+            f"applicable, {self.skipped} skipped"
         )
+        if expected:
+            words += f"; {self.expected_failures} failed as expected, {self.unexpected_passes} passed unexpectedly"
+        return words
 
 
 def check_estimator(
     estimator: Estimator,
     *,
+    problem: Problem | None = None,
+    design: BatchDesign | None = None,
+    builtin: bool = True,
     claims: Mapping[str, str | Outcome] | None = None,
     only: Collection[str] | None = None,
+    expected_failed_checks: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> list[CheckResult]:
     """Run every conformance check on an estimator; nothing is raised where one fails.
 
     Args:
         estimator: an instance, with the settings that are to be checked.
+        problem: a problem of your own to run the checks on, in copies, in float64 and evaluation mode.
+        design: of its batches; None for two of four random clusters.
+        builtin: whether to run the checks on the two built-in cases, too.
         claims: expected outcome by claim id; by default what the estimator declares in its attribute ``claims``.
         only: names of the checks to run; None runs all.
+        expected_failed_checks: why a check fails, by its name. Where it fails it is an expected failure; where it
+            passes on every case, an unexpected pass.
         seed: of the cases, models and batches.
 
     Raises:
-        InvalidInputError: a class instead of an instance, or an unknown claim, outcome or check.
+        InvalidInputError: a class instead of an instance; an unknown claim, outcome or check; an expected failure
+            without a reason; a design without its problem, or one of another number of nodes; no case at all.
 
     Example:
         >>> import lmc_verify as lv
@@ -125,20 +150,28 @@ def check_estimator(
         >>> Census.of(results).failed
         0
     """
-    runs = list(_runs(estimator, claims, seed))
-    known = dict.fromkeys(run.check for run in runs)
-    for name in only or ():
-        if name not in known:
-            raise UnknownNameError("check", name, known)
-    return [_result(run) for run in runs if only is None or run.check in only]
+    runs = list(_runs(estimator, _cases(estimator, problem, design, builtin, seed), claims))
+    expected = _expected(expected_failed_checks, runs)
+    _check_names(only or (), runs)
+    results = [_result(run) for run in runs if only is None or run.check in only]
+    failed = {result.check for result in results if result.status is Status.FAILED}
+    return [_compared(result, expected, failed) for result in results]
 
 
 def parametrize_with_checks(
-    estimators: Iterable[Estimator], *, claims: Mapping[str, str | Outcome] | None = None, seed: int = 0
+    estimators: Iterable[Estimator],
+    *,
+    problem: Problem | None = None,
+    design: BatchDesign | None = None,
+    builtin: bool = True,
+    claims: Mapping[str, str | Outcome] | None = None,
+    expected_failed_checks: Mapping[str, str] | None = None,
+    seed: int = 0,
 ) -> Any:
     """Return a `pytest.mark.parametrize` over the checks of estimators; the test's argument ``check`` is called.
 
-    A check that does not apply, or cannot be run here, is skipped with its reason.
+    A check that does not apply, or cannot be run here, is skipped with its reason. One that is expected to fail is
+    marked so (xfail); pytest counts those that pass (xpassed).
 
     Raises:
         InvalidInputError: as `check_estimator`.
@@ -151,11 +184,15 @@ def parametrize_with_checks(
     """
     import pytest
 
-    params = [
-        pytest.param(partial(_in_pytest, run), id=f"{label_of(estimator)}-{run.check}-{run.case}".replace(" ", "_"))
-        for estimator in estimators
-        for run in _runs(estimator, claims, seed)
-    ]
+    params = []
+    for estimator in estimators:
+        runs = list(_runs(estimator, _cases(estimator, problem, design, builtin, seed), claims))
+        expected = _expected(expected_failed_checks, runs)
+        for run in runs:
+            why = expected.get(run.check)
+            marks = [] if why is None else [pytest.mark.xfail(reason=why, strict=False)]
+            name = f"{label_of(estimator)}-{run.check}-{run.case}".replace(" ", "_")
+            params.append(pytest.param(partial(_in_pytest, run), id=name, marks=marks))
     return pytest.mark.parametrize("check", params)
 
 
@@ -166,11 +203,55 @@ class _Run:
     call: Callable[[], None]
 
 
-def _runs(estimator: Estimator, claims: Mapping[str, str | Outcome] | None, seed: int) -> Iterator[_Run]:
+_Cases = list[tuple[str, Callable[[], Subject]]]
+
+
+def _cases(
+    estimator: Estimator, problem: Problem | None, design: BatchDesign | None, builtin: bool, seed: int
+) -> _Cases:
     if inspect.isclass(estimator):
         raise InvalidInputError(f"check_estimator needs an instance, got the class {estimator.__name__}; call it first")
+    if problem is None and design is not None:
+        raise InvalidInputError("a design is given without the problem whose nodes it draws; pass problem=, too")
+    if problem is None and not builtin:
+        raise InvalidInputError("there is no case to check: pass problem=, or leave builtin=True")
+    own = [] if problem is None else [given_subject(estimator, problem, design, seed)]
+    return [*own, *(subjects(estimator, seed) if builtin else ())]
+
+
+def _check_names(names: Iterable[str], runs: Sequence[_Run]) -> None:
+    known = dict.fromkeys(run.check for run in runs)
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("check", name, known)
+
+
+def _expected(failures: Mapping[str, str] | None, runs: Sequence[_Run]) -> Mapping[str, str]:
+    """Return the reasons of expected failures by check."""
+    reasons = failures or {}
+    _check_names(reasons, runs)
+    for name, reason in reasons.items():
+        if not isinstance(reason, str) or not reason.strip():
+            raise InvalidInputError(f"the check {name!r} is expected to fail for the reason {reason!r}; say why")
+    return reasons
+
+
+def _compared(result: CheckResult, expected: Mapping[str, str], failed: Collection[str]) -> CheckResult:
+    """Return a result as it stands against what was expected; `failed` are the checks that failed on some case."""
+    why = expected.get(result.check)
+    if why is None:
+        return result
+    if result.status is Status.FAILED:
+        return replace(result, status=Status.EXPECTED_FAILURE, detail=f"{why}: {result.detail}")
+    if result.status is Status.PASSED and result.check not in failed:
+        detail = f"it was expected to fail ({why}), and passes; take it out of expected_failed_checks"
+        return replace(result, status=Status.UNEXPECTED_PASS, detail=detail)
+    return result
+
+
+def _runs(estimator: Estimator, cases: _Cases, claims: Mapping[str, str | Outcome] | None) -> Iterator[_Run]:
     declared = _declared(declared_claims(estimator) if claims is None else claims)
-    for case, build in subjects(estimator, seed):
+    for case, build in cases:
         for name, check in CHECKS.items():
             yield _Run(name, case, partial(_call, check, build))
         for claim in dict.fromkeys([*CLAIMS_OF_EVERY_ESTIMATOR, *declared]):

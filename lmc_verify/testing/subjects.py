@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 
 from lmc_verify.datasets import load_graph
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution
-from lmc_verify.graphs import Batch, BatchDesign, Clusters, Partition, make_partition
+from lmc_verify.graphs import Batch, BatchDesign, Clusters, make_partition
 from lmc_verify.models import GCN, SAGE, LayeredModel
 from lmc_verify.objective import Problem
 from lmc_verify.seeds import generator
 
-__all__ = ["Subject", "subjects"]
+__all__ = ["Subject", "given_subject", "subjects"]
 
 
 @dataclass(eq=False)
@@ -26,19 +28,14 @@ class Subject:
     Attributes:
         estimator: the estimator under test.
         problem: in float64, evaluation mode.
-        partition: clusters of its graph.
+        design: of the batches.
         seed: of the batches.
     """
 
     estimator: Estimator
     problem: Problem
-    partition: Partition
+    design: BatchDesign
     seed: int
-
-    @cached_property
-    def design(self) -> Clusters:
-        """Two of the clusters, without replacement."""
-        return Clusters(self.partition, 2)
 
     def state(self, problem: Problem | None = None, *, steps: int = 2) -> History:
         """Return a state that some steps have written to."""
@@ -68,6 +65,36 @@ class Subject:
         return self.estimator.estimate(problem, state, self.batches(problem, state, design)[0])
 
 
+def given_subject(
+    estimator: Estimator, problem: Problem, design: BatchDesign | None, seed: int
+) -> tuple[str, Callable[[], Subject]]:
+    """Return the case of a user's problem and design (None: two of four random clusters), in copies for every check.
+
+    Raises:
+        InvalidInputError: no problem, no design, or one of another number of nodes.
+    """
+    if not isinstance(problem, Problem):
+        raise InvalidInputError(f"problem is a {type(problem).__name__}, a Problem is needed: lmc_verify.Problem(...)")
+    count = problem.graph.num_nodes
+    if design is None:
+        parts = min(4, count)
+        design = Clusters(make_partition(problem.graph, "random", parts, seed=seed), min(2, parts))
+    if isinstance(design, type) or not isinstance(design, BatchDesign):
+        raise InvalidInputError(f"design is {design!r}; a batch design is needed, such as lmc_verify.UniformNodes")
+    nodes = design.inclusion_probabilities().numel()
+    if nodes != count:
+        raise InvalidInputError(
+            f"the design is of {nodes} nodes, the problem's graph has {count}; make one of that graph"
+        )
+    return "the given problem", partial(_given, estimator, problem, design, seed)
+
+
+def _given(estimator: Estimator, problem: Problem, design: BatchDesign, seed: int) -> Subject:
+    own = copy.deepcopy(problem).double()
+    own.model.eval()
+    return Subject(estimator, own, copy.deepcopy(design), seed)
+
+
 def subjects(estimator: Estimator, seed: int) -> Iterator[tuple[str, Callable[[], Subject]]]:
     """Yield the conformance cases by name; each is built again for every check, so that none disturbs another."""
     yield "gcn on a directed weighted graph", partial(_directed, estimator, seed)
@@ -93,4 +120,4 @@ def _multi_label(estimator: Estimator, seed: int) -> Subject:
 
 
 def _subject(estimator: Estimator, problem: Problem, seed: int) -> Subject:
-    return Subject(estimator, problem, make_partition(problem.graph, "random", 4, seed=seed), seed)
+    return Subject(estimator, problem, Clusters(make_partition(problem.graph, "random", 4, seed=seed), 2), seed)

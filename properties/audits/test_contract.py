@@ -177,8 +177,10 @@ def test_optimiser_inside() -> None:
         cluster_step(model, batch)
         torch.optim.SGD(model.parameters(), lr=0.1).step()
 
-    with pytest.raises(ContractError, match=r"changes the parameters .*optimiser steps inside.*after .backward"):
-        judge(step)
+    found, plain = judge(step), judge(cluster_step)
+    assert any("an optimiser steps inside of the step" in note for note in found.notes)
+    assert not any("optimiser" in note for note in plain.notes)
+    assert found.parameters == plain.parameters
 
 
 def test_running_statistics_are_said_and_judged_from_the_same_ones() -> None:
@@ -205,7 +207,7 @@ def test_spectral_norm_is_no_violation() -> None:
 
 def test_step_that_uses_its_own_model() -> None:
     own = make_net()
-    with pytest.raises(ContractError, match=r"closes over a model.*first argument"):
+    with pytest.raises(ContractError, match=r"closes over that model.*first argument"):
         judge(lambda model, batch: cluster_step(own, batch), model=own)
     assert all(value.grad is None for value in own.parameters())
 
@@ -216,7 +218,7 @@ def test_step_that_uses_its_own_model_with_gradients_in_it() -> None:
     for value in own.parameters():
         value.grad = torch.ones_like(value)
     given = [value.grad for value in own.parameters()]
-    with pytest.raises(ContractError, match=r"own model .*\.grad"):
+    with pytest.raises(ContractError, match=r"own model .*leaves gradients of"):
         judge(lambda model, batch: cluster_step(own, batch), model=own)
     assert all(value.grad is kept for value, kept in zip(own.parameters(), given, strict=True))
     assert all(bool((value.grad == 1).all()) for value in own.parameters() if value.grad is not None)
@@ -497,8 +499,7 @@ def test_everything_is_as_it_was(end: str) -> None:
         if end == "step fails late" and len(calls) == 40:
             raise KeyError("late")
         if end == "contract" and len(calls) == 2:
-            with torch.no_grad():
-                next(model.parameters()).add_(1.0)
+            data.x[0] = 9.0
 
     def objective(model: nn.Module, data: Data) -> Tensor:
         if end == "objective fails" and calls:

@@ -502,6 +502,23 @@ def test_mean_of_draws_of_fresh_passes_is_the_mean_over_an_epoch(sampling: str) 
     assert stats.chisquare(list(counts.values())).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("draws", [2, 128, 1000])
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_about_as_many_batches_are_drawn_as_asked_for(draws: int, size: int) -> None:
+    """Also where a pass, or a law, has few batches; 128 draws at least, of 4 batches at most where all are known."""
+
+    class Few:
+        def __iter__(self) -> Iterator[Tensor]:
+            yield from torch.rand(size, 1)
+
+    known = law([torch.tensor([index]) for index in range(size)])
+    for found, own in ((law(Few()), False), (law(Few(), sampling="uniform"), False), (known, True)):
+        units = list(found.units(draws, 0, own_randomness=own))
+        drawn = sum(len(unit.batches) for unit in units)
+        assert len(units) >= 128
+        assert draws <= drawn <= max(draws, 128 * 4) + 6
+
+
 def test_first_batches_are_the_same_for_a_seed() -> None:
     found = law(Fresh())
     assert list(map(ids_of, found.first(4, 3))) == list(map(ids_of, found.first(4, 3)))

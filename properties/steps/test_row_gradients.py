@@ -92,7 +92,7 @@ def test_a_gradient_through_a_set_of_rows_is_the_one_of_gas_with_exact_histories
     model, data = made("gcn"), graph()
     keep = torch.zeros(NODES, dtype=torch.bool)
     keep[[1, 5, 6]] = True
-    with detached_rows(model, keep):
+    with detached_rows(list(model.convs), keep, at_inputs=False):
         found = objective_gradient(model, data, mean_loss)[1]
     parameters = list(model.parameters())
     h = data.x

@@ -104,9 +104,10 @@ class Law:
             own_randomness: whether steps draw for themselves; then all batches, where they are known, make one draw.
         """
         if self.batches is not None and self.probabilities is not None and own_randomness:
-            yield from self._strata(max(draws, FEWEST_DRAWS), seed)
+            yield from self._strata(draws, seed)
             return
-        grouped = math.ceil(draws / FEWEST_DRAWS) if self.batches is None and self.how == "epoch" else 1
+        fresh = self.batches is None and self.how == "epoch"
+        grouped = min(math.ceil(draws / FEWEST_DRAWS), self.per_pass) if fresh else 1
         for number in range(max(math.ceil(draws / grouped), FEWEST_DRAWS)):
             batches, weights, size = self._draw(_seed(seed, number), grouped)
             seeds = tuple(_seed(seed, number, index) for index in range(len(batches)))
@@ -117,7 +118,7 @@ class Law:
         assert self.batches is not None
         assert self.probabilities is not None
         size = len(self.batches)
-        for number in range(draws if size == 1 else FEWEST_DRAWS):
+        for number in range(max(math.ceil(draws / min(size, MOST_STRATA)), FEWEST_DRAWS)):
             if size <= MOST_STRATA:
                 batches, weights = self.batches, self.probabilities
             else:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from lmc_verify.audits.control import loss_on, splits
@@ -29,7 +29,7 @@ class Enactment:
     """A known defect.
 
     Attributes:
-        id: name of the cause.
+        id: name of the cause; what follows a slash tells ways apart in which code has the defect.
         cause: what is wrong, in a few words.
         remedy: what a user does about it.
         bias: the bias that it gives, from a `World`; None where it cannot be computed.
@@ -55,6 +55,7 @@ class World:
     ) -> None:
         self.subject, self.reference = subject, reference or subject.exact
         self._given = [(subject.nodes(batch).seeds, weight) for batch, weight in batches]
+        self._ids = [subject.nodes(batch).ids for batch, _ in batches]
 
     @cached_property
     def sets(self) -> list[tuple[Tensor, float]] | None:
@@ -70,6 +71,23 @@ class World:
             mask[seeds] = True
             out.append((mask, weight))
         return out if self._splits else None
+
+    @cached_property
+    def held(self) -> list[Tensor] | None:
+        """All rows of each batch, as masks [n]; None where they are not known."""
+        out = [torch.zeros(int(self.subject.data.num_nodes or 0), dtype=torch.bool) for _ in self._ids]
+        for mask, ids in zip(out, self._ids, strict=True):
+            if ids is None:
+                return None
+            mask[ids] = True
+        return out
+
+    @cached_property
+    def convs(self) -> list[nn.Module]:
+        """The model's convolutions, in the order of their names: PyTorch Geometric's, or modules of the user's own."""
+        model = self.subject.model
+        found = [module for _, module in message_passing(model)]
+        return found if len(found) > 1 else _own_layers(model)
 
     @cached_property
     def _splits(self) -> bool:
@@ -126,8 +144,11 @@ class World:
                 subject.model, subject.data, subject.objective, int(subject.data.num_nodes), subject.exact
             )
 
-    def on_subgraph(self, nodes: Tensor, mask: Tensor) -> Gradient:
-        """Return the gradient of the weighted loss at a mask's labelled nodes, on the subgraph of some nodes."""
+    def on_subgraph(self, nodes: Tensor, mask: Tensor, scale: float | None = None) -> Gradient:
+        """Return the gradient of the loss at a mask's labelled nodes, on the subgraph of some nodes.
+
+        The loss is weighted by `scale`, or by inverse inclusion probabilities.
+        """
         subject = self.subject
         ids = nodes.nonzero().flatten()
         part = induced_data(subject.data, ids)
@@ -137,20 +158,31 @@ class World:
         if not bool(chosen.any()):
             return {name: torch.zeros_like(value) for name, value in subject.exact.items()}
         part.train_mask = chosen.to(subject.data.train_mask.device)
-        weight = float(self.weights(mask)[ids][chosen].mean()) * int(chosen.sum()) / int(labelled.sum())
-        return scaled(subject.gradient_of(part), weight)
+        weight = float(self.weights(mask)[ids][chosen].mean()) if scale is None else scale
+        return scaled(subject.gradient_of(part), weight * int(chosen.sum()) / int(labelled.sum()))
+
+
+def _own_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the outermost modules with parameters that are not torch's own; those inside it where there is but one."""
+    out: list[nn.Module] = []
+    for child in model.children():
+        if type(child).__module__.startswith("torch.nn."):
+            out += _own_layers(child)
+        elif any(True for _ in child.parameters()):
+            out.append(child)
+    return _own_layers(out[0]) if len(out) == 1 else out
 
 
 def _less_reference(world: World, mean: Gradient) -> Gradient:
     return added(mean, world.reference, -1.0)
 
 
-def _dropped_backward(world: World) -> Gradient | None:
-    if world.sets is None or len(message_passing(world.subject.model)) < 2:
+def _dropped_backward(world: World, *, at_inputs: bool = True) -> Gradient | None:
+    if world.sets is None or len(world.convs) < 2:
         return None
 
     def one(mask: Tensor) -> Gradient:
-        with detached_rows(world.subject.model, mask):
+        with detached_rows(world.convs, mask, at_inputs=at_inputs):
             return loss_on(world.subject, world.weights(mask), forward=True)
 
     return _less_reference(world, world.mean(one))
@@ -165,8 +197,22 @@ def _induced(world: World) -> Gradient | None:
 def _hops(world: World) -> Gradient | None:
     if world.sets is None:
         return None
-    layers = len(message_passing(world.subject.model))
+    layers = len(world.convs)
     return _less_reference(world, world.mean(lambda mask: world.on_subgraph(world.around(mask, layers), mask)))
+
+
+def _labels_of_all_rows(world: World) -> Gradient | None:
+    """The loss at every labelled row of a batch, on the subgraph of its rows."""
+    if world.sets is None or world.held is None:
+        return None
+    if all(torch.equal(mask, rows) for (mask, _), rows in zip(world.sets, world.held, strict=True)):
+        return None
+    total: Gradient = {name: torch.zeros_like(value) for name, value in world.subject.exact.items()}
+    weights = sum(weight for _, weight in world.sets)
+    for (mask, weight), rows in zip(world.sets, world.held, strict=True):
+        scale = float(world.weights(mask)[mask].mean())
+        total = added(total, world.on_subgraph(rows, rows, scale), weight / weights)
+    return _less_reference(world, total)
 
 
 def _halo_labels(world: World) -> Gradient | None:
@@ -228,6 +274,12 @@ ENACTMENTS: tuple[Enactment, ...] = (
         _dropped_backward,
     ),
     Enactment(
+        "dropped-halo/outputs",
+        "messages to and from the halo are dropped in the backward pass, as GAS does",
+        "compensate them (LMC), or train with all neighbours of the batch",
+        partial(_dropped_backward, at_inputs=False),
+    ),
+    Enactment(
         "bias-leak",
         "bias leak: halo rows enter the gradient of parameters that are added to every row",
         "mask the rows outside of the batch before a bias is added, or in its gradient",
@@ -250,6 +302,12 @@ ENACTMENTS: tuple[Enactment, ...] = (
         "halo rows in the loss: labelled neighbours of the batch enter its loss",
         "take the loss over the nodes that the batch is about only",
         _halo_labels,
+    ),
+    Enactment(
+        "halo-rows-in-loss/all",
+        "halo rows in the loss: labelled nodes that a batch is not about enter its loss, some more often than others",
+        "take the loss over the nodes that the batch is about only",
+        _labels_of_all_rows,
     ),
     Enactment(
         "transposed-edges",

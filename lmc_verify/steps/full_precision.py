@@ -1,0 +1,51 @@
+"""A step without reduced precision: casts below the precision of its batch are left out, and so is autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["full_precision"]
+
+_LOWER = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+
+
+class _NoCasts(TorchFunctionMode):
+    """A cast of a tensor in double precision to a lower one gives the tensor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        double = bool(args) and isinstance(args[0], Tensor) and args[0].dtype is torch.float64
+        if double and func in _CASTS:
+            return args[0]
+        if double and func in (Tensor.to, Tensor.type):
+            args = tuple(torch.float64 if _is_lower(item) else item for item in args)
+            kwargs = {key: torch.float64 if _is_lower(item) else item for key, item in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _is_lower(item: Any) -> bool:
+    return isinstance(item, torch.dtype) and item in _LOWER
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Run a step in the precision of its model and batch, whatever it asks for."""
+    enter: Any = torch.autocast.__enter__
+
+    def switched_off(self: Any) -> Any:
+        self._enabled = False
+        return enter(self)
+
+    torch.autocast.__enter__ = switched_off  # type: ignore[method-assign]
+    try:
+        with _NoCasts():
+            yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
