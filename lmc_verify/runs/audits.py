@@ -19,10 +19,10 @@ import torch_geometric
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmc_verify.audits import Audit, audit
-from lmc_verify.cases import CaseDescription, command_line
+from lmc_verify.cases import CaseDescription, command_line, read_command
 from lmc_verify.cases.verdict import AUDIT, Evidence, Outcome, Verdict
 from lmc_verify.encoding import decode, encode, plain
-from lmc_verify.errors import InfrastructureError, InvalidInputError, LmcVerifyError, UnknownNameError
+from lmc_verify.errors import InfrastructureError, InvalidInputError, LmcVerifyError, UnknownNameError, validated
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.runs.functions import UserFunction, blamed, find_function
 from lmc_verify.runs.trials import Trial
@@ -73,11 +73,17 @@ class AuditSettings(BaseModel):
         return command_line("audit", self.arguments | options, {}, self.function)
 
     @classmethod
-    def of_command(cls, function: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the plain values of settings that a command line was read to."""
-        arguments = {key: value for key, value in settings.items() if not key.startswith("--")}
-        options = {key[2:]: value for key, value in settings.items() if key.startswith("--")}
-        return {"function": function, "arguments": arguments, **options}
+    def of_command(cls, text: str) -> AuditSettings:
+        """Undo `command`.
+
+        Raises:
+            InvalidInputError: it is no such command, or the settings do not fit.
+        """
+        command = read_command(text)
+        arguments = {key: value for key, value in command.settings.items() if not key.startswith("--")}
+        options = {key[2:]: value for key, value in command.settings.items() if key.startswith("--")}
+        values = {"function": command.subject, "arguments": arguments, **options}
+        return validated(cls, values, f"the settings of {text!r} do not fit")
 
     @property
     def described(self) -> CaseDescription:
@@ -164,7 +170,7 @@ def make_audit(settings: AuditSettings) -> Audit:
             return audit(**_arguments(function, function.call(**settings.arguments)) | settings.options)
         except LmcVerifyError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InfrastructureError(f"{settings.function} raised {blamed(error, function.file)}") from error
 
 

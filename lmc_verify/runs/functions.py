@@ -2,6 +2,8 @@
 
 The current folder is importable while the function is found and called, and so is the folder of a file. A file that has
 changed since it was imported is imported again, so that a result is always that of the source whose hash is recorded.
+What the user's code prints goes to standard error, for standard output may be one JSON document; and where it leaves
+the program, that is a mistake as any other: its exit code would pass for a verdict.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +59,7 @@ class UserFunction:
 
     @contextmanager
     def importable(self) -> Iterator[None]:
-        """Let the user's code import what lies next to it."""
+        """Let the user's code import what lies next to it, and print to standard error."""
         with _importable(self.file.parent if ".py:" in self.name else None):
             yield
 
@@ -107,7 +109,8 @@ def _importable(folder: Path | None = None) -> Iterator[None]:
     sys.path[:0] = added
     importlib.invalidate_caches()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         for item in added:
             with suppress(ValueError):  # the user's code may have taken it away
@@ -130,7 +133,7 @@ def _of_file(place: str, name: str) -> tuple[ModuleType, Path, str]:
     with _importable(file.parent):
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[own]
             raise InvalidInputError(f"{name}: the file cannot be imported: {blamed(error, file)}") from error
     _IMPORTED[str(file)] = digest, module
@@ -146,7 +149,7 @@ def _of_module(place: str, name: str) -> tuple[ModuleType, Path, str]:
             sys.modules.pop(place, None)
         try:
             module = importlib.import_module(place)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidInputError(f"{name}: the module cannot be imported: {blamed(error, file)}") from error
     _IMPORTED[place] = digest, module
     return module, file, digest
@@ -156,7 +159,7 @@ def _source(place: str, name: str) -> Path:
     """Return the source file of a module, which imports the packages that it lies in."""
     try:
         spec = importlib.util.find_spec(place)
-    except Exception as error:  # a package that it lies in is missing, or raises one
+    except (Exception, SystemExit) as error:  # a package that it lies in is missing, or raises one
         raise InvalidInputError(f"{name}: no module {place}: {type(error).__name__}: {error}; {_FORMS}") from error
     if spec is None:
         raise InvalidInputError(

@@ -109,8 +109,7 @@ def planned_again(trial: Trial) -> Planned | PlannedAudit:
     try:
         command = read_command(trial.command)
         if command.name == "audit":
-            values = AuditSettings.of_command(command.subject, command.settings)
-            return PlannedAudit(validated(AuditSettings, values, f"the settings of {trial.command!r} do not fit"))
+            return PlannedAudit(AuditSettings.of_command(trial.command))
         if command.name != "check":
             raise InvalidInputError(f"the command {trial.command!r} is not a check")
         settings = validated(CaseSettings, command.settings, f"the settings of {trial.command!r} do not fit")

@@ -127,8 +127,8 @@ def test_a_card_asks_answers_and_says_where_and_why(report: Report) -> None:
         "Is the gradient of my_step unbiased? loops:refuted · parts 4",
         "REFUTED No: the mean over all 4 batches is off by 50% of the gradient's norm ✓ as expected",
         "4 batches, each with probability 1/4",
-        "first.weight 80% 40% 40% … 40% biased",
-        "first.bias inf 1.0e-17 0 … 1.0e-15 no bias shown",
+        "first.weight biased 80% 40% 40% … 40%",
+        "first.bias not shown inf 1.0e-17 0 … 1.0e-15",
         "batch-mean : the loss is a batch mean. Put right alone: 60% of the bias goes away; undone alone: a bias of "
         "50% of the gradient comes back. Remedy: divide by one number.",
         "cosine of the bias and what this gives: 0.9876",

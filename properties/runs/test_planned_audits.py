@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from common import loops
 
 import lmc_verify as lv
-from lmc_verify.cases import Workspace, read_command
+from lmc_verify.cases import Workspace
 from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.encoding import decode, encode
 from lmc_verify.errors import ContractError, InfrastructureError, InvalidInputError
@@ -205,6 +206,29 @@ def test_a_mistake_of_the_user_is_named_with_its_line() -> None:
         make_audit(AuditSettings(function=f"{FILE}:crashing", arguments={"late": True}))
 
 
+def test_code_that_leaves_the_program_is_a_mistake_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "whole", lambda: sys.exit(0))
+    with pytest.raises(InfrastructureError, match=r"whole raised SystemExit: 0"):
+        make_audit(AuditSettings(function="common.loops:whole"))
+
+
+def test_what_the_users_code_prints_goes_to_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with forked_generators(0):
+        original = loops.whole()
+
+    def step(model: Any, batch: Any) -> None:
+        print("from the step")
+        loops.loss_step(model, batch)
+
+    monkeypatch.setattr(loops, "whole", lambda: print("from the function") or (*original[:3], step))
+    make_audit(AuditSettings(function="common.loops:whole"))
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert "from the function\nfrom the step\n" in errors
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("broken", ContractError), ("crashing", InfrastructureError), ("not_audited", InvalidInputError)]
 )
@@ -315,9 +339,9 @@ def test_the_command_says_it_all() -> None:
         delta=0.25,
         seed=11,
     )
-    command = read_command(settings.command)
-    again = AuditSettings.model_validate(AuditSettings.of_command(command.subject, command.settings))
-    assert again == settings
+    assert AuditSettings.of_command(settings.command) == settings
+    with pytest.raises(InvalidInputError, match=r"the settings of .* do not fit: draws: "):
+        AuditSettings.of_command("lmc-verify audit m:f --draws 1")
     assert AuditSettings(function="m:f").command == "lmc-verify audit m:f"
 
 

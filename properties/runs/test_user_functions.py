@@ -119,6 +119,7 @@ def test_what_is_not_there_is_named(name: str, words: str, folder: Path, request
             r"ZeroDivisionError: division by zero \(loops_of_\w+\.py, line 2: y = 1 / 0  # he",
         ),
         ("def loop(:\n", r"SyntaxError: .*line 1"),
+        ("import sys\nsys.exit(0)  # at the end of a script\n", r"SystemExit: 0 \(loops_of_\w+\.py, line 2: sys\.exit"),
         ("import no_such_module_anywhere\n", r"ModuleNotFoundError: No module named 'no_such_module_anywhere' \(loops"),
     ],
 )
