@@ -56,7 +56,6 @@ def follow(subject: Subject, looks: Sequence[int], make: MakeOptimizer | None, *
         make: makes the optimiser; None for SGD with a step size of 0.01.
         random: whether the step draws for itself.
     """
-    subject.reset()
     kept = {name: value.detach().clone() for name, value in _tensors(subject.model).items()}
     state, batches = subject.kept, subject.law.training(subject.seed)
     optimizer = (make or (lambda parameters: torch.optim.SGD(parameters, lr=0.01)))(subject.model.parameters())

@@ -142,12 +142,13 @@ def test_memory_between_far_batches_is_found() -> None:
 
 
 def test_memory_that_starts_late_is_found() -> None:
+    """After all that is tried for the contract (68 calls), among the 30 calls for the mean."""
     calls: list[int] = []
 
     def step(model: nn.Module, batch: Data) -> None:
         calls.append(1)
         out = model(batch.x, batch.edge_index)
-        (F.cross_entropy(out, batch.y) * (2.0 if len(calls) > 60 else 1.0)).backward()
+        (F.cross_entropy(out, batch.y) * (2.0 if len(calls) > 75 else 1.0)).backward()
 
     data = random_graph(60, density=0.05)
     with pytest.raises(ContractError, match="remembers earlier calls"):

@@ -448,6 +448,7 @@ def test_generators_of_a_loader_are_seeded_and_put_back(kind: str) -> None:
 
     loader, other = Shuffled(), Shuffled()
     found = law(loader)
+    assert found.batches is None
     assert _drawn(found) == _drawn(found) == _drawn(law(other))
     assert [b.tolist() for b in loader] == [b.tolist() for b in Shuffled()]  # as if nothing had been drawn
 

@@ -104,7 +104,7 @@ def test_batch_of_all_nodes_in_another_order_is_not_taken_for_the_whole_graph() 
 
 def test_neighbor_loader() -> None:
     """PyTorch Geometric's: seeds come first; ``input_id`` numbers the loader's input nodes, it holds no node ids."""
-    batch = rows(7, 6, 5, 8, n_id=torch.tensor([7, 6, 5, 8]), input_id=torch.tensor([0, 1]), batch_size=2)
+    batch = rows(7, 6, 0, 1, n_id=torch.tensor([7, 6, 0, 1]), input_id=torch.tensor([0, 1]), batch_size=2)
     found = read(batch)
     assert seeds(found) == [6, 7]
     assert found.seeds_are_named
