@@ -18,6 +18,9 @@ from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
 from lmc_verify.audits import Audit
+from lmc_verify.audits.causes.search import _Candidate, _Search
+from lmc_verify.audits.interventions import INTERVENTIONS
+from lmc_verify.audits.measure import Measured
 from lmc_verify.seeds import torch_generator
 
 
@@ -234,3 +237,65 @@ def test_a_cause_that_only_adds_noise_does_not_explain() -> None:
 
     audit = lv.audit(Net(data), data, loader, sampled)
     assert explained(audit) == ({"missing-neighbours"}, True), str(audit)
+
+
+def test_what_only_adds_noise_does_not_explain_where_nothing_else_does() -> None:
+    """The same with batches that are tuples: neighbours cannot be put back."""
+    data = karate()
+
+    def loader() -> Any:
+        nodes = data.train_mask.nonzero().flatten()
+        for seeds in nodes[torch.randperm(len(nodes))].tensor_split(5):
+            yield data.edge_index[:, torch.rand(data.edge_index.shape[1]) < 0.65], seeds
+
+    def sampled(model: nn.Module, batch: Any, data: Data) -> None:
+        edge_index, seeds = batch
+        loss = F.cross_entropy(model(data.x, edge_index)[seeds], data.y[seeds], reduction="sum")
+        (loss * 5 / data.train_mask.sum()).backward()
+
+    audit = lv.audit(Net(data), data, loader, sampled, seeds=lambda batch: batch[1])
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert not audit.explanation.complete, str(audit)
+
+
+def test_a_leak_is_named_in_a_step_that_takes_ids() -> None:
+    """The batch's nodes come first among the rows that the step makes."""
+    data = karate()
+
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bias = GCNConv(data.num_features, 4, bias=False), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.conv(x, edge_index) + self.bias
+
+    def leaky(model: Any, ids: Tensor, data: Data) -> None:
+        rest = torch.arange(data.num_nodes)[: ids.min() + 3]
+        nodes = torch.cat([ids, rest[~torch.isin(rest, ids)]])
+        fixed = model.conv(data.x, data.edge_index)[nodes]
+        out = torch.cat([fixed[: len(ids)], fixed[len(ids) :].detach()]) + model.bias
+        losses = F.cross_entropy(out, data.y[nodes], reduction="none") * data.train_mask[nodes]
+        (losses.sum() * 4 / data.train_mask.sum()).backward()
+
+    audit = lv.audit(Leaky(), data, clusters(data), leaky)
+    assert explained(audit) == ({"bias-leak"}, True), str(audit)
+
+
+@pytest.mark.parametrize(
+    ("left", "exact", "found"), [((0.4, 0.1), False, 1), ((0.0, 0.0), True, 0), ((0.6, 0.6), False, None)]
+)
+def test_of_causes_within_the_noise_the_one_that_leaves_least_explains(
+    left: tuple[float, float], exact: bool, found: int | None
+) -> None:
+    first, second = INTERVENTIONS[:2]
+    search = object.__new__(_Search)
+    search.candidates = {item.id: _Candidate(item.id, "", "", intervention=item) for item in (first, second)}
+
+    def measured(bias: float) -> Measured:
+        return Measured({"w": torch.tensor([bias])}, {"w": 0.25}, exact, 100)
+
+    search._measured = {frozenset(): measured(1.0), frozenset({first.id, second.id}): measured(0.9)}
+    search._measured |= {frozenset({item.id}): measured(bias) for item, bias in zip((first, second), left, strict=True)}
+    expected = None if found is None else frozenset({(first, second)[found].id})
+    assert search.explanation(1) == expected
