@@ -27,7 +27,7 @@ __all__ = ["Control", "control_of", "loss_on"]
 PASSES = 3
 """Passes of a loader that must each contain every node once for its seeds to count as a partition."""
 
-PILOT = 6
+PILOT = 3
 """Draws on which controls are compared."""
 
 SAME = 1e-9
@@ -117,15 +117,21 @@ def _weights(subject: Subject) -> tuple[Callable[[Unit], Tensor], bool] | None:
             out[subject.nodes(batch).seeds] += weight * (unit.pass_size or 0)
         return out
 
-    if law.inclusion is not None:
-        return by_inclusion, bool((law.inclusion > 0).all())
     labelled = labelled_nodes(data)
+    if law.inclusion is not None:
+        everywhere = bool((law.inclusion > 0).all())
+        reached = everywhere or (labelled is not None and bool((law.inclusion[labelled] > 0).all()))
+        return (by_inclusion, everywhere) if reached else None
     everywhere = on_labelled = True
+    first: Tensor | None = None
     for number in range(PASSES):
         seeds = [subject.nodes(batch).seeds for batch in law.sweep(number)]
         if any(item is None for item in seeds):
             return None
         times = torch.bincount(torch.cat([item for item in seeds if item is not None]), minlength=count)
+        first = times if first is None else first
+        if not torch.equal(times, first):  # what one pass leaves out another one has: a node is not in each
+            return None
         everywhere &= bool((times == 1).all())
         on_labelled &= labelled is not None and bool((times[labelled] == 1).all())
     return (by_pass, everywhere) if everywhere or on_labelled else None

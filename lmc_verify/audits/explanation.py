@@ -37,12 +37,15 @@ class Explanation:
 
     Attributes:
         causes: those of the explanation first, by what comes back; then others that take bias away, or look like it.
-        complete: whether the step is unbiased without them.
+        complete: whether the step is unbiased without them, or shows no bias, where batches are drawn.
         rest: the bias that is left, in units of the exact gradient's norm.
         rest_share: the bias that is left as a share of the whole bias.
+        open: a bias of this size, in units of the exact gradient's norm, could be left and not be seen; 0 where all
+            batches were evaluated.
     """
 
     causes: tuple[Cause, ...] = ()
     complete: bool = False
     rest: float = 0.0
     rest_share: float = 0.0
+    open: float = 0.0

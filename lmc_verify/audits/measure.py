@@ -218,8 +218,7 @@ def rounding(subject: Subject, sizes: dict[str, float], batches: int) -> dict[st
     moved = _conditioning(subject)
     whole = norm(subject.exact)
     return {
-        name: unit * (sizes[name] + float(value.norm()) + moved[name] + 1e-3 * whole)
-        for name, value in subject.exact.items()
+        name: unit * (sizes[name] + float(value.norm()) + moved[name] + whole) for name, value in subject.exact.items()
     }
 
 

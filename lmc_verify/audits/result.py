@@ -297,6 +297,11 @@ def effect(cause: Cause) -> str:
 
 
 def _left(explanation: Explanation) -> str:
+    if explanation.complete and explanation.open:
+        return (
+            "these explain the bias: without them none is shown, from the draws that causes are compared on; one of "
+            f"{percent(explanation.open)} of the gradient would not be seen there"
+        )
     if explanation.complete:
         return "these explain the bias: without them the step is unbiased"
     if any(cause.explains for cause in explanation.causes):

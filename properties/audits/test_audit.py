@@ -154,7 +154,6 @@ def test_sizes_by_parameter_are_those_of_a_slow_computation(nodes: int, seed: in
     assert [item.name for item in found.parameters] == list(exact)
 
 
-@pytest.mark.xfail(reason="rounding of sums that cancel is taken for too small (measure.rounding)")
 def test_rounding_of_a_gradient_that_is_zero_by_symmetry_is_no_bias() -> None:
     """Softmax is blind to a shift: the gradient of TransformerConv's key bias is zero, what is computed is not."""
     data, model = random_graph(4), make_net(TransformerConv, hidden=1)
@@ -520,7 +519,6 @@ def test_guarantee_that_draws_cannot_give_is_refused(guarantee: Any) -> None:
     assert judge(model, data, parts(6, 2), backward_sgd(2), guarantee=guarantee).outcome is Outcome.REFUTED
 
 
-@pytest.mark.xfail(reason="a control over seeds that are once in each of three passes, and not in every pass")
 def test_loader_that_drops_other_nodes_in_every_pass_is_not_supported() -> None:
     """Two of ten nodes are left out of each pass. No labelled one is in the first passes; the bias is 20%."""
 

@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
-from lmc_verify.audits.measure import Measured, counts_of, treated
+from lmc_verify.audits.measure import WITHIN, Measured, counts_of, treated
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps.row_gradients import message_passing
 
@@ -281,7 +281,10 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
         for key in ids
     ]
     members.sort(key=lambda cause: -(cause.returns or 0.0))
-    return Explanation((*members, *_others(search, ids, whole, complete=complete)), complete, rest / unit, rest / whole)
+    causes = (*members, *_others(search, ids, whole, complete=complete))
+    measured = search.measured(ids)
+    unseen = 0.0 if measured.exact else WITHIN * measured.total_noise()
+    return Explanation(causes, complete, rest / unit, rest / whole, unseen / unit)
 
 
 def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool) -> list[Cause]:
