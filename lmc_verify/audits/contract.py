@@ -325,12 +325,10 @@ def _reads(subject: Subject, original: Original, look: _Look) -> list[str]:
     moved.x = _other_features(x)
     if _equal(subject.gradient_of(moved), subject.exact):
         return []  # the model does not read them
-    own = isinstance(batch, Data) and _matters(batch.x)
-    if isinstance(batch, Data) and own:
-        changed: Any = batch.clone()
-        changed.x = _other_features(batch.x)
-        if not _equal(subject.once(changed, 1), found):
-            return []
+    changed = _with_other_features(batch)
+    own = changed is not None
+    if own and not _equal(subject.once(changed, 1), found):
+        return []
     if _reads_data(subject, None if own else original.data, moved, batch, found):
         return []
     if own:
@@ -359,6 +357,30 @@ def _reads_data(subject: Subject, closed_over: Any, moved: Data, batch: Any, fou
         if isinstance(x, Tensor) and kept is not None:
             with torch.no_grad():
                 x.copy_(kept)
+
+
+def _with_other_features(batch: Any) -> Any:
+    """Return a batch with other features, None where it has none: those of its data, or its real matrices."""
+    if isinstance(batch, Data):
+        if not _matters(batch.x):
+            return None
+        changed: Any = batch.clone()
+        changed.x = _other_features(changed.x)
+        return changed
+    if isinstance(batch, Tensor):
+        matrix = batch.is_floating_point() and batch.dim() > 1
+        return _other_features(batch) if matrix and _matters(batch) else None
+    if isinstance(batch, dict):
+        changed = {key: _with_other_features(item) for key, item in batch.items()}
+        kept = {key: batch[key] if item is None else item for key, item in changed.items()}
+        return kept if any(item is not None for item in changed.values()) else None
+    if not isinstance(batch, tuple | list):
+        return None
+    found = [_with_other_features(item) for item in batch]
+    if all(item is None for item in found):
+        return None
+    mixed = [item if other is None else other for item, other in zip(batch, found, strict=True)]
+    return type(batch)(*mixed) if hasattr(batch, "_fields") else type(batch)(mixed)
 
 
 def _matters(x: Any) -> bool:

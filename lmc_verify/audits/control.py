@@ -173,8 +173,12 @@ def loss_on(subject: Subject, weights: Tensor, *, forward: bool = False) -> Grad
 
 
 def _parts_of(subject: Subject) -> _LossParts:
-    """Return the losses of the model as it is; an optimiser that steps inside of a step makes earlier ones unusable."""
-    versions = tuple(value._version for value in subject.model.parameters())
+    """Return the losses of the model as it is.
+
+    A step that writes into parameters or buffers, though they are put back, makes earlier ones unusable.
+    """
+    written = (*subject.model.parameters(), *subject.model.buffers())
+    versions = tuple(value._version for value in written)
     if subject.parts is None or subject.parts[0] != versions:
         subject.parts = (versions, _LossParts(subject))
     parts: _LossParts = subject.parts[1]

@@ -154,7 +154,7 @@ def test_edges_to_no_node() -> None:
         ({"step": lambda model: None}, "takes 1 arguments"),
         ({"batches": 3}, "batches is a int"),
         ({"batches": random_graph()}, "batches is a Data; give"),
-        ({"state": 3}, "state is a int"),
+        ({"state": 3}, "state is of type int"),
         ({"objective": lambda model, data: 3.0}, "returned float"),
         ({"objective": lambda model, data: data.x.sum()}, "depends on the parameters"),
     ],

@@ -6,6 +6,7 @@ what is not named is found by the features, if no two nodes have the same.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +79,10 @@ class NodesReader:
 
     def __call__(self, batch: Any) -> Nodes:
         """Return the nodes of a batch."""
-        ids = self._ids(batch) if self._nodes is None else self._named_ids(batch, self._nodes(batch))
+        given, batch = batch, self._as_data(batch)
+        ids = self._ids(batch) if self._nodes is None else self._named_ids(batch, self._nodes(given))
         if self._seeds is not None:
-            return Nodes(ids, torch.unique(self._given(self._seeds(batch), "seeds(batch)")), True)
+            return Nodes(ids, torch.unique(self._given(self._seeds(given), "seeds(batch)")), True)
         named = self._named_seeds(batch, ids)
         if named is not None:
             return Nodes(ids, torch.unique(named), True)
@@ -88,6 +90,33 @@ class NodesReader:
         if ids is not None and rows is not None:
             return Nodes(ids, torch.unique(ids[rows]), True, rows)
         return Nodes(ids, None if ids is None else torch.unique(ids))
+
+    def _as_data(self, batch: Any) -> Any:
+        """Return a tuple or dictionary of one ``Data``, node ids and a batch size, as loaders give them, as ``Data``.
+
+        Named fields keep their names. Of unnamed ones the only number is the batch size, and the only node ids that fit
+        are those of the rows.
+        """
+        if not isinstance(batch, tuple | list | dict):
+            return batch
+        named = batch if isinstance(batch, dict) else batch._asdict() if hasattr(batch, "_asdict") else {}
+        parts = list(named.values()) if named else list(batch)
+        inner = [item for item in parts if isinstance(item, Data)]
+        if len(inner) > 1:
+            return batch
+        fields = {key: item for key, item in named.items() if isinstance(item, Tensor | int)}
+        if not named:
+            sizes = [item for item in parts if isinstance(item, int) and not isinstance(item, bool)]
+            ids = [item for item in parts if self._is_ids(item) and (not inner or item.numel() == inner[0].num_nodes)]
+            fields |= {"batch_size": sizes[0]} if len(sizes) == 1 else {}
+            fields |= {"n_id": ids[0]} if len(ids) == 1 else {}
+        if not inner and not self._is_ids(fields.get("n_id")):
+            return batch
+        out = copy.copy(inner[0]) if inner else Data(num_nodes=len(torch.as_tensor(fields["n_id"])))
+        for key, item in fields.items():
+            if isinstance(key, str) and key not in out:
+                out[key] = item
+        return out
 
     def _named_ids(self, batch: Any, value: Any) -> Tensor:
         ids = self._given(value, "nodes(batch)")
