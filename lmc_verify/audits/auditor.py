@@ -378,7 +378,7 @@ class _Auditor:
 
     def _note_the_epoch(self, measured: Measured) -> None:
         law = self.subject.law
-        if law.how != "epoch" or law.batches is None or law.design is not None or len(law.batches) < 2:
+        if law.how != "epoch" or law.batches is None or law.per_pass != len(law.batches) or law.per_pass < 2:
             return  # an epoch of a design is shorter than the list of its batches
         size, spread = len(law.batches), measured.spread / norm(self.subject.exact)
         left = size - size // 2

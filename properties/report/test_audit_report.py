@@ -126,7 +126,7 @@ def test_a_card_asks_answers_and_says_where_and_why(report: Report) -> None:
     for words in (
         "Is the gradient of my_step unbiased? loops:refuted · parts 4",
         "REFUTED No: the mean over all 4 batches is off by 50% of the gradient's norm ✓ as expected",
-        "4 batches, each with probability 1/4",
+        "4 batches, each with probability 1/4 Where the bias sits",
         "first.weight biased 80% 40% 40% … 40%",
         "first.bias not shown inf 1.0e-17 0 … 1.0e-15",
         "batch-mean : the loss is a batch mean. Put right alone: 60% of the bias goes away; undone alone: a bias of "
@@ -149,6 +149,8 @@ def test_every_audit_has_a_card_and_the_failures_say_why(report: Report) -> None
     assert "✗ expected REFUTED by batch-mean" in other
     assert "EXACT Yes: to 1e-16 of its norm ✓ as expected" in exact
     assert "Why" not in exact
+    assert "Bias by parameter" in exact
+    assert "Where the bias sits" not in exact
     assert "xplain" not in exact
     assert "Open: no bias is shown" in drawn
     assert "error level 2e-7, asymptotic" in drawn

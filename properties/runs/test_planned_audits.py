@@ -27,7 +27,7 @@ from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_
 from lmc_verify.runs.execution import RunResult, run_suite
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import planned_again, replay_trial, trial_label
-from lmc_verify.runs.suite import Suite
+from lmc_verify.runs.suite import Suite, load_suite
 from lmc_verify.runs.trials import Trial
 from lmc_verify.steps import forked_generators
 
@@ -416,6 +416,17 @@ def test_a_replay_without_the_function_says_so(cut: Trial) -> None:
     gone = dataclasses.replace(cut, command=cut.command.replace("loops.py", "lost.py"))
     with pytest.raises(InvalidInputError, match=r"cannot read .*lost\.py"):
         replay_trial(gone, planned_again(gone), {})
+
+
+def test_the_suite_of_example_loops_names_functions_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(FILE).parents[2]
+    monkeypatch.chdir(root)
+    plan = load_suite("audits").audits()
+    named = {Path(item.settings.function.partition(":")[0]).name for item in plan}
+    assert len(named) >= 7
+    assert named <= {file.name for file in (root / "examples" / "loops").glob("*.py")}
+    assert all(item.causes is not None for item in plan if item.expected is Outcome.REFUTED)
+    assert {item.expected for item in plan} == {Outcome.EXACT, Outcome.REFUTED}
 
 
 def test_the_suite_of_one_audit_gives_it_all_of_alpha() -> None:

@@ -224,7 +224,7 @@ def _of_list(
         probabilities=chances.tolist(),
         how=how,
         words=told,
-        per_pass=len(batches),
+        per_pass=len(batches) if epoch is None else len(epoch(0)),
         draw=draw,
         sweep=lambda _: list(batches),
         epoch=epoch,
