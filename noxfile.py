@@ -67,6 +67,14 @@ def controls(session: nox.Session) -> None:
     session.run("lmc-verify", "controls", *session.posargs, env=ENVIRONMENT)
 
 
+@nox.session
+def audits(session: nox.Session) -> None:
+    """Audit the training loops of examples/loops; writes reports/out/audits/."""
+    install(session)
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("lmc-verify", "run", "reports/audits.toml", "--jobs", "2", *session.posargs, env=environment)
+
+
 @nox.session(name="false-alarms")
 def false_alarms(session: nox.Session) -> None:
     """Repeat the statistical part of the theorem check 200 times with fresh draws on sound estimators (slow)."""

@@ -324,7 +324,7 @@ def _covering(design: BatchDesign, seed: int) -> list[Any]:
 
 def _of_passes(passes: Passes, how: Sampling, seed: int, change: Callable[[Any], Any]) -> Law:
     one, marks = passes.first(_seed(seed, 1))
-    compared = min(max(COMPARED // len(one), FEWEST_PASSES), MOST_PASSES)
+    compared = 1 if passes.fixed else min(max(COMPARED // len(one), FEWEST_PASSES), MOST_PASSES)
     shuffled = False
     for number in range(2, compared + 1):
         other = passes.marks(_seed(seed, number))
@@ -332,7 +332,8 @@ def _of_passes(passes: Passes, how: Sampling, seed: int, change: Callable[[Any],
             return _of_fresh(passes, how, one)
         shuffled |= other != marks
     order = "in another order each time" if shuffled else "in the same order"
-    words = f"{len(one)} batches, the same in every pass ({compared} were compared), {order}" if how == "epoch" else ""
+    told = "" if passes.fixed else f" ({compared} were compared)"
+    words = f"{len(one)} batches, the same in every pass{told}, {order}" if how == "epoch" else ""
     batches = [change(batch) for batch in one]
 
     def permuted(number: int) -> list[Any]:

@@ -57,6 +57,7 @@ class Passes:
         data: the whole graph.
 
     Attributes:
+        fixed: whether they are a list, which is the same in every pass.
         loading: time that they have taken.
 
     Raises:
@@ -68,6 +69,7 @@ class Passes:
         maker = _maker(batches, data)
         self._make: Callable[[], Iterable[Any]] = maker or (lambda: batches)
         self._own = _own_generators(batches) if maker is None else []
+        self.fixed = type(batches) in (list, tuple)
         self.loading = Loading()
         self._length: int | None = None
 
