@@ -22,7 +22,8 @@ from lmc_verify.counterexamples import SearchSpace
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.races.settings import ContestantSettings, RaceSettings, TargetSettings
 from lmc_verify.races.table import RaceTable
-from lmc_verify.runs.suite import Check, CounterexampleTable, Suite, load_suite
+from lmc_verify.runs.audits import AuditSettings
+from lmc_verify.runs.suite import AuditTable, Check, CounterexampleTable, Suite, load_suite
 from lmc_verify.training.settings import RunSettings, TrainerSettings
 
 VALID: dict[type[BaseModel], dict[str, Any]] = {
@@ -39,6 +40,8 @@ VALID: dict[type[BaseModel], dict[str, Any]] = {
     ContestantSettings: {"estimator": "lmc"},
     RaceSettings: {"contestants": ["lmc"]},
     RaceTable: {"dataset": "karate"},
+    AuditSettings: {"function": "loops:gas"},
+    AuditTable: {"function": "loops:gas", "expect": "REFUTED"},
     Check: {"claim": "e7/reductions", "expect": "EXACT"},
     CounterexampleTable: {"claim": "e7/reductions", "estimator": "gas"},
     Suite: {"name": "tiny", "title": "Tiny"},

@@ -25,6 +25,7 @@ CONTRACT = {
     "claim_names",
     "extreme_runs",
     "extreme_scales",
+    "foreign_estimators",
     "rate_claims",
     "reasons",
     "thresholds",
