@@ -94,7 +94,8 @@ def audit(
             or ``"independent"``; None for what is usual.
         nodes: a function of a batch that returns the ids of its rows, where it names them in a way of its own.
         seeds: a function of a batch that returns the ids of the nodes that it is about.
-        dtype: precision of model, data and batches; `torch.float64`, or `torch.float32` for steps that need it.
+        dtype: precision of model, data, batches and of tensors that the step makes of numbers; `torch.float64`, or
+            `torch.float32` for steps that need it.
         guarantee: the weakest that may decide: ``"asymptotic"``, ``"anytime-valid"`` (needs `bound`) or ``"exact"``.
         bound: largest norm, in exact gradients' norms, of the difference between a step's gradient and its control,
             which you have proven; it makes draws decide anytime-valid.

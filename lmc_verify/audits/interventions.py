@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Data
 
-from lmc_verify.audits.batches.nodes import Nodes
+from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
@@ -205,6 +205,8 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     for key, value in batch.to_dict().items():
         if not isinstance(value, Tensor) or key == "edge_index":
             continue
+        if key in SEED_ROWS and value.dtype is not torch.bool:
+            continue  # numbers of rows, which stay where they are, though there may be as many as nodes
         if key in nodewise:
             out[key] = _extended(value, data.get(key, None), order, ids, count)
         elif batch.is_edge_attr(key):

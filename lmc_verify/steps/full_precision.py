@@ -1,4 +1,4 @@
-"""A step without reduced precision: casts below the precision of its batch are left out, and so is autocast."""
+"""The precision that a step runs in: its constants, and casts and autocast left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["full_precision"]
+__all__ = ["default_dtype", "full_precision"]
 
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
@@ -49,3 +49,14 @@ def full_precision() -> Iterator[None]:
             yield
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make tensors from Python's numbers, and quotients of whole numbers, of a dtype, as ``mask.sum() / n`` is."""
+    given = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(given)

@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.data.data import BaseData
 
 from lmc_verify.errors import InvalidInputError, NotFiniteError
+from lmc_verify.steps.full_precision import default_dtype
 
 __all__ = [
     "Objective",
@@ -238,12 +239,14 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if not named:
         raise InvalidInputError(f"{type(model).__name__} has no trainable parameter; there is no gradient to judge")
-    device = next(iter(named.values())).device.type
+    first = next(iter(named.values()))
+    device, dtype = first.device.type, first.dtype if first.dtype is torch.float64 else torch.get_default_dtype()
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            loss = objective(model, data)
+            with default_dtype(dtype):
+                loss = objective(model, data)
             _require_scalar(loss)
             found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.steps.data import cast
+from lmc_verify.steps.full_precision import default_dtype
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.objective import unwrapped
 from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
@@ -122,7 +123,8 @@ class StepRunner:
             ContractError: what the step returned are no gradients of this model, or it used the caller's model.
 
         Errors of the step itself pass unchanged. Parameters are as before afterwards, whatever the step did; the state
-        is what the step has made of it.
+        is what the step has made of it. Tensors that the step makes of numbers have the run's precision (torch's default
+        dtype is set, and put back).
         """
         for module, mode in self.modes.items():
             module.training = mode
@@ -133,7 +135,12 @@ class StepRunner:
         kept = {name: value.detach().clone() for name, value in parameters.items()}
         self.state.seed(seed)
         try:
-            with self._original_without_gradients(), forked_generators(seed, "step"), torch.enable_grad():
+            with (
+                self._original_without_gradients(),
+                forked_generators(seed, "step"),
+                torch.enable_grad(),
+                default_dtype(self.dtype),
+            ):
                 returned = self.step(*arguments)
             found = self._returned(returned)
             if found is None:

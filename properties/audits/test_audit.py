@@ -254,6 +254,24 @@ def test_single_precision_inside_the_step_is_no_rounding_of_double_precision() -
     found.assert_unbiased(1e-4)
 
 
+def test_constants_of_the_step_and_the_objective_are_in_double_precision() -> None:
+    """``mask.sum() / n`` and ``torch.tensor(0.1)`` are single precision elsewhere, and would be off by 1e-8."""
+    data, given = random_graph(), torch.get_default_dtype()
+
+    def step(model: nn.Module, batch: Tensor, data: Data) -> None:
+        mask = data.train_mask & torch.isin(torch.arange(12), batch)
+        loss = F.cross_entropy(model(data.x, data.edge_index)[mask], data.y[mask])
+        share = mask.sum() / data.train_mask.sum()
+        (loss * share * 4 * torch.tensor(0.1)).backward()
+
+    def objective(model: nn.Module, data: Data) -> Tensor:
+        return torch.tensor(0.1) * mean_loss(model, data)
+
+    found = judge(make_net(), data, parts(12, 3), step, objective=objective)
+    assert found.outcome is Outcome.EXACT, str(found)
+    assert torch.get_default_dtype() is given
+
+
 # Models, data and objectives of all kinds.
 
 

@@ -82,6 +82,23 @@ def explained(audit: Audit) -> tuple[set[str], bool]:
     return {cause.id for cause in audit.causes if cause.explains}, audit.explanation.complete
 
 
+@pytest.mark.parametrize("key", ["mapping", "root_n_id"])
+def test_numbers_of_rows_stay_where_they_are_though_there_are_as_many_as_nodes(key: str) -> None:
+    """A cluster with no neighbours: as many numbers of rows as nodes, which are no attribute of nodes."""
+    data, batches = karate(), []
+    for cluster in clusters(data):
+        nodes, _, rows, _ = k_hop_subgraph(cluster, 0, data.edge_index, num_nodes=data.num_nodes)
+        batch: Any = data.subgraph(nodes)
+        batch.n_id, batch[key] = nodes, rows
+        batches.append(batch)
+
+    def mean(model: nn.Module, batch: Any) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch[key]], batch.train_mask[batch[key]]
+        F.cross_entropy(out[mask], batch.y[batch[key]][mask]).backward()
+
+    assert explained(lv.audit(Net(data), data, batches, mean)) == ({"batch-mean", "missing-neighbours"}, True)
+
+
 @pytest.mark.parametrize(
     ("defects", "causes"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -192,6 +193,24 @@ def test_the_graph_is_handed_to_a_step_that_takes_it(takes: str) -> None:
         assert torch.equal(seen[0].x, graph.x.double())
     else:
         assert seen == (["bound"] if takes == "partial" else [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fails", [False, True])
+def test_new_tensors_have_the_precision_of_the_run_and_others_none_of_it(dtype: torch.dtype, fails: bool) -> None:
+    given, seen = torch.get_default_dtype(), []
+
+    def step(model: nn.Module, batch: Data) -> None:
+        seen.extend([torch.zeros(1).dtype, (torch.tensor(1) / 3).dtype])
+        torch.set_default_dtype(torch.float64 if given is torch.float32 else torch.float32)
+        if fails:
+            raise ZeroDivisionError
+        plain_step(model, batch)
+
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        StepRunner(model(), step, dtype=dtype).run(ring(), ring())
+    assert seen == [dtype, dtype]
+    assert torch.get_default_dtype() is given
 
 
 def test_errors_of_the_step_pass_and_leave_nothing() -> None:

@@ -19,12 +19,12 @@ from torch_geometric.data import Data
 from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["Namer", "Nodes", "NodesReader"]
+__all__ = ["SEED_ROWS", "Namer", "Nodes", "NodesReader"]
 
 _IDS = ("n_id", "node_id", "node_ids", "node_idx", "node_index", "orig_id", "global_id", "subset", "ids", "idx")
 """Names under which loaders keep the global ids of a batch's rows."""
 
-_SEED_ROWS = ("seed_mask", "root_mask", "target_mask", "root_n_id", "root_index", "seed_rows", "mapping")
+SEED_ROWS = ("seed_mask", "root_mask", "target_mask", "root_n_id", "root_index", "seed_rows", "mapping")
 """Names under which they keep which rows a batch is about; `batch_size` says that they come first."""
 
 _SEED_IDS = ("seeds", "seed_nodes", "target_nodes")
@@ -225,7 +225,7 @@ def _seed_rows(batch: Any, count: int) -> Tensor | None:
     """Return the rows that a batch says to be about, int64; None where it does not say."""
     if not isinstance(batch, Data):
         return None
-    for key in _SEED_ROWS:
+    for key in SEED_ROWS:
         value = batch.get(key, None)
         if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or not value.numel():
             continue
