@@ -123,8 +123,8 @@ class StepRunner:
             ContractError: what the step returned are no gradients of this model, or it used the caller's model.
 
         Errors of the step itself pass unchanged. Parameters are as before afterwards, whatever the step did; the state
-        is what the step has made of it. Tensors that the step makes of numbers have the run's precision (torch's default
-        dtype is set, and put back).
+        is what the step has made of it. Tensors that the step makes of numbers have the run's precision: the default
+        dtype of torch is set, and put back.
         """
         for module, mode in self.modes.items():
             module.training = mode
