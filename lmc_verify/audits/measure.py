@@ -70,9 +70,10 @@ def treated(
     subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention], contexts: Sequence[Any] = ()
 ) -> Gradient:
     """Return the step's gradient for a batch under interventions, without their weights."""
-    for item in chosen:
-        if item.batch is not None:
-            batch = item.batch(subject, batch)
+    with subject.law.loading.timed():
+        for item in chosen:
+            if item.batch is not None:
+                batch = item.batch(subject, batch)
     own = [item.context(subject) for item in chosen if item.context is not None]
     own += [item.within(subject, batch) for item in chosen if item.within is not None]
     return subject.step(batch, seed, [*contexts, *own])
@@ -249,17 +250,18 @@ def _conditioning(subject: Subject) -> dict[str, float]:
 def _moved_gradient(subject: Subject, probe: int) -> Gradient:
     source = torch_generator(subject.seed, "conditioning", probe)
 
-    def factor(value: Tensor) -> Tensor:
-        signs = 2.0 * torch.randint(2, value.shape, generator=source).to(value) - 1.0
-        return 1.0 + PROBE * signs
+    def moved(value: Tensor) -> Tensor:
+        """Return the tensor with each component multiplied by 1 + PROBE or 1 - PROBE."""
+        ups = torch.randint(2, value.shape, generator=source, dtype=torch.int8).to(value)
+        return ups.mul_(2 * PROBE).add_(1 - PROBE).mul_(value)
 
     kept = {name: value.data for name, value in subject.model.named_parameters()}
     data = cast(subject.data, subject.runner.dtype)
     if isinstance(data, Data) and isinstance(data.x, Tensor) and data.x.is_floating_point():
-        data.x = data.x * factor(data.x)
+        data.x = moved(data.x)
     try:
         for value in subject.model.parameters():
-            value.data = value.data * factor(value.data)
+            value.data = moved(value.data)
         return subject.gradient_of(data)
     finally:
         for name, value in subject.model.named_parameters():

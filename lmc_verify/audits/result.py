@@ -49,7 +49,7 @@ class Cost:
         step_seconds: time in them.
         gradients: exact gradients, and gradients of controls.
         gradient_seconds: time in them.
-        loading_seconds: time in the user's loader.
+        loading_seconds: time in which batches were made, by the loader and by interventions.
         seconds: time in all.
     """
 
@@ -62,7 +62,7 @@ class Cost:
 
     @property
     def overhead(self) -> float:
-        """Time in all as a multiple of that of steps, gradients and loader."""
+        """Time in all as a multiple of that of steps, gradients and batches."""
         needed = self.step_seconds + self.gradient_seconds + self.loading_seconds
         return self.seconds / needed if needed else 1.0
 
@@ -206,7 +206,7 @@ class Audit:
         cost = self.cost
         yield (
             f"  cost: {cost.steps:,} steps {cost.step_seconds:.2f} s, {cost.gradients:,} exact gradients "
-            f"{cost.gradient_seconds:.2f} s, loader {cost.loading_seconds:.2f} s, in all {cost.seconds:.2f} s "
+            f"{cost.gradient_seconds:.2f} s, batches {cost.loading_seconds:.2f} s, in all {cost.seconds:.2f} s "
             f"({cost.overhead:.2f} times these)"
         )
 

@@ -23,7 +23,7 @@ from torch_geometric.loader import RandomNodeLoader
 
 from lmc_verify import Batch, Clusters, ContractError, EpochClusters, InvalidInputError, Partition, UniformNodes
 from lmc_verify.audits.batches.law import MOST_PASSES, Law, law_of
-from lmc_verify.audits.batches.passes import LONGEST_PASS
+from lmc_verify.audits.batches.passes import LONGEST_PASS, Loading
 from lmc_verify.steps import forked_generators
 
 NODES = 12
@@ -536,3 +536,27 @@ def test_batches_are_changed_once() -> None:
     found = law_of([torch.tensor(0), torch.tensor(1)], graph(), sampling=None, seed=0, change=change)
     assert made == [0, 1]
     assert [batch.dtype for batch in found.batches or ()] == [torch.float64] * 2
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_time_of_a_loader_is_counted_and_that_of_its_consumer_is_not(
+    monkeypatch: pytest.MonkeyPatch, shuffled: bool
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lmc_verify.audits.batches.passes.time.perf_counter", lambda: now[0])
+    loading = Loading()
+
+    def make() -> Iterator[int]:
+        for number in range(3):
+            now[0] += 1.0
+            yield number
+
+    for _ in loading.through(make):
+        now[0] += 100.0  # what is done with a batch
+    assert loading.seconds == 3.0
+
+    def batches() -> Iterator[Any]:
+        now[0] += 1.0
+        yield from (torch.randperm(NODES) if shuffled else torch.arange(NODES)).chunk(2)
+
+    assert law(batches, sampling="epoch").loading.seconds >= 2.0  # at least two passes

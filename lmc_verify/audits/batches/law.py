@@ -203,6 +203,7 @@ def _of_list(
     how: Sampling,
     words: str = "",
     epoch: Callable[[int], Sequence[Any]] | None = None,
+    loading: Loading | None = None,
 ) -> Law:
     total = math.fsum(probabilities)
     bad = [value for value in probabilities if not 0 < value <= 1]
@@ -228,6 +229,7 @@ def _of_list(
         draw=draw,
         sweep=lambda _: list(batches),
         epoch=epoch,
+        loading=loading,
     )
 
 
@@ -339,7 +341,7 @@ def _of_passes(passes: Passes, how: Sampling, seed: int, change: Callable[[Any],
     def permuted(number: int) -> list[Any]:
         return [batches[index] for index in generator(number, "order").permutation(len(batches))]
 
-    return _of_list(batches, [1 / len(one)] * len(one), how, words, permuted if shuffled else None)
+    return _of_list(batches, [1 / len(one)] * len(one), how, words, permuted if shuffled else None, passes.loading)
 
 
 def _of_fresh(passes: Passes, how: Sampling, one: Sequence[Any]) -> Law:

@@ -26,7 +26,7 @@ LONGEST_PASS = 10_000
 
 
 class Loading:
-    """Time that a user's loader has taken.
+    """Time that making batches has taken.
 
     Attributes:
         seconds: in all.
@@ -43,6 +43,18 @@ class Loading:
             yield
         finally:
             self.seconds += time.perf_counter() - begin
+
+    def through(self, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """Yield what an iterable gives; the time that it takes is added, that of its consumer is not."""
+        with self.timed():
+            items = iter(make())
+        while True:
+            with self.timed():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+            yield item
 
 
 class Passes:
@@ -124,8 +136,8 @@ class Passes:
         try:
             for number, item in enumerate(self._own):
                 _seed(item, int(generator(seed, "loader's own", number).integers(2**32)))
-            with self.loading.timed(), forked_generators(seed, "loader"):
-                yield iter(self._make())
+            with forked_generators(seed, "loader"):
+                yield self.loading.through(self._make)
         finally:
             for item, state in zip(self._own, states, strict=True):
                 _restore(item, state)
