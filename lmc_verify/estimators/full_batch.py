@@ -10,6 +10,7 @@ import torch
 from lmc_verify.estimators.base import Cost, Estimate, check_batch
 from lmc_verify.estimators.history import History
 from lmc_verify.graphs import Batch
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.layered import active_dropout
 from lmc_verify.objective import Gradient, Problem, exact_gradient, refuse_dropout
 
@@ -51,7 +52,7 @@ def _by_autograd(problem: Problem) -> tuple[float, Gradient]:
     """
     parameters = dict(problem.model.named_parameters())
     with torch.enable_grad():
-        loss = problem.node_losses(problem.model(problem.graph)).sum()
+        loss = ordered_sum(problem.node_losses(problem.model(problem.graph)))
     grads = torch.autograd.grad(
         loss, [parameters[name] for name in problem.parameter_names], allow_unused=True, materialize_grads=True
     )

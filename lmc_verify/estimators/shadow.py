@@ -29,6 +29,7 @@ from lmc_verify.graphs import (
     normalised_edges,
     operator_features,
 )
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Gradient, Problem, refuse_dropout
 
 __all__ = ["Shadow"]
@@ -75,7 +76,7 @@ class Shadow(Weighted):
                 needed += block.csr.num_entries
                 h = model.layer(index)(h, h, x0, block)
             losses = problem.node_losses(model.predict(h[egos.roots]), nodes)
-            loss = losses @ node_weights(problem, batch, self.weighting)
+            loss = ordered_sum(losses * node_weights(problem, batch, self.weighting))
         gradient = _gradient(problem, loss)
         cost = Cost(egos.nodes.numel(), needed, needed, needed, needed, history_bytes=0)
         return Estimate(gradient, float(loss.detach()), (), cost)

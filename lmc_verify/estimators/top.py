@@ -28,6 +28,7 @@ from lmc_verify.estimators.history import History
 from lmc_verify.estimators.samplers.laws import senders
 from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, Block, LocalSet
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models import initialise
 from lmc_verify.objective import ExactPass, Problem, evaluating, exact_pass, refuse_dropout
 from lmc_verify.seeds import torch_generator
@@ -132,7 +133,7 @@ class MessageInvariance(Weighted):
                 messages += block.csr.num_entries
                 h = self.rows(problem, index, h, x0, block, found)
             losses = problem.node_losses(model.predict(h), nodes)
-            loss = losses @ node_weights(problem, batch, self.weighting)
+            loss = ordered_sum(losses * node_weights(problem, batch, self.weighting))
         gradient = problem.zero_gradient()
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.exact import ExactPass
 from lmc_verify.objective.problem import Problem, euclidean_norm
 
@@ -41,7 +42,7 @@ def loss_conditioning(problem: Problem, exact: ExactPass) -> float:
         outputs = problem.model.predict(exact.embeddings[-1])
     outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        (derivative,) = torch.autograd.grad(problem.node_losses(outputs).sum(), outputs)
+        (derivative,) = torch.autograd.grad(ordered_sum(problem.node_losses(outputs)), outputs)
     norm = euclidean_norm([derivative])
     terms = math.sqrt(2 * problem.graph.num_labelled) / problem.graph.num_labelled
     return max(1.0, terms / norm) if norm > 0 else math.inf

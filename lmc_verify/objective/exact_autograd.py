@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.graphs import LocalSet
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.problem import Problem
 
 __all__ = ["AutogradPass"]
@@ -74,7 +75,7 @@ class AutogradPass:
         for chunk in self._chunks:
             h = self.embeddings[top][chunk.rows].detach().requires_grad_()
             with torch.enable_grad():
-                value = problem.node_losses(model.predict(h), chunk.rows).sum()
+                value = ordered_sum(problem.node_losses(model.predict(h), chunk.rows))
             self.loss += float(value.detach())
             v, *rest = torch.autograd.grad(value, [h, *head.values()], allow_unused=True, materialize_grads=True)
             parts.append(v)

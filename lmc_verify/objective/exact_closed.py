@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.graphs import CSR, Block
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.closed_forms import IDENTITY, AffineLayer
 from lmc_verify.objective.closed_work import ClosedWork
 from lmc_verify.objective.problem import Problem
@@ -136,7 +137,7 @@ class ClosedPass:
         for rows, nodes in zip(self._chunks(), self._nodes(), strict=True):
             h = self.embeddings[top][rows].detach().requires_grad_()
             with torch.enable_grad():
-                value = problem.node_losses(problem.model.predict(h), nodes).sum()
+                value = ordered_sum(problem.node_losses(problem.model.predict(h), nodes))
             self.loss += float(value.detach())
             (v,) = self._work.differentiate(value, head, None, h)
             with torch.no_grad():

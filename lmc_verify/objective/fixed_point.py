@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.exact import refuse_dropout
 from lmc_verify.objective.problem import Gradient, Problem
 
@@ -89,7 +90,7 @@ def fixed_point_pass(problem: Problem, *, tolerance: float = 1e-14, max_steps: i
 
     h = fixed.requires_grad_()
     with torch.enable_grad():
-        loss = problem.node_losses(model.predict(h)).sum()
+        loss = ordered_sum(problem.node_losses(model.predict(h)))
         read_x0 = start.clone().requires_grad_()
         out = layer(h, h, read_x0, block)
     one = torch.ones_like(loss)

@@ -28,6 +28,7 @@ from torch_geometric.nn.aggr import (
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.adapter import PyGConv
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, is_altered
 
@@ -264,7 +265,9 @@ class _Trial:
             weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype, device=out.device).reshape(out.shape)
             if not out.requires_grad:
                 return torch.zeros_like(kept)
-            (found,) = torch.autograd.grad((out * weights).sum(), [kept], allow_unused=True, materialize_grads=True)
+            (found,) = torch.autograd.grad(
+                ordered_sum(out * weights), [kept], allow_unused=True, materialize_grads=True
+            )
         return found
 
     def _x0(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch_geometric.data import Data, Dataset
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.layered import LayeredModel
 from lmc_verify.models.plain import Call, PlainModel, build, call_of
 from lmc_verify.models.plain.inputs import graph_inputs
@@ -141,7 +142,7 @@ def _gradient(model: nn.Module, outputs: Tensor) -> dict[str, Tensor]:
     if not trained or not outputs.requires_grad:
         return {name: torch.zeros_like(value) for name, value in trained.items()}
     values = list(trained.values())
-    found = torch.autograd.grad((outputs * weights).sum(), values, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(ordered_sum(outputs * weights), values, allow_unused=True, materialize_grads=True)
     return dict(zip(trained, found, strict=True))
 
 

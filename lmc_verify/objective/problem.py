@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.layered import HOOKS, LayeredModel, active_dropout
 from lmc_verify.objective.layer_properties import check_layers, kind_of
 from lmc_verify.objective.losses import LOSSES, node_losses
@@ -488,13 +489,13 @@ def euclidean_norm(parts: Iterable[Tensor]) -> float:
     Squares overflow from about 1e154 on and vanish below 1e-162: there the entries are scaled first.
     """
     parts = [part.detach().double() for part in parts]
-    squares = sum(float(part.square().sum()) for part in parts)
+    squares = sum(float(ordered_sum(part.square())) for part in parts)
     if _SQUARES[0] <= squares <= _SQUARES[1]:
         return math.sqrt(squares)
     largest = max((float(part.abs().max()) for part in parts if part.numel()), default=0.0, key=_nan_first)
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * math.sqrt(sum(float((part / largest).square().sum()) for part in parts))
+    return largest * math.sqrt(sum(float(ordered_sum((part / largest).square())) for part in parts))
 
 
 _SQUARES = (1e-260, 1e300)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Problem, evaluating
 
 __all__ = ["Scores", "evaluate", "metric_of"]
@@ -36,7 +37,7 @@ def evaluate(problem: Problem) -> Scores:
     graph, model = problem.graph, problem.model
     with evaluating(model), torch.no_grad():
         outputs = model(graph)
-        loss = float(problem.node_losses(outputs).sum())
+        loss = float(ordered_sum(problem.node_losses(outputs)))
         finite = bool(torch.isfinite(outputs).all())
     masks = (graph.train_mask, graph.val_mask, graph.test_mask)
     return Scores(loss, *(_score(outputs, graph.y, mask) if finite else None for mask in masks))

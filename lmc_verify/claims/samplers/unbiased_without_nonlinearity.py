@@ -22,6 +22,7 @@ from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WE
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Graph
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.architecture import ACTIVATIONS
 from lmc_verify.objective import ExactPass, Problem, exact_pass, gradient_norm
@@ -61,7 +62,7 @@ def linearised(problem: Problem, exact: ExactPass) -> LinearProblem:
         outputs = problem.model.predict(exact.embeddings[-1])
     outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
-        (coefficients,) = torch.autograd.grad(problem.node_losses(outputs).sum(), outputs)
+        (coefficients,) = torch.autograd.grad(ordered_sum(problem.node_losses(outputs)), outputs)
     model = copy.deepcopy(problem.model)
     for module in list(model.modules()):
         for name, part in module.named_children():

@@ -16,6 +16,7 @@ from lmc_verify.estimators.compensated.policies import Blend, Cut, HaloPolicy, H
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.graphs import Batch, Block
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Problem
 
 __all__ = ["AutogradStep", "Tape"]
@@ -123,7 +124,7 @@ class AutogradStep(Step):
         h = top[:size].detach().requires_grad_()
         with torch.enable_grad():
             losses = problem.node_losses(problem.model.predict(h), self.local.batch)
-        self.loss = float(losses.detach() @ self.weights)
+        self.loss = float(ordered_sum(losses.detach() * self.weights))
         (v_batch,) = _vjp(losses, [h], torch.ones_like(losses))
         self._collect(head, losses, torch.ones_like(losses))
         if not self.policies.compensates or not self.local.halo.numel():

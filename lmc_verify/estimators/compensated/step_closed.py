@@ -17,6 +17,7 @@ from lmc_verify.estimators.compensated.policies import Blend, Cut, HaloPolicy, H
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.graphs import CSR, Batch
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.closed_forms import IDENTITY, AffineLayer, ClosedActivation
 from lmc_verify.objective import ClosedWork, Problem
 
@@ -203,7 +204,7 @@ class ClosedStep(Step):
         with torch.enable_grad():
             losses = problem.node_losses(problem.model.predict(h, rows.start), self.local.nodes[rows])
         if rows.stop <= self.size:
-            self.loss += float(losses.detach() @ self.weights[rows])
+            self.loss += float(ordered_sum(losses.detach() * self.weights[rows]))
             head = problem.parameters_of(problem.model.head)
             self._work.differentiate(losses, head, self.weights[rows], again=True)
         (v,) = self._work.differentiate(losses, {}, torch.ones_like(losses), h)

@@ -23,6 +23,7 @@ from lmc_verify.estimators.samplers.neighbour import VRGCN
 from lmc_verify.estimators.samplers.sampled import corrected_histories, evaluate_sampled, require_weighted_sums
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, Sample
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Problem
 from lmc_verify.seeds import as_generator
 
@@ -112,7 +113,7 @@ class ImportanceVRGCN(VRGCN):
         """Return q, float64 [n]."""
         norms = self._table(problem, state).double().norm(dim=1)
         uniform = torch.full_like(norms, 1 / norms.numel())
-        total = float(norms.sum())
+        total = float(ordered_sum(norms))
         return uniform if total == 0 else (1 - self.smoothing) * norms / total + self.smoothing * uniform
 
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
@@ -132,7 +133,7 @@ class ImportanceVRGCN(VRGCN):
         h = computed[problem.num_layers].detach().requires_grad_()
         nodes = batch.nodes.to(h.device)
         with torch.enable_grad():
-            losses = problem.node_losses(problem.model.predict(h), nodes).sum()
+            losses = ordered_sum(problem.node_losses(problem.model.predict(h), nodes))
         (v,) = torch.autograd.grad(losses, h, allow_unused=True, materialize_grads=True)
         return replace(estimate, writes=(*estimate.writes, HistoryWrite(AUXILIARY, problem.num_layers, nodes, v)))
 

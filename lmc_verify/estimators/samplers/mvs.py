@@ -28,6 +28,7 @@ from lmc_verify.estimators.history import EMBEDDING, History, HistoryWrite, Refr
 from lmc_verify.estimators.samplers.gradient_norms import last_gradient_norms
 from lmc_verify.estimators.samplers.laws import senders
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, LocalSet, Sample
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Problem, evaluating, exact_pass, refuse_dropout
 from lmc_verify.seeds import as_generator
 
@@ -195,7 +196,7 @@ class MVS:
                 if index < problem.num_layers:
                     writes.append(HistoryWrite(EMBEDDING, index, nodes, h.detach()))
             losses = problem.node_losses(model.predict(h), nodes)
-            loss = losses @ weights.to(losses)
+            loss = ordered_sum(losses * weights.to(losses))
         gradient = problem.zero_gradient()
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)

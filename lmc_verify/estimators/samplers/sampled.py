@@ -23,6 +23,7 @@ from lmc_verify.estimators.samplers.laws import row_entries
 from lmc_verify.estimators.samplers.sampled_design import SampledDesign
 from lmc_verify.estimators.weighting import Weighted
 from lmc_verify.graphs import Batch, BatchDesign, Block, LayerSample, Sample, block_from_entries
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models import Layer
 from lmc_verify.objective import Problem, evaluating, refuse_dropout
 
@@ -215,7 +216,7 @@ def evaluate_sampled(
     with torch.enable_grad():
         top = run.embeddings()
         losses = problem.node_losses(problem.model.predict(top), batch.nodes.to(top.device))
-        loss = losses @ weights.to(losses)
+        loss = ordered_sum(losses * weights.to(losses))
     if loss.requires_grad:
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         gradient = dict(zip(parameters, grads, strict=True))
