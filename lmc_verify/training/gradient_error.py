@@ -10,7 +10,6 @@ import torch
 
 from lmc_verify.estimators import Estimator, History, batch_distribution, checked_estimate
 from lmc_verify.graphs import Batch, BatchDesign
-from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Gradient, Problem, evaluating, exact_pass
 from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.training.stream import whole_distribution
@@ -93,7 +92,7 @@ def _flat(gradient: Gradient) -> Vector:
 
 
 def _sum(values: Vector, places: list[slice]) -> float:
-    return math.fsum(float(ordered_sum(values[place])) for place in places)
+    return math.fsum(float(values[place].sum()) for place in places)
 
 
 def _norms(values: Vector, parts: dict[str, list[slice]]) -> dict[str, float]:
