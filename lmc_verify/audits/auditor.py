@@ -393,8 +393,8 @@ class _Auditor:
             return
         self.notes.append(
             f"which nodes a batch holds is not known ({describe(batch)}), so that most causes cannot be told and draws "
-            "have no control on the same nodes; give nodes= and seeds=, functions of a batch that return the ids of its "
-            "rows, and of the nodes that it is about"
+            "have no control on the same nodes; give nodes= and seeds=, functions of a batch that return the ids of "
+            "its rows, and of the nodes that it is about"
         )
 
     def _note_the_epoch(self, measured: Measured) -> None:
