@@ -185,6 +185,7 @@ def test_labels_in_a_tuple_are_not_taken_for_ids() -> None:
     batch = rows(5, 2, 1)
     assert batch.y.tolist() == [1, 2, 1]
     assert ids(read((batch.x, batch.edge_index, batch.y))) is None
+    assert ids(read((batch.edge_index, batch.y))) is None  # ids do not repeat
     assert ids(read((batch.x[:2], batch.edge_index, batch.y[:2]))) is None  # no repetition, but other features
     chosen = torch.tensor([5, 2, 1])
     assert ids(read((batch.x, batch.y, torch.tensor([2, 0]), chosen))) == [5, 2, 1]
