@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch_geometric.data import Data
 
 from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
 from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
@@ -40,7 +41,7 @@ from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.statistics.ledger import Guarantee
-from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, mean_loss
+from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, describe, mean_loss
 from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
@@ -206,8 +207,11 @@ class _Auditor:
         explanation = Explanation()
         if self.causes and decision.outcome is Outcome.REFUTED:
             explanation = self._explained(found.random)
+        subject.check_again()
         if decision.note:
             self.notes.append(decision.note)
+        if decision.outcome is Outcome.INCONCLUSIVE or (self.causes and decision.outcome is Outcome.REFUTED):
+            self._note_unknown_nodes(explanation)
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
@@ -376,6 +380,22 @@ class _Auditor:
                 if still
                 else f"the state still changes after {made} sweeps, and is judged as it is then"
             )
+
+    def _note_unknown_nodes(self, explanation: Explanation) -> None:
+        subject = self.subject
+        batch = subject.law.first(1, subject.seed)[0]
+        found = subject.nodes(batch)
+        if (
+            explanation.complete
+            or not isinstance(subject.data, Data)
+            or not (found.ids is None and found.seeds is None)
+        ):
+            return
+        self.notes.append(
+            f"which nodes a batch holds is not known ({describe(batch)}), so that most causes cannot be told and draws "
+            "have no control on the same nodes; give nodes= and seeds=, functions of a batch that return the ids of "
+            "its rows, and of the nodes that it is about"
+        )
 
     def _note_the_epoch(self, measured: Measured) -> None:
         law = self.subject.law

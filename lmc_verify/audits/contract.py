@@ -20,6 +20,7 @@ from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.audits.subject import Gradient, Subject
 from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.steps.data import tensors_of
+from lmc_verify.steps.full_precision import watched_autocast
 from lmc_verify.steps.original import Original, put_back, same
 from lmc_verify.steps.snapshot import Snapshot
 
@@ -73,6 +74,12 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
     if look.stepped:
         some = ", ".join(sorted(look.stepped)[:3]) + (", ..." if len(look.stepped) > 3 else "")
         notes.append(f"an optimiser steps inside of the step ({some}); every step is judged from the same parameters")
+    if look.lowered and subject.runner.dtype is torch.float64:
+        some = ", ".join(sorted(map(str, look.lowered)))
+        notes.append(
+            f"the step runs under autocast ({some}), which leaves double precision as it is, so that its rounding is "
+            "not judged here; pass dtype=torch.float32 to judge it"
+        )
     subject.reset()
     return Found(look.random, tuple(notes))
 
@@ -95,6 +102,7 @@ class _Look:
         random: whether a gradient depends on the seed.
         buffers: names of buffers that the step changes.
         stepped: names of parameters that it changes.
+        lowered: precisions of the autocast that it runs under.
         kept: paths of what it leaves in the model beside these, and beside its state.
     """
 
@@ -103,6 +111,7 @@ class _Look:
         self.seen: list[tuple[Any, Gradient]] = []
         self.random, self.kept = False, list[str]()
         self.buffers, self.stepped = set[str](), set[str]()
+        self.lowered = set[torch.dtype]()
         self._private = {name: value.clone() for name, value in tensors_of(subject.data).items()}
 
     def closely(self, batch: Any) -> None:
@@ -113,7 +122,9 @@ class _Look:
         subject.nodes(batch)  # ids outside of the graph are found here
         before = _held(subject)
         tensors = {name: value.clone() for name, value in tensors_of(batch).items()}
-        one = self._tried(batch, 1)
+        with watched_autocast() as lowered:
+            one = self._tried(batch, 1)
+        self.lowered |= lowered
         self.buffers |= set(subject.changed_buffers())
         self.stepped |= set(subject.runner.changed)
         self._check_unchanged(batch, tensors)
@@ -177,8 +188,8 @@ class _Look:
         lacking, some = missing(), any(_some(found) for _, found in self.seen)
         if not some and subject.without_gradient:
             raise ContractError(
-                f"step left no gradient for any of {len(self.seen)} batches; call .backward() on a loss of the model "
-                "that it is given, step's first argument, and no zero_grad() after it"
+                f"step left no gradient for any of {len(self.seen)} batches; "
+                + subject.no_gradient.partition(": ")[2].replace("it is given,", "it is given, step's first argument,")
             )
         if lacking and some:
             raise ContractError(

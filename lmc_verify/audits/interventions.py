@@ -6,7 +6,7 @@ bias an intervention removes is measured, not derived: it names a cause because 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,7 @@ _MEANS: tuple[Any, ...] = (
     F.multilabel_soft_margin_loss,
 )
 """Losses with ``reduction="mean"`` unless it is said otherwise."""
+_OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss)
 
 
 class _NoDropout(TorchFunctionMode):
@@ -84,22 +85,32 @@ class MirroredDropout(TorchFunctionMode):
 
 
 class _LossCalls(TorchFunctionMode):
-    """Records the rows of every loss that is a mean.
+    """Records of how many rows every loss is a mean: what its sum is divided by.
 
     Attributes:
-        rows: of each call.
+        rows: of each call; rows whose target is ignored do not count, and those of weighted classes count by weight.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows: list[int] = []
+        self.rows: list[float] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = args[0] if args else kwargs.get("input")
         if func in _MEANS and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor) and given.dim():
-            self.rows.append(int(given.shape[0]))
+            self.rows.append(_divisor(given, args, kwargs) if func in _OF_CLASSES else given.shape[0])
         return func(*args, **kwargs)
+
+
+def _divisor(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """Return what a mean loss of class numbers is divided by: the sum of the weights of the targets that count."""
+    named = {**dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)), **kwargs}
+    target, weight = named["target"], named.get("weight")
+    if target.is_floating_point() or target.shape != given.shape[:1]:
+        return float(given.shape[0])
+    counted = target[target != named.get("ignore_index", -100)]
+    return float(counted.numel() if weight is None else weight[counted].sum())
 
 
 class _FrozenBatchNorm(TorchFunctionMode):
@@ -131,7 +142,17 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def rows_of_mean(subject: Subject, batch: Any) -> int | None:
+@contextmanager
+def _as_accumulated(subject: Subject) -> Iterator[None]:
+    """Read gradients as backward() leaves them, before a step changes them."""
+    subject.runner.as_accumulated = True
+    try:
+        yield
+    finally:
+        subject.runner.as_accumulated = False
+
+
+def rows_of_mean(subject: Subject, batch: Any) -> float | None:
     """Return of how many rows the step's loss is a mean, as torch was called; None where it is none, or several."""
     calls = _LossCalls()
     subject.step(batch, 1, [calls])
@@ -276,7 +297,7 @@ class Intervention:
     context: Callable[[Subject], Any] | None = None
     within: Callable[[Subject, Any], Any] | None = None
     batch: Callable[[Subject, Any], Any] | None = None
-    count: Callable[[Subject, Any], int | None] | None = None
+    count: Callable[[Subject, Any], float | None] | None = None
 
 
 INTERVENTIONS: tuple[Intervention, ...] = (
@@ -341,6 +362,12 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "reduced precision: the step casts to float32 or lower, or runs under autocast",
         "leave the casts out where gradients must be exact; a bias of this size is rounding",
         context=lambda _: full_precision(),
+    ),
+    Intervention(
+        "changed-gradients",
+        "gradients are changed behind backward(), such as by clipping, noise or masks",
+        "audit the step without; clipping by a norm that batches exceed is biased, and noise has to have mean zero",
+        context=_as_accumulated,
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""

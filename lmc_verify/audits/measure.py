@@ -85,7 +85,7 @@ def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ())
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[int | None]:
+def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[float | None]:
     """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
     given, key = batch, (id(batch), *(item.id for item in chosen))
     if key not in subject.counts:

@@ -22,7 +22,7 @@ __all__ = ["Clock", "Gradient", "Subject", "added", "norm", "scaled"]
 Gradient = dict[str, Tensor]
 
 REPEATED = 16
-"""Calls of a step after which the first one is repeated, and again after twice as many, and so on."""
+"""Calls of a step after which the first one is repeated, and again after twice as many, and so on, and at the end."""
 
 
 def norm(gradient: Mapping[str, Tensor]) -> float:
@@ -91,6 +91,7 @@ class Subject:
         kept: the state and buffers from which every step starts.
         mirrored: whether draws of a step that draws for itself take dropout's masks with their mirror images.
         without_gradient: calls of the step that left none.
+        no_gradient: what was said of the last of them.
         counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
         parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
@@ -104,10 +105,11 @@ class Subject:
         self.kept = runner.state.snapshot()
         self._exact: tuple[float, Gradient] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
-        self.counts: dict[tuple[Any, ...], tuple[Any, list[int | None]]] = {}
+        self.counts: dict[tuple[Any, ...], tuple[Any, list[float | None]]] = {}
         self.conditioning: dict[str, float] | None = None
         self.parts: Any = None
         self.without_gradient = 0
+        self.no_gradient = ""
         self.mirrored = False
         self._again: tuple[Any, int, Gradient] | None = None
         self._calls = 0
@@ -185,15 +187,26 @@ class Subject:
         if self._again is None:
             self._again = batch, seed, gradient
         elif self._calls >= REPEATED and self._calls & (self._calls - 1) == 0:
-            first, its_seed, found = self._again
-            again = self.once(first, its_seed)
-            differing = [name for name, value in found.items() if not torch.equal(value, again[name])]
-            if differing:
-                raise ContractError(
-                    f"the first batch gives other gradients of {', '.join(differing[:3])} after {self._calls} calls, "
-                    "with the same seed: the step remembers earlier calls (pass what it keeps as state=, see "
-                    "lmc_verify.audit), or draws from a generator of its own"
-                )
+            self.check_again()
+
+    def check_again(self) -> None:
+        """Repeat the first call: it must give the same bits, whatever came between.
+
+        Raises:
+            ContractError: it does not.
+        """
+        if self._again is None:
+            return
+        first, its_seed, found = self._again
+        again = self.once(first, its_seed)
+        self._buffers.restore()
+        differing = [name for name, value in found.items() if not torch.equal(value, again[name])]
+        if differing:
+            raise ContractError(
+                f"the first batch gives other gradients of {', '.join(differing[:3])} after {self.clock.steps} calls, "
+                "with the same seed: the step remembers earlier calls (pass what it keeps as state=, see "
+                "lmc_verify.audit), or draws from a generator of its own"
+            )
 
     def once(self, batch: Any, seed: int, contexts: Sequence[Any] = ()) -> Gradient:
         """Return the same as `step`, and leave buffers as the step did; the call is not compared with earlier ones."""
@@ -204,8 +217,9 @@ class Subject:
             stack.enter_context(self.clock.step())
             try:
                 gradient = self.runner.run(batch, self.data, seed)
-            except NoGradientError:
+            except NoGradientError as error:
                 self.without_gradient += 1
+                self.no_gradient = str(error)
                 return {name: torch.zeros_like(value) for name, value in self.exact.items()}
         for name, value in gradient.items():
             if not bool(torch.isfinite(value).all()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["default_dtype", "full_precision"]
+__all__ = ["default_dtype", "full_precision", "watched_autocast"]
 
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
@@ -47,6 +47,24 @@ def full_precision() -> Iterator[None]:
     try:
         with _NoCasts():
             yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+@contextmanager
+def watched_autocast() -> Iterator[set[torch.dtype]]:
+    """Yield the precisions of every autocast that is entered."""
+    enter: Any = torch.autocast.__enter__
+    found: set[torch.dtype] = set()
+
+    def watched(self: Any) -> Any:
+        if self._enabled:
+            found.add(self.fast_dtype)
+        return enter(self)
+
+    torch.autocast.__enter__ = watched  # type: ignore[method-assign]
+    try:
+        yield found
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 

@@ -28,7 +28,12 @@ __all__ = [
 Objective = Callable[[nn.Module, Any], Tensor]
 """``objective(model, data)`` returns the loss on the whole graph, a scalar that is differentiated."""
 
-_FIRST = {"x": "x", "h": "x", "features": "x", "feat": "x", "inputs": "x", "input": "x"}
+_NAMES = {
+    **dict.fromkeys(("h", "features", "feat", "feats", "node_features", "node_feats", "inputs", "input"), "x"),
+    **dict.fromkeys(("ei", "edges", "edge_idx", "edge_indices"), "edge_index"),
+    **dict.fromkeys(("ew", "edge_weights"), "edge_weight"),
+}
+"""Other names that arguments of ``forward`` have."""
 _OTHER = ("edge_index", "adj_t", "edge_weight", "edge_attr", "pos", "z")
 _USUAL = ("x", "edge_index")
 _DICTIONARIES = ("x_dict", "edge_index_dict", "edge_weight_dict", "edge_attr_dict", "adj_t_dict", "pos_dict", "z_dict")
@@ -89,7 +94,7 @@ def _needed(model: nn.Module, data: Any, name: str) -> Any:
 
 
 def _field(data: Any, name: str) -> Any:
-    name = _FIRST.get(name, name)
+    name = _NAMES.get(name, name)
     if isinstance(data, HeteroData):
         name = name if name.endswith("_dict") else f"{name}_dict"
         return (data.collect(name[:-5], allow_empty=True) or None) if name in _DICTIONARIES else None

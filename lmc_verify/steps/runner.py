@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.steps.accumulated import accumulated
 from lmc_verify.steps.data import cast
 from lmc_verify.steps.full_precision import default_dtype
 from lmc_verify.steps.generators import forked_generators
@@ -65,6 +66,7 @@ class StepRunner:
         names: of the trainable parameters, in ``named_parameters()`` order.
         state: what the step keeps.
         changed: the parameters that the last run wrote into, as an optimiser does; they have been put back.
+        as_accumulated: whether gradients are read behind the backward pass, before the step changes ``.grad``.
 
     Raises:
         InvalidInputError: a model that cannot be copied, has no trainable parameter or uninitialised ones, a step that
@@ -98,6 +100,7 @@ class StepRunner:
         self._given = self.state.snapshot()
         self.state.cast(dtype)
         self.changed: list[str] = []
+        self.as_accumulated = False
         self.modes = {module: module.training for module in self.model.modules()}
 
     def close(self) -> None:
@@ -140,11 +143,12 @@ class StepRunner:
                 forked_generators(seed, "step"),
                 torch.enable_grad(),
                 default_dtype(self.dtype),
+                accumulated(parameters if self.as_accumulated else {}) as behind_backward,
             ):
                 returned = self.step(*arguments)
             found = self._returned(returned)
             if found is None:
-                found = {name: parameters[name].grad for name in self.names}
+                found = {name: behind_backward.get(name, parameters[name].grad) for name in self.names}
             if all(value is None for value in found.values()):
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
@@ -194,8 +198,9 @@ class StepRunner:
         return None
 
     def _by_name(self, returned: Mapping[Any, Any]) -> dict[str, Tensor | None] | None:
-        """Return gradients by each parameter's first name; a shared parameter may be called by any of its names."""
+        """Return gradients by each parameter's first name, of the parameters or any of their names."""
         first = {id(value): name for name, value in self.model.named_parameters()}
+        returned = {first.get(id(key), key): value for key, value in returned.items()}
         names = {
             name: first[id(value)]
             for name, value in self.model.named_parameters(remove_duplicate=False)
@@ -270,10 +275,18 @@ def _require_apart(state: KeptState, copied: Mapping[int, Any]) -> None:
 
 
 def _no_gradient(returned: Any) -> str:
-    loss = isinstance(returned, Tensor) and returned.numel() == 1 and returned.requires_grad
-    why = (
-        "it returned a loss: call .backward() on it inside the step"
-        if loss
-        else "call .backward() on a loss of the model that it is given, and no zero_grad() after it"
-    )
+    if isinstance(returned, Tensor) and returned.numel() == 1 and returned.requires_grad:
+        why = "it returned a loss: call .backward() on it inside the step"
+    elif isinstance(returned, list | tuple | Mapping) and _are_arrays(returned):
+        why = (
+            f"it returned a {type(returned).__name__} of {len(returned)}, which are no gradients of the model's "
+            "trainable parameters: return one of each, by name or in the order of named_parameters(), or leave .grad"
+        )
+    else:
+        why = "call .backward() on a loss of the model that it is given, and no zero_grad() after it"
     return f"step left no gradient for a batch: {why}"
+
+
+def _are_arrays(returned: Any) -> bool:
+    values = list(returned.values() if isinstance(returned, Mapping) else returned)
+    return bool(values) and all(isinstance(value, Tensor) and value.dim() > 0 for value in values)

@@ -195,8 +195,11 @@ def test_a_defect_that_is_not_known_is_not_explained() -> None:
     data = karate()
 
     def scaled_row(model: Any, batch: Any, data: Data) -> None:
+        factors = torch.ones(model.conv1.lin_l.weight.shape[0], 1, dtype=torch.float64)
+        factors[2] = 1.5
+        handle = model.conv1.lin_l.weight.register_hook(lambda value: value * factors)  # within backward()
         step()(model, batch, data)
-        model.conv1.lin_l.weight.grad[2] *= 1.5
+        handle.remove()
 
     audit = lv.audit(Net(data), data, khop(data), scaled_row)
     assert audit.outcome is lv.Outcome.REFUTED

@@ -180,6 +180,19 @@ def test_tuples() -> None:
     assert ids(read((torch.tensor([4, 2]), torch.tensor([1])))) is None  # which of them is not said
 
 
+def test_labels_in_a_tuple_are_not_taken_for_ids() -> None:
+    """Both are whole numbers below the number of nodes; ids do not repeat, and fit the features."""
+    batch = rows(5, 2, 1)
+    assert batch.y.tolist() == [1, 2, 1]
+    assert ids(read((batch.x, batch.edge_index, batch.y))) is None
+    assert ids(read((batch.edge_index, batch.y))) is None  # ids do not repeat
+    assert ids(read((batch.x[:2], batch.edge_index, batch.y[:2]))) is None  # no repetition, but other features
+    chosen = torch.tensor([5, 2, 1])
+    assert ids(read((batch.x, batch.y, torch.tensor([2, 0]), chosen))) == [5, 2, 1]
+    assert ids(read((batch.x[:2], batch.y[:2], chosen[:2]))) == [5, 2]
+    assert ids(read((batch.x[:2], torch.tensor([1, 0]), torch.tensor([5, 9])))) is None  # neither fits
+
+
 def test_object_with_nodes() -> None:
     class Own:
         nodes = torch.tensor([1, 3])

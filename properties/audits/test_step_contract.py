@@ -347,7 +347,9 @@ def test_step_that_writes_into_the_data(what: str, precision: torch.dtype) -> No
 
 
 def test_no_gradient() -> None:
-    with pytest.raises(ContractError, match=r"left no gradient for any of 4 batches; call .backward"):
+    with pytest.raises(
+        ContractError, match=r"left no gradient for any of 4 batches; it returned a loss: call .backward"
+    ):
         judge(lambda model, batch: model(batch.x, batch.edge_index).sum())
 
 

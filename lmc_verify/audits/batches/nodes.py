@@ -107,7 +107,7 @@ class NodesReader:
         fields = {key: item for key, item in named.items() if isinstance(item, Tensor | int)}
         if not named:
             sizes = [item for item in parts if isinstance(item, int) and not isinstance(item, bool)]
-            ids = [item for item in parts if self._is_ids(item) and (not inner or item.numel() == inner[0].num_nodes)]
+            ids = self._ids_among(parts, inner)
             fields |= {"batch_size": sizes[0]} if len(sizes) == 1 else {}
             fields |= {"n_id": ids[0]} if len(ids) == 1 else {}
         if not inner and not self._is_ids(fields.get("n_id")):
@@ -117,6 +117,23 @@ class NodesReader:
             if isinstance(key, str) and key not in out:
                 out[key] = item
         return out
+
+    def _ids_among(self, parts: Sequence[Any], inner: Sequence[Data]) -> list[Tensor]:
+        """Return which unnamed parts of a batch may be the ids of its rows: not labels, nor numbers of rows."""
+        found = [item for item in parts if self._is_ids(item)]
+        if inner:
+            return [item for item in found if item.numel() == inner[0].num_nodes]
+        found = [item for item in found if torch.unique(item).numel() == item.numel() or item.dtype is torch.bool]
+        whole = self._data.x
+        if not isinstance(whole, Tensor):
+            return found
+        features = [item for item in parts if isinstance(item, Tensor) and item.dim() == whole.dim() == 2]
+        features = [item for item in features if item.is_floating_point() and item.shape[1] == whole.shape[1]]
+        if len(features) != 1:
+            return found
+        rows = Data(x=features[0])
+        fitting = [item for item in found if item.numel() == rows.num_nodes and self._rows_fit(rows, item.cpu())]
+        return fitting or [item for item in found if item.numel() != rows.num_nodes]
 
     def _named_ids(self, batch: Any, value: Any) -> Tensor:
         ids = self._given(value, "nodes(batch)")
@@ -167,12 +184,6 @@ class NodesReader:
             return self._given(batch, "batch")
         if hasattr(batch, "nodes") and self._is_ids(batch.nodes):
             return self._given(batch.nodes, "batch.nodes")
-        if isinstance(batch, tuple | list):
-            found = [item for item in batch if self._is_ids(item)]
-            inner = [self._ids(item) for item in batch if isinstance(item, Data)]
-            if len(inner) == 1 and inner[0] is not None:
-                return inner[0]
-            return self._given(found[0], "batch") if len(found) == 1 else None
         return None
 
     def _check_n_id(self, batch: Data) -> None:

@@ -94,7 +94,7 @@ class _Search:
         self.candidates = {item.id: item for item in self._effective()}
 
     def _effective(self) -> Iterator[_Candidate]:
-        counted = list[list[int | None]]()
+        counted = list[list[float | None]]()
         for item in self._interventions:
             if item.count is not None:
                 counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]

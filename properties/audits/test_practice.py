@@ -1,0 +1,291 @@
+"""Claim: what loops do in practice is judged for what it is: clipping, class weights, autocast, plain tuples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch_geometric.data import Data
+from torch_geometric.nn import SAGEConv
+from torch_geometric.utils import k_hop_subgraph
+
+import lmc_verify as lv
+from lmc_verify import Audit, ContractError
+
+
+class Net(nn.Module):
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        classes = int(data.y.max()) + 1
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv1, self.conv2 = SAGEConv(data.num_features, 8), SAGEConv(8, classes)
+
+    def forward(self, feats: Tensor, ei: Tensor) -> Tensor:
+        return self.conv2(self.conv1(feats, ei).relu(), ei)
+
+
+def labelled() -> Data:
+    data = lv.load_data("karate")
+    data.train_mask = torch.arange(data.num_nodes) % 3 > 0
+    return data
+
+
+def khop(data: Data, hops: int = 2) -> list[Data]:
+    """Return clusters of unequal sizes, each with its neighbours so many hops away."""
+    out = []
+    for cluster in torch.arange(data.num_nodes).split([5, 8, data.num_nodes - 13]):
+        nodes, _, rows, _ = k_hop_subgraph(cluster, hops, data.edge_index, num_nodes=data.num_nodes)
+        batch: Any = data.subgraph(nodes)
+        batch.n_id, batch.mapping = nodes, rows
+        out.append(batch)
+    return out
+
+
+def loss_of(model: nn.Module, batch: Any, data: Data) -> Tensor:
+    """Return the unbiased loss of a batch."""
+    out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+    return F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="sum") * 3 / data.train_mask.sum()
+
+
+def judge(step: Callable[..., Any], **options: Any) -> Audit:
+    data = labelled()
+    return lv.audit(Net(data), data, options.pop("batches", khop(data)), step, **options)
+
+
+def explained(audit: Audit) -> list[str]:
+    assert audit.explanation.complete
+    return sorted(cause.id for cause in audit.causes if cause.explains)
+
+
+def mean_gradient(batches: list[Data], gradient: Callable[[nn.Module, Any], list[Tensor]]) -> Tensor:
+    """Return the mean of gradients over batches, flat, in plain code."""
+    model = Net(labelled()).double()
+    found = [torch.cat([part.flatten() for part in gradient(model, batch)]) for batch in batches]
+    return torch.stack(found).mean(0)
+
+
+def double(data: Data) -> Data:
+    out: Data = data.clone()
+    out.x = data.x.double()
+    return out
+
+
+# Gradients that are changed behind backward().
+
+
+@pytest.mark.parametrize("clip", [lambda p: clip_grad_norm_(p, 0.1), lambda p: clip_grad_value_(p, 0.01)])
+@pytest.mark.parametrize("optimise", [False, True])
+def test_clipping_is_named(clip: Callable[..., Any], optimise: bool) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        optimizer.zero_grad()
+        loss_of(model, batch, data).backward()
+        clip(model.parameters())
+        if optimise:
+            optimizer.step()
+
+    audit = judge(step)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", ["changed-gradients"])
+
+
+def test_the_bias_of_clipping_is_that_of_plain_code() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        loss_of(model, batch, data).backward()
+        clip_grad_norm_(model.parameters(), 0.1)
+
+    data = double(labelled())
+
+    def clipped(model: nn.Module, batch: Any) -> list[Tensor]:
+        parts = list(torch.autograd.grad(loss_of(model, batch, data), list(model.parameters())))
+        size = torch.stack([part.norm() for part in parts]).norm()
+        return [part * (0.1 / (size + 1e-6)).clamp(max=1.0) for part in parts]
+
+    def exact(model: nn.Module, whole: Any) -> list[Tensor]:
+        mask = whole.train_mask
+        loss = F.cross_entropy(model(whole.x, whole.edge_index)[mask], whole.y[mask])
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    right = mean_gradient([data], exact)
+    bias = mean_gradient([double(batch) for batch in khop(labelled())], clipped) - right
+    assert judge(step).bias == pytest.approx(float(bias.norm() / right.norm()), rel=1e-10)
+
+
+def test_clipping_and_a_batch_mean_are_told_apart() -> None:
+    def step(model: nn.Module, batch: Any) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        F.cross_entropy(out[mask], batch.y[batch.mapping][mask]).backward()
+        clip_grad_norm_(model.parameters(), 0.1)
+
+    assert explained(judge(step)) == ["batch-mean", "changed-gradients"]
+
+
+def test_clipping_that_no_batch_reaches_is_no_bias() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        loss_of(model, batch, data).backward()
+        clip_grad_norm_(model.parameters(), 1e3)
+
+    assert judge(step).outcome.value == "EXACT"
+
+
+def test_noise_on_gradients_is_no_bias_and_named_as_randomness() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        loss_of(model, batch, data).backward()
+        for value in model.parameters():
+            assert value.grad is not None
+            value.grad += 0.001 * torch.randn_like(value)
+
+    audit = judge(step)
+    assert audit.outcome.value == "SUPPORTED"
+    assert any("draws for itself (changed-gradients)" in note for note in audit.notes)
+
+
+# Means over classes with weights, and over targets that are not ignored.
+
+WEIGHT = torch.tensor([1.0, 3.0, 0.2, 1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+def class_weights(data: Data) -> Tensor:
+    return WEIGHT[: int(data.y.max()) + 1]
+
+
+CRITERIA: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "function": lambda out, y, weight: F.cross_entropy(out, y, weight=weight),
+    "module": lambda out, y, weight: nn.CrossEntropyLoss(weight)(out, y),
+    "by position": lambda out, y, weight: F.nll_loss(out.log_softmax(1), y, weight),
+}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_mean_over_weighted_classes_is_a_batch_mean(criterion: str) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        CRITERIA[criterion](out[mask], batch.y[batch.mapping][mask], class_weights(data)).backward()
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        out, mask = model(data.x, data.edge_index), data.train_mask
+        return F.cross_entropy(out[mask], data.y[mask], weight=class_weights(data))
+
+    audit = judge(step, objective=objective)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", ["batch-mean"])
+
+
+@pytest.mark.parametrize(("reduction", "outcome"), [("sum", "EXACT"), ("mean", "REFUTED")])
+@pytest.mark.parametrize("ignored", [-100, 7])
+def test_targets_that_are_ignored_do_not_count(reduction: str, outcome: str, ignored: int) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        own = torch.isin(torch.arange(batch.num_nodes), batch.mapping) & batch.train_mask
+        target = torch.where(own, batch.y, ignored)
+        out = model(batch.x, batch.edge_index)
+        loss = F.cross_entropy(out, target, ignore_index=ignored, reduction=reduction)
+        (loss * 3 / data.train_mask.sum() if reduction == "sum" else loss).backward()
+
+    batches = khop(labelled())
+    for batch in batches:
+        batch.n_id = None  # rows are found by their features; no count but the loss's own one gives the divisor
+    audit = judge(step, batches=batches)
+    assert audit.outcome.value == outcome
+    assert outcome == "EXACT" or explained(audit) == ["batch-mean"]
+
+
+# Autocast, which does nothing to double precision.
+
+
+def test_autocast_is_said_where_it_has_no_effect() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, batch, data)
+        loss.backward()
+
+    double = judge(step)
+    assert double.outcome.value == "EXACT"
+    assert any("autocast (torch.bfloat16)" in note and "dtype=torch.float32" in note for note in double.notes)
+    single = judge(step, dtype=torch.float32)
+    assert single.outcome.value != "EXACT"
+    assert single.bias > 1e-4
+    assert not any("leaves double precision" in note for note in single.notes)
+
+
+@pytest.mark.parametrize("enabled", [None, False])
+def test_without_autocast_nothing_is_said(enabled: bool | None) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        if enabled is None:
+            loss_of(model, batch, data).backward()
+            return
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss_of(model, batch, data).backward()
+
+    assert not any("autocast" in note for note in judge(step).notes)
+
+
+# Batches that do not say which nodes they hold.
+
+
+@pytest.mark.parametrize("hops", [0, 2])
+def test_it_is_said_where_nodes_are_not_known(hops: int) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        x, edge_index, y, mask = batch
+        out = model(x, edge_index)
+        (F.cross_entropy(out[mask], y[mask], reduction="sum") * 3 / data.train_mask.sum()).backward()
+
+    batches, data = [], labelled()
+    for batch in khop(data, hops):
+        own = torch.isin(torch.arange(batch.num_nodes), batch.mapping) & batch.train_mask
+        batches.append((batch.x, batch.edge_index, torch.where(own, batch.y, batch.y.flip(0)), own))
+    audit = judge(step, batches=batches)
+    said = any("which nodes a batch holds is not known (tuple" in note for note in audit.notes)
+    assert said == (audit.outcome.value == "REFUTED") == (hops == 0)
+
+
+def test_it_is_not_said_where_they_are_known() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        (loss_of(model, batch, data) + sum(0.01 * value.sum() for value in model.parameters())).backward()
+
+    audit = judge(step)
+    assert not audit.explanation.complete
+    assert not any("which nodes" in note for note in audit.notes)
+
+
+# Gradients that are returned.
+
+
+def test_gradients_may_be_returned_by_parameter() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> dict[Any, Tensor]:
+        parameters = list(model.parameters())
+        found = torch.autograd.grad(loss_of(model, batch, data), parameters)
+        return dict(zip(reversed(parameters), reversed(found), strict=True))
+
+    assert judge(step).outcome.value == "EXACT"
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple"])
+def test_too_few_gradients_are_named(kind: str) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> Any:
+        found = torch.autograd.grad(loss_of(model, batch, data), list(model.parameters()))[1:]
+        return list(found) if kind == "list" else found
+
+    with pytest.raises(
+        ContractError, match=rf"for any of 3 batches; it returned a {kind} of 5, which are no gradients"
+    ):
+        judge(step)
+
+
+# Memory that starts late.
+
+
+@pytest.mark.parametrize("calls", [20, 40, 60])
+def test_memory_that_starts_between_repetitions_is_found_at_the_end(calls: int) -> None:
+    number = 0
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        nonlocal number
+        number += 1
+        (loss_of(model, batch, data) * (1.5 if number > calls else 1.2)).backward()
+
+    with pytest.raises(ContractError, match=r"first batch gives other gradients of conv1.*remembers earlier calls"):
+        judge(step)
