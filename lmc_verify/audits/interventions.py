@@ -152,6 +152,15 @@ def _as_accumulated(subject: Subject) -> Iterator[None]:
         subject.runner.as_accumulated = False
 
 
+def inverse_probability(subject: Subject, batch: Any) -> float | None:
+    """Return one over the probability of a batch to be drawn; None where batches are not enumerated."""
+    law = subject.law
+    if law.batches is None or law.probabilities is None:
+        return None
+    found = (1 / p for one, p in zip(law.batches, law.probabilities, strict=True) if one is batch)
+    return next(found, None)
+
+
 def rows_of_mean(subject: Subject, batch: Any) -> float | None:
     """Return of how many rows the step's loss is a mean, as torch was called; None where it is none, or several."""
     calls = _LossCalls()
@@ -289,6 +298,7 @@ class Intervention:
         within: the same, from the subject and the batch.
         batch: a batch from the subject and a batch.
         count: a number of a batch; its gradient is weighted by that number over the mean number.
+        of_draw: whether the count is of the batch as it was drawn, whatever other interventions make of it.
     """
 
     id: str
@@ -298,6 +308,7 @@ class Intervention:
     within: Callable[[Subject, Any], Any] | None = None
     batch: Callable[[Subject, Any], Any] | None = None
     count: Callable[[Subject, Any], float | None] | None = None
+    of_draw: bool = False
 
 
 INTERVENTIONS: tuple[Intervention, ...] = (
@@ -318,6 +329,13 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "modules in training mode compute something else than in evaluation mode",
         "call model.eval() before the step",
         context=lambda subject: _evaluation(subject.model),
+    ),
+    Intervention(
+        "unequal-probabilities",
+        "unequal probabilities: some batches are drawn more often than others, and their gradients count as much",
+        "divide a batch's gradient by its probability times the number of batches",
+        count=inverse_probability,
+        of_draw=True,
     ),
     *(
         Intervention(

@@ -87,18 +87,19 @@ def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ())
 
 def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[float | None]:
     """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
-    given, key = batch, (id(batch), *(item.id for item in chosen))
+    key = (id(batch), *(item.id for item in chosen))
     if key not in subject.counts:
+        changed = batch
         for item in chosen:
             if item.batch is not None and item.id == "halo-rows-in-loss":
-                batch = item.batch(subject, batch)
-        counts = [item.count(subject, batch) for item in chosen if item.count is not None]
-        subject.counts[key] = (given, counts)  # the batch is kept, so that its id is not given to another
+                changed = item.batch(subject, changed)
+        counts = [item.count(subject, batch if item.of_draw else changed) for item in chosen if item.count is not None]
+        subject.counts[key] = (batch, counts)  # the batch is kept, so that its id is not given to another
     return subject.counts[key][1]
 
 
 class Weights:
-    """Factors of the batches' gradients under interventions: a count over its mean.
+    """Factors of the batches' gradients under interventions: the product of their counts over its mean.
 
     Args:
         subject: the step.
@@ -108,19 +109,17 @@ class Weights:
 
     def __init__(self, subject: Subject, chosen: Sequence[Intervention], batches: Sequence[tuple[Any, float]]) -> None:
         self._subject, self._chosen = subject, [item for item in chosen if item.count or item.batch]
-        self._means: list[float] = []
+        self._mean = 0.0
         if any(item.count for item in chosen):
-            table = [(counts_of(subject, batch, self._chosen), weight) for batch, weight in batches]
-            total = math.fsum(weight for _, weight in table)
-            columns = len(table[0][0])
-            self._means = [math.fsum((row[k] or 0) * weight for row, weight in table) / total for k in range(columns)]
+            total = math.fsum(weight for _, weight in batches)
+            self._mean = math.fsum(self._count(batch) * weight for batch, weight in batches) / total
 
     def of(self, batch: Any) -> float:
         """Return the factor of a batch."""
-        if not self._means:
-            return 1.0
-        counts = counts_of(self._subject, batch, self._chosen)
-        return math.prod((count or 0) / mean if mean else 1.0 for count, mean in zip(counts, self._means, strict=True))
+        return self._count(batch) / self._mean if self._mean else 1.0
+
+    def _count(self, batch: Any) -> float:
+        return math.prod(count or 0 for count in counts_of(self._subject, batch, self._chosen))
 
 
 def mean_gradient(subject: Subject, chosen: Sequence[Intervention] = ()) -> Measured:

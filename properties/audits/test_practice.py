@@ -289,3 +289,42 @@ def test_memory_that_starts_between_repetitions_is_found_at_the_end(calls: int) 
 
     with pytest.raises(ContractError, match=r"first batch gives other gradients of conv1.*remembers earlier calls"):
         judge(step)
+
+
+CHANCES = (0.5, 0.3, 0.2)
+
+
+def drawn_unequally(data: Data) -> list[tuple[Data, float]]:
+    return list(zip(khop(data), CHANCES, strict=True))
+
+
+def test_batches_drawn_unequally_and_not_weighted_are_named() -> None:
+    def unweighted(model: nn.Module, batch: Any, data: Data) -> None:
+        loss_of(model, batch, data).backward()
+
+    audit = judge(unweighted, batches=drawn_unequally(labelled()))
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert [cause.id for cause in audit.causes if cause.explains] == ["unequal-probabilities"]
+    assert audit.explanation.complete
+
+
+def test_batches_drawn_unequally_and_averaged_have_both_causes() -> None:
+    def mean(model: nn.Module, batch: Any) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        F.cross_entropy(out[mask], batch.y[batch.mapping][mask]).backward()
+
+    audit = judge(mean, batches=drawn_unequally(labelled()))
+    assert {cause.id for cause in audit.causes if cause.explains} == {"unequal-probabilities", "batch-mean"}
+    assert audit.explanation.complete
+
+
+def test_batches_drawn_unequally_and_weighted_are_unbiased() -> None:
+    data = labelled()
+    batches = drawn_unequally(data)
+
+    def weighted(model: nn.Module, batch: Any) -> None:
+        chance = next(p for one, p in batches if one.num_nodes == batch.num_nodes)
+        (loss_of(model, batch, data) / (3 * chance)).backward()
+
+    assert len({batch.num_nodes for batch, _ in batches}) == 3
+    assert judge(weighted, batches=batches).outcome is lv.Outcome.EXACT

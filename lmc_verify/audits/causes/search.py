@@ -45,6 +45,9 @@ EQUALLY = 0.01
 LIKE = 0.95
 """Cosine from which a bias is said to look like that of a known defect which does not explain it all."""
 
+ALIKE = 0.7
+"""Cosine with what is left from which a known defect is named where nothing explains all: two of one size have that."""
+
 EFFECT_BATCHES = 4
 """Batches on which it is tried whether an intervention changes anything."""
 
@@ -98,7 +101,7 @@ class _Search:
         for item in self._interventions:
             if item.count is not None:
                 counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
-                if None in counts or len(set(counts)) == 1 or counts in counted:
+                if None in counts or _all_equal(counts) or counts in counted:
                     continue
                 counted.append(counts)
                 yield self._named(item)
@@ -197,9 +200,17 @@ class _Search:
 
     def rest(self, ids: _Set) -> float:
         """Return the norm of the bias that is left without the causes of a set."""
+        return self._left(ids).size()
+
+    def _left(self, ids: _Set) -> Measured:
         measured, predicted = self.measured(ids), self.predicted(ids)
         bias = measured.bias if predicted is None else added(measured.bias, predicted, -1.0)
-        return Measured(bias, measured.noise, measured.exact, measured.draws).size()
+        return Measured(bias, measured.noise, measured.exact, measured.draws)
+
+    def likeness(self, key: str, ids: _Set) -> float:
+        """Return the cosine of a known defect's bias and what is left without a set of causes; 1 for interventions."""
+        predicted = self.predicted(frozenset({key}))
+        return 1.0 if predicted is None else _cosine(self._left(ids).bias, predicted)
 
     def gone(self, ids: _Set) -> bool:
         """Whether the step is unbiased without the causes of a set."""
@@ -302,9 +313,11 @@ def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool
 
 
 def _greedy(search: _Search, whole: float) -> _Set:
+    """Return the causes that leave least, one after the other; a known defect must look like what is left."""
     chosen, left = frozenset[str](), whole
     while len(chosen) < MOST_TOGETHER:
-        tried = [(search.rest(chosen | {key}), key) for key in search.candidates if key not in chosen]
+        free = [key for key in search.candidates if key not in chosen and search.likeness(key, chosen) >= ALIKE]
+        tried = [(search.rest(chosen | {key}), key) for key in free]
         if not tried or min(tried)[0] > left - WORTH * whole:
             break
         left, best = min(tried)
@@ -357,6 +370,12 @@ def _only_added(search: _Search, whole: float) -> Explanation | None:
         True,
     )
     return Explanation((cause,), False, 0.0, 0.0)
+
+
+def _all_equal(counts: Sequence[float | None]) -> bool:
+    """Whether numbers are equal to rounding."""
+    known = [count for count in counts if count is not None]
+    return max(known) - min(known) <= SAME * max(known)
 
 
 def _dot(left: Gradient, right: Gradient) -> float:
