@@ -25,7 +25,7 @@ from lmc_verify.runs.searches import FOLDER, SearchRecord, run_search
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
 
-__all__ = ["RunResult", "run_suite"]
+__all__ = ["RunResult", "exit_code", "run_suite"]
 
 _Planned = TypeVar("_Planned")
 _Result = TypeVar("_Result")
@@ -44,6 +44,7 @@ class RunResult:
         alpha_total: error probability that the statistical checks may spend together.
         searches: every search for a counterexample.
         races: every race with its runs.
+        strict: whether an inconclusive verdict counts against the run.
     """
 
     run_id: int
@@ -53,6 +54,7 @@ class RunResult:
     alpha_total: float = 1e-6
     searches: tuple[SearchRecord, ...] = ()
     races: tuple[tuple[RaceHeader, tuple[RaceRun, ...]], ...] = ()
+    strict: bool = False
 
     @property
     def race_runs(self) -> tuple[RaceRun, ...]:
@@ -61,23 +63,14 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the run, leaving `--strict` aside.
-
-        4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is; 5 a
-        trial, a search or a training run crashed; 6 nothing was checked; else 0. A run that diverges, or never reaches
-        its target, is a result.
-        """
-        claims = [trial for trial in self.trials if trial.kind == "claim"]
-        crashed = any(trial.crashed for trial in self.trials)
-        controls = [trial for trial in self.trials if trial.kind == "control" and not trial.crashed]
-        if any(trial.as_expected is False for trial in controls):
-            return 4
-        unexpected = any(trial.as_expected is False for trial in claims if not trial.crashed)
-        if unexpected or self.overspent or any(not (item.as_expected or item.crashed) for item in self.searches):
-            return 1
-        if crashed or any(item.crashed for item in self.searches) or any(item.crashed for item in self.race_runs):
-            return 5
-        return 0 if claims or self.searches or self.race_runs else 6
+        """The exit code of the run, see the function `exit_code`."""
+        return exit_code(
+            self.trials,
+            self.searches,
+            self.race_runs,
+            overspent=self.overspent,
+            strict=self.strict,
+        )
 
     @property
     def alpha_spent(self) -> float:
@@ -104,6 +97,35 @@ class RunResult:
         return tuple(
             trial for trial in self.trials if trial.kind == "claim" and trial.verdict.outcome is Outcome.INCONCLUSIVE
         )
+
+
+def exit_code(
+    trials: Sequence[Trial],
+    searches: Sequence[SearchRecord],
+    race_runs: Sequence[RaceRun],
+    *,
+    overspent: bool,
+    strict: bool = False,
+    finished: bool = True,
+) -> int:
+    """Return the exit code of a run, from all that it left behind.
+
+    4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is (`overspent`);
+    5 a trial, a search or a training run crashed, or has no result as the run did not finish; 6 nothing was checked; 3
+    a verdict is inconclusive and the run was `strict`; else 0. A training run that diverges, or never reaches its
+    target, is a result.
+    """
+    claims = [trial for trial in trials if trial.kind == "claim"]
+    if any(trial.as_expected is False for trial in trials if trial.kind == "control" and not trial.crashed):
+        return 4
+    unexpected = any(trial.as_expected is False for trial in claims if not trial.crashed)
+    if unexpected or overspent or any(not (item.as_expected or item.crashed) for item in searches):
+        return 1
+    if not finished or any(item.crashed for item in (*trials, *searches, *race_runs)):
+        return 5
+    if not (claims or searches or race_runs):
+        return 6
+    return 3 if strict and any(trial.verdict.outcome is Outcome.INCONCLUSIVE for trial in claims) else 0
 
 
 def run_suite(
@@ -181,6 +203,7 @@ def run_suite(
             **({"jobs": jobs} if races else {}),
         },
         environment(),
+        [part.entry for phase in phases for part in phase.parts],
     )
     status = "failed"
     done: list[Done[Any]] = []

@@ -16,7 +16,7 @@ from lmc_verify.runs.audits import PlannedAudit
 from lmc_verify.runs.planned import Planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.searches import PlannedSearch, SearchRecord
-from lmc_verify.runs.trials import Trial
+from lmc_verify.runs.trials import PlanEntry, Trial
 
 __all__ = ["AnyPlanned", "AnyResult", "Done", "Listener", "Part", "Phase", "RunPart", "SearchPart", "TrialPart"]
 
@@ -39,6 +39,10 @@ class Part(Protocol[_Result]):
     def reason(self) -> str:
         """Why it cannot be run, such as a data set that is absent; empty if it can."""
 
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+
     def find(self, records: Records) -> _Result | None:
         """Return the result of an earlier run that can be taken for this part's; None if there is none."""
 
@@ -59,6 +63,12 @@ class TrialPart:
 
     planned: Planned | PlannedAudit
     reason: str = ""
+
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry(item.kind, item.key, item.label, item.command, item.claim, case=item.described)
 
     def find(self, records: Records) -> Trial | None:
         """Return the newest trial with this key that did not crash."""
@@ -84,6 +94,12 @@ class SearchPart:
     folder: Path
     reason: str = ""
 
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry("search", item.key, item.label, item.command, item.claim)
+
     def find(self, records: Records) -> SearchRecord | None:
         """Return the newest search with this key that did not crash, if its files are whole."""
         known = records.find_search(self.planned.key)
@@ -106,6 +122,12 @@ class RunPart:
     planned: PlannedRun
     position: int
     reason: str = ""
+
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry("training", item.key, item.label, item.command, race=item.race.key)
 
     def find(self, records: Records) -> RaceRun | None:
         """Return the newest run with this key that did not crash, of any race; none where the race is not run."""

@@ -416,7 +416,9 @@ def version_1(path: Path) -> int:
         run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
         records.add(run, a_trial())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 1;")
+    connection.executescript(
+        "DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; DROP TABLE planned; DROP TABLE processes; PRAGMA user_version = 1;"
+    )
     connection.close()
     return run
 
@@ -428,7 +430,9 @@ def version_2(path: Path) -> int:
         records.add(run, a_trial())
         records.add_search(run, a_search())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 2;")
+    connection.executescript(
+        "DROP TABLE races; DROP TABLE race_runs; DROP TABLE planned; DROP TABLE processes; PRAGMA user_version = 2;"
+    )
     connection.close()
     return run
 
