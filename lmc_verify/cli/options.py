@@ -20,8 +20,11 @@ __all__ = [
     "DataRootOption",
     "DownloadOption",
     "GuaranteeOption",
+    "InProcessOption",
     "JsonOption",
+    "RetryOption",
     "SetOption",
+    "TimeoutOption",
     "err_console",
     "out_console",
     "outcome_named",
@@ -46,6 +49,23 @@ GuaranteeOption = Annotated[
     typer.Option(
         "--guarantee",
         help="Weakest guarantee of a verdict: asymptotic (default) or anytime-valid, whatever a suite says.",
+    ),
+]
+
+RetryOption = Annotated[bool, typer.Option("--retry", help="As --resume, and run again what crashed or took too long.")]
+
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="Time that a part of the run may take (default: any)."),
+]
+
+InProcessOption = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        envvar="LMC_VERIFY_IN_PROCESS",
+        help="Run in this process where there is no time limit and one job, as debuggers need it: what ends it ends "
+        "the run.",
     ),
 ]
 

@@ -1,8 +1,8 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
-from lmc_verify.runs.execution import RunResult, exit_code, run_suite
-from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
+from lmc_verify.runs.execution import RunInterrupted, RunResult, exit_code, run_suite
+from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener, Watch
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, planned_again, replay_counterexample, replay_trial, trial_label
@@ -24,11 +24,13 @@ __all__ = [
     "PlannedSearch",
     "Records",
     "Run",
+    "RunInterrupted",
     "RunResult",
     "RunState",
     "SearchRecord",
     "Suite",
     "Trial",
+    "Watch",
     "exit_code",
     "find_trial",
     "load_suite",

@@ -2,8 +2,8 @@
 
 A records file holds runs; a run holds its plan, its trials and what could not be run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
-process loses at most the parts under way: trials, searches for counterexamples and training runs wait for no other. What
-is planned and has no result can be told, for the plan is recorded first.
+process loses at most the parts under way: trials, searches for counterexamples and training runs wait for no other.
+What is planned and has no result can be told, for the plan is recorded first.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside settings come back as lists.
 """
@@ -220,7 +220,7 @@ class Records(RecordStore):
         return missing
 
     def trials(self, run_id: int) -> list[Trial]:
-        """Return the trials of a run in the order of its plan; without a plan, in the order in which they were added."""
+        """Return the trials of a run in the order of its plan; without one, in the order in which they were added."""
         self.run(run_id)
         return [self._trial(text) for text in self._in_plan("trials", run_id)]
 
@@ -229,10 +229,15 @@ class Records(RecordStore):
         self.run(run_id)
         return [self._search(text) for text in self._in_plan("searches", run_id)] if self._has("searches") else []
 
-    def find_search(self, key: str) -> SearchRecord | None:
-        """Return the newest search with this key that did not crash, from any run; None if there is none."""
-        wanted = "key = ? AND outcome <> 'error' ORDER BY id DESC LIMIT 1"
-        found = self._search_documents(wanted, key)
+    def find_search(self, key: str, *, crashed: bool = False) -> SearchRecord | None:
+        """Return the newest search with this key that did not crash, from any run; None if there is none.
+
+        Args:
+            key: of the search.
+            crashed: whether, where there is no other, one that crashed is returned.
+        """
+        kept = "" if crashed else "AND outcome <> 'error' "
+        found = self._search_documents(f"key = ? {kept}ORDER BY outcome = 'error', id DESC LIMIT 1", key)
         return self._search(found[0]) if found else None
 
     def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
@@ -249,12 +254,20 @@ class Records(RecordStore):
             (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
         ]
 
-    def find_race_run(self, key: str) -> RaceRun | None:
-        """Return the newest run with this key that did not crash, of any race; None if there is none."""
+    def find_race_run(self, key: str, *, crashed: bool = False) -> RaceRun | None:
+        """Return the newest run with this key that did not crash, of any race; None if there is none.
+
+        Args:
+            key: of the training run.
+            crashed: whether, where there is no other, one that crashed is returned.
+        """
         if not self._has("race_runs"):
             return None
-        wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
-        rows = self._rows(wanted, (key,))
+        rows = self._rows(
+            "SELECT document FROM race_runs WHERE key = ? AND (? OR outcome <> 'failed') "
+            "ORDER BY outcome = 'failed', id DESC LIMIT 1",
+            (key, crashed),
+        )
         return self._stored(RaceRun.from_dict, "training run", rows[0][0]) if rows else None
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:
@@ -265,14 +278,23 @@ class Records(RecordStore):
             NotRun(claim, reason, self._stored(CaseDescription.from_dict, "case", text)) for claim, reason, text in rows
         ]
 
-    def find(self, key: str) -> Trial | None:
+    def find(self, key: str, *, crashed: bool = False) -> Trial | None:
         """Return the newest trial with this key that did not crash, from any run; None if there is none.
 
-        A trial that crashed says nothing about its claim, so a resumed run tries it again. An outcome of ``ERROR`` that
-        was expected, as of a control whose defect breaks the contract, is found as any other.
+        An outcome of ``ERROR`` that was expected, as of a control whose defect breaks the contract, is found as any
+        other.
+
+        Args:
+            key: of the trial.
+            crashed: whether, where there is no other, the newest that crashed is returned.
         """
-        rows = self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,))
-        return next((trial for (text,) in rows if not (trial := self._trial(text)).crashed), None)
+        found = None
+        for (text,) in self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,)):
+            trial = self._trial(text)
+            if not trial.crashed:
+                return trial
+            found = found or trial
+        return found if crashed else None
 
     def repetitions(self, claim: str) -> dict[str, tuple[Trial, ...]]:
         """Return the trials of a claim that measured an e-value, over all runs, by what they repeat.

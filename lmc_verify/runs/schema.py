@@ -1,8 +1,8 @@
 """The format of a records file: its tables, which the file itself keeps append-only, and how it is told from others.
 
-Version 2 of the tables added that of searches for counterexamples, version 3 those of races, version 4 those of the plan
-and of the process that makes the run. An older file is read as it is, and gets the tables that it lacks when the first
-entry that needs one is recorded.
+Version 2 of the tables added that of searches for counterexamples, version 3 those of races, version 4 those of the
+plan and of the process that makes the run. An older file is read as it is, and gets the tables that it lacks when the
+first entry that needs one is recorded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from lmc_verify.errors import RecordsError
+from lmc_verify.errors import DamageError, RecordsError
 
 __all__ = [
     "ADDED",
@@ -193,9 +193,9 @@ def refuse_identity(path: Path, application: int, version: int) -> None:
         raise damaged(path, f"schema version {version}")
 
 
-def damaged(path: Path, found: str) -> RecordsError:
+def damaged(path: Path, found: str) -> DamageError:
     """Return the error for a file whose content cannot be read."""
-    return RecordsError(
+    return DamageError(
         f"the records {path} are damaged: {found}; the file was left as it was: "
         "move it away and run again, or restore it from a copy"
     )

@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from lmc_verify.errors import LmcVerifyError
@@ -48,19 +49,25 @@ def _exists(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def heartbeat(beat: Callable[[], None], seconds: float = BEAT_SECONDS) -> Iterator[None]:
-    """Call `beat` at once, and from a thread of its own every few seconds until the block ends.
+def heartbeat(
+    beats: Callable[[], AbstractContextManager[Callable[[], None]]], seconds: float = BEAT_SECONDS
+) -> Iterator[None]:
+    """Give a sign of life every few seconds, from a thread of its own, until the block ends.
 
-    Errors of the package are let pass in the thread: what cannot be written now, such as on a full disk, is the
-    concern of what writes results.
+    Errors of the package are let pass: what cannot be written now, such as on a full disk, is the concern of what
+    writes results.
+
+    Args:
+        beats: opens, in that thread, what gives one.
+        seconds: between two of them.
     """
-    beat()
     ended = threading.Event()
 
     def go_on() -> None:
-        while not ended.wait(seconds):
-            with contextlib.suppress(LmcVerifyError):
-                beat()
+        with contextlib.suppress(LmcVerifyError), beats() as beat:
+            while not ended.wait(seconds):
+                with contextlib.suppress(LmcVerifyError):
+                    beat()
 
     thread = threading.Thread(target=go_on, name="lmc-verify heartbeat", daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -137,7 +137,7 @@ class Pool:
             worker.close()
         self._busy.clear()
 
-    def run(self, tasks: Iterable[Task], watch: Watch | None = None) -> Iterator[Done]:
+    def run(self, tasks: Iterable[Task], watch: Watch | None = None) -> Generator[Done]:
         """Do tasks, and yield how each ended, as they end.
 
         A worker that ends before it has begun its task is replaced, and the task given to another.

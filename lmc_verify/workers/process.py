@@ -14,7 +14,7 @@ import warnings
 from queue import SimpleQueue
 from typing import Any, BinaryIO, Protocol
 
-from lmc_verify.workers.worker import pack, read_message, serve
+from lmc_verify.workers.worker import read_message, serve
 
 __all__ = ["Event", "Worker", "can_fork", "ending"]
 

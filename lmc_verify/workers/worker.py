@@ -126,8 +126,8 @@ def _leave_alone() -> None:
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)  # what tasks print must not be taken for an answer, nor for the run's own output
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # a standard error that is no file
-        faulthandler.enable(sys.__stderr__)
+    with contextlib.suppress(OSError, ValueError):  # standard error is closed
+        faulthandler.enable(2)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
 
