@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.encoding import published
-from lmc_verify.errors import OutputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 
 __all__ = [
     "RECORDS_FILE",
@@ -111,13 +111,19 @@ def print_json(document: Any) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Make a folder, and raise OutputError if nothing can be written there."""
+    """Make a folder.
+
+    Raises:
+        InvalidInputError: it is a file, or in one.
+        OutputError: nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(
+        kind = InvalidInputError if isinstance(error, FileExistsError | NotADirectoryError) else OutputError
+        raise kind(
             f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
         ) from error
