@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "ContractError",
+    "DamageError",
     "InfrastructureError",
     "InvalidInputError",
     "LmcVerifyError",
@@ -60,8 +61,16 @@ class RecordsError(InvalidInputError):
     """A records file that is corrupt, foreign, or of another schema version."""
 
 
+class DamageError(RecordsError):
+    """A records file whose content cannot be read."""
+
+    exit_code = 5
+
+
 class OutputError(InvalidInputError):
     """An output folder or file that cannot be written."""
+
+    exit_code = 5
 
 
 class ContractError(LmcVerifyError):

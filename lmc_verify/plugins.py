@@ -137,7 +137,9 @@ class Registry(MutableMapping[str, T], Generic[T]):
         try:
             item = plugin.load()
             adapted: T = item if self._adapt is None else self._adapt(plugin, item)
-        except Exception as error:  # whatever a foreign module raises
+        except KeyboardInterrupt:  # the user's own
+            raise
+        except BaseException as error:  # whatever a foreign module raises, sys.exit included
             raise PluginError(
                 f"the plug-in {plugin.name!r} ({plugin}, group {self.group!r}) cannot be used: "
                 f"{type(error).__name__}: {error}; fix or uninstall it"

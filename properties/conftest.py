@@ -18,6 +18,9 @@ from hypothesis import HealthCheck, settings
 
 from lmc_verify.claims import bias_curves
 
+# Tests change what runs in this process; those of workers say so.
+os.environ.setdefault("LMC_VERIFY_IN_PROCESS", "1")
+
 torch.set_num_threads(1)  # the graphs are tiny: more threads only cost time
 
 # A busy machine draws examples slowly: that says nothing about the strategies.

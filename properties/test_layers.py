@@ -21,7 +21,7 @@ PACKAGE = ROOT / "lmc_verify"
 
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "seeds", "encoding", "plugins", "provenance"),
-    ("steps",),
+    ("steps", "workers"),
     ("graphs", "statistics"),
     ("datasets", "models"),
     ("objective",),

@@ -12,7 +12,7 @@ from lmc_verify.audits import Audit
 from lmc_verify.cases import Workspace, settings_tree
 from lmc_verify.claims import Outcome, Verdict
 from lmc_verify.cli.options import JsonOption, outcome_named, print_json
-from lmc_verify.cli.run import run_and_report
+from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.provenance import environment
 from lmc_verify.runs import AuditSettings, PlannedAudit, Suite, Trial, make_audit, verdict_of_audit
@@ -100,7 +100,7 @@ def _made(planned: PlannedAudit) -> tuple[Trial, dict[str, str]]:
 
 def _reported(planned: PlannedAudit, folder: Path) -> tuple[Trial, dict[str, str]]:
     """Make the audit as a suite of its own, which is recorded and reported."""
-    result, _, paths = run_and_report(Suite.of_audit(planned), folder, Workspace(), resume=False, jobs=1)
+    result, _, paths = run_and_report(Suite.of_audit(planned), folder, Workspace(), how=How(in_process=True))
     return result.trials[0], {key: str(path) for key, path in paths.items()}
 
 

@@ -13,15 +13,18 @@ from rich.console import Console
 
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.encoding import published
-from lmc_verify.errors import OutputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 
 __all__ = [
     "RECORDS_FILE",
     "DataRootOption",
     "DownloadOption",
     "GuaranteeOption",
+    "InProcessOption",
     "JsonOption",
+    "RetryOption",
     "SetOption",
+    "TimeoutOption",
     "err_console",
     "out_console",
     "outcome_named",
@@ -46,6 +49,23 @@ GuaranteeOption = Annotated[
     typer.Option(
         "--guarantee",
         help="Weakest guarantee of a verdict: asymptotic (default) or anytime-valid, whatever a suite says.",
+    ),
+]
+
+RetryOption = Annotated[bool, typer.Option("--retry", help="As --resume, and run again what crashed or took too long.")]
+
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="Time that a part of the run may take (default: any)."),
+]
+
+InProcessOption = Annotated[
+    bool,
+    typer.Option(
+        "--in-process",
+        envvar="LMC_VERIFY_IN_PROCESS",
+        help="Run in this process where there is no time limit and one job, as debuggers need it: what ends it ends "
+        "the run.",
     ),
 ]
 
@@ -91,13 +111,19 @@ def print_json(document: Any) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Make a folder, and raise OutputError if nothing can be written there."""
+    """Make a folder.
+
+    Raises:
+        InvalidInputError: it is a file, or in one.
+        OutputError: nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(
+        kind = InvalidInputError if isinstance(error, FileExistsError | NotADirectoryError) else OutputError
+        raise kind(
             f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
         ) from error

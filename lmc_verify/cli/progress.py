@@ -11,15 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmc_verify.races import RaceProgress, RaceRun
+from lmc_verify.races import RaceRun
 from lmc_verify.report.model.text import duration
-from lmc_verify.runs import AnyPlanned, AnyResult, Listener, Planned, SearchRecord, Trial
+from lmc_verify.runs import AnyPlanned, AnyResult, Listener, Planned, SearchRecord, Trial, Watch
 from lmc_verify.training import Evaluation, Trainer
 
 __all__ = ["Display", "progress", "train_progress"]
 
 _SURE_AFTER = 10.0
 """Seconds after which the time left is estimated."""
+_LONG = 30.0
+"""Seconds between lines about one part, where there is no terminal."""
 
 
 def _mark(trial: Trial | SearchRecord) -> str:
@@ -28,10 +30,10 @@ def _mark(trial: Trial | SearchRecord) -> str:
 
 @dataclass(frozen=True)
 class Display:
-    """What shows the progress of a run: `listen` after each part of it, `watch` while a training run is under way."""
+    """What shows the progress of a run: `listen` after each part of it, `watch` while one is under way."""
 
     listen: Listener
-    watch: Callable[[RaceProgress], None] | None = None
+    watch: Watch
 
 
 def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
@@ -41,6 +43,10 @@ def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
         return f"{result.outcome:<15} {_standing(result):<14} {planned.label} ({result.seconds:.2f} s)"
     outcome = result.outcome.upper() if isinstance(result, SearchRecord) else result.verdict.outcome.value
     return f"{outcome:<15} {_mark(result):<14} {planned.label} ({result.seconds:.2f} s)"
+
+
+def _under_way(label: str, seconds: float, words: str) -> str:
+    return f"under way       {label}: {', '.join(filter(None, (duration(seconds) + ' so far', words)))}"
 
 
 def _standing(run: RaceRun) -> str:
@@ -89,7 +95,22 @@ def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) 
                 soft_wrap=True,
             )
 
-        yield Display(plain)
+        told: dict[str, float] = {}
+
+        def under_way(label: str, seconds: float, words: str) -> None:
+            last = told.get(label, 0.0)
+            if seconds < last:  # another part of this name
+                last = told[label] = 0.0
+            if seconds - last >= _LONG:
+                told[label] = seconds
+                console.print(
+                    f"[{done}/{total}] {_under_way(label, seconds, words)}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+        yield Display(plain, under_way)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -109,10 +130,9 @@ def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) 
             if result is None or wrong:
                 bar.console.print(_line(planned, result, reason), markup=False, highlight=False)
 
-        def watch(race: RaceProgress) -> None:
-            trace = race.trainer.trace
-            words = f"{race.label}, seed {race.seed}: step {race.trainer.step_count}/{trace.planned_steps}"
-            bar.update(task, description=escape(words))
+        def watch(label: str, seconds: float, words: str) -> None:
+            if words or seconds > _SURE_AFTER:
+                bar.update(task, description=escape(f"{label}: {words or duration(seconds)}"))
 
         yield Display(rich, watch)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,10 @@ from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
     GuaranteeOption,
+    InProcessOption,
     JsonOption,
+    RetryOption,
+    TimeoutOption,
     err_console,
     out_console,
     print_json,
@@ -33,13 +37,16 @@ from lmc_verify.runs import (
     PlannedAudit,
     PlannedSearch,
     Records,
+    RunInterrupted,
     RunResult,
     Suite,
     load_suite,
     run_suite,
 )
+from lmc_verify.workers.pool import Pool
+from lmc_verify.workers.signals import ended_as_interrupted
 
-__all__ = ["report", "run", "run_and_report", "table"]
+__all__ = ["How", "report", "run", "run_and_report", "table"]
 
 
 def _claim_texts() -> dict[str, ClaimText]:
@@ -54,11 +61,14 @@ def run(
     suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite in the package.")],
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/NAME).")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Reuse recorded results of the same cases and code.")
+        bool, typer.Option("--resume", help="Reuse recorded results of the same cases and code, crashes included.")
     ] = False,
+    retry: RetryOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
     jobs: Annotated[int, typer.Option("--jobs", help="Number of processes.")] = 1,
+    timeout: TimeoutOption = None,
+    in_process: InProcessOption = False,
     replicate: Annotated[
         int,
         typer.Option(
@@ -78,12 +88,20 @@ def run(
         chosen = chosen.with_guarantee(guarantee)
     folder = out or Path("reports") / "out" / chosen.name
     workspace = Workspace(data_root, download)
-    result, report, paths = run_and_report(
-        chosen, folder, workspace, resume=resume, jobs=jobs, replicate=replicate, preset=preset
-    )
+    try:
+        result, report, paths = run_and_report(
+            chosen,
+            folder,
+            workspace,
+            how=How(resume, retry, jobs, timeout, in_process, strict),
+            replicate=replicate,
+            preset=preset,
+        )
+    except Interrupted as stopped:
+        if as_json and stopped.report is not None:
+            print_json(_report_document(stopped.report, stopped.paths))
+        raise
     code = result.exit_code
-    if code == 0 and strict and result.inconclusive:
-        code = 3
     if as_json:
         print_json(_run_document(chosen.name, result, code, paths))
     else:
@@ -98,13 +116,41 @@ def run(
     raise typer.Exit(code)
 
 
+@dataclass(frozen=True)
+class How:
+    """How a run is made, which its verdicts do not depend on.
+
+    Attributes:
+        resume: reuse what the records already hold of the same identity.
+        retry: likewise, and run again what crashed.
+        jobs: processes.
+        timeout: seconds that a part may take; None for any time.
+        in_process: whether a run with one job and no time limit is made in this process.
+        strict: whether an inconclusive verdict counts against the run.
+    """
+
+    resume: bool = False
+    retry: bool = False
+    jobs: int = 1
+    timeout: float | None = None
+    in_process: bool = False
+    strict: bool = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was interrupted, and its report written, if it had begun."""
+
+    def __init__(self, report: Report | None, paths: Mapping[str, Path]) -> None:
+        super().__init__("interrupted")
+        self.report, self.paths = report, paths
+
+
 def run_and_report(
     suite: Suite,
     folder: Path,
     workspace: Workspace,
     *,
-    resume: bool,
-    jobs: int,
+    how: How,
     replicate: int = 0,
     preset: str | None = None,
     overwrite: bool = True,
@@ -115,49 +161,70 @@ def run_and_report(
         suite: the suite.
         folder: where records and report are.
         workspace: where data come from.
-        resume: reuse what the records already hold of the same identity.
-        jobs: processes.
+        how: how the run is made.
         replicate: number of the repetition.
         preset: variant of the races.
-        overwrite: whether, without `resume`, the folder may hold a run already; the new one is added to its records.
+        overwrite: whether, without resuming, the folder may hold a run already; the new one is added to its records.
 
     Raises:
         InvalidInputError: the suite or its data do not fit, or the folder holds a run that it may not hold.
         OutputError: nothing can be written into the folder.
-        KeyboardInterrupt: interrupted; what was done is recorded.
+        Interrupted: by the keyboard or a signal; what was done is recorded and reported.
     """
-    # Planning refuses a suite that does not fit, before a folder is made for it.
-    counts: dict[type[AnyPlanned], int] = {
-        Planned: len(suite.plan()),
-        PlannedAudit: len(suite.audits()),
-        PlannedSearch: len(suite.searches()),
-        PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
-    }
-    last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
-    writable(folder)
-    with Records.create_or_open(folder / RECORDS_FILE) as records:
-        if not (resume or overwrite) and records.latest_run() is not None:
+    with ended_as_interrupted(), contextlib.ExitStack() as stack:
+        pool = None
+        if not how.in_process or how.jobs > 1:
+            pool = stack.enter_context(Pool(how.jobs))
+            pool.start(fresh=True)  # before planning works on tensors
+        # Planning refuses a suite that does not fit, before a folder is made for it.
+        counts: dict[type[AnyPlanned], int] = {
+            Planned: len(suite.plan()),
+            PlannedAudit: len(suite.audits()),
+            PlannedSearch: len(suite.searches()),
+            PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
+        }
+        last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
+        writable(folder)
+        records = stack.enter_context(Records.create_or_open(folder / RECORDS_FILE))
+        if not (how.resume or how.retry or overwrite) and records.latest_run() is not None:
             raise InvalidInputError(
                 f"{folder} holds a run; continue it (--resume), start again (--overwrite), or choose another --out"
             )
-        with progress(sum(counts.values()), console=err_console(), last=last) as display:
-            try:
+        try:
+            with progress(sum(counts.values()), console=err_console(), last=last) as display:
                 result = run_suite(
                     suite,
                     records,
                     workspace,
-                    resume=resume,
-                    jobs=jobs,
+                    resume=how.resume,
+                    retry=how.retry,
+                    jobs=how.jobs,
+                    timeout=how.timeout,
                     replicate=replicate,
                     preset=preset,
+                    strict=how.strict,
+                    pool=pool,
                     listen=display.listen,
                     watch=display.watch,
                 )
-            except KeyboardInterrupt:
-                typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
-                raise
+        except RunInterrupted as stopped:
+            if pool is not None:
+                pool.close()
+            raise _reported(records, stopped.run_id, folder) from stopped
+        except KeyboardInterrupt:
+            typer.echo("interrupted before anything was run", err=True)
+            raise Interrupted(None, {}) from None
         report = build_report(records, result.run_id, _claim_texts())
         return result, report, write_report(report, folder)
+
+
+def _reported(records: Records, run_id: int, folder: Path) -> Interrupted:
+    """Say that a run was interrupted, and write the report of what is done."""
+    typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
+    report = build_report(records, run_id, _claim_texts())
+    paths = write_report(report, folder)
+    typer.echo(report.headline, err=True)
+    return Interrupted(report, paths)
 
 
 def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, Path]) -> dict[str, Any]:
@@ -168,10 +235,23 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "counterexamples": [search.to_dict() for search in result.searches],
         "races": [{**header.to_dict(), "runs": [item.to_dict() for item in runs]} for header, runs in result.races],
         "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
+        "unfinished": [],
         "reused": result.reused,
         "alpha_total": result.alpha_total,
         "alpha_spent": result.alpha_spent,
         "alpha_spent_asymptotic": result.alpha_spent_asymptotic,
+        "files": {key: str(path) for key, path in paths.items()},
+    }
+
+
+def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """Return what there is to say of a run from its records alone."""
+    return {
+        "suite": report.run.suite,
+        "exit_code": report.exit_code,
+        "state": report.state,
+        "headline": report.headline,
+        "unfinished": [{"trial": item.label, "command": item.command} for item in report.unfinished],
         "files": {key: str(path) for key, path in paths.items()},
     }
 
@@ -204,14 +284,18 @@ def report(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML."""
+    """Render the report of the latest recorded run as HTML, Markdown, JSON and JUnit XML.
+
+    Exits as the run did; with 5 where the run did not finish and was not interrupted.
+    """
     built, file = _latest_report(folder, suite)
     if benchmarks is not None:
         built = replace(built, benchmarks=load_benchmarks(benchmarks))
     paths = write_report(built, out or file.parent)
     if as_json:
-        print_json({"headline": built.headline, "files": {key: str(path) for key, path in paths.items()}})
-        return
-    typer.echo(built.headline)
-    for key, path in paths.items():
-        typer.echo(f"{key}: {path}")
+        print_json(_report_document(built, paths))
+    else:
+        typer.echo(built.headline)
+        for key, path in paths.items():
+            typer.echo(f"{key}: {path}")
+    raise typer.Exit(built.exit_code)

@@ -18,8 +18,11 @@ from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
     DownloadOption,
+    InProcessOption,
     JsonOption,
+    RetryOption,
     SetOption,
+    TimeoutOption,
     err_console,
     out_console,
     print_json,
@@ -28,7 +31,7 @@ from lmc_verify.cli.options import (
 from lmc_verify.cli.print_training import print_trace
 from lmc_verify.cli.print_verdicts import print_race, print_reused
 from lmc_verify.cli.progress import train_progress
-from lmc_verify.cli.run import run_and_report
+from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
 from lmc_verify.races import race_settings
@@ -105,17 +108,21 @@ def race(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/race).")] = None,
     resume: ResumeOption = False,
+    retry: RetryOption = False,
     overwrite: OverwriteOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
     jobs: Annotated[int, typer.Option("--jobs", help="Number of processes.")] = 1,
+    timeout: TimeoutOption = None,
+    in_process: InProcessOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train several estimators once per seed and report when each reaches the target; exit with 5 if a run failed."""
     chosen = Suite.of_race(race_settings(file, estimator or [], dataset, seeds, target, settings or []))
     folder = out or Path("reports") / "out" / "race"
     workspace = Workspace(data_root, download)
-    result, report, paths = run_and_report(chosen, folder, workspace, resume=resume, jobs=jobs, overwrite=overwrite)
+    how = How(resume, retry, jobs, timeout, in_process)
+    result, report, paths = run_and_report(chosen, folder, workspace, how=how, overwrite=overwrite)
     (section,) = report.races
     if as_json:
         files = {"records": folder / RECORDS_FILE, **paths}

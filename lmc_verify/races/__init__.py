@@ -1,8 +1,8 @@
 """Races: several contestants train on one data set until they reach a target accuracy."""
 
 from lmc_verify.races.contest import RaceProgress, race_record
-from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun
-from lmc_verify.races.processes import check_races, make_runs, run_race
+from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun, crashed_run
+from lmc_verify.races.processes import check_races, make_run_elsewhere, run_maker, run_race
 from lmc_verify.races.record import Median, RaceEntry, RaceRecord, Standing
 from lmc_verify.races.settings import ContestantSettings, RaceSettings, race_settings
 from lmc_verify.races.table import RaceTable, expand_race, planned_race
@@ -21,10 +21,12 @@ __all__ = [
     "RaceTable",
     "Standing",
     "check_races",
+    "crashed_run",
     "expand_race",
-    "make_runs",
+    "make_run_elsewhere",
     "planned_race",
     "race_record",
     "race_settings",
+    "run_maker",
     "run_race",
 ]

@@ -38,6 +38,11 @@ class RaceProgress:
     seed: int
     trainer: Trainer
 
+    @property
+    def words(self) -> str:
+        """How far the run is."""
+        return f"step {self.trainer.step_count}/{self.trainer.trace.planned_steps}"
+
 
 def require_split(settings: RaceSettings, graph: Graph) -> None:
     """Raise InvalidInputError if the graph has no nodes to judge the target's accuracy by."""

@@ -40,7 +40,7 @@ from lmc_verify.races.record import RaceEntry
 from lmc_verify.races.settings import ContestantSettings, RaceSettings
 from lmc_verify.training import RunSettings
 
-__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "run_command"]
+__all__ = ["FIGURES", "PlannedRace", "PlannedRun", "RaceHeader", "RaceRun", "crashed_run", "run_command"]
 
 FIGURES = ("convergence", "time-to-accuracy", "gradient-errors", "batch-sizes", "ablation")
 """Kinds of pictures, in the order of the paper's figures 3 to 7."""
@@ -202,6 +202,12 @@ class RaceRun:
         """Rebuild a run from `to_dict`."""
         fields = {name: untagged(values[name]) for name in ("key", "race", "command", "seconds")}
         return cls(entry=RaceEntry.from_dict(values["entry"]), **fields)
+
+
+def crashed_run(planned: PlannedRun, words: str, seconds: float) -> RaceRun:
+    """Return what is recorded of a training run that came to another end, with what happened in words."""
+    entry = RaceEntry(planned.contestant.label, planned.seed, 0, None, None, f"failed: {words}", "failed")
+    return RaceRun(planned.key, planned.race.key, entry, planned.command, seconds)
 
 
 def run_command(settings: RunSettings) -> str:

@@ -1,9 +1,8 @@
-"""Making the training runs, one after another or over joblib's processes; each is recorded as it comes."""
+"""Making the training runs: in this process, or in workers."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,16 +14,20 @@ import torch
 from lmc_verify.cases import Workspace
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.races.contest import RaceProgress, contestants_of, race_record, require_split, run_contestant
-from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun
+from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun, crashed_run
 from lmc_verify.races.record import RaceRecord
 from lmc_verify.races.settings import RaceSettings
 from lmc_verify.races.table import planned_race
 from lmc_verify.training.build import build_trainer, warm_up
+from lmc_verify.workers.pool import Pool, Task
+from lmc_verify.workers.worker import report_progress
 
-__all__ = ["check_races", "make_runs", "run_race"]
+__all__ = ["check_races", "make_run_elsewhere", "run_maker", "run_race"]
 
 Watch = Callable[[RaceProgress], None]
-"""Called while a run is under way, in this process only."""
+"""Called while a run is under way, in the process that makes it."""
+_TELL_SECONDS = 0.5
+"""Seconds between two words about the progress of a run."""
 
 
 def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs: int = 1) -> RaceRecord:
@@ -47,7 +50,7 @@ def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs
     place = (workspace.data_root, workspace.download)
     race = planned_race(settings)
     check_races([race], *place)
-    made = {run.key: run.entry for run in make_runs(race.runs, *place, jobs=jobs)}
+    made = {run.key: run.entry for run in _make_runs(race.runs, place, jobs)}
     return race_record(settings, [replace(made[run.key], position=number) for number, run in enumerate(race.runs)])
 
 
@@ -91,8 +94,26 @@ def _worker_of_process(data_root: Path | None, download: bool) -> _Worker:
     return _Worker(data_root, download)
 
 
-def _make_elsewhere(planned: PlannedRun, data_root: Path | None, download: bool) -> RaceRun:
-    return _worker_of_process(data_root, download).make(planned)
+def run_maker(data_root: Path | None, download: bool) -> Callable[[PlannedRun, Watch | None], RaceRun]:
+    """Return a function that makes training runs in this process, and keeps the data of one for the next.
+
+    The place of a run in its race is the caller's to say: `RaceEntry.position` is 0. Bad input is raised, as an
+    InvalidInputError.
+    """
+    return _Worker(data_root, download).make
+
+
+def make_run_elsewhere(planned: PlannedRun, data_root: Path | None, download: bool) -> RaceRun:
+    """Make one training run in a worker, which tells how far it is."""
+    told = 0.0
+
+    def tell(progress: RaceProgress) -> None:
+        nonlocal told
+        if time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            report_progress(progress.words)
+
+    return _worker_of_process(data_root, download).make(planned, tell)
 
 
 def check_races(races: Sequence[PlannedRace], data_root: Path | None, download: bool) -> list[RaceHeader]:
@@ -126,22 +147,13 @@ def _data(race: PlannedRace) -> str:
     return f"{settings.dataset.model_dump_json()} {settings.data_seed} {settings.dtype}"
 
 
-def make_runs(
-    plan: Sequence[PlannedRun], data_root: Path | None, download: bool, *, jobs: int, watch: Watch | None = None
-) -> Iterator[RaceRun]:
-    """Yield what is to be recorded of every run as it ends, so that none waits for another to be recorded.
-
-    The place of a run in its race is the caller's to say: `RaceEntry.position` is 0.
-    """
-    if jobs == 1 or not plan:  # one that is left takes a process too: it has as many threads as those before
-        worker = _Worker(data_root, download)
-        for planned in plan:
-            yield worker.make(planned, watch)
+def _make_runs(plan: Sequence[PlannedRun], place: tuple[Path | None, bool], jobs: int) -> Iterator[RaceRun]:
+    """Yield every training run as it ends."""
+    if jobs == 1:
+        make = run_maker(*place)
+        yield from (make(planned, None) for planned in plan)
         return
-    from joblib import Parallel, delayed
-
-    with warnings.catch_warnings():
-        # joblib replaces a process that has grown, as it does with a larger data set.
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given", category=UserWarning)
-        calls = [delayed(_make_elsewhere)(planned, data_root, download) for planned in plan]
-        yield from Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
+    with Pool(jobs) as pool:
+        for done in pool.run(Task(planned.label, make_run_elsewhere, (planned, *place)) for planned in plan):
+            failed = crashed_run(plan[done.index], done.failure, done.seconds)
+            yield failed if done.failure else done.result

@@ -1,14 +1,14 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
-from lmc_verify.runs.execution import RunResult, run_suite
-from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
+from lmc_verify.runs.execution import RunInterrupted, RunResult, exit_code, run_suite
+from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener, Watch
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, planned_again, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
 from lmc_verify.runs.suite import Suite, load_suite, suite_names
-from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
+from lmc_verify.runs.trials import NotRun, PlanEntry, Run, RunState, Trial, repeated_case
 
 __all__ = [
     "FOLDER",
@@ -18,15 +18,20 @@ __all__ = [
     "FoundExample",
     "Listener",
     "NotRun",
+    "PlanEntry",
     "Planned",
     "PlannedAudit",
     "PlannedSearch",
     "Records",
     "Run",
+    "RunInterrupted",
     "RunResult",
+    "RunState",
     "SearchRecord",
     "Suite",
     "Trial",
+    "Watch",
+    "exit_code",
     "find_trial",
     "load_suite",
     "make_audit",

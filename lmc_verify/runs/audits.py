@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch_geometric
@@ -105,8 +105,10 @@ class PlannedAudit:
     expected: Outcome | None = None
     causes: tuple[str, ...] | None = None
 
-    kind = "claim"
-    claim = AUDIT
+    kind: ClassVar[Literal["claim"]] = "claim"
+    claim: ClassVar[str] = AUDIT
+    timeout: ClassVar[float | None] = None
+    """Audits have the time that the run allows."""
 
     @property
     def expected_name(self) -> str | None:

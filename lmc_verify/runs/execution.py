@@ -1,34 +1,45 @@
-"""Running a suite, one part after another or over joblib's processes; each result is recorded as it comes.
+"""Running a suite, in this process or in workers; each result is recorded as it comes.
 
 Audits come after the checks of claims and controls, then searches for counterexamples, then races.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lmc_verify.cases import DatasetSettings, Workspace, build_design
 from lmc_verify.claims import Outcome
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.provenance import environment
-from lmc_verify.races import PlannedRun, RaceHeader, RaceProgress, RaceRun, check_races, make_runs
+from lmc_verify.races import (
+    PlannedRun,
+    RaceHeader,
+    RaceProgress,
+    RaceRun,
+    check_races,
+    make_run_elsewhere,
+    run_maker,
+)
 from lmc_verify.runs.audits import run_audit
-from lmc_verify.runs.parts import Done, Listener, Phase, RunPart, SearchPart, TrialPart
+from lmc_verify.runs.parts import Done, Listener, Maker, Part, Phase, RunPart, SearchPart, TrialPart, Watch
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.searches import FOLDER, SearchRecord, run_search
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
+from lmc_verify.workers.heartbeat import heartbeat
+from lmc_verify.workers.pool import Pool, Task
+from lmc_verify.workers.worker import describe_error
 
-__all__ = ["RunResult", "run_suite"]
+__all__ = ["RunInterrupted", "RunResult", "exit_code", "run_suite"]
 
-_Planned = TypeVar("_Planned")
-_Result = TypeVar("_Result")
 _ROUNDING = 1e-9  # relative: shares are quotients of the total, and their sum may exceed it by rounding
 
 
@@ -44,6 +55,7 @@ class RunResult:
         alpha_total: error probability that the statistical checks may spend together.
         searches: every search for a counterexample.
         races: every race with its runs.
+        strict: whether an inconclusive verdict counts against the run.
     """
 
     run_id: int
@@ -53,6 +65,7 @@ class RunResult:
     alpha_total: float = 1e-6
     searches: tuple[SearchRecord, ...] = ()
     races: tuple[tuple[RaceHeader, tuple[RaceRun, ...]], ...] = ()
+    strict: bool = False
 
     @property
     def race_runs(self) -> tuple[RaceRun, ...]:
@@ -61,23 +74,14 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the run, leaving `--strict` aside.
-
-        4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is; 5 a
-        trial, a search or a training run crashed; 6 nothing was checked; else 0. A run that diverges, or never reaches
-        its target, is a result.
-        """
-        claims = [trial for trial in self.trials if trial.kind == "claim"]
-        crashed = any(trial.crashed for trial in self.trials)
-        controls = [trial for trial in self.trials if trial.kind == "control" and not trial.crashed]
-        if any(trial.as_expected is False for trial in controls):
-            return 4
-        unexpected = any(trial.as_expected is False for trial in claims if not trial.crashed)
-        if unexpected or self.overspent or any(not (item.as_expected or item.crashed) for item in self.searches):
-            return 1
-        if crashed or any(item.crashed for item in self.searches) or any(item.crashed for item in self.race_runs):
-            return 5
-        return 0 if claims or self.searches or self.race_runs else 6
+        """The exit code of the run, see the function `exit_code`."""
+        return exit_code(
+            self.trials,
+            self.searches,
+            self.race_runs,
+            overspent=self.overspent,
+            strict=self.strict,
+        )
 
     @property
     def alpha_spent(self) -> float:
@@ -106,100 +110,201 @@ class RunResult:
         )
 
 
+def exit_code(
+    trials: Sequence[Trial],
+    searches: Sequence[SearchRecord],
+    race_runs: Sequence[RaceRun],
+    *,
+    overspent: bool,
+    strict: bool = False,
+    finished: bool = True,
+) -> int:
+    """Return the exit code of a run, from all that it left behind.
+
+    4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is (`overspent`);
+    5 a trial, a search or a training run crashed, or has no result as the run did not finish; 6 nothing was checked; 3
+    a verdict is inconclusive and the run was `strict`; else 0. A training run that diverges, or never reaches its
+    target, is a result.
+    """
+    claims = [trial for trial in trials if trial.kind == "claim"]
+    crashed = any(trial.crashed for trial in trials) or any(search.crashed for search in searches)
+    crashed = crashed or any(run.crashed for run in race_runs)
+    if any(trial.as_expected is False for trial in trials if trial.kind == "control" and not trial.crashed):
+        return 4
+    unexpected = any(trial.as_expected is False for trial in claims if not trial.crashed)
+    if unexpected or overspent or any(not (item.as_expected or item.crashed) for item in searches):
+        return 1
+    if not finished or crashed:
+        return 5
+    if not (claims or searches or race_runs):
+        return 6
+    return 3 if strict and any(trial.verdict.outcome is Outcome.INCONCLUSIVE for trial in claims) else 0
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run was interrupted; what was done is recorded.
+
+    Attributes:
+        run_id: id of the run in its records.
+    """
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(f"run {run_id} was interrupted")
+        self.run_id = run_id
+
+
 def run_suite(
     suite: Suite,
     records: Records,
     workspace: Workspace,
     *,
     resume: bool = False,
+    retry: bool = False,
     jobs: int = 1,
+    timeout: float | None = None,
     replicate: int = 0,
     preset: str | None = None,
+    strict: bool = False,
+    pool: Pool | None = None,
     listen: Listener | None = None,
-    watch: Callable[[RaceProgress], None] | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Run every planned check, audit, search and race of a suite; record each trial, search and run in its transaction.
 
-    Counterexamples are written into the folder ``counterexamples`` next to the records.
+    The plan is recorded first, and each result as it comes, in any order. Whatever ends the running of a part, other
+    than an interrupt, is an error of this part, and the others go on. In a process of its own that includes the death
+    of the process. Counterexamples are written into the folder ``counterexamples`` next to the records.
 
     Args:
         suite: the suite.
         records: where trials are appended; an interrupted run keeps what it has finished.
         workspace: where data come from.
         resume: take trials, searches and training runs with the same identity (claim or training run, case and code)
-            from earlier runs in `records`; a search whose files are gone or changed is made again.
-        jobs: processes; 1 runs in this one. Verdicts do not depend on it.
+            from earlier runs in `records`; a search whose files are gone or changed is made again. What crashed is
+            taken over as a crash.
+        retry: as `resume`, and what crashed is run again.
+        jobs: processes; 1 runs in this one, unless there is a time limit or a `pool`. Verdicts do not depend on it.
+        timeout: seconds that a part may take, where the suite says nothing else; what takes longer is ended.
         replicate: number of the repetition of the statistical checks; another one has fresh draws.
         preset: variant of the races; by default the suite's first.
+        strict: whether an inconclusive verdict counts against the run, see `exit_code`.
+        pool: processes that run the parts, in place of new ones.
         listen: called after each trial, each search and each training run.
-        watch: called while a training run is under way, with one process only.
+        watch: called while a part is under way, with what it is called, the seconds that it has taken, and its progress
+            in words.
 
     Raises:
-        InvalidInputError: the suite or its data do not fit. Trials recorded before stay recorded.
+        InvalidInputError: the suite or its data do not fit, which is found before anything runs.
+        OutputError: the records cannot be written. Trials recorded before stay recorded.
+        RunInterrupted: a KeyboardInterrupt, once the run has begun.
     """
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise InvalidInputError(f"timeout is {timeout}, it must be a number of seconds above 0")
+    phases = _phases(suite, workspace, records.path.parent / FOLDER, replicate, preset, watch)
+    parts = [part for phase in phases for part in phase.parts]
+    limited = timeout is not None or any(part.limit is not None for part in parts)
+    with contextlib.ExitStack() as stack:
+        if pool is None and (jobs > 1 or limited) and not _other_backend():
+            pool = stack.enter_context(Pool(jobs))
+        maker: Maker = partial(_over_joblib, jobs=jobs) if jobs > 1 else _here
+        if pool is not None:
+            maker = partial(_in_pool, pool=pool, timeout=timeout, watch=watch)
+        run_id = records.start_run(
+            suite.name,
+            suite.title,
+            {
+                "seed": suite.seed,
+                "description": suite.description,
+                "planned": len(parts),
+                "alpha_total": suite.alpha_total,
+                "replicate": replicate,
+                **({} if suite.preset(preset) is None else {"preset": suite.preset(preset)}),
+                **({"jobs": jobs} if any(phase.headers for phase in phases) else {}),
+                **({"strict": True} if strict else {}),
+            },
+            environment(),
+            [part.entry for part in parts],
+        )
+        done = _carry_out(run_id, phases, records, maker, records if resume or retry else None, retry, listen)
+    place = {id(part): number for number, part in enumerate(parts)}
+    done.sort(key=lambda item: place[id(item.part)])
+    headers = [header for phase in phases for header in phase.headers]
+    return replace(_result(run_id, done, suite.alpha_total, headers), strict=strict)
+
+
+def _carry_out(
+    run_id: int,
+    phases: Sequence[Phase[Any]],
+    records: Records,
+    maker: Maker,
+    earlier: Records | None,
+    retry: bool,
+    listen: Listener | None,
+) -> list[Done[Any]]:
+    """Have everything run and recorded; return what was done, in the order in which it ended."""
+    status = "failed"
+    done: list[Done[Any]] = []
+    records.beat(run_id)
+    try:
+        with heartbeat(lambda: _beats(records.path, run_id)):
+            for phase in phases:
+                for header in phase.headers:
+                    records.add_race(run_id, header)
+                with contextlib.closing(phase.done(earlier, maker, retry=retry)) as items:
+                    for item in items:
+                        item.part.record(records, run_id, item.result)
+                        done.append(item)
+                        if listen is not None:
+                            listen(item.part.planned, item.result, item.reason)
+        status = "finished"
+    except KeyboardInterrupt as error:
+        status = "interrupted"
+        raise RunInterrupted(run_id) from error
+    finally:
+        records.finish_run(run_id, status)
+    return done
+
+
+@contextlib.contextmanager
+def _beats(path: Path, run_id: int) -> Iterator[Callable[[], None]]:
+    with Records.open(path) as records:  # a connection belongs to its thread
+        yield lambda: records.beat(run_id)
+
+
+def _phases(
+    suite: Suite, workspace: Workspace, folder: Path, replicate: int, preset: str | None, watch: Watch | None
+) -> tuple[Phase[Any], ...]:
+    """Return everything that the suite plans, once it is known to fit its data.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
     plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
     audits = suite.audits(replicate=replicate)
     absent = _absent_data(plan, workspace)
     place = (workspace.data_root, workspace.download)
-    headers = check_races(races, *place)
-    folder = records.path.parent / FOLDER
-    search = partial(run_search, folder=folder)
-    phases: tuple[Phase[Any], ...] = (
+    headers, make = check_races(races, *place), run_maker(*place)
+    checks = [
+        TrialPart(item, absent.get(item.settings.dataset.name, "") if item.kind == "claim" else "") for item in plan
+    ]
+    runs = [
+        RunPart(run, position, header.reason)
+        for race, header in zip(races, headers, strict=True)
+        for position, run in enumerate(race.runs)
+    ]
+    return (
+        Phase(checks, lambda item: run_planned(item, workspace), _check, (place,)),
+        Phase([TrialPart(item) for item in audits], run_audit, run_audit),
         Phase(
-            [
-                TrialPart(item, absent.get(item.settings.dataset.name, "") if item.kind == "claim" else "")
-                for item in plan
-            ],
-            lambda rest: _in_order(
-                rest, jobs, lambda item: run_planned(item, workspace), partial(_run_elsewhere, place=place)
-            ),
+            [SearchPart(item, folder) for item in searches],
+            lambda item: run_search(item, folder),
+            run_search,
+            (folder,),
         ),
-        Phase([TrialPart(item) for item in audits], lambda rest: _in_order(rest, jobs, run_audit, run_audit)),
-        Phase([SearchPart(item, folder) for item in searches], lambda rest: _in_order(rest, jobs, search, search)),
-        Phase(
-            [
-                RunPart(run, position, header.reason)
-                for race, header in zip(races, headers, strict=True)
-                for position, run in enumerate(race.runs)
-            ],
-            lambda rest: _as_they_end(rest, make_runs(rest, *place, jobs=jobs, watch=watch)),
-            headers,
-        ),
+        Phase(runs, lambda item: make(item, _watch_here(item, watch)), make_run_elsewhere, place, headers),
     )
-    run_id = records.start_run(
-        suite.name,
-        suite.title,
-        {
-            "seed": suite.seed,
-            "description": suite.description,
-            "planned": sum(len(phase.parts) for phase in phases),
-            "alpha_total": suite.alpha_total,
-            "replicate": replicate,
-            **({} if suite.preset(preset) is None else {"preset": suite.preset(preset)}),
-            **({"jobs": jobs} if races else {}),
-        },
-        environment(),
-    )
-    status = "failed"
-    done: list[Done[Any]] = []
-    try:
-        for phase in phases:
-            for header in phase.headers:
-                records.add_race(run_id, header)
-            for item in phase.done(records if resume else None):
-                item.part.record(records, run_id, item.result)
-                done.append(item)
-                if listen is not None:
-                    listen(item.part.planned, item.result, item.reason)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        records.finish_run(run_id, status)
-    return _result(run_id, done, suite.alpha_total, headers)
 
 
 def _result(run_id: int, done: Sequence[Done[Any]], alpha_total: float, headers: Sequence[RaceHeader]) -> RunResult:
@@ -220,22 +325,67 @@ def _result(run_id: int, done: Sequence[Done[Any]], alpha_total: float, headers:
     )
 
 
-def _in_order(
-    plan: Sequence[_Planned], jobs: int, here: Callable[[_Planned], _Result], elsewhere: Callable[[_Planned], _Result]
-) -> Iterator[tuple[_Planned, _Result]]:
-    """Yield the results in the order of the plan, each as soon as it and those before it are there."""
-    if jobs == 1 or len(plan) < 2:
-        yield from ((item, here(item)) for item in plan)
-        return
+def _here(phase: Phase[Any], parts: Sequence[Part[Any]]) -> Iterator[tuple[Part[Any], Any]]:
+    """Run parts in this process, one after another."""
+    for part in parts:
+        start = time.monotonic()
+        try:
+            result = phase.here(part.planned)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit, too
+            result = part.crash(describe_error(error), time.monotonic() - start)
+        yield part, result
+
+
+def _in_pool(
+    phase: Phase[Any], parts: Sequence[Part[Any]], *, pool: Pool, timeout: float | None, watch: Watch | None
+) -> Iterator[tuple[Part[Any], Any]]:
+    """Run parts in the processes of a pool; yield them as they end."""
+    tasks = [
+        Task(
+            part.planned.label,
+            phase.elsewhere,
+            (part.planned, *phase.context),
+            timeout if part.limit is None else part.limit,
+        )
+        for part in parts
+    ]
+    tell = None if watch is None else lambda task, seconds, words: watch(task.name, seconds, words)
+    with contextlib.closing(pool.run(tasks, tell)) as ended:
+        for done in ended:
+            part = parts[done.index]
+            yield part, part.crash(done.failure, done.seconds) if done.failure else done.result
+
+
+def _over_joblib(phase: Phase[Any], parts: Sequence[Part[Any]], *, jobs: int) -> Iterator[tuple[Part[Any], Any]]:
+    """Run parts over a backend of joblib that the caller has chosen, such as a cluster; yield them as they end."""
     from joblib import Parallel, delayed
 
-    results = Parallel(n_jobs=jobs, return_as="generator")(delayed(elsewhere)(item) for item in plan)
-    yield from zip(plan, results, strict=True)
+    calls = [delayed(_attempt)(index, phase.elsewhere, part, phase.context) for index, part in enumerate(parts)]
+    for index, result in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
+        yield parts[index], result
 
 
-def _as_they_end(plan: Sequence[PlannedRun], made: Iterator[RaceRun]) -> Iterator[tuple[PlannedRun, RaceRun]]:
-    by_key = {item.key: item for item in plan}
-    yield from ((by_key[run.key], run) for run in made)
+def _other_backend() -> bool:
+    from joblib.parallel import get_active_backend
+
+    return type(get_active_backend()[0]).__name__ != "LokyBackend"
+
+
+def _attempt(index: int, function: Callable[..., Any], part: Part[Any], context: tuple[Any, ...]) -> tuple[int, Any]:
+    start = time.monotonic()
+    try:
+        return index, function(part.planned, *context)
+    except BaseException as error:
+        return index, part.crash(describe_error(error), time.monotonic() - start)
+
+
+def _watch_here(planned: PlannedRun, watch: Watch | None) -> Callable[[RaceProgress], None] | None:
+    if watch is None:
+        return None
+    start = time.monotonic()
+    return lambda progress: watch(planned.label, time.monotonic() - start, progress.words)
 
 
 @cache
@@ -243,7 +393,7 @@ def _workspace_of_process(data_root: Path | None, download: bool) -> Workspace:
     return Workspace(data_root, download)
 
 
-def _run_elsewhere(planned: Planned, place: tuple[Path | None, bool]) -> Trial:
+def _check(planned: Planned, place: tuple[Path | None, bool]) -> Trial:
     return run_planned(planned, _workspace_of_process(*place))
 
 

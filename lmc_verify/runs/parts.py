@@ -1,29 +1,44 @@
 """Parts of a run under one protocol: checks, audits, searches for counterexamples, and training runs.
 
 A phase is the parts of one kind. Its loop takes what an earlier run has recorded, says what cannot be run, and has the
-rest run; parts with one key are run once.
+rest run; parts with one key are run once. Whatever ends the running of a part is that part's error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from lmc_verify.races import PlannedRun, RaceHeader, RaceRun
+from lmc_verify.races import PlannedRun, RaceHeader, RaceRun, crashed_run
 from lmc_verify.runs.audits import PlannedAudit
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, crashed_trial
 from lmc_verify.runs.records import Records
-from lmc_verify.runs.searches import PlannedSearch, SearchRecord
-from lmc_verify.runs.trials import Trial
+from lmc_verify.runs.searches import PlannedSearch, SearchRecord, crashed_search
+from lmc_verify.runs.trials import PlanEntry, Trial
 
-__all__ = ["AnyPlanned", "AnyResult", "Done", "Listener", "Part", "Phase", "RunPart", "SearchPart", "TrialPart"]
+__all__ = [
+    "AnyPlanned",
+    "AnyResult",
+    "Done",
+    "Listener",
+    "Maker",
+    "Part",
+    "Phase",
+    "RunPart",
+    "SearchPart",
+    "TrialPart",
+    "Watch",
+]
 
 AnyPlanned = Planned | PlannedAudit | PlannedSearch | PlannedRun
 AnyResult = Trial | SearchRecord | RaceRun
 Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
 """Called after each part: what was planned, the result (None if not made), why not."""
+
+Watch = Callable[[str, float, str], None]
+"""Called while a part is under way: its label, the seconds that it has taken, and its progress in words."""
 
 _Result = TypeVar("_Result", bound=AnyResult)
 
@@ -39,8 +54,24 @@ class Part(Protocol[_Result]):
     def reason(self) -> str:
         """Why it cannot be run, such as a data set that is absent; empty if it can."""
 
-    def find(self, records: Records) -> _Result | None:
-        """Return the result of an earlier run that can be taken for this part's; None if there is none."""
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that it may take; None for what the run allows."""
+
+    def find(self, records: Records, *, crashed: bool) -> _Result | None:
+        """Return the result of an earlier run that can be taken for this part's; None if there is none.
+
+        Args:
+            records: of earlier runs.
+            crashed: whether a crash is taken, too, where there is nothing else.
+        """
+
+    def crash(self, words: str, seconds: float) -> _Result:
+        """Return the result of a part whose running came to another end: an error, which says nothing else."""
 
     def own(self, result: _Result) -> _Result:
         """Return a result, found or shared, as this part's: with what is expected of it, and its place."""
@@ -60,9 +91,24 @@ class TrialPart:
     planned: Planned | PlannedAudit
     reason: str = ""
 
-    def find(self, records: Records) -> Trial | None:
-        """Return the newest trial with this key that did not crash."""
-        return records.find(self.planned.key)
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry(item.kind, item.key, item.label, item.command, item.claim, case=item.described)
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that it may take; None for what the run allows."""
+        return self.planned.timeout
+
+    def find(self, records: Records, *, crashed: bool) -> Trial | None:
+        """Return the newest trial with this key that did not crash; else one that did, if that is asked for."""
+        return records.find(self.planned.key, crashed=crashed)
+
+    def crash(self, words: str, seconds: float) -> Trial:
+        """Return a trial with the outcome ERROR."""
+        return crashed_trial(self.planned, words, seconds)
 
     def own(self, result: Trial) -> Trial:
         """Return the verdict with what this suite expects of it."""
@@ -84,10 +130,25 @@ class SearchPart:
     folder: Path
     reason: str = ""
 
-    def find(self, records: Records) -> SearchRecord | None:
-        """Return the newest search with this key that did not crash, if its files are whole."""
-        known = records.find_search(self.planned.key)
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry("search", item.key, item.label, item.command, item.claim)
+
+    @property
+    def limit(self) -> None:
+        """What the run allows."""
+        return None
+
+    def find(self, records: Records, *, crashed: bool) -> SearchRecord | None:
+        """Return the newest search with this key, as for a trial, if its files are whole."""
+        known = records.find_search(self.planned.key, crashed=crashed)
         return known if known is None or known.found is None or known.found.intact(self.folder) else None
+
+    def crash(self, words: str, seconds: float) -> SearchRecord:
+        """Return a search that crashed."""
+        return crashed_search(self.planned, words, seconds)
 
     def own(self, result: SearchRecord) -> SearchRecord:
         """Return the search with what this suite expects of it."""
@@ -107,9 +168,24 @@ class RunPart:
     position: int
     reason: str = ""
 
-    def find(self, records: Records) -> RaceRun | None:
-        """Return the newest run with this key that did not crash, of any race; none where the race is not run."""
-        return None if self.reason else records.find_race_run(self.planned.key)
+    @property
+    def entry(self) -> PlanEntry:
+        """The part in the plan that is recorded."""
+        item = self.planned
+        return PlanEntry("training", item.key, item.label, item.command, race=item.race.key)
+
+    @property
+    def limit(self) -> None:
+        """What the run allows."""
+        return None
+
+    def find(self, records: Records, *, crashed: bool) -> RaceRun | None:
+        """Return the newest run with this key, of any race, as for a trial; none where the race is not run."""
+        return None if self.reason else records.find_race_run(self.planned.key, crashed=crashed)
+
+    def crash(self, words: str, seconds: float) -> RaceRun:
+        """Return a training run that failed."""
+        return crashed_run(self.planned, words, seconds)
 
     def own(self, result: RaceRun) -> RaceRun:
         """Return the run under the name and at the place that it has in this race."""
@@ -142,29 +218,40 @@ class Phase(Generic[_Result]):
 
     Attributes:
         parts: in the order of the plan.
-        run: runs what is planned and yields each with its result, in any order.
+        here: makes the result of what is planned in this process.
+        elsewhere: the same, as a function of a module that another process can import: of what is planned, and of
+            `context`.
+        context: further arguments of `elsewhere`.
         headers: what is recorded before the first part.
     """
 
     parts: Sequence[Part[_Result]]
-    run: Callable[[Sequence[Any]], Iterator[tuple[AnyPlanned, _Result]]]
+    here: Callable[[Any], _Result]
+    elsewhere: Callable[..., _Result]
+    context: tuple[Any, ...] = ()
     headers: Sequence[RaceHeader] = ()
 
-    def done(self, earlier: Records | None) -> Iterator[Done[_Result]]:
+    def done(self, earlier: Records | None, make: Maker, *, retry: bool = False) -> Generator[Done[_Result]]:
         """Yield every part when it is done with: those that need not, or cannot, be run come first.
 
         Args:
             earlier: records whose results are reused; None to run everything.
+            make: has parts run, and yields each with its result, in any order.
+            retry: whether parts that crashed are run again.
         """
         waiting: dict[str, list[Part[_Result]]] = {}
         for part in self.parts:
-            known = part.find(earlier) if earlier is not None else None
+            known = part.find(earlier, crashed=not retry) if earlier is not None else None
             if known is not None:
                 yield Done(part, part.own(known), reused=True)
             elif part.reason:
                 yield Done(part, None)
             else:
                 waiting.setdefault(part.planned.key, []).append(part)
-        for planned, result in self.run([alike[0].planned for alike in waiting.values()]):
-            for part in waiting[planned.key]:
+        for made, result in make(self, [alike[0] for alike in waiting.values()]):
+            for part in waiting[made.planned.key]:
                 yield Done(part, part.own(result))
+
+
+Maker = Callable[[Phase[Any], Sequence[Part[Any]]], Iterator[tuple[Part[Any], Any]]]
+"""Runs parts of a phase and yields each with its result, as they end."""

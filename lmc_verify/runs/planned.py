@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,9 +23,11 @@ from lmc_verify.controls import AnyControl, ControlRecord, check_control
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.runs.audits import PlannedAudit
 from lmc_verify.runs.trials import Trial
+from lmc_verify.workers.worker import describe_error
 
-__all__ = ["Planned", "run_planned", "trial_key"]
+__all__ = ["Planned", "crashed_trial", "run_planned", "trial_key"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Planned:
         expected: what the suite expects.
         optional: whether an absent data set only skips the check.
         control: the control, for that kind.
+        timeout: seconds that it may take, in a process of its own; None for what the run allows.
     """
 
     kind: Literal["claim", "control"]
@@ -49,6 +50,7 @@ class Planned:
     expected: Outcome | None
     optional: bool = False
     control: AnyControl | None = None
+    timeout: float | None = None
 
     @classmethod
     def of_control(cls, control: AnyControl) -> Planned:
@@ -123,17 +125,27 @@ def run_planned(planned: Planned, workspace: Workspace) -> Trial:
     except InvalidInputError:
         raise
     except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        verdict = Verdict(planned.claim, Outcome.ERROR, summary, case=planned.described)
-        if planned.control is not None:
-            control = ControlRecord.of_crash(planned.control)
+        return crashed_trial(planned, describe_error(error), time.perf_counter() - start)
+    return _trial(planned, verdict, time.perf_counter() - start, control)
+
+
+def crashed_trial(planned: Planned | PlannedAudit, words: str, seconds: float) -> Trial:
+    """Return the trial of a check or an audit that gave no verdict: an ERROR, with what happened in words."""
+    verdict = Verdict(planned.claim, Outcome.ERROR, words, case=planned.described)
+    control = None
+    if isinstance(planned, Planned) and planned.control is not None:
+        control = ControlRecord.of_crash(planned.control)
+    return _trial(planned, verdict, seconds, control)
+
+
+def _trial(planned: Planned | PlannedAudit, verdict: Verdict, seconds: float, control: ControlRecord | None) -> Trial:
     return Trial(
         key=planned.key,
         kind=planned.kind,
         verdict=verdict,
         expected=planned.expected_name,
         command=planned.command,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         control=control,
+        expected_causes=planned.causes,
     )

@@ -1,16 +1,17 @@
 """SQLite store of trials: append-only, resumable, one transaction per trial.
 
-A records file holds runs; a run holds its trials and what was planned and not run. Trials can be added and
+A records file holds runs; a run holds its plan, its trials and what could not be run. Trials can be added and
 read, never changed: triggers in the file itself abort every ``UPDATE``, ``DELETE`` and ``REPLACE``. A killed
-process loses at most the trials under way, and with several jobs those that wait for an earlier one to end. So it is
-with searches for counterexamples. A training run waits for no other.
+process loses at most the parts under way: trials, searches for counterexamples and training runs wait for no other.
+What is planned and has no result can be told, for the plan is recorded first.
 
 Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside settings come back as lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +21,8 @@ from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.runs.searches import SearchRecord
 from lmc_verify.runs.store import RecordStore
-from lmc_verify.runs.trials import NotRun, Run, Trial, repeated_case
+from lmc_verify.runs.trials import NotRun, PlanEntry, Run, RunState, Trial, repeated_case
+from lmc_verify.workers.heartbeat import is_alive, this_process
 
 __all__ = ["Records"]
 
@@ -40,16 +42,40 @@ class Records(RecordStore):
 
     # --- writing ---
 
-    def start_run(self, suite: str, title: str, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> int:
-        """Record that a run begins and return its number."""
+    def start_run(
+        self,
+        suite: str,
+        title: str,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        plan: Iterable[PlanEntry] = (),
+    ) -> int:
+        """Record that a run begins, with everything that it is going to do, and return its number."""
         values = (suite, title, encode(settings), encode(environment), _now())
+        planned = [(item.kind, item.race, item.key, encode(item.to_dict())) for item in plan]
         with self._transaction():
+            if planned:
+                self._migrate()
             cursor = self._connection.execute(
                 "INSERT INTO runs (suite, title, settings, environment, started) VALUES (?, ?, ?, ?, ?)",
                 values,
             )
-        assert cursor.lastrowid is not None
+            assert cursor.lastrowid is not None
+            self._connection.executemany(
+                "INSERT INTO planned (run_id, kind, race, key, document) VALUES (?, ?, ?, ?, ?)",
+                [(cursor.lastrowid, *item) for item in planned],
+            )
         return cursor.lastrowid
+
+    def beat(self, run_id: int) -> None:
+        """Record that this process is at work on a run, now."""
+        with self._transaction():
+            self._migrate()
+            self._connection.execute(
+                "INSERT INTO processes (run_id, host, pid, beat) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run_id) DO UPDATE SET host = excluded.host, pid = excluded.pid, beat = excluded.beat",
+                (run_id, *this_process(), _now()),
+            )
 
     def add(self, run_id: int, trial: Trial) -> None:
         """Append `trial` to a run, in one transaction.
@@ -153,23 +179,65 @@ class Records(RecordStore):
         )
         return _run(rows[0]) if rows else None
 
-    def trials(self, run_id: int) -> list[Trial]:
-        """Return the trials of a run in the order in which they were added."""
+    def state(self, run: Run) -> RunState:
+        """Return how a run stands. One that has not ended runs only if its process shows signs of life."""
+        if run.finished is not None:
+            return "interrupted" if run.status == "interrupted" else "failed" if run.status == "failed" else "finished"
+        rows = (
+            self._rows("SELECT host, pid, beat FROM processes WHERE run_id = ?", (run.id,))
+            if self._has("processes")
+            else []
+        )
+        return "running" if rows and is_alive(*rows[0]) else "killed"
+
+    def plan(self, run_id: int) -> list[PlanEntry]:
+        """Return what a run planned; nothing of a run that an older version made."""
         self.run(run_id)
-        return [
-            self._trial(text)
-            for (text,) in self._rows("SELECT document FROM trials WHERE run_id = ? ORDER BY id", (run_id,))
-        ]
+        if not self._has("planned"):
+            return []
+        rows = self._rows("SELECT document FROM planned WHERE run_id = ? ORDER BY id", (run_id,))
+        return [self._stored(PlanEntry.from_dict, "plan", text) for (text,) in rows]
+
+    def unfinished(self, run_id: int) -> list[PlanEntry]:
+        """Return what a run planned and has no result of, nor a reason why it could not be run, in the plan's order."""
+        plan = self.plan(run_id)
+        if not plan:
+            return []
+        has = {(kind, "", key) for kind, key in self._rows("SELECT kind, key FROM trials WHERE run_id = ?", (run_id,))}
+        has |= {("search", "", key) for (key,) in self._rows("SELECT key FROM searches WHERE run_id = ?", (run_id,))}
+        has |= {("training", *row) for row in self._rows("SELECT race, key FROM race_runs WHERE run_id = ?", (run_id,))}
+        left_out = {header.key for header, _ in self.races(run_id) if header.reason}
+        skipped = Counter((item.claim, encode(item.case.to_dict())) for item in self.planned_not_run(run_id))
+        missing = []
+        for item in plan:
+            if (item.kind, item.race, item.key) in has or item.race in left_out:
+                continue
+            case = (item.claim, "" if item.case is None else encode(item.case.to_dict()))
+            if skipped[case]:
+                skipped[case] -= 1
+            else:
+                missing.append(item)
+        return missing
+
+    def trials(self, run_id: int) -> list[Trial]:
+        """Return the trials of a run in the order of its plan; without one, in the order in which they were added."""
+        self.run(run_id)
+        return [self._trial(text) for text in self._in_plan("trials", run_id)]
 
     def searches(self, run_id: int) -> list[SearchRecord]:
-        """Return the searches for counterexamples of a run in the order in which they were added."""
+        """Return the searches for counterexamples of a run in the order of its plan, as `trials`."""
         self.run(run_id)
-        return [self._search(text) for text in self._search_documents("run_id = ? ORDER BY id", run_id)]
+        return [self._search(text) for text in self._in_plan("searches", run_id)] if self._has("searches") else []
 
-    def find_search(self, key: str) -> SearchRecord | None:
-        """Return the newest search with this key that did not crash, from any run; None if there is none."""
-        wanted = "key = ? AND outcome <> 'error' ORDER BY id DESC LIMIT 1"
-        found = self._search_documents(wanted, key)
+    def find_search(self, key: str, *, crashed: bool = False) -> SearchRecord | None:
+        """Return the newest search with this key that did not crash, from any run; None if there is none.
+
+        Args:
+            key: of the search.
+            crashed: whether, where there is no other, one that crashed is returned.
+        """
+        kept = "" if crashed else "AND outcome <> 'error' "
+        found = self._search_documents(f"key = ? {kept}ORDER BY outcome = 'error', id DESC LIMIT 1", key)
         return self._search(found[0]) if found else None
 
     def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
@@ -186,12 +254,20 @@ class Records(RecordStore):
             (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
         ]
 
-    def find_race_run(self, key: str) -> RaceRun | None:
-        """Return the newest run with this key that did not crash, of any race; None if there is none."""
+    def find_race_run(self, key: str, *, crashed: bool = False) -> RaceRun | None:
+        """Return the newest run with this key that did not crash, of any race; None if there is none.
+
+        Args:
+            key: of the training run.
+            crashed: whether, where there is no other, one that crashed is returned.
+        """
         if not self._has("race_runs"):
             return None
-        wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
-        rows = self._rows(wanted, (key,))
+        rows = self._rows(
+            "SELECT document FROM race_runs WHERE key = ? AND (? OR outcome <> 'failed') "
+            "ORDER BY outcome = 'failed', id DESC LIMIT 1",
+            (key, crashed),
+        )
         return self._stored(RaceRun.from_dict, "training run", rows[0][0]) if rows else None
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:
@@ -202,14 +278,23 @@ class Records(RecordStore):
             NotRun(claim, reason, self._stored(CaseDescription.from_dict, "case", text)) for claim, reason, text in rows
         ]
 
-    def find(self, key: str) -> Trial | None:
+    def find(self, key: str, *, crashed: bool = False) -> Trial | None:
         """Return the newest trial with this key that did not crash, from any run; None if there is none.
 
-        A trial that crashed says nothing about its claim, so a resumed run tries it again. An outcome of ``ERROR`` that
-        was expected, as of a control whose defect breaks the contract, is found as any other.
+        An outcome of ``ERROR`` that was expected, as of a control whose defect breaks the contract, is found as any
+        other.
+
+        Args:
+            key: of the trial.
+            crashed: whether, where there is no other, the newest that crashed is returned.
         """
-        rows = self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,))
-        return next((trial for (text,) in rows if not (trial := self._trial(text)).crashed), None)
+        found = None
+        for (text,) in self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,)):
+            trial = self._trial(text)
+            if not trial.crashed:
+                return trial
+            found = found or trial
+        return found if crashed else None
 
     def repetitions(self, claim: str) -> dict[str, tuple[Trial, ...]]:
         """Return the trials of a claim that measured an e-value, over all runs, by what they repeat.
@@ -228,6 +313,19 @@ class Records(RecordStore):
         return {key: tuple(group[number] for number in sorted(group)) for key, group in groups.items()}
 
     # --- internals ---
+
+    def _in_plan(self, table: str, run_id: int) -> list[str]:
+        """Return the documents of a run's trials or searches in the order of its plan: they are added as they end."""
+        if not self._has("planned"):
+            query = f"SELECT document FROM {table} WHERE run_id = ? ORDER BY id"
+        else:
+            kinds = {"trials": "('claim', 'control')", "searches": "('search')"}[table]
+            query = (
+                f"SELECT made.document FROM {table} AS made LEFT JOIN planned "
+                f"ON planned.run_id = made.run_id AND planned.key = made.key AND planned.kind IN {kinds} "
+                "WHERE made.run_id = ? ORDER BY planned.id IS NULL, planned.id, made.id"
+            )
+        return [text for (text,) in self._rows(query, (run_id,))]
 
     def _search_documents(self, condition: str, value: int | str) -> list[str]:
         if not self._has("searches"):

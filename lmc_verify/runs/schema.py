@@ -1,7 +1,8 @@
 """The format of a records file: its tables, which the file itself keeps append-only, and how it is told from others.
 
-Version 2 of the tables added that of searches for counterexamples, version 3 those of races. An older file is read as
-it is, and gets the tables that it lacks when the first entry that needs one is recorded.
+Version 2 of the tables added that of searches for counterexamples, version 3 those of races, version 4 those of the
+plan and of the process that makes the run. An older file is read as it is, and gets the tables that it lacks when the
+first entry that needs one is recorded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from lmc_verify.errors import RecordsError
+from lmc_verify.errors import DamageError, RecordsError
 
 __all__ = [
     "ADDED",
@@ -24,7 +25,7 @@ __all__ = [
 
 APPLICATION_ID = 0x4C4D4356
 """Marks a SQLite file as records of this package ("LMCV")."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the tables, kept in the file's ``user_version``."""
 
 _MAGIC = b"SQLite format 3\x00"
@@ -86,7 +87,25 @@ _RACES = (
     *_append_only("races", "run_id", "key"),
     *_append_only("race_runs", "run_id", "race", "key"),
 )
-ADDED = {2: _SEARCHES, 3: _RACES}
+_PLAN = (
+    """CREATE TABLE planned (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        run_id INTEGER NOT NULL REFERENCES runs (id),
+        kind TEXT NOT NULL CHECK (kind IN ('claim', 'control', 'search', 'training')),
+        race TEXT NOT NULL,
+        key TEXT NOT NULL,
+        document TEXT NOT NULL,
+        UNIQUE (run_id, kind, race, key)
+    )""",
+    *_append_only("planned", "run_id", "kind", "race", "key"),
+    """CREATE TABLE processes (
+        run_id INTEGER PRIMARY KEY REFERENCES runs (id),
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        beat TEXT NOT NULL
+    )""",
+)
+ADDED = {2: _SEARCHES, 3: _RACES, 4: _PLAN}
 """What each version added to the one before."""
 SCHEMA = (
     """CREATE TABLE runs (
@@ -122,6 +141,7 @@ SCHEMA = (
     *_append_only("not_run"),
     *_SEARCHES,
     *_RACES,
+    *_PLAN,
     """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
         BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
     """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
@@ -131,7 +151,7 @@ SCHEMA = (
 
 def tables_of(version: int) -> set[str]:
     """Return the tables that a file of a version has."""
-    added = {2: {"searches"}, 3: {"races", "race_runs"}}
+    added = {2: {"searches"}, 3: {"races", "race_runs"}, 4: {"planned", "processes"}}
     return {"runs", "trials", "not_run"}.union(*(tables for since, tables in added.items() if since <= version))
 
 
@@ -173,9 +193,9 @@ def refuse_identity(path: Path, application: int, version: int) -> None:
         raise damaged(path, f"schema version {version}")
 
 
-def damaged(path: Path, found: str) -> RecordsError:
+def damaged(path: Path, found: str) -> DamageError:
     """Return the error for a file whose content cannot be read."""
-    return RecordsError(
+    return DamageError(
         f"the records {path} are damaged: {found}; the file was left as it was: "
         "move it away and run again, or restore it from a copy"
     )

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +21,12 @@ import torch
 from lmc_verify.cases import CaseDescription, CaseSettings, build_estimator, command_line
 from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.workers.worker import describe_error
 
 if TYPE_CHECKING:  # the search imports Hypothesis and matplotlib, which runs without one need not wait for
     from lmc_verify.counterexamples import Counterexample, SearchSpace
 
-__all__ = ["FOLDER", "Expected", "FoundExample", "PlannedSearch", "SearchRecord", "run_search"]
+__all__ = ["FOLDER", "Expected", "FoundExample", "PlannedSearch", "SearchRecord", "crashed_search", "run_search"]
 
 FOLDER = "counterexamples"
 """Name of the folder of counterexamples in a run's output folder."""
@@ -256,7 +256,7 @@ def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
     from lmc_verify.counterexamples import find_counterexample
 
     start = time.perf_counter()
-    found, cases, crashed = None, 0, False
+    found = None
     try:
         search = find_counterexample(
             planned.claim,
@@ -266,15 +266,29 @@ def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
             examples=planned.examples,
             seed=planned.settings.seed,
         )
-        summary, cases = search.summary, search.cases
         if search.counterexample is not None:
             found = _keep(search.counterexample, folder, planned.name)
     except LmcVerifyError:
         raise
     except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        summary = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
-        crashed = True
+        return crashed_search(planned, describe_error(error), time.perf_counter() - start)
+    return _record(planned, search.summary, time.perf_counter() - start, cases=search.cases, found=found)
+
+
+def crashed_search(planned: PlannedSearch, words: str, seconds: float) -> SearchRecord:
+    """Return the record of a search that came to another end, with what happened in words."""
+    return _record(planned, words, seconds, crashed=True)
+
+
+def _record(
+    planned: PlannedSearch,
+    summary: str,
+    seconds: float,
+    *,
+    cases: int = 0,
+    found: FoundExample | None = None,
+    crashed: bool = False,
+) -> SearchRecord:
     return SearchRecord(
         key=planned.key,
         claim=planned.claim,
@@ -283,7 +297,7 @@ def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
         summary=summary,
         cases=cases,
         command=planned.command,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         found=found,
         crashed=crashed,
     )

@@ -103,6 +103,8 @@ class Check(BaseModel):
     expect: OutcomeName | dict[str, OutcomeName]
     optional: bool = False
     """Whether the data set may be absent; its trials are then reported as not run, with the reason."""
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds that each of its trials may take; what takes longer is ended, and an error."""
 
 
 class AuditTable(BaseModel):
@@ -415,7 +417,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         }
         settings = validated(CaseSettings, values)
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
-        yield Planned("claim", claim, settings, Outcome(expected), check.optional)
+        yield Planned("claim", claim, settings, Outcome(expected), check.optional, timeout=check.timeout)
 
 
 def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[PlannedSearch]:

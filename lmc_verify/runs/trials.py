@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Outcome, Verdict
@@ -13,9 +13,12 @@ from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["NotRun", "Run", "Trial", "repeated_case"]
+__all__ = ["NotRun", "PlanEntry", "Run", "RunState", "Trial", "repeated_case"]
 
 _KINDS = ("claim", "control")
+
+RunState = Literal["finished", "running", "interrupted", "failed", "killed"]
+"""How a run stands: at its end; still under way; ended by its user; by an error; or its process is gone."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,40 @@ class NotRun:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {"claim": self.claim, "reason": self.reason, "case": self.case.to_dict()}
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One part of a run's plan, which is recorded before anything runs.
+
+    Attributes:
+        kind: ``"claim"`` (audits, too), ``"control"``, ``"search"`` or ``"training"``.
+        key: identity of its result; with `race`, unique in a run and kind.
+        label: one line that names it.
+        command: the command that makes it by itself.
+        claim: id of its claim; empty for training.
+        race: identity of its race; empty but for training.
+        case: the case of a claim or a control.
+    """
+
+    kind: Literal["claim", "control", "search", "training"]
+    key: str
+    label: str
+    command: str
+    claim: str = ""
+    race: str = ""
+    case: CaseDescription | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        values = {name: getattr(self, name) for name in ("kind", "key", "label", "command", "claim", "race")}
+        return {**values, "case": None if self.case is None else self.case.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PlanEntry:
+        """Rebuild an entry from `to_dict`."""
+        case = values["case"]
+        return cls(**{**values, "case": None if case is None else CaseDescription.from_dict(case)})
 
 
 def repeated_case(verdict: Verdict) -> str:

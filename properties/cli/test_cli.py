@@ -815,7 +815,7 @@ def test_records_damaged_after_the_run_are_named(tiny: Path, lmc: Command, tmp_p
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     result = lmc("report", "out")
-    assert result.code == 2
+    assert result.code == 5
     assert "damaged" in result.err
     assert len(file.read_bytes()) == len(whole) // 2
 

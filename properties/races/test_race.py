@@ -244,8 +244,8 @@ def test_diverged_runs_are_recorded() -> None:
 def test_processes_make_the_same_race_in_whatever_order_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small(seeds=[0, 1])
     one = run_race(settings)
-    straight = processes.make_runs
-    monkeypatch.setattr(processes, "make_runs", lambda *given, **more: reversed(list(straight(*given, **more))))
+    straight = processes._make_runs
+    monkeypatch.setattr(processes, "_make_runs", lambda *given: reversed(list(straight(*given))))
     two = run_race(settings, jobs=2)
     timeless = [
         [(item.label, item.seed, item.position, item.trace and item.trace.without_times()) for item in record.entries]

@@ -418,8 +418,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, crash: str = "") -> list[tuple[str,
 def test_no_run_waits_for_another_to_be_recorded(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they end, and in the race's order when they are read."""
     counted(monkeypatch)
-    straight = racing.make_runs
-    monkeypatch.setattr(execution, "make_runs", lambda *plan, **how: reversed(list(straight(*plan, **how))))
+    straight = execution._here
+    monkeypatch.setattr(execution, "_here", lambda *given: reversed(list(straight(*given))))
     heard: list[str] = []
     suite = suite_of(TINY)
     result = run_suite(suite, records, Workspace(), listen=lambda planned, found, reason: heard.append(planned.label))
@@ -459,7 +459,7 @@ def test_a_resumed_run_makes_only_what_is_missing(records: Records, monkeypatch:
     assert (first.exit_code, len(made)) == (5, 4)
     made.clear()
     again = counted(monkeypatch)
-    second = run_suite(suite_of(TINY.replace("seeds = 2", "seeds = 3")), records, Workspace(), resume=True)
+    second = run_suite(suite_of(TINY.replace("seeds = 2", "seeds = 3")), records, Workspace(), retry=True)
     assert sorted(again) == [("full-batch", 2), ("lmc", 0), ("lmc", 1), ("lmc", 2)]
     assert (second.exit_code, second.reused, len(second.race_runs)) == (0, 2, 6)
     again.clear()

@@ -410,13 +410,16 @@ with records._transaction():
 # --- files of an older version ---
 
 
+WITHOUT_RACES = "DROP TABLE races; DROP TABLE race_runs; DROP TABLE planned; DROP TABLE processes;"
+
+
 def version_1(path: Path) -> int:
     """Make a file as version 1 made it: with a trial, and without the tables of searches and races."""
     with Records.create_or_open(path) as records:
         run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
         records.add(run, a_trial())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 1;")
+    connection.executescript(f"DROP TABLE searches; {WITHOUT_RACES} PRAGMA user_version = 1;")
     connection.close()
     return run
 
@@ -428,7 +431,7 @@ def version_2(path: Path) -> int:
         records.add(run, a_trial())
         records.add_search(run, a_search())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 2;")
+    connection.executescript(f"{WITHOUT_RACES} PRAGMA user_version = 2;")
     connection.close()
     return run
 

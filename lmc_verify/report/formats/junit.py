@@ -11,7 +11,7 @@ from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.report.model.races import RaceSection
 from lmc_verify.report.model.report import Report
 from lmc_verify.report.model.searches import SearchCase
-from lmc_verify.runs import NotRun
+from lmc_verify.runs import NotRun, PlanEntry
 
 __all__ = ["render_junit"]
 
@@ -21,7 +21,8 @@ def render_junit(report: Report) -> str:
 
     A trial that is not as expected is a failure, a crashed one an error, a case that was not run is skipped. The
     controls are a suite of their own, and so are the searches for counterexamples and every race. A training run that
-    crashed is an error; one that diverged or never reached its target is a result.
+    crashed is an error; one that diverged or never reached its target is a result. What was planned and has no result,
+    as the run was killed or interrupted, is an error, in a suite of its own.
     """
     root = ElementTree.Element("testsuites", name=_clean(report.run.suite))
     for section in report.sections:
@@ -43,6 +44,10 @@ def render_junit(report: Report) -> str:
                 suite, "testcase", classname=_clean(race.title), name=_clean(race.dataset), time="0.000"
             )
             ElementTree.SubElement(element, "skipped", message=_clean(race.header.reason))
+    if report.unfinished:
+        suite = _suite(root, "without a result", (), report)
+        for entry in report.unfinished:
+            _unfinished(suite, entry, report.why_unfinished)
     for element in (*root, root):
         cases = list(element.iter("testcase"))
         element.set("tests", str(len(cases)))
@@ -152,6 +157,16 @@ def _skipped(suite: ElementTree.Element, item: NotRun) -> None:
         suite, "testcase", classname=_clean(item.claim), name=_clean(label or "planned check"), time="0.000"
     )
     ElementTree.SubElement(element, "skipped", message=_clean(item.reason))
+
+
+def _unfinished(suite: ElementTree.Element, entry: PlanEntry, why: str) -> None:
+    words = [] if entry.case is None else [" · ".join(words for _, words in settings_in_words(entry.case))]
+    name = " · ".join([entry.label, *filter(None, words)])
+    element = ElementTree.SubElement(
+        suite, "testcase", classname=_clean(entry.claim or entry.kind), name=_clean(name), time="0.000"
+    )
+    problem = ElementTree.SubElement(element, "error", type="unfinished", message=_clean(why))
+    problem.text = _clean(f"run it: {entry.command}")
 
 
 def _clean(value: str) -> str:

@@ -20,11 +20,20 @@ from lmc_verify.report.model.error_account import ErrorAccount
 from lmc_verify.report.model.labels import common_settings, distinguishing_labels
 from lmc_verify.report.model.races import RaceGroup, RaceSection, race_groups, race_sections
 from lmc_verify.report.model.searches import SearchCase, search_cases
-from lmc_verify.runs import NotRun, Records, Run, Trial, repeated_case
+from lmc_verify.runs import NotRun, PlanEntry, Records, Run, RunState, Trial, exit_code, repeated_case
 
-__all__ = ["Cell", "CensusRow", "Matrix", "Report", "build_report"]
+__all__ = ["STATE_WORDS", "Cell", "CensusRow", "Matrix", "Report", "build_report"]
 
 Level = Literal["passed", "incomplete", "failed"]
+STATE_WORDS: Mapping[RunState, str] = {
+    "finished": "results are missing",
+    "running": "it is still under way",
+    "interrupted": "it was interrupted",
+    "failed": "it ended with an error",
+    "killed": "its process is gone",
+}
+"""Why a part of a run's plan has no result."""
+
 NO_DATASET = "no data set"
 NO_ESTIMATOR = "no estimator"
 
@@ -78,6 +87,8 @@ class Report:
         folder: the folder of the records, in which the files of counterexamples lie.
         benchmarks: what asv recorded, if it was asked for.
         races: the races, in the order in which they were planned.
+        state: how the run stands.
+        unfinished: what was planned and has no result, nor a reason why it could not be run.
     """
 
     run: Run
@@ -87,6 +98,8 @@ class Report:
     folder: Path = Path()
     benchmarks: BenchmarkSection | None = None
     races: tuple[RaceSection, ...] = ()
+    state: RunState = "finished"
+    unfinished: tuple[PlanEntry, ...] = ()
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -168,8 +181,27 @@ class Report:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end: neither killed nor interrupted."""
-        return self.run.finished is not None and self.run.status != "interrupted"
+        """Whether the run reached its end, with a result, or a reason why not, of everything that was planned."""
+        return self.state == "finished" and not self.unfinished
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the run that is reported on, see `RunResult`; 130 if interrupted, 5 if it did not finish."""
+        if self.state == "interrupted":
+            return 130
+        return exit_code(
+            [case.trial for case in (*self.cases, *self.controls)],
+            [search.record for search in self.counterexamples],
+            self.race_runs,
+            overspent=self.errors.overspent,
+            strict=bool(self.run.settings.get("strict")),
+            finished=self.finished,
+        )
+
+    @property
+    def why_unfinished(self) -> str:
+        """Why parts have no result, in a sentence that each of them is given."""
+        return f"planned, and without a result: the run did not get there, {STATE_WORDS[self.state]}"
 
     @property
     def level(self) -> Level:
@@ -200,13 +232,7 @@ class Report:
         if self.checked and self.finished and not self.not_run and not self.races_not_run:
             parts.append("nothing skipped")
         if not self.finished:
-            planned = self.run.settings.get("planned")
-            done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
-            done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
-            what = "parts" if self.races or self.counterexamples else "planned checks"
-            parts.append(
-                f"the run did not finish ({done} of {planned} {what})" if planned else "the run did not finish"
-            )
+            parts.append(self._unfinished_words())
         sentence = "; ".join(parts)
         return sentence[0].upper() + sentence[1:] + "."
 
@@ -222,6 +248,16 @@ class Report:
         else:
             return f"{text.count(free, 'verdict')}, none with an expectation"
         return f"{words}, {free} without an expectation" if free else words
+
+    def _unfinished_words(self) -> str:
+        """Say how far the run came, and why no further."""
+        planned = self.run.settings.get("planned")
+        done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
+        done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
+        what = "parts" if self.races or self.counterexamples else "planned checks"
+        how_far = f" ({done} of {planned} {what})" if planned else ""
+        yet = "has not finished yet" if self.state == "running" else "did not finish"
+        return f"the run {yet}{how_far}: {STATE_WORDS[self.state]}"
 
     def _search_words(self) -> str:
         total, wrong = len(self.counterexamples), len(self.unexpected_searches)
@@ -339,6 +375,8 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         search_cases(records.searches(run_id)),
         records.path.parent,
         races=race_sections(records.races(run_id)),
+        state=records.state(run),
+        unfinished=tuple(records.unfinished(run_id)),
     )
 
 
