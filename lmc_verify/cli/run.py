@@ -1,4 +1,4 @@
-"""Commands around a suite: ``run``, ``report`` and ``table``."""
+"""Commands around a suite: ``run``, ``report`` and ``table``, and ``records check`` and ``records repair``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,15 @@ from lmc_verify.runs import (
     Records,
     RunResult,
     Suite,
+    check_records,
     load_suite,
+    repair_records,
     run_suite,
 )
 
-__all__ = ["report", "run", "run_and_report", "table"]
+__all__ = ["records", "report", "run", "run_and_report", "table"]
+
+records = typer.Typer(help="Look for damage in records, and save what is intact.", no_args_is_help=True)
 
 
 def _claim_texts() -> dict[str, ClaimText]:
@@ -178,13 +182,17 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
 
 def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
     """Return the report of the latest run in a folder or records file, and that file."""
-    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    file = _records_file(folder)
     with Records.open(file) as records:
         latest = records.latest_run(suite)
         if latest is None:
             which = f"of suite {suite!r} " if suite else ""
             raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
         return build_report(records, latest.id, _claim_texts()), file
+
+
+def _records_file(folder: Path) -> Path:
+    return folder / RECORDS_FILE if folder.is_dir() else folder
 
 
 def table(
@@ -215,3 +223,50 @@ def report(
     typer.echo(built.headline)
     for key, path in paths.items():
         typer.echo(f"{key}: {path}")
+
+
+@records.command("check")
+def check_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every entry of a records file with its hash. Exit with 2 if one is damaged or missing."""
+    found = check_records(_records_file(folder))
+    code = 2 if found.problem or found.num_lost else 0
+    if as_json:
+        print_json({**found.to_dict(), "exit_code": code})
+        raise typer.Exit(code)
+    entries = sum(map(len, found.intact.values()))
+    if not found.hashed and not code:
+        typer.echo(
+            f"{found.path}: every entry can be read. The file is of an older version and has no hashes: "
+            "damage that leaves an entry readable cannot be seen. It gets hashes with the next entry."
+        )
+        raise typer.Exit(code)
+    typer.echo(f"{found.path}: {entries} entries are intact, {found.num_lost} are damaged or missing")
+    for kind, numbers in found.lost.items():
+        typer.echo(f"  {kind}: {_some(numbers)}")
+    if found.problem:
+        typer.echo(found.problem)
+    raise typer.Exit(code)
+
+
+@records.command("repair")
+def repair_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The new file (default: NAME-repaired.sqlite).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
+    found, file, entries = repair_records(_records_file(folder), out)
+    if as_json:
+        print_json({**found.to_dict(), "file": str(file), "saved": entries})
+        return
+    typer.echo(f"{file}: {entries} entries saved, {found.num_lost} damaged or missing")
+    for kind, numbers in found.lost.items():
+        typer.echo(f"  {kind}: {_some(numbers)}")
+
+
+def _some(numbers: list[int], shown: int = 10) -> str:
+    more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
+    return ", ".join(map(str, numbers[:shown])) + more

@@ -1,6 +1,7 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
+from lmc_verify.runs.damage import Found, check_records, repair_records
 from lmc_verify.runs.execution import RunResult, run_suite
 from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener
 from lmc_verify.runs.planned import Planned, run_planned
@@ -15,6 +16,7 @@ __all__ = [
     "AnyPlanned",
     "AnyResult",
     "AuditSettings",
+    "Found",
     "FoundExample",
     "Listener",
     "NotRun",
@@ -27,10 +29,12 @@ __all__ = [
     "SearchRecord",
     "Suite",
     "Trial",
+    "check_records",
     "find_trial",
     "load_suite",
     "make_audit",
     "planned_again",
+    "repair_records",
     "repeated_case",
     "replay_counterexample",
     "replay_trial",

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.encoding import decode, encode
+from lmc_verify.encoding import encode
 from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.runs.searches import SearchRecord
@@ -42,14 +42,9 @@ class Records(RecordStore):
 
     def start_run(self, suite: str, title: str, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> int:
         """Record that a run begins and return its number."""
-        values = (suite, title, encode(settings), encode(environment), _now())
+        values = {"settings": encode(settings), "environment": encode(environment), "started": _now()}
         with self._transaction():
-            cursor = self._connection.execute(
-                "INSERT INTO runs (suite, title, settings, environment, started) VALUES (?, ?, ?, ?, ?)",
-                values,
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+            return self._insert("runs", suite=suite, title=title, **values)
 
     def add(self, run_id: int, trial: Trial) -> None:
         """Append `trial` to a run, in one transaction.
@@ -58,15 +53,10 @@ class Records(RecordStore):
             RecordsError: the run is unknown or finished, or already holds a trial with this key.
         """
         verdict = trial.verdict
-        values = (run_id, trial.key, trial.kind, verdict.claim, verdict.outcome.value)
-        document = encode(trial.to_dict())
+        columns = {"claim": verdict.claim, "outcome": verdict.outcome.value, "document": encode(trial.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute(
-                "INSERT INTO trials (run_id, key, kind, claim, outcome, document, recorded) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*values, document, _now()),
-            )
+            self._insert("trials", run_id=run_id, key=trial.key, kind=trial.kind, **columns, recorded=_now())
 
     def add_search(self, run_id: int, search: SearchRecord) -> None:
         """Append a search for a counterexample to a run, in one transaction.
@@ -74,14 +64,10 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run is unknown or finished, or already holds a search with this key.
         """
-        values = (run_id, search.key, search.claim, search.outcome, encode(search.to_dict()), _now())
+        columns = {"claim": search.claim, "outcome": search.outcome, "document": encode(search.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO searches (run_id, key, claim, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._insert("searches", run_id=run_id, key=search.key, **columns, recorded=_now())
 
     def add_race(self, run_id: int, race: RaceHeader) -> None:
         """Append what is known of a race before its first run, in one transaction.
@@ -89,13 +75,10 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run is unknown or finished, or already holds this race.
         """
-        values = (run_id, race.key, race.settings.title, encode(race.to_dict()), _now())
+        columns = {"title": race.settings.title, "document": encode(race.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO races (run_id, key, title, document, recorded) VALUES (?, ?, ?, ?, ?)", values
-            )
+            self._insert("races", run_id=run_id, key=race.key, **columns, recorded=_now())
 
     def add_race_run(self, run_id: int, item: RaceRun) -> None:
         """Append one training run, in one transaction.
@@ -103,36 +86,46 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run of the suite is unknown or finished, or already holds this run of the race.
         """
-        values = (run_id, item.race, item.key, item.outcome, encode(item.to_dict()), _now())
+        columns = {"outcome": item.outcome, "document": encode(item.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO race_runs (run_id, race, key, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._insert("race_runs", run_id=run_id, race=item.race, key=item.key, **columns, recorded=_now())
 
     def not_run(self, run_id: int, claim: str, case: CaseDescription, reason: str) -> None:
         """Record a case that was planned and not run, with the reason (such as a data set that is absent)."""
         document = encode(case.to_dict())
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute(
-                "INSERT INTO not_run (run_id, claim, planned_case, reason) VALUES (?, ?, ?, ?)",
-                (run_id, claim, document, reason),
-            )
+            self._insert("not_run", run_id=run_id, claim=claim, planned_case=document, reason=reason)
 
     def finish_run(self, run_id: int, status: str) -> None:
         """Close a run with a status such as ``"finished"`` or ``"interrupted"``; it takes no more entries."""
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute("UPDATE runs SET status = ?, finished = ? WHERE id = ?", (status, _now(), run_id))
+            self._migrate()
+            self._end(run_id, _now(), status)
+
+    def restore(self, entries: Mapping[str, Mapping[int, Mapping[str, Any]]], *, partial: bool) -> None:
+        """Add entries of another file under their numbers, see `lmc_verify.runs.damage.repair_records`.
+
+        Args:
+            entries: columns by kind and number, as in `lmc_verify.runs.schema.COLUMNS`.
+            partial: whether something is lost: runs that have ended then end as ``"interrupted"``.
+        """
+        with self._transaction():
+            for kind, found in entries.items():
+                if kind == "ends":
+                    continue
+                for number, entry in sorted(found.items()):
+                    self._insert(kind, id=number, **entry)
+            for number, end in sorted(entries["ends"].items()):
+                self._end(number, end["finished"], "interrupted" if partial else end["status"])
 
     # --- reading ---
 
     def runs(self) -> list[Run]:
         """Return every run, oldest first."""
-        return [_run(row) for row in self._rows(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY id")]
+        return self._runs("1 ORDER BY id")
 
     def run(self, run_id: int) -> Run:
         """Return one run.
@@ -140,48 +133,43 @@ class Records(RecordStore):
         Raises:
             RecordsError: the file has no such run.
         """
-        rows = self._rows(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ?", (run_id,))
-        if not rows:
+        found = self._runs("id = ?", (run_id,))
+        if not found:
             raise self._unknown_run(run_id)
-        return _run(rows[0])
+        return found[0]
 
     def latest_run(self, suite: str | None = None) -> Run | None:
         """Return the newest run (of `suite`, if given), or None if there is none."""
-        rows = self._rows(
-            f"SELECT {_RUN_COLUMNS} FROM runs WHERE ?1 IS NULL OR suite = ?1 ORDER BY id DESC LIMIT 1",
-            (suite,),
-        )
-        return _run(rows[0]) if rows else None
+        found = self._runs("?1 IS NULL OR suite = ?1 ORDER BY id DESC LIMIT 1", (suite,))
+        return found[0] if found else None
 
     def trials(self, run_id: int) -> list[Trial]:
         """Return the trials of a run in the order in which they were added."""
         self.run(run_id)
-        return [
-            self._trial(text)
-            for (text,) in self._rows("SELECT document FROM trials WHERE run_id = ? ORDER BY id", (run_id,))
-        ]
+        return [self._trial(entry) for _, entry in self._entries("trials", "run_id = ? ORDER BY id", (run_id,))]
 
     def searches(self, run_id: int) -> list[SearchRecord]:
         """Return the searches for counterexamples of a run in the order in which they were added."""
         self.run(run_id)
-        return [self._search(text) for text in self._search_documents("run_id = ? ORDER BY id", run_id)]
+        return self._searches("run_id = ? ORDER BY id", run_id)
 
     def find_search(self, key: str) -> SearchRecord | None:
         """Return the newest search with this key that did not crash, from any run; None if there is none."""
-        wanted = "key = ? AND outcome <> 'error' ORDER BY id DESC LIMIT 1"
-        found = self._search_documents(wanted, key)
-        return self._search(found[0]) if found else None
+        found = self._searches("key = ? AND outcome <> 'error' ORDER BY id DESC LIMIT 1", key)
+        return found[0] if found else None
 
     def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
         """Return the races of a run, in the order in which they were added, each with its runs in the race's order."""
         self.run(run_id)
         if not self._has("races"):
             return []
-        headers = self._rows("SELECT document FROM races WHERE run_id = ? ORDER BY id", (run_id,))
+        which = "run_id = ? ORDER BY id", (run_id,)
         runs: dict[str, list[RaceRun]] = {}
-        for race, text in self._rows("SELECT race, document FROM race_runs WHERE run_id = ? ORDER BY id", (run_id,)):
-            runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "training run", text))
-        known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
+        for _, entry in self._entries("race_runs", *which):
+            runs.setdefault(entry["race"], []).append(self._race_run(entry))
+        known = [
+            self._stored(RaceHeader.from_dict, "race", entry["document"]) for _, entry in self._entries("races", *which)
+        ]
         return [
             (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
         ]
@@ -190,16 +178,19 @@ class Records(RecordStore):
         """Return the newest run with this key that did not crash, of any race; None if there is none."""
         if not self._has("race_runs"):
             return None
-        wanted = "SELECT document FROM race_runs WHERE key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
-        rows = self._rows(wanted, (key,))
-        return self._stored(RaceRun.from_dict, "training run", rows[0][0]) if rows else None
+        wanted = "key = ? AND outcome <> 'failed' ORDER BY id DESC LIMIT 1"
+        return next((self._race_run(entry) for _, entry in self._entries("race_runs", wanted, (key,))), None)
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:
         """Return what a run planned and did not run, in the order in which it was recorded."""
         self.run(run_id)
-        rows = self._rows("SELECT claim, reason, planned_case FROM not_run WHERE run_id = ? ORDER BY id", (run_id,))
         return [
-            NotRun(claim, reason, self._stored(CaseDescription.from_dict, "case", text)) for claim, reason, text in rows
+            NotRun(
+                entry["claim"],
+                entry["reason"],
+                self._stored(CaseDescription.from_dict, "case", entry["planned_case"]),
+            )
+            for _, entry in self._entries("not_run", "run_id = ? ORDER BY id", (run_id,))
         ]
 
     def find(self, key: str) -> Trial | None:
@@ -208,8 +199,8 @@ class Records(RecordStore):
         A trial that crashed says nothing about its claim, so a resumed run tries it again. An outcome of ``ERROR`` that
         was expected, as of a control whose defect breaks the contract, is found as any other.
         """
-        rows = self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,))
-        return next((trial for (text,) in rows if not (trial := self._trial(text)).crashed), None)
+        entries = self._entries("trials", "key = ? ORDER BY id DESC", (key,))
+        return next((trial for _, entry in entries if not (trial := self._trial(entry)).crashed), None)
 
     def repetitions(self, claim: str) -> dict[str, tuple[Trial, ...]]:
         """Return the trials of a claim that measured an e-value, over all runs, by what they repeat.
@@ -218,10 +209,10 @@ class Records(RecordStore):
         ascending order, so their log e-values add. Where a replicate was recorded more than once, as in a resumed run,
         the oldest trial counts: a choice that does not look at the evidence.
         """
-        rows = self._rows("SELECT document FROM trials WHERE kind = 'claim' AND claim = ? ORDER BY id", (claim,))
+        entries = self._entries("trials", "kind = 'claim' AND claim = ? ORDER BY id", (claim,))
         groups: dict[str, dict[int, Trial]] = {}
-        for (text,) in rows:
-            trial = self._trial(text)
+        for _, entry in entries:
+            trial = self._trial(entry)
             if trial.verdict.log_e_value is not None:
                 group = groups.setdefault(repeated_case(trial.verdict), {})
                 group.setdefault(trial.verdict.case.replicate, trial)
@@ -229,16 +220,30 @@ class Records(RecordStore):
 
     # --- internals ---
 
-    def _search_documents(self, condition: str, value: int | str) -> list[str]:
+    def _end(self, run_id: int, finished: str, status: str) -> None:
+        end = {"finished": finished, "status": status}
+        self._connection.execute("UPDATE runs SET finished = ?, status = ? WHERE id = ?", (*end.values(), run_id))
+        self._keep_hash("ends", run_id, end)
+
+    def _runs(self, condition: str, values: tuple[Any, ...] = ()) -> list[Run]:
+        found = []
+        for number, entry in self._entries("runs", condition, values):
+            parts = {name: self._decode(entry.pop(name)) for name in ("settings", "environment")}
+            ((_, end),) = self._entries("ends", "id = ?", (number,))
+            found.append(Run(number, **entry, **parts, **end))
+        return found
+
+    def _searches(self, condition: str, value: int | str) -> list[SearchRecord]:
         if not self._has("searches"):
             return []
-        return [text for (text,) in self._rows(f"SELECT document FROM searches WHERE {condition}", (value,))]
+        entries = self._entries("searches", condition, (value,))
+        return [self._stored(SearchRecord.from_dict, "search", entry["document"]) for _, entry in entries]
 
-    def _trial(self, text: str) -> Trial:
-        return self._stored(Trial.from_dict, "trial", text)
+    def _trial(self, entry: Mapping[str, Any]) -> Trial:
+        return self._stored(Trial.from_dict, "trial", entry["document"])
 
-    def _search(self, text: str) -> SearchRecord:
-        return self._stored(SearchRecord.from_dict, "search", text)
+    def _race_run(self, entry: Mapping[str, Any]) -> RaceRun:
+        return self._stored(RaceRun.from_dict, "training run", entry["document"])
 
     def _require_running(self, run_id: int) -> None:
         run = self.run(run_id)
@@ -252,14 +257,6 @@ class Records(RecordStore):
         known = [row[0] for row in self._rows("SELECT id FROM runs ORDER BY id")]
         text = f"it has runs {known[0]} to {known[-1]}" if known else "it has no run yet"
         return RecordsError(f"no run {run_id} in {self.path}: {text}; start a run, or choose one of these")
-
-
-_RUN_COLUMNS = "id, suite, title, settings, environment, started, finished, status"
-
-
-def _run(row: tuple[Any, ...]) -> Run:
-    number, suite, title, settings, environment, started, finished, status = row
-    return Run(number, suite, title, decode(settings), decode(environment), started, finished, status)
 
 
 def _now() -> str:

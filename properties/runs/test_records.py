@@ -416,7 +416,9 @@ def version_1(path: Path) -> int:
         run = records.start_run("s", "t", {"alpha_total": 1e-6}, {})
         records.add(run, a_trial())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 1;")
+    connection.executescript(
+        "DROP TABLE searches; DROP TABLE races; DROP TABLE race_runs; DROP TABLE hashes; PRAGMA user_version = 1;"
+    )
     connection.close()
     return run
 
@@ -428,7 +430,7 @@ def version_2(path: Path) -> int:
         records.add(run, a_trial())
         records.add_search(run, a_search())
     connection = sqlite3.connect(path)
-    connection.executescript("DROP TABLE races; DROP TABLE race_runs; PRAGMA user_version = 2;")
+    connection.executescript("DROP TABLE races; DROP TABLE race_runs; DROP TABLE hashes; PRAGMA user_version = 2;")
     connection.close()
     return run
 
@@ -500,14 +502,13 @@ def test_a_file_of_version_1_is_read_as_it_is(path: Path) -> None:
 
 def test_a_file_of_version_1_gets_the_new_table_with_its_first_search(path: Path) -> None:
     run = version_1(path)
-    with Records.create_or_open(path) as records:
-        records.add(run, a_trial("another"))
-        with pytest.raises(RecordsError, match="no run 9"):
-            records.add_search(9, a_search())
+    with Records.create_or_open(path) as records, pytest.raises(RecordsError, match="no run 9"):
+        records.add_search(9, a_search())
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     connection.close()
     with Records.open(path) as records:
+        records.add(run, a_trial("another"))
         records.add_search(run, a_search())
         records.add_search(run, a_search("second"))
         assert records.searches(run) == [a_search(), a_search("second")]
