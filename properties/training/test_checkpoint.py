@@ -336,7 +336,7 @@ def test_a_checkpoint_with_a_part_of_another_type_is_refused(tmp_path: Path, cha
     tensors, document = read_checkpoint(file)
     write_checkpoint(file, tensors, document | changes)
     with pytest.raises(
-        InvalidInputError, match="is damaged: a part is missing or of another type|not the trace of a training"
+        InvalidInputError, match=r"is damaged: a part is missing or of another type|not the trace of a training"
     ):
         made(optimiser="adam").restore(file)
 
