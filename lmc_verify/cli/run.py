@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,9 @@ from lmc_verify.runs import (
 
 __all__ = ["records", "report", "run", "run_and_report", "table"]
 
+_SHOWN = 1000
+"""How many parts of a suite a dry run lists."""
+
 records = typer.Typer(help="Look for damage in records, and save what is intact.", no_args_is_help=True)
 
 
@@ -74,12 +78,19 @@ def run(
     ] = None,
     guarantee: GuaranteeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would be run, also of a suite that plans too much; run nothing."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
     chosen = load_suite(suite)
     if guarantee is not None:
         chosen = chosen.with_guarantee(guarantee)
+    if dry_run:
+        _print_plan(chosen, preset, as_json=as_json)
+        raise typer.Exit(0)
     folder = out or Path("reports") / "out" / chosen.name
     workspace = Workspace(data_root, download)
     result, report, paths = run_and_report(
@@ -100,6 +111,20 @@ def run(
             console.print(f"counterexample: {folder / found.document}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def _print_plan(suite: Suite, preset: str | None, *, as_json: bool) -> None:
+    """Print how much a suite plans, and its first parts: those are the ones that are planned."""
+    counts = {**suite.counts(), "race run": sum(len(race.runs) for race in suite.races(preset))}
+    lines = list(islice(suite.lines(), _SHOWN))
+    if as_json:
+        print_json({"suite": suite.name, "planned": counts, "most_trials": suite.most_trials, "first": lines})
+        return
+    for line in lines:
+        typer.echo(line)
+    rest = sum(suite.counts().values()) - len(lines)
+    typer.echo(f"... and {rest:,} more" if rest > 0 else "", nl=rest > 0)
+    typer.echo(f"{suite.name}: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
 def run_and_report(
