@@ -16,7 +16,10 @@ from typing import Any
 
 from lmc_verify.errors import InvalidInputError
 
-__all__ = ["decode", "encode", "plain", "published", "toml_key", "toml_value", "untagged"]
+__all__ = ["MOST_NESTED", "decode", "encode", "nested", "plain", "published", "toml_key", "toml_value", "untagged"]
+
+MOST_NESTED = 40
+"""How deep lists and tables may lie in each other in what is read: nothing that this package writes comes near."""
 
 
 def encode(value: Any) -> str:
@@ -31,6 +34,18 @@ def decode(text: str) -> Any:
         ValueError: the text is not JSON.
     """
     return json.loads(text, object_hook=_untag)
+
+
+def nested(value: Any) -> int:
+    """Return how deep lists and mappings lie in each other: 0 for a number; counted up to `MOST_NESTED` + 1."""
+    level, found = [value], 0
+    while found <= MOST_NESTED:
+        inner = [item for item in level if isinstance(item, Mapping | list | tuple)]
+        if not inner:
+            break
+        found += 1
+        level = [part for item in inner for part in (item.values() if isinstance(item, Mapping) else item)]
+    return found
 
 
 def plain(value: Any) -> Any:

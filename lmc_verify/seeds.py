@@ -11,7 +11,10 @@ import hashlib
 import numpy as np
 import torch
 
-__all__ = ["as_generator", "generator", "spawn_key", "torch_generator"]
+__all__ = ["MOST_SEED", "as_generator", "generator", "spawn_key", "torch_generator"]
+
+MOST_SEED = 2**63 - 1
+"""The largest seed that settings may have: what NumPy, torch, TOML and SQLite all hold."""
 
 
 def spawn_key(*axes: str | int) -> tuple[int, ...]:

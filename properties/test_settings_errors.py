@@ -101,7 +101,7 @@ WRONG = [
         CaseSettings,
         {"histories": "full", "design": {"parts": 0}},
         "design.parts: Input should be greater than or equal to 1, got 0; histories: histories is "
-        "'full', it must be 'exact', 'zero' or 'sweeps:K' with a whole number K",
+        "'full', it must be 'exact', 'zero' or 'sweeps:K' with a whole number K of at most 10,000",
     ),
     (CaseSettings, {"estimator": {}}, "estimator.name: Field required"),
     (TrainerSettings, {"optimiser": "adamm"}, "unknown optimiser 'adamm': did you mean 'adam' or 'radam' or 'nadam'?"),

@@ -12,12 +12,14 @@ from lmc_verify.cases.commands import (
 from lmc_verify.cases.description import CaseDescription
 from lmc_verify.cases.lookup import build_estimator, check_dataset, plugins_of
 from lmc_verify.cases.settings import (
+    MOST_COUNT,
     CaseSettings,
     DatasetSettings,
     DesignSettings,
     EstimatorSettings,
     ModelSettings,
     SamplingSettings,
+    Seed,
     Settings,
     TrainingSettings,
     known_histories,
@@ -25,6 +27,7 @@ from lmc_verify.cases.settings import (
 from lmc_verify.cases.workspace import Workspace, build_design
 
 __all__ = [
+    "MOST_COUNT",
     "Case",
     "CaseDescription",
     "CaseSettings",
@@ -34,6 +37,7 @@ __all__ = [
     "EstimatorSettings",
     "ModelSettings",
     "SamplingSettings",
+    "Seed",
     "Settings",
     "TrainingSettings",
     "Workspace",

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.registry import current_settings, departures
+from lmc_verify.seeds import MOST_SEED
 
 __all__ = [
+    "MOST_COUNT",
+    "MOST_SWEEPS",
     "CaseSettings",
     "DatasetSettings",
     "DesignSettings",
     "EstimatorSettings",
     "ModelSettings",
     "SamplingSettings",
+    "Seed",
     "Settings",
     "TrainingSettings",
     "known_histories",
 ]
+
+
+MOST_COUNT = 2**31 - 1
+"""The largest number of anything: of clusters, batches, draws, steps."""
+MOST_SWEEPS = 10_000
+"""The most sweeps that histories may come from: they are at their limit after twice as many as the model has layers."""
+
+Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 
 
 def known_histories(value: str) -> str:
@@ -31,9 +45,15 @@ def known_histories(value: str) -> str:
         InvalidInputError: it says something else.
     """
     head, _, count = value.partition(":")
-    if value in ("exact", "zero") or (head == "sweeps" and count.isdigit()):
+    if value in ("exact", "zero"):
         return value
-    raise InvalidInputError(f"histories is {value!r}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K")
+    # Digits are counted before they are read: a number may have millions of them.
+    if head == "sweeps" and count.isascii() and count.isdigit() and len(count) <= 9 and int(count) <= MOST_SWEEPS:
+        return value
+    raise InvalidInputError(
+        f"histories is {reprlib.repr(value)}, it must be 'exact', 'zero' or 'sweeps:K' with a whole number K of at "
+        f"most {MOST_SWEEPS:,}"
+    )
 
 
 class Settings(BaseModel):
@@ -96,7 +116,7 @@ class ModelSettings(Settings):
 
     name: str = "gcn"
     layers: int = Field(3, ge=1, le=64)
-    width: int = Field(16, ge=1)
+    width: Count = 16
     activation_cut: Literal["pre", "post"] = "pre"
     activation: Literal["relu", "tanh", "softplus"] = "relu"
     encoder: bool = False
@@ -114,9 +134,9 @@ class DesignSettings(Settings):
 
     name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
     partition: Literal["metis", "random", "contiguous"] = "metis"
-    parts: int = Field(8, ge=1)
-    per_batch: int = Field(2, ge=1)
-    seen: tuple[int, ...] = ()
+    parts: Count = 8
+    per_batch: Count = 2
+    seen: tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] = ()
 
 
 class SamplingSettings(Settings):
@@ -134,9 +154,9 @@ class SamplingSettings(Settings):
 
     alpha: float = Field(1e-6, gt=0, lt=0.5)
     delta: float = Field(0.1, gt=0)
-    draws: int = Field(20_000, ge=1)
-    seeds: int | None = Field(None, ge=1)
-    replicate: int = Field(0, ge=0)
+    draws: Count = 20_000
+    seeds: Count | None = None
+    replicate: int = Field(0, ge=0, le=MOST_COUNT)
     guarantee: Literal["asymptotic", "anytime-valid"] = "asymptotic"
 
 
@@ -153,9 +173,9 @@ class TrainingSettings(Settings):
     """
 
     step_size: float = Field(0.005, gt=0)
-    steps: int = Field(60, ge=1)
-    lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    repeats: int = Field(1, ge=1)
+    steps: Count = 60
+    lengths: tuple[Count, ...] = (32, 64, 128, 256, 512)
+    repeats: Count = 1
     beta_schedule: Literal["constant", "decaying"] = "constant"
 
     @field_validator("lengths")
@@ -181,7 +201,7 @@ class CaseSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     training: TrainingSettings = TrainingSettings()
     histories: str = "exact"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @field_validator("histories")
     @classmethod

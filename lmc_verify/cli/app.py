@@ -1,5 +1,5 @@
 """The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce |
-train | race | controls | list | explain | doctor``.
+train | race | controls | records | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -19,7 +19,7 @@ from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import print_json
 from lmc_verify.cli.replay import counterexample, reproduce
-from lmc_verify.cli.run import report, run, table
+from lmc_verify.cli.run import records, report, run, table
 from lmc_verify.cli.train import race, train
 from lmc_verify.errors import LmcVerifyError
 
@@ -46,6 +46,7 @@ app.command()(reproduce)
 app.command()(train)
 app.command()(race)
 app.command()(controls)
+app.add_typer(records, name="records")
 app.command("list")(list_names)
 app.command()(explain)
 app.command()(doctor)

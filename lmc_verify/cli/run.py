@@ -1,10 +1,11 @@
-"""Commands around a suite: ``run``, ``report`` and ``table``."""
+"""Commands around a suite: ``run``, ``report`` and ``table``, and ``records check`` and ``records repair``."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,13 +41,20 @@ from lmc_verify.runs import (
     RunInterrupted,
     RunResult,
     Suite,
+    check_records,
     load_suite,
+    repair_records,
     run_suite,
 )
 from lmc_verify.workers.pool import Pool
 from lmc_verify.workers.signals import ended_as_interrupted
 
-__all__ = ["How", "report", "run", "run_and_report", "table"]
+__all__ = ["How", "records", "report", "run", "run_and_report", "table"]
+
+_SHOWN = 1000
+"""How many parts of a suite a dry run lists."""
+
+records = typer.Typer(help="Look for damage in records, and save what is intact.", no_args_is_help=True)
 
 
 def _claim_texts() -> dict[str, ClaimText]:
@@ -80,12 +88,19 @@ def run(
     ] = None,
     guarantee: GuaranteeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if a verdict is inconclusive.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would be run, also of a suite that plans too much; run nothing."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
     chosen = load_suite(suite)
     if guarantee is not None:
         chosen = chosen.with_guarantee(guarantee)
+    if dry_run:
+        _print_plan(chosen, preset, as_json=as_json)
+        raise typer.Exit(0)
     folder = out or Path("reports") / "out" / chosen.name
     workspace = Workspace(data_root, download)
     try:
@@ -143,6 +158,20 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, report: Report | None, paths: Mapping[str, Path]) -> None:
         super().__init__("interrupted")
         self.report, self.paths = report, paths
+
+
+def _print_plan(suite: Suite, preset: str | None, *, as_json: bool) -> None:
+    """Print how much a suite plans, and its first parts: those are the ones that are planned."""
+    counts = {**suite.counts(), "race run": sum(len(race.runs) for race in suite.races(preset))}
+    lines = list(islice(suite.lines(), _SHOWN))
+    if as_json:
+        print_json({"suite": suite.name, "planned": counts, "most_trials": suite.most_trials, "first": lines})
+        return
+    for line in lines:
+        typer.echo(line)
+    rest = sum(suite.counts().values()) - len(lines)
+    typer.echo(f"... and {rest:,} more" if rest > 0 else "", nl=rest > 0)
+    typer.echo(f"{suite.name}: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
 
 
 def run_and_report(
@@ -258,13 +287,17 @@ def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any
 
 def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
     """Return the report of the latest run in a folder or records file, and that file."""
-    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    file = _records_file(folder)
     with Records.open(file) as records:
         latest = records.latest_run(suite)
         if latest is None:
             which = f"of suite {suite!r} " if suite else ""
             raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
         return build_report(records, latest.id, _claim_texts()), file
+
+
+def _records_file(folder: Path) -> Path:
+    return folder / RECORDS_FILE if folder.is_dir() else folder
 
 
 def table(
@@ -299,3 +332,50 @@ def report(
         for key, path in paths.items():
             typer.echo(f"{key}: {path}")
     raise typer.Exit(built.exit_code)
+
+
+@records.command("check")
+def check_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every entry of a records file with its hash. Exit with 5 if one is damaged or missing."""
+    found = check_records(_records_file(folder))
+    code = 5 if found.problem or found.num_lost else 0
+    if as_json:
+        print_json({**found.to_dict(), "exit_code": code})
+        raise typer.Exit(code)
+    entries = sum(map(len, found.intact.values()))
+    if not found.hashed and not code:
+        typer.echo(
+            f"{found.path}: every entry can be read. The file is of an older version and has no hashes: "
+            "damage that leaves an entry readable cannot be seen. It gets hashes with the next entry."
+        )
+        raise typer.Exit(code)
+    typer.echo(f"{found.path}: {entries} entries are intact, {found.num_lost} are damaged or missing")
+    for kind, numbers in found.lost.items():
+        typer.echo(f"  {kind}: {_some(numbers)}")
+    if found.problem:
+        typer.echo(found.problem)
+    raise typer.Exit(code)
+
+
+@records.command("repair")
+def repair_command(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, or its records file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The new file (default: NAME-repaired.sqlite).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
+    found, file, entries = repair_records(_records_file(folder), out)
+    if as_json:
+        print_json({**found.to_dict(), "file": str(file), "saved": entries})
+        return
+    typer.echo(f"{file}: {entries} entries saved, {found.num_lost} damaged or missing")
+    for kind, numbers in found.lost.items():
+        typer.echo(f"  {kind}: {_some(numbers)}")
+
+
+def _some(numbers: list[int], shown: int = 10) -> str:
+    more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
+    return ", ".join(map(str, numbers[:shown])) + more

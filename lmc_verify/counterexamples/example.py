@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, StrictInt, StrictStr, TypeAdapter
 from torch import Tensor
 
-from lmc_verify.cases import Case, prepared_state
+from lmc_verify.cases import Case, known_histories, prepared_state
 from lmc_verify.claims import Verdict, find_claim
 from lmc_verify.counterexamples.instance import Instance, ModelPlan, build_design, describe_design
 from lmc_verify.counterexamples.storage import damaged, read_files, write_files
 from lmc_verify.encoding import untagged
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.estimators import Estimator, make_estimator
 from lmc_verify.estimators.registry import registered_settings
 from lmc_verify.graphs import Batch, Graph
 from lmc_verify.objective import exact_pass, gradient_sum
 from lmc_verify.provenance import environment
+from lmc_verify.seeds import MOST_SEED
 
 __all__ = ["Counterexample", "load_counterexample", "measured_tensors", "save_counterexample"]
 
@@ -143,46 +145,106 @@ def load_counterexample(path: str | Path, estimator: Estimator | None = None) ->
     """
     document, tensors = read_files(Path(path))
     try:
-        return _assemble(document, tensors, estimator)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise damaged(Path(path), f"a part is missing or of another type ({error!r})") from error
+        stored = _READ.validate_python(document)
+        _require_fitting(stored.model.settings, tensors)
+        return _assemble(stored, tensors, estimator)
+    except LmcVerifyError:
+        raise
+    except _UNREADABLE as error:
+        raise damaged(Path(path), f"a part is missing or of another type ({error!r:.500})") from error
 
 
-def _assemble(
-    document: Mapping[str, Any], tensors: Mapping[str, Tensor], estimator: Estimator | None
-) -> Counterexample:
-    stored = document["estimator"]
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError)
+"""What the parts of the package raise at values of another type or size."""
+
+_FEW = 1000
+"""A number in a model's settings that is never too large: of propagation steps that share their parameters."""
+
+
+@dataclass
+class _Named:
+    name: StrictStr
+    settings: dict[str, Any] | None
+
+
+@dataclass
+class _Model:
+    name: StrictStr
+    settings: dict[str, Any]
+
+
+@dataclass
+class _Names:
+    graph: StrictStr
+    partition: StrictStr | None
+
+
+@dataclass
+class _Document:
+    """What is read of a counterexample's JSON file."""
+
+    claim: StrictStr
+    estimator: _Named
+    model: _Model
+    design: dict[str, Any]
+    names: _Names
+    histories: StrictStr
+    seed: Annotated[StrictInt, Field(ge=0, le=MOST_SEED)]
+    search: dict[str, Any]
+    verdict: dict[str, Any]
+    environment: dict[str, Any]
+
+
+_READ = TypeAdapter(_Document)
+
+
+def _require_fitting(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise InvalidInputError for settings of a model that is larger than the parameters in the file.
+
+    The model is built before its parameters are compared: a number that is a million times too large is a memory that
+    is, too.
+    """
+    most = max(_FEW, sum(value.numel() for name, value in tensors.items() if name.startswith(_PARAMETERS)))
+    for name, value in settings.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and abs(number) > most:
+                raise InvalidInputError(
+                    f"the counterexample's model has {name} {value!r:.80}, too large for the parameters in the file; "
+                    f"it must be at most {most:,}"
+                )
+
+
+def _assemble(document: _Document, tensors: Mapping[str, Tensor], estimator: Estimator | None) -> Counterexample:
+    stored = document.estimator
     if estimator is None:
-        if stored["settings"] is None:
+        if stored.settings is None:
             raise InvalidInputError(
-                f"the counterexample is of the estimator {stored['name']!r}, which is not registered by name; load it "
+                f"the counterexample is of the estimator {stored.name!r}, which is not registered by name; load it "
                 "from Python with load_counterexample(path, estimator=...)"
             )
-        estimator = make_estimator(stored["name"], **stored["settings"])
-    elif estimator.name != stored["name"]:
+        estimator = make_estimator(stored.name, **stored.settings)
+    elif estimator.name != stored.name:
         raise InvalidInputError(
-            f"the counterexample is of the estimator {stored['name']!r}, {estimator.name!r} was given; give that one"
+            f"the counterexample is of the estimator {stored.name!r}, {estimator.name!r} was given; give that one"
         )
     fields: dict[str, Any] = {key: tensors.get(key) for key in _GRAPH}
-    graph = Graph(**fields, name=document["names"]["graph"])
+    graph = Graph(**fields, name=document.names.graph)
     instance = Instance(
         graph=graph,
-        model=ModelPlan(document["model"]["name"], document["model"]["settings"]),
+        model=ModelPlan(document.model.name, document.model.settings),
         parameters={
             key.removeprefix(_PARAMETERS): value for key, value in tensors.items() if key.startswith(_PARAMETERS)
         },
-        design=build_design(
-            document["design"], graph.num_nodes, tensors.get("partition"), str(document["names"]["partition"])
-        ),
+        design=build_design(document.design, graph.num_nodes, tensors.get("partition"), str(document.names.partition)),
     )
     return Counterexample(
-        claim=find_claim(document["claim"]).id,
+        claim=find_claim(document.claim).id,
         estimator=estimator,
         instance=instance,
-        histories=document["histories"],
-        seed=document["seed"],
-        verdict=Verdict.from_dict(untagged(document["verdict"])),
+        histories=known_histories(document.histories),
+        seed=document.seed,
+        verdict=Verdict.from_dict(untagged(document.verdict)),
         tensors={key: value for key, value in tensors.items() if key.startswith(_MEASURED)},
-        search=document["search"],
-        environment=document["environment"],
+        search=document.search,
+        environment=document.environment,
     )

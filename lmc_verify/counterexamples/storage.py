@@ -17,7 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lmc_verify.encoding import encode
+from lmc_verify.encoding import MOST_NESTED, encode, nested
 from lmc_verify.errors import InvalidInputError, OutputError
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "damaged", "read_files", "write_files"]
@@ -68,12 +68,14 @@ def read_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _document(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
+        if nested(document) > MOST_NESTED:
+            raise ValueError(f"lists or tables in each other, more than {MOST_NESTED} deep")
     except OSError as error:
         raise InvalidInputError(
             f"cannot read the counterexample {file}: {error.strerror}; give the path of a NAME.json with its "
             "NAME.safetensors next to it"
         ) from error
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise damaged(file, f"not JSON ({error})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InvalidInputError(f"{file} is not a counterexample of lmc-verify; give a file that it has written")
@@ -94,11 +96,12 @@ def _tensors(file: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
         raise InvalidInputError(
             f"cannot read the tensors of the counterexample, {file}: {error.strerror}; put it next to its JSON file"
         ) from error
-    if hashlib.sha256(data).hexdigest() != document.get("tensors", {}).get("sha256"):
+    kept = document.get("tensors")
+    if not isinstance(kept, dict) or hashlib.sha256(data).hexdigest() != kept.get("sha256"):
         raise damaged(file, "its content does not match the hash in the JSON file")
     try:
         return dict(safetensors.torch.load(data))
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise damaged(file, str(error)) from error
 
 

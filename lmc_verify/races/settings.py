@@ -5,12 +5,21 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lmc_verify.cases import DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings, Settings, settings_tree
+from lmc_verify.cases import (
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    Seed,
+    Settings,
+    settings_tree,
+)
 from lmc_verify.errors import InvalidInputError, validated
+from lmc_verify.seeds import MOST_SEED
 from lmc_verify.training.settings import Dataset, EstimatorTable, RunSettings, TrainerSettings, as_table
 
 __all__ = ["ContestantSettings", "RaceSettings", "TargetSettings"]
@@ -138,8 +147,8 @@ class RaceSettings(Settings):
     contestants: tuple[ContestantSettings, ...] = Field(min_length=1)
     trainer: TrainerSettings = TrainerSettings()
     target: TargetSettings = TargetSettings()
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    data_seed: int = Field(0, ge=0)
+    seeds: tuple[Annotated[int, Field(le=MOST_SEED)], ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    data_seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
     alpha: float = Field(0.1, gt=0, lt=1)
     title: str = ""

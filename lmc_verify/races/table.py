@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal
@@ -15,7 +16,10 @@ from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
 from lmc_verify.races.settings import RaceSettings
 
-__all__ = ["RaceTable", "expand_race", "planned_race"]
+__all__ = ["MOST_RUNS", "RaceTable", "expand_race", "planned_race"]
+
+MOST_RUNS = 10_000
+"""The most training runs that one table may plan."""
 
 
 class RaceTable(BaseModel):
@@ -71,6 +75,7 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     if lengths & set(change.get("trainer", ())):  # a new length replaces the old one, in either unit
         base["trainer"] = {key: value for key, value in base.get("trainer", {}).items() if key not in lengths}
     table = validated(RaceTable, _merged(base, change))
+    _require_few(table)
     contestants = _contestants(table)
     figures = _figures(table)
     seeds = table.seeds if isinstance(table.seeds, list) else list(range(suite_seed, suite_seed + table.seeds))
@@ -110,6 +115,19 @@ def planned_race(
                 f"contestants {label!r} and {run.contestant.label!r} are trained alike; leave one of them out"
             )
     return race
+
+
+def _require_few(table: RaceTable) -> None:
+    """Raise InvalidInputError if a table plans too many runs; they are counted, not made."""
+    spread = [
+        math.prod(len(value) for key, value in written.items() if isinstance(value, list) and key != "seen")
+        for written in _list(table.design or {})
+    ]
+    contestants = len(table.contestants or []) or len(_list(table.estimator)) * sum(spread)
+    seeds = table.seeds if isinstance(table.seeds, int) else len(table.seeds)
+    runs = contestants * seeds * len(_list(table.dataset))
+    if runs > MOST_RUNS:
+        raise InvalidInputError(f"the race has {runs:,} training runs, at most {MOST_RUNS:,} are planned; split it")
 
 
 def _figures(table: RaceTable) -> tuple[str, ...]:

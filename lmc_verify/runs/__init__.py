@@ -1,6 +1,7 @@
 """Runs of suites: what is planned, how it is run, what is recorded, and how it is run again."""
 
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
+from lmc_verify.runs.damage import Found, check_records, repair_records
 from lmc_verify.runs.execution import RunInterrupted, RunResult, exit_code, run_suite
 from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener, Watch
 from lmc_verify.runs.planned import Planned, run_planned
@@ -15,6 +16,7 @@ __all__ = [
     "AnyPlanned",
     "AnyResult",
     "AuditSettings",
+    "Found",
     "FoundExample",
     "Listener",
     "NotRun",
@@ -31,11 +33,13 @@ __all__ = [
     "Suite",
     "Trial",
     "Watch",
+    "check_records",
     "exit_code",
     "find_trial",
     "load_suite",
     "make_audit",
     "planned_again",
+    "repair_records",
     "repeated_case",
     "replay_counterexample",
     "replay_trial",

@@ -19,7 +19,7 @@ import torch_geometric
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmc_verify.audits import Audit, audit
-from lmc_verify.cases import CaseDescription, command_line, read_command
+from lmc_verify.cases import MOST_COUNT, CaseDescription, Seed, command_line, read_command
 from lmc_verify.cases.verdict import AUDIT, Evidence, Outcome, Verdict
 from lmc_verify.encoding import decode, encode, plain
 from lmc_verify.errors import InfrastructureError, InvalidInputError, LmcVerifyError, UnknownNameError, validated
@@ -55,11 +55,11 @@ class AuditSettings(BaseModel):
 
     function: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    draws: int | None = Field(None, ge=2)
+    draws: int | None = Field(None, ge=2, le=MOST_COUNT)
     alpha: float | None = Field(None, gt=0, lt=1)
     guarantee: Guarantee | None = None
     delta: float | None = Field(None, gt=0, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
 
     @property
     def options(self) -> dict[str, Any]:

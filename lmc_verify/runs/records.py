@@ -10,13 +10,14 @@ Values are stored as strict JSON, see `lmc_verify.encoding`. Tuples inside setti
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.encoding import decode, encode
+from lmc_verify.encoding import encode
 from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
 from lmc_verify.runs.searches import SearchRecord
@@ -51,21 +52,13 @@ class Records(RecordStore):
         plan: Iterable[PlanEntry] = (),
     ) -> int:
         """Record that a run begins, with everything that it is going to do, and return its number."""
-        values = (suite, title, encode(settings), encode(environment), _now())
-        planned = [(item.kind, item.race, item.key, encode(item.to_dict())) for item in plan]
+        values = {"settings": encode(settings), "environment": encode(environment), "started": _now()}
         with self._transaction():
-            if planned:
-                self._migrate()
-            cursor = self._connection.execute(
-                "INSERT INTO runs (suite, title, settings, environment, started) VALUES (?, ?, ?, ?, ?)",
-                values,
-            )
-            assert cursor.lastrowid is not None
-            self._connection.executemany(
-                "INSERT INTO planned (run_id, kind, race, key, document) VALUES (?, ?, ?, ?, ?)",
-                [(cursor.lastrowid, *item) for item in planned],
-            )
-        return cursor.lastrowid
+            number = self._insert("runs", suite=suite, title=title, **values)
+            for item in plan:
+                columns = {"kind": item.kind, "race": item.race, "key": item.key}
+                self._insert("planned", run_id=number, **columns, document=encode(item.to_dict()))
+        return number
 
     def beat(self, run_id: int) -> None:
         """Record that this process is at work on a run, now."""
@@ -84,15 +77,10 @@ class Records(RecordStore):
             RecordsError: the run is unknown or finished, or already holds a trial with this key.
         """
         verdict = trial.verdict
-        values = (run_id, trial.key, trial.kind, verdict.claim, verdict.outcome.value)
-        document = encode(trial.to_dict())
+        columns = {"claim": verdict.claim, "outcome": verdict.outcome.value, "document": encode(trial.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute(
-                "INSERT INTO trials (run_id, key, kind, claim, outcome, document, recorded) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*values, document, _now()),
-            )
+            self._insert("trials", run_id=run_id, key=trial.key, kind=trial.kind, **columns, recorded=_now())
 
     def add_search(self, run_id: int, search: SearchRecord) -> None:
         """Append a search for a counterexample to a run, in one transaction.
@@ -100,14 +88,10 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run is unknown or finished, or already holds a search with this key.
         """
-        values = (run_id, search.key, search.claim, search.outcome, encode(search.to_dict()), _now())
+        columns = {"claim": search.claim, "outcome": search.outcome, "document": encode(search.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO searches (run_id, key, claim, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._insert("searches", run_id=run_id, key=search.key, **columns, recorded=_now())
 
     def add_race(self, run_id: int, race: RaceHeader) -> None:
         """Append what is known of a race before its first run, in one transaction.
@@ -115,13 +99,10 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run is unknown or finished, or already holds this race.
         """
-        values = (run_id, race.key, race.settings.title, encode(race.to_dict()), _now())
+        columns = {"title": race.settings.title, "document": encode(race.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO races (run_id, key, title, document, recorded) VALUES (?, ?, ?, ?, ?)", values
-            )
+            self._insert("races", run_id=run_id, key=race.key, **columns, recorded=_now())
 
     def add_race_run(self, run_id: int, item: RaceRun) -> None:
         """Append one training run, in one transaction.
@@ -129,36 +110,46 @@ class Records(RecordStore):
         Raises:
             RecordsError: the run of the suite is unknown or finished, or already holds this run of the race.
         """
-        values = (run_id, item.race, item.key, item.outcome, encode(item.to_dict()), _now())
+        columns = {"outcome": item.outcome, "document": encode(item.to_dict())}
         with self._transaction():
             self._require_running(run_id)
-            self._migrate()
-            self._connection.execute(
-                "INSERT INTO race_runs (run_id, race, key, outcome, document, recorded) VALUES (?, ?, ?, ?, ?, ?)",
-                values,
-            )
+            self._insert("race_runs", run_id=run_id, race=item.race, key=item.key, **columns, recorded=_now())
 
     def not_run(self, run_id: int, claim: str, case: CaseDescription, reason: str) -> None:
         """Record a case that was planned and not run, with the reason (such as a data set that is absent)."""
         document = encode(case.to_dict())
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute(
-                "INSERT INTO not_run (run_id, claim, planned_case, reason) VALUES (?, ?, ?, ?)",
-                (run_id, claim, document, reason),
-            )
+            self._insert("not_run", run_id=run_id, claim=claim, planned_case=document, reason=reason)
 
     def finish_run(self, run_id: int, status: str) -> None:
         """Close a run with a status such as ``"finished"`` or ``"interrupted"``; it takes no more entries."""
         with self._transaction():
             self._require_running(run_id)
-            self._connection.execute("UPDATE runs SET status = ?, finished = ? WHERE id = ?", (status, _now(), run_id))
+            self._migrate()
+            self._end(run_id, _now(), status)
+
+    def restore(self, entries: Mapping[str, Mapping[int, Mapping[str, Any]]], *, partial: bool) -> None:
+        """Add entries of another file under their numbers, see `lmc_verify.runs.damage.repair_records`.
+
+        Args:
+            entries: columns by kind and number, as in `lmc_verify.runs.schema.COLUMNS`.
+            partial: whether something is lost: runs that have ended then end as ``"interrupted"``.
+        """
+        with self._transaction():
+            for kind, found in entries.items():
+                if kind == "ends":
+                    continue
+                for number, entry in sorted(found.items()):
+                    self._insert(kind, id=number, **entry)
+            for number, end in sorted(entries["ends"].items()):
+                self._end(number, end["finished"], "interrupted" if partial else end["status"])
 
     # --- reading ---
 
     def runs(self) -> list[Run]:
         """Return every run, oldest first."""
-        return [_run(row) for row in self._rows(f"SELECT {_RUN_COLUMNS} FROM runs ORDER BY id")]
+        return self._runs("1 ORDER BY id")
 
     def run(self, run_id: int) -> Run:
         """Return one run.
@@ -166,18 +157,15 @@ class Records(RecordStore):
         Raises:
             RecordsError: the file has no such run.
         """
-        rows = self._rows(f"SELECT {_RUN_COLUMNS} FROM runs WHERE id = ?", (run_id,))
-        if not rows:
+        found = self._runs("id = ?", (run_id,))
+        if not found:
             raise self._unknown_run(run_id)
-        return _run(rows[0])
+        return found[0]
 
     def latest_run(self, suite: str | None = None) -> Run | None:
         """Return the newest run (of `suite`, if given), or None if there is none."""
-        rows = self._rows(
-            f"SELECT {_RUN_COLUMNS} FROM runs WHERE ?1 IS NULL OR suite = ?1 ORDER BY id DESC LIMIT 1",
-            (suite,),
-        )
-        return _run(rows[0]) if rows else None
+        found = self._runs("?1 IS NULL OR suite = ?1 ORDER BY id DESC LIMIT 1", (suite,))
+        return found[0] if found else None
 
     def state(self, run: Run) -> RunState:
         """Return how a run stands. One that has not ended runs only if its process shows signs of life."""
@@ -195,8 +183,8 @@ class Records(RecordStore):
         self.run(run_id)
         if not self._has("planned"):
             return []
-        rows = self._rows("SELECT document FROM planned WHERE run_id = ? ORDER BY id", (run_id,))
-        return [self._stored(PlanEntry.from_dict, "plan", text) for (text,) in rows]
+        entries = self._entries("planned", "run_id = ? ORDER BY id", (run_id,))
+        return [self._stored(PlanEntry.from_dict, "plan", entry["document"]) for _, entry in entries]
 
     def unfinished(self, run_id: int) -> list[PlanEntry]:
         """Return what a run planned and has no result of, nor a reason why it could not be run, in the plan's order."""
@@ -222,12 +210,14 @@ class Records(RecordStore):
     def trials(self, run_id: int) -> list[Trial]:
         """Return the trials of a run in the order of its plan; without one, in the order in which they were added."""
         self.run(run_id)
-        return [self._trial(text) for text in self._in_plan("trials", run_id)]
+        return [self._trial(entry) for entry in self._in_plan("trials", run_id)]
 
     def searches(self, run_id: int) -> list[SearchRecord]:
         """Return the searches for counterexamples of a run in the order of its plan, as `trials`."""
         self.run(run_id)
-        return [self._search(text) for text in self._in_plan("searches", run_id)] if self._has("searches") else []
+        if not self._has("searches"):
+            return []
+        return [self._search(entry) for entry in self._in_plan("searches", run_id)]
 
     def find_search(self, key: str, *, crashed: bool = False) -> SearchRecord | None:
         """Return the newest search with this key that did not crash, from any run; None if there is none.
@@ -236,20 +226,24 @@ class Records(RecordStore):
             key: of the search.
             crashed: whether, where there is no other, one that crashed is returned.
         """
+        if not self._has("searches"):
+            return None
         kept = "" if crashed else "AND outcome <> 'error' "
-        found = self._search_documents(f"key = ? {kept}ORDER BY outcome = 'error', id DESC LIMIT 1", key)
-        return self._search(found[0]) if found else None
+        wanted = f"key = ? {kept}ORDER BY outcome = 'error', id DESC LIMIT 1"
+        return next((self._search(entry) for _, entry in self._entries("searches", wanted, (key,))), None)
 
     def races(self, run_id: int) -> list[tuple[RaceHeader, tuple[RaceRun, ...]]]:
         """Return the races of a run, in the order in which they were added, each with its runs in the race's order."""
         self.run(run_id)
         if not self._has("races"):
             return []
-        headers = self._rows("SELECT document FROM races WHERE run_id = ? ORDER BY id", (run_id,))
+        which = "run_id = ? ORDER BY id", (run_id,)
         runs: dict[str, list[RaceRun]] = {}
-        for race, text in self._rows("SELECT race, document FROM race_runs WHERE run_id = ? ORDER BY id", (run_id,)):
-            runs.setdefault(race, []).append(self._stored(RaceRun.from_dict, "training run", text))
-        known = [self._stored(RaceHeader.from_dict, "race", text) for (text,) in headers]
+        for _, entry in self._entries("race_runs", *which):
+            runs.setdefault(entry["race"], []).append(self._race_run(entry))
+        known = [
+            self._stored(RaceHeader.from_dict, "race", entry["document"]) for _, entry in self._entries("races", *which)
+        ]
         return [
             (header, tuple(sorted(runs.get(header.key, ()), key=lambda run: run.entry.position))) for header in known
         ]
@@ -263,19 +257,19 @@ class Records(RecordStore):
         """
         if not self._has("race_runs"):
             return None
-        rows = self._rows(
-            "SELECT document FROM race_runs WHERE key = ? AND (? OR outcome <> 'failed') "
-            "ORDER BY outcome = 'failed', id DESC LIMIT 1",
-            (key, crashed),
-        )
-        return self._stored(RaceRun.from_dict, "training run", rows[0][0]) if rows else None
+        wanted = "key = ? AND (? OR outcome <> 'failed') ORDER BY outcome = 'failed', id DESC LIMIT 1"
+        return next((self._race_run(entry) for _, entry in self._entries("race_runs", wanted, (key, crashed))), None)
 
     def planned_not_run(self, run_id: int) -> list[NotRun]:
         """Return what a run planned and did not run, in the order in which it was recorded."""
         self.run(run_id)
-        rows = self._rows("SELECT claim, reason, planned_case FROM not_run WHERE run_id = ? ORDER BY id", (run_id,))
         return [
-            NotRun(claim, reason, self._stored(CaseDescription.from_dict, "case", text)) for claim, reason, text in rows
+            NotRun(
+                entry["claim"],
+                entry["reason"],
+                self._stored(CaseDescription.from_dict, "case", entry["planned_case"]),
+            )
+            for _, entry in self._entries("not_run", "run_id = ? ORDER BY id", (run_id,))
         ]
 
     def find(self, key: str, *, crashed: bool = False) -> Trial | None:
@@ -289,8 +283,8 @@ class Records(RecordStore):
             crashed: whether, where there is no other, the newest that crashed is returned.
         """
         found = None
-        for (text,) in self._rows("SELECT document FROM trials WHERE key = ? ORDER BY id DESC", (key,)):
-            trial = self._trial(text)
+        for _, entry in self._entries("trials", "key = ? ORDER BY id DESC", (key,)):
+            trial = self._trial(entry)
             if not trial.crashed:
                 return trial
             found = found or trial
@@ -303,10 +297,10 @@ class Records(RecordStore):
         ascending order, so their log e-values add. Where a replicate was recorded more than once, as in a resumed run,
         the oldest trial counts: a choice that does not look at the evidence.
         """
-        rows = self._rows("SELECT document FROM trials WHERE kind = 'claim' AND claim = ? ORDER BY id", (claim,))
+        entries = self._entries("trials", "kind = 'claim' AND claim = ? ORDER BY id", (claim,))
         groups: dict[str, dict[int, Trial]] = {}
-        for (text,) in rows:
-            trial = self._trial(text)
+        for _, entry in entries:
+            trial = self._trial(entry)
             if trial.verdict.log_e_value is not None:
                 group = groups.setdefault(repeated_case(trial.verdict), {})
                 group.setdefault(trial.verdict.case.replicate, trial)
@@ -314,29 +308,37 @@ class Records(RecordStore):
 
     # --- internals ---
 
-    def _in_plan(self, table: str, run_id: int) -> list[str]:
-        """Return the documents of a run's trials or searches in the order of its plan: they are added as they end."""
+    def _in_plan(self, table: str, run_id: int) -> list[dict[str, Any]]:
+        """Return the entries of a run's trials or searches in the order of its plan: they are added as they end."""
+        entries = [entry for _, entry in self._entries(table, "run_id = ? ORDER BY id", (run_id,))]
         if not self._has("planned"):
-            query = f"SELECT document FROM {table} WHERE run_id = ? ORDER BY id"
-        else:
-            kinds = {"trials": "('claim', 'control')", "searches": "('search')"}[table]
-            query = (
-                f"SELECT made.document FROM {table} AS made LEFT JOIN planned "
-                f"ON planned.run_id = made.run_id AND planned.key = made.key AND planned.kind IN {kinds} "
-                "WHERE made.run_id = ? ORDER BY planned.id IS NULL, planned.id, made.id"
-            )
-        return [text for (text,) in self._rows(query, (run_id,))]
+            return entries
+        kinds = {"trials": ("claim", "control"), "searches": ("search",)}[table]
+        planned = self._entries("planned", "run_id = ? ORDER BY id", (run_id,))
+        places = {entry["key"]: number for number, entry in planned if entry["kind"] in kinds}
+        return sorted(entries, key=lambda entry: places.get(entry["key"], math.inf))
 
-    def _search_documents(self, condition: str, value: int | str) -> list[str]:
-        if not self._has("searches"):
-            return []
-        return [text for (text,) in self._rows(f"SELECT document FROM searches WHERE {condition}", (value,))]
+    def _end(self, run_id: int, finished: str, status: str) -> None:
+        end = {"finished": finished, "status": status}
+        self._connection.execute("UPDATE runs SET finished = ?, status = ? WHERE id = ?", (*end.values(), run_id))
+        self._keep_hash("ends", run_id, end)
 
-    def _trial(self, text: str) -> Trial:
-        return self._stored(Trial.from_dict, "trial", text)
+    def _runs(self, condition: str, values: tuple[Any, ...] = ()) -> list[Run]:
+        found = []
+        for number, entry in self._entries("runs", condition, values):
+            parts = {name: self._decode(entry.pop(name)) for name in ("settings", "environment")}
+            ((_, end),) = self._entries("ends", "id = ?", (number,))
+            found.append(Run(number, **entry, **parts, **end))
+        return found
 
-    def _search(self, text: str) -> SearchRecord:
-        return self._stored(SearchRecord.from_dict, "search", text)
+    def _trial(self, entry: Mapping[str, Any]) -> Trial:
+        return self._stored(Trial.from_dict, "trial", entry["document"])
+
+    def _search(self, entry: Mapping[str, Any]) -> SearchRecord:
+        return self._stored(SearchRecord.from_dict, "search", entry["document"])
+
+    def _race_run(self, entry: Mapping[str, Any]) -> RaceRun:
+        return self._stored(RaceRun.from_dict, "training run", entry["document"])
 
     def _require_running(self, run_id: int) -> None:
         run = self.run(run_id)
@@ -350,14 +352,6 @@ class Records(RecordStore):
         known = [row[0] for row in self._rows("SELECT id FROM runs ORDER BY id")]
         text = f"it has runs {known[0]} to {known[-1]}" if known else "it has no run yet"
         return RecordsError(f"no run {run_id} in {self.path}: {text}; start a run, or choose one of these")
-
-
-_RUN_COLUMNS = "id, suite, title, settings, environment, started, finished, status"
-
-
-def _run(row: tuple[Any, ...]) -> Run:
-    number, suite, title, settings, environment, started, finished, status = row
-    return Run(number, suite, title, decode(settings), decode(environment), started, finished, status)
 
 
 def _now() -> str:

@@ -1,32 +1,55 @@
 """The format of a records file: its tables, which the file itself keeps append-only, and how it is told from others.
 
 Version 2 of the tables added that of searches for counterexamples, version 3 those of races, version 4 those of the
-plan and of the process that makes the run. An older file is read as it is, and gets the tables that it lacks when the
-first entry that needs one is recorded.
+plan and of the process that makes the run, version 5 that of hashes: one SHA-256 for each entry, over all its columns.
+An older file is read as it is, and gets the tables that it lacks, and the hashes of what it holds, when the next entry
+is recorded. A sign of life has no hash: it is written over and over, and no result rests on it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lmc_verify.errors import DamageError, RecordsError
 
 __all__ = [
     "ADDED",
     "APPLICATION_ID",
+    "COLUMNS",
+    "HASHED_SINCE",
     "SCHEMA",
     "SCHEMA_VERSION",
     "damaged",
+    "entry_hash",
+    "matches",
     "refuse_foreign",
     "refuse_identity",
+    "statements_of",
     "tables_of",
 ]
 
 APPLICATION_ID = 0x4C4D4356
 """Marks a SQLite file as records of this package ("LMCV")."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the tables, kept in the file's ``user_version``."""
+HASHED_SINCE = 5
+"""The first version that keeps hashes."""
+COLUMNS = {
+    "runs": ("suite", "title", "settings", "environment", "started"),
+    "ends": ("finished", "status"),
+    "trials": ("run_id", "key", "kind", "claim", "outcome", "document", "recorded"),
+    "not_run": ("run_id", "claim", "planned_case", "reason"),
+    "searches": ("run_id", "key", "claim", "outcome", "document", "recorded"),
+    "races": ("run_id", "key", "title", "document", "recorded"),
+    "race_runs": ("run_id", "race", "key", "outcome", "document", "recorded"),
+    "planned": ("run_id", "kind", "race", "key", "document"),
+}
+"""What is hashed of an entry, in this order, besides its number. The end of a run, in the run's row, has its own."""
 
 _MAGIC = b"SQLite format 3\x00"
 
@@ -105,7 +128,17 @@ _PLAN = (
         beat TEXT NOT NULL
     )""",
 )
-ADDED = {2: _SEARCHES, 3: _RACES, 4: _PLAN}
+_HASHES = (
+    """CREATE TABLE hashes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL,
+        entry INTEGER NOT NULL,
+        sha256 TEXT NOT NULL,
+        UNIQUE (kind, entry)
+    )""",
+    *_append_only("hashes", "kind", "entry"),
+)
+ADDED = {2: _SEARCHES, 3: _RACES, 4: _PLAN, 5: _HASHES}
 """What each version added to the one before."""
 SCHEMA = (
     """CREATE TABLE runs (
@@ -142,6 +175,7 @@ SCHEMA = (
     *_SEARCHES,
     *_RACES,
     *_PLAN,
+    *_HASHES,
     """CREATE TRIGGER runs_no_delete BEFORE DELETE ON runs
         BEGIN SELECT RAISE(ABORT, 'append-only: runs cannot be deleted'); END""",
     """CREATE TRIGGER runs_finish_once BEFORE UPDATE ON runs WHEN OLD.finished IS NOT NULL
@@ -151,8 +185,28 @@ SCHEMA = (
 
 def tables_of(version: int) -> set[str]:
     """Return the tables that a file of a version has."""
-    added = {2: {"searches"}, 3: {"races", "race_runs"}, 4: {"planned", "processes"}}
+    added = {2: {"searches"}, 3: {"races", "race_runs"}, 4: {"planned", "processes"}, 5: {"hashes"}}
     return {"runs", "trials", "not_run"}.union(*(tables for since, tables in added.items() if since <= version))
+
+
+def statements_of(version: int) -> set[str]:
+    """Return the statements that made the tables, indices and triggers of a version, as SQLite keeps them."""
+    later = {statement for since, statements in ADDED.items() if since > version for statement in statements}
+    return {statement for statement in SCHEMA if statement not in later}
+
+
+def entry_hash(kind: str, number: int, values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 hex digest of an entry: of its kind, its number and its columns, see `COLUMNS`."""
+    content = [kind, number, *(values[column] for column in COLUMNS[kind])]
+    # A damaged column may have become of another type: it has another hash, and is no error here.
+    return hashlib.sha256(json.dumps(content, default=repr).encode()).hexdigest()
+
+
+def matches(kind: str, number: int, values: Mapping[str, Any], digest: str | None) -> bool:
+    """Return whether an entry is what was hashed; a run that has not ended has no hash of its end."""
+    if kind == "ends" and digest is None:
+        return values == {"finished": None, "status": "running"}
+    return digest == entry_hash(kind, number, values)
 
 
 def refuse_foreign(path: Path) -> None:
@@ -196,6 +250,6 @@ def refuse_identity(path: Path, application: int, version: int) -> None:
 def damaged(path: Path, found: str) -> DamageError:
     """Return the error for a file whose content cannot be read."""
     return DamageError(
-        f"the records {path} are damaged: {found}; the file was left as it was: "
-        "move it away and run again, or restore it from a copy"
+        f"the records {path} are damaged: {found}; the file was left as it was: see what is damaged with "
+        f"lmc-verify records check, save the rest with lmc-verify records repair, or restore it from a copy"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,16 @@ from lmc_verify.errors import OutputError, RecordsError
 from lmc_verify.runs.schema import (
     ADDED,
     APPLICATION_ID,
+    COLUMNS,
+    HASHED_SINCE,
     SCHEMA,
     SCHEMA_VERSION,
     damaged,
+    entry_hash,
+    matches,
     refuse_foreign,
     refuse_identity,
+    statements_of,
     tables_of,
 )
 
@@ -26,6 +31,18 @@ __all__ = ["RecordStore"]
 
 _BUSY_SECONDS = 30.0
 _Entry = TypeVar("_Entry")
+
+_OUTSIDE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+"""Errors of the place, the disk or another process. What else SQLite cannot do with a file is the file's fault."""
 
 
 class RecordStore:
@@ -77,6 +94,8 @@ class RecordStore:
             connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
         except sqlite3.Error as error:
             raise _unwritable(path, error) from error
+        # What is damaged may be no UTF-8. It comes back as it is, and its hash tells.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         records = cls(path, connection)
         try:
             with records._guard():
@@ -118,17 +137,83 @@ class RecordStore:
             if found < version:
                 for statement in statements:
                     self._connection.execute(statement)
+        if found < HASHED_SINCE:
+            for kind in COLUMNS:
+                for number, entry, _ in self._columns(kind, _every(kind), (), hashed=False):
+                    self._keep_hash(kind, number, entry)
         if found < SCHEMA_VERSION:
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _check(self) -> None:
-        refuse_identity(self.path, self._pragma("application_id"), self._pragma("user_version"))
-        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
-        if found == "ok" and not tables_of(self._pragma("user_version")) <= tables:
-            found = "its tables are missing"
+        version = self._pragma("user_version")
+        refuse_identity(self.path, self._pragma("application_id"), version)
+        # Before SQLite looks at them: a trigger, a view or a column of another's making may do anything.
+        made = self._connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+        if not tables_of(version) <= {name for kind, name, _ in made if kind == "table"}:
+            raise damaged(self.path, "its tables are missing")
+        own = {sql for _, name, sql in made if sql is not None and name != "sqlite_sequence"}
+        if own != statements_of(version):
+            raise damaged(self.path, f"its tables are not those of version {version}")
+        found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise damaged(self.path, found)
+        self._count()
+
+    def _count(self) -> None:
+        """Raise RecordsError unless there is an entry for each hash and a hash for each entry."""
+        if not self._has("hashes"):
+            return
+        counts = [
+            f"(SELECT count(*) FROM {_table(kind)} WHERE {_every(kind)}), "
+            f"(SELECT count(*) FROM hashes WHERE kind = '{kind}')"
+            for kind in COLUMNS
+        ]
+        # In one statement: another process may add entries meanwhile.
+        *found, all_hashes = self._rows(f"SELECT {', '.join(counts)}, (SELECT count(*) FROM hashes)")[0]
+        for kind, entries, hashes in zip(COLUMNS, found[::2], found[1::2], strict=True):
+            if entries != hashes:
+                raise damaged(self.path, f"it has {entries} entries and {hashes} hashes of {kind}")
+        if all_hashes != sum(found[1::2]):
+            raise damaged(self.path, "it has hashes of entries of another kind")
+
+    def _insert(self, table: str, **values: Any) -> int:
+        """Add an entry with its hash, inside a transaction, and return its number."""
+        self._migrate()
+        places = ", ".join("?" * len(values))
+        cursor = self._connection.execute(
+            f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", tuple(values.values())
+        )
+        assert cursor.lastrowid is not None
+        self._keep_hash(table, cursor.lastrowid, values)
+        return cursor.lastrowid
+
+    def _keep_hash(self, kind: str, number: int, values: Mapping[str, Any]) -> None:
+        self._connection.execute(
+            "INSERT INTO hashes (kind, entry, sha256) VALUES (?, ?, ?)",
+            (kind, number, entry_hash(kind, number, values)),
+        )
+
+    def _columns(
+        self, kind: str, condition: str, values: tuple[Any, ...], *, hashed: bool
+    ) -> Iterator[tuple[int, dict[str, Any], str | None]]:
+        """Yield number, columns and hash of each entry of a kind under a condition."""
+        columns, table = COLUMNS[kind], _table(kind)
+        kept = f"(SELECT sha256 FROM hashes WHERE hashes.kind = '{kind}' AND entry = {table}.id)" if hashed else "NULL"
+        query = f"SELECT id, {', '.join(columns)}, {kept} FROM {table} WHERE {condition}"
+        for number, *found, digest in self._rows(query, values):
+            yield number, dict(zip(columns, found, strict=True)), digest
+
+    def _entries(self, kind: str, condition: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield number and columns of each entry of a kind under a condition, compared with its hash.
+
+        Raises:
+            RecordsError: an entry is not what was recorded.
+        """
+        hashed = self._has("hashes")
+        for number, entry, digest in self._columns(kind, condition, values, hashed=hashed):
+            if hashed and not matches(kind, number, entry, digest):
+                raise damaged(self.path, f"entry {number} of {kind} does not match its hash")
+            yield number, entry
 
     def _has(self, table: str) -> bool:
         """Whether the file is of a version that has this table."""
@@ -144,7 +229,7 @@ class RecordStore:
     def _decode(self, text: str) -> Any:
         try:
             return decode(text)
-        except ValueError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise damaged(self.path, f"a stored value is not JSON ({error})") from error
 
     def _stored(self, build: Callable[[Any], _Entry], what: str, text: str) -> _Entry:
@@ -152,7 +237,7 @@ class RecordStore:
             return build(self._decode(text))
         except RecordsError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise damaged(self.path, f"a stored {what} cannot be read ({error})") from error
 
     @contextmanager
@@ -164,10 +249,14 @@ class RecordStore:
             raise RecordsError(f"the records {self.path} refused the entry: {error}") from error
         except sqlite3.ProgrammingError as error:
             raise RecordsError(f"the records {self.path} cannot be used: {error}") from error
-        except sqlite3.OperationalError as error:
-            raise _unwritable(self.path, error) from error
-        except sqlite3.DatabaseError as error:
-            raise damaged(self.path, str(error)) from error
+        except sqlite3.Error as error:
+            # The lowest byte of SQLite's extended codes is the kind of error.
+            outside = getattr(error, "sqlite_errorcode", 0) & 0xFF in _OUTSIDE
+            raise (_unwritable(self.path, error) if outside else damaged(self.path, str(error))) from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes what is damaged
+            raise damaged(self.path, f"SQLite finds {error.object!r}") from error
+        except OverflowError as error:
+            raise RecordsError(f"the records {self.path} have no such number: {error}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -180,6 +269,16 @@ class RecordStore:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _table(kind: str) -> str:
+    """Return the table of a kind of entries: runs and their ends share one."""
+    return "runs" if kind == "ends" else kind
+
+
+def _every(kind: str) -> str:
+    """Return the condition that every entry of a kind meets."""
+    return "finished IS NOT NULL" if kind == "ends" else "1"
 
 
 def _unwritable(path: Path, error: sqlite3.Error) -> OutputError:

@@ -44,6 +44,7 @@ names of its variants, such as a quick one, the default one first.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -60,12 +61,14 @@ from lmc_verify.cases import (
     EstimatorSettings,
     ModelSettings,
     SamplingSettings,
+    Seed,
     TrainingSettings,
     build_estimator,
     check_dataset,
 )
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
+from lmc_verify.encoding import MOST_NESTED, nested
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
@@ -82,6 +85,12 @@ _Table = TypeVar("_Table")
 _Item = TypeVar("_Item", Planned, PlannedAudit, PlannedSearch, PlannedRace)
 
 _PLANNED = {"check": "check", "audit": "audit", "counterexample": "search", "race": "race"}
+
+MOST_TRIALS = 100_000
+"""The most checks, audits and searches of a suite that does not say how many it means."""
+
+_MOST_BYTES = 2_000_000
+"""The largest suite file that is read; the package's own have a few thousand bytes."""
 
 OutcomeName = Literal["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "VACUOUS", "NOT_APPLICABLE"]
 
@@ -147,7 +156,7 @@ class Suite(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     title: str
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     alpha_total: float = Field(1e-6, gt=0, lt=0.5)
     """Probability that any statistical verdict of a run is wrong; split evenly over its statistical checks."""
     controls: bool | Annotated[int, Field(ge=1)] | list[str] = True
@@ -158,6 +167,8 @@ class Suite(BaseModel):
     race: list[RaceTable] = Field(default_factory=list)
     presets: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]] = Field(default_factory=list)
     """Names of the variants of its races; the first is the default."""
+    most_trials: int = Field(MOST_TRIALS, ge=1)
+    """The most checks, audits and searches that it may plan: lists multiply, and more are most likely a mistake."""
 
     @classmethod
     def of_race(cls, settings: RaceSettings) -> Suite:
@@ -253,6 +264,35 @@ class Suite(BaseModel):
 
         return self._expanded("audit", self.audit, expand)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many checks, audits and searches the tables plan, by kind; counted without planning them."""
+        return {
+            "check": sum(map(_combinations, self.check)),
+            "audit": sum(map(_combinations, self.audit)),
+            "counterexample": sum(map(_combinations, self.counterexample)),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line for each check, audit and search, in the order of the file; none is planned before its turn.
+
+        Raises:
+            InvalidInputError: an unknown name or setting; raised when its turn comes.
+        """
+        for check in self.check:
+            yield from (f"check {item.label}" for item in _expand(check, self.seed))
+        for table in self.audit:
+            yield from (item.label for item in _expand_audits(table, self.seed, self.alpha_total, 0))
+        for search in self.counterexample:
+            yield from (item.label for item in _expand_searches(search, self.seed))
+
+    def _require_few(self) -> None:
+        planned = sum(self.counts().values())
+        if planned > self.most_trials:
+            raise InvalidInputError(
+                f"suite {self.name!r} plans {planned:,} checks, audits and searches, at most {self.most_trials:,} are "
+                "run: its lists multiply. Look at them with --dry-run; shorten them, or set most_trials in the suite"
+            )
+
     def _checks(self) -> list[Planned]:
         return self._expanded("check", self.check, lambda check: _expand(check, self.seed))
 
@@ -311,6 +351,8 @@ class Suite(BaseModel):
         self, kind: str, tables: Iterable[_Table], expand: Callable[[_Table], Iterator[_Item]]
     ) -> list[_Item]:
         """Expand every table, each item once; errors name the table."""
+        if kind != "race":
+            self._require_few()
         planned: dict[str, _Item] = {}
         for number, table in enumerate(tables, start=1):
             try:
@@ -351,15 +393,33 @@ def load_suite(path: str | Path) -> Suite:
         file = suite_names()[str(path)]
     try:
         with file.open("rb") as stream:
-            values = tomllib.load(stream)
+            text = stream.read(_MOST_BYTES + 1)
+            if len(text) > _MOST_BYTES:
+                raise InvalidInputError(f"{file} has more than {_MOST_BYTES:,} bytes; split the suite")
+            values = tomllib.loads(text.decode("utf-8"))
     except FileNotFoundError:
         known = ", ".join(suite_names())
         raise InvalidInputError(f"there is no suite file {file}; give a TOML file, or one of: {known}") from None
+    except InvalidInputError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot read the suite file {file}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also a number with thousands of digits
         raise InvalidInputError(f"{file} is not valid TOML: {error}; fix the file at that place") from error
+    except RecursionError as error:
+        raise InvalidInputError(f"{file} has lists in lists, too deep to be read; at most {MOST_NESTED}") from error
+    if nested(values) > MOST_NESTED:
+        raise InvalidInputError(
+            f"{file} has lists or tables in each other, more than {MOST_NESTED} deep; a suite has 4"
+        )
     return validated(Suite, values, f"{file} is not a suite")
+
+
+def _combinations(table: Check | AuditTable | CounterexampleTable) -> int:
+    """Return how many items the lists of a table multiply to."""
+    single = {"causes"}
+    lists = (value for name, value in table if name not in single and isinstance(value, list))
+    return math.prod(map(len, lists))
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,4 +1,5 @@
-"""Checkpoints: one safetensors file whose header holds the rest as JSON. No pickle; replaced in one step.
+"""Checkpoints: one safetensors file whose header holds the rest as JSON, and a hash of all. No pickle; replaced in one
+step.
 
 Tensors, by name: ``parameters.NAME``, ``history.embedding.L``, ``history.auxiliary.L`` and ``history.vector.NAME``,
 ``exact_for.K`` (the parameters for which exact histories are exact), and ``optimiser.K.NAME`` for parameter K.
@@ -12,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -24,6 +24,7 @@ from lmc_verify.estimators import History
 from lmc_verify.objective import Problem
 
 __all__ = [
+    "damaged",
     "pack_history",
     "pack_optimiser",
     "read_checkpoint",
@@ -33,8 +34,9 @@ __all__ = [
     "write_text",
 ]
 
-FORMAT, VERSION = "lmc-verify checkpoint", 1
-_HEADER = "lmc-verify"
+FORMAT, VERSION = "lmc-verify checkpoint", 2
+"""Version 2 added the header to what is hashed."""
+_HEADER, _HASH = "lmc-verify", "sha256"
 _OPTIMISER = "optimiser."
 
 Tensors = dict[str, Tensor]
@@ -54,8 +56,9 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], document: 
         # A layer that is applied again and again has several names; the format gives each a tensor of its own.
         plain[name] = kept.clone() if memory in seen else kept
         seen.add(memory)
-    header = encode({**document, "format": FORMAT, "version": VERSION, "digest": _digest(plain)})
-    _replace(Path(path), lambda file: save_file(plain, file, metadata={_HEADER: header}))
+    header = encode({**document, "format": FORMAT, "version": VERSION})
+    metadata = {_HEADER: header, _HASH: _digest(plain, header)}
+    _replace(Path(path), lambda file: save_file(plain, file, metadata=metadata))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -93,33 +96,44 @@ def read_checkpoint(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
         raise InvalidInputError(f"there is no checkpoint {path}; start the run without resuming")
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
+            metadata = file.metadata() or {}
             # Copied: what is read may be a view of the file, and histories are written to.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a mapping
-        document = decode(header) if header is not None else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InvalidInputError(f"{path} is not a checkpoint of lmc-verify; give a file that it has written")
-    if document.get("version") != VERSION:
-        raise InvalidInputError(
-            f"{path} has version {document.get('version')!r}, this version reads {VERSION}; upgrade lmc-verify"
-        )
-    if document.get("digest") != _digest(tensors):
-        raise _damaged(path, "its tensors do not match their hash")
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        # The library's own errors, and those of torch for kinds of numbers that it does not know.
+        raise damaged(path, str(error)) from error
+    document = _document(path, metadata.get(_HEADER))
+    if metadata.get(_HASH) != _digest(tensors, metadata[_HEADER]):
+        raise damaged(path, "its content does not match its hash")
     return tensors, document
 
 
-def _damaged(path: Path, found: str) -> InvalidInputError:
+def _document(path: Path, header: str | None) -> dict[str, Any]:
+    try:
+        document = decode(header) if header is not None else None
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InvalidInputError(f"{path} is not a checkpoint of lmc-verify; give a file that it has written")
+    version = document.get("version")
+    if version != VERSION:
+        what = "start the run again" if version == 1 else "upgrade lmc-verify"
+        raise InvalidInputError(f"{path} has version {version!r}, this version reads {VERSION}; {what}")
+    return document
+
+
+def damaged(path: str | Path, found: str) -> InvalidInputError:
+    """Return the error of a checkpoint that cannot be used as it is."""
     return InvalidInputError(f"the checkpoint {path} is damaged: {found}; restore it, or start the run without it")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Mapping[str, Tensor], header: str) -> str:
+    """Return the SHA-256 hex digest of everything in a checkpoint."""
+    digest = hashlib.sha256(encode(header).encode())
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name].numpy())
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        tensor = tensors[name].contiguous()
+        digest.update(encode([name, str(tensor.dtype), tuple(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lmc_verify.cases import DatasetSettings, DesignSettings, EstimatorSettings, ModelSettings, Settings
+from lmc_verify.cases import (
+    MOST_COUNT,
+    DatasetSettings,
+    DesignSettings,
+    EstimatorSettings,
+    ModelSettings,
+    Seed,
+    Settings,
+)
 from lmc_verify.errors import validated
 from lmc_verify.training.optimisers import check_optimiser, check_schedule
 
@@ -50,13 +58,13 @@ class TrainerSettings(Settings):
     schedule: str = "none"
     schedule_options: dict[str, Any] = Field(default_factory=dict)
     beta_schedule: Literal["constant", "decaying"] = "constant"
-    epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, le=MOST_COUNT)
+    steps: int | None = Field(None, ge=1, le=MOST_COUNT)
     unit: Literal["epoch", "step"] = "epoch"
-    evaluate_every: int = Field(1, ge=1)
-    patience: int | None = Field(None, ge=1)
-    trace_gradient_every: int = Field(0, ge=0)
-    gradient_batches: int = Field(64, ge=2)
+    evaluate_every: int = Field(1, ge=1, le=MOST_COUNT)
+    patience: int | None = Field(None, ge=1, le=MOST_COUNT)
+    trace_gradient_every: int = Field(0, ge=0, le=MOST_COUNT)
+    gradient_batches: int = Field(64, ge=2, le=MOST_COUNT)
 
     @model_validator(mode="before")
     @classmethod
@@ -106,8 +114,8 @@ class RunSettings(Settings):
     estimator: EstimatorTable = EstimatorSettings(name="lmc")
     design: DesignSettings = DesignSettings()
     trainer: TrainerSettings = TrainerSettings()
-    seed: int = Field(0, ge=0)
-    data_seed: int = Field(0, ge=0)
+    seed: Seed = 0
+    data_seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
 
     @classmethod

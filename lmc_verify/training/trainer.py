@@ -26,6 +26,7 @@ from lmc_verify.models import Dropout, active_dropout, key_dropout
 from lmc_verify.objective import Problem, evaluating
 from lmc_verify.seeds import generator
 from lmc_verify.training.checkpoint import (
+    damaged,
     pack_history,
     pack_optimiser,
     read_checkpoint,
@@ -346,6 +347,14 @@ class Trainer:
             InvalidInputError: a checkpoint that cannot be read, or is of another run; the message names what differs.
         """
         tensors, document = read_checkpoint(path)
+        try:
+            self._restore(path, tensors, document)
+        except InvalidInputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            raise damaged(path, f"a part is missing or of another type ({error!r})") from error
+
+    def _restore(self, path: str | Path, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         trace = Trace.from_dict(document["trace"])
         ours, theirs = self.trace.description, plain(trace.description)
         for key in [*ours, *theirs]:

@@ -5,6 +5,7 @@ optimiser and random streams. A checkpoint that is damaged, foreign or of anothe
 from __future__ import annotations
 
 import json
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,9 +263,13 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     data = file.read_bytes()
     tensors, _ = read_checkpoint(file)
     with safe_open(file, framework="pt") as opened:
-        header = opened.metadata()["lmc-verify"]
+        metadata = opened.metadata()
+    header = json.loads(metadata["lmc-verify"])
+
+    def saved(tensors: dict[str, Tensor], **changes: Any) -> bytes:
+        return safetensors.torch.save(tensors, metadata | {"lmc-verify": json.dumps(header | changes)})
+
     changed = {**tensors, "parameters.layers.0.conv.bias": tensors["parameters.layers.0.conv.bias"] + 1}
-    newer = json.dumps(json.loads(header) | {"version": 2})
     cases: list[tuple[bytes, str]] = [
         (data[: len(data) // 2], "damaged"),
         (b"", "damaged"),
@@ -272,8 +277,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         (safetensors.torch.save({"a": torch.ones(1)}), "not a checkpoint of lmc-verify"),
         (safetensors.torch.save({"a": torch.ones(1)}, {"lmc-verify": "{"}), "damaged"),
         (safetensors.torch.save({"a": torch.ones(1)}, {"lmc-verify": "[]"}), "not a checkpoint of lmc-verify"),
-        (safetensors.torch.save(changed, {"lmc-verify": header}), "do not match their hash"),
-        (safetensors.torch.save(tensors, {"lmc-verify": newer}), "has version 2, this version reads 1"),
+        (safetensors.torch.save(changed, metadata), "does not match its hash"),
+        (safetensors.torch.save(tensors, {"lmc-verify": metadata["lmc-verify"]}), "does not match its hash"),
+        (saved(tensors, step=4), "does not match its hash"),
+        (saved(tensors, version=3), "has version 3, this version reads 2; upgrade"),
+        (saved(tensors, version=1), "has version 1, this version reads 2; start the run again"),
+        (safetensors.torch.save(tensors, {"lmc-verify": "[" * 100_000}), "damaged"),
     ]
     for content, message in cases:
         file.write_bytes(content)
@@ -281,6 +290,66 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
             made().restore(file)
     with pytest.raises(InvalidInputError, match="there is no checkpoint"):
         made().restore(tmp_path / "none.safetensors")
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    interrupted(made(optimiser="adam"), 4, file)
+    tensors, document = read_checkpoint(file)
+    data, generator = file.read_bytes(), random.Random(0)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    places = [generator.randrange(8 * begin) for _ in range(300)] + [
+        generator.randrange(8 * len(data)) for _ in range(100)
+    ]
+    refused = 0
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        try:
+            again, same = read_checkpoint(file)
+        except InvalidInputError:
+            refused += 1
+            continue
+        assert same == document, f"bit {place}"
+        assert_same_bits(f"bit {place}", dict(sorted(again.items())), dict(sorted(tensors.items())))
+    assert refused > 350
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "four"},
+        {"trace": {}},
+        {"trace": 3},
+        {"stream": None},
+        {"optimiser": {"groups": [], "values": {}, "devices": {}}},
+        {"optimiser": {"groups": 3}},
+        {"batch_loss": [1]},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_a_part_of_another_type_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Hashed as it is: made by a program, not by a damaged disk."""
+    file = tmp_path / "run.safetensors"
+    interrupted(made(optimiser="adam"), 4, file)
+    tensors, document = read_checkpoint(file)
+    write_checkpoint(file, tensors, document | changes)
+    with pytest.raises(
+        InvalidInputError, match=r"is damaged: a part is missing or of another type|not the trace of a training"
+    ):
+        made(optimiser="adam").restore(file)
+
+
+@pytest.mark.parametrize("name", ["parameters.layers.0.conv.bias", "optimiser.0.exp_avg"])
+def test_a_checkpoint_without_one_of_its_tensors_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "run.safetensors"
+    interrupted(made(optimiser="adam"), 4, file)
+    tensors, document = read_checkpoint(file)
+    del tensors[name]
+    write_checkpoint(file, tensors, document)
+    with pytest.raises(InvalidInputError, match="is damaged"):
+        made(optimiser="adam").restore(file)
 
 
 @pytest.mark.parametrize(
