@@ -159,10 +159,8 @@ class History:
         else:
             named = {f"{kind}-{layer}": (shape, graph.dtype) for (kind, layer), shape in shapes.items()}
             made = dict(zip(shapes, map_tables(folder, named).values(), strict=True))
-        by_kind = (
-            {layer: made[kind, layer] for layer in layers} if kind in kinds else {} for kind in (EMBEDDING, AUXILIARY)
-        )
-        return cls(*by_kind)
+        by_kind = {kind: {layer: made[kind, layer] for layer in layers} for kind in kinds}
+        return cls(by_kind.get(EMBEDDING, {}), by_kind.get(AUXILIARY, {}))
 
     @classmethod
     def from_exact(cls, problem: Problem, exact: ExactPass) -> History:
@@ -405,10 +403,8 @@ def map_tables(folder: str | Path, tables: Mapping[str, tuple[tuple[int, ...], t
             path.unlink(missing_ok=True)  # other histories may still be mapped to it
             made.append(path)
             _reserve(path, size)
-        return {
-            name: torch.from_file(str(place / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype).view(
-                shape
-            )
+        files = {
+            name: torch.from_file(str(place / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype)
             for name, (shape, dtype) in tables.items()
         }
     except (OSError, RuntimeError) as error:
@@ -419,6 +415,7 @@ def map_tables(folder: str | Path, tables: Mapping[str, tuple[tuple[int, ...], t
             f"cannot map histories to {place}: {error}; name a folder that can be written, with "
             f"{sum(sizes.values()):,} bytes free"
         ) from error
+    return {name: file.view(tables[name][0]) for name, file in files.items()}
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -95,7 +95,7 @@ def outside(column: int) -> Any:
         ({"x": outside(10**6)}, "column 0 or 1000000 is outside"),
         (
             {"allx": scipy.sparse.csr_matrix(([1.0], ([3], [4])), shape=(1000, 10**9))},
-            "are more than the 2,147,483,648 allowed",
+            "are more than the",
         ),
         ({"y": np.array([print, len], dtype=object)}, "may hold arrays and sparse matrices only"),
         ({"y": np.array([[1, [2]]], dtype=object)}, "it holds a ndarray"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmc_verify import GCN, LMC, Batch, Clusters, InvalidInputError, Partition, Problem, load_graph
 from lmc_verify.estimators.compensated.halo import local_structure
+from lmc_verify.estimators.history import History, map_tables
 from lmc_verify.graphs import memory
 from lmc_verify.graphs.memory import BufferPool, ByteCache
 
