@@ -5,8 +5,8 @@ read. PyTorch Geometric writes what it processed next to the raw files, so it is
 link to the real one. A cache entry is built in a temporary folder and renamed into place: processes that load the same
 data set at once repeat some work and never see a half-written entry.
 
-The network is used when `Place.download` is set and never otherwise. Raw files are trusted input: those of Cora,
-CiteSeer and PubMed are pickles, and PyTorch Geometric downloads without checking certificates.
+The network is used when `Place.download` is set and never otherwise. What is downloaded comes over https and is
+compared with pinned hashes; raw files are looked at before they are read, see `lmc_verify.datasets.checked`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 import torch_geometric
 from torch_geometric.data import Data
 
+from lmc_verify.datasets.checked import wrong_pins
 from lmc_verify.datasets.layouts import OgbFiles, PygFiles, RawFiles, import_pandas, silent
 from lmc_verify.errors import InfrastructureError, InvalidInputError, OutputError
 
@@ -67,12 +68,13 @@ def read_raw(files: RawFiles, place: Place) -> Data:
     try:
         with silent():
             data = files.read(root) if isinstance(files, OgbFiles) else _read_through_cache(files, root, place)
-    except (InvalidInputError, OutputError, MemoryError):
+    except (OutputError, MemoryError):
         raise
     except Exception as error:
+        kind = "" if isinstance(error, InvalidInputError) else f"{type(error).__name__}: "
         raise InvalidInputError(
             f"data set {place.name!r} could not be read from the raw files in {root}: "
-            f"{type(error).__name__}: {error}; check or replace the files (cache: {place.cache})"
+            f"{kind}{error}; check or replace the files (cache: {place.cache})"
         ) from error
     return data
 
@@ -123,6 +125,12 @@ def _download(files: RawFiles, target: Path, expected: tuple[Path, ...], place: 
         if missing := _missing(entry, expected):
             raise InfrastructureError(
                 f"the download of data set {place.name!r} lacks {', '.join(p.as_posix() for p in missing)}"
+            )
+        if wrong := wrong_pins(entry, expected):
+            raise InfrastructureError(
+                f"the download of data set {place.name!r} is not what was expected and was not kept: "
+                f"{'; '.join(wrong)}; try again; if the publisher has changed the file, look at it, and pass it with "
+                "--data-root DIR"
             )
         _publish(entry, target)
 

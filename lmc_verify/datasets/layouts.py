@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.datasets.checked import check_archive, checked_download, checked_pickles
 from lmc_verify.errors import InvalidInputError
 
 __all__ = ["SPLITS", "OgbFiles", "PygFiles", "RawFiles", "import_pandas", "import_quietly", "silent"]
@@ -66,16 +67,21 @@ class PygFiles:
         """Download the raw files into `root`."""
         blank = self.blank(str(root))
         os.makedirs(blank.raw_dir, exist_ok=True)
-        blank.download()
+        with checked_download():
+            blank.download()
 
     def read(self, root: Path) -> Data:
         """Load the data set below `root`, where every raw file is in place; a download would be a defect."""
         cls = self.dataset_class()
         offline = type(cls.__name__, (cls,), {"download": _refuse_download})
         folder = str(root / self.subfolder)
-        if not self.parts:
-            return offline(folder, **self.kwargs)[0]
-        return _merge({part: list(offline(folder, split=part)) for part in self.parts})
+        for file in self.raw_files():
+            if file.suffix == ".npz":
+                check_archive(root / file)
+        with checked_pickles():
+            if not self.parts:
+                return offline(folder, **self.kwargs)[0]
+            return _merge({part: list(offline(folder, split=part)) for part in self.parts})
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class OgbFiles:
         """Download and unpack the archive into `root`."""
         from torch_geometric.data import download_url, extract_zip
 
-        archive = download_url(f"http://snap.stanford.edu/ogb/data/nodeproppred/{self.archive}.zip", str(root))
+        with checked_download():
+            archive = download_url(f"https://snap.stanford.edu/ogb/data/nodeproppred/{self.archive}.zip", str(root))
         extract_zip(archive, str(root))
         os.unlink(archive)
         os.replace(root / self.archive, root / self.folder)

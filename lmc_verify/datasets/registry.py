@@ -39,6 +39,9 @@ from lmc_verify.plugins import Plugin, Registry
 
 __all__ = ["dataset_info", "dataset_names", "dataset_registry", "load_data", "load_graph"]
 
+MOST_CLASSES = 10_000
+"""The most classes that labels may name in a graph of fewer nodes."""
+
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names of all data sets, those that need no files first."""
@@ -175,6 +178,8 @@ def _check(data: Data, info: DatasetInfo) -> None:
         raise InvalidInputError(f"{title} has features of shape {tuple(data.x.shape)}, expected nodes by features")
     if data.y.size(0) != num_nodes or data.y.dim() != (2 if info.task == "multi-label" else 1):
         raise InvalidInputError(f"{title} has {num_nodes} nodes and labels of shape {tuple(data.y.shape)}")
+    if info.task != "multi-label":
+        _check_labels(data.y, num_nodes, title)
     edges = data.edge_index
     if edges.dim() != 2 or edges.size(0) != 2:
         raise InvalidInputError(f"{title} has an edge_index of shape {tuple(edges.shape)}, expected (2, edges)")
@@ -189,6 +194,16 @@ def _check(data: Data, info: DatasetInfo) -> None:
         raise InvalidInputError(f"{title} has no training nodes")
     if int(sum(mask.to(torch.int64) for mask in masks).max()) > 1:
         raise InvalidInputError(f"{title} has nodes in more than one of training, validation and test")
+
+
+def _check_labels(labels: Tensor, num_nodes: int, title: str) -> None:
+    """Refuse labels that are no classes: a model would have an output for each number up to the largest."""
+    most = max(num_nodes, MOST_CLASSES)
+    if not -1 <= int(labels.min()) <= int(labels.max()) < most:
+        raise InvalidInputError(
+            f"{title} has labels from {int(labels.min())} to {int(labels.max())}; classes are numbered from 0 "
+            f"(-1: none) and are at most {most:,}"
+        )
 
 
 def _from_plugin(plugin: Plugin, load: Any) -> Entry:

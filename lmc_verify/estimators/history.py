@@ -7,7 +7,11 @@ in memory-mapped files (`History.mapped`). Estimates do not depend on the place.
 from __future__ import annotations
 
 import copy
+import errno
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ __all__ = [
     "RowsAhead",
     "VectorWrite",
     "Write",
+    "map_tables",
 ]
 
 EMBEDDING, AUXILIARY = "embedding", "auxiliary"
@@ -131,19 +136,31 @@ class History:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def zeros(cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True) -> History:
-        """Return histories of zeros on the problem's device, for layers 1 ... L."""
-        graph = problem.graph
+    def zeros(
+        cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True, folder: str | Path | None = None
+    ) -> History:
+        """Return histories of zeros, for layers 1 ... L.
 
-        def tables(wanted: bool) -> dict[int, Tensor]:
-            if not wanted:
-                return {}
-            return {
-                layer: torch.zeros(graph.num_nodes, problem.widths[layer], device=graph.device, dtype=graph.dtype)
-                for layer in range(1, problem.num_layers + 1)
-            }
+        Args:
+            problem: the tables' sizes and precision are those of its layers.
+            embeddings: whether there are tables of H.
+            auxiliary: whether there are tables of V.
+            folder: where tables are mapped files, as of `mapped`, that are never in memory as a whole; None for tables
+                on the problem's device.
 
-        return cls(tables(embeddings), tables(auxiliary))
+        Raises:
+            InvalidInputError: the files cannot be written.
+        """
+        graph, layers = problem.graph, range(1, problem.num_layers + 1)
+        kinds = [kind for kind, wanted in ((EMBEDDING, embeddings), (AUXILIARY, auxiliary)) if wanted]
+        shapes = {(kind, layer): (graph.num_nodes, problem.widths[layer]) for kind in kinds for layer in layers}
+        if folder is None:
+            made = {key: torch.zeros(shape, device=graph.device, dtype=graph.dtype) for key, shape in shapes.items()}
+        else:
+            named = {f"{kind}-{layer}": (shape, graph.dtype) for (kind, layer), shape in shapes.items()}
+            made = dict(zip(shapes, map_tables(folder, named).values(), strict=True))
+        by_kind = {kind: {layer: made[kind, layer] for layer in layers} for kind in kinds}
+        return cls(by_kind.get(EMBEDDING, {}), by_kind.get(AUXILIARY, {}))
 
     @classmethod
     def from_exact(cls, problem: Problem, exact: ExactPass) -> History:
@@ -232,28 +249,19 @@ class History:
     def mapped(self, folder: str | Path) -> History:
         """Return the histories with their tables in memory-mapped files, for graphs beyond the host's memory.
 
+        The space of all of them is reserved first. Tables that would not fit in memory at all begin as
+        ``History.zeros(problem, folder=...)``.
+
         Args:
             folder: where to write ``embedding-1.bin`` and so on; made if it is not there. Files are overwritten.
 
         Raises:
-            InvalidInputError: the files cannot be written.
+            InvalidInputError: the files cannot be written, or the disk has not enough space for them.
         """
-        place = Path(folder)
-
-        def mapped(name: str, table: Tensor) -> Tensor:
-            path = place / f"{name}.bin"
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)  # other histories may still be mapped to it
-                file = torch.from_file(str(path), shared=True, size=table.numel(), dtype=table.dtype)
-            except (OSError, RuntimeError) as error:
-                raise InvalidInputError(
-                    f"cannot map histories to {path}: {error}; name a folder that can be written, with "
-                    f"{table.numel() * table.element_size():,} bytes free"
-                ) from error
-            return file.view(table.shape).copy_(table)
-
-        return self._moved(mapped)
+        tables: dict[str, Tensor] = {}
+        self._moved(lambda name, table: tables.setdefault(name, table))
+        files = map_tables(folder, {name: (tuple(table.shape), table.dtype) for name, table in tables.items()})
+        return self._moved(lambda name, table: files[name].copy_(table))
 
     def _moved(self, move: Callable[[str, Tensor], Tensor]) -> History:
         return self._with_tables(
@@ -371,3 +379,53 @@ class History:
         """Memory held by the tables."""
         tables = [*self.embeddings.values(), *self.auxiliary.values(), *self.vectors.values()]
         return sum(table.numel() * table.element_size() for table in tables)
+
+
+def map_tables(folder: str | Path, tables: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+    """Return tables of zeros in memory-mapped files ``NAME.bin``, whose space on the disk is reserved.
+
+    A file with holes would be made on a full disk too, and end the process at the first write for which there is no
+    space.
+
+    Args:
+        folder: where the files are; made if it is not there. Files are overwritten.
+        tables: shape and precision by name.
+
+    Raises:
+        InvalidInputError: the files cannot be written, or the disk has not enough space for them; none is left then.
+    """
+    place, made = Path(folder), list[Path]()
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tables.items()}
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, size in sizes.items():
+            path = place / f"{name}.bin"
+            path.unlink(missing_ok=True)  # other histories may still be mapped to it
+            made.append(path)
+            _reserve(path, size)
+        files = {
+            name: torch.from_file(str(place / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype)
+            for name, (shape, dtype) in tables.items()
+        }
+    except (OSError, RuntimeError) as error:
+        for path in made:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise InvalidInputError(
+            f"cannot map histories to {place}: {error}; name a folder that can be written, with "
+            f"{sum(sizes.values()):,} bytes free"
+        ) from error
+    return {name: file.view(tables[name][0]) for name, file in files.items()}
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros whose space is on the disk."""
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # not every system and file system can
+            if getattr(error, "errno", errno.EOPNOTSUPP) not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            block = bytes(min(size, 2**24))
+            while size > 0:
+                size -= file.write(block[:size])

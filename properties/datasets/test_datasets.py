@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from lmc_verify.datasets import files as rawfiles
 from lmc_verify.datasets import generated
+from lmc_verify.datasets.checked import PINNED, sha256_of
 from lmc_verify.datasets.info import DatasetInfo
 from lmc_verify.datasets.registry import dataset_info, dataset_names, load_data
 from lmc_verify.errors import InfrastructureError, InvalidInputError, OutputError, UnknownNameError
@@ -601,6 +602,8 @@ def test_download_happens_on_request_only_and_once(
         save_npz(Path(self.raw_dir) / "amazon_electronics_photo.npz")
 
     monkeypatch.setattr(Amazon, "download", fake)
+    save_npz(tmp_path / "pinned.npz")
+    monkeypatch.setitem(PINNED, PHOTO.as_posix(), sha256_of(tmp_path / "pinned.npz"))
     root, cache = tmp_path / "root", tmp_path / "cache"
     root.mkdir()
     with pytest.raises(InvalidInputError, match="raw files are missing"):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmc_verify import GCN, LMC, Batch, Clusters, InvalidInputError, Partition, Problem, load_graph
 from lmc_verify.estimators.compensated.halo import local_structure
+from lmc_verify.estimators.history import History, map_tables
 from lmc_verify.graphs import memory
 from lmc_verify.graphs.memory import BufferPool, ByteCache
 
@@ -176,3 +177,48 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs))
     with pytest.raises(InvalidInputError, match=r"cannot map histories to .*file.*name a folder"):
         LMC().init(problem).mapped(tmp_path / "file")
+
+
+def test_mapped_histories_of_zeros_are_those_in_memory(tmp_path: Path) -> None:
+    graph = load_graph("karate").double()
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, dtype=torch.float64))
+    made = History.zeros(problem, folder=tmp_path)
+    assert made.equals(History.zeros(problem))
+    assert made.equals(LMC().init(problem))
+    for path in tmp_path.iterdir():
+        assert path.stat().st_blocks * 512 >= path.stat().st_size, "the space is not reserved"
+    assert len(list(tmp_path.iterdir())) == 2 * problem.num_layers
+    only = History.zeros(problem, auxiliary=False, folder=tmp_path / "h")
+    assert (len(only.embeddings), only.auxiliary) == (problem.num_layers, {})
+
+
+def test_a_disk_without_space_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = load_graph("karate")
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs))
+    reserved: list[int] = []
+
+    def full(file: int, start: int, size: int) -> None:
+        reserved.append(size)
+        if len(reserved) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lmc_verify.estimators.history.os.posix_fallocate", full)
+    needed = sum(table.numel() * 4 for table in LMC().init(problem).embeddings.values()) * 2
+    for make in (LMC().init(problem).mapped, lambda folder: History.zeros(problem, folder=folder)):
+        reserved.clear()
+        with pytest.raises(InvalidInputError, match=f"No space left on device; .* with {needed:,} bytes free"):
+            make(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_space_is_written_where_it_cannot_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*_: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("lmc_verify.estimators.history.os.posix_fallocate", unable)
+    size = (2**24 // 8 + 5, 2)
+    (table,) = map_tables(tmp_path, {"a": (size, torch.float64)}).values()
+    assert (tmp_path / "a.bin").stat().st_size == table.numel() * 8 == 16 * size[0]
+    assert not table.any()
