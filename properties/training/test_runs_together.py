@@ -190,6 +190,41 @@ def test_frozen_and_tied_parameters(estimator: Estimator) -> None:
     assert torch.equal(runs.parameters["layers.1.conv.bias"][0], second.bias)
 
 
+EVERY = [
+    LMC(),
+    LMC(beta=0.4, score="concave", count_self_loop=True),
+    LMC(beta=0.4, whole_when_complete=True, weighting="batch-mean"),
+    LMCForwardOnly(beta=0.3, score="sin", whole_when_complete=True, count_self_loop=True),
+    LMCBackwardOnly(beta=0.3, score="quadratic"),
+    GAS(weighting="node-count"),
+    FM(),
+    FMLocal(beta=0.2),
+    ClusterGCN(),
+    ClusterGCN(renormalise=False),
+    BackwardSGD(),
+]
+
+
+@pytest.mark.parametrize("model", [GCN, SAGE])
+@pytest.mark.parametrize("estimator", EVERY, ids=lambda item: f"{item.name}-{EVERY.index(item)}")
+def test_every_member_on_a_graph_with_loops_weights_and_multi_edges(model: type[GCN], estimator: Estimator) -> None:
+    graph = path_graph(9)
+    more = torch.tensor([[0, 3, 3, 8, 1, 1], [0, 3, 5, 2, 2, 2]])
+    edges = torch.cat([graph.edge_index, more], dim=1)
+    graph = graph.replaced(edge_index=edges, edge_weight=torch.linspace(0.5, 2.0, edges.shape[1], dtype=torch.float64))
+    sizes = (graph.num_features, 4, graph.num_outputs, 3)
+    settings = {"activation": "tanh", "encoder": True, "head": True, "residual": True, "seed": 3}
+    for given_settings in ({"seed": 3}, settings):
+        problem = Problem(graph, model(*sizes, dtype=torch.float64, **given_settings))
+        runs = TrainingRuns(problem, specifications([estimator] * 3), UniformNodes(9, 4))
+        single = [alone(problem, own, UniformNodes(9, 4)) for own in specifications([estimator] * 3)]
+        for _ in range(4):
+            runs.step()
+            for place, run in enumerate(single):
+                run.step()
+                assert_same_run(runs, place, run)
+
+
 def test_single_precision_is_single_precision() -> None:
     problem = Problem(load_graph("karate").to(dtype=torch.float32), GCN(34, 4, 4, num_layers=2, seed=1))
     design = striped(problem)
