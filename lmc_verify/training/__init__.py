@@ -1,8 +1,10 @@
-"""Training: plain descent as the theorems have it, and the trainer with its traces."""
+"""Training: plain descent as the theorems have it, one run or many together, and the trainer with its traces."""
 
 from lmc_verify.training.build import build_trainer, graph_of, warm_up
 from lmc_verify.training.descent import HUGE, TrainingRun, WeightedBatches, conditional_bias, weighted_batches
 from lmc_verify.training.settings import RunSettings, TrainerSettings
+from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
+from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, reason_to_run_alone
 from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
 from lmc_verify.training.trainer import Trainer
 
@@ -11,15 +13,20 @@ __all__ = [
     "STATUSES",
     "Evaluation",
     "GradientError",
+    "MeasuredRun",
     "RunSettings",
+    "RunSpecification",
     "Trace",
     "Trainer",
     "TrainerSettings",
     "TrainingRun",
+    "TrainingRuns",
     "WeightedBatches",
     "build_trainer",
     "conditional_bias",
     "graph_of",
+    "mean_gradient_norms",
+    "reason_to_run_alone",
     "warm_up",
     "weighted_batches",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from common.helpers import path_graph
+from common.rate_cases import norms_by
 
 from lmc_verify import GCN, LMC, BackwardSGD, Batch, Clusters, ContractError, Estimate, History, Partition, Problem
 from lmc_verify.cases.case import Case, assemble_case
@@ -80,7 +81,7 @@ def test_divergence_is_called_divergence(claim: str) -> None:
 def test_a_gradient_that_explodes_has_diverged(factor: float, diverged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("ordinary", 0.01, LMC())
     size = factor * theorem_3_rate.EXPLODED * gradient_norm(case.exact.gradient)
-    monkeypatch.setattr(theorem_3_rate, "_run", lambda *_: size)
+    monkeypatch.setattr(theorem_3_rate, "_mean_norms", norms_by(lambda *_: size))
     found = CLAIMS["theorem-3/rate"].check(case)
     assert ("training diverged" in found.summary) is diverged
 

@@ -28,6 +28,7 @@ from common.rate_cases import (
     ZERO_BETA,
     case_of,
     evidence,
+    norms_by,
     settings_of,
     verdict,
     with_seeds,
@@ -246,8 +247,8 @@ def test_a_plateau_is_not_called_a_rate(monkeypatch: pytest.MonkeyPatch) -> None
     """Curves that decay onto a third of their start keep the slope on average, and not at the end."""
     monkeypatch.setattr(
         convergence,
-        "_run",
-        lambda case, length, seed, repeat: (1 + 0.01 * seed) * (2 / 3 * (16 / length) ** 0.7 + 1 / 3),
+        "_mean_norms",
+        norms_by(lambda length, seed: (1 + 0.01 * seed) * (2 / 3 * (16 / length) ** 0.7 + 1 / 3)),
     )
     monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**-0.4 for length in case.training.lengths])
     found = CLAIMS[THREE].check(case_of(THREE, FULL))

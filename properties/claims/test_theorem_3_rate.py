@@ -18,17 +18,19 @@ from common.rate_cases import (
     assert_complete,
     case_of,
     evidence,
+    norms_by,
     verdict,
 )
 
 from lmc_verify import GAS, make_estimator
+from lmc_verify.cases.case import Case
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.claims.theorems import theorem_3_rate as convergence
 from lmc_verify.claims.theorems.theorem_3_rate import scheduled
 from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm
-from lmc_verify.training import TrainingRun
+from lmc_verify.training import TrainingRun, mean_gradient_norms
 
 pytestmark = pytest.mark.usefixtures("short_grids")
 SURE = [
@@ -60,6 +62,12 @@ def test_schedule_is_eta_and_beta_times_n_to_minus_two_thirds() -> None:
     assert scheduled(GAS(), 16.0, 64)[0] == GAS()
 
 
+def run_of(case: Case, length: int, seed: int, repeat: int = 0) -> float:
+    """Return what one training run measures, by itself."""
+    planned = convergence._planned(case, length, seed, repeat)
+    return mean_gradient_norms(case.problem, [planned], case.design)[0]
+
+
 def test_rate_averages_the_exact_gradient_over_uniform_steps() -> None:
     """Over all steps where N is at most the number of samples; each as often as it is drawn where it is larger."""
     case = case_of(THREE, FULL)
@@ -75,7 +83,7 @@ def test_rate_averages_the_exact_gradient_over_uniform_steps() -> None:
         for _ in range(length):
             norms.append(gradient_norm(exact_pass(run.problem).gradient))
             run.step()
-        found = [convergence._run(case, length, seed, 0) for seed in range(1 if length == 8 else 8)]
+        found = [run_of(case, length, seed) for seed in range(1 if length == 8 else 8)]
         if length == 8:
             assert found[0] == pytest.approx(float(np.mean(norms)), rel=1e-12)
         else:
@@ -87,16 +95,18 @@ def test_rate_averages_the_exact_gradient_over_uniform_steps() -> None:
 
 def test_repeats_of_a_seed_are_independent_runs_and_averaged() -> None:
     three = case_of(THREE, GAS_, RATE | {"training": {"step_size": 24, "repeats": 3}})
-    runs = [convergence._run(three, 8, 1, repeat) for repeat in range(3)]
+    length = three.training.lengths[0]
+    runs = [run_of(three, length, 1, repeat) for repeat in range(3)]
     assert len(set(runs)) == 3
-    assert convergence._mean_norm(three, 8, 1) == pytest.approx(float(np.mean(runs)), rel=1e-12)
-    assert convergence._mean_norm(case_of(THREE, GAS_), 8, 1) == runs[0]
+    assert convergence._mean_norms(three, 2)[1, 0] == pytest.approx(float(np.mean(runs)), rel=1e-12)
+    one = case_of(THREE, GAS_, RATE | {"training": {"step_size": 24}})
+    assert convergence._mean_norms(one, 2)[1, 0] == pytest.approx(runs[0], rel=1e-12)
 
 
 @pytest.fixture
 def sound_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose slope is -0.4, so that only the control or the floor stands against a verdict."""
-    monkeypatch.setattr(convergence, "_run", lambda case, length, seed, repeat: (1 + 0.01 * seed) * length**-0.4)
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda length, seed: (1 + 0.01 * seed) * length**-0.4))
     monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**-0.4 for length in case.training.lengths])
     assert CLAIMS[THREE].check(case_of(THREE, FULL)).outcome is Outcome.SUPPORTED
 
@@ -146,7 +156,7 @@ def test_control_needs_both_of_its_problems(monkeypatch: pytest.MonkeyPatch, los
 def test_a_range_that_is_too_short_for_the_exact_gradient_refutes_nothing(
     monkeypatch: pytest.MonkeyPatch, exact: float, outcome: Outcome
 ) -> None:
-    monkeypatch.setattr(convergence, "_run", lambda case, length, seed, repeat: 1 + 0.01 * seed)
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda length, seed: 1 + 0.01 * seed))
     monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**exact for length in case.training.lengths])
     found = CLAIMS[THREE].check(case_of(THREE, GAS_))
     assert found.outcome is outcome
@@ -161,7 +171,7 @@ def test_full_batch_reference_is_the_mean_over_all_steps() -> None:
     run = convergence._full_batch(case)
     assert run == convergence._full_batch(case_of(THREE, FULL, SHORT_RATE))
     for seed in range(2):
-        first = convergence._run(case_of(THREE, FULL, SHORT_RATE), 4, seed, 0)  # four samples of four steps
+        first = run_of(case_of(THREE, FULL, SHORT_RATE), 4, seed)  # four samples of four steps
         assert first == pytest.approx(run[0], rel=1e-12)
 
 

@@ -133,7 +133,7 @@ def in_eps(patch: pytest.MonkeyPatch) -> Case:
 
 def in_steps(patch: pytest.MonkeyPatch) -> Case:
     """Runs whose slope in N is -0.4, where full-batch gradient descent has -0.6 and the control is judged rightly."""
-    patch.setattr(theorem_3_rate, "_run", lambda case, length, seed, repeat: length**-0.4)
+    patch.setattr(theorem_3_rate, "_mean_norms", rate_cases.norms_by(lambda length, seed: length**-0.4))
     patch.setattr(theorem_3_rate, "_full_batch", lambda case: [length**-0.6 for length in case.training.lengths])
     patch.setattr(theorem_3_rate, "_control", lambda *_: (True, []))
     return rate_cases.case_of(rate_cases.THREE, rate_cases.FULL)

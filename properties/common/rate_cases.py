@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 from lmc_verify import Batch, Estimator, History, Problem
 from lmc_verify.cases.case import Case, build_case
@@ -109,6 +112,15 @@ def assert_complete(claim: str, case: Case, found: Verdict) -> None:
 
 def with_seeds(claim: str, estimator: dict[str, Any], seeds: int, base: dict[str, Any] | None = None) -> Case:
     return case_of(claim, estimator, base, sampling={"alpha": 0.02, "seeds": seeds})
+
+
+def norms_by(norm: Callable[[int, int], float]) -> Callable[[Case, int], np.ndarray]:
+    """Return what takes the place of Theorem 3's training runs: mean gradient norms by length and seed."""
+
+    def mean_norms(case: Case, seeds: int) -> np.ndarray:
+        return np.array([[norm(length, seed) for length in case.training.lengths] for seed in range(seeds)])
+
+    return mean_norms
 
 
 class Wrapped:

@@ -17,7 +17,7 @@ from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.estimators import Estimator, FullBatch, with_beta
-from lmc_verify.objective import exact_pass, gradient_norm
+from lmc_verify.objective import gradient_norm
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.floors import FloorReading
 from lmc_verify.statistics.quadratic import known_slope, measured_norms
@@ -30,7 +30,7 @@ from lmc_verify.statistics.rates import (
     near_floor,
     seeds_needed,
 )
-from lmc_verify.training import TrainingRun
+from lmc_verify.training import MeasuredRun, RunSpecification, mean_gradient_norms
 
 __all__ = ["RATE", "SCHEDULE", "scheduled"]
 
@@ -61,38 +61,38 @@ def scheduled(estimator: Estimator, step_size: float, length: int) -> tuple[Esti
     return with_beta(estimator, factor), step_size * factor
 
 
-def _run(case: Case, length: int, seed: int, repeat: int) -> float:
-    """Return the mean exact gradient norm over R uniform on the steps of one run."""
+def _planned(case: Case, length: int, seed: int, repeat: int) -> MeasuredRun:
+    """Return one run of N steps, measured at R uniform on them."""
     estimator, size = scheduled(case.estimator, case.training.step_size, length)
     axes = ("rate", case.sampling.replicate, seed, length, repeat)
     samples = min(SAMPLES, length)
     stretches = (np.arange(samples) + generator(case.seed, "R", *axes).random(samples)) * length / samples
-    run = TrainingRun(case.problem, estimator, case.design, step_size=size, generator=generator(case.seed, *axes))
-    total = 0.0
     # Where stretches are not whole numbers of steps two of them may draw the same one: it then counts twice, as the
     # uniform distribution has it.
-    for step, times in sorted(Counter(stretches.astype(int).tolist()).items()):
-        while run.step_count < step:
-            run.step()
-        total += times * gradient_norm(exact_pass(run.problem).gradient)
-    return total / samples
+    return MeasuredRun(
+        RunSpecification(estimator, size, generator(case.seed, *axes)), Counter(stretches.astype(int).tolist())
+    )
 
 
-def _mean_norm(case: Case, length: int, seed: int) -> float:
-    """Return the mean over the independent runs that one seed averages."""
-    return float(np.mean([_run(case, length, seed, repeat) for repeat in range(case.training.repeats)]))
+def _mean_norms(case: Case, seeds: int) -> Matrix:
+    """Return the mean exact gradient norm of each seed's runs of each length, over R and repeats [seeds, lengths]."""
+    lengths, repeats = case.training.lengths, case.training.repeats
+    runs = [
+        _planned(case, length, seed, repeat) for seed in range(seeds) for length in lengths for repeat in range(repeats)
+    ]
+    norms = np.array(mean_gradient_norms(case.problem, runs, case.design))
+    means: Matrix = norms.reshape(seeds, len(lengths), repeats).mean(axis=2)
+    return means
 
 
 def _full_batch(case: Case) -> list[float]:
     """Return full-batch gradient descent's mean gradient norm over all steps of every length: no sampling error."""
-    norms = []
+    runs = []
     for length in case.training.lengths:
         _, size = scheduled(case.estimator, case.training.step_size, length)
         unused = generator(case.seed, "full batch")  # it does not look at its batches
-        run = TrainingRun(case.problem, FullBatch(), case.design, step_size=size, generator=unused)
-        batch = run.draw()
-        norms.append(float(np.mean([gradient_norm(run.step(batch).gradient) for _ in range(length)])))
-    return norms
+        runs.append(MeasuredRun(RunSpecification(FullBatch(), size, unused), dict.fromkeys(range(length), 1)))
+    return mean_gradient_norms(case.problem, runs, case.design)
 
 
 def _control(case: Case, seeds: int, alpha: float) -> tuple[bool, list[Evidence]]:
@@ -133,7 +133,7 @@ def check(case: Case) -> Verdict:
     # The control's two intervals and the claim's own share the level.
     alpha = case.sampling.alpha / 3
     seeds, lengths = case.sampling.seeds or seeds_needed(alpha), case.training.lengths
-    means: Matrix = np.array([[_mean_norm(case, length, seed) for length in lengths] for seed in range(seeds)])
+    means = _mean_norms(case, seeds)
     works, control = _control(case, seeds, alpha)
     reference = _full_batch(case)
     floor = FLOOR * gradient_norm(case.exact.gradient)
