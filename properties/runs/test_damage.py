@@ -212,7 +212,7 @@ def test_repair_keeps_what_is_intact_and_says_what_is_lost(copy: Path) -> None:
     damaged = copy.read_bytes()
     found, out, saved = repair_records(copy)
     assert copy.read_bytes() == damaged
-    assert (out.name, found.lost, saved) == ("records-repaired.sqlite", {"trials": [3, 20]}, 62 - 2)
+    assert (out.name, found.lost, saved) == ("records-repaired.sqlite", {"trials": [3, 20]}, 68 - 2)
     with Records.open(out) as records:
         runs = records.runs()
         # Runs are not whole any more, and the report says so.
