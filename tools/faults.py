@@ -54,6 +54,7 @@ expect = "EXACT"
 """
 LOOPS = """
 import os, signal, sys, time
+import numpy
 
 def segfaults(): os.kill(os.getpid(), signal.SIGSEGV)
 def hangs(): time.sleep(600)
@@ -63,7 +64,7 @@ def waits(): open("waits.pid", "w").write(str(os.getpid())); time.sleep(600)
 def eats():
     kept = []
     while True:
-        kept.append(bytearray(2**28))
+        kept.append(numpy.empty(2**28))
 """
 
 
