@@ -140,6 +140,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Let runs be killed, crash, hang and meet a full disk, and see that nothing is lost: the table of docs/runs.md."""
+    install(session)
+    session.run("python", "tools/faults.py", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
 def hot_path(session: nox.Session) -> None:
     """Compare exact gradients and epochs with PyG and the machine's limits: the tables of docs/performance.md."""
     install(session)

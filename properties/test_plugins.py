@@ -154,6 +154,23 @@ def test_a_broken_plugin_is_named_and_breaks_nothing_else(install: Install, what
     assert "plugone 1.0" in json.loads(doctor.output)["plug-ins"]
 
 
+@pytest.mark.parametrize("code", ["import sys; sys.exit(0)", "raise GeneratorExit", "raise BaseException('no')"])
+def test_a_plugin_that_leaves_on_import_breaks_its_own_name_only(install: Install, code: str) -> None:
+    install("plugone", {"estimators": {"bad": "plugone:Mine"}}, code=code)
+    with pytest.raises(PluginError, match=r"'bad' \(plugone:Mine of plugone 1\.0.*(SystemExit|GeneratorExit|BaseExc)"):
+        lv.make_estimator("bad")
+    assert lv.make_estimator("lmc")
+    listed = CliRunner().invoke(app, ["list", "estimators"])
+    assert listed.exit_code == 0
+    assert "cannot be used" in " ".join(listed.output.split())
+
+
+def test_an_interrupt_while_a_plugin_is_imported_is_the_users(install: Install) -> None:
+    install("plugone", {"estimators": {"bad": "plugone:Mine"}}, code="raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        lv.make_estimator("bad")
+
+
 def test_a_plugin_that_raises_on_import(install: Install) -> None:
     install("plugone", {"estimators": {"bad": "plugone:Mine"}}, code="raise RuntimeError('out of order')")
     assert PluginError.exit_code == 2

@@ -3,8 +3,8 @@ train | race | controls | records | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
-3 inconclusive under ``--strict``; 4 a control failed; 5 a crash; 6 nothing was checked; 130 interrupted, can be
-resumed.
+3 inconclusive under ``--strict``; 4 a control failed; 5 a crash, a run that did not finish, or a disk or folder that
+cannot be written or read; 6 nothing was checked; 130 interrupted, can be resumed.
 """
 
 from __future__ import annotations

@@ -324,6 +324,8 @@ def report(
     built, file = _latest_report(folder, suite)
     if benchmarks is not None:
         built = replace(built, benchmarks=load_benchmarks(benchmarks))
+    if out is not None:
+        writable(out)
     paths = write_report(built, out or file.parent)
     if as_json:
         print_json(_report_document(built, paths))
