@@ -11,6 +11,7 @@ from rich.table import Table
 from lmc_verify.audits.result import percent
 from lmc_verify.cases.verdict import AUDIT
 from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.cli.options import shown
 from lmc_verify.controls import MutationScore
 from lmc_verify.estimators.weighting import renamed
 from lmc_verify.report import RaceSection
@@ -296,5 +297,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(shown(cell)) for cell in row))
     console.print(table)
