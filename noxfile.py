@@ -6,6 +6,7 @@ Every session installs what it needs, pinned by constraints.txt. Real data sets 
 from __future__ import annotations
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "types", "tests", "verify"]
@@ -104,6 +105,29 @@ def types(session: nox.Session) -> None:
     install(session, "test,bench")
     session.install("-c", "constraints.txt", "mypy")
     session.run("mypy")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Read mutated files of every kind, ten minutes each (slow); finds go to finds/. Arguments go to tools/fuzz.py."""
+    install(session, "test")
+    session.run("python", "tools/fuzz.py", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def security(session: nox.Session) -> None:
+    """Look for unsafe code with bandit and for dependencies with known holes with pip-audit; needs a connection."""
+    try:
+        session.install("bandit", "pip-audit")
+    except CommandFailed:
+        session.skip("bandit and pip-audit cannot be installed: there is no connection to a package index")
+    session.run("bandit", "-q", "-r", "-ll", "lmc_verify", "pytest_lmc_verify")
+    reach = "import urllib.request; urllib.request.urlopen('https://pypi.org/pypi/pip/json', timeout=10)"
+    try:
+        session.run("python", "-c", reach, silent=True)
+    except CommandFailed:
+        session.skip("pip-audit has no connection to the list of known holes at pypi.org")
+    session.run("pip-audit", "-r", "constraints.txt", "--no-deps", "--disable-pip")
 
 
 @nox.session

@@ -17,7 +17,7 @@ import typer
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.listing import doctor, explain, list_names
-from lmc_verify.cli.options import print_json
+from lmc_verify.cli.options import print_json, shown
 from lmc_verify.cli.replay import counterexample, reproduce
 from lmc_verify.cli.run import records, report, run, table
 from lmc_verify.cli.train import race, train
@@ -59,7 +59,7 @@ def main() -> None:
     except LmcVerifyError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})
-        print(f"lmc-verify: {error}", file=sys.stderr)
+        print(f"lmc-verify: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Exception:  # Python's own exit code for it is 1, which says that a claim has an unexpected verdict
         traceback.print_exc()

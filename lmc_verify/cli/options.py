@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "out_console",
     "outcome_named",
     "print_json",
+    "shown",
     "writable",
 ]
 
@@ -108,6 +110,14 @@ def outcome_named(name: str | None) -> Outcome | None:
 def print_json(document: Any) -> None:
     """Print a document as strict JSON; NaN and infinities, which JSON lacks, are strings, as in report.json."""
     typer.echo(json.dumps(published(document), indent=2, sort_keys=False, allow_nan=False))
+
+
+def shown(text: str) -> str:
+    """Return a text as a terminal may have it: control characters, which could move it or change it, as ``\\x1b``.
+
+    Names of plug-ins, suites and files come from others.
+    """
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else ascii(c)[1:-1] for c in text)
 
 
 def writable(folder: Path) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from lmc_verify.audits.result import percent
 from lmc_verify.cases.verdict import AUDIT
 from lmc_verify.claims import Outcome, Verdict
+from lmc_verify.cli.options import shown
 from lmc_verify.controls import MutationScore
 from lmc_verify.estimators.weighting import renamed
 from lmc_verify.report import RaceSection
@@ -186,15 +187,15 @@ def _print_race(race: RaceSection, console: Console, *, notes: bool = False) -> 
     for item in race.crashed:
         line = f"CRASHED: {item.entry.label}, seed {item.entry.seed}: {item.entry.reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for shown in race.tables:
-        table = Table(title=escape(shown.title), title_justify="left")
-        for number, column in enumerate(shown.columns):
+    for listed in race.tables:
+        table = Table(title=escape(listed.title), title_justify="left")
+        for number, column in enumerate(listed.columns):
             table.add_column(escape(column), overflow="fold", justify="right" if number else "left")
-        for row in shown.rows:
+        for row in listed.rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)
-        if notes and shown.note:
-            console.print(shown.note, markup=False, highlight=False, soft_wrap=True)
+        if notes and listed.note:
+            console.print(listed.note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_searches(searches: Sequence[SearchRecord], console: Console) -> None:
@@ -296,5 +297,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: 
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(shown(cell)) for cell in row))
     console.print(table)

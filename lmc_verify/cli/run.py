@@ -25,6 +25,7 @@ from lmc_verify.cli.options import (
     err_console,
     out_console,
     print_json,
+    shown,
     writable,
 )
 from lmc_verify.cli.print_verdicts import print_races, print_result, print_reused
@@ -168,7 +169,7 @@ def _print_plan(suite: Suite, preset: str | None, *, as_json: bool) -> None:
         print_json({"suite": suite.name, "planned": counts, "most_trials": suite.most_trials, "first": lines})
         return
     for line in lines:
-        typer.echo(line)
+        typer.echo(shown(line))
     rest = sum(suite.counts().values()) - len(lines)
     typer.echo(f"... and {rest:,} more" if rest > 0 else "", nl=rest > 0)
     typer.echo(f"{suite.name}: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))

@@ -20,7 +20,7 @@ from torch import Tensor
 from lmc_verify.encoding import MOST_NESTED, encode, nested
 from lmc_verify.errors import InvalidInputError, OutputError
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "damaged", "read_files", "write_files"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "damaged", "document_hash", "read_files", "write_files"]
 
 FORMAT = "lmc-verify counterexample"
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ def write_files(
     file = {"file": f"{name}.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     marks = {"format": FORMAT, "format_version": FORMAT_VERSION, "tensors": file}
     plain = json.loads(encode({**document, **marks}))
-    plain["sha256"] = _digest(plain)
+    plain["sha256"] = document_hash(plain)
     json_path, tensor_path = folder / f"{name}.json", folder / f"{name}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def _document(file: Path) -> dict[str, Any]:
         raise InvalidInputError(
             f"{file} has format version {version!r}, this version reads up to {FORMAT_VERSION}; upgrade lmc-verify"
         )
-    if document.get("sha256") != _digest(document):
+    if document.get("sha256") != document_hash(document):
         raise damaged(file, "its content does not match its own hash")
     return document
 
@@ -105,7 +105,8 @@ def _tensors(file: Path, document: Mapping[str, Any]) -> dict[str, Tensor]:
         raise damaged(file, str(error)) from error
 
 
-def _digest(document: Mapping[str, Any]) -> str:
+def document_hash(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 hex digest of a counterexample's document, without the digest that it has."""
     kept = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

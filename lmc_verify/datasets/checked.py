@@ -64,7 +64,7 @@ _GLOBALS = {
 """What the pickles of Planetoid's files are made of."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: that in C makes room for an entry's number, whatever it is
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and may hold arrays and sparse matrices only")
@@ -73,7 +73,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _load(file: Any, **options: Any) -> Any:
     """Read a pickle of Planetoid's: an array, a sparse matrix, or the neighbours of each node."""
-    found = _Unpickler(file, **options).load()
+    try:
+        found = _Unpickler(file, **options).load()
+    except MemoryError as error:
+        raise InvalidInputError("it asks for more memory than there is") from error
     if isinstance(found, Mapping):
         _require_nodes(found)
     elif hasattr(found, "indptr"):

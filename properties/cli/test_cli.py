@@ -886,3 +886,18 @@ def test_the_library_touches_no_global_state() -> None:
     batch = design.draw(np.random.default_rng(0))
     state.apply(estimator.estimate(problem, state, batch).writes)
     assert global_state() == before
+
+
+def test_control_characters_are_shown_and_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from lmc_verify.cli.options import shown
+    from lmc_verify.cli.print_verdicts import print_table
+
+    name = "gas\x1b[2J\x1b]0;title\x07\u009b31m\u202e\x7f é"
+    assert shown(name) == "gas\\x1b[2J\\x1b]0;title\\x07\\x9b31m\\u202e\\x7f é"
+    print_table(["name"], [[name]], Console(force_terminal=True, width=100))
+    printed = capsys.readouterr().out.split("name", 1)[1]
+    assert "\x1b[2J" not in printed
+    assert "\x1b]0" not in printed
+    assert shown("two\nlines\tand a tab") == "two\nlines\tand a tab"
