@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -242,9 +243,16 @@ class Graph:
             self._blocks[kind] = block_from_edges(edges, weight, self.num_nodes, features)
         return self._blocks[kind]
 
-    def keep_operator(self, kind: str, block: Block) -> None:
-        """Keep an operator [n, n] that was built elsewhere, with the entries that `operator` would give it."""
-        self._blocks[kind] = block
+    @contextmanager
+    def using_operators(self, blocks: Mapping[str, Block]) -> Iterator[None]:
+        """Let `operator` give whole operators that were built elsewhere, with the same entries; undone at the end."""
+        before = dict(self._blocks)
+        self._blocks.update(blocks)
+        try:
+            yield
+        finally:
+            self._blocks.clear()
+            self._blocks.update(before)
 
     @cached_property
     def cache(self) -> ByteCache:

@@ -32,10 +32,10 @@ _ENTRY_BYTES = 160
 _DONE = "operator.json"
 
 
-def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -> None:
-    """Let a graph keep operators, and their transposes, in mapped files; those that are there already are used.
+def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -> dict[str, Block]:
+    """Return whole operators, with their transposes, in mapped files; those that are there already are used.
 
-    `Graph.operator` gives them from here on, until `Graph.forget`.
+    A graph gives them within `Graph.using_operators`.
 
     Args:
         graph: on the CPU.
@@ -47,6 +47,7 @@ def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -
         InvalidInputError: as `Graph.operator`.
         OutputError: the files cannot be written.
     """
+    blocks = {}
     for kind in sorted(kinds):
         # A name may hold characters that no file may.
         place = folder / f"{kind.partition(':')[0]}-{hashlib.blake2b(kind.encode(), digest_size=4).hexdigest()}"
@@ -57,7 +58,8 @@ def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -
             (place / _DONE).write_text(json.dumps(made), encoding="utf-8")
         else:
             made["symmetric"] = known["symmetric"]
-        graph.keep_operator(kind, _opened(place, graph.num_nodes, symmetric=bool(made["symmetric"])))
+        blocks[kind] = _opened(place, graph.num_nodes, symmetric=bool(made["symmetric"]))
+    return blocks
 
 
 def _read(file: Path) -> dict[str, object] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,7 @@ KINDS = ("gcn", "mean", "sum", "loops", loops_operator("mean"), loops_operator(0
 
 
 def mapped(graph: Graph, kind: str, memory: int, folder: Path) -> Block:
-    other = replace(graph, _blocks={}, _aggregated={}, snapshot=True)
-    map_operators(other, {kind}, folder, memory=memory)
-    return other.operator(kind)
+    return map_operators(graph, {kind}, folder, memory=memory)[kind]
 
 
 def assert_same(name: str, got: CSR, want: CSR) -> None:
@@ -96,6 +93,16 @@ def test_operators_are_made_once_and_again_for_another_graph(tmp_path: Path) -> 
     assert_same("another", mapped(heavier, "gcn", 10**6, tmp_path).csr, heavier.operator("gcn").csr)
     done.write_text(json.dumps({"kind": "gcn"}), encoding="utf-8")  # broken off
     assert_same("broken", mapped(small(), "gcn", 10**6, tmp_path).csr, first.csr)
+
+
+def test_a_graph_gives_them_for_a_time(tmp_path: Path) -> None:
+    graph = small()
+    kept, blocks = graph.operator("gcn"), map_operators(graph, {"gcn", "mean"}, tmp_path, memory=10**6)
+    with graph.using_operators(blocks):
+        assert graph.operator("gcn") is blocks["gcn"]
+        assert graph.operator("mean") is blocks["mean"]
+    assert graph.operator("gcn") is kept
+    assert graph.operator("mean") is not blocks["mean"]
 
 
 def test_negative_degrees_are_refused_as_in_memory(tmp_path: Path) -> None:
