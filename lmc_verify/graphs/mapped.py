@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,9 @@ _ENTRY_BYTES = 160
 _DONE = "operator.json"
 
 
-def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -> dict[str, Block]:
+def map_operators(
+    graph: Graph, kinds: set[str], folder: Path, *, memory: int, listen: Callable[[], None] | None = None
+) -> dict[str, Block]:
     """Return whole operators, with their transposes, in mapped files; those that are there already are used.
 
     A graph gives them within `Graph.using_operators`.
@@ -42,6 +44,7 @@ def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -
         kinds: names of operators, see `lmc_verify.graphs.operators.OPERATORS`.
         folder: where the files are written.
         memory: bytes that building may take, besides a few numbers a node.
+        listen: is called after every bucket that was written.
 
     Raises:
         InvalidInputError: as `Graph.operator`.
@@ -54,7 +57,7 @@ def map_operators(graph: Graph, kinds: set[str], folder: Path, *, memory: int) -
         made = {"kind": kind, "graph": graph.checksum, "dtype": str(graph.dtype)}
         known = _read(place / _DONE)
         if known is None or {**known, "symmetric": None} != {**made, "symmetric": None}:
-            made["symmetric"] = _write(graph, kind, place, max(memory // _ENTRY_BYTES, 1))
+            made["symmetric"] = _write(graph, kind, place, max(memory // _ENTRY_BYTES, 1), listen)
             (place / _DONE).write_text(json.dumps(made), encoding="utf-8")
         else:
             made["symmetric"] = known["symmetric"]
@@ -79,7 +82,7 @@ def _opened(place: Path, num_nodes: int, *, symmetric: bool) -> Block:
     return Block(csr, csr.rowptr.diff().long(), features, _cache={"t": csr_t})
 
 
-def _write(graph: Graph, kind: str, place: Path, entries: int) -> bool:
+def _write(graph: Graph, kind: str, place: Path, entries: int, listen: Callable[[], None] | None) -> bool:
     """Write an operator with its transpose; return whether it is symmetric, and so its own transpose."""
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -87,19 +90,23 @@ def _write(graph: Graph, kind: str, place: Path, entries: int) -> bool:
             old.unlink()
     except OSError as error:
         raise OutputError(f"cannot write to {place}: {error.strerror or error}; choose another folder") from error
-    csr = _Building(graph, kind, place, entries).run()
+    csr = _Building(graph, kind, place, entries, listen or _nothing).run()
     symmetric = _symmetric(csr)
     if not symmetric:
-        _transpose(csr, place, entries)
+        _transpose(csr, place, entries, listen or _nothing)
     release_pages()
     return symmetric
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Building:
     """One operator on its way into files: rows are counted, then filled bucket by bucket, then normalised."""
 
-    def __init__(self, graph: Graph, kind: str, place: Path, entries: int) -> None:
-        self.graph, self.kind, self.place, self.entries = graph, kind, place, entries
+    def __init__(self, graph: Graph, kind: str, place: Path, entries: int, listen: Callable[[], None]) -> None:
+        self.graph, self.kind, self.place, self.entries, self.listen = graph, kind, place, entries, listen
 
     def run(self) -> CSR:
         graph, n = self.graph, self.graph.num_nodes
@@ -113,6 +120,7 @@ class _Building:
         for rows in _buckets(self.rowptr, self.entries):
             self._fill(rows)
             release_pages()
+            self.listen()
         if self.kind == "gcn":
             self._normalise()
         return CSR(self.rowptr, self.col, self.value, n)
@@ -205,7 +213,7 @@ def _buckets(rowptr: Tensor, entries: int) -> Iterator[slice]:
         start = stop
 
 
-def _transpose(csr: CSR, place: Path, entries: int) -> None:
+def _transpose(csr: CSR, place: Path, entries: int, listen: Callable[[], None]) -> None:
     """Write the transpose as `CSR.transpose` makes it, bucket by bucket of its rows."""
     counts = torch.zeros(csr.num_columns, dtype=torch.int64)
     for rows in _buckets(csr.rowptr, entries):
@@ -221,6 +229,7 @@ def _transpose(csr: CSR, place: Path, entries: int) -> None:
         where = slice(int(rowptr[bucket.start]), int(rowptr[bucket.stop]))
         col[where], value[where] = ordered.col.to(col.dtype), ordered.value
         release_pages()
+        listen()
 
 
 def _entries(csr: CSR, rows: slice) -> slice:

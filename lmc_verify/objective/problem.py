@@ -387,6 +387,10 @@ class Problem:
             digest.update(np.ascontiguousarray(parameter.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies have parameters of their own, and names are found by identity.
+        return {key: value for key, value in vars(self).items() if key != "_name_of"}
+
     def function_fingerprint(self) -> str:
         """Content hash (16 hex digits) of what encoder, layers and head give for one row, and of the loss's name.
 
