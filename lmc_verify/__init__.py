@@ -9,7 +9,7 @@ from lmc_verify.audits import Audit, Cause, audit, watch
 from lmc_verify.bounds import batch_bound, range_bound
 from lmc_verify.cases import SamplingSettings, TrainingSettings
 from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
-from lmc_verify.datasets import dataset_names, load_data, load_graph
+from lmc_verify.datasets import dataset_names, load_data, load_graph, open_graph, write_graph
 from lmc_verify.errors import (
     ContractError,
     InvalidInputError,
@@ -93,6 +93,7 @@ from lmc_verify.objective import (
     fixed_point_pass,
     layered,
 )
+from lmc_verify.objective.streamed import streamed_gradient
 from lmc_verify.races import RaceRecord, RaceSettings
 from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
 
@@ -192,8 +193,11 @@ __all__ = [
     "make_estimator",
     "make_model",
     "make_partition",
+    "open_graph",
     "range_bound",
     "spmm",
+    "streamed_gradient",
     "watch",
     "wrap_step",
+    "write_graph",
 ]

@@ -1,5 +1,5 @@
 """The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce |
-train | race | controls | records | list | explain | doctor``.
+train | race | exact | controls | records | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -16,6 +16,7 @@ import typer
 
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
+from lmc_verify.cli.exact import exact
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import print_json, shown
 from lmc_verify.cli.replay import counterexample, reproduce
@@ -45,6 +46,7 @@ app.command()(counterexample)
 app.command()(reproduce)
 app.command()(train)
 app.command()(race)
+app.command()(exact)
 app.command()(controls)
 app.add_typer(records, name="records")
 app.command("list")(list_names)

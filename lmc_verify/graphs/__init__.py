@@ -10,8 +10,10 @@ from lmc_verify.graphs.designs import (
     OneBatch,
     UniformNodes,
 )
+from lmc_verify.graphs.files import new_file, open_file, release_pages, resident_bytes, windows
 from lmc_verify.graphs.graph import Graph, changed_content, graph_content
 from lmc_verify.graphs.loaders import BatchList, LoaderDesign
+from lmc_verify.graphs.mapped import map_operators
 from lmc_verify.graphs.memory import BufferPool
 from lmc_verify.graphs.operators import (
     Block,
@@ -50,9 +52,15 @@ __all__ = [
     "graph_content",
     "loops_operator",
     "make_partition",
+    "map_operators",
     "named_nodes",
+    "new_file",
     "normalised_edges",
+    "open_file",
     "operator_features",
     "piece_rows",
+    "release_pages",
+    "resident_bytes",
     "spmm",
+    "windows",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs.files import windows
 
 __all__ = ["validate_graph"]
 
@@ -15,6 +16,17 @@ __all__ = ["validate_graph"]
 def _first(mask: Tensor) -> Sequence[int]:
     index: list[int] = mask.nonzero()[0].tolist()
     return index
+
+
+def _within(edges: Tensor, n: int) -> bool:
+    """Whether some edges join nodes that there are."""
+    return not edges.numel() or (int(edges.min()) >= 0 and int(edges.max()) < n)
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether a tensor is finite, looked at window by window: its mask may not fit into memory."""
+    each = value[:1].numel() * value.element_size()
+    return all(bool(torch.isfinite(value[window]).all()) for window in windows(value.shape[0], 4 * each))
 
 
 def validate_graph(
@@ -50,13 +62,13 @@ def validate_graph(
         raise InvalidInputError("the graph is empty: 0 nodes, at least 1 is needed; check how the data was loaded")
     if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
         raise InvalidInputError(f"edge_index must be int64 [2, edges], got {edges.dtype} {tuple(edges.shape)}")
-    if edges.numel() and not (int(edges.min()) >= 0 and int(edges.max()) < n):
+    if not all(_within(edges[:, window], n) for window in windows(edges.shape[1], 16)):
         bad = (edges < 0) | (edges >= n)
         raise InvalidInputError(
             f"edge_index holds node {int(edges[bad][0])}, valid ids are 0 ... {n - 1}; "
             "give every node a feature row or drop that edge"
         )
-    if not torch.isfinite(x).all():
+    if not _finite(x):
         bad = ~torch.isfinite(x)
         node, column = _first(bad)
         raise InvalidInputError(
@@ -69,7 +81,7 @@ def validate_graph(
                 f"edge_weight must be floating [{edges.shape[1]}] (one per directed edge), "
                 f"got {weight.dtype} {tuple(weight.shape)}"
             )
-        if not torch.isfinite(weight).all():
+        if not _finite(weight):
             edge = _first(~torch.isfinite(weight))[0]
             raise InvalidInputError(f"edge_weight is NaN or infinite at edge {edge}; every weight must be finite")
     if edge_attr is not None:
@@ -95,7 +107,7 @@ def _validate_edge_features(edge_attr: Tensor, num_edges: int) -> None:
             f"edge_index), got {edge_attr.dtype} {tuple(edge_attr.shape)}; convert it with edge_attr.float(), or leave "
             "it out"
         )
-    if not torch.isfinite(edge_attr).all():
+    if not _finite(edge_attr):
         edge, column = _first(~torch.isfinite(edge_attr))
         raise InvalidInputError(
             f"edge_attr is NaN or infinite at edge {edge}, column {column}; every feature of an edge must be finite"

@@ -14,7 +14,8 @@ It is tested against the pass that differentiates layer by layer, and against pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from lmc_verify.objective.problem import Problem
 
 __all__ = ["ClosedPass"]
 
+_Item = TypeVar("_Item")
+
 
 class ClosedPass:
     """One exact pass: `forward`, then `backward`, then read the results.
@@ -37,6 +40,7 @@ class ClosedPass:
         keep: whether embeddings and auxiliary variables of every layer are kept. If not, memory is used again as soon
             as its content is not needed for the gradient.
         chunk_size: rows that are worked on at a time; None for as many as fit into a CPU's cache.
+        given: whether the first layer may read ``A X`` that the graph keeps.
 
     Attributes:
         loss: the objective.
@@ -46,14 +50,22 @@ class ClosedPass:
     """
 
     def __init__(
-        self, problem: Problem, layers: Sequence[AffineLayer], *, keep: bool, chunk_size: int | None = None
+        self,
+        problem: Problem,
+        layers: Sequence[AffineLayer],
+        *,
+        keep: bool,
+        chunk_size: int | None = None,
+        given: bool = True,
     ) -> None:
         self.problem, self.layers, self.keep = problem, layers, keep
         graph = problem.graph
         self.loss, self.gradient = 0.0, problem.zero_gradient()
         self.embeddings: dict[int, Tensor] = {}
         self.auxiliary: dict[int, Tensor] = {}
-        self._work = ClosedWork(problem, layers, self.gradient, rows=graph.num_nodes, chunk_size=chunk_size)
+        self._work = ClosedWork(
+            problem, layers, self.gradient, rows=graph.num_nodes, chunk_size=chunk_size, whole_graph=given
+        )
         self._encoder = problem.parameters_of(problem.model.encoder)
         self._read: dict[int, Tensor] = {}  # s: what layer l + 1 aggregates, phi(H^l)
         self._product: Tensor | None = None  # s W^T, of a layer that multiplies before it aggregates
@@ -73,11 +85,11 @@ class ClosedPass:
         x, h = problem.graph.x, problem.graph.x
         if problem.model.encoder is not None:
             h = self._empty(problem.widths[0])
-            for rows in self._chunks():
+            for rows in self._over(self._chunks()):
                 h[rows] = problem.model.encode(x[rows])
         s = h if layer.activation is IDENTITY else self._empty(problem.widths[0])
         product = self._empty(layer.out_channels) if self._multiplies_first(1) else None
-        for rows in self._chunks():
+        for rows in self._over(self._chunks()):
             if s is not h:
                 layer.activation.apply(h[rows], s[rows])
             if product is not None:
@@ -93,15 +105,15 @@ class ClosedPass:
         if activation is not IDENTITY and (self.keep or needs_input or (above and above.residual)):
             h = self._empty(layer.out_channels)
         product = self._empty(above.out_channels) if above is not None and self._multiplies_first(index + 1) else None
-        for rows, piece in self._pieces(index):
+        for rows, piece in self._over(self._pieces(index)):
             out = h[rows]
             if piece is None:
                 layer.write(self._work.given_rows(rows), out)
             elif self._product is not None:
-                fresh = piece.product(self._product)
+                fresh = self._aggregate(piece, self._product)
                 out.copy_(fresh) if layer.bias is None else torch.add(fresh, layer.bias, out=out)
             else:
-                layer.write(piece.product(self._read[index - 1]), out)
+                layer.write(self._aggregate(piece, self._read[index - 1]), out)
             if layer.root_weight is not None:
                 out.addmm_(self._read[index - 1][rows], layer.root_weight.t())
             if layer.residual:
@@ -124,7 +136,10 @@ class ClosedPass:
                 self._backward_layer(index)
                 if not self.keep:
                     self.auxiliary.pop(index, None)
-        for rows in self._chunks() if self._encoder else ():
+        self._backward_encoder()
+
+    def _backward_encoder(self) -> None:
+        for rows in self._over(self._chunks()) if self._encoder else ():
             with torch.enable_grad():
                 out = self.problem.model.encode(self.problem.graph.x[rows])
             self._work.differentiate(out, self._encoder, self.auxiliary[0][rows])
@@ -134,7 +149,7 @@ class ClosedPass:
         problem, top = self.problem, self.problem.num_layers
         head = problem.parameters_of(problem.model.head)
         target = self._target(top)
-        for rows, nodes in zip(self._chunks(), self._nodes(), strict=True):
+        for rows, nodes in self._over(list(zip(self._chunks(), self._nodes(), strict=True))):
             h = self.embeddings[top][rows].detach().requires_grad_()
             with torch.enable_grad():
                 value = ordered_sum(problem.node_losses(problem.model.predict(h), nodes))
@@ -155,10 +170,10 @@ class ClosedPass:
         source = v
         if not self._sends_outputs(index):
             source = self._empty(layer.in_channels)
-            for rows in self._chunks():
+            for rows in self._over(self._chunks()):
                 torch.mm(v[rows], layer.weight, out=source[rows])
-        for rows, piece in self._operator(index).csr_t.pieces(self._work.chunk_size):
-            below = piece.product(source)
+        for rows, piece in self._over(self._operator(index).csr_t.pieces(self._work.chunk_size)):
+            below = self._aggregate(piece, source)
             if collects:
                 self._work.gradient_of(layer.weight).addmm_(below.t(), s[rows])
             if not needs_input:
@@ -186,7 +201,7 @@ class ClosedPass:
         if layer.weight.requires_grad and not self._sends_outputs(index):
             _, piece = self._pieces(index)[rows.start // self._work.chunk_size]
             # A s is made again: that is less work than keeping it.
-            source = self._work.given_rows(rows) if piece is None else piece.product(self._read[index - 1])
+            source = self._work.given_rows(rows) if piece is None else self._aggregate(piece, self._read[index - 1])
             self._work.gradient_of(layer.weight).addmm_(v.t(), source)
         if layer.root_weight is not None and layer.root_weight.requires_grad:
             self._work.gradient_of(layer.root_weight).addmm_(v.t(), self._read[index - 1][rows])
@@ -198,10 +213,24 @@ class ClosedPass:
             wanted = True
         if not (wanted or self.keep):
             return None
-        reuse = index > 0 and not (self.keep and self._read[index] is self.embeddings.get(index))
+        reuse = index > 0 and self._reuses() and not (self.keep and self._read[index] is self.embeddings.get(index))
         # Rows of phi(H^l) are not read again once the same rows of V^l are known.
         self.auxiliary[index] = self._read[index] if reuse else self._empty(self.problem.widths[index])
         return self.auxiliary[index]
+
+    # ------------------------------------------- what a pass over files does in another way
+
+    def _over(self, chunks: Sequence[_Item]) -> Iterable[_Item]:
+        """Yield the chunks of a step."""
+        return chunks
+
+    def _aggregate(self, piece: CSR, source: Tensor) -> Tensor:
+        """Return a piece of an operator times all rows of what it aggregates."""
+        return piece.product(source)
+
+    def _reuses(self) -> bool:
+        """Whether V^l may take the place of phi(H^l)."""
+        return True
 
     # ---------------------------------------------------------------- pieces
 

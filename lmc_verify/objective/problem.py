@@ -388,6 +388,22 @@ class Problem:
             digest.update(np.ascontiguousarray(parameter.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies have parameters of their own, and names are found by identity.
+        return {key: value for key, value in vars(self).items() if key != "_name_of"}
+
+    def function_fingerprint(self) -> str:
+        """Content hash (16 hex digits) of what encoder, layers and head give for one row, and of the loss's name.
+
+        With `parameter_fingerprint` it tells models apart that have equal parameters, such as activations.
+        """
+        digest = hashlib.blake2b(self.loss.encode(), digest_size=8)
+        with evaluating(self.model), self._restoring():
+            embeddings, outputs = self._probe()
+        for rows in (*embeddings, outputs):
+            digest.update(np.ascontiguousarray(rows.cpu().numpy()).tobytes())
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
 

@@ -1,0 +1,111 @@
+"""Tensors in memory-mapped files, and how much of them stays in memory.
+
+A mapped file is read page by page as it is used, and a process counts its pages as its own until they are released.
+Whoever goes through large files releases them after each piece, so that its memory does not grow with the files: what
+was written stays in the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmc_verify.errors import InvalidInputError, OutputError
+
+__all__ = ["WINDOW_BYTES", "new_file", "open_file", "release_pages", "resident_bytes", "windows"]
+
+WINDOW_BYTES = 2**26
+"""Bytes of a large tensor that are gone through at a time: 64 MiB."""
+
+_NUMPY: dict[torch.dtype, type[np.generic]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.bool: np.bool_,
+}
+
+_MAPS: dict[int, tuple[weakref.ref[mmap.mmap], int]] = {}
+"""Live maps by the address of their first element, with that of their end."""
+
+
+def new_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Make a file of zeros in NumPy's format, and return the tensor that is mapped to it.
+
+    Raises:
+        OutputError: the file cannot be written, or the disk has no room for it.
+    """
+    try:
+        path.unlink(missing_ok=True)  # another tensor may still be mapped to it
+        if 0 in shape:  # nothing to map
+            np.save(path, np.zeros(shape, _NUMPY[dtype]))
+            return torch.zeros(shape, dtype=dtype)
+        array = np.lib.format.open_memmap(path, "w+", _NUMPY[dtype], shape)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+    return _tensor(array)
+
+
+def open_file(path: Path, *, writable: bool = False) -> Tensor:
+    """Return the tensor that is mapped to a file in NumPy's format; without `writable` no change reaches the file.
+
+    Raises:
+        InvalidInputError: there is no such file, or it is damaged.
+    """
+    try:
+        whole = np.load(path, mmap_mode="r+" if writable else "c")
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInputError(f"cannot map {path}: {error}; write it again") from error
+    return _tensor(whole) if whole.size else torch.from_numpy(np.array(whole))
+
+
+def _tensor(array: Any) -> Tensor:
+    tensor = torch.from_numpy(array)
+    _MAPS[tensor.data_ptr()] = (weakref.ref(array._mmap), tensor.data_ptr() + array.nbytes)
+    return tensor
+
+
+def release_pages(*, keep: Iterable[Tensor] = ()) -> None:
+    """Release the pages of all mapped files of this process; they are read again when needed.
+
+    Args:
+        keep: tensors whose files stay in memory.
+    """
+    kept = [tensor.data_ptr() for tensor in keep]
+    for start, (reference, stop) in list(_MAPS.items()):
+        found = reference()
+        if found is None:
+            _MAPS.pop(start, None)
+        elif not any(start <= address < stop for address in kept) and hasattr(mmap, "MADV_DONTNEED"):
+            found.madvise(mmap.MADV_DONTNEED)
+
+
+def windows(size: int, bytes_each: int, limit: int = WINDOW_BYTES) -> Iterator[slice]:
+    """Yield the windows of consecutive elements that cover a range, and release mapped pages after each.
+
+    Args:
+        size: number of elements.
+        bytes_each: bytes of one.
+        limit: bytes of a window, of at least one element.
+    """
+    step = max(limit // max(bytes_each, 1), 1)
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
+        release_pages()
+
+
+def resident_bytes(*, peak: bool = False) -> int | None:
+    """Return the resident memory of this process, or its peak so far; None where the system does not say (not Linux)."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    name = "VmHWM:" if peak else "VmRSS:"
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -1,0 +1,208 @@
+"""Ranks meet before every exchange, and whoever does not come is named.
+
+Each rank keeps a status in the group's store: how often it gave a sign of life, how many meetings it came to, where it
+is, and the error that ended it. An exchange begins when every rank is there, so that one that is slow is waited for as
+long as it gives signs of life, and one that died or hangs is noticed by the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from lmc_verify.errors import InfrastructureError, InvalidInputError
+
+__all__ = ["PATIENCE", "Watch", "joined"]
+
+PATIENCE = 25.0
+"""Seconds without a sign of life after which a rank counts as dead; an exchange may take as long."""
+
+_PAUSES = (0.001, 0.1)
+"""Seconds between two looks at the others: at first, and later."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass
+class _Seen:
+    """What was last read of another rank, and when it changed."""
+
+    status: dict[str, object]
+    since: float
+
+
+class Watch:
+    """The signs of life of a group's ranks.
+
+    Args:
+        store: the group's store.
+        rank: of this process.
+        size: number of ranks.
+        patience: see `PATIENCE`.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, *, patience: float = PATIENCE) -> None:
+        self.rank, self.size, self.patience = rank, size, patience
+        self._store, self._beats, self._meetings, self._where = store, 0, 0, "start"
+        now = time.monotonic()
+        self._seen = {other: _Seen({}, now) for other in range(size) if other != rank}
+        self._told = 0.0
+        self.beat()
+
+    def beat(self, where: str = "") -> None:
+        """Give a sign of life; `where` is what this rank does from here on."""
+        self._where = where or self._where
+        if where or time.monotonic() - self._told > _PAUSES[1]:
+            self._tell()
+
+    def run(self, where: str, exchange: Callable[[], _Result]) -> _Result:
+        """Meet all ranks, then exchange.
+
+        Raises:
+            InfrastructureError: names the rank that died, hangs or failed.
+        """
+        self._meet(where)
+        try:
+            return exchange()
+        except RuntimeError as error:
+            self._blame(where, error)
+            raise InfrastructureError(
+                f"the exchange at {where!r} failed, though every rank lives: {error}; check the network between them"
+            ) from error
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Tell the others of an error that ends this rank."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, InfrastructureError):  # which names another rank
+                self._tell(f"{type(error).__name__}: {error}")
+            raise
+
+    def _meet(self, where: str) -> None:
+        self._meetings += 1
+        self.beat(where)
+        pause, missing = _PAUSES[0], set(self._seen)
+        while missing:
+            self._look(self.patience, where)
+            missing = {rank for rank in missing if self._number(rank, "meetings") < self._meetings}
+            if missing:
+                time.sleep(pause)
+                pause = min(2 * pause, _PAUSES[1])
+                self.beat()
+
+    def _blame(self, where: str, error: Exception) -> None:
+        """Return when every rank gave a sign of life after an exchange failed; raise for one that does not."""
+        before = {rank: self._number(rank, "beats") for rank in self._seen}
+        waiting, begun = set(self._seen), time.monotonic()
+        for rank in waiting:
+            self._seen[rank].since = begun
+        while waiting:
+            self.beat()
+            self._look(self.patience, f"{where}: {error}")
+            waiting = {rank for rank in waiting if self._number(rank, "beats") <= before[rank]}
+            time.sleep(_PAUSES[1])
+        # The others may still wait for a sign of this rank.
+        self._tell()
+
+    def _look(self, patience: float, where: str) -> None:
+        """Read the status of every other rank; refuse to wait for one that failed, or is silent for too long."""
+        now = time.monotonic()
+        for rank, seen in self._seen.items():
+            status = self._read(rank)
+            if status != seen.status:
+                seen.status, seen.since = status, now
+            if "error" in status:
+                raise InfrastructureError(
+                    f"rank {rank} of {self.size} failed at {status.get('where')!r}: {status['error']}; rank {self.rank} "
+                    f"waited for it at {where!r}"
+                )
+            if now - seen.since > patience:
+                raise InfrastructureError(
+                    f"rank {rank} of {self.size} gave no sign of life for {now - seen.since:.0f} s, last at "
+                    f"{status.get('where', 'nowhere')!r}: it died or hangs; rank {self.rank} waited for it at {where!r}. "
+                    "Look at its own output, and start the run again"
+                )
+
+    def _number(self, rank: int, name: str) -> int:
+        value = self._seen[rank].status.get(name, 0)
+        return value if isinstance(value, int) else 0
+
+    def _tell(self, error: str | None = None) -> None:
+        self._beats += 1
+        self._told = time.monotonic()
+        status = {"beats": self._beats, "meetings": self._meetings, "where": self._where}
+        if error is not None:
+            status["error"] = error
+        with self._reaching():
+            self._store.set(f"status/{self.rank}", json.dumps(status))
+
+    def _read(self, rank: int) -> dict[str, object]:
+        key = f"status/{rank}"
+        with self._reaching():
+            if not self._store.check([key]):
+                return {}
+            found: dict[str, object] = json.loads(self._store.get(key))
+        return found
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            holder = "torchrun's agent" if agent else "rank 0"
+            raise InfrastructureError(
+                f"rank {self.rank} of {self.size} cannot reach the store, which {holder} holds, at {self._where!r}: "
+                f"{holder} died or hangs ({error}). Look at its own output, and start the run again"
+            ) from error
+
+
+@contextmanager
+def joined(backend: str, *, patience: float = PATIENCE) -> Iterator[Watch]:
+    """Join the group that `torchrun` describes in the environment, and leave it at the end.
+
+    Args:
+        backend: ``"gloo"`` for CPUs, ``"nccl"`` for GPUs.
+        patience: see `PATIENCE`.
+
+    Raises:
+        InvalidInputError: the process was not started by torchrun.
+        InfrastructureError: not every rank came.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise InvalidInputError(
+            "this process has no rank: start it with torchrun --nproc-per-node RANKS -m lmc_verify.cli exact "
+            "--distributed ..."
+        )
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+        store.set_timeout(timedelta(seconds=patience))
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(
+            backend, store=group, rank=rank, world_size=size, timeout=timedelta(seconds=patience)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InfrastructureError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others within {patience:.0f} s: "
+            f"{error}; see that every rank was started"
+        ) from error
+    watch = Watch(dist.PrefixStore("watch", store), rank, size, patience=patience)
+    try:
+        with watch.reporting():
+            yield watch
+    finally:
+        dist.destroy_process_group()
