@@ -1,7 +1,7 @@
 """The exact gradient of a graph that is larger than the memory which a process may have, against the whole pass.
 
-Prints what the bar asks: peak resident memory of the streamed pass, and its time per edge over that of the whole pass on
-a graph of a tenth of the size. Graphs are uniformly random, so that no order of the nodes helps; every part runs in a
+Prints what the bar asks: peak resident memory of the streamed pass, and its time per edge over that of the whole pass
+on a smaller graph. Graphs are uniformly random, so that no order of the nodes helps; every part runs in a
 process of its own. At the full size it takes about 15 GB of disk and a quarter of an hour.
 
     python tools/beyond_memory.py --nodes 10000000 --memory 6GiB
@@ -105,8 +105,10 @@ def report(nodes: int, small: int, limit: str, folder: Path) -> None:
             write_random_graph(graphs[size], size)
     reference = apart("--part", "whole", "--folder", str(graphs[small]))
     got = apart("--part", "streamed", "--folder", str(graphs[nodes]), "--memory", limit)
-    print(f"{nodes:,} nodes, {got['edges']:,} edges, GCN 3 x 64, float32, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads\n")
+    print(
+        f"{nodes:,} nodes, {got['edges']:,} edges, GCN 3 x 64, float32, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads\n"
+    )
     print("| pass | seconds | ns per edge |\n| :-- | --: | --: |")
     for name in ("first, A X kept", "later, A X kept", "first, A X fresh", "later, A X fresh"):
         seconds = reference[name]
@@ -117,8 +119,10 @@ def report(nodes: int, small: int, limit: str, folder: Path) -> None:
         pace = reference[f"later, A X {base}"] / reference["edges"]
         print(f"\nstreamed / whole per edge, A X {base}: {got['later'] / got['edges'] / pace:.2f} (bar: 1.5)", end="")
     print(f"\npeak memory of the streamed pass: {got['peak'] / 2**30:.2f} GiB of {limit}")
-    print(f"loss {got['loss']:.9g}, gradient norm {got['norm']:.9g}; whole at {small:,} nodes: "
-          f"{reference['loss']:.9g}, {reference['norm']:.9g}")
+    print(
+        f"loss {got['loss']:.9g}, gradient norm {got['norm']:.9g}; whole at {small:,} nodes: "
+        f"{reference['loss']:.9g}, {reference['norm']:.9g}"
+    )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A graph in memory-mapped files: a folder with one file a tensor, in NumPy's format, and `graph.json`.
 
-Files are named after the attributes of `lmc_verify.Graph`: ``edge_index.npy`` int64 [2, m], ``x.npy`` [n, f], ``y.npy``,
-``train_mask.npy``, and as far as there are any ``edge_weight.npy``, ``val_mask.npy``, ``test_mask.npy`` and
+Files are named after the attributes of `lmc_verify.Graph`: ``edge_index.npy`` int64 [2, m], ``x.npy`` [n, f],
+``y.npy``, ``train_mask.npy``, and as far as there are any ``edge_weight.npy``, ``val_mask.npy``, ``test_mask.npy`` and
 ``edge_attr.npy``. A graph that never was in memory is written by whatever program makes these files, chunk by chunk,
 for instance with `numpy.lib.format.open_memmap`.
 """
@@ -35,7 +35,8 @@ def write_graph(graph: Graph, folder: str | Path, *, dtype: torch.dtype | None =
         dtype: float32 or float64 for every floating tensor; None for those of the graph.
 
     Raises:
-        InvalidInputError: a tensor was changed in place (see `lmc_verify.Graph.check_unchanged`), or `dtype` is another.
+        InvalidInputError: a tensor was changed in place (see `lmc_verify.Graph.check_unchanged`), or another
+            `dtype`.
         OutputError: the files cannot be written.
     """
     if dtype not in (None, torch.float32, torch.float64):

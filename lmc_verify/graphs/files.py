@@ -8,6 +8,7 @@ was written stays in the file.
 from __future__ import annotations
 
 import mmap
+import os
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,10 @@ def new_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             np.save(path, np.zeros(shape, _NUMPY[dtype]))
             return torch.zeros(shape, dtype=dtype)
         array = np.lib.format.open_memmap(path, "w+", _NUMPY[dtype], shape)
+        if hasattr(os, "posix_fallocate"):
+            # A full disk is then an error here and no signal later; and pages of a file with holes are slow to write.
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
     return _tensor(array)
@@ -102,7 +107,7 @@ def windows(size: int, bytes_each: int, limit: int = WINDOW_BYTES) -> Iterator[s
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:
-    """Return the resident memory of this process, or its peak so far; None where the system does not say (not Linux)."""
+    """Return the resident memory of this process, or its peak so far; None where the system does not say."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -414,7 +414,7 @@ class Graph:
 
     @property
     def checksum(self) -> str:
-        """What the tensors were when the graph was built, in hex digits: quick, for telling graphs apart by accident."""
+        """What the tensors were when the graph was built, in hex digits: quick, and enough to tell graphs apart."""
         return hashlib.blake2b(repr(sorted(self._checksums.items())).encode(), digest_size=8).hexdigest()
 
     @property

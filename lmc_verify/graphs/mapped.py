@@ -54,7 +54,7 @@ def map_operators(
     for kind in sorted(kinds):
         # A name may hold characters that no file may.
         place = folder / f"{kind.partition(':')[0]}-{hashlib.blake2b(kind.encode(), digest_size=4).hexdigest()}"
-        made = {"kind": kind, "graph": graph.checksum, "dtype": str(graph.dtype)}
+        made: dict[str, object] = {"kind": kind, "graph": graph.checksum, "dtype": str(graph.dtype)}
         known = _read(place / _DONE)
         if known is None or {**known, "symmetric": None} != {**made, "symmetric": None}:
             made["symmetric"] = _write(graph, kind, place, max(memory // _ENTRY_BYTES, 1), listen)
@@ -74,9 +74,12 @@ def _read(file: Path) -> dict[str, object] | None:
 
 
 def _opened(place: Path, num_nodes: int, *, symmetric: bool) -> Block:
-    names = ("rowptr", "col", "value")
-    csr = CSR(*(open_file(place / f"{name}.npy") for name in names), num_nodes)
-    csr_t = csr if symmetric else CSR(*(open_file(place / f"{name}_t.npy") for name in names), num_nodes)
+    def matrix(suffix: str) -> CSR:
+        rowptr, col, value = (open_file(place / f"{name}{suffix}.npy") for name in ("rowptr", "col", "value"))
+        return CSR(rowptr, col, value, num_nodes)
+
+    csr = matrix("")
+    csr_t = csr if symmetric else matrix("_t")
     attr = place / "edge_attr.npy"
     features = open_file(attr) if attr.exists() else None
     return Block(csr, csr.rowptr.diff().long(), features, _cache={"t": csr_t})
@@ -143,9 +146,9 @@ class _Building:
         """Write the entries of some rows."""
         graph, size = self.graph, rows.stop - rows.start
         numbers = []
-        for edges in self._edges():
-            target = graph.edge_index[1, edges]
-            numbers.append(((target >= rows.start) & (target < rows.stop)).nonzero()[:, 0] + edges.start)
+        for window in self._edges():
+            target = graph.edge_index[1, window]
+            numbers.append(((target >= rows.start) & (target < rows.stop)).nonzero()[:, 0] + window.start)
         number = torch.cat(numbers) if numbers else torch.zeros(0, dtype=torch.int64)
         # Nodes are renamed so that the rows come first: they have all of their in-edges, and get their self-loops.
         edges = torch.remainder(graph.edge_index[:, number] - rows.start, graph.num_nodes)

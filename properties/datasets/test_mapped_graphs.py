@@ -58,7 +58,7 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
         y=torch.zeros(2, dtype=torch.int64),
         train_mask=torch.ones(2, dtype=torch.bool),
     )
-    with pytest.raises(InvalidInputError, match="dtype is torch.float16"):
+    with pytest.raises(InvalidInputError, match=r"dtype is torch\.float16"):
         write_graph(graph, tmp_path, dtype=torch.float16)
     write_graph(graph, tmp_path)
     (tmp_path / "x.npy").write_bytes(b"no array")

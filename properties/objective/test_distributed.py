@@ -98,9 +98,7 @@ def answers(size: int, arguments: list[tuple[Any, ...]]) -> list[Any]:
 
 
 def gradient(watch: Watch, problem: Problem, owner: list[int] | None, memory: int | None) -> Any:
-    return distributed_gradient(
-        problem, watch, owner=None if owner is None else torch.tensor(owner), memory=memory
-    )
+    return distributed_gradient(problem, watch, owner=None if owner is None else torch.tensor(owner), memory=memory)
 
 
 @settings(max_examples=25)
@@ -145,7 +143,11 @@ def test_ranks_with_different_problems_are_refused() -> None:
 
 def test_an_owner_that_does_not_fit_is_refused() -> None:
     problem = Problem(path_graph(4), GCN(3, 4, 3, 2, dtype=torch.float64))
-    for owner, words in (([0, 0, 0], r"owner must be int64 \[4\]"), ([0, 0, 1, 0], "owner names rank 1"), ([-1, 0, 0, 0], "rank -1")):
+    for owner, words in (
+        ([0, 0, 0], r"owner must be int64 \[4\]"),
+        ([0, 0, 1, 0], "owner names rank 1"),
+        ([-1, 0, 0, 0], "rank -1"),
+    ):
         (result,) = answers(1, [(problem, owner, None)])
         assert isinstance(result, InvalidInputError)
         assert re.search(words, str(result))

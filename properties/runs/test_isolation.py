@@ -176,17 +176,16 @@ def unfinished(records: Records, loops: Path, status: str | None) -> int:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    finish = Records.finish_run
+
+    def end(records: Records, run: int, _: str) -> None:
+        if status is not None:
+            finish(records, run, status)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Records, "finish_run", end)
         run_suite(suite_of(loops), records, Workspace(), listen=stop)
     (run,) = records.runs()
-    if status != "interrupted":
-        connection = sqlite3.connect(records.path)
-        connection.executescript(
-            "DROP TRIGGER runs_finish_once; UPDATE runs SET finished = NULL, status = 'running';"
-            if status is None
-            else f"DROP TRIGGER runs_finish_once; UPDATE runs SET status = '{status}';"
-        )
-        connection.close()
     return run.id
 
 

@@ -62,9 +62,7 @@ class Halo:
 
     def _sent(self, where: str, rows: Tensor, to: Tensor, back: Tensor) -> Tensor:
         received = rows.new_empty(int(back.sum()), *rows.shape[1:])
-        self._watch.run(
-            where, lambda: dist.all_to_all_single(received, rows.contiguous(), back.tolist(), to.tolist())
-        )
+        self._watch.run(where, lambda: dist.all_to_all_single(received, rows.contiguous(), back.tolist(), to.tolist()))
         return received
 
 

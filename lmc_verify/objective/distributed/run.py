@@ -1,7 +1,7 @@
 """The exact pass over ranks: each evaluates the layers at its own rows, and differentiates them there.
 
-Forward, the rows of the halo come from their owners before each layer. Backward, what a rank's rows send to the halo goes
-back to the owners after each layer. Gradients of parameters are summed over the ranks at the end.
+Forward, the rows of the halo come from their owners before each layer. Backward, what a rank's rows send to the halo
+goes back to the owners after each layer. Gradients of parameters are summed over the ranks at the end.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def distributed_gradient(
     """Compute the exact loss and gradient together with the other ranks; every rank gets the same bits.
 
     Every rank is given the same problem, and holds embeddings and auxiliary variables of its own rows and their halo
-    only; the graph is shared where it is in mapped files (`lmc_verify.datasets.open_graph`). Sums over ranks are taken in
-    the order of the ranks.
+    only; the graph is shared where it is in mapped files (`lmc_verify.datasets.open_graph`). Sums over ranks are taken
+    in the order of the ranks.
 
     Args:
         problem: the problem; on a GPU, the group's backend must be NCCL.
@@ -201,7 +201,9 @@ def _check_same(problem: Problem, owner: Tensor, watch: Watch) -> None:
         "trained parameters": " ".join(problem.parameter_names),
         "owner": repr(zlib.crc32(owner.cpu().numpy().tobytes())),
     }
-    hashes = [int.from_bytes(hashlib.blake2b(value.encode(), digest_size=7).digest(), "big") for value in about.values()]
+    hashes = [
+        int.from_bytes(hashlib.blake2b(value.encode(), digest_size=7).digest(), "big") for value in about.values()
+    ]
     mine = torch.tensor(hashes, device=owner.device)
     every = [torch.empty_like(mine) for _ in range(watch.size)]
     watch.run("comparison of the problems", lambda: dist.all_gather(every, mine))
@@ -209,6 +211,6 @@ def _check_same(problem: Problem, owner: Tensor, watch: Watch) -> None:
         for name, same in zip(about, (other == mine).tolist(), strict=True):
             if not same:
                 raise InvalidInputError(
-                    f"rank {rank} was given another problem than rank {watch.rank}: its {name} differs; give every rank "
-                    "the same one"
+                    f"rank {rank} was given another problem than rank {watch.rank}: its {name} differs; give every "
+                    "rank the same one"
                 )

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
@@ -51,7 +52,7 @@ class Watch:
         patience: see `PATIENCE`.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, *, patience: float = PATIENCE) -> None:
+    def __init__(self, store: Store, rank: int, size: int, *, patience: float = PATIENCE) -> None:
         self.rank, self.size, self.patience = rank, size, patience
         self._store, self._beats, self._meetings, self._where = store, 0, 0, "start"
         now = time.monotonic()
@@ -125,14 +126,14 @@ class Watch:
                 seen.status, seen.since = status, now
             if "error" in status:
                 raise InfrastructureError(
-                    f"rank {rank} of {self.size} failed at {status.get('where')!r}: {status['error']}; rank {self.rank} "
-                    f"waited for it at {where!r}"
+                    f"rank {rank} of {self.size} failed at {status.get('where')!r}: {status['error']}; "
+                    f"rank {self.rank} waited for it at {where!r}"
                 )
             if now - seen.since > patience:
                 raise InfrastructureError(
                     f"rank {rank} of {self.size} gave no sign of life for {now - seen.since:.0f} s, last at "
-                    f"{status.get('where', 'nowhere')!r}: it died or hangs; rank {self.rank} waited for it at {where!r}. "
-                    "Look at its own output, and start the run again"
+                    f"{status.get('where', 'nowhere')!r}: it died or hangs; rank {self.rank} waited for it at "
+                    f"{where!r}. Look at its own output, and start the run again"
                 )
 
     def _number(self, rank: int, name: str) -> int:
@@ -191,16 +192,14 @@ def joined(backend: str, *, patience: float = PATIENCE) -> Iterator[Watch]:
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
         store.set_timeout(timedelta(seconds=patience))
-        group = dist.PrefixStore("group", store)
-        dist.init_process_group(
-            backend, store=group, rank=rank, world_size=size, timeout=timedelta(seconds=patience)
-        )
+        group = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=timedelta(seconds=patience))
     except (RuntimeError, ValueError) as error:
         raise InfrastructureError(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find the others within {patience:.0f} s: "
             f"{error}; see that every rank was started"
         ) from error
-    watch = Watch(dist.PrefixStore("watch", store), rank, size, patience=patience)
+    watch = Watch(PrefixStore("watch", store), rank, size, patience=patience)
     try:
         with watch.reporting():
             yield watch

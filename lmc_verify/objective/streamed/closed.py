@@ -1,7 +1,7 @@
 """The exact pass in closed form, over mapped files.
 
-It is `lmc_verify.objective.exact_closed.ClosedPass` with its tables in files. What layers aggregate stays in memory if it
-fits; else it is read slab by slab, and a row's sum is added up slab by slab, in the order of the columns.
+It is `lmc_verify.objective.exact_closed.ClosedPass` with its tables in files. What layers aggregate stays in memory if
+it fits; else it is read slab by slab, and a row's sum is added up slab by slab, in the order of the columns.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.graphs import CSR, release_pages
+from lmc_verify.graphs import CSR, release_pages, windows
 from lmc_verify.models.closed_forms import AffineLayer
 from lmc_verify.objective.exact_closed import ClosedPass
 from lmc_verify.objective.problem import Problem
@@ -39,7 +40,7 @@ class StreamedClosedPass(ClosedPass):
         super().__init__(problem, layers, keep=False, chunk_size=_chunk_rows(problem, layers, budget), given=False)
         self._tables, self._budget = tables, budget
         self.clock: Clock | None = None
-        self._staying: list[Tensor] = []
+        self._in_memory: list[tuple[Tensor, Tensor]] = []  # tables that rows are gathered from, and their copies
 
     def steps(self) -> list[tuple[str, float, Callable[[], None]]]:
         """Return the steps in order: name, size, and what does it."""
@@ -67,9 +68,7 @@ class StreamedClosedPass(ClosedPass):
     @property
     def tables(self) -> dict[str, Tensor]:
         """Every table that is needed from here on, by its role."""
-        found = {
-            f"{name} {index}": table for name, tables in self._roles().items() for index, table in tables.items()
-        }
+        found = {f"{name} {index}": table for name, tables in self._roles().items() for index, table in tables.items()}
         return found if self._product is None else {**found, "product": self._product}
 
     def restore(self, tables: Mapping[str, Tensor]) -> None:
@@ -94,14 +93,12 @@ class StreamedClosedPass(ClosedPass):
     def _over(self, chunks: Sequence[_Item]) -> Iterable[_Item]:
         for chunk in chunks if self.clock is None else self.clock.over(chunks):
             yield chunk
-            release_pages(keep=self._staying)
-        self._staying = []
+            release_pages()
+        self._in_memory = []
 
     def _aggregate(self, piece: CSR, source: Tensor) -> Tensor:
         if self._budget.stays:
-            if all(source is not other for other in self._staying):
-                self._staying.append(source)
-            return piece.product(source)
+            return piece.product(self._copied(source))
         size, total = self._budget.slab, source.new_zeros(piece.num_rows, source.shape[1])
         for start in range(0, source.shape[0], size):
             rows = source[start : start + size]
@@ -109,6 +106,17 @@ class StreamedClosedPass(ClosedPass):
             total += piece.renamed(torch.where(inside, piece.col - start, -1), rows.shape[0]).matmul(rows)
             release_pages()
         return total
+
+    def _copied(self, table: Tensor) -> Tensor:
+        """Return a table's copy in memory, which has large pages where a file has small ones: gathering is faster."""
+        for known, copy in self._in_memory:
+            if known is table:
+                return copy
+        copy = torch.from_numpy(np.empty(table.shape, table.numpy().dtype))
+        for window in windows(table.shape[0], table[:1].numel() * table.element_size()):
+            copy[window] = table[window]
+        self._in_memory.append((table, copy))
+        return copy
 
 
 def _chunk_rows(problem: Problem, layers: Sequence[AffineLayer], budget: Budget) -> int:

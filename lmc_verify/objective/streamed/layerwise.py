@@ -8,6 +8,7 @@ variables below. Chunks follow each other in the order of the rows, so every sum
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -220,7 +221,7 @@ class StreamedLayerPass:
         """Yield ranges of ascending nodes whose rows lie in one slab of a table."""
         starts = torch.arange(0, self.problem.graph.num_nodes, self._budget.slab)
         bounds = [*torch.searchsorted(others, starts).tolist(), others.numel()]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             if start < stop:
                 yield slice(start, stop)
                 release_pages()

@@ -48,8 +48,8 @@ def streamed_gradient(
         The loss, and the gradient by parameter name.
 
     Raises:
-        InvalidInputError: as `lmc_verify.exact_gradient`; or `memory` is too small, the message says how much is needed;
-            or `folder` holds a pass of another problem that was to be resumed; or the problem is on a GPU.
+        InvalidInputError: as `lmc_verify.exact_gradient`; or `memory` is too small, the message says how much is
+            needed; or `folder` holds a pass of another problem that was to be resumed; or the problem is on a GPU.
         OutputError: the files cannot be written.
     """
     refuse_dropout(problem)

@@ -1,7 +1,7 @@
 """The tables of a pass in mapped files, and what is known at the end of a step, from which a pass goes on.
 
-After a step one file is replaced, `state.npz`: loss and gradient so far, and which file holds which table. A process that
-is killed within a step leaves it as it was, with every table that it names.
+After a step one file is replaced, `state.npz`: loss and gradient so far, and which file holds which table. A process
+that is killed within a step leaves it as it was, with every table that it names.
 """
 
 from __future__ import annotations
