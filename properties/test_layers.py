@@ -49,6 +49,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
         ("registry",),
         ("__init__",),
     ),
+    "graphs": (("*",), ("mapped",), ("__init__",)),
     "objective": (("*",), ("streamed", "distributed"), ("__init__",)),
     "audits": (("batches", "watching"), ("*",), ("causes",), ("auditor",), ("__init__",)),
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),

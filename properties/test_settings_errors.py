@@ -18,6 +18,7 @@ from lmc_verify.cases.settings import (
     SamplingSettings,
     TrainingSettings,
 )
+from lmc_verify.cli.exact.command import ExactSettings
 from lmc_verify.counterexamples import SearchSpace
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.races.settings import ContestantSettings, RaceSettings, TargetSettings
@@ -34,6 +35,7 @@ VALID: dict[type[BaseModel], dict[str, Any]] = {
     SamplingSettings: {},
     TrainingSettings: {},
     CaseSettings: {},
+    ExactSettings: {},
     TrainerSettings: {},
     RunSettings: {},
     TargetSettings: {},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmc_verify import Graph, InvalidInputError
 from lmc_verify.graphs import CSR, Block, loops_operator, map_operators, new_file, open_file, release_pages
-from lmc_verify.graphs.mapped import _symmetric
+from lmc_verify.graphs.mapped.operators import _symmetric
 from lmc_verify.testing import graphs
 
 KINDS = ("gcn", "mean", "sum", "loops", loops_operator("mean"), loops_operator(0.5))

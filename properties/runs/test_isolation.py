@@ -182,9 +182,10 @@ def unfinished(records: Records, loops: Path, status: str | None) -> int:
         if status is not None:
             finish(records, run, status)
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Records, "finish_run", end)
-        run_suite(suite_of(loops), records, Workspace(), listen=stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(suite_of(loops), records, Workspace(), listen=stop)
     (run,) = records.runs()
     return run.id
 
