@@ -35,7 +35,7 @@ VALID: dict[type[BaseModel], dict[str, Any]] = {
     SamplingSettings: {},
     TrainingSettings: {},
     CaseSettings: {},
-    ExactSettings: {},
+    ExactSettings: {"dataset": {"name": "karate"}},
     TrainerSettings: {},
     RunSettings: {},
     TargetSettings: {},
