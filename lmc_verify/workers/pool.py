@@ -161,7 +161,7 @@ class Pool:
                 index, task = waiting.popleft()
                 job = _Job(index, task, time.monotonic())
                 try:
-                    content = pack((task.function, task.arguments))
+                    content = pack((task.function, task.arguments), by_value=True)
                 except Exception as error:
                     yield job.done(failure=f"the task cannot be given to a process: {describe_error(error)}")
                     continue

@@ -23,6 +23,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn
 
+import cloudpickle
+
 __all__ = ["describe_error", "pack", "read_message", "report_progress", "serve", "start"]
 
 _LENGTH = struct.Struct(">Q")
@@ -33,9 +35,15 @@ _answers: BinaryIO | None = None
 _lock = threading.Lock()
 
 
-def pack(message: object) -> bytes:
-    """Return a message as it goes through a pipe."""
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+def pack(message: object, *, by_value: bool = False) -> bytes:
+    """Return a message as it goes through a pipe.
+
+    Args:
+        message: any object that can be pickled.
+        by_value: whether functions that cannot be imported by name, such as a lambda, go by value.
+    """
+    dumps = cloudpickle.dumps if by_value else pickle.dumps
+    content: bytes = dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(content)) + content
 
 

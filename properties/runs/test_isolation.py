@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -19,13 +21,16 @@ from pydantic import ValidationError
 
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.cli.run import _claim_texts
+from lmc_verify.controls import CONTROLS
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.report import build_report, render_html, render_junit, render_markdown
 from lmc_verify.runs import RunResult, Suite, run_suite
 from lmc_verify.runs import execution as execution_module
+from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.workers import heartbeat as heartbeat_module
 from lmc_verify.workers.pool import Pool
+from lmc_verify.workers.worker import pack, read_message
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -346,3 +351,11 @@ def test_a_folder_that_cannot_be_written_is_no_usage_error(tmp_path: Path) -> No
     assert done.returncode == 5
     assert "cannot write to the output folder" in done.stderr
     assert lmc("run", "no-such-suite").returncode == 2
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_control_can_be_given_to_a_worker(name: str) -> None:
+    planned = Planned.of_control(CONTROLS[name])
+    content = read_message(io.BytesIO(pack((run_planned, (planned,)), by_value=True)))
+    _, (found,) = pickle.loads(content or b"")
+    assert found.key == planned.key

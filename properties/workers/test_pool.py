@@ -116,6 +116,11 @@ def test_results_come_with_the_place_of_their_task(pool: Pool) -> None:
     assert all(item.failure == "" and 0 <= item.seconds < 60 for item in done)
 
 
+def test_a_function_without_a_name_is_done(pool: Pool) -> None:
+    three = 3
+    assert only(pool, Task("lambda", lambda: three + 4)).result == 7
+
+
 @pytest.mark.parametrize(
     ("task", "words"),
     [
@@ -123,7 +128,7 @@ def test_results_come_with_the_place_of_their_task(pool: Pool) -> None:
         (Task("sys.exit", leave, (0,)), r"^SystemExit: 0 \(test_pool.py, line \d+\)$"),
         (Task("interrupt", interrupt), r"^KeyboardInterrupt"),
         (Task("result", unpicklable), r"pickle"),
-        (Task("function", lambda: None), r"^the task cannot be given to a process: "),
+        (Task("argument", double, (threading.Lock(),)), r"^the task cannot be given to a process: "),
     ],
     ids=lambda item: item.name if isinstance(item, Task) else "",
 )
