@@ -105,6 +105,11 @@ def report(nodes: int, small: int, limit: str, folder: Path) -> None:
             write_random_graph(graphs[size], size)
     reference = apart("--part", "whole", "--folder", str(graphs[small]))
     got = apart("--part", "streamed", "--folder", str(graphs[nodes]), "--memory", limit)
+    # Other programs may slow one of them down: the reference is the faster of before and after, which flatters nothing.
+    again = apart("--part", "whole", "--folder", str(graphs[small]))
+    spread = max(again[key] / reference[key] for key in again if key.startswith("later"))
+    spread = max(spread, max(reference[key] / again[key] for key in again if key.startswith("later")))
+    reference = {key: min(value, again[key]) for key, value in reference.items()}
     print(
         f"{nodes:,} nodes, {got['edges']:,} edges, GCN 3 x 64, float32, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads\n"
@@ -118,6 +123,9 @@ def report(nodes: int, small: int, limit: str, folder: Path) -> None:
     for base in ("kept", "fresh"):
         pace = reference[f"later, A X {base}"] / reference["edges"]
         print(f"\nstreamed / whole per edge, A X {base}: {got['later'] / got['edges'] / pace:.2f} (bar: 1.5)", end="")
+    print(
+        f"\nthe two references differ by a factor of {spread:.2f}: above 1.3, measure again on a quiet machine", end=""
+    )
     print(f"\npeak memory of the streamed pass: {got['peak'] / 2**30:.2f} GiB of {limit}")
     print(
         f"loss {got['loss']:.9g}, gradient norm {got['norm']:.9g}; whole at {small:,} nodes: "
