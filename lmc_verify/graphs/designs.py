@@ -30,7 +30,7 @@ __all__ = ["BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "OneBatc
 AnyGenerator = np.random.Generator | torch.Generator
 
 
-class _OfLoaders(type(Protocol)):  # type: ignore[misc]
+class _OfLoaders(type(Protocol)):  # type: ignore[misc]  # Protocol's metaclass has no public name
     """What can be asked of the class of designs itself; as a member of the protocol every design would need it."""
 
     def from_loader(

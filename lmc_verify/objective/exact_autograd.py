@@ -6,14 +6,15 @@ plain autograd through the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc_verify.graphs import LocalSet
 from lmc_verify.graphs.sums import ordered_sum
+from lmc_verify.objective.differentiation import differentiate
 from lmc_verify.objective.problem import Problem
 
 __all__ = ["AutogradPass"]
@@ -77,9 +78,7 @@ class AutogradPass:
             with torch.enable_grad():
                 value = ordered_sum(problem.node_losses(model.predict(h), chunk.rows))
             self.loss += float(value.detach())
-            v, *rest = torch.autograd.grad(value, [h, *head.values()], allow_unused=True, materialize_grads=True)
-            parts.append(v)
-            self._accumulate(head, rest)
+            parts += differentiate(value, [h], head, None, self.gradient)
         self.auxiliary[top] = torch.cat(parts)
 
     def _backward_layer(self, index: int) -> None:
@@ -90,20 +89,16 @@ class AutogradPass:
         for chunk in self._chunks:
             h = self.embeddings[index - 1].detach().requires_grad_(needs_input)
             x0 = self.embeddings[0].detach().requires_grad_(layer.reads_x0 and self._x0_term is not None)
-            wanted = [*([h] if needs_input else []), *([x0] if x0.requires_grad else []), *own.values()]
-            if not wanted:
+            inputs = [*([h] if needs_input else []), *([x0] if x0.requires_grad else [])]
+            if not inputs and not own:
                 continue
             with torch.enable_grad():
                 out = self._rows(index, h, x0, chunk)
-            if not out.requires_grad:
-                continue
-            v = self.auxiliary[index][chunk.rows]
-            grads = list(torch.autograd.grad(out, wanted, v, allow_unused=True, materialize_grads=True))
+            grads = differentiate(out, inputs, own, self.auxiliary[index][chunk.rows], self.gradient)
             if needs_input:
                 below += grads.pop(0)
             if x0.requires_grad and self._x0_term is not None:
                 self._x0_term += grads.pop(0)
-            self._accumulate(own, grads)
         if needs_input:
             self.auxiliary[index - 1] = below
 
@@ -111,13 +106,10 @@ class AutogradPass:
         if self._x0_term is None:
             return
         self.auxiliary[0] += self._x0_term  # H^0 is read by layer 1, and again by layers that read x0
-        wanted = list(self._encoder.values())
         for chunk in self._chunks:
             with torch.enable_grad():
                 out = self.problem.model.encode(self.problem.graph.x[chunk.rows])
-            v = self.auxiliary[0][chunk.rows]
-            grads = list(torch.autograd.grad(out, wanted, v, allow_unused=True, materialize_grads=True))
-            self._accumulate(self._encoder, grads)
+            differentiate(out, [], self._encoder, self.auxiliary[0][chunk.rows], self.gradient)
 
     def _rows(self, index: int, h: Tensor, x0: Tensor, chunk: _Chunk) -> Tensor:
         """Return the chunk's rows of H^index from the embeddings of the layer below."""
@@ -128,10 +120,6 @@ class AutogradPass:
             block = graph.block(layer.operator, chunk.rows, chunk.columns)
             out = layer(h, h[chunk.rows], x0[chunk.rows], block)
         return out
-
-    def _accumulate(self, parameters: Mapping[str, nn.Parameter], grads: list[Tensor]) -> None:
-        for name, grad in zip(parameters, grads, strict=True):
-            self.gradient[name] += grad
 
 
 def _chunks(problem: Problem, chunk_size: int | None) -> Iterator[_Chunk]:

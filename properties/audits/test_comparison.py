@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lmc_verify.audits.watching.comparison import Comparison, compare, compare_all, layer_of
@@ -34,8 +34,7 @@ def test_the_measures_are_those_of_the_definitions_at_any_scale(
     pair: tuple[list[float], list[float]], scale: float
 ) -> None:
     g, exact = (np.array(part) for part in pair)
-    if not g.any() or not exact.any():
-        return
+    assume(g.any() and exact.any())
     got = compare([(torch.tensor(g * scale, dtype=torch.float64), torch.tensor(exact * scale, dtype=torch.float64))])
     close(got, plain(g, exact))
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import map_operators
+from lmc_verify.graphs.sums import ordered_sum
+from lmc_verify.objective.differentiation import differentiate
 from lmc_verify.objective.distributed.exchange import Halo, summed
 from lmc_verify.objective.distributed.watch import Watch
 from lmc_verify.objective.exact import refuse_dropout
@@ -118,9 +120,9 @@ class _RankPass:
         for rows in self._chunks():
             h = self._embeddings[-1][rows].clone().requires_grad_()
             with torch.enable_grad():
-                value = problem.node_losses(problem.model.predict(h), self._own[rows]).sum()
+                value = ordered_sum(problem.node_losses(problem.model.predict(h), self._own[rows]))
             self.loss += value.detach()
-            found += self._differentiate(value, [h], head, None)
+            found += differentiate(value, [h], head, None, self.gradient)
         return torch.cat(found)
 
     def _backward_layer(self, index: int, v: Tensor, x0_term: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class _RankPass:
             with torch.enable_grad():
                 out = self._rows(index, h, x0, rows)
             inputs = [value for value in (h, x0) if value.requires_grad]
-            grads = self._differentiate(out, inputs, own, v[rows])
+            grads = differentiate(out, inputs, own, v[rows], self.gradient)
             if needs_input:
                 total += grads.pop(0)
             if reads_x0:
@@ -147,19 +149,7 @@ class _RankPass:
         for rows in self._chunks():
             with torch.enable_grad():
                 out = self.problem.model.encode(x[rows])
-            self._differentiate(out, [], self._encoder, v[rows])
-
-    def _differentiate(
-        self, out: Tensor, inputs: list[Tensor], own: Mapping[str, nn.Parameter], cotangent: Tensor | None
-    ) -> list[Tensor]:
-        """Add the gradients of parameters, and return those of the inputs."""
-        wanted = [*inputs, *own.values()]
-        if not wanted or not out.requires_grad:
-            return [torch.zeros_like(value) for value in inputs]
-        grads = torch.autograd.grad(out, wanted, cotangent, allow_unused=True, materialize_grads=True)
-        for name, grad in zip(own, grads[len(inputs) :], strict=True):
-            self.gradient[name] += grad
-        return list(grads[: len(inputs)])
+            differentiate(out, [], self._encoder, v[rows], self.gradient)
 
     def _rows(self, index: int, local: Tensor, x0: Tensor, rows: slice) -> Tensor:
         layer, halo = self.problem.model.layer(index), self._halo(index)

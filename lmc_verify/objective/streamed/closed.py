@@ -19,7 +19,7 @@ from lmc_verify.objective.exact_closed import ClosedPass
 from lmc_verify.objective.problem import Problem
 from lmc_verify.objective.streamed.budget import Budget
 from lmc_verify.objective.streamed.progress import Clock
-from lmc_verify.objective.streamed.tables import Tables
+from lmc_verify.objective.streamed.tables import Tables, by_role, put_by_role
 
 __all__ = ["StreamedClosedPass"]
 
@@ -68,18 +68,13 @@ class StreamedClosedPass(ClosedPass):
     @property
     def tables(self) -> dict[str, Tensor]:
         """Every table that is needed from here on, by its role."""
-        found = {f"{name} {index}": table for name, tables in self._roles().items() for index, table in tables.items()}
+        found = by_role(self._roles())
         return found if self._product is None else {**found, "product": self._product}
 
     def restore(self, tables: Mapping[str, Tensor]) -> None:
         """Go on with tables as `tables` gave them."""
         self._product = tables.get("product")
-        for name, found in self._roles().items():
-            found.clear()
-            for role, table in tables.items():
-                kind, _, index = role.rpartition(" ")
-                if kind == name:
-                    found[int(index)] = table
+        put_by_role(tables, self._roles())
 
     def _roles(self) -> dict[str, dict[int, Tensor]]:
         return {"embeddings": self.embeddings, "read": self._read, "auxiliary": self.auxiliary}

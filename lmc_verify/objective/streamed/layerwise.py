@@ -12,13 +12,15 @@ from itertools import pairwise
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc_verify.graphs import CSR, Block, release_pages
+from lmc_verify.graphs.sums import ordered_sum
+from lmc_verify.objective.differentiation import differentiate
 from lmc_verify.objective.problem import Problem
 from lmc_verify.objective.streamed.budget import Budget
 from lmc_verify.objective.streamed.progress import Clock
-from lmc_verify.objective.streamed.tables import Tables
+from lmc_verify.objective.streamed.tables import Tables, by_role, put_by_role
 
 __all__ = ["StreamedLayerPass"]
 
@@ -66,16 +68,11 @@ class StreamedLayerPass:
     @property
     def tables(self) -> dict[str, Tensor]:
         """Every table that is needed from here on, by its role."""
-        return {f"{name} {index}": table for name, tables in self._roles().items() for index, table in tables.items()}
+        return by_role(self._roles())
 
     def restore(self, tables: Mapping[str, Tensor]) -> None:
         """Go on with tables as `tables` gave them."""
-        for name, found in self._roles().items():
-            found.clear()
-            for role, table in tables.items():
-                kind, _, index = role.rpartition(" ")
-                if kind == name:
-                    found[int(index)] = table
+        put_by_role(tables, self._roles())
 
     def _roles(self) -> dict[str, dict[int, Tensor]]:
         return {"embeddings": self._embeddings, "auxiliary": self._auxiliary, "x0": self._x0_term}
@@ -110,9 +107,9 @@ class StreamedLayerPass:
         for rows in self._over(self._chunks()):
             h = self._embeddings[top][rows].clone().requires_grad_()
             with torch.enable_grad():
-                value = problem.node_losses(model.predict(h), torch.arange(rows.start, rows.stop)).sum()
+                value = ordered_sum(problem.node_losses(model.predict(h), torch.arange(rows.start, rows.stop)))
             self.loss += float(value.detach())
-            (v,) = self._differentiate(value, [h], head, None)
+            (v,) = differentiate(value, [h], head, None, self.gradient)
             target[rows] = v
         self._auxiliary[top] = target
         self._embeddings.pop(top)
@@ -131,7 +128,7 @@ class StreamedLayerPass:
             with torch.enable_grad():
                 out = layer(source, source[: block.shape[0]], x0, block)
             inputs = [value for value in (source, x0) if value.requires_grad]
-            grads = self._differentiate(out, inputs, own, self._auxiliary[index][rows].clone())
+            grads = differentiate(out, inputs, own, self._auxiliary[index][rows].clone(), self.gradient)
             if below is not None:
                 self._add(below, local, grads.pop(0))
             if x0_term is not None:
@@ -152,19 +149,7 @@ class StreamedLayerPass:
                 v += self._x0_term[0][rows]  # H^0 is read by layer 1, and again by layers that read x0
             with torch.enable_grad():
                 out = problem.model.encode(problem.graph.x[rows].clone())
-            self._differentiate(out, [], self._encoder, v)
-
-    def _differentiate(
-        self, out: Tensor, inputs: list[Tensor], own: Mapping[str, nn.Parameter], cotangent: Tensor | None
-    ) -> list[Tensor]:
-        """Add the gradients of parameters, and return those of the inputs."""
-        wanted = [*inputs, *own.values()]
-        if not wanted or not out.requires_grad:
-            return [torch.zeros_like(value) for value in inputs]
-        grads = torch.autograd.grad(out, wanted, cotangent, allow_unused=True, materialize_grads=True)
-        for name, grad in zip(own, grads[len(inputs) :], strict=True):
-            self.gradient[name] += grad
-        return list(grads[: len(inputs)])
+            differentiate(out, [], self._encoder, v, self.gradient)
 
     # ---------------------------------------------------------------- pieces
 

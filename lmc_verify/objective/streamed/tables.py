@@ -20,7 +20,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError, OutputError
 from lmc_verify.graphs import new_file, open_file
 
-__all__ = ["STATE_FILE", "State", "Tables"]
+__all__ = ["STATE_FILE", "State", "Tables", "by_role", "put_by_role"]
 
 STATE_FILE = "state.npz"
 
@@ -140,6 +140,21 @@ class Tables:
         for file in self.folder.glob("[0-9][0-9][0-9]-*.npy"):
             if file.name not in kept:
                 file.unlink(missing_ok=True)
+
+
+def by_role(kinds: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Tensor]:
+    """Return the tables of every kind and layer by one name, such as ``"embeddings 2"``."""
+    return {f"{kind} {index}": table for kind, tables in kinds.items() for index, table in tables.items()}
+
+
+def put_by_role(tables: Mapping[str, Tensor], kinds: Mapping[str, dict[int, Tensor]]) -> None:
+    """Put tables back to where `by_role` took them from; what else is there goes."""
+    for kind, found in kinds.items():
+        found.clear()
+        for role, table in tables.items():
+            name, _, index = role.rpartition(" ")
+            if name == kind:
+                found[int(index)] = table
 
 
 def _boot() -> str:
