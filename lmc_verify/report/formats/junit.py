@@ -47,7 +47,7 @@ def render_junit(report: Report) -> str:
     if report.unfinished:
         suite = _suite(root, "without a result", (), report)
         for entry in report.unfinished:
-            _unfinished(suite, entry, report.why_unfinished)
+            _unfinished(suite, entry, f"planned, and without a result: {report.why_unfinished}")
     for element in (*root, root):
         cases = list(element.iter("testcase"))
         element.set("tests", str(len(cases)))

@@ -200,8 +200,8 @@ class Report:
 
     @property
     def why_unfinished(self) -> str:
-        """Why parts have no result, in a sentence that each of them is given."""
-        return f"planned, and without a result: the run did not get there, {STATE_WORDS[self.state]}"
+        """Why parts that were planned have no result."""
+        return f"the run did not get there, {STATE_WORDS[self.state]}"
 
     @property
     def level(self) -> Level:
