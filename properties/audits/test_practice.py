@@ -328,3 +328,27 @@ def test_batches_drawn_unequally_and_weighted_are_unbiased() -> None:
 
     assert len({batch.num_nodes for batch, _ in batches}) == 3
     assert judge(weighted, batches=batches).outcome is lv.Outcome.EXACT
+
+
+def test_probabilities_are_those_of_batches_as_they_are_drawn() -> None:
+    def every_row(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index), batch.train_mask
+        (F.cross_entropy(out[mask], batch.y[mask], reduction="sum") * 3 / data.train_mask.sum()).backward()
+
+    audit = judge(every_row, batches=drawn_unequally(labelled()))
+    assert {cause.id for cause in audit.causes if cause.explains} == {"halo-rows-in-loss", "unequal-probabilities"}
+    assert audit.explanation.complete
+
+
+def test_a_known_defect_that_looks_unlike_the_bias_is_not_named() -> None:
+    def clamped(model: Any, batch: Any, data: Data) -> None:
+        h = model.conv1(batch.x, batch.edge_index).relu()
+        h.register_hook(lambda gradient: gradient.clamp(-0.001, 0.001))
+        out, mask = model.conv2(h, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    audit = judge(clamped)
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert not [cause.id for cause in audit.causes if cause.explains]
+    assert not audit.explanation.complete

@@ -34,6 +34,7 @@ SCRIPT = """
 import torch
 from torch_geometric.data import Data
 import lmc_verify as lv
+from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.problem import gradient_norm
 
 n, source = 50_000, torch.Generator().manual_seed(0)
@@ -49,6 +50,7 @@ exact = lv.exact_pass(problem)
 batch = next(iter(lv.Clusters(lv.Partition.contiguous(n, 2), per_batch=1).enumerate()))[0]
 estimator = lv.LMC(beta=0.5)
 estimate = estimator.estimate(problem, estimator.init(problem), batch)
+print(float(ordered_sum(torch.randn(300_000, generator=source, dtype=torch.float64))).hex())
 print(float(exact.loss).hex(), float(estimate.loss).hex())
 print(gradient_norm(exact.gradient).hex(), gradient_norm(estimate.gradient).hex())
 for gradient in (exact.gradient, estimate.gradient):
