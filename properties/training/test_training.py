@@ -36,7 +36,7 @@ from lmc_verify import (
     load_graph,
     training,
 )
-from lmc_verify.estimators import FullBatch, HistoryWrite
+from lmc_verify.estimators import ASGCN, MVS, FullBatch, HistoryWrite, ImportanceVRGCN, batch_distribution
 from lmc_verify.estimators.compensated import members as engine
 from lmc_verify.estimators.compensated.halo import LocalStructure, local_structure
 from lmc_verify.graphs.partition import Partition
@@ -136,6 +136,39 @@ def test_a_step_is_estimate_write_move_in_this_order(estimator: str) -> None:
         assert_close(f"parameter {name}", run.problem.model.get_parameter(name), value, rtol=ROUNDING)
     for layer, table in state.embeddings.items():
         assert_close(f"history of layer {layer}", run.state.embeddings[layer], table, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("method", [ImportanceVRGCN(), MVS(refresh=2), ASGCN()], ids=lambda method: method.name)
+def test_an_adaptive_estimator_draws_from_the_distribution_of_its_present_state(method: Estimator) -> None:
+    """Made anew before every draw; one that is kept from the start gives other parameters."""
+
+    def labelled_everywhere() -> Problem:
+        problem = karate()
+        graph = problem.graph
+        return problem.with_graph(graph.replaced(train_mask=torch.ones_like(graph.train_mask)))
+
+    def by_hand(renewed: bool) -> dict[str, Tensor]:
+        problem, rng = labelled_everywhere(), np.random.default_rng(5)
+        state = method.init(problem)
+        law = batch_distribution(method, problem, state, clusters(problem))
+        for _ in range(6):
+            if renewed:
+                law = batch_distribution(method, problem, state, law)
+            estimate = method.estimate(problem, state, law.draw(rng))
+            state.apply(estimate.writes)
+            with torch.no_grad():
+                for name, parameter in problem.model.named_parameters():
+                    parameter.sub_(estimate.gradient[name], alpha=0.3)
+        return parameters(problem)
+
+    problem = labelled_everywhere()
+    run = TrainingRun(problem, method, clusters(problem), step_size=0.3, generator=np.random.default_rng(5))
+    for _ in range(6):
+        run.step()
+    renewed, kept = by_hand(True), by_hand(False)
+    for name, value in renewed.items():
+        assert_close(f"{name} after six steps", run.problem.model.get_parameter(name), value, rtol=ROUNDING)
+    assert any(not torch.equal(kept[name], value) for name, value in renewed.items())
 
 
 def test_step_returns_the_estimate_at_the_parameters_before_it() -> None:
