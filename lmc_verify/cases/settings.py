@@ -165,6 +165,8 @@ class TrainingSettings(Settings):
 
     Attributes:
         step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
+        largest_step: whether a rate in N finds its eta_0 itself, as the largest with which full-batch descent is
+            stable over the shortest run, and does not read `step_size`.
         steps: steps of a run, where a claim does not take `lengths`.
         lengths: numbers of steps N, ascending, where a rate in N is claimed.
         repeats: independent runs of each length that one seed averages.
@@ -173,6 +175,7 @@ class TrainingSettings(Settings):
     """
 
     step_size: float = Field(0.005, gt=0)
+    largest_step: bool = False
     steps: Count = 60
     lengths: tuple[Count, ...] = (32, 64, 128, 256, 512)
     repeats: Count = 1

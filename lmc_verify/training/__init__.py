@@ -3,6 +3,7 @@
 from lmc_verify.training.build import build_trainer, graph_of, warm_up
 from lmc_verify.training.descent import HUGE, TrainingRun, WeightedBatches, conditional_bias, weighted_batches
 from lmc_verify.training.settings import RunSettings, TrainerSettings
+from lmc_verify.training.stability import largest_stable_step
 from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
 from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, reason_to_run_alone
 from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
@@ -25,6 +26,7 @@ __all__ = [
     "build_trainer",
     "conditional_bias",
     "graph_of",
+    "largest_stable_step",
     "mean_gradient_norms",
     "reason_to_run_alone",
     "warm_up",

@@ -96,6 +96,7 @@ TRAINING = {
     "step_size": POSITIVE,
     "steps": COUNTS,
     "lengths": st.sets(COUNTS, min_size=3, max_size=5).map(sorted),
+    "largest_step": st.booleans(),
     "repeats": COUNTS,
     "beta_schedule": st.sampled_from(["constant", "decaying"]),
 }

@@ -30,7 +30,7 @@ from lmc_verify.claims.theorems.theorem_3_rate import scheduled
 from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm
-from lmc_verify.training import TrainingRun, mean_gradient_norms
+from lmc_verify.training import TrainingRun, largest_stable_step, mean_gradient_norms
 
 pytestmark = pytest.mark.usefixtures("short_grids")
 SURE = [
@@ -196,3 +196,31 @@ def test_no_slope_near_the_rounding_floor(monkeypatch: pytest.MonkeyPatch) -> No
     assert not any(item.quantity.startswith("E||grad||") for item in found.evidence)
     assert found.minimum_detectable_effect is None
     assert found.series, "the curve is still drawn"
+
+
+def test_a_curve_far_above_full_batch_descent_s_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its slope is steep and no floor is seen, but what keeps it above the exact gradient's curve may be one."""
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda length, seed: (1 + 0.01 * seed) * length**-0.4))
+    for factor, outcome in ((1.4, Outcome.SUPPORTED), (1.6, Outcome.INCONCLUSIVE)):
+        monkeypatch.setattr(
+            convergence, "_full_batch", lambda case, f=factor: [length**-0.4 / f for length in case.training.lengths]
+        )
+        found = CLAIMS[THREE].check(case_of(THREE, GAS_))
+        assert found.outcome is outcome, found.summary
+        shown = next(item for item in found.evidence if item.quantity == "last mean over full-batch descent's")
+        assert shown.value == pytest.approx(factor, rel=0.05)
+        assert ("times that of full-batch gradient descent" in found.summary) == (outcome is Outcome.INCONCLUSIVE)
+
+
+def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
+    """A quarter of the largest stable step of the shortest runs; the rest is as if it had been set."""
+    training = {"lengths": [8, 16, 32]}
+    sought = case_of(THREE, LMC_BETA, RATE | {"training": training | {"largest_step": True}})
+    first = 0.25 * largest_stable_step(sought.problem, 8) * 8 ** (2 / 3)
+    assert convergence.with_step_size(sought).training.step_size == pytest.approx(first, rel=1e-12)
+    given = case_of(THREE, LMC_BETA, RATE | {"training": training | {"step_size": first}})
+    assert convergence.with_step_size(given) is given
+    found, same = CLAIMS[THREE].check(sought), CLAIMS[THREE].check(given)
+    assert f"eta_0 = {first:.3g}, 25% of what is stable for full-batch descent: " in found.summary
+    for left, right in zip(found.series, same.series, strict=True):
+        assert left.y == pytest.approx(right.y, rel=1e-9)

@@ -132,9 +132,9 @@ def in_eps(patch: pytest.MonkeyPatch) -> Case:
 
 
 def in_steps(patch: pytest.MonkeyPatch) -> Case:
-    """Runs whose slope in N is -0.4, where full-batch gradient descent has -0.6 and the control is judged rightly."""
+    """Runs whose slope in N is -0.4, and full-batch gradient descent's is -0.45, with the control judged rightly."""
     patch.setattr(theorem_3_rate, "_mean_norms", rate_cases.norms_by(lambda length, seed: length**-0.4))
-    patch.setattr(theorem_3_rate, "_full_batch", lambda case: [length**-0.6 for length in case.training.lengths])
+    patch.setattr(theorem_3_rate, "_full_batch", lambda case: [length**-0.45 for length in case.training.lengths])
     patch.setattr(theorem_3_rate, "_control", lambda *_: (True, []))
     return rate_cases.case_of(rate_cases.THREE, rate_cases.FULL)
 
@@ -281,6 +281,16 @@ BOUNDARIES = [
         "INCONCLUSIVE",
         "SUPPORTED",
         "typical error of the fit",
+    ),
+    Boundary(
+        "theorem-3/rate",
+        theorem_3_rate,
+        "FULL_BATCH_FACTOR",
+        in_steps,
+        lambda found: near(shown(found, "last mean over").value),
+        "INCONCLUSIVE",
+        "SUPPORTED",
+        "last mean over full-batch descent's",
     ),
     Boundary(
         "theorem-3/rate",
@@ -596,6 +606,7 @@ AMOUNTS = {
     "LOOK_EVERY",
     "LOOK_GROWTH",
     "CONTROL_STEP",
+    "STABLE_SHARE",
     "LARGEST_DENOMINATOR",
 }
 """How much is looked at, and how often: no verdict is decided by them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from lmc_verify.statistics.rates import (
     near_floor,
     seeds_needed,
 )
-from lmc_verify.training import MeasuredRun, RunSpecification, mean_gradient_norms
+from lmc_verify.training import MeasuredRun, RunSpecification, largest_stable_step, mean_gradient_norms
 
 __all__ = ["RATE", "SCHEDULE", "scheduled"]
 
@@ -51,6 +52,14 @@ CONTROL_STEP = 0.5
 EXPLODED = 100.0
 """A mean gradient norm of more than this many times that at the start is divergence, which has no rate."""
 
+STABLE_SHARE = 0.25
+"""Part of the largest stable step size that an eta_0 which is looked for takes: at the limit itself the noise of the
+shortest runs' batches outweighs their gradient, and bends the curve."""
+
+FULL_BATCH_FACTOR = 1.5
+"""A last mean of more than this many times full-batch descent's keeps a bias or noise that may be a floor: the rate is
+not supported."""
+
 FLOOR = 1e-10
 """Rounding floor of a gradient norm, in units of the norm at the start."""
 
@@ -59,6 +68,19 @@ def scheduled(estimator: Estimator, step_size: float, length: int) -> tuple[Esti
     """Return the estimator and step size of a run of N steps: beta_0 and eta_0 times N to the power `SCHEDULE`."""
     factor = length**SCHEDULE
     return with_beta(estimator, factor), step_size * factor
+
+
+def with_step_size(case: Case) -> Case:
+    """Return the case with the eta_0 of its runs, looked for where `training.largest_step` asks for it.
+
+    Raises:
+        InvalidInputError: no step size is stable for full-batch descent, or any is.
+    """
+    if not case.training.largest_step:
+        return case
+    shortest = case.training.lengths[0]
+    first = STABLE_SHARE * largest_stable_step(case.problem, shortest) / shortest**SCHEDULE
+    return replace(case, training=case.training.model_copy(update={"step_size": first}))
 
 
 def _planned(case: Case, length: int, seed: int, repeat: int) -> MeasuredRun:
@@ -133,9 +155,10 @@ def check(case: Case) -> Verdict:
     # The control's two intervals and the claim's own share the level.
     alpha = case.sampling.alpha / 3
     seeds, lengths = case.sampling.seeds or seeds_needed(alpha), case.training.lengths
-    means = _mean_norms(case, seeds)
+    own = with_step_size(case)
+    means = _mean_norms(own, seeds)
     works, control = _control(case, seeds, alpha)
-    reference = _full_batch(case)
+    reference = _full_batch(own)
     floor = FLOOR * gradient_norm(case.exact.gradient)
     slope: MedianInterval | None = None
     slopes: list[float] = []
@@ -162,7 +185,9 @@ def check(case: Case) -> Verdict:
         control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
         reading = FloorReading(lengths, means, SLOPE, alpha)
         floor_found = floor_evidence(reading) if slope.exists else []
-        outcome, summary = _decide(slope, slopes, works, exact_slope, means, case, alpha, reading)
+        outcome, summary = _decide(slope, slopes, works, exact_slope, means, reference, own, alpha, reading)
+        excess = _excess(means, reference)
+        floor_found.append(Evidence("last mean over full-batch descent's", excess, FULL_BATCH_FACTOR, "ratio", "floor"))
     return verdict_of(
         case,
         claim.id,
@@ -192,6 +217,7 @@ def _decide(
     works: bool,
     exact_slope: float,
     means: Matrix,
+    reference: list[float],
     case: Case,
     alpha: float,
     reading: FloorReading,
@@ -208,9 +234,19 @@ def _decide(
         f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs "
         f"{fraction(SLOPE)}"
     )
+    if case.training.largest_step:
+        first = case.training.step_size
+        words = f"eta_0 = {first:.3g}, {STABLE_SHARE:.0%} of what is stable for full-batch descent: {words}"
     if slope.inside(upper=SLOPE):
-        if reading.clear:
+        excess = _excess(means, reference)
+        if reading.clear and excess <= FULL_BATCH_FACTOR:
             return Outcome.SUPPORTED, f"{words}; {floor_words(reading, SLOPE)}; not refuted on this range of N"
+        if reading.clear:
+            return Outcome.INCONCLUSIVE, (
+                f"{words}; the last mean is {excess:.2g} times that of full-batch gradient descent, at most "
+                f"{FULL_BATCH_FACTOR:g} is allowed: what keeps it there may be a floor that is still to be met; take "
+                "longer runs (training.lengths)"
+            )
         longest = reading.deciding_length()
         advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
         return Outcome.INCONCLUSIVE, f"{words}; {floor_words(reading, SLOPE)}; {advice} (training.lengths)"
@@ -223,6 +259,11 @@ def _decide(
             )
         return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}{explained(case, RATE)}"
     return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
+
+
+def _excess(means: Matrix, reference: list[float]) -> float:
+    """Return the last mean gradient norm, the median over seeds, in units of full-batch descent's."""
+    return float(np.median(means[:, -1])) / reference[-1]
 
 
 def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:

@@ -65,6 +65,8 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.theorems.theorem_3_fixed_point:STILL": 0.5,
     "lmc_verify.claims.theorems.theorem_3_rate:CONTROL_STEP": 0.5,
     "lmc_verify.claims.theorems.theorem_3_rate:FLOOR": 1e-10,
+    "lmc_verify.claims.theorems.theorem_3_rate:FULL_BATCH_FACTOR": 1.5,
+    "lmc_verify.claims.theorems.theorem_3_rate:STABLE_SHARE": 0.25,
     "lmc_verify.claims.bias_curves:NEGLIGIBLE": 1e-10,
     "lmc_verify.claims.bias_curves:APART": 0.25,
     "lmc_verify.statistics.rates:FLOOR_FACTOR": 5.0,
