@@ -6,6 +6,7 @@ draws the same forty on every run, so that a red build is reproducible from the 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -38,6 +39,10 @@ def random_state() -> dict[str, bytes]:
         "numpy": repr(numpy_state["state"]["pos"]).encode() + numpy_state["state"]["key"].tobytes(),
         "random": repr(random.getstate()).encode(),
     }
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # libraries and tests are never garbage: looking through them again only costs time
 
 
 @pytest.fixture(autouse=True)

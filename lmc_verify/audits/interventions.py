@@ -25,30 +25,34 @@ from lmc_verify.steps.masked_biases import MaskedBiases
 
 __all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "whole_graph_batch"]
 
-_DROPOUTS: tuple[Any, ...] = (
-    F.dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.alpha_dropout,
-    F.feature_alpha_dropout,
-    torch.dropout,
-    torch.feature_dropout,
-    torch.alpha_dropout,
-    torch.dropout_,
+_DROPOUTS: frozenset[Any] = frozenset(
+    {
+        F.dropout,
+        F.dropout1d,
+        F.dropout2d,
+        F.dropout3d,
+        F.alpha_dropout,
+        F.feature_alpha_dropout,
+        torch.dropout,
+        torch.feature_dropout,
+        torch.alpha_dropout,
+        torch.dropout_,
+    }
 )
-_MEANS: tuple[Any, ...] = (
-    F.cross_entropy,
-    F.nll_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.mse_loss,
-    F.l1_loss,
-    F.multi_margin_loss,
-    F.multilabel_soft_margin_loss,
+_MEANS: frozenset[Any] = frozenset(
+    {
+        F.cross_entropy,
+        F.nll_loss,
+        F.binary_cross_entropy,
+        F.binary_cross_entropy_with_logits,
+        F.mse_loss,
+        F.l1_loss,
+        F.multi_margin_loss,
+        F.multilabel_soft_margin_loss,
+    }
 )
 """Losses with ``reduction="mean"`` unless it is said otherwise."""
-_OF_CLASSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss)
+_OF_CLASSES: frozenset[Any] = frozenset({F.cross_entropy, F.nll_loss})
 
 
 class _NoDropout(TorchFunctionMode):

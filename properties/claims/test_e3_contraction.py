@@ -334,7 +334,7 @@ def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
 def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.0064 of the batches; where the policies prove the range, draws exclude that so many leave it."""
     case = small(LMC(), 16, 3, draws=1000)  # 560 batches, all looked at
-    large = small(LMC(), 60, 12, draws=20_000)
+    large = small(LMC(), 60, 12, draws=4_000, alpha=0.05)
     assert CONTRACTION_SAMPLED.expect(large).outcome is Outcome.SUPPORTED
     plain = members.estimate_compensated
 

@@ -617,7 +617,7 @@ def test_a_defect_of_the_engine_on_few_of_many_batches_supports_nothing(
     defective(monkeypatch, lambda batch: batch.clusters is not None and rare <= set(batch.clusters))
     rng = generator(case.seed, "sampled bias", 0)
     assert not any(rare <= set(case.design.draw(rng).clusters or ()) for _ in range(25))
-    verdict = check(case, draws=1_000)
+    verdict = check(case, draws=500)
     assert verdict.outcome is Outcome.INCONCLUSIVE, verdict.summary
     assert "its code does not follow them" in verdict.summary
 

@@ -36,6 +36,7 @@ from lmc_verify.counterexamples import (
     load_counterexample,
     save_drawing,
 )
+from lmc_verify.counterexamples import search as search_module
 from lmc_verify.counterexamples.drawing import caption, drawing_svg, lost_messages
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.counterexamples.instance import build_design, describe_design
@@ -206,19 +207,34 @@ def test_what_rounding_alone_would_decide_never_counts() -> None:
     assert degenerate(dataclasses.replace(instance, parameters=dead))
 
 
-def test_an_impure_estimator_is_named() -> None:
-    class Counting:
-        name, calls = "counting", 0
+class Counting:
+    """GAS on the first problems, LMC on others."""
 
-        def init(self, problem: lv.Problem) -> lv.History:
-            return lv.LMC().init(problem)
+    name, problems = "counting", 0
 
-        def estimate(self, problem: lv.Problem, state: lv.History, batch: lv.Batch) -> lv.Estimate:
-            self.calls += 1
-            return (lv.GAS() if self.calls < 60 else lv.LMC()).estimate(problem, state, batch)
+    def __init__(self, gas: int) -> None:
+        self.gas = gas
 
+    def init(self, problem: lv.Problem) -> lv.History:
+        self.problems += 1
+        return lv.LMC().init(problem)
+
+    def estimate(self, problem: lv.Problem, state: lv.History, batch: lv.Batch) -> lv.Estimate:
+        return (lv.GAS() if self.problems <= self.gas else lv.LMC()).estimate(problem, state, batch)
+
+
+@pytest.mark.parametrize("found", ["drawn again", "simplified"])
+def test_an_impure_estimator_is_named(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = Counting(4 if found == "drawn again" else 10**6)
+
+    def change(instance: Instance, _: object) -> Instance:
+        estimator.gas = 0
+        return instance
+
+    if found == "simplified":
+        monkeypatch.setattr(search_module, "simplify", change)
     with pytest.raises(lv.InvalidInputError, match=r"'counting' gives another verdict.*must be pure"):
-        find_counterexample(UNBIASED, Counting())
+        find_counterexample(UNBIASED, estimator)
 
 
 # --- where it looks ------------------------------------------------------------------------------------

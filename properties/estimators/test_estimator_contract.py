@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from common.helpers import assert_close, assert_gradients, assert_same_bits, path_graph
+from common.helpers import assert_close, assert_gradients, assert_same_bits, examples, path_graph
 from conftest import random_state
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +64,8 @@ FAMILY: dict[str, Estimator] = {
     "lmc-backward-only": LMCBackwardOnly(beta=0.3, score="concave"),
 }
 EVERY = pytest.mark.parametrize("name", FAMILY)
+SHARED = examples(20)
+"""The same problems are drawn for every estimator, and all are two policies over one engine: 20 make 200 and more."""
 
 
 @st.composite
@@ -82,6 +84,7 @@ def state_for(estimator: Estimator, problem: Problem, drawn: History) -> History
 
 
 @EVERY
+@SHARED
 @given(drawn=steps())
 def test_estimate_is_pure(name: str, drawn: tuple) -> None:
     problem, state, batch = drawn
@@ -105,6 +108,7 @@ def test_estimate_is_pure(name: str, drawn: tuple) -> None:
 
 
 @EVERY
+@SHARED
 @given(drawn=steps())
 def test_apply_changes_written_rows_only(name: str, drawn: tuple) -> None:
     problem, state, batch = drawn
@@ -134,6 +138,7 @@ def test_apply_changes_written_rows_only(name: str, drawn: tuple) -> None:
 
 
 @EVERY
+@SHARED
 @given(drawn=steps())
 def test_gradient_is_homogeneous_in_the_batch_weights(name: str, drawn: tuple) -> None:
     # Only batch rows, each times its weight, may enter a parameter gradient. A halo term that leaks into one (a bias,
@@ -149,6 +154,7 @@ def test_gradient_is_homogeneous_in_the_batch_weights(name: str, drawn: tuple) -
 
 
 @EVERY
+@SHARED
 @given(drawn=steps())
 def test_batch_without_labels_gives_no_loss_and_no_head_gradient(name: str, drawn: tuple) -> None:
     problem, state, batch = drawn
@@ -175,6 +181,7 @@ def test_batch_without_labels_gives_no_loss_and_no_head_gradient(name: str, draw
 
 
 @pytest.mark.parametrize("name", ["lmc", "lmc-whole", "lmc-backward-only", "gas", "fm", "fm-local", "lmc-forward-only"])
+@SHARED
 @given(drawn=steps())
 def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> None:
     # V^L at the halo (its labels) may reach lower layers through messages, never the last layer's own parameters;
@@ -194,6 +201,7 @@ def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> N
 
 
 @EVERY
+@SHARED
 @given(drawn=steps(), data=st.data())
 def test_node_relabelling_changes_nothing(name: str, drawn: tuple, data: st.DataObject) -> None:
     problem, state, batch = drawn
@@ -405,6 +413,7 @@ def test_kept_messages_are_counted() -> None:
 
 
 @EVERY
+@SHARED
 @given(step=steps())
 def test_messages_are_those_of_the_edges_one_by_one(name: str, step: tuple[Problem, History, Batch]) -> None:
     """Directed graphs too, where as many come in as go out by coincidence only."""

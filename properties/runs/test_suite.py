@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +221,16 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 # --- one command reproduces a trial --------------------------------------------------------------------
 
 
+@cache
+def program_of_commands() -> Any:
+    return typer.main.get_command(cli.app)
+
+
 def parsed(command: str) -> tuple[str, CaseSettings]:
     """Parse a command as the shell and `lmc-verify check` would, and return claim and settings."""
     program, *words = shlex.split(command)
     assert program == "lmc-verify"
-    group = typer.main.get_command(cli.app)
+    group = program_of_commands()
     name, check, rest = group.resolve_command(
         group.make_context("lmc-verify", list(words), resilient_parsing=True), words
     )
@@ -243,7 +249,7 @@ def searched(command: str) -> PlannedSearch:
     """Parse a command as the shell and `lmc-verify counterexample` would."""
     program, name, *words = shlex.split(command)
     assert (program, name) == ("lmc-verify", "counterexample")
-    values = typer.main.get_command(cli.app).commands[name].make_context(name, words).params
+    values = program_of_commands().commands[name].make_context(name, words).params
     base = {"estimator.name": values["estimator"], "histories": values["histories"], "seed": values["seed"]}
     chosen = commands.case_settings(base, list(values["settings"] or []))
     return PlannedSearch(
