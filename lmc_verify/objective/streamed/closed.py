@@ -110,7 +110,7 @@ class StreamedClosedPass(ClosedPass):
             if known is table:
                 return copy
         if len(self._in_memory) == len(self._arenas):
-            # The same memory for every step and every pass over the problem: fresh pages cost as much as the arithmetic.
+            # The same memory for every step and every pass over the problem: fresh pages cost as much as arithmetic.
             self._arenas.append(self._work.empty(self._budget.num_nodes, self._budget.row // table.element_size()))
         copy = self._arenas[len(self._in_memory)].view(-1)[: table.numel()].view(table.shape)
         for window in windows(table.shape[0], table[:1].numel() * table.element_size()):
