@@ -255,7 +255,7 @@ def flipped_records(place: Place, *, flips: int) -> str:
             ]
 
     refused = flipped(place.folder / "out" / "records.sqlite", flips, read, RecordsError)
-    return f"{refused} of {flips} refused as damaged, the others change nothing that is read"
+    return f"{refused} of {flips} refused as damaged, {flips - refused} change nothing that is read"
 
 
 def flipped_checkpoint(place: Place, *, flips: int) -> str:
@@ -272,7 +272,7 @@ def flipped_checkpoint(place: Place, *, flips: int) -> str:
         return document, sorted((name, str(value.dtype), value.tolist()) for name, value in tensors.items())
 
     refused = flipped(file, flips, read, lv.InvalidInputError)
-    return f"{refused} of {flips} refused as damaged, the others change nothing that is read"
+    return f"{refused} of {flips} refused as damaged, {flips - refused} change nothing that is read"
 
 
 def flipped(file: Path, flips: int, read: Callable[[], object], refusal: type[Exception]) -> int:
