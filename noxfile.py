@@ -122,7 +122,7 @@ def fuzz(session: nox.Session) -> None:
 def security(session: nox.Session) -> None:
     """Look for unsafe code with bandit and for dependencies with known holes with pip-audit; needs a connection."""
     try:
-        session.install("bandit", "pip-audit")
+        session.install("-c", "constraints.txt", "bandit", "pip-audit")
     except CommandFailed:
         session.skip("bandit and pip-audit cannot be installed: there is no connection to a package index")
     session.run("bandit", "-q", "-r", "-ll", "lmc_verify", "pytest_lmc_verify")

@@ -1,6 +1,6 @@
 """What goes wrong with a run, on purpose: every fault leaves nothing lost, nothing doubled, nothing wrong, no orphan.
 
-    python tools/faults.py [--kills N] [--only NAME ...]
+    python tools/faults.py [--kills N] [--flips N] [--only NAME ...]
 
 Each fault happens to a run of a small suite, in a process of its own. After it, and again after the run was resumed,
 the records are compared with those of a run that nothing happened to: every verdict that is on record is the same, no
@@ -27,7 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+import lmc_verify as lv
+from lmc_verify.cli.app import app
+from lmc_verify.errors import RecordsError
 from lmc_verify.runs import Records, Trial
+from lmc_verify.training.checkpoint import read_checkpoint
 
 GRACE = 10.0
 """Seconds that processes have to end."""
@@ -95,9 +101,8 @@ class Place:
 
     def report(self) -> tuple[int, dict[str, object]]:
         """Return the exit code of the report of the latest run, and what it says."""
-        command = [sys.executable, "-m", "lmc_verify.cli", "report", "out", "--json"]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
-        return done.returncode, json.loads(done.stdout)
+        done = CliRunner().invoke(app, ["report", str(self.folder / "out"), "--json"])
+        return done.exit_code, json.loads(done.stdout)
 
     def records(self) -> Records:
         """Open the records."""
@@ -239,8 +244,56 @@ def two_on_one_file(place: Place) -> str:
     return "two runs with 31 trials each"
 
 
-def faults(kills: int) -> dict[str, tuple[Fault, ...]]:
-    """Return the faults by name: to add one, such as a flipped bit, write its function and name it here."""
+def flipped_records(place: Place, *, flips: int) -> str:
+    """Flip bits of the records, one at a time: they are read as they were recorded, or refused as damaged."""
+    assert place.run() == 0
+
+    def read() -> object:
+        with place.records() as records:
+            return [
+                (run, records.plan(run.id), [key(trial) for trial in records.trials(run.id)]) for run in records.runs()
+            ]
+
+    refused = flipped(place.folder / "out" / "records.sqlite", flips, read, RecordsError)
+    return f"{refused} of {flips} refused as damaged, {flips - refused} change nothing that is read"
+
+
+def flipped_checkpoint(place: Place, *, flips: int) -> str:
+    """Flip bits of a checkpoint, one at a time: it is read as it was written, or refused."""
+    file = place.folder / "run.safetensors"
+    graph = lv.load_graph("karate").double()
+    problem = lv.Problem(graph, lv.GCN(graph.num_features, 4, graph.num_outputs, 2, dtype=graph.dtype))
+    design = lv.Clusters(lv.make_partition(graph, "contiguous", 3), 1)
+    settings = lv.TrainerSettings(steps=3, unit="step", optimiser="adam")
+    lv.Trainer(problem, lv.LMC(beta=0.5), design, settings, seed=0).run(checkpoint=file)
+
+    def read() -> object:
+        tensors, document = read_checkpoint(file)
+        return document, sorted((name, str(value.dtype), value.tolist()) for name, value in tensors.items())
+
+    refused = flipped(file, flips, read, lv.InvalidInputError)
+    return f"{refused} of {flips} refused as damaged, {flips - refused} change nothing that is read"
+
+
+def flipped(file: Path, flips: int, read: Callable[[], object], refusal: type[Exception]) -> int:
+    """Flip random bits of a file, one at a time, and return how often reading it was refused."""
+    sound, data, generator, refused = repr(read()), file.read_bytes(), random.Random(SEED), 0
+    for _ in range(flips):
+        place = generator.randrange(8 * len(data))
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            assert repr(read()) == sound, f"bit {place} of {file.name} changes what is read"
+        except refusal:
+            refused += 1
+    file.write_bytes(data)
+    assert refused, f"no flip of {file.name} was refused"
+    return refused
+
+
+def faults(kills: int, flips: int) -> dict[str, tuple[Fault, ...]]:
+    """Return the faults by name: to add one, write its function and name it here."""
     return {
         "killed at a random time": tuple(partial(killed_at_random, seed=SEED + number) for number in range(kills)),
         "SIGTERM": (terminated,),
@@ -254,6 +307,8 @@ def faults(kills: int) -> dict[str, tuple[Fault, ...]]:
         "folder read-only": (read_only,),
         "folder removed": (folder_gone,),
         "two runs, one file": (two_on_one_file,),
+        "bits of the records flipped": (partial(flipped_records, flips=flips),),
+        "bits of a checkpoint flipped": (partial(flipped_checkpoint, flips=flips),),
     }
 
 
@@ -332,6 +387,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Let every fault happen; return 1 if one did damage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="runs that are killed at a random time")
+    parser.add_argument("--flips", type=int, default=300, help="bits that are flipped, of records and of a checkpoint")
     parser.add_argument("--only", nargs="*", default=None, help="names of faults")
     options = parser.parse_args(None if arguments is None else list(arguments))
     os.environ.pop("LMC_VERIFY_IN_PROCESS", None)
@@ -342,7 +398,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         assert sound.run() == 0
         with sound.records() as records:
             right = {key(trial) for trial in records.trials(1)}
-        for name, functions in faults(options.kills).items():
+        for name, functions in faults(options.kills, options.flips).items():
             if options.only is not None and name not in options.only:
                 continue
             said, problems = [], []

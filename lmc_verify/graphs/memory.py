@@ -61,6 +61,11 @@ class BufferPool:
         self._collect()
         return sum(stop - start for segment in self._segments for start, stop in segment.free)
 
+    def release(self) -> None:
+        """Give memory that waits to be used again back to the system."""
+        self._collect()
+        self._segments = [segment for segment in self._segments if not segment.unused]
+
     def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
         """Copies start empty."""
         return BufferPool, ()
@@ -82,7 +87,7 @@ class BufferPool:
             _, start, segment = min(fitting, key=lambda found: found[0])
         else:
             # What is asked for has grown: memory that nobody uses goes before more is taken.
-            self._segments = [segment for segment in self._segments if not segment.unused]
+            self.release()
             # Batches differ in size a little: a margin lets the next one fit, too.
             segment, start = _Segment(length + length // 16), 0
             self._segments.append(segment)

@@ -56,11 +56,13 @@ class PlannedRace:
         settings: of the race; its `figure` is the first of `figures`.
         figures: kinds of pictures that are drawn of it.
         optional: whether an absent data set only leaves it out.
+        timeout: seconds that each training run may take, in a process of its own; None for what the run allows.
     """
 
     settings: RaceSettings
     figures: tuple[str, ...] = ()
     optional: bool = False
+    timeout: float | None = None
 
     @property
     def key(self) -> str:

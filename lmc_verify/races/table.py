@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ class RaceTable(BaseModel):
         design: one or several; every setting of it may be one value or a list of values.
         seeds: of the runs, or how many.
         optional: whether the data set may be absent; the race is then reported as not run, with the reason.
+        timeout: seconds that each training run may take; what takes longer is ended, and an error.
         presets: what a preset changes, by its name: settings of this table, tables merged key by key. False: the
             preset leaves the race out.
     """
@@ -46,6 +48,7 @@ class RaceTable(BaseModel):
     contestants: list[Any] | None = None
     seeds: int | list[int] = 5
     optional: bool = False
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     presets: dict[str, dict[str, Any] | Literal[False]] = Field(default_factory=dict)
 
     @classmethod
@@ -83,7 +86,7 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     for dataset in datasets:
         values = {"data_seed": suite_seed, **table.others, "dataset": dataset, "contestants": contestants}
         settings = RaceSettings.read({**values, "seeds": seeds, "figure": figures[0] if figures else None})
-        yield planned_race(settings, figures, optional=table.optional)
+        yield replace(planned_race(settings, figures, optional=table.optional), timeout=table.timeout)
 
 
 def planned_race(

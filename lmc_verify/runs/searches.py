@@ -46,6 +46,7 @@ class PlannedSearch:
         expected: whether a counterexample is expected.
         max_nodes: largest number of nodes.
         examples: cases to draw at most.
+        timeout: seconds that it may take, in a process of its own; None for what the run allows.
     """
 
     claim: str
@@ -53,6 +54,7 @@ class PlannedSearch:
     expected: Expected = "found"
     max_nodes: int = 6
     examples: int = 200
+    timeout: float | None = None
 
     @property
     def space(self) -> SearchSpace:

@@ -164,12 +164,12 @@ class RecordStore:
         if not self._has("hashes"):
             return
         counts = [
-            f"(SELECT count(*) FROM {_table(kind)} WHERE {_every(kind)}), "
+            f"(SELECT count(*) FROM {_table(kind)} WHERE {_every(kind)}), "  # nosec B608  # of constants
             f"(SELECT count(*) FROM hashes WHERE kind = '{kind}')"
             for kind in COLUMNS
         ]
         # In one statement: another process may add entries meanwhile.
-        *found, all_hashes = self._rows(f"SELECT {', '.join(counts)}, (SELECT count(*) FROM hashes)")[0]
+        *found, all_hashes = self._rows(f"SELECT {', '.join(counts)}, (SELECT count(*) FROM hashes)")[0]  # nosec B608  # of constants
         for kind, entries, hashes in zip(COLUMNS, found[::2], found[1::2], strict=True):
             if entries != hashes:
                 raise damaged(self.path, f"it has {entries} entries and {hashes} hashes of {kind}")
@@ -180,9 +180,8 @@ class RecordStore:
         """Add an entry with its hash, inside a transaction, and return its number."""
         self._migrate()
         places = ", ".join("?" * len(values))
-        cursor = self._connection.execute(
-            f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})", tuple(values.values())
-        )
+        query = f"INSERT INTO {table} ({', '.join(values)}) VALUES ({places})"  # nosec B608  # names are constants
+        cursor = self._connection.execute(query, tuple(values.values()))
         assert cursor.lastrowid is not None
         self._keep_hash(table, cursor.lastrowid, values)
         return cursor.lastrowid
@@ -198,8 +197,10 @@ class RecordStore:
     ) -> Iterator[tuple[int, dict[str, Any], str | None]]:
         """Yield number, columns and hash of each entry of a kind under a condition."""
         columns, table = COLUMNS[kind], _table(kind)
-        kept = f"(SELECT sha256 FROM hashes WHERE hashes.kind = '{kind}' AND entry = {table}.id)" if hashed else "NULL"
-        query = f"SELECT id, {', '.join(columns)}, {kept} FROM {table} WHERE {condition}"
+        kept = "NULL"
+        if hashed:
+            kept = f"(SELECT sha256 FROM hashes WHERE hashes.kind = '{kind}' AND entry = {table}.id)"  # nosec B608
+        query = f"SELECT id, {', '.join(columns)}, {kept} FROM {table} WHERE {condition}"  # nosec B608  # of constants
         for number, *found, digest in self._rows(query, values):
             yield number, dict(zip(columns, found, strict=True)), digest
 

@@ -130,6 +130,8 @@ class AuditTable(BaseModel):
     expect: OutcomeName | None
     """None, which only Python can say: nothing is expected."""
     causes: list[str] | None = None
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds that each of its audits may take, as for a check."""
 
 
 class CounterexampleTable(BaseModel):
@@ -146,6 +148,8 @@ class CounterexampleTable(BaseModel):
     max_nodes: int = 6
     examples: int = 200
     expect: Expected = "found"
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Seconds that each of its searches may take, as for a check."""
 
 
 class Suite(BaseModel):
@@ -193,6 +197,7 @@ class Suite(BaseModel):
             **settings.model_dump(exclude={"alpha"}),
             expect=planned.expected_name,
             causes=None if planned.causes is None else list(planned.causes),
+            timeout=planned.timeout,
         )
         usual = cls.model_fields["alpha_total"].default
         suite = cls(
@@ -491,7 +496,7 @@ def _expand_searches(table: CounterexampleTable, suite_seed: int) -> Iterator[Pl
     for claim, model, design, histories, estimator in product(*axes):
         values = {"estimator": estimator, "model": model, "design": design, "histories": histories, "seed": suite_seed}
         settings = validated(CaseSettings, values)
-        search = PlannedSearch(claim, settings, table.expect, table.max_nodes, table.examples)
+        search = PlannedSearch(claim, settings, table.expect, table.max_nodes, table.examples, table.timeout)
         search.validate()
         yield search
 
@@ -515,7 +520,7 @@ def _expand_audits(table: AuditTable, suite_seed: int, alpha: float, replicate: 
         }
         causes = None if table.causes is None else tuple(table.causes)
         expected = None if table.expect is None else Outcome(table.expect)
-        yield PlannedAudit(validated(AuditSettings, values), expected, causes)
+        yield PlannedAudit(validated(AuditSettings, values), expected, causes, table.timeout)
 
 
 def _with_share(trial: Planned, share: float, replicate: int) -> Planned:

@@ -156,7 +156,7 @@ def is_settings_only(subject: Subject) -> None:
     """It is a value: hashable, equal to its copies, and survives pickling; it holds no tensor."""
     estimator = subject.estimator
     hash(estimator)
-    again = pickle.loads(pickle.dumps(estimator))
+    again = pickle.loads(pickle.dumps(estimator))  # nosec B301  # written just now
     for made, how in ((copy.deepcopy(estimator), "copied"), (again, "pickled")):
         _require(made == estimator, f"it is not equal to itself when {how}")
     settings = settings_of(estimator)

@@ -106,7 +106,7 @@ class Worker:
     def _listen(self, events: SimpleQueue[Event]) -> None:
         while (content := read_message(self._answers)) is not None:
             try:
-                message = pickle.loads(content)
+                message = pickle.loads(content)  # nosec B301  # from a worker of this process
             except Exception as error:
                 message = ("failed", f"the result cannot be read: {type(error).__name__}: {error}")
             events.put((self, message))

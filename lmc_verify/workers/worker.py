@@ -103,7 +103,7 @@ def serve(tasks: BinaryIO, answers: BinaryIO, parent: int, threads: int | None) 
 def _do(content: bytes) -> None:
     _answer("begun")
     try:
-        function, arguments = pickle.loads(content)
+        function, arguments = pickle.loads(content)  # nosec B301  # from the process that started this one
         _answer("done", function(*arguments))
     except BaseException as error:  # sys.exit, too, is the end of the task and not of the worker
         _answer("failed", describe_error(error))

@@ -16,7 +16,8 @@ from common.helpers import assert_close, assert_gradients, assert_same_bits, pat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import GCN, InvalidInputError, OutputError, Problem, exact_gradient
+from lmc_verify import GCN, Graph, InvalidInputError, OutputError, Problem, exact_gradient
+from lmc_verify.graphs import new_file
 from lmc_verify.objective.streamed import StreamProgress, streamed_gradient
 from lmc_verify.objective.streamed.budget import Budget
 from lmc_verify.testing import problems
@@ -95,6 +96,42 @@ def test_a_pass_goes_on_after_any_step(problem: Problem, data: st.DataObject) ->
 
 def small(**settings: object) -> Problem:
     return Problem(path_graph(6), GCN(3, 4, 3, 2, dtype=torch.float64, **settings))
+
+
+def test_files_and_memory_are_used_again(tmp_path: Path) -> None:
+    rng = torch.Generator().manual_seed(0)
+    graph = path_graph(3000)
+    x = torch.randn(3000, 64, generator=rng, dtype=torch.float64)
+    graph = Graph(graph.edge_index, x, graph.y, graph.train_mask)
+    problem = Problem(graph, GCN(64, 64, 3, 5, dtype=torch.float64))
+    want = exact_gradient(problem)
+    problem.buffers.release()
+    assert problem.buffers.num_bytes == 0
+    with mock.patch("lmc_verify.objective.streamed.tables.new_file", wraps=new_file) as made:
+        first = streamed_gradient(problem, memory=ROOMY, folder=tmp_path)
+    # Wide: what layers 2 to 5 read, and V^4. V^3 ... V^1 are written over what layers above have read. Narrow: the
+    # product and logits of layer 5; V^5 is written over the product.
+    assert made.call_count == 5 + 2
+    kept = problem.buffers.num_bytes
+    assert 0 < kept < 2.2 * x.numel() * 8, "one table is in memory, and a chunk, which here has all rows"
+    again = streamed_gradient(problem, memory=ROOMY, folder=tmp_path)
+    assert problem.buffers.num_bytes == kept
+    assert_gradients("first", first[1], want[1], rtol=EXACT)
+    assert again[0] == first[0]
+    assert_same_bits("again", again[1], first[1])
+
+
+def test_kept_memory_counts_as_free_and_goes_where_it_is_too_much() -> None:
+    problem = Problem(path_graph(3000), GCN(3, 64, 3, 2, dtype=torch.float64))
+    clean = Budget.of(problem, ROOMY).work
+    held = problem.buffers.empty(2**21, 64, problem.graph.x)  # 1 GiB
+    held.fill_(1)
+    assert Budget.of(problem, ROOMY).work < clean - 2**29
+    del held
+    assert Budget.of(problem, ROOMY).work > clean - 2**29
+    assert problem.buffers.free_bytes > 2**29
+    Budget.of(problem, 2**30 + 2**29)
+    assert problem.buffers.num_bytes == 0
 
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:

@@ -138,12 +138,48 @@ def test_a_time_limit_of_a_table_is_its_own(loops: Path, records: Records) -> No
     assert "no result within 0.0001 s" in told(result)[2]
 
 
+def test_tables_of_every_kind_have_limits(loops: Path, records: Records) -> None:
+    search = {"claim": "theorem-1/unbiased", "estimator": "lmc", "expect": "none", "examples": 10**6}
+    race = {"dataset": "karate", "contestants": [{"estimator": "gas", "label": "gas"}], "seeds": 1}
+    trainer = {"steps": 10**6, "unit": "step", "evaluate_every": 1000}
+    suite = suite_of(
+        loops,
+        check=[],
+        controls=False,
+        audit=[{"function": f"{loops}:hangs", "expect": "EXACT", "timeout": 1.5}],
+        counterexample=[{**search, "timeout": 2.5}],
+        race=[{**race, "trainer": trainer, "timeout": 3.5}],
+    )
+    with Pool(1) as pool:
+        result = run_suite(suite, records, Workspace(), pool=pool, timeout=500.0)
+    (trial,), (searched,) = result.trials, result.searches
+    assert "no result within 1.5 s" in trial.verdict.summary
+    assert searched.crashed
+    assert "no result within 2.5 s" in searched.summary
+    assert len(result.race_runs) == 2, "the one, and the one that sets the target"
+    assert all(run.outcome == "failed" and "no result within 3.5 s" in run.entry.reason for run in result.race_runs)
+    unlimited = Suite.model_validate(_without_limits(suite.model_dump(exclude_unset=True)))
+    for kind in (Suite.audits, Suite.searches, Suite.races):
+        assert [item.key for item in kind(suite)] == [item.key for item in kind(unlimited)], "not part of what it is"
+    assert Suite.of_audit(suite.audits()[0]).audits()[0].timeout == 1.5
+
+
+def _without_limits(tables: dict[str, Any]) -> dict[str, Any]:
+    def without(value: Any) -> Any:
+        return [{k: v for k, v in table.items() if k != "timeout"} for table in value]
+
+    return {key: without(value) if isinstance(value, list) else value for key, value in tables.items()}
+
+
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_time_limit_is_a_number_of_seconds(timeout: float, loops: Path, records: Records) -> None:
     with pytest.raises(InvalidInputError, match=r"timeout is .*must be a number of seconds above 0"):
         run_suite(suite_of(loops), records, Workspace(), timeout=timeout)
     with pytest.raises(ValidationError, match="timeout"):
         suite_of(loops, check=[CHECK | {"timeout": timeout}])
+    for table in ("audit", "counterexample", "race"):
+        with pytest.raises(ValidationError, match=f"{table}.0.timeout"):
+            suite_of(loops, **{table: [{"timeout": timeout}]})
 
 
 def test_results_are_recorded_as_they_come(loops: Path, records: Records, pool: Pool, tmp_path: Path) -> None:

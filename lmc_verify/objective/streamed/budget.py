@@ -55,8 +55,9 @@ class Budget:
         """
         graph = problem.graph
         release_pages()
-        base = resident_bytes()
-        taken = (_UNKNOWN_BASE if base is None else base) + _NODE_BYTES * graph.num_nodes
+        if 2 * problem.buffers.free_bytes > memory:
+            problem.buffers.release()
+        taken = _base(problem) + _NODE_BYTES * graph.num_nodes
         if memory - taken < _LEAST:
             raise InvalidInputError(
                 f"memory is {_mib(memory)}, of which the process, its libraries and {graph.num_nodes:,} nodes take "
@@ -64,7 +65,10 @@ class Budget:
             )
         widest = max(*problem.widths, graph.num_features, problem.num_outputs)
         row, entries = widest * graph.x.element_size(), graph.num_edges / graph.num_nodes + 1
-        return cls(memory - taken, row, graph.num_nodes, entries, gathered)
+        budget = cls(memory - taken, row, graph.num_nodes, entries, gathered)
+        if not budget.stays:
+            problem.buffers.release()
+        return budget
 
     @property
     def stays(self) -> bool:
@@ -100,6 +104,13 @@ class Budget:
     def layer_entries(self) -> int:
         """Entries of an operator that a chunk of such rows has, most, unless one row has more."""
         return max(self.work // 8 // (_MESSAGES * self.row + _ENTRY_BYTES), 1)
+
+
+def _base(problem: Problem) -> int:
+    """Return the resident memory of this process, without what a pass over this problem uses again."""
+    resident, free = resident_bytes(), problem.buffers.free_bytes
+    # A sixteenth of a buffer is its margin, which may never have been written to.
+    return _UNKNOWN_BASE if resident is None else max(resident - (free - free // 16), 0)
 
 
 def _mib(size: int) -> str:

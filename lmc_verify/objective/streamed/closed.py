@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +40,7 @@ class StreamedClosedPass(ClosedPass):
         self._tables, self._budget = tables, budget
         self.clock: Clock | None = None
         self._in_memory: list[tuple[Tensor, Tensor]] = []  # tables that rows are gathered from, and their copies
+        self._arenas: list[Tensor] = []  # memory for such copies
 
     def steps(self) -> list[tuple[str, float, Callable[[], None]]]:
         """Return the steps in order: name, size, and what does it."""
@@ -62,8 +62,10 @@ class StreamedClosedPass(ClosedPass):
 
     def _backward_and_drop(self, index: int) -> None:
         self._backward_layer(index)
-        for tables in (self.auxiliary, self._read, self.embeddings):
+        self.auxiliary.pop(index, None)
+        for tables in (self._read, self.embeddings):
             tables.pop(index, None)
+            tables.pop(index - 1, None)  # layers below read what is below it
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -107,7 +109,10 @@ class StreamedClosedPass(ClosedPass):
         for known, copy in self._in_memory:
             if known is table:
                 return copy
-        copy = torch.from_numpy(np.empty(table.shape, table.numpy().dtype))
+        if len(self._in_memory) == len(self._arenas):
+            # The same memory for every step and every pass over the problem: fresh pages cost as much as arithmetic.
+            self._arenas.append(self._work.empty(self._budget.num_nodes, self._budget.row // table.element_size()))
+        copy = self._arenas[len(self._in_memory)].view(-1)[: table.numel()].view(table.shape)
         for window in windows(table.shape[0], table[:1].numel() * table.element_size()):
             copy[window] = table[window]
         self._in_memory.append((table, copy))

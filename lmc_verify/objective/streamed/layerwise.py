@@ -118,7 +118,7 @@ class StreamedLayerPass:
         layer = self.problem.model.layer(index)
         own, needs_input = self.problem.parameters_of(layer), index > 1 or bool(self._encoder)
         reads_x0 = layer.reads_x0 and bool(self._encoder)
-        below = self._empty(index - 1) if needs_input else None
+        below = self._zeros(index - 1) if needs_input else None
         # Another step may have to be made again: what it adds to goes into a new file.
         x0_term = self._copied(self._x0_term.get(0)) if reads_x0 else None
         for rows in self._over(self._pieces(index)):
@@ -156,8 +156,11 @@ class StreamedLayerPass:
     def _empty(self, index: int) -> Tensor:
         return self._tables.empty(self.problem.graph.num_nodes, self.problem.widths[index])
 
+    def _zeros(self, index: int) -> Tensor:
+        return self._tables.zeros(self.problem.graph.num_nodes, self.problem.widths[index])
+
     def _copied(self, table: Tensor | None) -> Tensor:
-        fresh = self._empty(0)
+        fresh = self._zeros(0)
         for rows in self._chunks() if table is not None else ():
             assert table is not None
             fresh[rows] = table[rows]

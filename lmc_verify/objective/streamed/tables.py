@@ -60,6 +60,7 @@ class Tables:
         self.folder, self._key, self._features = folder, dict(key), features
         self._names = {features.data_ptr(): _FEATURES}
         self._step, self._made = 0, 0
+        self._spare: dict[tuple[int, int], list[str]] = {}  # files by their shape that no state names any more
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,16 +70,32 @@ class Tables:
         """Name the files that are made from here on after a step."""
         self._step, self._made = step, 0
 
-    def empty(self, rows: int, width: int) -> Tensor:
+    def zeros(self, rows: int, width: int) -> Tensor:
         """Return a new table of zeros [rows, width] of the features' dtype."""
-        name = f"{self._step:03d}-{self._made}.npy"
-        self._made += 1
+        name = self._new_name()
         table = new_file(self.folder / name, (rows, width), self._features.dtype)
         self._names[table.data_ptr()] = name
         return table
 
+    def empty(self, rows: int, width: int) -> Tensor:
+        """Return a new table [rows, width] with any content.
+
+        It is a file that is not needed any more, if there is one: the system has its pages already, which costs less
+        than a new file's, often less than the arithmetic.
+        """
+        spare = self._spare.get((rows, width))
+        if not spare:
+            return self.zeros(rows, width)
+        old, name = spare.pop(), self._new_name()
+        (self.folder / old).replace(self.folder / name)
+        return self._opened(name)
+
+    def _new_name(self) -> str:
+        self._made += 1
+        return f"{self._step:03d}-{self._made}.npy"
+
     def save(self, state: State) -> None:
-        """Replace the state, and remove the tables that it does not name."""
+        """Replace the state. Tables that it does not name may be written over, or are removed if it names none."""
         files = {role: self._names[table.data_ptr()] for role, table in state.tables.items()}
         about = {"key": self._key, "boot": _boot(), "steps": state.steps, "loss": state.loss.hex(), "tables": files}
         arrays = {f"gradient:{name}": value.numpy() for name, value in state.gradient.items()}
@@ -93,7 +110,11 @@ class Tables:
             raise OutputError(
                 f"cannot write to {self.folder}: {error.strerror or error}; choose another folder"
             ) from error
-        self._remove({*files.values()})
+        named = {*files.values()}
+        if named:
+            self._spare_others(named)
+        else:
+            self._remove()
 
     def load(self) -> State | None:
         """Return the state, or None where there is none, or none that is whole: the machine was started since.
@@ -127,7 +148,7 @@ class Tables:
     def clear(self) -> None:
         """Remove the state and every table."""
         (self.folder / STATE_FILE).unlink(missing_ok=True)
-        self._remove(set())
+        self._remove()
 
     def _opened(self, name: str) -> Tensor:
         if name == _FEATURES:
@@ -136,10 +157,21 @@ class Tables:
         self._names[table.data_ptr()] = name
         return table
 
-    def _remove(self, kept: set[str]) -> None:
-        for file in self.folder.glob("[0-9][0-9][0-9]-*.npy"):
-            if file.name not in kept:
-                file.unlink(missing_ok=True)
+    def _spare_others(self, named: set[str]) -> None:
+        spare: dict[tuple[int, int], list[str]] = {}
+        for file in self._files():
+            if file.name not in named:
+                rows, width = np.load(file, mmap_mode="r").shape
+                spare.setdefault((rows, width), []).append(file.name)
+        self._spare = spare
+
+    def _remove(self) -> None:
+        self._spare = {}
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9][0-9][0-9]-*.npy"))
 
 
 def by_role(kinds: Mapping[str, Mapping[int, Tensor]]) -> dict[str, Tensor]:

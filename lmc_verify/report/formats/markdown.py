@@ -29,7 +29,7 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
         folder: where the Markdown will lie, to which links to drawings are relative; by default next to the records.
     """
     base = report.folder if folder is None else Path(folder)
-    environment = Environment(
+    environment = Environment(  # nosec B701  # for Markdown, whose filter `md` escapes
         loader=PackageLoader("lmc_verify.report"),
         autoescape=False,
         undefined=StrictUndefined,
