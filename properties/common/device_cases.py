@@ -14,12 +14,14 @@ from lmc_verify.cases.workspace import Workspace
 from lmc_verify.graphs import Graph
 from lmc_verify.objective import Problem
 
+CPU = torch.device("cpu")
+
 
 @dataclass
 class WorkspaceThere(Workspace):
     """A workspace whose graphs and problems are on another device; data sets and weights are those of `Workspace`."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     _there: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
@@ -36,8 +38,6 @@ class WorkspaceThere(Workspace):
             self._there[id(own)] = (own, Problem(graph, model, own.loss))
         there: Problem = self._there[id(own)][1]
         return there
-
-
 
 
 def assert_same_numbers(call: str, got: Any, want: Any, *, rounding: float = 1e-12) -> None:

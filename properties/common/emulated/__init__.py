@@ -1,4 +1,4 @@
-"""A device that exists in Python only: `tensors` says what is on it and what is refused, `module` is its `torch.cuda`."""
+"""A device that exists in Python only: `tensors` says what it refuses, `module` is its `torch.cuda`."""
 
 from common.emulated import module
 from common.emulated.tensors import Emulated, emulated_device

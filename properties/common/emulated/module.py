@@ -1,4 +1,4 @@
-"""What `torch.cuda` is to CUDA: streams, events of copies, the global generator and synchronisation of the emulated device.
+"""What `torch.cuda` is to CUDA, for the emulated device: streams, synchronisation, its global generator.
 
 A copy from page-locked memory to the device that does not block, on a stream of its own, is done when something waits
 for the stream, and not before: until then the result holds NaN. The host's memory must still be there then, as it must
@@ -21,9 +21,6 @@ DEFAULT_GENERATOR: Any = None
 
 pinned: Any = WeakIdKeyDictionary()
 """Tensors whose memory is page-locked, as keys."""
-
-synchronised: list[torch.device] = []
-"""Every call of `synchronize`."""
 
 
 streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -67,7 +64,6 @@ def current_stream(device: Any = None) -> Stream:
 
 
 def synchronize(device: Any = None) -> None:
-    synchronised.append(device)
     for one in list(streams):
         one.finish()
 
@@ -88,6 +84,15 @@ def copied(name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         result.inner.copy_(there)
 
     current_stream().waiting.append(finish)
+    _ahead.append(result.shape)
+
+
+_ahead: list[torch.Size] = []
+
+
+def copies_ahead() -> int:
+    """Return how many copies did not block so far."""
+    return len(_ahead)
 
 
 # What torch asks of any device's module.

@@ -2,12 +2,12 @@
 
 torch has one dispatch key for devices that it does not know, and lets Python answer for it. Each operation on such
 tensors arrives at `_compute`: it looks whether the operation mixes devices in a way that CUDA does not allow, runs the
-CPU's kernel on the tensors that stand behind, and wraps the results. So the numbers are the CPU's, bit for bit, and code
-that forgets to move a tensor fails as it would on a GPU.
+CPU's kernel on the tensors that stand behind, and wraps the results. So the numbers are the CPU's, bit for bit, and
+code that forgets to move a tensor fails as it would on a GPU.
 
 What is refused follows PyTorch's rules: tensors of two devices in one operation, except copies, CPU scalars (of no
 dimension) in element-wise operations, and CPU indices; results written into the other device's tensors; a generator of
-the other device; `numpy()` and `tolist` of what is not on the CPU, the latter allowed, as it copies.
+the other device; `numpy()` of what is not on the CPU.
 
 Not refused, though CUDA would: a generator of the device in an operation on the CPU; nothing of it arrives here.
 """
@@ -31,7 +31,13 @@ NAME = "emu"
 
 _COPIES = frozenset({"aten::copy_", "aten::_to_copy", "aten::_foreach_copy_"})
 _INDEXED = frozenset(
-    {"aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index.Tensor"}
+    {
+        "aten::index.Tensor",
+        "aten::index_put",
+        "aten::index_put_",
+        "aten::_index_put_impl_",
+        "aten::_unsafe_index.Tensor",
+    }
 )
 
 
