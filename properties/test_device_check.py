@@ -257,3 +257,9 @@ def test_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[s
         TOOL.main(arguments)
     assert error.value.code == 2
     assert re.search(words, capsys.readouterr().err.replace("\n", " "))
+
+
+def test_the_page_lists_the_parts_and_their_limits() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `([a-z0-9-]+)` \| .* \| (\d+) s \|$", page, flags=re.MULTILINE)
+    assert {name: float(limit) for name, limit in found} == TOOL.SECONDS
