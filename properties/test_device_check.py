@@ -81,8 +81,10 @@ class Script:
 
     def __init__(self, *events: Any) -> None:
         self.events, self.ended = list(events), False
+        self.waits: list[float] = []
 
     def next(self, seconds: float) -> Any:
+        self.waits.append(seconds)
         event = self.events.pop(0)
         if isinstance(event, BaseException):
             raise event
@@ -149,6 +151,8 @@ def test_a_part_that_dies_or_hangs_keeps_its_rows_and_the_others_run(
     workers = [Script(START, part("one"), row("one"), stop), Script(START, part("two"), row("two", False), end("two"))]
     document, asked = outcome(monkeypatch, tmp_path, workers)
     assert asked == [["one", "two"], ["two"]]
+    assert workers[0].waits[0] > 5, "importing is in no part's time"
+    assert all(4 < seconds <= 5 for seconds in workers[0].waits[2:]), "a part has a time of its own"
     assert document["parts"]["one"]["status"] == status
     assert words in document["parts"]["one"]["reason"]
     assert len(document["parts"]["one"]["rows"]) == 1
@@ -159,6 +163,7 @@ def test_a_part_that_dies_or_hangs_keeps_its_rows_and_the_others_run(
 def test_when_the_time_is_spent_the_rest_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     workers = [Script(START, part("one"), TimeoutError()), Script(TimeoutError())]
     document, _ = outcome(monkeypatch, tmp_path, workers, budget=0.0)
+    assert workers[0].waits[0] <= 0
     for item in document["parts"].values():
         assert item["status"] == "skipped"
         assert item["reason"] == "the time of the whole check is spent"
