@@ -219,7 +219,7 @@ class History:
         Returns:
             By kind and layer, rows that are ready when they are asked for. Empty where nothing has to be copied.
         """
-        library: Any = getattr(torch, nodes.device.type)  # such as torch.cuda
+        library: Any = getattr(torch, nodes.device.type, None)  # such as torch.cuda
         elsewhere = [key for key in wanted if self.table(key[0])[key[1]].device != nodes.device]
         if nodes.device.type == "cpu" or not elsewhere or not hasattr(library, "Stream"):
             return {}

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 DEFAULT_GENERATOR: Any = None
-"""The global generator of the device; `tensors.register` makes it."""
+"""The global generator of the device; `tensors.emulated_device` makes it."""
 
 pinned: Any = WeakIdKeyDictionary()
 """Tensors whose memory is page-locked, as keys."""
-
 
 streams: weakref.WeakSet[Stream] = weakref.WeakSet()
 
