@@ -145,6 +145,13 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def device_check(session: nox.Session) -> None:
+    """Check and measure a GPU in six minutes, to reports/out/device/; `-- --device cpu --quick` needs none."""
+    install(session, "test")
+    session.run("python", "tools/device_check.py", "--out", "reports/out/device", *session.posargs)
+
+
+@nox.session
 def plugin(session: nox.Session) -> None:
     """Install the template of a plug-in package (examples/plugin), and run its tests and its estimator's checks."""
     install(session, "test")

@@ -59,3 +59,14 @@ def _global_random_state_is_left_alone() -> Iterator[None]:
 def short_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three values on the grids of the claims about floors, in place of five."""
     monkeypatch.setattr(bias_curves, "HALVINGS", 2)
+
+
+@pytest.fixture
+def emulated_device() -> Iterator[torch.device]:
+    """A device that exists in Python only, which refuses what a GPU refuses; see `common.emulated`."""
+    from common import emulated  # registers the device with torch: in processes that use it
+
+    with emulated.emulated_device() as device:
+        before = emulated.module.get_rng_state()
+        yield device
+        assert torch.equal(emulated.module.get_rng_state(), before), "the device's global generator was drawn from"

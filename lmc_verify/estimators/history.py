@@ -92,26 +92,26 @@ Write = HistoryWrite | Refresh | VectorWrite | OtherWrite
 
 
 class RowsAhead:
-    """Rows of a table on the host that are on their way to a GPU.
+    """Rows of a table on the host that are on their way to a device with streams.
 
     Args:
         table: the table [n, width], on the host.
         nodes: int64 [rows], on the host.
         device: where the rows go.
-        stream: the stream that copies.
+        stream: the stream of the device that copies.
     """
 
-    def __init__(self, table: Tensor, nodes: Tensor, device: torch.device, stream: torch.cuda.Stream) -> None:
+    def __init__(self, table: Tensor, nodes: Tensor, device: torch.device, stream: Any) -> None:
         # Only page-locked memory is copied while the device computes; it must live until the copy is done.
         self._host = torch.empty(nodes.numel(), table.shape[1], dtype=table.dtype, pin_memory=True)
         torch.index_select(table, 0, nodes, out=self._host)
-        self._stream = stream
-        with torch.cuda.stream(stream):
+        self._stream, self._library = stream, getattr(torch, device.type)
+        with self._library.stream(stream):
             self._rows = self._host.to(device, non_blocking=True)
 
     def get(self) -> Tensor:
         """Return the rows; what the current stream does next waits for them."""
-        current = torch.cuda.current_stream(self._rows.device)
+        current = self._library.current_stream(self._rows.device)
         current.wait_stream(self._stream)
         self._rows.record_stream(current)
         return self._rows
@@ -219,15 +219,14 @@ class History:
         Returns:
             By kind and layer, rows that are ready when they are asked for. Empty where nothing has to be copied.
         """
-        if nodes.device.type != "cuda":
+        library: Any = getattr(torch, nodes.device.type, None)  # such as torch.cuda
+        elsewhere = [key for key in wanted if self.table(key[0])[key[1]].device != nodes.device]
+        if nodes.device.type == "cpu" or not elsewhere or not hasattr(library, "Stream"):
             return {}
-        stream, host = torch.cuda.Stream(nodes.device), nodes.cpu()
-        found = {}
-        for kind, layer in wanted:
-            table = self.table(kind)[layer]
-            if table.device != nodes.device:
-                found[kind, layer] = RowsAhead(table, host, nodes.device, stream)
-        return found
+        stream, host = library.Stream(nodes.device), nodes.cpu()
+        return {
+            (kind, layer): RowsAhead(self.table(kind)[layer], host, nodes.device, stream) for kind, layer in elsewhere
+        }
 
     def to(self, device: torch.device | str) -> History:
         """Return the histories on another device."""

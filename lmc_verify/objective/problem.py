@@ -174,8 +174,9 @@ class Problem:
     def _restoring(self) -> Iterator[None]:
         """Leave torch's generators and the model's buffers as they were, whatever the model's parts do."""
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
-        devices = [self.graph.device] if self.graph.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        device = self.graph.device
+        other = device.type not in ("cpu", "mps")  # MPS has one generator, and no number to ask for it by
+        with torch.random.fork_rng([device] if other else [], device_type=device.type if other else "cuda"):
             try:
                 yield
             finally:

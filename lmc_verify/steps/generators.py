@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ __all__ = ["forked_generators"]
 
 @contextmanager
 def forked_generators(seed: int, *axes: str | int) -> Iterator[None]:
-    """Seed the global generators of torch (CPU and CUDA), NumPy and Python, and restore them afterwards.
+    """Seed the global generators of torch (of the CPU and of devices), NumPy and Python, and restore them afterwards.
 
-    CUDA that is not in use yet is left alone: it would be initialised, or seeded for whoever uses it first.
+    A device that is not in use yet is left alone: it would be initialised, or seeded for whoever uses it first.
 
     Args:
         seed: the root seed, at least 0.
@@ -36,11 +37,13 @@ def forked_generators(seed: int, *axes: str | int) -> Iterator[None]:
         raise InvalidInputError(f"seed is {seed!r}; give a whole number of at least 0")
     first, second, third = (int(value) for value in generator(int(seed), *axes).integers(2**32, size=3))
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the user's code draws from it)
-    cuda = torch.cuda.is_initialized()
-    with torch.random.fork_rng(list(range(torch.cuda.device_count())) if cuda else []):
+    with ExitStack() as forked:
+        forked.enter_context(torch.random.fork_rng([]))
         torch.default_generator.manual_seed(first)
-        if cuda:
-            torch.cuda.manual_seed_all(first)
+        for kind, library in _libraries_in_use().items():
+            devices = list(range(library.device_count()))
+            forked.enter_context(torch.random.fork_rng(devices, device_type=kind))
+            library.manual_seed_all(first)
         np.random.seed(second)  # noqa: NPY002
         random.seed(third)
         try:
@@ -48,3 +51,10 @@ def forked_generators(seed: int, *axes: str | int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _libraries_in_use() -> dict[str, Any]:
+    """Return torch's libraries of devices that have been used, such as `torch.cuda`, by kind of device."""
+    kinds = ("cuda", "xpu", torch._C._get_privateuse1_backend_name())
+    found = {kind: getattr(torch, kind, None) for kind in kinds}
+    return {kind: library for kind, library in found.items() if library is not None and library.is_initialized()}

@@ -212,8 +212,9 @@ class Trainer:
                 or time.perf_counter() - started > _NOTICE
             ):
                 break
-        if self.problem.graph.device.type == "cuda":
-            torch.cuda.synchronize(self.problem.graph.device)
+        device = self.problem.graph.device
+        if device.type not in ("cpu", "mps"):  # it computes while Python goes on; MPS has one device, and names none
+            getattr(torch, device.type).synchronize(device)
         self.seconds += time.perf_counter() - started
         return stopping
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,33 @@ def test_cuda_that_is_not_in_use_is_not_seeded_for_its_first_user(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "manual_seed_all", called.append)
     drawn(0)
     assert not called
+
+
+def test_devices_in_use_are_seeded_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two CUDA devices, with stand-ins for their generators, are put back also where the user's code fails."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA is in use")
+    states = {0: torch.tensor([10]), 1: torch.tensor([11])}
+
+    def number(device: Any) -> int:
+        return int(torch.device("cuda", device).index if isinstance(device, int) else torch.device(device).index)
+
+    def seed_all(seed: int) -> None:
+        states.update({place: torch.tensor([seed + place]) for place in states})
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[number(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({number(device): state}))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seed_all)
+    seeds = []
+    for root in (3, 3, 4):
+        with suppress(KeyError), forked_generators(root):
+            seeds.append([int(state) for state in states.values()])
+            raise KeyError("of the user's code")
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert seeds[0] != [10, 11]
+    assert [int(state) for state in states.values()] == [10, 11]
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", None])
