@@ -1,7 +1,7 @@
 """The union of what several runs recorded. What two of them say of one part must be the same, but for times.
 
 The union does not depend on the order of the runs, and a run that is there twice changes nothing: of two entries that
-differ in times alone, the smaller one as text is kept.
+say the same, the smaller one as text is kept.
 """
 
 from __future__ import annotations
@@ -80,10 +80,16 @@ def _texts(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _content(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry as what it says: documents as values, without times and without when it was recorded."""
+    """Return an entry as what it says: documents as values, without times, without when it was recorded.
+
+    Of a reason why something was not run it is that there is one: its words name folders of a machine.
+    """
     content = {key: value for key, value in entry.items() if key != "recorded"}
     if "document" in content:
         content["document"] = timeless(decode(content["document"]))
+    for values in (content, content.get("document", {})):
+        if "reason" in values:
+            values["reason"] = bool(values["reason"])
     return content
 
 
