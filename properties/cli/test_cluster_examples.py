@@ -119,11 +119,8 @@ def test_the_manifest_starts_what_its_job_connects_to() -> None:
     scheduler = pytest.importorskip("distributed.cli.dask_scheduler").main
     worker = pytest.importorskip("distributed.cli.dask_worker").main
     programs = {"scheduler": scheduler, "worker": worker}
-    found = {
-        words[1]: programs[words[1]].make_context(words[1], words[2:]).params
-        for words in commands
-        if words[0] == "dask"
-    }
+    dask = [words[1:] for words in commands if words[0] == "dask"]
+    found = {name: programs[name].make_context(name, options).params for name, *options in dask}
     assert found["scheduler"]["port"] == str(service["spec"]["ports"][0]["port"])
     assert found["worker"]["scheduler"] == address
     assert found["worker"]["nthreads"] == 4

@@ -55,6 +55,7 @@ RACE = {
     "trainer": {"epochs": 2},
     "seeds": 2,
 }
+LEFT_OUT = ("recorded", "reason")
 KINDS = ("planned", "trials", "searches", "races", "race_runs", "not_run")
 
 
@@ -489,7 +490,8 @@ def test_records_without_a_run_or_a_plan_are_refused(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text(
-        'name = "s"\ntitle = "S"\ncontrols = ["sound-lmc"]\n[[check]]\nclaim = "theorem-1/unbiased"\ndataset = "karate"\n'
+        'name = "s"\ntitle = "S"\ncontrols = ["sound-lmc"]\n'
+        '[[check]]\nclaim = "theorem-1/unbiased"\ndataset = "karate"\n'
         'estimator = ["backward-sgd", "lmc", "gas"]\nmodel = { layers = 2, width = 4 }\n'
         'design = { parts = 3, per_batch = 1 }\nexpect = "EXACT"\n'
     )

@@ -7,10 +7,12 @@ Tasks of a worker that is lost are done by another one. One that has lost three 
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 import uuid
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +32,8 @@ _NO_WORKER_SECONDS = 300.0
 """Time without any worker after which the cluster is given up; one that grows as it is needed takes minutes."""
 _ANSWER_SECONDS = 60.0
 """Time that a worker may take to say its versions, or to hand over a result."""
+_ENDING = ("closing", "closed", "failed")
+"""States of a worker which no scheduler waits for."""
 _TICK = 0.5
 """Seconds between two looks at what is under way."""
 _LOOK_SECONDS = 5.0
@@ -167,9 +171,14 @@ class DaskEngine:
                 f"a Dask cluster needs Dask, which cannot be imported ({error}); install lmc-verify[dask]"
             ) from error
         where = {"scheduler_file" if self._scheduler.endswith(".json") else "address": self._scheduler}
+        if "scheduler_file" in where and not Path(self._scheduler).exists():  # Dask would wait for it for ever
+            raise InvalidInputError(
+                f"there is no scheduler file {self._scheduler}; start dask scheduler --scheduler-file with this name"
+            )
+        random_state = random.getstate()  # Dask draws from it how long it waits between two attempts
         try:
             return Client(**where, timeout=_CONNECT_SECONDS, set_as_default=False)
-        except (ValueError, FileNotFoundError) as error:
+        except ValueError as error:
             raise InvalidInputError(
                 f"{self._scheduler!r} is no address of a Dask scheduler: {error}; "
                 "give one such as tcp://10.0.0.1:8786, or a scheduler file"
@@ -179,6 +188,8 @@ class DaskEngine:
                 f"no Dask scheduler answers at {self._scheduler} within {_CONNECT_SECONDS:g} s: {error}; "
                 "check the address, and that it runs with the same version of Dask"
             ) from error
+        finally:
+            random.setstate(random_state)
 
     def _refuse_other_versions(self) -> None:
         """Compare every worker with this process, the quick way first: it works whatever Python a worker has."""
@@ -205,7 +216,10 @@ class DaskEngine:
         if self._client.nthreads():
             return
         # A cluster that grows as it is needed has none until there is a task.
-        self._client.submit(abs, 0, pure=False).result(timeout=_NO_WORKER_SECONDS)
+        try:
+            self._client.submit(abs, 0, pure=False).result(timeout=_NO_WORKER_SECONDS)
+        except TimeoutError as error:
+            raise self._no_worker() from error
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
@@ -216,8 +230,9 @@ class DaskEngine:
             yield
         except (OSError, TimeoutError, FutureCancelledError, RuntimeError) as error:
             raise InfrastructureError(
-                f"the Dask scheduler at {self._scheduler} is gone, or does not answer: {describe_error(error)}; what "
-                "is done is recorded: start the cluster again, and go on with --resume"
+                f"the Dask scheduler at {self._scheduler} is gone, or does not answer: "
+                f"{' '.join(describe_error(error).split())}; what is done is recorded: start the cluster again, and "
+                "go on with --resume"
             ) from error
 
     def _no_worker(self) -> InfrastructureError:
@@ -249,7 +264,10 @@ def _in_worker(order: Order, topic: str, index: int) -> tuple[Answer, str]:
     return carry_out(order, threads=threads, tell=tell, wanted=partial(_wanted, worker, key)), worker.address
 
 
-def _wanted(worker: Any, key: str) -> bool:
-    """Whether the scheduler still wants a task that its worker is at: Dask itself lets such a one go on."""
+def _wanted(worker: Any, key: Any) -> bool:
+    """Whether the scheduler still wants a task that its worker is at: Dask itself lets such a one go on.
+
+    A worker that closes, as where its scheduler is gone, waits for its tasks.
+    """
     task = worker.state.tasks.get(key)
-    return task is not None and task.state != "cancelled"
+    return task is not None and task.state != "cancelled" and worker.status.name not in _ENDING
