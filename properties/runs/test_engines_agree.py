@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmc_verify.encoding import decode, encode
 from lmc_verify.runs import Records, Shard, Suite, merge_records, run_suite
 from lmc_verify.runs.searches import FOLDER
 from lmc_verify.workers.engines import connect
+from lmc_verify.workers.pool import Done, Task
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -88,6 +90,37 @@ def _random_state_of_dask() -> Iterator[None]:
     state = random.getstate()
     yield
     random.setstate(state)
+
+
+class Elsewhere:
+    """An engine whose results are of something else than was planned, as of a plug-in of another version."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+    def run(self, tasks: Iterable[Task], watch: Any = None) -> Generator[Done]:
+        for index, task in enumerate(tasks):
+            yield Done(index, self.change(task.function(*task.arguments)), "", 0.1)
+
+
+def test_the_result_of_another_identity_is_an_error_of_its_part(tmp_path: Path) -> None:
+    suite = SUITE.model_copy(update={"audit": [], "counterexample": [], "race": []})
+    with Records.create_or_open(tmp_path / "records.sqlite") as records:
+        same = run_suite(suite, records, Workspace(), engine=Elsewhere(lambda trial: trial))
+        other = run_suite(suite, records, Workspace(), engine=Elsewhere(lambda trial: replace(trial, key="0" * 64)))
+        assert records.unfinished(other.run_id) == []
+    assert same.exit_code == 0
+    assert other.exit_code == 5
+    assert all("the result is not that of what was planned" in trial.verdict.summary for trial in other.trials)
 
 
 def test_every_engine_and_shards_give_the_same_records(tmp_path: Path) -> None:
