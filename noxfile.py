@@ -152,6 +152,13 @@ def device_check(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """Run the tests of the Ray engine on a cluster of this machine."""
+    install(session, "test,ray")
+    session.run("pytest", *(session.posargs or ["properties/workers/test_ray_engine.py"]), env=ENVIRONMENT)
+
+
+@nox.session
 def plugin(session: nox.Session) -> None:
     """Install the template of a plug-in package (examples/plugin), and run its tests and its estimator's checks."""
     install(session, "test")

@@ -53,7 +53,8 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "objective": (("*",), ("streamed", "distributed"), ("__init__",)),
     "audits": (("batches", "watching"), ("*",), ("causes",), ("auditor",), ("__init__",)),
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
-    "runs": (("*",), ("damage",), ("__init__",)),
+    "runs": (("shards",), ("*",), ("damage", "merging"), ("__init__",)),
+    "workers": (("*",), ("engines",)),
     "report": (("model",), ("figures",), ("formats",), ("__init__",)),
 }
 """The order inside a folder that holds folders; ``*`` are its other modules. Folders of one line are apart, too."""

@@ -1,5 +1,5 @@
-"""The command line: ``lmc-verify run | report | table | check | audit | check-estimator | counterexample | reproduce |
-train | race | exact | controls | records | list | explain | doctor``.
+"""The command line: ``lmc-verify run | merge | report | table | check | audit | check-estimator | counterexample |
+reproduce | train | race | exact | controls | records | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -20,7 +20,7 @@ from lmc_verify.cli.exact import exact
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import print_json, shown
 from lmc_verify.cli.replay import counterexample, reproduce
-from lmc_verify.cli.run import records, report, run, table
+from lmc_verify.cli.run import merge, records, report, run, table
 from lmc_verify.cli.train import race, train
 from lmc_verify.errors import LmcVerifyError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 
 
 app.command()(run)
+app.command()(merge)
 app.command()(report)
 app.command()(table)
 app.command()(check)

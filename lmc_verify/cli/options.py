@@ -22,6 +22,7 @@ __all__ = [
     "DownloadOption",
     "GuaranteeOption",
     "InProcessOption",
+    "JobsOption",
     "JsonOption",
     "RetryOption",
     "SetOption",
@@ -70,6 +71,8 @@ InProcessOption = Annotated[
         "the run.",
     ),
 ]
+
+JobsOption = Annotated[int, typer.Option("--jobs", help="Number of processes; -1 for one on each core.")]
 
 SetOption = Annotated[
     list[str] | None,

@@ -1,4 +1,4 @@
-"""Commands around a suite: ``run``, ``report`` and ``table``, and ``records check`` and ``records repair``."""
+"""Commands around a suite: ``run``, ``merge``, ``report``, ``table``, ``records check`` and ``records repair``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lmc_verify.cli.options import (
     DownloadOption,
     GuaranteeOption,
     InProcessOption,
+    JobsOption,
     JsonOption,
     RetryOption,
     TimeoutOption,
@@ -41,16 +42,19 @@ from lmc_verify.runs import (
     Records,
     RunInterrupted,
     RunResult,
+    Shard,
     Suite,
     check_records,
     load_suite,
+    merge_records,
     repair_records,
     run_suite,
 )
+from lmc_verify.workers.engines import BACKENDS, LOCAL, Engine, check_backend, connect
 from lmc_verify.workers.pool import Pool
 from lmc_verify.workers.signals import ended_as_interrupted
 
-__all__ = ["How", "records", "report", "run", "run_and_report", "table"]
+__all__ = ["How", "merge", "records", "report", "run", "run_and_report", "table"]
 
 _SHOWN = 1000
 """How many parts of a suite a dry run lists."""
@@ -75,7 +79,23 @@ def run(
     retry: RetryOption = False,
     data_root: DataRootOption = None,
     download: DownloadOption = False,
-    jobs: Annotated[int, typer.Option("--jobs", help="Number of processes.")] = 1,
+    jobs: JobsOption = 1,
+    backend: Annotated[
+        str, typer.Option("--backend", help=f"Where it is run: {', '.join(BACKENDS)} (a cluster).")
+    ] = "local",
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="The cluster's: of Dask, such as tcp://HOST:8786, or a scheduler file; of Ray, such as HOST:6379 "
+            "(default: the one that this machine belongs to).",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Run share I of N; join them with lmc-verify merge."),
+    ] = None,
     timeout: TimeoutOption = None,
     in_process: InProcessOption = False,
     replicate: Annotated[
@@ -109,7 +129,17 @@ def run(
             chosen,
             folder,
             workspace,
-            how=How(resume, retry, jobs, timeout, in_process, strict),
+            how=How(
+                resume,
+                retry,
+                jobs,
+                timeout,
+                in_process,
+                strict,
+                backend,
+                scheduler,
+                None if shard is None else Shard.read(shard),
+            ),
             replicate=replicate,
             preset=preset,
         )
@@ -139,10 +169,13 @@ class How:
     Attributes:
         resume: reuse what the records already hold of the same identity.
         retry: likewise, and run again what crashed.
-        jobs: processes.
+        jobs: processes; -1 for one on each core.
         timeout: seconds that a part may take; None for any time.
         in_process: whether a run with one job and no time limit is made in this process.
         strict: whether an inconclusive verdict counts against the run.
+        backend: what runs the parts, one of `lmc_verify.workers.engines.BACKENDS`.
+        scheduler: address of a cluster.
+        shard: the share of the suite that is run; None for all of it.
     """
 
     resume: bool = False
@@ -151,6 +184,19 @@ class How:
     timeout: float | None = None
     in_process: bool = False
     strict: bool = False
+    backend: str = LOCAL
+    scheduler: str | None = None
+    shard: Shard | None = None
+
+    def __post_init__(self) -> None:
+        check_backend(self.backend, self.scheduler, self.jobs)
+        if self.in_process and self.backend != LOCAL:
+            raise InvalidInputError(f"--in-process is for this machine; leave it out with --backend {self.backend}")
+
+    @property
+    def here(self) -> bool:
+        """Whether the parts are run by the process that records."""
+        return self.backend == LOCAL and self.in_process and self.jobs == 1
 
 
 class Interrupted(KeyboardInterrupt):
@@ -202,17 +248,21 @@ def run_and_report(
         Interrupted: by the keyboard or a signal; what was done is recorded and reported.
     """
     with ended_as_interrupted(), contextlib.ExitStack() as stack:
-        pool = None
-        if not how.in_process or how.jobs > 1:
-            pool = stack.enter_context(Pool(how.jobs))
+        engine: Engine | None = None
+        if how.backend == LOCAL and not how.here:
+            engine = pool = stack.enter_context(Pool(how.jobs))
             pool.start(fresh=True)  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
-        counts: dict[type[AnyPlanned], int] = {
-            Planned: len(suite.plan()),
-            PlannedAudit: len(suite.audits()),
-            PlannedSearch: len(suite.searches()),
-            PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
-        }
+        planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
+        planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
+        if how.shard is not None:
+            own = how.shard.own((item.kind, item.key) for item in planned)
+            planned = [item for item in planned if item.key in own]
+        kinds = (Planned, PlannedAudit, PlannedSearch, PlannedRun)
+        counts: dict[type[AnyPlanned], int] = {kind: sum(isinstance(item, kind) for item in planned) for kind in kinds}
+        if how.backend != LOCAL:
+            typer.echo(f"connecting to the {how.backend} cluster {how.scheduler or ''}".rstrip(), err=True)
+            engine = stack.enter_context(connect(how.backend, how.scheduler))
         last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
         writable(folder)
         records = stack.enter_context(Records.create_or_open(folder / RECORDS_FILE))
@@ -233,13 +283,14 @@ def run_and_report(
                     replicate=replicate,
                     preset=preset,
                     strict=how.strict,
-                    pool=pool,
+                    shard=how.shard,
+                    engine=engine,
                     listen=display.listen,
                     watch=display.watch,
                 )
         except RunInterrupted as stopped:
-            if pool is not None:
-                pool.close()
+            if engine is not None:
+                engine.close()
             raise _reported(records, stopped.run_id, folder) from stopped
         except KeyboardInterrupt:
             typer.echo("interrupted before anything was run", err=True)
@@ -266,6 +317,8 @@ def _run_document(name: str, result: RunResult, code: int, paths: Mapping[str, P
         "races": [{**header.to_dict(), "runs": [item.to_dict() for item in runs]} for header, runs in result.races],
         "not_run": [{"trial": planned.label, "reason": reason} for planned, reason in result.not_run],
         "unfinished": [],
+        "shard": None if result.shard is None else str(result.shard),
+        "elsewhere": result.elsewhere,
         "reused": result.reused,
         "alpha_total": result.alpha_total,
         "alpha_spent": result.alpha_spent,
@@ -282,6 +335,8 @@ def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any
         "state": report.state,
         "headline": report.headline,
         "unfinished": [{"trial": item.label, "command": item.command} for item in report.unfinished],
+        "shard": None if report.shard is None else str(report.shard),
+        "elsewhere": len(report.elsewhere),
         "files": {key: str(path) for key, path in paths.items()},
     }
 
@@ -299,6 +354,32 @@ def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
 
 def _records_file(folder: Path) -> Path:
     return folder / RECORDS_FILE if folder.is_dir() else folder
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Output folders of runs, such as of shards.", metavar="OUT...")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder of the merged run.")],
+    suite: Annotated[str | None, typer.Option("--suite", help="Take the latest run of this suite.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Join the records of shards, or of other runs of one suite and one version, and report on all of them.
+
+    Refuses runs that contradict each other. Exits as one run of the whole suite would; with 5 where parts are missing.
+    """
+    files = [_records_file(folder) for folder in folders]
+    made = merge_records(files, out / RECORDS_FILE, suite=suite)
+    with Records.open(out / RECORDS_FILE) as records:
+        built = build_report(records, made.run_id, _claim_texts())
+    paths = write_report(built, out)
+    if as_json:
+        print_json({**_report_document(built, paths), "merged": made.sources, "missing": made.missing})
+    else:
+        typer.echo(shown(built.headline))
+        for line in made.missing:
+            typer.echo(line)
+        for key, path in paths.items():
+            typer.echo(f"{key}: {path}")
+    raise typer.Exit(built.exit_code)
 
 
 def table(

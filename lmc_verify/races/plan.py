@@ -28,7 +28,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -95,6 +95,8 @@ class PlannedRun:
     race: PlannedRace
     contestant: ContestantSettings
     seed: int
+
+    kind: ClassVar[Literal["training"]] = "training"
 
     @property
     def settings(self) -> RunSettings:

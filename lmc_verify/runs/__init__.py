@@ -3,11 +3,13 @@
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit, make_audit, run_audit, verdict_of_audit
 from lmc_verify.runs.damage import Found, check_records, repair_records
 from lmc_verify.runs.execution import RunInterrupted, RunResult, exit_code, run_suite
+from lmc_verify.runs.merging import Merged, merge_records
 from lmc_verify.runs.parts import AnyPlanned, AnyResult, Listener, Watch
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.replay import find_trial, planned_again, replay_counterexample, replay_trial, trial_label
 from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, SearchRecord
+from lmc_verify.runs.shards import Shard
 from lmc_verify.runs.suite import Suite, load_suite, suite_names
 from lmc_verify.runs.trials import NotRun, PlanEntry, Run, RunState, Trial, repeated_case
 
@@ -19,6 +21,7 @@ __all__ = [
     "Found",
     "FoundExample",
     "Listener",
+    "Merged",
     "NotRun",
     "PlanEntry",
     "Planned",
@@ -30,6 +33,7 @@ __all__ = [
     "RunResult",
     "RunState",
     "SearchRecord",
+    "Shard",
     "Suite",
     "Trial",
     "Watch",
@@ -38,6 +42,7 @@ __all__ = [
     "find_trial",
     "load_suite",
     "make_audit",
+    "merge_records",
     "planned_again",
     "repair_records",
     "repeated_case",

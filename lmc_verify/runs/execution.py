@@ -31,9 +31,12 @@ from lmc_verify.runs.audits import run_audit
 from lmc_verify.runs.parts import Done, Listener, Maker, Part, Phase, RunPart, SearchPart, TrialPart, Watch
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.records import Records
-from lmc_verify.runs.searches import FOLDER, SearchRecord, run_search
+from lmc_verify.runs.searches import FOLDER, SearchRecord, keep_files, run_search, search_elsewhere
+from lmc_verify.runs.shards import Shard
 from lmc_verify.runs.suite import Suite
 from lmc_verify.runs.trials import Trial
+from lmc_verify.workers.cores import number_of_jobs
+from lmc_verify.workers.engines import Engine
 from lmc_verify.workers.heartbeat import heartbeat
 from lmc_verify.workers.pool import Pool, Task
 from lmc_verify.workers.worker import describe_error
@@ -56,6 +59,8 @@ class RunResult:
         searches: every search for a counterexample.
         races: every race with its runs.
         strict: whether an inconclusive verdict counts against the run.
+        shard: which share of the suite this is; None for the whole.
+        elsewhere: number of parts that other shards have.
     """
 
     run_id: int
@@ -66,6 +71,8 @@ class RunResult:
     searches: tuple[SearchRecord, ...] = ()
     races: tuple[tuple[RaceHeader, tuple[RaceRun, ...]], ...] = ()
     strict: bool = False
+    shard: Shard | None = None
+    elsewhere: int = 0
 
     @property
     def race_runs(self) -> tuple[RaceRun, ...]:
@@ -81,6 +88,7 @@ class RunResult:
             self.race_runs,
             overspent=self.overspent,
             strict=self.strict,
+            whole=self.shard is None,
         )
 
     @property
@@ -118,13 +126,14 @@ def exit_code(
     overspent: bool,
     strict: bool = False,
     finished: bool = True,
+    whole: bool = True,
 ) -> int:
     """Return the exit code of a run, from all that it left behind.
 
     4 a control failed; 1 an unexpected verdict or search, or more error probability spent than there is (`overspent`);
     5 a trial, a search or a training run crashed, or has no result as the run did not finish; 6 nothing was checked; 3
     a verdict is inconclusive and the run was `strict`; else 0. A training run that diverges, or never reaches its
-    target, is a result.
+    target, is a result. A shard, which is not the `whole` suite, may have nothing to check.
     """
     claims = [trial for trial in trials if trial.kind == "claim"]
     crashed = any(trial.crashed for trial in trials) or any(search.crashed for search in searches)
@@ -136,7 +145,7 @@ def exit_code(
         return 1
     if not finished or crashed:
         return 5
-    if not (claims or searches or race_runs):
+    if whole and not (claims or searches or race_runs):
         return 6
     return 3 if strict and any(trial.verdict.outcome is Outcome.INCONCLUSIVE for trial in claims) else 0
 
@@ -165,7 +174,8 @@ def run_suite(
     replicate: int = 0,
     preset: str | None = None,
     strict: bool = False,
-    pool: Pool | None = None,
+    shard: Shard | None = None,
+    engine: Engine | None = None,
     listen: Listener | None = None,
     watch: Watch | None = None,
 ) -> RunResult:
@@ -183,12 +193,14 @@ def run_suite(
             from earlier runs in `records`; a search whose files are gone or changed is made again. What crashed is
             taken over as a crash.
         retry: as `resume`, and what crashed is run again.
-        jobs: processes; 1 runs in this one, unless there is a time limit or a `pool`. Verdicts do not depend on it.
+        jobs: processes; 1 runs in this one, unless there is a time limit or an `engine`; -1 is one for each core.
+            Verdicts do not depend on it.
         timeout: seconds that a part may take, where the suite says nothing else; what takes longer is ended.
         replicate: number of the repetition of the statistical checks; another one has fresh draws.
         preset: variant of the races; by default the suite's first.
         strict: whether an inconclusive verdict counts against the run, see `exit_code`.
-        pool: processes that run the parts, in place of new ones.
+        shard: the share of the plan to be run; None for all of it. The whole plan is recorded.
+        engine: what runs the parts, in place of new processes, see `lmc_verify.workers.engines.connect`.
         listen: called after each trial, each search and each training run.
         watch: called while a part is under way, with what it is called, the seconds that it has taken, and its progress
             in words.
@@ -198,19 +210,22 @@ def run_suite(
         OutputError: the records cannot be written. Trials recorded before stay recorded.
         RunInterrupted: a KeyboardInterrupt, once the run has begun.
     """
-    if jobs < 1:
-        raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
+    jobs = number_of_jobs(jobs)
     if timeout is not None and not 0 < timeout < math.inf:
         raise InvalidInputError(f"timeout is {timeout}, it must be a number of seconds above 0")
     phases = _phases(suite, workspace, records.path.parent / FOLDER, replicate, preset, watch)
+    plan = [part.entry for phase in phases for part in phase.parts]
+    if shard is not None:
+        own = shard.own((entry.kind, entry.key) for entry in plan)
+        phases = tuple(phase.of(own) for phase in phases)
     parts = [part for phase in phases for part in phase.parts]
     limited = timeout is not None or any(part.limit is not None for part in parts)
     with contextlib.ExitStack() as stack:
-        if pool is None and (jobs > 1 or limited) and not _other_backend():
-            pool = stack.enter_context(Pool(jobs))
+        if engine is None and (jobs > 1 or limited) and not _other_backend():
+            engine = stack.enter_context(Pool(jobs))
         maker: Maker = partial(_over_joblib, jobs=jobs) if jobs > 1 else _here
-        if pool is not None:
-            maker = partial(_in_pool, pool=pool, timeout=timeout, watch=watch)
+        if engine is not None:
+            maker = partial(_by_engine, engine=engine, timeout=timeout, watch=watch)
         run_id = records.start_run(
             suite.name,
             suite.title,
@@ -223,15 +238,17 @@ def run_suite(
                 **({} if suite.preset(preset) is None else {"preset": suite.preset(preset)}),
                 **({"jobs": jobs} if any(phase.headers for phase in phases) else {}),
                 **({"strict": True} if strict else {}),
+                **({} if shard is None else {"shard": str(shard)}),
             },
             environment(),
-            [part.entry for part in parts],
+            plan,
         )
         done = _carry_out(run_id, phases, records, maker, records if resume or retry else None, retry, listen)
     place = {id(part): number for number, part in enumerate(parts)}
     done.sort(key=lambda item: place[id(item.part)])
     headers = [header for phase in phases for header in phase.headers]
-    return replace(_result(run_id, done, suite.alpha_total, headers), strict=strict)
+    result = _result(run_id, done, suite.alpha_total, headers)
+    return replace(result, strict=strict, shard=shard, elsewhere=len(plan) - len(parts))
 
 
 def _carry_out(
@@ -300,8 +317,8 @@ def _phases(
         Phase(
             [SearchPart(item, folder) for item in searches],
             lambda item: run_search(item, folder),
-            run_search,
-            (folder,),
+            search_elsewhere,
+            receive=lambda found: keep_files(found, folder),
         ),
         Phase(runs, lambda item: make(item, _watch_here(item, watch)), make_run_elsewhere, place, headers),
     )
@@ -338,10 +355,10 @@ def _here(phase: Phase[Any], parts: Sequence[Part[Any]]) -> Iterator[tuple[Part[
         yield part, result
 
 
-def _in_pool(
-    phase: Phase[Any], parts: Sequence[Part[Any]], *, pool: Pool, timeout: float | None, watch: Watch | None
+def _by_engine(
+    phase: Phase[Any], parts: Sequence[Part[Any]], *, engine: Engine, timeout: float | None, watch: Watch | None
 ) -> Iterator[tuple[Part[Any], Any]]:
-    """Run parts in the processes of a pool; yield them as they end."""
+    """Have an engine run parts; yield them as they end."""
     tasks = [
         Task(
             part.planned.label,
@@ -351,11 +368,28 @@ def _in_pool(
         )
         for part in parts
     ]
+    keys = [part.planned.key for part in parts]
     tell = None if watch is None else lambda task, seconds, words: watch(task.name, seconds, words)
-    with contextlib.closing(pool.run(tasks, tell)) as ended:
+    with contextlib.closing(engine.run(tasks, tell)) as ended:
         for done in ended:
-            part = parts[done.index]
-            yield part, part.crash(done.failure, done.seconds) if done.failure else done.result
+            part, failure, result = parts[done.index], done.failure, None
+            if not failure:
+                result, failure = _received(phase, done.result, keys[done.index])
+            yield part, part.crash(failure, done.seconds) if failure else result
+
+
+def _received(phase: Phase[Any], made: Any, key: str) -> tuple[Any, str]:
+    """Return the result that came from another process, and why it cannot be taken; empty if it can."""
+    try:
+        result = phase.receive(made)
+    except LmcVerifyError as error:
+        return None, describe_error(error)
+    if result.key != key:  # of a plug-in, or of a user's function: all else has been compared
+        return None, (
+            "the result is not that of what was planned: a plug-in or a function of yours has another version where it "
+            "was made, or was changed meanwhile; have the same files everywhere, and run it again with --retry"
+        )
+    return result, ""
 
 
 def _over_joblib(phase: Phase[Any], parts: Sequence[Part[Any]], *, jobs: int) -> Iterator[tuple[Part[Any], Any]]:
@@ -363,8 +397,11 @@ def _over_joblib(phase: Phase[Any], parts: Sequence[Part[Any]], *, jobs: int) ->
     from joblib import Parallel, delayed
 
     calls = [delayed(_attempt)(index, phase.elsewhere, part, phase.context) for index, part in enumerate(parts)]
-    for index, result in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
-        yield parts[index], result
+    for index, result, failure, seconds in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
+        part = parts[index]
+        if not failure:
+            result, failure = _received(phase, result, part.planned.key)
+        yield part, part.crash(failure, seconds) if failure else result
 
 
 def _other_backend() -> bool:
@@ -373,12 +410,14 @@ def _other_backend() -> bool:
     return type(get_active_backend()[0]).__name__ != "LokyBackend"
 
 
-def _attempt(index: int, function: Callable[..., Any], part: Part[Any], context: tuple[Any, ...]) -> tuple[int, Any]:
+def _attempt(
+    index: int, function: Callable[..., Any], part: Part[Any], context: tuple[Any, ...]
+) -> tuple[int, Any, str, float]:
     start = time.monotonic()
     try:
-        return index, function(part.planned, *context)
+        return index, function(part.planned, *context), "", 0.0
     except BaseException as error:
-        return index, part.crash(describe_error(error), time.monotonic() - start)
+        return index, None, describe_error(error), time.monotonic() - start
 
 
 def _watch_here(planned: PlannedRun, watch: Watch | None) -> Callable[[RaceProgress], None] | None:

@@ -6,7 +6,7 @@ rest run; parts with one key are run once. Whatever ends the running of a part i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -134,7 +134,7 @@ class SearchPart:
     def entry(self) -> PlanEntry:
         """The part in the plan that is recorded."""
         item = self.planned
-        return PlanEntry("search", item.key, item.label, item.command, item.claim)
+        return PlanEntry(item.kind, item.key, item.label, item.command, item.claim)
 
     @property
     def limit(self) -> float | None:
@@ -172,7 +172,7 @@ class RunPart:
     def entry(self) -> PlanEntry:
         """The part in the plan that is recorded."""
         item = self.planned
-        return PlanEntry("training", item.key, item.label, item.command, race=item.race.key)
+        return PlanEntry(item.kind, item.key, item.label, item.command, race=item.race.key)
 
     @property
     def limit(self) -> float | None:
@@ -223,6 +223,7 @@ class Phase(Generic[_Result]):
             `context`.
         context: further arguments of `elsewhere`.
         headers: what is recorded before the first part.
+        receive: turns what `elsewhere` returned into the result, in the process that records.
     """
 
     parts: Sequence[Part[_Result]]
@@ -230,6 +231,13 @@ class Phase(Generic[_Result]):
     elsewhere: Callable[..., _Result]
     context: tuple[Any, ...] = ()
     headers: Sequence[RaceHeader] = ()
+    receive: Callable[[Any], _Result] = lambda made: made
+
+    def of(self, keys: Collection[str]) -> Phase[_Result]:
+        """Return the phase with the parts of these keys alone, and the headers of their races."""
+        parts = [part for part in self.parts if part.planned.key in keys]
+        races = {part.entry.race for part in parts}
+        return replace(self, parts=parts, headers=[header for header in self.headers if header.key in races])
 
     def done(self, earlier: Records | None, make: Maker, *, retry: bool = False) -> Generator[Done[_Result]]:
         """Yield every part when it is done with: those that need not, or cannot, be run come first.
@@ -248,8 +256,10 @@ class Phase(Generic[_Result]):
                 yield Done(part, None)
             else:
                 waiting.setdefault(part.planned.key, []).append(part)
-        for made, result in make(self, [alike[0] for alike in waiting.values()]):
-            for part in waiting[made.planned.key]:
+        # The key of an audit changes with its function's file.
+        alike = {id(parts[0]): parts for parts in waiting.values()}
+        for made, result in make(self, [parts[0] for parts in alike.values()]):
+            for part in alike[id(made)]:
                 yield Done(part, part.own(result))
 
 

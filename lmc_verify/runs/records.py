@@ -20,12 +20,18 @@ from lmc_verify.cases import CaseDescription
 from lmc_verify.encoding import encode
 from lmc_verify.errors import RecordsError
 from lmc_verify.races import RaceHeader, RaceRun
+from lmc_verify.runs.schema import COLUMNS
 from lmc_verify.runs.searches import SearchRecord
+from lmc_verify.runs.shards import Shard
 from lmc_verify.runs.store import RecordStore
 from lmc_verify.runs.trials import NotRun, PlanEntry, Run, RunState, Trial, repeated_case
 from lmc_verify.workers.heartbeat import is_alive, this_process
 
-__all__ = ["Records"]
+__all__ = ["Entries", "Records"]
+
+Entries = Mapping[str, list[dict[str, Any]]]
+"""Entries of one run by kind, as in `lmc_verify.runs.schema.COLUMNS`, without their numbers and the run's."""
+_OF_RUN = tuple(kind for kind, columns in COLUMNS.items() if "run_id" in columns)
 
 
 class Records(RecordStore):
@@ -145,6 +151,21 @@ class Records(RecordStore):
             for number, end in sorted(entries["ends"].items()):
                 self._end(number, end["finished"], "interrupted" if partial else end["status"])
 
+    def add_run(self, entries: Entries) -> int:
+        """Add a whole run, which has ended, in one transaction; return its number.
+
+        Args:
+            entries: as `entries` returns them.
+        """
+        (run,), (end,) = entries["runs"], entries["ends"]
+        with self._transaction():
+            number = self._insert("runs", **run)
+            for kind in _OF_RUN:
+                for entry in entries[kind]:
+                    self._insert(kind, run_id=number, **entry)
+            self._end(number, end["finished"], end["status"])
+        return number
+
     # --- reading ---
 
     def runs(self) -> list[Run]:
@@ -161,6 +182,21 @@ class Records(RecordStore):
         if not found:
             raise self._unknown_run(run_id)
         return found[0]
+
+    def entries(self, run_id: int) -> Entries:
+        """Return everything that is recorded of a run, as it is recorded, compared with its hashes.
+
+        Raises:
+            RecordsError: the file has no such run, or an entry is not what was recorded.
+        """
+        self.run(run_id)
+        found: dict[str, list[dict[str, Any]]] = {
+            kind: [entry for _, entry in self._entries(kind, "id = ?", (run_id,))] for kind in ("runs", "ends")
+        }
+        for kind in _OF_RUN:
+            kept = self._entries(kind, "run_id = ? ORDER BY id", (run_id,)) if self._has(kind) else ()
+            found[kind] = [{key: value for key, value in entry.items() if key != "run_id"} for _, entry in kept]
+        return found
 
     def latest_run(self, suite: str | None = None) -> Run | None:
         """Return the newest run (of `suite`, if given), or None if there is none."""
@@ -186,9 +222,19 @@ class Records(RecordStore):
         entries = self._entries("planned", "run_id = ? ORDER BY id", (run_id,))
         return [self._stored(PlanEntry.from_dict, "plan", entry["document"]) for _, entry in entries]
 
+    def elsewhere(self, run_id: int) -> list[PlanEntry]:
+        """Return what of the plan the other shards have, in the plan's order; nothing where the run is a whole one."""
+        shard = self.run(run_id).shard
+        return [] if shard is None else self._of_shard(self.plan(run_id), shard, own=False)
+
     def unfinished(self, run_id: int) -> list[PlanEntry]:
-        """Return what a run planned and has no result of, nor a reason why it could not be run, in the plan's order."""
-        plan = self.plan(run_id)
+        """Return what a run planned and has no result of, nor a reason why it could not be run, in the plan's order.
+
+        What other shards have is not the business of this one, see `elsewhere`.
+        """
+        plan, shard = self.plan(run_id), self.run(run_id).shard
+        if shard is not None:
+            plan = self._of_shard(plan, shard, own=True)
         if not plan:
             return []
         has = {(kind, "", key) for kind, key in self._rows("SELECT kind, key FROM trials WHERE run_id = ?", (run_id,))}
@@ -307,6 +353,11 @@ class Records(RecordStore):
         return {key: tuple(group[number] for number in sorted(group)) for key, group in groups.items()}
 
     # --- internals ---
+
+    @staticmethod
+    def _of_shard(plan: list[PlanEntry], shard: Shard, *, own: bool) -> list[PlanEntry]:
+        keys = shard.own((item.kind, item.key) for item in plan)
+        return [item for item in plan if (item.key in keys) is own]
 
     def _in_plan(self, table: str, run_id: int) -> list[dict[str, Any]]:
         """Return the entries of a run's trials or searches in the order of its plan: they are added as they end."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -26,7 +27,17 @@ from lmc_verify.workers.worker import describe_error
 if TYPE_CHECKING:  # the search imports Hypothesis and matplotlib, which runs without one need not wait for
     from lmc_verify.counterexamples import Counterexample, SearchSpace
 
-__all__ = ["FOLDER", "Expected", "FoundExample", "PlannedSearch", "SearchRecord", "crashed_search", "run_search"]
+__all__ = [
+    "FOLDER",
+    "Expected",
+    "FoundExample",
+    "PlannedSearch",
+    "SearchRecord",
+    "crashed_search",
+    "keep_files",
+    "run_search",
+    "search_elsewhere",
+]
 
 FOLDER = "counterexamples"
 """Name of the folder of counterexamples in a run's output folder."""
@@ -55,6 +66,8 @@ class PlannedSearch:
     max_nodes: int = 6
     examples: int = 200
     timeout: float | None = None
+
+    kind: ClassVar[Literal["search"]] = "search"
 
     @property
     def space(self) -> SearchSpace:
@@ -275,6 +288,39 @@ def run_search(planned: PlannedSearch, folder: Path) -> SearchRecord:
     except Exception as error:  # whatever went wrong says nothing about the claim, and must not end the run
         return crashed_search(planned, describe_error(error), time.perf_counter() - start)
     return _record(planned, search.summary, time.perf_counter() - start, cases=search.cases, found=found)
+
+
+def search_elsewhere(planned: PlannedSearch) -> tuple[SearchRecord, dict[str, bytes]]:
+    """Search in a process which may be on another machine; return the record, and its files by name.
+
+    Raises:
+        InvalidInputError: the settings do not fit.
+        OutputError: there is no folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix="lmc-verify-") as folder:
+        record = run_search(planned, Path(folder))
+        names = () if record.found is None else record.found.files
+        return record, {name: (Path(folder) / name).read_bytes() for name in names}
+
+
+def keep_files(made: tuple[SearchRecord, Mapping[str, bytes]], folder: Path) -> SearchRecord:
+    """Write the files of a search that was made elsewhere into a folder; return its record.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    record, files = made
+    try:
+        if files:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the counterexample to {record.claim} to {folder}: {error.strerror or error}; "
+            "choose a folder that you can write to"
+        ) from error
+    return record
 
 
 def crashed_search(planned: PlannedSearch, words: str, seconds: float) -> SearchRecord:

@@ -12,6 +12,7 @@ from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.controls import ControlRecord
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.runs.shards import Shard
 
 __all__ = ["NotRun", "PlanEntry", "Run", "RunState", "Trial", "repeated_case"]
 
@@ -138,6 +139,12 @@ class Run:
     started: str
     finished: str | None
     status: str
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which share of the plan the run was to make; None for all of it."""
+        found = self.settings.get("shard")
+        return None if found is None else Shard.read(found)
 
 
 @dataclass(frozen=True)

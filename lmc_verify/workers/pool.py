@@ -15,7 +15,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from lmc_verify.errors import InfrastructureError, InvalidInputError
+from lmc_verify.errors import InfrastructureError
+from lmc_verify.workers.cores import available_cores, number_of_jobs
 from lmc_verify.workers.process import Event, Worker, can_fork, ending
 from lmc_verify.workers.worker import describe_error, pack
 
@@ -86,19 +87,19 @@ class Pool:
     or by `start`.
 
     Args:
-        jobs: number of processes.
+        jobs: number of processes; -1 for one on each core.
+        threads: number of torch's threads in each, unless ``OMP_NUM_THREADS`` says it; by default, several processes
+            share the cores.
 
     Raises:
-        InvalidInputError: `jobs` is less than 1.
+        InvalidInputError: `jobs` is 0 or less than -1.
     """
 
-    def __init__(self, jobs: int) -> None:
-        if jobs < 1:
-            raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
-        self.jobs = jobs
-        self._threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-        if "OMP_NUM_THREADS" in os.environ:
-            self._threads = None
+    def __init__(self, jobs: int, *, threads: int | None = None) -> None:
+        self.jobs = number_of_jobs(jobs)
+        if threads is None and self.jobs > 1:
+            threads = max(1, available_cores() // self.jobs)
+        self._threads = None if "OMP_NUM_THREADS" in os.environ else threads
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._busy: dict[Worker, _Job | None] = {}
         self._failed_starts = 0

@@ -91,7 +91,7 @@ def told(result: RunResult) -> list[str]:
 def test_whatever_a_trial_does_is_its_own_error(loops: Path, records: Records, pool: Pool) -> None:
     names = ("exits", "vanishes", "segfaults", "hangs", "raises")
     suite = suite_of(loops, *names)
-    result = run_suite(suite, records, Workspace(), pool=pool, timeout=3.0)
+    result = run_suite(suite, records, Workspace(), engine=pool, timeout=3.0)
     first, rest = told(result)[:3], told(result)[3:]
     assert [words.split()[0] for words in first] == ["EXACT"] * 3
     for words, wanted in zip(
@@ -105,7 +105,7 @@ def test_whatever_a_trial_does_is_its_own_error(loops: Path, records: Records, p
     assert records.run(result.run_id).status == "finished"
     assert records.unfinished(result.run_id) == []
     assert records.trials(result.run_id) == list(result.trials), "in the order of the plan, whatever came first"
-    resumed = run_suite(suite, records, Workspace(), pool=pool, timeout=3.0, resume=True)
+    resumed = run_suite(suite, records, Workspace(), engine=pool, timeout=3.0, resume=True)
     assert resumed.reused == 8, "a crash is not met again"
     assert told(resumed) == told(result)
 
@@ -124,7 +124,7 @@ def test_here_too_only_an_interrupt_ends_the_run(
 
 def test_verdicts_do_not_depend_on_where_they_are_made(loops: Path, records: Records, pool: Pool) -> None:
     here = run_suite(suite_of(loops), records, Workspace())
-    there = run_suite(suite_of(loops), records, Workspace(), pool=pool)
+    there = run_suite(suite_of(loops), records, Workspace(), engine=pool)
     assert [trial.verdict for trial in here.trials] == [trial.verdict for trial in there.trials]
 
 
@@ -133,7 +133,7 @@ def test_a_time_limit_of_a_table_is_its_own(loops: Path, records: Records) -> No
     suite = suite_of(loops, check=[CHECK, limited])
     assert [item.timeout for item in suite.plan()] == [None, None, 1e-4, None]
     with Pool(1) as pool:
-        result = run_suite(suite, records, Workspace(), pool=pool, timeout=60.0)
+        result = run_suite(suite, records, Workspace(), engine=pool, timeout=60.0)
     assert [words.split()[0] for words in told(result)] == ["EXACT", "EXACT", "ERROR", "EXACT"]
     assert "no result within 0.0001 s" in told(result)[2]
 
@@ -191,7 +191,7 @@ def test_results_are_recorded_as_they_come(loops: Path, records: Records, pool: 
         suite,
         records,
         Workspace(),
-        pool=pool,
+        engine=pool,
         listen=lambda planned, trial, reason: seen.append((planned.label, len(records.trials(1)))),
     )
     assert [label.split(":")[1].split()[0] for label, _ in seen] == ["exits", "waits"]

@@ -44,6 +44,10 @@ def render_junit(report: Report) -> str:
                 suite, "testcase", classname=_clean(race.title), name=_clean(race.dataset), time="0.000"
             )
             ElementTree.SubElement(element, "skipped", message=_clean(race.header.reason))
+    if report.shard is not None:
+        group = ElementTree.SubElement(root, "properties")
+        for name, value in (("shard", str(report.shard)), ("elsewhere", str(len(report.elsewhere)))):
+            ElementTree.SubElement(group, "property", name=name, value=value)
     if report.unfinished:
         suite = _suite(root, "without a result", (), report)
         for entry in report.unfinished:

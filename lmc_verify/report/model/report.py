@@ -20,7 +20,7 @@ from lmc_verify.report.model.error_account import ErrorAccount
 from lmc_verify.report.model.labels import common_settings, distinguishing_labels
 from lmc_verify.report.model.races import RaceGroup, RaceSection, race_groups, race_sections
 from lmc_verify.report.model.searches import SearchCase, search_cases
-from lmc_verify.runs import NotRun, PlanEntry, Records, Run, RunState, Trial, exit_code, repeated_case
+from lmc_verify.runs import NotRun, PlanEntry, Records, Run, RunState, Shard, Trial, exit_code, repeated_case
 
 __all__ = ["STATE_WORDS", "Cell", "CensusRow", "Matrix", "Report", "build_report"]
 
@@ -89,6 +89,7 @@ class Report:
         races: the races, in the order in which they were planned.
         state: how the run stands.
         unfinished: what was planned and has no result, nor a reason why it could not be run.
+        elsewhere: what was planned, and belongs to other shards of the suite.
     """
 
     run: Run
@@ -100,6 +101,7 @@ class Report:
     races: tuple[RaceSection, ...] = ()
     state: RunState = "finished"
     unfinished: tuple[PlanEntry, ...] = ()
+    elsewhere: tuple[PlanEntry, ...] = ()
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -138,6 +140,19 @@ class Report:
     def races_not_run(self) -> tuple[RaceSection, ...]:
         """The races that were planned and not run."""
         return tuple(race for race in self.races if race.header.reason)
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which share of the suite the run is; None for the whole."""
+        return self.run.shard
+
+    @property
+    def elsewhere_words(self) -> str:
+        """What other shards have, in words; empty where the run is a whole one."""
+        if self.shard is None:
+            return ""
+        amount = text.count(len(self.elsewhere), "planned part")
+        return f"{amount} {'is' if len(self.elsewhere) == 1 else 'are'} in other shards"
 
     @property
     def checked(self) -> bool:
@@ -196,6 +211,7 @@ class Report:
             overspent=self.errors.overspent,
             strict=bool(self.run.settings.get("strict")),
             finished=self.finished,
+            whole=self.shard is None,
         )
 
     @property
@@ -207,8 +223,10 @@ class Report:
     def level(self) -> Level:
         """The overall result."""
         wrong = self.failed_controls or self.unexpected or self.unexpected_searches or self.crashed_race_runs
-        if wrong or self.errors.overspent or not self.checked:
+        if wrong or self.errors.overspent or not (self.checked or self.shard is not None):
             return "failed"
+        if self.shard is not None:
+            return "incomplete"
         complete = self.finished and not self.not_run and not self.races_not_run
         return "passed" if complete and self.passed_controls == len(self.controls) > 0 else "incomplete"
 
@@ -234,11 +252,13 @@ class Report:
         if not self.finished:
             parts.append(self._unfinished_words())
         sentence = "; ".join(parts)
+        if self.shard is not None:
+            return f"Shard {self.shard.number} of {self.shard.count}: {sentence}; {self.elsewhere_words}."
         return sentence[0].upper() + sentence[1:] + "."
 
     def _verdict_words(self) -> str:
         if not self.cases:
-            return "no claim was checked"
+            return "no claim was checked" if self.shard is None else "no claim is in this shard"
         judged = sum(case.trial.as_expected is not None or case.crashed for case in self.cases)
         wrong, free = len(self.unexpected), len(self.cases) - judged
         if wrong:
@@ -254,6 +274,8 @@ class Report:
         planned = self.run.settings.get("planned")
         done = len(self.cases) + len(self.controls) + len(self.not_run) + len(self.counterexamples)
         done += len(self.race_runs) + sum(race.header.planned for race in self.races_not_run)
+        if self.unfinished and planned:  # of a race that is not run, a shard has some runs only
+            done = planned - len(self.unfinished)
         what = "parts" if self.races or self.counterexamples else "planned checks"
         how_far = f" ({done} of {planned} {what})" if planned else ""
         yet = "has not finished yet" if self.state == "running" else "did not finish"
@@ -278,7 +300,7 @@ class Report:
     def _control_words(self) -> str:
         total, wrong = len(self.controls), len(self.failed_controls)
         if not total:
-            return "no control was run"
+            return "no control was run" if self.shard is None else "no control is in this shard"
         if wrong:
             return f"{wrong} of {text.count(total, 'control')} failed, so the verifier itself cannot be trusted"
         return f"{self.passed_controls} of {text.count(total, 'control')} passed"
@@ -377,6 +399,7 @@ def build_report(records: Records, run_id: int, claims: Mapping[str, ClaimText])
         races=race_sections(records.races(run_id)),
         state=records.state(run),
         unfinished=tuple(records.unfinished(run_id)),
+        elsewhere=tuple(records.elsewhere(run_id)),
     )
 
 

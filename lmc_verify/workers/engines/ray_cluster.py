@@ -1,0 +1,242 @@
+"""A Ray cluster as an engine: every task has one core of it, and is done in a process of its own there.
+
+Tasks of a worker or a node that is lost are done by another one. One that has lost four is given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from lmc_verify.errors import InfrastructureError, InvalidInputError
+from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
+from lmc_verify.workers.engines.versions import own_versions, refuse_others
+from lmc_verify.workers.heartbeat import this_process
+from lmc_verify.workers.pool import Done, Task, Watch
+from lmc_verify.workers.worker import describe_error
+
+__all__ = ["RayEngine"]
+
+_RETRIES = 3
+"""Times that a task is given to another worker, because its own was lost."""
+_WAITING = 1000
+"""Tasks that are given to Ray at a time: it looks through all of them whenever one ends."""
+_ANSWER_SECONDS = 300.0
+"""Time that a node may take to say its versions; one that starts its first worker imports torch."""
+_TICK = 0.5
+"""Seconds between two looks at what is under way."""
+_LOOK_SECONDS = 5.0
+"""Seconds between two looks at the board, and between two words of a worker about its task."""
+
+
+class RayEngine:
+    """A Ray cluster.
+
+    Args:
+        address: such as ``"10.0.0.1:6379"``, ``"ray://10.0.0.1:10001"``, or ``"local"`` for one on this machine that
+            ends with this process; None is the cluster that this machine belongs to.
+
+    Raises:
+        InvalidInputError: Ray is not installed.
+        InfrastructureError: no cluster answers; or a node has other versions of Python, of torch or of lmc-verify
+            than this process.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or "auto"
+        self._own = False
+        self._ray = self._connected()
+        try:
+            self._refuse_other_versions()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster, which ends what it still does for this process. A connection of the caller's own stays."""
+        if self._own:
+            self._own = False
+            with contextlib.suppress(Exception):  # it may be gone
+                self._ray.shutdown()
+
+    def run(self, tasks: Iterable[Task], watch: Watch | None = None) -> Generator[Done]:
+        """Do tasks, and yield how each ended, as they end.
+
+        Raises:
+            InfrastructureError: the cluster is gone, or a worker cannot do what it is asked.
+        """
+        waiting = enumerate(tasks)
+        board: Any = None if watch is None else self._ray.remote(num_cpus=0)(_Board).remote()
+        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_in_worker)
+        under_way: dict[Any, tuple[int, Task, float]] = {}
+        looked = time.monotonic()
+        try:
+            while True:
+                yield from self._submit(waiting, remote, board, under_way)
+                if not under_way:
+                    return
+                with self._guard():
+                    ended, _ = self._ray.wait(list(under_way), num_returns=1, timeout=_TICK)
+                for ref in ended:
+                    index, task, begun = under_way.pop(ref)
+                    yield self._done(index, task, ref, time.monotonic() - begun)
+                if watch is not None and time.monotonic() - looked >= _LOOK_SECONDS:
+                    looked = time.monotonic()
+                    with self._guard():
+                        said = self._ray.get(board.read.remote())
+                    for index, task, _ in under_way.values():
+                        if index in said:
+                            watch(task, *said[index])
+        finally:
+            for ref in under_way:
+                with contextlib.suppress(Exception):  # the cluster may be gone
+                    self._ray.cancel(ref, force=True)
+
+    def _submit(
+        self,
+        waiting: Iterator[tuple[int, Task]],
+        remote: Any,
+        board: Any,
+        under_way: dict[Any, tuple[int, Task, float]],
+    ) -> Iterator[Done]:
+        while len(under_way) < _WAITING and (given := next(waiting, None)) is not None:
+            index, task = given
+            try:
+                order = order_of(task)
+            except Exception as error:
+                yield Done(index, None, f"the task cannot be given to a process: {describe_error(error)}", 0.0)
+                continue
+            with self._guard():
+                under_way[remote.remote(order, board, index)] = index, task, time.monotonic()
+
+    def _done(self, index: int, task: Task, ref: Any, seconds: float) -> Done:
+        errors = self._ray.exceptions
+        try:
+            with self._guard():
+                answer, node = self._ray.get(ref)
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            return Done(index, None, f"every Ray worker that it was given to was lost: {words[0]}", seconds)
+        except errors.RayTaskError as error:
+            raise InfrastructureError(
+                f"a worker of the Ray cluster cannot do {task.name!r}: {error.cause!r}; see its log, then go on with "
+                "--resume"
+            ) from error
+        return done_of(index, answer, f"the Ray node {node}")
+
+    def _connected(self) -> Any:
+        with _signals_kept():
+            try:
+                import ray
+            except ImportError as error:
+                raise InvalidInputError(
+                    f"a Ray cluster needs Ray, which cannot be imported ({error}); install lmc-verify[ray]"
+                ) from error
+            if ray.is_initialized():
+                return ray
+            try:
+                ray.init(address=self._address, log_to_driver=False, logging_level="error")
+            except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+                raise InfrastructureError(
+                    f"no Ray cluster can be used at {self._address}: {error}; "
+                    "check the address, and that it runs with the same versions of Ray and Python"
+                ) from error
+        self._own = True
+        return ray
+
+    def _refuse_other_versions(self) -> None:
+        """Compare every node with this process. Ray itself has compared the versions of Python."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        asked = {}
+        with self._guard():
+            for node in self._ray.nodes():
+                if node["Alive"] and node["Resources"].get("CPU"):
+                    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                    remote = self._ray.remote(num_cpus=0, scheduling_strategy=strategy)(_versions)
+                    asked[node["NodeManagerHostname"]] = remote.remote()
+        for name, ref in asked.items():
+            refuse_others(f"the Ray node {name}", self._asked(name, ref), own_versions())
+
+    def _asked(self, name: str, ref: Any) -> dict[str, str | None]:
+        try:
+            with self._guard():
+                return dict(self._ray.get(ref, timeout=_ANSWER_SECONDS))
+        except self._ray.exceptions.RayTaskError as error:
+            if "ModuleNotFoundError" in str(error):
+                return {"lmc-verify": None}
+            raise InfrastructureError(f"the Ray node {name} cannot say its versions: {error.cause!r}") from error
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turn what Ray raises where its cluster is gone into this package's error."""
+        errors = self._ray.exceptions
+        own = (errors.RayTaskError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
+        try:
+            yield
+        except own:
+            raise
+        except (errors.RayError, ConnectionError, RuntimeError, OSError) as error:
+            raise InfrastructureError(
+                f"the Ray cluster at {self._address} is gone, or does not answer: {describe_error(error)}; what is "
+                "done is recorded: start the cluster again, and go on with --resume"
+            ) from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray has a program leave by `sys.exit`, before its results are reported."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _versions() -> dict[str, str]:
+    return own_versions()
+
+
+class _Board:
+    """Where workers write how far they are; it is an actor, on some node of the cluster."""
+
+    def __init__(self) -> None:
+        self.said: dict[int, tuple[float, str]] = {}
+
+    def tell(self, index: int, seconds: float, words: str) -> None:
+        """Note what a worker says of a task: the seconds that it has taken, and its progress."""
+        self.said[index] = seconds, words
+
+    def read(self) -> dict[int, tuple[float, str]]:
+        """Return what was said since the last time."""
+        said, self.said = self.said, {}
+        return said
+
+
+def _in_worker(order: Order, board: Any, index: int) -> tuple[Answer, str]:
+    """Do an order in a worker of the cluster; return how it ended, and the name of the node."""
+    told = 0.0
+
+    def tell(seconds: float, words: str) -> None:
+        nonlocal told
+        if board is not None and seconds - told >= _LOOK_SECONDS:
+            told = seconds
+            board.tell.remote(index, seconds, words)
+
+    return carry_out(order, tell=tell), this_process()[0]
