@@ -54,7 +54,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "audits": (("batches", "watching"), ("*",), ("causes",), ("auditor",), ("__init__",)),
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "runs": (("*",), ("damage",), ("__init__",)),
-    "report": (("model",), ("figures",), ("formats",), ("__init__",)),
+    "report": (("model",), ("answers",), ("figures",), ("formats",), ("__init__",)),
 }
 """The order inside a folder that holds folders; ``*`` are its other modules. Folders of one line are apart, too."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lmc_verify.errors import OutputError
 from lmc_verify.report.figures.pictures import pictures, standalone
+from lmc_verify.report.formats.github import annotations, announce
 from lmc_verify.report.formats.html import render_html
 from lmc_verify.report.formats.json_document import render_json
 from lmc_verify.report.formats.junit import render_junit
@@ -26,6 +27,8 @@ __all__ = [
     "ClaimText",
     "RaceSection",
     "Report",
+    "annotations",
+    "announce",
     "build_report",
     "claims_table",
     "load_benchmarks",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from lmc_verify.encoding import published
+from lmc_verify.report.answers.sentences import Asked, asked
 from lmc_verify.report.figures.pictures import pictures
 from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.error_account import ErrorAccount
@@ -68,6 +69,7 @@ def render_json(report: Report) -> str:
             *(search.anchor for search in report.unexpected_searches),
         ],
         "unfinished": [item.to_dict() for item in report.unfinished],
+        "answers": [_asked(item) for item in asked(report.sections)],
         "claims": [_section(section) for section in report.sections],
         "controls": [_case(case) for case in report.controls],
         "counterexamples": [_search(search, report) for search in report.counterexamples],
@@ -79,11 +81,31 @@ def render_json(report: Report) -> str:
 
 
 def _section(section: ClaimSection) -> dict[str, Any]:
+    claim, question = section.claim, section.claim.question
     return {
-        **asdict(section.claim),
+        **{item.name: getattr(claim, item.name) for item in fields(claim)},
+        "question": None if question is None else question.ask,
         "assumptions": [asdict(item) for item in section.assumptions],
         "cases": [_case(case) for case in section.cases],
         "not_run": [item.to_dict() for item in section.not_run],
+    }
+
+
+def _asked(item: Asked) -> dict[str, Any]:
+    return {
+        "claim": item.section.claim.id,
+        "replies": [
+            {
+                "asked": lead,
+                "found": reply.found,
+                "outcome": reply.outcome.value,
+                "estimators": list(reply.estimators),
+                "sizes": [size.value for size in reply.sizes],
+                "as_expected": reply.as_expected,
+                "cases": [case.anchor for case in reply.cases],
+            }
+            for lead, reply in item.lines
+        ],
     }
 
 
