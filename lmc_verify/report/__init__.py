@@ -12,7 +12,7 @@ from lmc_verify.errors import OutputError
 from lmc_verify.report.figures.pictures import pictures, standalone
 from lmc_verify.report.formats.github import annotations, announce
 from lmc_verify.report.formats.html import render_html
-from lmc_verify.report.formats.json_document import render_json
+from lmc_verify.report.formats.json_document import json_schema, render_json
 from lmc_verify.report.formats.junit import render_junit
 from lmc_verify.report.formats.markdown import render_markdown
 from lmc_verify.report.formats.table import claims_table
@@ -31,6 +31,7 @@ __all__ = [
     "announce",
     "build_report",
     "claims_table",
+    "json_schema",
     "load_benchmarks",
     "render_html",
     "render_json",

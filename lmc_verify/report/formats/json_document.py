@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from importlib.resources import files
 from typing import Any
 
 from lmc_verify.encoding import published
@@ -16,10 +17,12 @@ from lmc_verify.report.model.races import RaceSection
 from lmc_verify.report.model.report import Report
 from lmc_verify.report.model.searches import SearchCase
 
-__all__ = ["SCHEMA", "render_json"]
+__all__ = ["SCHEMA", "VERSION", "json_schema", "render_json"]
 
-SCHEMA = "lmc-verify/report/1"
-"""Name and version of the document; the number rises when a field changes its meaning or goes away."""
+VERSION = 1
+"""Version of the document: it rises when a field changes its meaning or goes away, and not for new fields."""
+SCHEMA = f"lmc-verify/report/{VERSION}"
+"""Name of the document's schema."""
 
 _CONVENTIONS = (
     "null: not measured or not given. Numbers that are not finite are the strings 'NaN', 'Infinity', '-Infinity'. "
@@ -30,12 +33,20 @@ _CONVENTIONS = (
 )
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) that every report of this version fits."""
+    file = files("lmc_verify.report").joinpath("schemas", f"report-{VERSION}.json")
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema
+
+
 def render_json(report: Report) -> str:
     """Return the report as JSON (no NaN, no infinity), with a `schema` field."""
     totals = report.totals
     figures = tuple(dict.fromkeys(figure for race in report.races for figure in race.header.figures))
     document = {
         "schema": SCHEMA,
+        "version": VERSION,
         "conventions": _CONVENTIONS,
         "run": asdict(report.run),
         "result": {
