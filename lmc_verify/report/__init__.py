@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmc_verify.errors import OutputError
 from lmc_verify.report.figures.pictures import pictures, standalone
-from lmc_verify.report.formats.github import annotations, announce
+from lmc_verify.report.formats.github import annotation_lines, announce
 from lmc_verify.report.formats.html import render_html
 from lmc_verify.report.formats.json_document import json_schema, render_json
 from lmc_verify.report.formats.junit import render_junit
@@ -27,7 +27,7 @@ __all__ = [
     "ClaimText",
     "RaceSection",
     "Report",
-    "annotations",
+    "annotation_lines",
     "announce",
     "build_report",
     "claims_table",

@@ -10,7 +10,7 @@ import pytest
 from common.report_helpers import CONTROL, a_report, a_trial
 
 from lmc_verify.cases import CaseDescription
-from lmc_verify.report import Report, annotations, announce
+from lmc_verify.report import Report, annotation_lines, announce
 from lmc_verify.report.formats.github import MOST_ANNOTATIONS, SUMMARY_LIMIT
 from lmc_verify.runs import NotRun
 
@@ -25,11 +25,11 @@ def failing(folder: Path, amount: int, summary: str = "off by 0.5") -> Report:
 
 def test_a_run_as_expected_is_one_notice(tmp_path: Path) -> None:
     built = a_report(tmp_path, [a_trial(), CONTROL])
-    assert annotations(built) == [f"::notice title=A run::{built.headline}"]
+    assert annotation_lines(built) == [f"::notice title=A run::{built.headline}"]
 
 
 def test_errors_come_first_then_what_was_not_run(tmp_path: Path) -> None:
-    lines = annotations(failing(tmp_path, 2))
+    lines = annotation_lines(failing(tmp_path, 2))
     found = [match.groups() for match in map(COMMAND.fullmatch, lines) if match]
     assert [kind for kind, _, _ in found] == ["error", "error", "warning", "error"]
     assert found[0][1] == "theorem-1/unbiased%3A REFUTED%2C expected EXACT"
@@ -40,7 +40,7 @@ def test_errors_come_first_then_what_was_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("amount", "left"), [(8, None), (9, "1 warning, 1 error"), (40, "32 errors, 1 warning")])
 def test_there_are_at_most_ten_and_the_last_counts_the_rest(tmp_path: Path, amount: int, left: str | None) -> None:
     built = failing(tmp_path, amount)
-    lines = annotations(built)
+    lines = annotation_lines(built)
     assert len(lines) == MOST_ANNOTATIONS == 10
     if left is None:
         assert lines[-1].endswith(built.headline)
@@ -49,14 +49,14 @@ def test_there_are_at_most_ten_and_the_last_counts_the_rest(tmp_path: Path, amou
 
 
 def test_without_controls_there_is_a_warning(tmp_path: Path) -> None:
-    assert "::warning title=no control was run::nothing shows that this verifier can fail" in annotations(
+    assert "::warning title=no control was run::nothing shows that this verifier can fail" in annotation_lines(
         a_report(tmp_path, [a_trial()])
     )
 
 
 def test_text_cannot_end_a_command_or_begin_one(tmp_path: Path) -> None:
     built = failing(tmp_path, 1, "100% off\r\n::error title=x::forged, really" + "x" * 10_000)
-    lines = annotations(built)
+    lines = annotation_lines(built)
     for line in lines:
         assert COMMAND.fullmatch(line)
     assert "100%25 off%0D%0A::error" in lines[0]
@@ -78,7 +78,7 @@ def test_the_summary_is_added_to_what_the_step_has_said(tmp_path: Path) -> None:
     written = file.read_text(encoding="utf-8")
     assert written.startswith("# Before\n# A run\n")
     assert built.headline in written
-    assert stream.getvalue().splitlines() == annotations(built)
+    assert stream.getvalue().splitlines() == annotation_lines(built)
 
 
 @pytest.mark.parametrize("room", [30_000, 2_500, 100])

@@ -17,7 +17,7 @@ from lmc_verify.report.formats.markdown import LIMIT, render_markdown
 from lmc_verify.report.model import text
 from lmc_verify.report.model.report import Report
 
-__all__ = ["MOST_ANNOTATIONS", "SUMMARY_LIMIT", "annotations", "announce"]
+__all__ = ["MOST_ANNOTATIONS", "SUMMARY_LIMIT", "annotation_lines", "announce"]
 
 MOST_ANNOTATIONS = 10
 """So many lines are written; the last counts what is left out."""
@@ -57,11 +57,11 @@ def announce(report: Report, environment: Mapping[str, str], stream: TextIO) -> 
             reason = f"{summary}: {error.strerror or error}; the report itself is written"
             print(_Annotation("warning", "The step's summary cannot be written", reason), file=stream)
     if environment.get("GITHUB_ACTIONS") == "true":
-        for line in annotations(report):
+        for line in annotation_lines(report):
             print(line, file=stream)
 
 
-def annotations(report: Report) -> list[str]:
+def annotation_lines(report: Report) -> list[str]:
     """Return the lines that become annotations: errors first, at most `MOST_ANNOTATIONS`."""
     found = list(_all(report))
     if len(found) <= MOST_ANNOTATIONS:
