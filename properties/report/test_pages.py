@@ -211,6 +211,15 @@ def test_marks_of_refuted_cases_are_in_sight(opened: Any) -> None:
     assert all(seen)
 
 
+def test_values_of_evidence_are_in_sight(opened: Any) -> None:
+    opened.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
+    right = opened.evaluate(
+        "() => [...document.querySelectorAll('.evidence td')].map(item => item.getBoundingClientRect().right)"
+    )
+    assert len(right) > 50
+    assert max(right) <= opened.viewport_size["width"]
+
+
 def test_titles_do_not_collide(opened: Any) -> None:
     boxes = opened.evaluate(
         """() => [...document.querySelectorAll('.panels .title strong')].map(item => item.getBoundingClientRect())
