@@ -145,8 +145,8 @@ BELOW_BASELINE = Claim(
         "verdict is about the case, by enumeration of both samplers."
     ),
     question=Question(
-        "Is {estimator}'s error below its baseline's at an equal budget",
-        exact=Answer("not below, but equal to it"),
+        "Is {estimator}'s error no larger than its baseline's at an equal budget",
+        exact=Answer("equal to it"),
         supported=Answer("{size} of it", ratio("root mean square error")),
         refuted=Answer("{size} of it", ratio("root mean square error")),
     ),
