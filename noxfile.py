@@ -119,6 +119,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def pages(session: nox.Session) -> None:
+    """Open reports in the Chromium of this machine, and look for scrolling, requests, messages and findings of axe."""
+    install(session, "test,browser")
+    session.run("pytest", *(session.posargs or ["properties/report/test_pages.py"]), env=ENVIRONMENT)
+
+
+@nox.session
 def security(session: nox.Session) -> None:
     """Look for unsafe code with bandit and for dependencies with known holes with pip-audit; needs a connection."""
     try:

@@ -21,6 +21,7 @@ from lmc_verify.claims.assumptions import (
     UNIFORM,
 )
 from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, Size, largest, measured
 from lmc_verify.claims.registry import CLAIMS, check_claim, find_claim
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.objective import rounding_terms
@@ -39,6 +40,7 @@ __all__ = [
     "NO_DROPOUT",
     "NO_SAMPLING",
     "UNIFORM",
+    "Answer",
     "Assumption",
     "AssumptionCheck",
     "Case",
@@ -46,12 +48,16 @@ __all__ = [
     "Evidence",
     "Expectation",
     "Outcome",
+    "Question",
     "Series",
+    "Size",
     "Verdict",
     "check_claim",
     "decide",
     "find_claim",
     "gamma",
+    "largest",
+    "measured",
     "not_applicable",
     "rounding_terms",
     "verdict_of",

@@ -9,6 +9,7 @@ from typing import Any
 
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.claims.question import Question
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.errors import ContractError
@@ -52,6 +53,7 @@ class Claim:
         source: paper and place, or "derived".
         tier: ``"exact"`` (enumeration in float64), ``"test"`` or ``"rate"``.
         theory: why it should hold, and for whom it should not.
+        question: the claim as a question about one estimator, with which a report begins; None: its statement.
         required: assumptions without which the claim says nothing: where one fails, it is not applicable.
         assumptions: every assumption, the required ones first, whether or not they are named again when the claim is
             built. Where one of the others fails the claim is checked all the same: it explains a refutation.
@@ -68,6 +70,7 @@ class Claim:
     source: str
     tier: str
     theory: str
+    question: Question | None = None
     required: tuple[Assumption, ...] = ()
     assumptions: tuple[Assumption, ...] = ()
     check: Callable[[Case], Verdict]

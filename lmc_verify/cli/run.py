@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -33,7 +35,16 @@ from lmc_verify.cli.print_verdicts import print_races, print_result, print_reuse
 from lmc_verify.cli.progress import progress
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.races import PlannedRun
-from lmc_verify.report import AUDITS, ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
+from lmc_verify.report import (
+    AUDITS,
+    ClaimText,
+    Report,
+    announce,
+    build_report,
+    claims_table,
+    load_benchmarks,
+    write_report,
+)
 from lmc_verify.runs import (
     AnyPlanned,
     Planned,
@@ -64,7 +75,9 @@ records = typer.Typer(help="Look for damage in records, and save what is intact.
 
 def _claim_texts() -> dict[str, ClaimText]:
     texts = {
-        claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
+        claim.id: ClaimText(
+            claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory, claim.question
+        )
         for claim in CLAIMS.usable().values()
     }
     return {**texts, AUDITS.id: AUDITS}
@@ -296,14 +309,21 @@ def run_and_report(
             typer.echo("interrupted before anything was run", err=True)
             raise Interrupted(None, {}) from None
         report = build_report(records, result.run_id, _claim_texts())
-        return result, report, write_report(report, folder)
+        return result, report, _write(report, folder)
+
+
+def _write(report: Report, folder: Path) -> dict[str, Path]:
+    """Write a report, and tell GitHub Actions of it where that runs this process."""
+    paths = write_report(report, folder)
+    announce(report, os.environ, sys.stderr)  # annotations are read from there, too, and --json has the other stream
+    return paths
 
 
 def _reported(records: Records, run_id: int, folder: Path) -> Interrupted:
     """Say that a run was interrupted, and write the report of what is done."""
     typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
     report = build_report(records, run_id, _claim_texts())
-    paths = write_report(report, folder)
+    paths = _write(report, folder)
     typer.echo(report.headline, err=True)
     return Interrupted(report, paths)
 
@@ -408,7 +428,7 @@ def report(
         built = replace(built, benchmarks=load_benchmarks(benchmarks))
     if out is not None:
         writable(out)
-    paths = write_report(built, out or file.parent)
+    paths = _write(built, out or file.parent)
     if as_json:
         print_json(_report_document(built, paths))
     else:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lmc_verify.errors import OutputError
 from lmc_verify.report.figures.pictures import pictures, standalone
+from lmc_verify.report.formats.github import annotation_lines, announce
 from lmc_verify.report.formats.html import render_html
-from lmc_verify.report.formats.json_document import render_json
+from lmc_verify.report.formats.json_document import json_schema, render_json
 from lmc_verify.report.formats.junit import render_junit
 from lmc_verify.report.formats.markdown import render_markdown
 from lmc_verify.report.formats.table import claims_table
@@ -26,8 +27,11 @@ __all__ = [
     "ClaimText",
     "RaceSection",
     "Report",
+    "annotation_lines",
+    "announce",
     "build_report",
     "claims_table",
+    "json_schema",
     "load_benchmarks",
     "render_html",
     "render_json",

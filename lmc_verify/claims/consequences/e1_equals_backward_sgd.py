@@ -8,6 +8,7 @@ from lmc_verify.cases import Case, prepared_state
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, FINITE_SUPPORT, HISTORIES_NAMED, NO_DROPOUT
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
 from lmc_verify.claims.theory import Expectation, expect_from_halo
@@ -88,6 +89,10 @@ EQUALS_BACKWARD_SGD = Claim(
     theory=(
         "The halo's embeddings and auxiliary variables are then exact, and the Jacobian of an aggregate-linear layer "
         "at a halo row does not see that row's incomplete aggregate. GAS equals Backward SGD in the last layer only."
+    ),
+    question=Question(
+        "With exact histories, is {estimator}'s gradient Backward SGD's on every batch",
+        refuted=Answer("off by up to {size}", largest("largest difference per layer"), largest=True),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, HISTORIES_NAMED),
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),

@@ -12,6 +12,7 @@ from lmc_verify.cases import Case, prepared_state, sweep_batches
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, CLUSTERS, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, last
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
@@ -221,6 +222,10 @@ EXACT_WHEN_FROZEN = Claim(
         "upwards, then V downwards. It needs a cut right after the linear aggregation; with the post-activation cut "
         "or with attention, halo Jacobians see incomplete aggregates and a floor remains. GAS's histories become "
         "exact, its gradient never does."
+    ),
+    question=Question(
+        "At fixed parameters, is {estimator}'s gradient Backward SGD's from sweep 2L - 1 on",
+        refuted=Answer("off by {size} of the gradient's norm in the last sweep", last("gradient error by sweep")),
     ),
     required=(NO_DROPOUT, KEEPS_HISTORIES, CLUSTERS),
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),

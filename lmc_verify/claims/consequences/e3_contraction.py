@@ -18,6 +18,7 @@ from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series,
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, MAX_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
+from lmc_verify.claims.question import Answer, Question, largest, measured
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation, halo_view
@@ -400,6 +401,10 @@ CONTRACTION = Claim(
     source=SOURCE,
     tier="exact",
     theory=_THEORY,
+    question=Question(
+        "Does the error of {estimator}'s first history shrink by 1 - c/b per step",
+        refuted=Answer("off by {size} of the squared error", largest("contraction", "")),
+    ),
     required=(NO_DROPOUT, FINITE_SUPPORT, KEEPS_EMBEDDINGS, UNIFORM),
     check=check,
     expect=expect,
@@ -415,6 +420,11 @@ CONTRACTION_SAMPLED = Claim(
     source=SOURCE,
     tier="test",
     theory=_THEORY,
+    question=Question(
+        "Does the error of {estimator}'s first history shrink by 1 - c/b per step where batches are drawn",
+        supported=Answer("by a factor of {size}", measured("E[error after] / error before"), unit="number"),
+        refuted=Answer("by a factor of {size}", measured("E[error after] / error before"), unit="number"),
+    ),
     required=(NO_DROPOUT, KEEPS_EMBEDDINGS, UNIFORM),
     check=check_sampled,
     expect=expect_sampled,

@@ -19,6 +19,7 @@ from lmc_verify.claims.bias_curves import (
     unreadable,
 )
 from lmc_verify.claims.claim import Claim, not_applicable
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
@@ -86,6 +87,12 @@ FLOOR_IN_BETA = Claim(
     theory=(
         "A blended halo value is wrong by beta times the error of the fresh, incomplete value, and stays so. GAS, FM "
         "and other estimators that drop halo messages have a floor at beta = 0, and a slope near 0."
+    ),
+    question=Question(
+        "Does a constant beta leave {estimator} a floor that is linear in beta",
+        exact=Answer(),
+        supported=Answer("slope {size}", measured("floor"), unit="number"),
+        refuted=Answer("slope {size}", measured("floor"), unit="number"),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
     check=check_floor_in_beta,

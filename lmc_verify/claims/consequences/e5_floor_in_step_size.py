@@ -20,6 +20,7 @@ from lmc_verify.claims.bias_curves import (
     unreadable,
 )
 from lmc_verify.claims.claim import Claim, not_applicable
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
 
@@ -81,6 +82,12 @@ FLOOR_IN_STEP_SIZE = Claim(
         f"proportion to eta. The theorem needs a slope of {fraction(SLOPE)}, plain Lipschitz arguments give 1. What an "
         "estimator drops does not depend on eta: GAS has slope 0. The step sizes must be small enough for all runs to "
         "stay close together: elsewhere on the path the bias of every estimator is different."
+    ),
+    question=Question(
+        "Does {estimator}'s bias fall with the step size",
+        exact=Answer("there is none at any step size"),
+        supported=Answer("slope {size}", measured("floor"), unit="number"),
+        refuted=Answer("slope {size}", measured("floor"), unit="number"),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

@@ -15,6 +15,7 @@ from lmc_verify.claims.assumptions import (
 )
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE, Reference
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
@@ -138,6 +139,10 @@ LOWER_LAYERS_BIASED = Claim(
     theory=(
         "V^L at batch rows comes from the loss and is exact; V^l below lacks what the halo's rows would send back, "
         "and that part has no reason to vanish in expectation."
+    ),
+    question=Question(
+        "Is {estimator}'s gradient biased in every layer but the last, even with exact histories",
+        exact=Answer("by up to {size}", largest("bias per layer"), largest=True),
     ),
     required=(
         NO_DROPOUT,

@@ -10,6 +10,7 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOUT, NO_SAMPLING
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
 from lmc_verify.claims.theory import UNKNOWN, Expectation
@@ -174,6 +175,10 @@ REDUCTIONS = Claim(
     source="derived from the estimators' definitions in LMC (Shi, Liang and Wang, ICLR 2023)",
     tier="exact",
     theory="The estimators differ only in what they put at the halo; where none is needed, they agree.",
+    question=Question(
+        "Is {estimator}'s gradient exact where no message crosses a batch's border",
+        refuted=Answer("off by {size}", largest("residual", " ({})")),
+    ),
     required=(NO_DROPOUT, CLUSTERS, INCLUSION_WEIGHTS, NO_SAMPLING, WHOLE_OBJECTIVE),
     check=check,
     expect=expect,

@@ -12,6 +12,7 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import (
     RESOLUTION_LIMIT,
@@ -237,6 +238,10 @@ BIAS_AND_VARIANCE = Claim(
         "a few percent in error, but completely in bias. The report shows both next to the error of single batches "
         "(the quantity of the paper's figure 5). The closed form is the variance of a sum over a sample without "
         "replacement."
+    ),
+    question=Question(
+        "Is {estimator}'s mean squared error its squared bias plus its variance",
+        refuted=Answer("off by {size}", largest("identities", " ({})")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(Assumption("closed-form", "the design has a closed form of the variance", _closed_form),),

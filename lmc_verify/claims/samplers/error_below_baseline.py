@@ -9,6 +9,7 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, ratio
 from lmc_verify.claims.residuals import norm_by_layer
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.estimators import MVS, Sampled, properties_of
@@ -142,6 +143,12 @@ BELOW_BASELINE = Claim(
         "pass. "
         "The papers bound variances of aggregates; no theorem orders the gradients' errors on every graph, so the "
         "verdict is about the case, by enumeration of both samplers."
+    ),
+    question=Question(
+        "Is {estimator}'s error no larger than its baseline's at an equal budget",
+        exact=Answer("equal to it"),
+        supported=Answer("{size} of it", ratio("root mean square error")),
+        refuted=Answer("{size} of it", ratio("root mean square error")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, HAS_BASELINE, BASELINE_FINITE),
     check=check,

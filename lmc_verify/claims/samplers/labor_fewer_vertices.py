@@ -13,6 +13,7 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, ratio
 from lmc_verify.claims.samplers.error_below_baseline import RELATIVE_ROUNDING
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.estimators import NeighbourSampling, properties_of
@@ -167,6 +168,11 @@ FEWER_VERTICES = Claim(
         "the rows decide independently: 1 - prod_i (1 - k/d_i), which is at least as large. With rounds, c_i solves "
         "sum_j 1 / min(1, c_i pi_j) = d^2/k, the sum that k/d gives, and each round lowers the expected number of "
         "sources, sum_j min(1, pi_j max_i c_i)."
+    ),
+    question=Question(
+        "Does {estimator} need no more distinct sources than neighbour sampling, at equal variance",
+        exact=Answer("{size} of them", ratio("sources")),
+        refuted=Answer("{size} of them", ratio("sources")),
     ),
     required=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
     check=check_vertices,

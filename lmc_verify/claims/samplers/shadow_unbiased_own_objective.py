@@ -9,6 +9,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.estimators import properties_of
 from lmc_verify.objective import gradient_norm, gradient_sum
@@ -84,6 +85,10 @@ UNBIASED_OWN_OBJECTIVE = Claim(
         "A target's loss depends on its ego network alone, so the objective is a sum over targets; weighting those "
         "of the batch by inverse inclusion probabilities is unbiased. Against the whole graph's objective it is "
         "biased, unless the ego networks reach as far as the layers and keep the whole graph's weights."
+    ),
+    question=Question(
+        "Is {estimator}'s gradient unbiased for its own objective",
+        refuted=Answer("off by {size}", largest("bias per layer")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, OWN_OBJECTIVE),
     check=check_own_objective,

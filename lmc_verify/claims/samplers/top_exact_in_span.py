@@ -8,6 +8,7 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, enumerable
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import UNKNOWN, Expectation
@@ -149,6 +150,10 @@ EXACT_IN_SPAN = Claim(
     theory=(
         "Replacing the halo's rows by equal functions of the parameters changes neither values nor derivatives. "
         "Equality at one parameter point would make the loss exact and not the gradient."
+    ),
+    question=Question(
+        "Is {estimator}'s gradient exact where the halo lies in the span of the batch",
+        refuted=Answer("off by {size}", largest("residual", " ({})")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, IS_TOP, IN_SPAN),
     check=check_in_span,

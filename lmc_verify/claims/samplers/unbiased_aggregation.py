@@ -20,6 +20,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, look_at_all
+from lmc_verify.claims.question import Answer, Question, largest, measured
 from lmc_verify.claims.residuals import ordinary_unit
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.errors import ContractError, InvalidInputError, NotFiniteError
@@ -492,6 +493,10 @@ UNBIASED_AGGREGATION = Claim(
     source=_SOURCE,
     tier="exact",
     theory=_THEORY,
+    question=Question(
+        "Is the mean of {estimator}'s sampled aggregates the exact aggregate",
+        refuted=Answer("off by {size}", largest("bias of the operator")),
+    ),
     required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check,
     expect=expect,
@@ -508,6 +513,10 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     source=_SOURCE,
     tier="test",
     theory=_THEORY,
+    question=Question(
+        "Is the mean of {estimator}'s sampled aggregates the exact aggregate where samples are drawn",
+        supported=Answer("off by at most {size} of their norm", measured("bias, upper bound"), largest=True),
+    ),
     required=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check_sampled,
     expect=expect_sampled,

@@ -17,6 +17,7 @@ from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WEIGHTED_SUMS
 from lmc_verify.claims.theory import UNKNOWN, Expectation
@@ -174,6 +175,10 @@ LINEAR_CONTROL = Claim(
         "factor is unbiased, so the product is. It fails where one sample serves several layers (GraphSAINT). A bias "
         "on the case itself that is absent here comes from the activations and the loss; one layer does not help, "
         "because cross entropy is not linear in the outputs."
+    ),
+    question=Question(
+        "Is {estimator}'s gradient unbiased where nothing is nonlinear",
+        refuted=Answer("off by {size}", largest("bias per layer")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR),
     check=check,

@@ -19,6 +19,7 @@ from lmc_verify.claims.assumptions import (
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import describe
 from lmc_verify.claims.enumerated import bias_evidence, compare_mean
+from lmc_verify.claims.question import Answer, Question, largest, with_histories
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import UNIT, relative_by_layer
 from lmc_verify.claims.theory import (
@@ -35,6 +36,8 @@ from lmc_verify.objective import gradient_norm, rounding_terms
 __all__ = ["UNBIASED"]
 
 ID = "theorem-1/unbiased"
+_NO_HISTORY = "the estimator reads no history"
+_HISTORIES = "exact-histories"
 
 
 def check(case: Case) -> Verdict:
@@ -118,16 +121,24 @@ def _histories(case: Case) -> tuple[bool | None, str]:
             return named.holds, named.detail or "histories: exact"
         return None, f"histories: {case.histories}"
     if found.policies is not None and isinstance(found.policies.forward, Held | Cut):
-        return True, "the estimator reads no history"
+        return True, _NO_HISTORY
     if found.starts_exact:
         return True, "a checkpoint at the start makes the histories exact, and they stay so at fixed parameters"
     if found.sampler is not None and not found.sampler.corrected:
-        return True, "the estimator reads no history"
+        return True, _NO_HISTORY
     family = found.policies is not None
     warm = family and case.histories.startswith("sweeps:") and int(case.histories[7:]) >= frozen_sweeps(case) - 1
     if case.histories == "exact" or warm:
         return True, f"histories: {case.histories}"
     return False, f"the histories that are read are not exact (histories: {case.histories})"
+
+
+def _when(verdict: Verdict) -> str:
+    read = next((item.detail != _NO_HISTORY for item in verdict.assumptions if item.id == _HISTORIES), True)
+    if not read:
+        return ""
+    kind = verdict.case.histories
+    return f" when {{its}} histories are {kind}" if kind in ("exact", "zero") else with_histories(verdict)
 
 
 UNBIASED = Claim(
@@ -145,10 +156,15 @@ UNBIASED = Claim(
         "histories are exact and its layers aggregate-linear. GAS, FM, Cluster-GCN and "
         "MVS-GNN drop the halo's messages in the backward pass and are biased in every layer that needs them."
     ),
+    question=Question(
+        "Is {estimator}'s gradient unbiased{when}",
+        refuted=Answer("off by {size}", largest("bias per layer")),
+        when=_when,
+    ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(
         Assumption("inclusion", "the batches' inclusion probabilities are those of the design", _inclusion_matches),
-        Assumption("exact-histories", "the histories that are read hold exact values", _histories),
+        Assumption(_HISTORIES, "the histories that are read hold exact values", _histories),
         BETA_ZERO,
         AGGREGATE_LINEAR,
     ),

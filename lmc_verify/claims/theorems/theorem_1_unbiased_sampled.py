@@ -23,6 +23,7 @@ from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series,
 from lmc_verify.claims.assumptions import AGGREGATE_LINEAR, BETA_ZERO, MAX_SUPPORT, NO_DROPOUT, inclusion_matches
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
+from lmc_verify.claims.question import Answer, Question, largest, measured, with_histories
 from lmc_verify.claims.reference import BackwardRows
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_by_layer
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
@@ -584,6 +585,12 @@ UNBIASED_SAMPLED = Claim(
         UNBIASED.theory
         + " The difference from Backward SGD on the same batch has the same mean as the bias and a much smaller "
         "variance."
+    ),
+    question=Question(
+        "Is {estimator}'s gradient unbiased{when} where batches are drawn",
+        supported=Answer("off by at most {size} of its norm", measured("bias, upper bound"), largest=True),
+        refuted=Answer("e-value {size}", largest("e-values"), unit="power"),
+        when=with_histories,
     ),
     required=(NO_DROPOUT, REFERENCE_MEAN),
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),

@@ -13,6 +13,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.errors import InvalidInputError
@@ -207,6 +208,15 @@ POSTERIOR_BOUND = Claim(
         "the derivative of ReLU can only change where an error exceeds the input's distance from the kink. Where halo "
         f"messages are dropped the whole message counts as error. A bound of more than {VACUOUS_SLACK:g} times the "
         "error is vacuous."
+    ),
+    question=Question(
+        "Is {estimator}'s error within the computed bound at every step",
+        supported=Answer(
+            "the bound is typically {size} times the error", measured("typical bound / measured error"), unit="number"
+        ),
+        refuted=Answer(
+            "exceeded on {size} steps", measured("steps on which the bound was exceeded", positive=True), unit="number"
+        ),
     ),
     required=(NO_DROPOUT, PROVEN),
     check=check,

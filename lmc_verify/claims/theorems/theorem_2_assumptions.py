@@ -14,6 +14,7 @@ from lmc_verify.cases import Case, prepared_state
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.claims.assumptions import NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.objective import exact_pass
 from lmc_verify.seeds import generator, torch_generator
@@ -141,6 +142,13 @@ ASSUMPTIONS = Claim(
         "ReLU breaks (A2): its derivative jumps where an input changes sign. The theorems then hold where no kink is "
         "crossed, and a crossed one shows as a jump of the bias. Smooth activations such as tanh satisfy (A2) on "
         "bounded sets. Constants along one run are lower bounds of those that hold for all parameters."
+    ),
+    question=Question(
+        "Are layers smooth and norms bounded along {estimator}'s training",
+        refuted=Answer(
+            "{size} of ReLU inputs change sign per step",
+            measured("ReLU inputs that change sign per step", positive=True),
+        ),
     ),
     required=(NO_DROPOUT,),
     assumptions=(UNIFORM,),

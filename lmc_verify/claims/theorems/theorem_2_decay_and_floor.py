@@ -24,6 +24,7 @@ from lmc_verify.claims.bias_curves import (
     unreadable,
 )
 from lmc_verify.claims.claim import Claim, not_applicable
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.estimators import with_beta
@@ -126,6 +127,12 @@ DECAY_AND_FLOOR = Claim(
         "The transient is that of histories from zero, which are refreshed at random; the floor comes from parameters "
         "that move (eta) and from incomplete fresh values (beta). What an estimator drops remains at every eps: GAS, "
         "FM and Cluster-GCN have a floor of slope 0. As for E5, all runs must stay close together."
+    ),
+    question=Question(
+        "Does {estimator}'s bias decay to a floor of order eps",
+        exact=Answer("there is none at any eps"),
+        supported=Answer("slope in eps {size}", measured("floor"), unit="number"),
+        refuted=Answer("slope in eps {size}", measured("floor"), unit="number"),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

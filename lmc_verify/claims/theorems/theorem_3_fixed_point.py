@@ -15,6 +15,7 @@ from lmc_verify.claims.assumptions import FINITE_SUPPORT, NO_DROPOUT, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.enumerated import compare_mean
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import RESOLUTION_LIMIT, Residuals
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -157,6 +158,14 @@ FIXED_POINT = Claim(
         "An unbiased estimator's mean update is the gradient. A biased one stops where gradient and bias "
         "cancel: GAS stops on a plateau away from every stationary point, most of all where neighbours "
         "disagree, so that the messages that it drops point against those that it keeps."
+    ),
+    question=Question(
+        "Does {estimator}'s mean update vanish at stationary points only",
+        refuted=Answer(
+            "it stops where the gradient is {size} times the update",
+            measured("exact gradient / mean update at the end"),
+            unit="number",
+        ),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM,),

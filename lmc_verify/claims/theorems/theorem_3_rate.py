@@ -14,6 +14,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import floor_evidence, floor_words, more_seeds
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
@@ -300,6 +301,11 @@ RATE = Claim(
         f"N^({fraction(SCHEDULE)}) and a gradient norm of order N^({fraction(SLOPE)}). The bias of LMC falls with eta "
         "and beta. That of GAS does not: where it outweighs the gradient the norm stays on a plateau, and the slope is "
         "near 0."
+    ),
+    question=Question(
+        f"Does {{estimator}}'s gradient norm fall as N^({fraction(SLOPE)})",
+        supported=Answer("slope {size}", measured("E||grad|| against N"), unit="number"),
+        refuted=Answer("slope {size}", measured("E||grad|| against N"), unit="number"),
     ),
     required=(NO_DROPOUT,),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

@@ -11,6 +11,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.assumptions import BOUNDED, FINITE_SUPPORT, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theorems.theorem_3_fixed_point import SOURCE, snapshot_steps
 from lmc_verify.claims.theorems.theorem_3_rate import SCHEDULE, scheduled
@@ -178,6 +179,13 @@ RELATIVE_BIAS = Claim(
         "and near a perfect fit faster. With a constant beta incomplete fresh values keep it up, most of all at beta = "
         "1, where the histories are never used: it ends at many times the gradient, and Theorem 3 does not cover that "
         "setting."
+    ),
+    question=Question(
+        "Does {estimator}'s bias stay below the gradient as the gradient vanishes",
+        supported=Answer(
+            "at most {size} of it at the end", measured("largest bias / gradient at the end"), largest=True
+        ),
+        refuted=Answer("{size} of it at the end", measured("largest bias / gradient at the end")),
     ),
     required=(NO_DROPOUT, FINITE_SUPPORT),
     assumptions=(UNIFORM, SMOOTH, BOUNDED),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ __all__ = [
     "INK",
     "MUTED",
     "RULE",
-    "both_ends",
     "canvas",
     "frame",
     "short",
@@ -70,42 +69,17 @@ def short(label: str, limit: int = 70) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
-def both_ends(label: str, limit: int) -> str:
-    """Return a label on one line, cut in the middle where it is too long: how it ends tells it from its neighbours."""
-    label = " ".join(text.printable(label).split())
-    if len(label) <= limit:
-        return label
-    tail = (limit - 1) // 2
-    return f"{label[: limit - 1 - tail].rstrip()}…{label[len(label) - tail :].lstrip()}"
-
-
 def canvas(
-    left: float,
-    heights: Sequence[float],
-    *,
-    top: float,
-    bottom: float,
-    between: float = 0.0,
-    columns: int = 1,
-    width: float = 800.0,
-    right: float = 14.0,
-) -> tuple[Figure, list[Axes]]:
-    """A figure measured in CSS pixels, with axes of the given heights in `columns` columns."""
-    total = top + sum(heights) + between * (len(heights) - 1) + bottom
+    left: float, height: float, *, top: float, bottom: float, width: float, right: float = 14.0
+) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, measured in CSS pixels."""
+    total = top + height + bottom
     figure = Figure(figsize=(width / 72, total / 72), dpi=72)
     FigureCanvasSVG(figure)
-    gap = 36.0  # the first and the last tick label of neighbours stand out by half their width
-    panel = (width - left - right - gap * (columns - 1)) / columns
-    grid = []
-    y = top
-    for height in heights:
-        for column in range(columns):
-            x = left + column * (panel + gap)
-            bounds = (x / width, 1 - (y + height) / total, panel / width, height / total)
-            grid.append(figure.add_axes(bounds, facecolor="none"))
-        y += height + between
+    bounds = (left / width, bottom / total, (width - left - right) / width, height / total)
+    axes = figure.add_axes(bounds, facecolor="none")
     figure.patch.set_visible(False)
-    return figure, grid
+    return figure, axes
 
 
 def frame(axes: Axes) -> None:

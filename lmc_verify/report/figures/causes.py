@@ -75,7 +75,7 @@ def causes_picture(audit: Audit, identifier: str) -> str | None:
 
     def draw() -> Figure:
         left = 16.0 + CHARACTER * max(len(short(bar.label, _LABEL)) for bar in bars)
-        figure, (axes,) = canvas(left, [_ROW * len(bars)], top=8.0, bottom=40.0, width=_WIDTH, right=58.0)
+        figure, axes = canvas(left, _ROW * len(bars), top=8.0, bottom=40.0, width=_WIDTH, right=58.0)
         axes.set_xlim(low, high)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         frame(axes)

@@ -43,7 +43,7 @@ def dot_plot(rows: Sequence[DotRow], identifier: str, title: str, x_label: str, 
     def draw() -> Figure:
         margin = 14.0 + CHARACTER * max(len(short(row.label, 30)) for row in rows)
         room = 20.0 + CHARACTER * max(len(short(row.note, 34)) for row in rows)
-        figure, (axes,) = canvas(margin, [_ROW * len(rows)], top=8.0, bottom=44.0, width=_WIDTH, right=room)
+        figure, axes = canvas(margin, _ROW * len(rows), top=8.0, bottom=44.0, width=_WIDTH, right=room)
         if log:
             axes.set_xscale("log")
         axes.set_xlim(left, right)

@@ -46,7 +46,7 @@ def line_plot(plot: Plot, identifier: str) -> str:
         left = 14.0 + CHARACTER * max((len(tick_label(value)) for value in ticks), default=3)
         right = 24.0 + CHARACTER * max((len(line) for label in labels for line in label), default=0)
         height = max(_HEIGHT, _LINE * sum(map(len, labels)) + 6.0 * len(labels))
-        figure, (axes,) = canvas(left, [height], top=_TOP, bottom=_BOTTOM, width=_WIDTH, right=right)
+        figure, axes = canvas(left, height, top=_TOP, bottom=_BOTTOM, width=_WIDTH, right=right)
         _set_axes(figure, axes, plot, low, high, ticks)
         for curve in plot.curves:
             _draw_curve(axes, curve, low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,13 +11,17 @@ from markupsafe import Markup, escape
 
 from lmc_verify.audits.result import effect
 from lmc_verify.audits.result import percent as share
+from lmc_verify.cases.verdict import Outcome
+from lmc_verify.report.answers.names import display_name
+from lmc_verify.report.answers.sentences import asked
+from lmc_verify.report.figures.canvas import short
 from lmc_verify.report.figures.causes import causes_picture
 from lmc_verify.report.figures.line_plot import curve_key, line_plot
-from lmc_verify.report.figures.pictures import picture_groups
-from lmc_verify.report.figures.residuals import bias_per_layer, residual_strip
+from lmc_verify.report.figures.pictures import picture_groups, pictures
+from lmc_verify.report.figures.residuals import KINDS, bias_per_layer, residual_strip
+from lmc_verify.report.figures.sharing import Sheet
 from lmc_verify.report.formats.glossary import glossary
 from lmc_verify.report.model import text
-from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.curves import Plot, case_plots, claim_plots
 from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.report.model.race_tables import percent
@@ -27,6 +32,12 @@ __all__ = ["render_html"]
 
 MANY_CASES = 12
 """A claim with more cases shows its list of cases closed."""
+FIRST_QUESTIONS = 6
+"""So many questions with their answers are on the first screen; further ones are closed."""
+FIRST_ANSWERS = 5
+"""So many answers to a question are shown; further ones are closed."""
+HEADLINE = "theorem-3/rate"
+"""The claim whose curves are on the first screen, and not in its card."""
 
 
 def render_html(report: Report) -> str:
@@ -53,65 +64,71 @@ def render_html(report: Report) -> str:
         share=share,
         effect=effect,
     )
-    environment.globals.update(picture_groups=picture_groups, glossary=glossary)
-    drawn = {section.anchor: _claim_curves(section) for section in report.sections}
+    environment.globals.update(picture_groups=picture_groups, glossary=glossary, curve_key=curve_key)
+    figures = _Figures(report)  # before the page is rendered: its head holds what they share
+    environment.filters.update(display=display_name, short=short, shared=figures.shared)
     return environment.get_template("report.html.j2").render(
         report=report,
-        figures={section.anchor: _figures(section) for section in report.sections},
-        claim_curves=drawn,
-        case_curves={
-            case.anchor: _case_curves(case, [plot for plot, _ in drawn[section.anchor]])
-            for section in report.sections
-            for case in section.cases
-        },
-        causes={case.anchor: _causes(case) for section in report.sections for case in section.cases},
+        asked=asked(report.sections),
+        figures=figures,
+        residuals={section.anchor: residual_strip(section) for section in report.sections},
+        biases={section.anchor: bias_per_layer(section) for section in report.sections},
+        mark_kinds=KINDS,
         drawings={search.anchor: _drawing(search) for search in report.counterexamples},
         interval=text.interval,
-        curve_key=curve_key,
         symbols=text.OUTCOME_SYMBOLS,
         meanings=text.OUTCOME_MEANINGS,
+        refuted=Outcome.REFUTED,
         settings_in_words=settings_in_words,
         count=text.count,
         zip=zip,
         many=MANY_CASES,
+        first_questions=FIRST_QUESTIONS,
+        first_answers=FIRST_ANSWERS,
+        headline=HEADLINE,
     )
-
-
-def _figures(section: ClaimSection) -> dict[str, Markup]:
-    drawn = {
-        "residual": residual_strip(section, f"residual-{section.anchor}"),
-        "bias": bias_per_layer(section, f"bias-{section.anchor}"),
-    }
-    return {key: Markup(svg) for key, svg in drawn.items() if svg is not None}  # nosec B704  # drawn here, text is escaped
 
 
 _Drawn = list[tuple[Plot, Markup]]
 
 
-def _claim_curves(section: ClaimSection) -> _Drawn:
-    if section.audited:  # each audit shows its own
-        return []
-    plots = enumerate(claim_plots(section), start=1)
-    return [
-        (plot, Markup(line_plot(plot, f"curves-{section.anchor}-{number}")))  # nosec B704  # drawn here, text is escaped
-        for number, plot in plots
-    ]
+class _Figures:
+    """Every figure of a page, drawn, with what they share.
 
+    Attributes:
+        claims: anchor of a claim -> the curves of its cases together; none of audits, each of which shows its own.
+        cases: anchor of a case -> its curves that its claim does not already show alone.
+        causes: anchor of an audit -> the picture of its causes, or None.
+        sheet: what they share.
+    """
 
-def _case_curves(case: Case, above: list[Plot]) -> _Drawn:
-    """Draw the figures of a case that its claim does not already show alone."""
-    alone = {plot.title for plot in above if plot.cases == (case,)}
-    plots = enumerate(case_plots(case), start=1)
-    return [
-        (plot, Markup(line_plot(plot, f"curves-{case.anchor}-{number}")))  # nosec B704  # drawn here, text is escaped
-        for number, plot in plots
-        if plot.title not in alone
-    ]
+    def __init__(self, report: Report) -> None:
+        self.sheet = Sheet()
+        self._shared: dict[str, Markup] = {}
+        sections = report.sections
+        plots = {section.anchor: () if section.audited else claim_plots(section) for section in sections}
+        self.claims = {anchor: self._drawn(found, f"curves-{anchor}") for anchor, found in plots.items()}
+        self.cases: dict[str, _Drawn] = {}
+        self.causes: dict[str, Markup | None] = {}
+        for section in sections:
+            for case in section.cases:
+                alone = {plot.title for plot in plots[section.anchor] if plot.cases == (case,)}
+                own = [plot for plot in case_plots(case) if plot.title not in alone]
+                self.cases[case.anchor] = self._drawn(own, f"curves-{case.anchor}")
+                picture = None if case.audit is None else causes_picture(case.audit, f"causes-{case.anchor}")
+                self.causes[case.anchor] = None if picture is None else self.shared(picture)
+        for race in report.races:
+            for item in pictures(race):
+                self.shared(item.svg)
 
+    def shared(self, svg: str) -> Markup:
+        """Return a figure without what is on the sheet."""
+        if svg not in self._shared:
+            self._shared[svg] = Markup(self.sheet.share(svg))  # nosec B704  # drawn here, text is escaped
+        return self._shared[svg]
 
-def _causes(case: Case) -> Markup | None:
-    drawn = None if case.audit is None else causes_picture(case.audit, f"causes-{case.anchor}")
-    return None if drawn is None else Markup(drawn)  # nosec B704  # drawn here, text is escaped
+    def _drawn(self, plots: Iterable[Plot], identifier: str) -> _Drawn:
+        return [(plot, self.shared(line_plot(plot, f"{identifier}-{n}"))) for n, plot in enumerate(plots, start=1)]
 
 
 def _drawing(search: SearchCase) -> Markup | None:
@@ -129,7 +146,7 @@ def _unbroken(words: str) -> Markup:
 
 def _command(words: str) -> Markup:
     """Let a command break between its words only, where there is room."""
-    spans = (f'<span class="word">{escape(text.printable(word))}</span>' for word in words.split(" "))
+    spans = (f"<span>{escape(text.printable(word))}</span>" for word in words.split(" "))
     return Markup(" ".join(spans))  # nosec B704  # escaped
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from importlib.resources import files
 from typing import Any
 
 from lmc_verify.encoding import published
+from lmc_verify.report.answers.sentences import Asked, asked
 from lmc_verify.report.figures.pictures import pictures
 from lmc_verify.report.model.claims import Case, ClaimSection
 from lmc_verify.report.model.error_account import ErrorAccount
@@ -15,10 +17,12 @@ from lmc_verify.report.model.races import RaceSection
 from lmc_verify.report.model.report import Report
 from lmc_verify.report.model.searches import SearchCase
 
-__all__ = ["SCHEMA", "render_json"]
+__all__ = ["SCHEMA", "VERSION", "json_schema", "render_json"]
 
-SCHEMA = "lmc-verify/report/1"
-"""Name and version of the document; the number rises when a field changes its meaning or goes away."""
+VERSION = 1
+"""Version of the document: it rises when a field changes its meaning or goes away, and not for new fields."""
+SCHEMA = f"lmc-verify/report/{VERSION}"
+"""Name of the document's schema."""
 
 _CONVENTIONS = (
     "null: not measured or not given. Numbers that are not finite are the strings 'NaN', 'Infinity', '-Infinity'. "
@@ -29,12 +33,20 @@ _CONVENTIONS = (
 )
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) that every report of this version fits."""
+    file = files("lmc_verify.report").joinpath("schemas", f"report-{VERSION}.json")
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema
+
+
 def render_json(report: Report) -> str:
     """Return the report as JSON (no NaN, no infinity), with a `schema` field."""
     totals = report.totals
     figures = tuple(dict.fromkeys(figure for race in report.races for figure in race.header.figures))
     document = {
         "schema": SCHEMA,
+        "version": VERSION,
         "conventions": _CONVENTIONS,
         "run": asdict(report.run),
         "result": {
@@ -71,6 +83,7 @@ def render_json(report: Report) -> str:
         ],
         "unfinished": [item.to_dict() for item in report.unfinished],
         "elsewhere": [item.to_dict() for item in report.elsewhere],
+        "answers": [_asked(item) for item in asked(report.sections)],
         "claims": [_section(section) for section in report.sections],
         "controls": [_case(case) for case in report.controls],
         "counterexamples": [_search(search, report) for search in report.counterexamples],
@@ -82,11 +95,31 @@ def render_json(report: Report) -> str:
 
 
 def _section(section: ClaimSection) -> dict[str, Any]:
+    claim, question = section.claim, section.claim.question
     return {
-        **asdict(section.claim),
+        **{item.name: getattr(claim, item.name) for item in fields(claim)},
+        "question": None if question is None else question.ask,
         "assumptions": [asdict(item) for item in section.assumptions],
         "cases": [_case(case) for case in section.cases],
         "not_run": [item.to_dict() for item in section.not_run],
+    }
+
+
+def _asked(item: Asked) -> dict[str, Any]:
+    return {
+        "claim": item.section.claim.id,
+        "replies": [
+            {
+                "asked": lead,
+                "found": reply.found,
+                "outcome": reply.outcome.value,
+                "estimators": list(reply.estimators),
+                "sizes": [size.value for size in reply.sizes],
+                "as_expected": reply.as_expected,
+                "cases": [case.anchor for case in reply.cases],
+            }
+            for lead, reply in item.lines
+        ],
     }
 
 

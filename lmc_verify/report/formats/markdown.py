@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lmc_verify.audits.result import effect
+from lmc_verify.report.answers.sentences import asked
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import claim_plots
@@ -18,16 +20,45 @@ from lmc_verify.report.model.race_tables import percent
 from lmc_verify.report.model.report import Report
 from lmc_verify.runs import FOLDER
 
-__all__ = ["render_markdown"]
+__all__ = ["LIMIT", "render_markdown"]
+
+LIMIT = 60_000
+"""Bytes of the Markdown: GitHub refuses a comment of more than 65,536 characters."""
+
+_CUTS = (0, 1, 2)
+"""How much is left out: nothing; claims, controls and races that are as expected; all but the answers."""
+_MOST = 12
+"""So many failures, planned checks and controls are listed in a Markdown that is cut."""
+_ANSWERS = 5
+"""So many answers to a question are listed in one."""
 
 
-def render_markdown(report: Report, folder: str | Path | None = None) -> str:
-    """Return the report as GitHub-flavoured Markdown.
+def render_markdown(report: Report, folder: str | Path | None = None, *, limit: int = LIMIT, files: bool = True) -> str:
+    """Return the report as GitHub-flavoured Markdown, short enough for a pull request.
+
+    Where it is longer than the limit, what is as expected is left out first; it says so.
 
     Args:
         report: the report.
         folder: where the Markdown will lie, to which links to drawings are relative; by default next to the records.
+        limit: of its length, in bytes.
+        files: whether it may refer to files next to it, which it cannot where it is shown alone.
     """
+    for cut in _CUTS:
+        written = _rendered(report, folder, cut, files=files)
+        if len(written.encode("utf-8", "replace")) <= limit:
+            return written
+    return _shortened(written, limit)
+
+
+def _shortened(written: str, limit: int) -> str:
+    """Return the first lines, as many as the limit allows, and say that the rest is left out."""
+    note = "\n\nThe rest is left out: see the HTML report.\n"
+    kept = written.encode("utf-8", "replace")[: limit - len(note)].decode("utf-8", "ignore")
+    return kept.rpartition("\n")[0].rstrip() + note
+
+
+def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: bool) -> str:
     base = report.folder if folder is None else Path(folder)
     environment = Environment(  # nosec B701  # for Markdown, whose filter `md` escapes
         loader=PackageLoader("lmc_verify.report"),
@@ -45,6 +76,12 @@ def render_markdown(report: Report, folder: str | Path | None = None) -> str:
     plots = {section.anchor: claim_plots(section) for section in report.sections}
     written = template.render(
         report=report,
+        cut=cut,
+        files=files,
+        most=_MOST if cut else sys.maxsize,
+        answers=_ANSWERS if cut else sys.maxsize,
+        asked=asked(report.sections),
+        matrices=(report.matrix,) if cut else report.matrices,
         symbols=text.OUTCOME_SYMBOLS,
         settings_in_words=settings_in_words,
         plots=plots,

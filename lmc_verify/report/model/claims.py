@@ -12,6 +12,7 @@ from typing import Any
 
 from lmc_verify.audits import Audit
 from lmc_verify.cases.verdict import AUDIT, AssumptionCheck, Evidence, Outcome, Verdict
+from lmc_verify.claims import Question
 from lmc_verify.report.model import text
 from lmc_verify.report.model.labels import settings_in_words
 from lmc_verify.runs import NotRun, Trial
@@ -37,6 +38,7 @@ class ClaimText:
         source: where it is stated, such as ``"LMC, Theorem 1"``.
         tier: how it is checked: exact, anytime-valid test, or rate.
         theory: a short paragraph that says why it should (or should not) hold.
+        question: the claim as a question about one estimator; None: readers are given its statement.
     """
 
     id: str
@@ -45,6 +47,7 @@ class ClaimText:
     source: str
     tier: str
     theory: str
+    question: Question | None = None
 
 
 AUDITS = ClaimText(
@@ -253,6 +256,24 @@ class ClaimSection:
             )
             for key, checks in merged.items()
         )
+
+    @cached_property
+    def _told(self) -> frozenset[tuple[str, bool | None, str]]:
+        """The assumptions that `assumptions` tells all of: of one outcome and one detail in every case."""
+        seen: dict[str, set[tuple[bool | None, str]]] = {}
+        for case in self.cases:
+            for check in case.verdict.assumptions:
+                seen.setdefault(check.id, set()).add((check.holds, check.detail))
+        amount = Counter(check.id for case in self.cases for check in case.verdict.assumptions)
+        return frozenset(
+            (key, *next(iter(found)))
+            for key, found in seen.items()
+            if len(found) == 1 and amount[key] == len(self.cases)
+        )
+
+    def special_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
+        """Return the assumptions of a case that the claim's own list does not tell all of."""
+        return tuple(item for item in case.verdict.assumptions if (item.id, item.holds, item.detail) not in self._told)
 
     @property
     def audited(self) -> bool:

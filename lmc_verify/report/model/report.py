@@ -36,6 +36,7 @@ STATE_WORDS: Mapping[RunState, str] = {
 
 NO_DATASET = "no data set"
 NO_ESTIMATOR = "no estimator"
+ALL_DATASETS = "all data sets"
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,16 @@ class Report:
         datasets = dict.fromkeys(_dataset(case) for section in sections for case in section.cases)
         return tuple(_matrix(dataset, sections) for dataset in datasets)
 
+    @cached_property
+    def matrix(self) -> Matrix:
+        """The matrix of all data sets together."""
+        return _matrix(None, [section for section in self.sections if not section.audited])
+
+    @property
+    def expected_refutations(self) -> int:
+        """How many cases were expected to be refuted, and were."""
+        return sum(case.verdict.outcome is Outcome.REFUTED and case.trial.as_expected is True for case in self.cases)
+
     @property
     def work_seconds(self) -> float:
         """Sum of the time of all trials, searches and training runs."""
@@ -430,15 +441,19 @@ def _estimator(case: Case) -> str:
     return case.verdict.case.estimator or NO_ESTIMATOR
 
 
-def _matrix(dataset: str, sections: Iterable[ClaimSection]) -> Matrix:
-    chosen = [(section, [case for case in section.cases if _dataset(case) == dataset]) for section in sections]
+def _matrix(dataset: str | None, sections: Iterable[ClaimSection]) -> Matrix:
+    """Return the matrix of one data set, or of all of them."""
+    chosen = [
+        (section, [case for case in section.cases if dataset is None or _dataset(case) == dataset])
+        for section in sections
+    ]
     estimators = tuple(dict.fromkeys(_estimator(case) for _, cases in chosen for case in cases))
     rows = []
     for section, cases in chosen:
         if cases:
             groups = [[case for case in cases if _estimator(case) == estimator] for estimator in estimators]
             rows.append((section, tuple(_cells(group) for group in groups)))
-    return Matrix(dataset, estimators, tuple(rows))
+    return Matrix(dataset or ALL_DATASETS, estimators, tuple(rows))
 
 
 def _cells(cases: Sequence[Case]) -> tuple[Cell, ...]:

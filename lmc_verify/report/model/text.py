@@ -18,6 +18,7 @@ __all__ = [
     "count",
     "duration",
     "e_value",
+    "effect",
     "interval",
     "level",
     "moment",
@@ -86,6 +87,7 @@ _NAMES = {
     "dataset": "data set",
     "activation_cut": "activation cut",
     "normaliser": "loss weighting",
+    "seen": "clusters already seen",
     "per_batch": "parts per batch",
     "support": "possible batches",
 }
@@ -122,6 +124,19 @@ def number(value: float | None) -> str:
     if size < 1e-3 or size >= 1e6:
         return f"{value:.1e}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+
+
+def effect(value: float, unit: str) -> str:
+    """Return the size of an effect: a share in per cent, an exponent as a power of ten, or the number.
+
+    Shares that are nothing but rounding, or beyond any per cent, are written as numbers.
+    """
+    if unit == "power":
+        return f"10^{value:.1f}"
+    if unit != "share" or not 1e-5 <= abs(value) < 100:
+        return number(value)
+    percent = 100 * value
+    return f"{percent:,.0f}%" if abs(percent) >= 10 else f"{percent:.2g}%"
 
 
 def level(value: float | None) -> str:

@@ -1,0 +1,103 @@
+"""Figures that share their definitions are the figures that were drawn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from xml.etree import ElementTree
+
+import pytest
+from common.helpers import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmc_verify.cases.verdict import Series
+from lmc_verify.report.figures.line_plot import line_plot
+from lmc_verify.report.figures.sharing import Sheet
+from lmc_verify.report.model.curves import Curve, Plot, Points
+
+VALUES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8)
+
+
+def plot(curves: list[list[float]], title: str = "t") -> Plot:
+    made = []
+    for number, values in enumerate(curves):
+        series = Series(f"curve <{number}>", tuple(range(1, len(values) + 1)), tuple(values), title, "x", "y")
+        made.append(Curve(series.name, series, Points.of(series), number, number))
+    return Plot(title, "", "x", "y", "linear", tuple(made), ())
+
+
+def drawn(figure: str, sheet: Sheet | None = None) -> Counter[tuple[str, str, str, str]]:
+    """Return what a figure draws: of each element that draws its kind, place, look and words, references resolved."""
+    styles = {} if sheet is None else dict(re.findall(r"\.(\w+)\{([^}]*)\}", sheet.style))
+    root = ElementTree.fromstring(figure)
+    trees = [root, *([] if sheet is None or not sheet.definitions else [ElementTree.fromstring(sheet.definitions)])]
+    named = {item.get("id"): item for tree in trees for item in tree.iter() if item.get("id")}
+
+    def look(element: ElementTree.Element) -> str:
+        style = element.get("style") or styles.get(element.get("class", ""), "")
+        return re.sub(r"font-family: [^;]*;? ?", "", style).strip("; ")
+
+    def shape(element: ElementTree.Element) -> str:
+        outline = "".join(f"{key}={' '.join(element.get(key, '').split())};" for key in ("d", "width", "height"))
+        return outline + look(element) + "".join(map(shape, element))
+
+    found: Counter[tuple[str, str, str, str]] = Counter()
+    inside = {id(item) for group in root.iter("defs") for item in group.iter()}
+    for element in root.iter():
+        if element.tag not in ("path", "use", "text", "rect") or id(element) in inside:
+            continue
+        refers = [re.sub(r".*#([^)]*)\)?", r"\1", element.get(key, "")) for key in ("href", "clip-path")]
+        resolved = "|".join(shape(named[name]) if name else "" for name in refers)
+        place = " ".join(f"{key}={element.get(key)}" for key in ("x", "y"))
+        found[element.tag, place, f"{shape(element)}|{resolved}", "".join(element.itertext())] += 1
+    return found
+
+
+@examples(30)
+@given(st.lists(VALUES, min_size=1, max_size=4))
+def test_nothing_that_is_drawn_is_lost_or_changed(curves: list[list[float]]) -> None:
+    figure, sheet = line_plot(plot(curves), "one"), Sheet()
+    shared = sheet.share(figure)
+    assert drawn(shared, sheet) == drawn(figure)
+    assert len(shared) < len(figure)
+
+
+def test_figures_share_markers_styles_and_clipping_areas() -> None:
+    sheet = Sheet()
+    first = sheet.share(line_plot(plot([[1.0, 2.0, 3.0]]), "one"))
+    after_one = sheet.style, sheet.definitions
+    second = sheet.share(line_plot(plot([[1.0, 2.0, 3.0]]), "two"))
+    assert (sheet.style, sheet.definitions) == after_one
+    assert "<defs>" not in first + second
+    assert "style=" not in first + second
+    assert re.findall(r"#def-\d+", first) == re.findall(r"#def-\d+", second) != []
+    ids = re.findall(r' id="([^"]*)"', first + second + sheet.definitions)
+    assert len(ids) == len(set(ids))
+
+
+def test_words_and_description_stay() -> None:
+    sheet = Sheet()
+    shared = sheet.share(line_plot(plot([[1.0, 2.0]], title="a < b & c"), "one"))
+    root = ElementTree.fromstring(shared)
+    title = root.find("title")
+    assert title is not None
+    assert title.text == "a < b & c"
+    assert root.get("aria-labelledby") == "one-title one-desc"
+    assert "curve <0>" in "".join(root.itertext())
+
+
+def test_an_empty_sheet_is_nothing() -> None:
+    assert (Sheet().style, Sheet().definitions) == ("", "")
+
+
+def test_equal_names_of_different_markers_are_kept_apart() -> None:
+    def figure(path: str) -> str:
+        return f'<svg viewBox="0 0 1 1"><defs><path id="m" d="{path}" /></defs><use href="#m" x="1" y="1" /></svg>'
+
+    sheet = Sheet()
+    one, two = sheet.share(figure("M 0 0")), sheet.share(figure("M 1 1"))
+    assert 'href="#def-1"' in one
+    assert 'href="#def-2"' in two
+    with pytest.raises(ElementTree.ParseError):
+        sheet.share("<svg>")
