@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from lmc_verify.errors import InfrastructureError
 from lmc_verify.workers.engines import connect, remote
 from lmc_verify.workers.engines.versions import own_versions
 from lmc_verify.workers.pool import Task
-from lmc_verify.workers.worker import report_progress
 
 pytest.importorskip("ray")
 
@@ -34,12 +33,8 @@ def segfault() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def wait(seconds: float, file: str = "") -> str:
-    if file:
-        Path(file).write_text(str(os.getpid()))
-    report_progress("half")
+def wait(seconds: float) -> None:
     time.sleep(seconds)
-    return "waited"
 
 
 @pytest.fixture(autouse=True)
@@ -72,23 +67,6 @@ def test_whatever_a_task_does_ends_its_own_process_only(engine: Any) -> None:
         assert words in done[index].failure
 
 
-def test_long_tasks_are_told_of_and_what_nobody_waits_for_is_ended(engine: Any, tmp_path: Path) -> None:
-    heard: list[tuple[str, float, str]] = []
-    tasks = engine.run(
-        [Task("hang", wait, (600.0, str(tmp_path / "pid"))), Task("slow", wait, (12.0,))],
-        lambda task, *words: heard.append((task.name, *words)),
-    )
-    assert next(tasks).result == "waited"
-    assert {(name, words) for name, _, words in heard} <= {("slow", "half"), ("hang", "half")}
-    assert heard
-    pid = int((tmp_path / "pid").read_text())
-    tasks.close()
-    end = time.monotonic() + 15
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{pid}").exists()
-
-
 def test_a_node_with_other_code_is_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own = own_versions()
     monkeypatch.setattr(remote, "own_versions", lambda: own | {"lmc-verify": "0.0.0+other"})
@@ -96,9 +74,7 @@ def test_a_node_with_other_code_is_refused(engine: Any, monkeypatch: pytest.Monk
         list(engine.run([Task("any", double, (1,))]))
 
 
-def test_no_cluster_is_an_error(tmp_path: Path) -> None:
-    import subprocess
-
+def test_no_cluster_is_an_error() -> None:
     program = "from lmc_verify.workers.engines import connect\nconnect('ray', '127.0.0.1:9')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert "InfrastructureError: no Ray cluster can be used at 127.0.0.1:9" in done.stderr
