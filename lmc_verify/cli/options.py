@@ -17,6 +17,7 @@ from lmc_verify.encoding import published
 from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 
 __all__ = [
+    "DOCUMENTATION",
     "RECORDS_FILE",
     "DataRootOption",
     "DownloadOption",
@@ -33,6 +34,9 @@ __all__ = [
     "shown",
     "writable",
 ]
+
+DOCUMENTATION = "https://lmc-verify.readthedocs.io/en/latest/"
+"""Where the documentation of the package is."""
 
 RECORDS_FILE = "records.sqlite"
 """Name of the records in a run's output folder."""
@@ -76,7 +80,8 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
+        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable. "
+        "lmc-verify settings lists them.",
     ),
 ]
 
