@@ -36,6 +36,7 @@ MOST_SWEEPS = 10_000
 
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+"""A root seed."""
 
 
 def known_histories(value: str) -> str:

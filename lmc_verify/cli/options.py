@@ -19,6 +19,7 @@ from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 __all__ = [
     "DOCUMENTATION",
     "RECORDS_FILE",
+    "REPOSITORY",
     "DataRootOption",
     "DownloadOption",
     "GuaranteeOption",
@@ -37,6 +38,9 @@ __all__ = [
 
 DOCUMENTATION = "https://lmc-verify.readthedocs.io/en/latest/"
 """Where the documentation of the package is."""
+
+REPOSITORY = "https://github.com/lmc-verify/lmc-verify"
+"""Where the package is developed."""
 
 RECORDS_FILE = "records.sqlite"
 """Name of the records in a run's output folder."""

@@ -218,6 +218,7 @@ CATALOGUE: dict[str, EstimatorInfo] = {kind.name: info for kind, info in _OWN}
 ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
     "estimator", "lmc_verify.estimators", ((kind.name, kind) for kind, _ in _OWN), _named_estimator
 )
+"""Every estimator by its name: a class, or a function that returns one; those of plug-ins included."""
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:

@@ -37,6 +37,7 @@ def _model(plugin: Plugin, item: Any) -> Callable[..., LayeredModel]:
 
 
 MODELS: Registry[Callable[..., LayeredModel]] = Registry("model", "lmc_verify.models", _OWN.items(), _model)
+"""Every model by its name: a class that takes the arguments of `lmc_verify.GCN`; those of plug-ins included."""
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
