@@ -53,7 +53,9 @@ def pages() -> dict[str, tuple[str, ...]]:
     top = {_identity(name, getattr(lmc_verify, name)): name for name in lmc_verify.__all__}
     modules = [(page, module) for page, listed in PAGES.items() for module in listed]
     offered = [
-        (page, module, name, getattr(_module(module), name)) for page, module in modules for name in _module(module).__all__
+        (page, module, name, getattr(_module(module), name))
+        for page, module in modules
+        for name in _module(module).__all__
     ]
     # An object is on the page of the folder that defines it, if that offers it.
     offered.sort(key=lambda item: not getattr(item[3], "__module__", "").startswith(f"lmc_verify.{item[1]}"))
@@ -69,4 +71,6 @@ def pages() -> dict[str, tuple[str, ...]]:
     names: dict[str, list[str]] = {page: [] for page in PAGES}
     for page, name in found.values():
         names[page].append(name)
-    return {page: tuple(sorted(listed, key=lambda name: (name.count("."), name.lower()))) for page, listed in names.items()}
+    return {
+        page: tuple(sorted(listed, key=lambda name: (name.count("."), name.lower()))) for page, listed in names.items()
+    }

@@ -72,8 +72,10 @@ def _comment(name: str) -> list[str]:
     if item is LOSS_WEIGHTINGS and last != "LOSS_WEIGHTINGS":
         return ["The former name of `lmc_verify.estimators.LOSS_WEIGHTINGS`."]
     for module in sorted(module for module in sys.modules if module.startswith("lmc_verify.")):
+        if getattr(sys.modules[module], last, None) is not item:
+            continue
         found = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", last))
-        if found and getattr(sys.modules[module], last, None) is item:
+        if found:
             return found
     raise LookupError(f"{name} has no docstring; write one below its definition")
 

@@ -24,7 +24,6 @@ from lmc_verify.steps.generators import forked_generators
 __all__ = ["BatchList", "Inclusion", "LoaderDesign", "NodesOf", "design_of_loader"]
 
 AnyGenerator = np.random.Generator | torch.Generator
-"""What a design draws batches with."""
 NodesOf = Callable[[Any], Tensor]
 Inclusion = float | Tensor | Callable[[Tensor], Tensor]
 
