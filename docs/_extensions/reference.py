@@ -41,7 +41,7 @@ class NameIndex(SphinxDirective):
         for name in listed:
             item = _item(name)
             summary = (inspect.getdoc(item) or "").partition("\n\n")[0] if _has_own_doc(item) else _comment(name)[0]
-            lines += [f"   * - :py:obj:`{name}`", f"     - {' '.join(summary.split())}"]
+            lines += [f"   * - :py:obj:`~{name}`", f"     - {' '.join(summary.split())}"]
         return self.parse_text_to_nodes(StringList(lines, "names"), allow_section_headings=False)
 
 

@@ -7,6 +7,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from lmc_verify.cases.catalogue import NO_DEFAULT
 from lmc_verify.cli.settings import Key, all_keys
 
 __all__ = ["setup"]
@@ -33,7 +34,8 @@ def _section(item: Key) -> str:
 
 def _described(item: Key) -> list[str]:
     setting = item.setting
-    facts = [setting.type, f"default ``{setting.default}``", f"``{setting.range}``" if setting.range else ""]
+    default = setting.default if setting.default == NO_DEFAULT else f"default ``{setting.default}``"
+    facts = [setting.type, default, f"``{setting.range}``" if setting.range else ""]
     owners = f"Of {', '.join(f'``{name}``' for name in setting.of)}." if setting.of else ""
     return [
         f"``{setting.key}``",

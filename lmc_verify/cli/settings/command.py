@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lmc_verify.cases.catalogue import NO_DEFAULT
 from lmc_verify.cli.options import JsonOption, out_console, print_json, shown
 from lmc_verify.cli.settings.keys import COMMANDS, Key, all_keys
 from lmc_verify.errors import UnknownNameError
@@ -39,7 +40,8 @@ def settings(
 
 def _lines(item: Key) -> list[str]:
     setting = item.setting
-    facts = [setting.type, f"default {setting.default}", setting.range]
+    default = setting.default if setting.default == NO_DEFAULT else f"default {setting.default}"
+    facts = [setting.type, default, setting.range]
     return [
         ", ".join(filter(None, facts)),
         *([setting.meaning.replace("``", "").replace("`", "")] if setting.meaning else []),
