@@ -35,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = os.environ.get("LMC_VERIFY_SITE")
     if built:
         return ROOT / built
-    if not all(map(find_spec, ("sphinx", "furo", "myst_parser"))):
+    if not all(map(find_spec, ("sphinx", "furo", "myst_parser", "latex2mathml"))):
         pytest.skip("Sphinx is not installed: `nox -s docs` builds the site and runs these tests")
     place = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(place)]
@@ -49,24 +49,27 @@ def names() -> dict[str, tuple[str, ...]]:
     """Return the names of each page of the reference."""
     sys.path.insert(0, str(DOCS / "_extensions"))
     try:
-        found: dict[str, tuple[str, ...]] = importlib.import_module("public_names").pages()
+        listed: dict[str, tuple[str, ...]] = importlib.import_module("public_names").pages()
     finally:
         sys.path.pop(0)
-    return found
+    return listed
+
+
+def found(name: str) -> object:
+    module, _, last = name.rpartition(".")
+    return getattr(importlib.import_module(module), last)
 
 
 def test_every_public_object_is_on_one_page_of_the_reference(names: dict[str, tuple[str, ...]]) -> None:
     listed = [name for page in names.values() for name in page]
     assert len(set(listed)) == len(listed)
     assert {f"lmc_verify.{name}" for name in lmc_verify.__all__} - {"lmc_verify.__version__"} <= set(listed)
-    by_name = {
-        name: getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in listed
-    }
-    objects = {id(item) for item in by_name.values()}
+    objects = {id(found(name)) for name in listed}
     for folder in sorted(path.parent.name for path in (ROOT / "lmc_verify").glob("*/__init__.py")):
         module = importlib.import_module(f"lmc_verify.{folder}")
         if folder != "cli":
-            assert {id(getattr(module, name)) for name in module.__all__} <= objects, folder
+            offered = getattr(module, "__all__", ())
+            assert {id(getattr(module, name)) for name in offered} <= objects, folder
 
 
 def test_every_page_of_the_reference_is_there(names: dict[str, tuple[str, ...]]) -> None:
@@ -79,7 +82,7 @@ def test_every_page_of_the_reference_is_there(names: dict[str, tuple[str, ...]])
 
 def test_every_class_and_function_has_a_docstring(names: dict[str, tuple[str, ...]]) -> None:
     for name in (name for page in names.values() for name in page):
-        item = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+        item = found(name)
         if inspect.isclass(item) or inspect.isroutine(item):
             assert inspect.getdoc(item), name
 
@@ -164,9 +167,20 @@ def test_search_works_from_files(site: Path, tmp_path: Path) -> None:
         f"{(site / 'search.html').resolve().as_uri()}?q=halo",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.findall(r'<li class="kind-\w+"><a href="([^"?#]+)', done.stdout)
-    assert "glossary.html" in [Path(link).name for link in found]
+    links = re.findall(r'<li class="kind-\w+"><a href="([^"?#]+)', done.stdout)
+    assert "glossary.html" in [Path(link).name for link in links]
     assert ":CONSOLE" not in done.stderr
     events = json.dumps(json.loads(log.read_text(encoding="utf-8"))["events"])
     asked = set(re.findall(r'"url": "(https?://[^"/]+)', events))
-    assert not {url for url in asked if not re.search(r"google|gstatic", url)}, "a browser's own calls apart"
+    assert not {url for url in asked if not re.search(r"google|gstatic|gvt1", url)}, "a browser's own calls apart"
+
+
+def test_a_formula_that_would_be_shown_as_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("latex2mathml", reason="latex2mathml is not installed: `nox -s docs` runs this test")
+    errors = pytest.importorskip("sphinx.errors", reason="Sphinx is not installed: `nox -s docs` runs this test")
+    monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
+    convert = importlib.import_module("mathml").mathml
+    assert convert(r"\hat t - t", "inline").startswith("<math")
+    for unknown in (r"\nosuch x", r"\begin{aligned} a & b \end{aligned}"):
+        with pytest.raises(errors.ExtensionError, match="is not known"):
+            convert(unknown, "block")
