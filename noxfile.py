@@ -112,6 +112,22 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site, docs/_build/html/index.html; a warning is an error. Then its tests look at it."""
+    install(session, "docs,test")
+    place = "docs/_build/html"
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", place, env=ENVIRONMENT)
+    session.run("pytest", "properties/test_site.py", env={**ENVIRONMENT, "LMC_VERIFY_SITE": place})
+
+
+@nox.session
+def citation(session: nox.Session) -> None:
+    """Check CITATION.cff against its schema."""
+    session.install("-c", "constraints.txt", "cffconvert")
+    session.run("cffconvert", "--validate", silent=True)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Read mutated files of every kind, ten minutes each (slow); finds go to finds/. Arguments go to tools/fuzz.py."""
     install(session, "test")

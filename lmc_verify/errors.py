@@ -24,6 +24,7 @@ __all__ = [
     "PluginError",
     "RecordsError",
     "UnknownNameError",
+    "nearest",
     "suggestion",
     "validated",
 ]
@@ -94,9 +95,16 @@ class InfrastructureError(LmcVerifyError):
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest names, or the whole list when none is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(item) for item in near) + "?"
+    return nearest(name, names) or _all_of(names)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...?" with the nearest names; "" when none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return "did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
+
+
+def _all_of(names: Sequence[str]) -> str:
     return "known names are " + ", ".join(repr(item) for item in names) if names else "no name is known"
 
 

@@ -22,7 +22,7 @@ from lmc_verify.cases.commands import case_settings, settings_tree
 from lmc_verify.cases.lookup import build_estimator, check_dataset
 from lmc_verify.claims import CLAIMS, Claim, Outcome, find_claim
 from lmc_verify.cli.app import app
-from lmc_verify.cli.options import outcome_named
+from lmc_verify.cli.options import DOCUMENTATION, REPOSITORY, outcome_named
 from lmc_verify.controls import find_control
 from lmc_verify.datasets.registry import dataset_info, dataset_names
 from lmc_verify.errors import validated
@@ -38,6 +38,11 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 WITH_CODE = [
     ROOT / "README.md",
     DOCS / "guide.md",
+    DOCS / "own-claim.md",
+    DOCS / "own-data.md",
+    DOCS / "own-estimator.md",
+    DOCS / "own-model.md",
+    DOCS / "gpu.md",
     DOCS / "matrix.md",
     DOCS / "methods.md",
     DOCS / "statistics.md",
@@ -45,7 +50,7 @@ WITH_CODE = [
     DOCS / "plugins.md",
     DOCS / "testing.md",
     DOCS / "training.md",
-    DOCS / "audits.md",
+    DOCS / "tutorial.md",
 ]
 SECTIONS = (
     "Statement",
@@ -58,6 +63,13 @@ SECTIONS = (
     "Reproduce",
     "Limits",
 )
+OWN_ADDRESSES = {
+    DOCUMENTATION: DOCS,
+    f"{REPOSITORY}/blob/main/": ROOT,
+    f"{REPOSITORY}/tree/main/": ROOT,
+    f"{REPOSITORY.replace('//github.com', '//raw.githubusercontent.com')}/main/": ROOT,
+}
+"""Addresses of the documentation and the repository, and the folders that they show."""
 RACE_DEFAULTS: tuple[Any, ...] = ([], None, None, None, [])
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer's own group
 
@@ -256,12 +268,12 @@ def test_python_blocks_are_on_pages_that_are_run() -> None:
     assert {name_of(page) for page in PAGES if "```python" in page.read_text()} <= {name_of(page) for page in WITH_CODE}
 
 
-def test_the_guide_shows_a_valid_suite() -> None:
-    block, _ = re.findall(r"```toml\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+def test_the_page_on_suites_shows_a_valid_suite() -> None:
+    block, _ = re.findall(r"```toml\n(.*?)```", (DOCS / "suites.md").read_text(), re.DOTALL)
     planned = Suite.model_validate(tomllib.loads(block)).plan()
     assert len(planned) > 8
     shares = {trial.settings.sampling.alpha for trial in planned if trial.kind == "claim" and trial.statistical}
-    assert shares == {5e-7}, "the guide says what each statistical check gets"
+    assert shares == {5e-7}, "the page says what each statistical check gets"
 
 
 def test_the_page_on_training_shows_a_valid_race(tmp_path: Path) -> None:
@@ -273,8 +285,8 @@ def test_the_page_on_training_shows_a_valid_race(tmp_path: Path) -> None:
     assert [race.trainer_of(item).epochs for item in race.contestants] == [100, 60, 60]
 
 
-def test_the_guide_shows_valid_races() -> None:
-    _, block = re.findall(r"```toml\n(.*?)```", (DOCS / "guide.md").read_text(), re.DOTALL)
+def test_the_page_on_suites_shows_valid_races() -> None:
+    _, block = re.findall(r"```toml\n(.*?)```", (DOCS / "suites.md").read_text(), re.DOTALL)
     suite = Suite.model_validate({"name": "guide", "title": "", **tomllib.loads(block)})
     quick, full = suite.races(), suite.races("full")
     assert [len(race.runs) for race in quick] == [3 * 5, 3 * 5], "full batch once, two estimators with two designs"
@@ -287,6 +299,15 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         file, _, anchor = target.partition("#")
         found = page.parent / file if file else page
+        if page.name == "README.md":  # it is read elsewhere, too: on the package index
+            assert "://" in target, f"README.md links to {target}; write the whole address"
+        for address, folder in OWN_ADDRESSES.items():
+            if file.startswith(address):
+                found = folder / re.sub(r"\.html$", ".md", file.removeprefix(address) or "index.html")
+                break
+        else:
+            if "://" in file:
+                continue
         assert found.exists(), f"{name_of(page)} links to {target}, which does not exist"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from lmc_verify.cases.settings import DatasetSettings, EstimatorSettings, ModelSettings
 from lmc_verify.datasets import dataset_info, dataset_registry
+from lmc_verify.datasets.generated import unknown_option
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
 from lmc_verify.models import MODELS
@@ -52,8 +53,7 @@ def check_dataset(settings: DatasetSettings) -> None:
     known = [name for name, _ in dataset_info(settings.name).options]
     for option in settings.settings:
         if option not in known:
-            rest = f"its options are {', '.join(map(repr, known))}" if known else "it takes no options"
-            raise InvalidInputError(f"data set {settings.name!r} has no option {option!r}: {rest}")
+            raise unknown_option(settings.name, option, known)
 
 
 def build_estimator(settings: EstimatorSettings) -> Estimator:

@@ -36,6 +36,7 @@ MOST_SWEEPS = 10_000
 
 Count = Annotated[int, Field(ge=1, le=MOST_COUNT)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+"""A root seed."""
 
 
 def known_histories(value: str) -> str:
@@ -80,11 +81,19 @@ class _Named(BaseModel):
 
 
 class DatasetSettings(_Named):
-    """A data set by name, with its options."""
+    """A data set by name, with its options.
+
+    Attributes:
+        name: of the data set, such as ``"karate"``; see ``lmc-verify list datasets``.
+    """
 
 
 class EstimatorSettings(_Named):
-    """An estimator by name, with its settings; those that are given under a former name have the present one."""
+    """An estimator by name, with its settings; those that are given under a former name have the present one.
+
+    Attributes:
+        name: of the estimator, such as ``"lmc"``; see ``lmc-verify list estimators``.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +117,16 @@ class ModelSettings(Settings):
     """A model by name, with widths and depth.
 
     Attributes:
+        name: of the model, such as ``"gcn"``; see ``lmc-verify list models``.
+        layers: message-passing layers.
+        width: of the hidden layers.
+        activation_cut: ``"pre"``: histories keep what the next activation reads, so that LMC can be exact; ``"post"``:
+            they keep its result.
+        activation: between layers. ``"tanh"`` and ``"softplus"`` are smooth, as Theorem 2 assumes.
+        encoder: add a linear map with the activation before the layers.
+        head: add a linear map behind the layers.
+        norm: ``"layer"`` for node-wise layer normalisation before each activation.
+        residual: add a hidden layer's input to its output where the widths agree.
         jump: jumping knowledge: the head reads every layer's embedding.
         dropout: probability with which training runs drop a unit; claims are checked without dropout.
         options: what only this model has, such as ``heads`` of GAT or ``alpha`` of GCNII and APPNP.
@@ -130,7 +149,16 @@ class ModelSettings(Settings):
 
 
 class DesignSettings(Settings):
-    """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes."""
+    """A batch design: `per_batch` clusters of a partition into `parts`, or `per_batch` nodes.
+
+    Attributes:
+        name: ``"clusters"``: clusters, every set of that size equally likely; ``"epoch"``: clusters without replacement
+            within an epoch; ``"fused"``: fixed groups of clusters; ``"nodes"``: nodes, every set equally likely.
+        partition: how the nodes are divided into clusters; ``"nodes"`` has none.
+        parts: number of clusters.
+        per_batch: clusters in a batch, or nodes with ``"nodes"``.
+        seen: clusters that the epoch has already used, where `name` is ``"epoch"``.
+    """
 
     name: Literal["clusters", "epoch", "fused", "nodes"] = "clusters"
     partition: Literal["metis", "random", "contiguous"] = "metis"
@@ -193,6 +221,13 @@ class CaseSettings(Settings):
     """Everything that determines a case.
 
     Attributes:
+        dataset: the data set, by name, with its options.
+        model: the model.
+        estimator: the estimator, by name, with its settings.
+        design: what batches are drawn from.
+        sampling: how verdicts from draws are reached.
+        training: the training runs of claims about convergence.
+        seed: root seed: of generated graphs, partitions, parameters and batches.
         histories: what histories hold when the estimates are made: ``"exact"`` values, ``"zero"``, or the result of
             ``"sweeps:k"``, k sweeps over all clusters from zero at the same parameters.
     """

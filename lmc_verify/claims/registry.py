@@ -73,6 +73,7 @@ def _claim(plugin: Plugin, item: object) -> Claim:
 
 
 CLAIMS: Registry[Claim] = Registry("claim", "lmc_verify.claims", ((claim.id, claim) for claim in _OWN), _claim)
+"""Every claim by its id, those of plug-ins included."""
 
 
 def find_claim(claim_id: str) -> Claim:

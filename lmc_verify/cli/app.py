@@ -1,5 +1,5 @@
 """The command line: ``lmc-verify run | merge | report | table | check | audit | check-estimator | counterexample |
-reproduce | train | race | exact | controls | records | list | explain | doctor``.
+reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
+from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.exact import exact
 from lmc_verify.cli.listing import doctor, explain, list_names
-from lmc_verify.cli.options import print_json, shown
+from lmc_verify.cli.options import DOCUMENTATION, print_json, shown
 from lmc_verify.cli.replay import counterexample, reproduce
 from lmc_verify.cli.run import merge, records, report, run, table
+from lmc_verify.cli.settings import settings
 from lmc_verify.cli.train import race, train
 from lmc_verify.errors import LmcVerifyError
 
@@ -29,11 +32,27 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="lmc-verify",
     help="Verify and benchmark the convergence claims of graph neural network training.",
+    epilog=f"Documentation: {DOCUMENTATION}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lmc-verify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Verify and benchmark the convergence claims of graph neural network training."""
 
 
 app.command()(run)
@@ -50,6 +69,7 @@ app.command()(race)
 app.command()(exact)
 app.command()(controls)
 app.add_typer(records, name="records")
+app.command()(settings)
 app.command("list")(list_names)
 app.command()(explain)
 app.command()(doctor)

@@ -22,6 +22,7 @@ from lmc_verify.cli.options import (
 )
 from lmc_verify.cli.print_verdicts import print_controls, print_table, print_verdict
 from lmc_verify.controls import CONTROLS, MutationScore, find_control
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
 from lmc_verify.runs import Planned, Trial, run_planned
 
@@ -115,6 +116,11 @@ def check_estimator(
     from lmc_verify.testing.conformance import check_estimator as run_checks
 
     chosen = case_settings({"estimator.name": name}, settings or [])
+    others = sorted(chosen.model_fields_set - {"estimator"})
+    if others:
+        raise InvalidInputError(
+            f"{others[0]} cannot be set in a conformance check, which has cases of its own; settings of estimator can"
+        )
     results = run_checks(build_estimator(chosen.estimator), seed=seed)
     census = Census.of(results)
     if as_json:

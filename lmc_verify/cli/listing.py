@@ -13,7 +13,7 @@ import typer
 
 from lmc_verify import __version__
 from lmc_verify.claims import CLAIMS, find_claim
-from lmc_verify.cli.options import DataRootOption, JsonOption, out_console, print_json
+from lmc_verify.cli.options import DOCUMENTATION, DataRootOption, JsonOption, out_console, print_json, shown
 from lmc_verify.cli.print_verdicts import print_table
 from lmc_verify.controls import CONTROLS
 from lmc_verify.datasets import dataset_registry
@@ -107,10 +107,20 @@ def _first_line(item: Any) -> str:
 
 def explain(
     claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
+    page: Annotated[
+        bool, typer.Option("--page", help="Print the claim's whole page of the documentation, as Markdown.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Explain a claim: statement, source, theory, assumptions, and how it is checked."""
     item = find_claim(claim)
+    name = None if CLAIMS.plugin(claim) is not None else claim.replace("/", "-")
+    if page:
+        if as_json:
+            raise InvalidInputError("--page prints Markdown, and --json one JSON document; choose one")
+        typer.echo(shown(_page(claim, name)), nl=False)
+        return
+    address = None if name is None else f"{DOCUMENTATION}claims/{name}.html"
     how = (item.check.__doc__ or "").strip()
     if as_json:
         print_json(
@@ -125,6 +135,7 @@ def explain(
                     {"id": a.id, "statement": a.statement, "required": a in item.required} for a in item.assumptions
                 ],
                 "check": how,
+                "page": address,
             }
         )
         return
@@ -143,6 +154,22 @@ def explain(
     for assumption in item.assumptions:
         required = " (required)" if assumption in item.required else ""
         console.print(f"- {assumption.id}{required}: {assumption.statement}", markup=False, highlight=False)
+    if address is not None:
+        typer.echo(f"\nProof sketch, power and limits: lmc-verify explain {claim} --page, or {address}")
+
+
+def _page(claim: str, name: str | None) -> str:
+    """Return the text of a claim's page.
+
+    Raises:
+        InvalidInputError: the claim is a plug-in's.
+    """
+    if name is None:
+        raise InvalidInputError(f"the claim {claim!r} comes from a plug-in and has no page here; leave --page out")
+    package = Path(__file__).parent.parent
+    folders = (package / "claims" / "pages", package.parent / "docs" / "claims")  # in a wheel; in a checkout
+    file = next(folder / f"{name}.md" for folder in folders if folder.is_dir())
+    return file.read_text(encoding="utf-8")
 
 
 def _plugins_found() -> str:
@@ -168,6 +195,7 @@ def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> Non
         **{key: value for key, value in environment().items() if key in ("python", "platform", "threads", "code")},
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "not available",
         "plug-ins": _plugins_found(),
+        "documentation": DOCUMENTATION,
         "data root": "not set" if root is None else f"{root} ({'found' if root.is_dir() else 'missing'})",
     }
     if as_json:

@@ -17,7 +17,9 @@ from lmc_verify.encoding import published
 from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 
 __all__ = [
+    "DOCUMENTATION",
     "RECORDS_FILE",
+    "REPOSITORY",
     "DataRootOption",
     "DownloadOption",
     "GuaranteeOption",
@@ -34,6 +36,12 @@ __all__ = [
     "shown",
     "writable",
 ]
+
+DOCUMENTATION = "https://lmc-verify.readthedocs.io/en/latest/"
+"""Where the documentation of the package is."""
+
+REPOSITORY = "https://github.com/lmc-verify/lmc-verify"
+"""Where the package is developed."""
 
 RECORDS_FILE = "records.sqlite"
 """Name of the records in a run's output folder."""
@@ -79,7 +87,8 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable.",
+        help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable. "
+        "lmc-verify settings lists them.",
     ),
 ]
 

@@ -24,6 +24,7 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "damaged", "document_hash", "read_files",
 
 FORMAT = "lmc-verify counterexample"
 FORMAT_VERSION = 1
+"""The version of the files that are written; those of another one are refused."""
 
 
 def write_files(

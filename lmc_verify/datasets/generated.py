@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, nearest
 
-__all__ = ["GENERATORS", "GeneratedGraph", "Generator", "Option", "Task", "check_options", "make_rng"]
+__all__ = ["GENERATORS", "GeneratedGraph", "Generator", "Option", "Task", "check_options", "make_rng", "unknown_option"]
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -72,13 +72,19 @@ def check_options(
     """Return the options of a data set with the defaults filled in; unknown and bad ones are errors."""
     for name in given:
         if name not in allowed:
-            names = ", ".join(repr(item) for item in allowed)
-            rest = f"its options are {names}" if allowed else "it takes no options"
-            raise InvalidInputError(f"data set {dataset!r} has no option {name!r}: {rest}")
+            raise unknown_option(dataset, name, allowed)
     return {
         name: option.validate(f"option {name!r} of data set {dataset!r}", given.get(name, option.default))
         for name, option in allowed.items()
     }
+
+
+def unknown_option(dataset: str, name: str, known: Iterable[str]) -> InvalidInputError:
+    """Return the error that names an option which a data set does not have, with those that it has."""
+    names = list(known)
+    rest = f"its options are {', '.join(map(repr, names))}" if names else "it takes no options"
+    near = nearest(name, names)
+    return InvalidInputError(f"data set {dataset!r} has no option {name!r}: {rest}" + (f"; {near}" if near else ""))
 
 
 def make_rng(seed: int, stream: int) -> np.random.Generator:

@@ -35,7 +35,11 @@ __all__ = [
     "map_tables",
 ]
 
-EMBEDDING, AUXILIARY = "embedding", "auxiliary"
+EMBEDDING = "embedding"
+"""The kind of the tables that hold embeddings, H^l."""
+
+AUXILIARY = "auxiliary"
+"""The kind of the tables that hold auxiliary variables, V^l."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, nearest
 from lmc_verify.estimators.base import Estimator
 from lmc_verify.estimators.compensated.members import (
     FM,
@@ -43,6 +43,7 @@ __all__ = [
     "ESTIMATORS",
     "EstimatorInfo",
     "current_settings",
+    "default_settings",
     "departures",
     "make_estimator",
     "registered_settings",
@@ -217,6 +218,7 @@ CATALOGUE: dict[str, EstimatorInfo] = {kind.name: info for kind, info in _OWN}
 ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
     "estimator", "lmc_verify.estimators", ((kind.name, kind) for kind, _ in _OWN), _named_estimator
 )
+"""Every estimator by its name: a class, or a function that returns one; those of plug-ins included."""
 
 
 def make_estimator(name: str, **settings: Any) -> Estimator:
@@ -234,7 +236,8 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
     for setting, value in settings.items():
         if setting not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
-            raise InvalidInputError(f"estimator {name!r} has no setting {setting!r}; it has {known}")
+            has = f"estimator {name!r} has no setting {setting!r}; it has {known}"
+            raise InvalidInputError("; ".join(filter(None, (has, nearest(setting, defaults)))))
         # Python takes "no" for true and True for 1: refuse both.
         if isinstance(defaults[setting], bool) and not isinstance(value, bool):
             raise InvalidInputError(f"estimator.{setting} is {value!r}, it must be true or false")
@@ -268,6 +271,19 @@ def departures(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = _defaults(ESTIMATORS[name])
     given = {key: _as_number(value, defaults.get(key)) for key, value in _renamed(settings, defaults).items()}
     return {key: value for key, value in given.items() if not _is_default(value, defaults.get(key))}
+
+
+def default_settings(name: str) -> dict[str, Any]:
+    """Return the settings of an estimator with their defaults; `inspect.Parameter.empty` where there is none.
+
+    Raises:
+        UnknownNameError: an unknown name.
+        PluginError: the estimator is a plug-in's that cannot be used.
+    """
+    if name not in ESTIMATORS:
+        raise UnknownNameError("estimator", name, ESTIMATORS)
+    defaults = _defaults(ESTIMATORS[name])
+    return {key: inspect.Parameter.empty if value is MISSING else value for key, value in defaults.items()}
 
 
 def _as_number(value: Any, default: Any) -> Any:

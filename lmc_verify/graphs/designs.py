@@ -28,6 +28,7 @@ from lmc_verify.seeds import as_generator
 __all__ = ["BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "OneBatch", "UniformNodes"]
 
 AnyGenerator = np.random.Generator | torch.Generator
+"""What a design draws batches with."""
 
 
 class _OfLoaders(type(Protocol)):  # type: ignore[misc]  # Protocol's metaclass has no public name

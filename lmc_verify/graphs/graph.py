@@ -197,7 +197,7 @@ class Graph:
 
     @cached_property
     def num_labelled(self) -> int:
-        """Size of the training set, |V_L|."""
+        """Size of the training set, ``|V_L|``."""
         return int(self.train_mask.sum())
 
     @property

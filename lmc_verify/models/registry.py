@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, nearest
 from lmc_verify.graphs import Graph
 from lmc_verify.models.gin import GIN
 from lmc_verify.models.initial_residual import APPNP, GCNII
@@ -37,6 +37,7 @@ def _model(plugin: Plugin, item: Any) -> Callable[..., LayeredModel]:
 
 
 MODELS: Registry[Callable[..., LayeredModel]] = Registry("model", "lmc_verify.models", _OWN.items(), _model)
+"""Every model by its name: a class that takes the arguments of `lmc_verify.GCN`; those of plug-ins included."""
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -55,7 +56,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
             rest = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise InvalidInputError(f"model {name!r} has no option {option!r}; {rest}")
+            raise InvalidInputError(
+                "; ".join(filter(None, (f"model {name!r} has no option {option!r}; {rest}", nearest(option, known))))
+            )
         default = known[option]
         fits = isinstance(value, bool) if isinstance(default, bool) else not isinstance(value, bool)
         numeric = isinstance(default, (int, float))

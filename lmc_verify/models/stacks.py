@@ -70,12 +70,14 @@ class GAT(_Stack):
     The softmax of a halo row sees only part of its neighbours, so compensation cannot be exact.
 
     Args:
-        heads: attention heads, which are averaged.
+        heads: attention heads, at least 1, which are averaged.
     """
 
     def _conv(
         self, in_channels: int, out_channels: int, dtype: torch.dtype | None, *, heads: int = 1, **settings: Any
     ) -> Conv:
+        if heads < 1:
+            raise InvalidInputError(f"heads is {heads}, it must be at least 1")
         conv = materialise(GATConv, in_channels, out_channels, heads=heads, concat=False, dtype=dtype, **settings)
         return PyGConv(conv)
 

@@ -18,7 +18,7 @@ from lmc_verify.cases import (
     Settings,
     settings_tree,
 )
-from lmc_verify.errors import InvalidInputError, validated
+from lmc_verify.errors import InvalidInputError, suggestion, validated
 from lmc_verify.seeds import MOST_SEED
 from lmc_verify.training.settings import Dataset, EstimatorTable, RunSettings, TrainerSettings, as_table
 
@@ -50,6 +50,7 @@ def race_settings(
         except ValueError as error:  # also UnicodeDecodeError
             raise InvalidInputError(f"{file} is not TOML: {error}") from error
     changes = settings_tree({}, assignments)
+    _check_names(changes)
     for name, value in (("dataset", dataset), ("seeds", None if seeds is None else list(range(seeds)))):
         if value is not None:
             tree[name] = value
@@ -70,6 +71,20 @@ def race_settings(
         )
     tree["contestants"] = [{"design": design or {}, **item} for item in contestants]
     return RaceSettings.read(tree)
+
+
+def _check_names(changes: Mapping[str, Any]) -> None:
+    known = {*RaceSettings.model_fields, "design"}
+    for name in changes:
+        if name == "estimator":
+            raise InvalidInputError(
+                "the race's settings do not fit: estimator: each contestant has its own; give --estimator once for "
+                "each, and their settings in a file"
+            )
+        if name not in known:
+            raise InvalidInputError(
+                f"the race's settings do not fit: {name}: unknown setting; {suggestion(name, known)}"
+            )
 
 
 def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

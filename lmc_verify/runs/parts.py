@@ -33,7 +33,11 @@ __all__ = [
 ]
 
 AnyPlanned = Planned | PlannedAudit | PlannedSearch | PlannedRun
+"""A part of a run as it is planned: a check, an audit, a search, or one run of a race."""
+
 AnyResult = Trial | SearchRecord | RaceRun
+"""What a part of a run gives."""
+
 Listener = Callable[[AnyPlanned, AnyResult | None, str], None]
 """Called after each part: what was planned, the result (None if not made), why not."""
 

@@ -180,7 +180,17 @@ def test_explain(claim: str, lmc: Command) -> None:
     plain, document = lmc("explain", claim), lmc("explain", claim, "--json")
     assert (plain.code, document.code, plain.err, document.err) == (0, 0, "", "")
     assert document.json["id"] == claim
-    assert set(document.json) == {"id", "title", "statement", "source", "tier", "theory", "assumptions", "check"}
+    assert set(document.json) == {
+        "id",
+        "title",
+        "statement",
+        "source",
+        "tier",
+        "theory",
+        "assumptions",
+        "check",
+        "page",
+    }
     assert all(document.json.values())
     for item in document.json["assumptions"]:
         assert item["statement"] in " ".join(plain.out.split())

@@ -50,9 +50,15 @@ _PAUSE = 10.0
 
 
 class ExactSettings(Settings):
-    """A problem: data set, model and the seed of both."""
+    """A problem.
 
-    dataset: DatasetSettings
+    Attributes:
+        dataset: the data set, by name, with its options.
+        model: the model.
+        seed: of generated graphs and of the parameters.
+    """
+
+    dataset: DatasetSettings = DatasetSettings(name="digits")
     model: ModelSettings = ModelSettings()
     seed: int = Field(0, ge=0)
 

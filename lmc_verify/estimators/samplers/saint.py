@@ -63,7 +63,7 @@ class Subgraphs:
         atoms: what subgraphs are made of.
         times: atoms per subgraph.
         presamples: subgraphs from which constants are estimated where they have no closed form.
-        seed: of those.
+        seed: of these subgraphs.
         convention: whose weights messages get, see `GraphSAINT`.
     """
 
@@ -249,7 +249,7 @@ class GraphSAINT(Sampled, ABC):
 
     Attributes:
         presamples: subgraphs from which normalisation constants are estimated where they have no closed form.
-        seed: of those.
+        seed: of these subgraphs.
         constants: ``"closed form"`` where there is one, or ``"estimated"`` always.
         convention: ``"paper"``, or ``"pyg"`` for the distributions and weights of PyTorch Geometric's loaders: nodes by
             their number of out-edges (paper: squared column norms), edges u -> v by in-degree of u plus out-degree of v

@@ -1,0 +1,50 @@
+"""The command ``lmc-verify settings``: what ``--set`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from lmc_verify.cases.catalogue import NO_DEFAULT
+from lmc_verify.cli.options import JsonOption, out_console, print_json, shown
+from lmc_verify.cli.settings.keys import COMMANDS, Key, all_keys
+from lmc_verify.errors import UnknownNameError
+
+__all__ = ["settings"]
+
+
+def settings(
+    prefix: Annotated[str, typer.Argument(help="Beginning of the keys, such as model or estimator.beta.")] = "",
+    command: Annotated[str | None, typer.Option("--command", help="Only what this command takes.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what --set takes: key, type, default, range and meaning. That of audit: your function's arguments."""
+    if command is not None and command not in COMMANDS:
+        raise UnknownNameError("command with --set", command, COMMANDS)
+    known = [item for item in all_keys() if command is None or command in item.commands]
+    chosen = [item for item in known if item.setting.key.startswith(prefix)]
+    if not chosen:
+        keys = {item.setting.key for item in known}
+        raise UnknownNameError("setting", prefix, keys | {key.partition(".")[0] for key in keys})
+    if as_json:
+        print_json([{**asdict(item.setting), "commands": item.commands} for item in chosen])
+        return
+    console = out_console()
+    for item in chosen:
+        console.print(shown(item.setting.key), style="bold", markup=False, highlight=False)
+        for line in _lines(item):
+            console.print(f"  {shown(line)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _lines(item: Key) -> list[str]:
+    setting = item.setting
+    default = setting.default if setting.default == NO_DEFAULT else f"default {setting.default}"
+    facts = [setting.type, default, setting.range]
+    return [
+        ", ".join(filter(None, facts)),
+        *([setting.meaning.replace("``", "").replace("`", "")] if setting.meaning else []),
+        *([f"of {', '.join(setting.of)}"] if setting.of else []),
+        f"in {', '.join(item.commands)}",
+    ]
