@@ -435,7 +435,7 @@ def test_counterexample_and_reproduce(lmc: Command, tmp_path: Path) -> None:
     plain, document = lmc(*words), lmc(*words, "--json")
     assert (plain.code, document.code, plain.err, document.err) == (0, 0, "", "")
     assert plain.out.startswith("counterexample with 2 nodes and 2 directed edges")
-    for part in ("bias per layer", "edges: 0->1, 1->0", "features: ", "batches: [0], [1]", "layers.0.conv.bias = "):
+    for part in ("bias per layer", "edges: 0->1, 1->0", "features: ", "batches: [1], [0]", "layers.0.conv.bias = "):
         assert part in plain.out
     values = document.json
     assert values["found"] is True

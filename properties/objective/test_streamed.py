@@ -121,6 +121,12 @@ def test_files_and_memory_are_used_again(tmp_path: Path) -> None:
     assert_same_bits("again", again[1], first[1])
 
 
+def test_two_tables_are_in_memory_side_by_side() -> None:
+    """Layer 1 widens: its aggregate is made again while V^2 is gathered from, chunk after chunk."""
+    with mock.patch.object(Budget, "closed_rows", 2):
+        assert_streamed(Problem(path_graph(7), GCN(3, 8, 3, 3, dtype=torch.float64)), None)
+
+
 def test_kept_memory_counts_as_free_and_goes_where_it_is_too_much() -> None:
     problem = Problem(path_graph(3000), GCN(3, 64, 3, 2, dtype=torch.float64))
     clean = Budget.of(problem, ROOMY).work
