@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmc_verify.cases import Workspace
-from lmc_verify.claims import CLAIMS
+from lmc_verify import cases, claims, races, runs
+from lmc_verify import report as reports
+from lmc_verify.cases.suite_files import find_suite
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -31,24 +32,13 @@ from lmc_verify.cli.options import (
 from lmc_verify.cli.print_verdicts import print_races, print_result, print_reused
 from lmc_verify.cli.progress import progress
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.races import PlannedRun
-from lmc_verify.report import AUDITS, ClaimText, Report, build_report, claims_table, load_benchmarks, write_report
-from lmc_verify.runs import (
-    AnyPlanned,
-    Planned,
-    PlannedAudit,
-    PlannedSearch,
-    Records,
-    RunInterrupted,
-    RunResult,
-    Suite,
-    check_records,
-    load_suite,
-    repair_records,
-    run_suite,
-)
 from lmc_verify.workers.pool import Pool
 from lmc_verify.workers.signals import ended_as_interrupted
+
+if TYPE_CHECKING:
+    from lmc_verify.cases import Workspace
+    from lmc_verify.report import ClaimText, Report
+    from lmc_verify.runs import AnyPlanned, Records, RunResult, Suite
 
 __all__ = ["How", "records", "report", "run", "run_and_report", "table"]
 
@@ -60,10 +50,10 @@ records = typer.Typer(help="Look for damage in records, and save what is intact.
 
 def _claim_texts() -> dict[str, ClaimText]:
     texts = {
-        claim.id: ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
-        for claim in CLAIMS.usable().values()
+        claim.id: reports.ClaimText(claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory)
+        for claim in claims.CLAIMS.usable().values()
     }
-    return {**texts, AUDITS.id: AUDITS}
+    return {**texts, reports.AUDITS.id: reports.AUDITS}
 
 
 def run(
@@ -96,14 +86,15 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
-    chosen = load_suite(suite)
+    file = find_suite(suite)  # before what reads it is imported
+    chosen = runs.load_suite(file)
     if guarantee is not None:
         chosen = chosen.with_guarantee(guarantee)
     if dry_run:
         _print_plan(chosen, preset, as_json=as_json)
         raise typer.Exit(0)
     folder = out or Path("reports") / "out" / chosen.name
-    workspace = Workspace(data_root, download)
+    workspace = cases.Workspace(data_root, download)
     try:
         result, report, paths = run_and_report(
             chosen,
@@ -205,24 +196,24 @@ def run_and_report(
         pool = None
         if not how.in_process or how.jobs > 1:
             pool = stack.enter_context(Pool(how.jobs))
-            pool.start(fresh=True)  # before planning works on tensors
+            pool.start(fresh=True, modules=suite.modules())  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
         counts: dict[type[AnyPlanned], int] = {
-            Planned: len(suite.plan()),
-            PlannedAudit: len(suite.audits()),
-            PlannedSearch: len(suite.searches()),
-            PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
+            runs.Planned: len(suite.plan()),
+            runs.PlannedAudit: len(suite.audits()),
+            runs.PlannedSearch: len(suite.searches()),
+            races.PlannedRun: sum(len(race.runs) for race in suite.races(preset)),
         }
-        last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
+        last = [kind for kind, count in counts.items() if count or kind is runs.Planned][-1]
         writable(folder)
-        records = stack.enter_context(Records.create_or_open(folder / RECORDS_FILE))
+        records = stack.enter_context(runs.Records.create_or_open(folder / RECORDS_FILE))
         if not (how.resume or how.retry or overwrite) and records.latest_run() is not None:
             raise InvalidInputError(
                 f"{folder} holds a run; continue it (--resume), start again (--overwrite), or choose another --out"
             )
         try:
             with progress(sum(counts.values()), console=err_console(), last=last) as display:
-                result = run_suite(
+                result = runs.run_suite(
                     suite,
                     records,
                     workspace,
@@ -237,22 +228,22 @@ def run_and_report(
                     listen=display.listen,
                     watch=display.watch,
                 )
-        except RunInterrupted as stopped:
+        except runs.RunInterrupted as stopped:
             if pool is not None:
                 pool.close()
             raise _reported(records, stopped.run_id, folder) from stopped
         except KeyboardInterrupt:
             typer.echo("interrupted before anything was run", err=True)
             raise Interrupted(None, {}) from None
-        report = build_report(records, result.run_id, _claim_texts())
-        return result, report, write_report(report, folder)
+        report = reports.build_report(records, result.run_id, _claim_texts())
+        return result, report, reports.write_report(report, folder)
 
 
 def _reported(records: Records, run_id: int, folder: Path) -> Interrupted:
     """Say that a run was interrupted, and write the report of what is done."""
     typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
-    report = build_report(records, run_id, _claim_texts())
-    paths = write_report(report, folder)
+    report = reports.build_report(records, run_id, _claim_texts())
+    paths = reports.write_report(report, folder)
     typer.echo(report.headline, err=True)
     return Interrupted(report, paths)
 
@@ -289,12 +280,12 @@ def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any
 def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
     """Return the report of the latest run in a folder or records file, and that file."""
     file = _records_file(folder)
-    with Records.open(file) as records:
+    with runs.Records.open(file) as records:
         latest = records.latest_run(suite)
         if latest is None:
             which = f"of suite {suite!r} " if suite else ""
             raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
-        return build_report(records, latest.id, _claim_texts()), file
+        return reports.build_report(records, latest.id, _claim_texts()), file
 
 
 def _records_file(folder: Path) -> Path:
@@ -306,7 +297,7 @@ def table(
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
 ) -> None:
     """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
-    typer.echo(claims_table(_latest_report(folder, None)[0], dataset), nl=False)
+    typer.echo(reports.claims_table(_latest_report(folder, None)[0], dataset), nl=False)
 
 
 def report(
@@ -324,10 +315,10 @@ def report(
     """
     built, file = _latest_report(folder, suite)
     if benchmarks is not None:
-        built = replace(built, benchmarks=load_benchmarks(benchmarks))
+        built = replace(built, benchmarks=reports.load_benchmarks(benchmarks))
     if out is not None:
         writable(out)
-    paths = write_report(built, out or file.parent)
+    paths = reports.write_report(built, out or file.parent)
     if as_json:
         print_json(_report_document(built, paths))
     else:
@@ -343,7 +334,7 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every entry of a records file with its hash. Exit with 5 if one is damaged or missing."""
-    found = check_records(_records_file(folder))
+    found = runs.check_records(_records_file(folder))
     code = 5 if found.problem or found.num_lost else 0
     if as_json:
         print_json({**found.to_dict(), "exit_code": code})
@@ -370,7 +361,7 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
-    found, file, entries = repair_records(_records_file(folder), out)
+    found, file, entries = runs.repair_records(_records_file(folder), out)
     if as_json:
         print_json({**found.to_dict(), "file": str(file), "saved": entries})
         return
