@@ -4,98 +4,105 @@ A claim is checked on a case (graph, model, estimator, batch design) by an oracl
 gives a verdict with evidence, and the verdicts of a suite become a report.
 """
 
+from typing import TYPE_CHECKING
+
 from lmc_verify._version import __version__
-from lmc_verify.audits import Audit, Cause, audit, watch
-from lmc_verify.bounds import batch_bound, range_bound
-from lmc_verify.cases import SamplingSettings, TrainingSettings
-from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
-from lmc_verify.datasets import dataset_names, load_data, load_graph, open_graph, write_graph
-from lmc_verify.errors import (
-    ContractError,
-    InvalidInputError,
-    LmcVerifyError,
-    NotFiniteError,
-    OutputError,
-    RecordsError,
-    UnknownNameError,
-)
-from lmc_verify.estimators import (
-    ASGCN,
-    FM,
-    GAS,
-    LABOR,
-    LADIES,
-    LMC,
-    MVS,
-    TOP,
-    VRGCN,
-    BackwardSGD,
-    ClusterGCN,
-    Estimate,
-    Estimator,
-    FastGCN,
-    FastGCNPublished,
-    FMLocal,
-    FullBatch,
-    GraphSAINTEdge,
-    GraphSAINTNode,
-    GraphSAINTWalk,
-    History,
-    ImportanceVRGCN,
-    LADIESPublished,
-    LMCBackwardOnly,
-    LMCForwardOnly,
-    NeighbourSampling,
-    Sampling,
-    Shadow,
-    TOPKrylov,
-    make_estimator,
-    wrap_step,
-)
-from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
-from lmc_verify.graphs import (
-    Batch,
-    BatchDesign,
-    Block,
-    Clusters,
-    EpochClusters,
-    FusedClusters,
-    Graph,
-    Partition,
-    UniformNodes,
-    make_partition,
-    spmm,
-)
-from lmc_verify.models import (
-    APPNP,
-    GAT,
-    GCN,
-    GCNII,
-    GIN,
-    PNA,
-    SAGE,
-    Conv,
-    ConvLayer,
-    Dropout,
-    Layer,
-    LayeredModel,
-    PyGConv,
-    RecurrentGNN,
-    make_model,
-)
-from lmc_verify.objective import (
-    ExactPass,
-    FixedPointPass,
-    Gradient,
-    Problem,
-    exact_gradient,
-    exact_pass,
-    fixed_point_pass,
-    layered,
-)
-from lmc_verify.objective.streamed import streamed_gradient
-from lmc_verify.races import RaceRecord, RaceSettings
-from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.audits import Audit, Cause, audit, watch
+    from lmc_verify.bounds import batch_bound, range_bound
+    from lmc_verify.cases import SamplingSettings, TrainingSettings
+    from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
+    from lmc_verify.datasets import dataset_names, load_data, load_graph, open_graph, write_graph
+    from lmc_verify.errors import (
+        ContractError,
+        InvalidInputError,
+        LmcVerifyError,
+        NotFiniteError,
+        OutputError,
+        RecordsError,
+        UnknownNameError,
+    )
+    from lmc_verify.estimators import (
+        ASGCN,
+        FM,
+        GAS,
+        LABOR,
+        LADIES,
+        LMC,
+        MVS,
+        TOP,
+        VRGCN,
+        BackwardSGD,
+        ClusterGCN,
+        Estimate,
+        Estimator,
+        FastGCN,
+        FastGCNPublished,
+        FMLocal,
+        FullBatch,
+        GraphSAINTEdge,
+        GraphSAINTNode,
+        GraphSAINTWalk,
+        History,
+        ImportanceVRGCN,
+        LADIESPublished,
+        LMCBackwardOnly,
+        LMCForwardOnly,
+        NeighbourSampling,
+        Sampling,
+        Shadow,
+        TOPKrylov,
+        make_estimator,
+        wrap_step,
+    )
+    from lmc_verify.estimators import LOSS_WEIGHTINGS as NORMALISERS  # the former name
+    from lmc_verify.graphs import (
+        Batch,
+        BatchDesign,
+        Block,
+        Clusters,
+        EpochClusters,
+        FusedClusters,
+        Graph,
+        Partition,
+        UniformNodes,
+        make_partition,
+        spmm,
+    )
+    from lmc_verify.models import (
+        APPNP,
+        GAT,
+        GCN,
+        GCNII,
+        GIN,
+        PNA,
+        SAGE,
+        Conv,
+        ConvLayer,
+        Dropout,
+        Layer,
+        LayeredModel,
+        PyGConv,
+        RecurrentGNN,
+        make_model,
+    )
+    from lmc_verify.objective import (
+        ExactPass,
+        FixedPointPass,
+        Gradient,
+        Problem,
+        exact_gradient,
+        exact_pass,
+        fixed_point_pass,
+        layered,
+    )
+    from lmc_verify.objective.streamed import streamed_gradient
+    from lmc_verify.races import RaceRecord, RaceSettings
+    from lmc_verify.training import Trace, Trainer, TrainerSettings, TrainingRun, conditional_bias
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "APPNP",

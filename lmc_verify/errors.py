@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+if TYPE_CHECKING:  # most errors have nothing to do with it
+    from pydantic import BaseModel, ValidationError
 
 __all__ = [
     "ContractError",
@@ -29,7 +30,7 @@ __all__ = [
     "validated",
 ]
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_Model = TypeVar("_Model", bound="BaseModel")
 
 _Path = tuple[str | int, ...]
 
@@ -121,6 +122,8 @@ def validated(model: type[_Model], values: Any, what: str = "", *, at: str = "")
         InvalidInputError: values that do not fit. The message has ``path: reason`` for each, separated by semicolons;
             an unknown setting comes with the nearest known ones.
     """
+    from pydantic import ValidationError
+
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -179,6 +182,8 @@ def _known(model: type[BaseModel], path: _Path) -> list[str]:
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield every model that a type annotation mentions."""
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

@@ -1,7 +1,8 @@
 """Registries that other packages can add to, through entry points of their distribution.
 
-A registry knows its own names at once. Names of plug-ins are read from the metadata of the installed distributions;
-their code is imported when a name is looked up and not before, so that one that is broken breaks its own name only.
+A registry knows its own names at once; what is behind one may be imported when it is looked up. Names of plug-ins are
+read from the metadata of the installed distributions; their code is imported when a name is looked up and not before,
+so that one that is broken breaks its own name only.
 """
 
 from __future__ import annotations
@@ -16,13 +17,26 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lmc_verify.errors import PluginError
+from lmc_verify.imports.quiet import import_quietly
 
-__all__ = ["GROUPS", "Plugin", "Registry", "plugin_versions"]
+__all__ = ["GROUPS", "Place", "Plugin", "Registry", "plugin_versions"]
 
 GROUPS = ("lmc_verify.estimators", "lmc_verify.models", "lmc_verify.claims", "lmc_verify.datasets")
 """The entry-point groups that are looked at."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object of the package is, ``"package.module:attribute"``: it is imported when it is looked up."""
+
+    value: str
+
+    def load(self) -> Any:
+        """Import the object."""
+        module, _, attribute = self.value.partition(":")
+        return getattr(import_quietly(module), attribute)
 
 
 @dataclass(frozen=True)
@@ -80,18 +94,22 @@ class Registry(MutableMapping[str, T], Generic[T]):
     """What is known by name: the package's own objects, and those of plug-ins, loaded when they are looked up.
 
     Iterating, counting and ``in`` see every name without importing anything. Looking a name up raises PluginError if
-    its plug-in cannot be used, or if the name is taken twice. `usable` and `broken` try all of them.
+    its plug-in cannot be used, or if the name is taken twice. `usable` tries all of them, `broken` those of plug-ins.
 
     Args:
         kind: what is registered, for messages.
         group: the entry-point group, see `GROUPS`.
-        own: the package's own objects by name.
+        own: the package's own objects by name, or the places where they are.
         adapt: turns what an entry point names into what is registered; raises TypeError or ValueError, with a message,
             if it does not fit.
     """
 
     def __init__(
-        self, kind: str, group: str, own: Iterable[tuple[str, T]], adapt: Callable[[Plugin, Any], T] | None = None
+        self,
+        kind: str,
+        group: str,
+        own: Iterable[tuple[str, T | Place]],
+        adapt: Callable[[Plugin, Any], T] | None = None,
     ) -> None:
         self.kind, self.group, self._own = kind, group, dict(own)
         self._adapt = adapt
@@ -106,6 +124,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
                 found.setdefault(plugin.name, []).append(plugin)
             self._found = found
         return self._found
+
+    def is_own(self, name: str) -> bool:
+        """Whether the package itself registers a name, and no plug-in does."""
+        return name in self._own and name not in self._plugins
 
     def refresh(self) -> None:
         """Forget what was found and loaded, so that distributions installed since are seen."""
@@ -126,7 +148,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
                 f"entry point in group {self.group!r}, or uninstall one of the packages"
             )
         if name in self._own:
-            return self._own[name]
+            item = self._own[name]
+            if isinstance(item, Place):
+                item = self._own[name] = item.load()
+            return item
         if not plugins:
             raise KeyError(name)
         if name not in self._loaded:
@@ -164,14 +189,15 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def usable(self) -> dict[str, T]:
         """Return everything that can be used; broken plug-ins are left out."""
-        return {name: item for name, item in self._tried() if not isinstance(item, PluginError)}
+        return {name: item for name, item in self._tried(self) if not isinstance(item, PluginError)}
 
     def broken(self) -> dict[str, str]:
         """Return why names cannot be used, by name."""
-        return {name: str(item) for name, item in self._tried() if isinstance(item, PluginError)}
+        tried = self._tried(name for name in self if not self.is_own(name))
+        return {name: str(item) for name, item in tried if isinstance(item, PluginError)}
 
-    def _tried(self) -> Iterator[tuple[str, T | PluginError]]:
-        for name in self:
+    def _tried(self, names: Iterable[str]) -> Iterator[tuple[str, T | PluginError]]:
+        for name in names:
             try:
                 yield name, self[name]
             except PluginError as error:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import platform
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from lmc_verify._version import __version__
 
-__all__ = ["code_fingerprint", "environment"]
+__all__ = ["code_fingerprint", "environment", "version_of"]
 
 
 @cache
@@ -29,14 +27,19 @@ def code_fingerprint() -> str:
 
 def environment() -> dict[str, Any]:
     """Return versions, platform and thread count, for records and reports."""
-    import torch_geometric
+    import torch
 
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torch_geometric": torch_geometric.__version__,
-        "numpy": np.__version__,
+        "torch_geometric": version_of("torch_geometric"),
+        "numpy": version_of("numpy"),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "code": code_fingerprint(),
     }
+
+
+def version_of(package: str) -> str:
+    """Return the version of an installed package, which need not be imported for it."""
+    return importlib.metadata.version(package)

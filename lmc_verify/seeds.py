@@ -7,9 +7,11 @@ never shifts the streams of the others.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:  # settings ask for the largest seed, and need neither
+    import numpy as np
+    import torch
 
 __all__ = ["MOST_SEED", "as_generator", "generator", "spawn_key", "torch_generator"]
 
@@ -27,17 +29,25 @@ def spawn_key(*axes: str | int) -> tuple[int, ...]:
 
 def generator(seed: int, *axes: str | int) -> np.random.Generator:
     """Return the generator of a path of axis values under a root seed."""
+    import numpy as np
+
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=spawn_key(*axes)))
 
 
 def torch_generator(seed: int, *axes: str | int) -> torch.Generator:
     """Return a CPU `torch.Generator` for a path of axis values under a root seed."""
+    import numpy as np
+    import torch
+
     sequence = np.random.SeedSequence(seed, spawn_key=spawn_key(*axes))
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
 
 
 def as_generator(source: np.random.Generator | torch.Generator) -> np.random.Generator:
     """Accept a NumPy or a torch generator; a torch generator is advanced by one draw and seeds a NumPy one."""
+    import numpy as np
+    import torch
+
     if isinstance(source, np.random.Generator):
         return source
     if isinstance(source, torch.Generator):

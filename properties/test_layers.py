@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from lmc_verify.datasets.layouts import import_quietly  # rich draws a random number when it is imported
+from lmc_verify.imports.quiet import import_quietly  # rich draws a random number when it is imported
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lmc_verify"
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "seeds", "encoding", "plugins", "provenance"),
+    ("_version", "errors", "seeds", "encoding", "plugins", "provenance", "imports"),
     ("steps", "workers"),
     ("graphs", "statistics"),
     ("datasets", "models"),
@@ -55,7 +55,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "runs": (("shards",), ("*",), ("damage", "merging"), ("__init__",)),
     "workers": (("*",), ("engines",)),
-    "report": (("model",), ("answers",), ("figures",), ("formats",), ("__init__",)),
+    "report": (("model",), ("answers",), ("figures",), ("formats",), ("writing",), ("__init__",)),
 }
 """The order inside a folder that holds folders; ``*`` are its other modules. Folders of one line are apart, too."""
 

@@ -22,11 +22,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch_geometric import nn as pyg_nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.history import History
 from lmc_verify.graphs import CSR
+from lmc_verify.imports.geometric import classes
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.jumping import JumpingLayer
 from lmc_verify.models.layered import ConvLayer
@@ -58,13 +58,11 @@ KINKED: tuple[type[nn.Module], ...] = (
     nn.Softshrink,
     nn.Threshold,
     nn.MaxPool1d,
-    pyg_nn.GATConv,
-    pyg_nn.GATv2Conv,
-    pyg_nn.MaxAggregation,
-    pyg_nn.MinAggregation,
-    pyg_nn.PNAConv,
 )
-"""Modules whose derivative jumps. Attention layers are among them for their leaky ReLU, PNA for its maxima."""
+"""Modules of torch whose derivative jumps."""
+
+KINKED_GEOMETRIC = ("GATConv", "GATv2Conv", "MaxAggregation", "MinAggregation", "PNAConv")
+"""Those of PyTorch Geometric. Attention layers are among them for their leaky ReLU, PNA for its maxima."""
 
 _ONE_LIPSCHITZ = (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
@@ -207,7 +205,7 @@ class Smoothness:
     """Whether a model has no module with a kink, as far as modules tell.
 
     Attributes:
-        smooth: no module in `KINKED`.
+        smooth: no module in `KINKED` or `KINKED_GEOMETRIC`.
         kinks: ``name: type`` of the modules found.
     """
 
@@ -217,8 +215,9 @@ class Smoothness:
 
 def is_smooth(problem: Problem) -> Smoothness:
     """Look for modules whose derivative jumps; functions called inside a module's forward cannot be seen."""
+    kinked = (*KINKED, *classes("torch_geometric.nn", *KINKED_GEOMETRIC))
     found = tuple(
-        f"{name}: {type(part).__name__}" for name, part in problem.model.named_modules() if isinstance(part, KINKED)
+        f"{name}: {type(part).__name__}" for name, part in problem.model.named_modules() if isinstance(part, kinked)
     )
     return Smoothness(not found, found)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import add_remaining_self_loops
 
 from lmc_verify.bounds.results import Unproven
 from lmc_verify.bounds.terms import absolute
@@ -32,6 +31,7 @@ from lmc_verify.graphs import (
     LocalSet,
     UniformNodes,
 )
+from lmc_verify.graphs.operators import with_self_loops
 
 __all__ = ["BatchScope", "DesignScope", "Groups", "Scope", "ScopedOperator"]
 
@@ -288,7 +288,7 @@ class DesignScope(Scope):
             weight = graph.edge_weight.to(graph.dtype)
         if kind != "gcn" or bool((weight < 0).any()):
             raise Unproven(f"no range is proven for the renormalised {kind!r} operator with negative edge weights")
-        looped, filled = add_remaining_self_loops(edges, weight, 1.0, n)
+        looped, filled = with_self_loops(edges, weight, n)
         raw = CSR.from_coo(looped[1], looped[0], filled, n, n).value  # in the order of the operator's entries
         degree = torch.zeros(n, dtype=graph.dtype, device=graph.device)
         degree.index_add_(0, row, torch.where(own, raw, 0.0))

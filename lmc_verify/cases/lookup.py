@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lmc_verify.cases.settings import DatasetSettings, EstimatorSettings, ModelSettings
 from lmc_verify.datasets import dataset_info, dataset_registry
-from lmc_verify.datasets.generated import unknown_option
-from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import ESTIMATORS, Estimator, make_estimator
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.estimators import ESTIMATORS, make_estimator
 from lmc_verify.models import MODELS
 from lmc_verify.plugins import plugin_versions
 
-__all__ = ["build_estimator", "check_dataset", "plugins_of"]
+if TYPE_CHECKING:
+    from lmc_verify.estimators import Estimator
+
+__all__ = ["build_estimator", "check_dataset", "check_names", "plugins_of"]
 
 
 class Named(Protocol):
@@ -44,6 +46,20 @@ def plugins_of(settings: Named) -> dict[str, str]:
     )
 
 
+def check_names(settings: Named) -> None:
+    """Refuse an unknown data set, model or estimator before what is behind the names is imported.
+
+    Raises:
+        UnknownNameError: the message has the nearest known names.
+        InvalidInputError: the data set does not have an option.
+    """
+    check_dataset(settings.dataset)
+    if settings.model.name not in MODELS:
+        raise UnknownNameError("model", settings.model.name, MODELS)
+    if settings.estimator.name not in ESTIMATORS:
+        raise UnknownNameError("estimator", settings.estimator.name, ESTIMATORS)
+
+
 def check_dataset(settings: DatasetSettings) -> None:
     """Refuse an unknown data set, or an option that it does not have, before anything is loaded.
 
@@ -53,6 +69,8 @@ def check_dataset(settings: DatasetSettings) -> None:
     known = [name for name, _ in dataset_info(settings.name).options]
     for option in settings.settings:
         if option not in known:
+            from lmc_verify.datasets.generated import unknown_option
+
             raise unknown_option(settings.name, option, known)
 
 

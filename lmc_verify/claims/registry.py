@@ -2,69 +2,54 @@
 
 from __future__ import annotations
 
-from lmc_verify.cases import SamplingSettings, TrainingSettings, assemble_case
-from lmc_verify.cases.verdict import Verdict
-from lmc_verify.claims.claim import Claim
-from lmc_verify.claims.consequences.e1_equals_backward_sgd import EQUALS_BACKWARD_SGD
-from lmc_verify.claims.consequences.e2_exact_when_frozen import EXACT_WHEN_FROZEN
-from lmc_verify.claims.consequences.e3_contraction import CONTRACTION, CONTRACTION_SAMPLED
-from lmc_verify.claims.consequences.e4_floor_linear_in_beta import FLOOR_IN_BETA
-from lmc_verify.claims.consequences.e5_floor_in_step_size import FLOOR_IN_STEP_SIZE
-from lmc_verify.claims.consequences.e6_bias_per_layer import LOWER_LAYERS_BIASED
-from lmc_verify.claims.consequences.e7_reductions import REDUCTIONS
-from lmc_verify.claims.consequences.e8_bias_and_variance import BIAS_AND_VARIANCE
-from lmc_verify.claims.samplers.error_below_baseline import BELOW_BASELINE
-from lmc_verify.claims.samplers.labor_fewer_vertices import FEWER_VERTICES
-from lmc_verify.claims.samplers.shadow_unbiased_own_objective import UNBIASED_OWN_OBJECTIVE
-from lmc_verify.claims.samplers.top_exact_in_span import EXACT_IN_SPAN
-from lmc_verify.claims.samplers.unbiased_aggregation import UNBIASED_AGGREGATION, UNBIASED_AGGREGATION_SAMPLED
-from lmc_verify.claims.samplers.unbiased_without_nonlinearity import LINEAR_CONTROL
-from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
-from lmc_verify.claims.theorems.theorem_1_unbiased_sampled import UNBIASED_SAMPLED
-from lmc_verify.claims.theorems.theorem_2_a_posteriori_bound import POSTERIOR_BOUND
-from lmc_verify.claims.theorems.theorem_2_assumptions import ASSUMPTIONS
-from lmc_verify.claims.theorems.theorem_2_decay_and_floor import DECAY_AND_FLOOR
-from lmc_verify.claims.theorems.theorem_3_fixed_point import FIXED_POINT
-from lmc_verify.claims.theorems.theorem_3_rate import RATE
-from lmc_verify.claims.theorems.theorem_3_relative_bias import RELATIVE_BIAS
+from typing import TYPE_CHECKING
+
 from lmc_verify.errors import UnknownNameError
-from lmc_verify.estimators import Estimator
-from lmc_verify.graphs import BatchDesign
-from lmc_verify.objective import Problem
-from lmc_verify.plugins import Plugin, Registry
+from lmc_verify.plugins import Place, Plugin, Registry
 
-__all__ = ["CLAIMS", "check_claim", "find_claim"]
+if TYPE_CHECKING:
+    from lmc_verify.cases import SamplingSettings, TrainingSettings
+    from lmc_verify.cases.verdict import Verdict
+    from lmc_verify.claims.claim import Claim
+    from lmc_verify.estimators import Estimator
+    from lmc_verify.graphs import BatchDesign
+    from lmc_verify.objective import Problem
 
-_OWN = (
-    UNBIASED,
-    UNBIASED_SAMPLED,
-    EQUALS_BACKWARD_SGD,
-    EXACT_WHEN_FROZEN,
-    CONTRACTION,
-    CONTRACTION_SAMPLED,
-    FLOOR_IN_BETA,
-    FLOOR_IN_STEP_SIZE,
-    LOWER_LAYERS_BIASED,
-    REDUCTIONS,
-    BIAS_AND_VARIANCE,
-    ASSUMPTIONS,
-    POSTERIOR_BOUND,
-    DECAY_AND_FLOOR,
-    RATE,
-    FIXED_POINT,
-    RELATIVE_BIAS,
-    UNBIASED_AGGREGATION,
-    UNBIASED_AGGREGATION_SAMPLED,
-    LINEAR_CONTROL,
-    BELOW_BASELINE,
-    FEWER_VERTICES,
-    UNBIASED_OWN_OBJECTIVE,
-    EXACT_IN_SPAN,
-)
+__all__ = ["CLAIMS", "check_claim", "find_claim", "require_claim"]
+
+_OWN: dict[str, str] = {
+    "theorem-1/unbiased": "theorems.theorem_1_unbiased:UNBIASED",
+    "theorem-1/unbiased-sampled": "theorems.theorem_1_unbiased_sampled:UNBIASED_SAMPLED",
+    "e1/equals-backward-sgd": "consequences.e1_equals_backward_sgd:EQUALS_BACKWARD_SGD",
+    "e2/exact-when-frozen": "consequences.e2_exact_when_frozen:EXACT_WHEN_FROZEN",
+    "e3/contraction": "consequences.e3_contraction:CONTRACTION",
+    "e3/contraction-sampled": "consequences.e3_contraction:CONTRACTION_SAMPLED",
+    "e4/floor-linear-in-beta": "consequences.e4_floor_linear_in_beta:FLOOR_IN_BETA",
+    "e5/floor-in-step-size": "consequences.e5_floor_in_step_size:FLOOR_IN_STEP_SIZE",
+    "e6/bias-per-layer": "consequences.e6_bias_per_layer:LOWER_LAYERS_BIASED",
+    "e7/reductions": "consequences.e7_reductions:REDUCTIONS",
+    "e8/bias-and-variance": "consequences.e8_bias_and_variance:BIAS_AND_VARIANCE",
+    "theorem-2/assumptions": "theorems.theorem_2_assumptions:ASSUMPTIONS",
+    "theorem-2/a-posteriori-bound": "theorems.theorem_2_a_posteriori_bound:POSTERIOR_BOUND",
+    "theorem-2/decay-and-floor": "theorems.theorem_2_decay_and_floor:DECAY_AND_FLOOR",
+    "theorem-3/rate": "theorems.theorem_3_rate:RATE",
+    "theorem-3/fixed-point": "theorems.theorem_3_fixed_point:FIXED_POINT",
+    "theorem-3/relative-bias": "theorems.theorem_3_relative_bias:RELATIVE_BIAS",
+    "sampling/unbiased-aggregation": "samplers.unbiased_aggregation:UNBIASED_AGGREGATION",
+    "sampling/unbiased-aggregation-sampled": "samplers.unbiased_aggregation:UNBIASED_AGGREGATION_SAMPLED",
+    "sampling/unbiased-without-nonlinearity": "samplers.unbiased_without_nonlinearity:LINEAR_CONTROL",
+    "sampling/error-below-baseline": "samplers.error_below_baseline:BELOW_BASELINE",
+    "labor/fewer-vertices": "samplers.labor_fewer_vertices:FEWER_VERTICES",
+    "shadow/unbiased-own-objective": "samplers.shadow_unbiased_own_objective:UNBIASED_OWN_OBJECTIVE",
+    "top/exact-in-span": "samplers.top_exact_in_span:EXACT_IN_SPAN",
+}
+"""Where the package's claims are in this folder, by id."""
 
 
 def _claim(plugin: Plugin, item: object) -> Claim:
     """Return a plug-in's claim, if its id is the plug-in's name."""
+    from lmc_verify.claims.claim import Claim
+
     if not isinstance(item, Claim):
         raise TypeError(f"it is a {type(item).__name__}, a lmc_verify.claims.Claim is needed")
     if item.id != plugin.name:
@@ -72,14 +57,24 @@ def _claim(plugin: Plugin, item: object) -> Claim:
     return item
 
 
-CLAIMS: Registry[Claim] = Registry("claim", "lmc_verify.claims", ((claim.id, claim) for claim in _OWN), _claim)
+CLAIMS: Registry[Claim] = Registry(
+    "claim",
+    "lmc_verify.claims",
+    ((name, Place(f"lmc_verify.claims.{place}")) for name, place in _OWN.items()),
+    _claim,
+)
 """Every claim by its id, those of plug-ins included."""
+
+
+def require_claim(claim_id: str) -> None:
+    """Refuse an unknown id, before anything of a claim is imported, with an `UnknownNameError` that has the nearest."""
+    if claim_id not in CLAIMS:
+        raise UnknownNameError("claim", claim_id, CLAIMS)
 
 
 def find_claim(claim_id: str) -> Claim:
     """Return a claim by id; an unknown id is an `UnknownNameError` with the nearest ones."""
-    if claim_id not in CLAIMS:
-        raise UnknownNameError("claim", claim_id, CLAIMS)
+    require_claim(claim_id)
     return CLAIMS[claim_id]
 
 
@@ -110,6 +105,8 @@ def check_claim(
         UnknownNameError: an unknown claim.
         InvalidInputError: the problem is not in float64, or an argument does not fit.
     """
+    from lmc_verify.cases import assemble_case
+
     claim = find_claim(claim_id)
     case = assemble_case(
         problem, design, estimator, histories=histories, seed=seed, sampling=sampling, training=training

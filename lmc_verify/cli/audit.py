@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmc_verify.audits import Audit
-from lmc_verify.cases import Workspace, settings_tree
-from lmc_verify.claims import Outcome, Verdict
+from lmc_verify import audits, cases, runs
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.cli.options import JsonOption, outcome_named, print_json
 from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.provenance import environment
-from lmc_verify.runs import AuditSettings, PlannedAudit, Suite, Trial, make_audit, verdict_of_audit
+
+if TYPE_CHECKING:
+    from lmc_verify.cases.verdict import Verdict
+    from lmc_verify.runs import PlannedAudit, Trial
 
 __all__ = ["audit"]
 
@@ -51,7 +53,7 @@ def audit(
     """Audit a training step of yours; exit with 0 if it is unbiased or as expected, with 1 if not, with 5 if broken."""
     values = {
         "function": function,
-        "arguments": settings_tree({}, settings or []),
+        "arguments": cases.settings_tree({}, settings or []),
         "draws": draws,
         "alpha": alpha,
         "guarantee": guarantee,
@@ -61,8 +63,8 @@ def audit(
     wanted = outcome_named(expect)
     if cause and wanted is not Outcome.REFUTED:
         raise InvalidInputError("--cause names what explains a bias; give it together with --expect REFUTED")
-    chosen = validated(AuditSettings, values, "the audit's settings do not fit")
-    planned = PlannedAudit(chosen, wanted, tuple(cause) if cause else None)
+    chosen = validated(runs.AuditSettings, values, "the audit's settings do not fit")
+    planned = runs.PlannedAudit(chosen, wanted, tuple(cause) if cause else None)
     planned.validate()
     start = time.perf_counter()
     trial, files = _made(planned) if out is None else _reported(planned, out)
@@ -86,8 +88,8 @@ def audit(
 
 def _made(planned: PlannedAudit) -> tuple[Trial, dict[str, str]]:
     """Make the audit here, with every error as it is."""
-    verdict = verdict_of_audit(make_audit(planned.settings), planned.settings)
-    return Trial(
+    verdict = runs.verdict_of_audit(runs.make_audit(planned.settings), planned.settings)
+    return runs.Trial(
         planned.key,
         planned.kind,
         verdict,
@@ -100,7 +102,7 @@ def _made(planned: PlannedAudit) -> tuple[Trial, dict[str, str]]:
 
 def _reported(planned: PlannedAudit, folder: Path) -> tuple[Trial, dict[str, str]]:
     """Make the audit as a suite of its own, which is recorded and reported."""
-    result, _, paths = run_and_report(Suite.of_audit(planned), folder, Workspace(), how=How(in_process=True))
+    result, _, paths = run_and_report(runs.Suite.of_audit(planned), folder, cases.Workspace(), how=How(in_process=True))
     return result.trials[0], {key: str(path) for key, path in paths.items()}
 
 
@@ -123,7 +125,7 @@ def _code(trial: Trial, as_expected: bool | None, strict: bool) -> int:
 def _print(trial: Trial, as_expected: bool | None, files: dict[str, str]) -> None:
     verdict: Verdict = trial.verdict
     made: Any = verdict.audit
-    typer.echo(f"{verdict.outcome}: {verdict.summary}" if made is None else str(Audit.from_dict(made)))
+    typer.echo(f"{verdict.outcome}: {verdict.summary}" if made is None else str(audits.Audit.from_dict(made)))
     if trial.expectation is not None:
         words = "as expected" if as_expected else "UNEXPECTED"
         typer.echo(f"{words}: {trial.found}, expected {trial.expectation}")

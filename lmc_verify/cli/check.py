@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmc_verify.cases import Workspace, build_case, build_estimator, case_settings, reproduction_command
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify import cases, claims, runs
+from lmc_verify import controls as catalogue
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
@@ -21,10 +22,11 @@ from lmc_verify.cli.options import (
     print_json,
 )
 from lmc_verify.cli.print_verdicts import print_controls, print_table, print_verdict
-from lmc_verify.controls import CONTROLS, MutationScore, find_control
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
-from lmc_verify.runs import Planned, Trial, run_planned
+
+if TYPE_CHECKING:
+    from lmc_verify.runs import Trial
 
 __all__ = ["check", "check_estimator", "controls"]
 
@@ -46,18 +48,20 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check one claim on one case; exit with 0 if it is as expected, or INCONCLUSIVE where theory expects another."""
-    chosen = find_claim(claim)
-    chosen_settings = case_settings(
+    claims.require_claim(claim)
+    chosen_settings = cases.case_settings(
         {"dataset.name": dataset, "estimator.name": estimator, "histories": histories, "seed": seed},
         [*(settings or []), *([] if guarantee is None else [f"sampling.guarantee={guarantee}"])],
     )
+    cases.check_names(chosen_settings)
     wanted = outcome_named(expect)
-    workspace = Workspace(data_root, download)
+    chosen = claims.find_claim(claim)
+    workspace = cases.Workspace(data_root, download)
     start = time.perf_counter()
-    case = build_case(chosen_settings, workspace)
+    case = cases.build_case(chosen_settings, workspace)
     theory = chosen.expect(case)
     expected, reason = (theory.outcome, f"theory: {theory.reason}") if wanted is None else (wanted, "as asked for")
-    trial = run_planned(Planned("claim", chosen.id, chosen_settings, expected), workspace)
+    trial = runs.run_planned(runs.Planned("claim", chosen.id, chosen_settings, expected), workspace)
     verdict = trial.verdict
     # Theory does not know how much data there is: a verdict that decides nothing does not contradict it. Who asks for
     # an outcome, here or in a suite, asks for a decision.
@@ -71,7 +75,7 @@ def check(
                 "as_expected": as_expected,
                 "reason": reason,
                 "seconds": time.perf_counter() - start,
-                "command": reproduction_command(chosen.id, chosen_settings),
+                "command": cases.reproduction_command(chosen.id, chosen_settings),
                 "environment": environment(),
             }
         )
@@ -93,11 +97,11 @@ def controls(
     as_json: JsonOption = False,
 ) -> None:
     """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
-    chosen = [find_control(name) for name in names or CONTROLS]
-    workspace = Workspace()
-    trials = [run_planned(Planned.of_control(item), workspace) for item in chosen]
+    chosen = [catalogue.find_control(name) for name in names or catalogue.CONTROLS]
+    workspace = cases.Workspace()
+    trials = [runs.run_planned(runs.Planned.of_control(item), workspace) for item in chosen]
     if as_json:
-        score = MutationScore.of(trial.control for trial in trials if trial.control is not None)
+        score = catalogue.MutationScore.of(trial.control for trial in trials if trial.control is not None)
         print_json({"controls": [trial.to_dict() for trial in trials], "mutation_score": score.to_dict()})
     else:
         print_controls(trials, out_console())
@@ -112,16 +116,17 @@ def check_estimator(
     as_json: JsonOption = False,
 ) -> None:
     """Check that an estimator satisfies the contract and the claims that it declares; exit with 1 if a check fails."""
-    from lmc_verify.testing.conformance import Census, Status
-    from lmc_verify.testing.conformance import check_estimator as run_checks
-
-    chosen = case_settings({"estimator.name": name}, settings or [])
+    chosen = cases.case_settings({"estimator.name": name}, settings or [])
     others = sorted(chosen.model_fields_set - {"estimator"})
     if others:
         raise InvalidInputError(
             f"{others[0]} cannot be set in a conformance check, which has cases of its own; settings of estimator can"
         )
-    results = run_checks(build_estimator(chosen.estimator), seed=seed)
+    cases.check_names(chosen)
+    from lmc_verify.testing.conformance import Census, Status
+    from lmc_verify.testing.conformance import check_estimator as run_checks
+
+    results = run_checks(cases.build_estimator(chosen.estimator), seed=seed)
     census = Census.of(results)
     if as_json:
         listed = [{**asdict(result), "status": str(result.status)} for result in results]

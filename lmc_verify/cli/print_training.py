@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmc_verify.training import Evaluation, Trace
+if TYPE_CHECKING:
+    from lmc_verify.training import Evaluation, Trace
 
 __all__ = ["print_trace"]
 

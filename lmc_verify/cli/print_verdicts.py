@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmc_verify.audits.result import percent
-from lmc_verify.cases.verdict import AUDIT
-from lmc_verify.claims import Outcome, Verdict
+from lmc_verify import controls
+from lmc_verify.cases.verdict import AUDIT, Outcome
 from lmc_verify.cli.options import shown
-from lmc_verify.controls import MutationScore
 from lmc_verify.estimators.weighting import renamed
-from lmc_verify.report import RaceSection
-from lmc_verify.runs import RunResult, SearchRecord, Trial
+
+if TYPE_CHECKING:
+    from lmc_verify.cases.verdict import Verdict
+    from lmc_verify.report import RaceSection
+    from lmc_verify.runs import RunResult, SearchRecord, Trial
 
 __all__ = [
     "print_controls",
@@ -114,6 +116,8 @@ def _print_verdicts(claims: Sequence[Trial], console: Console) -> None:
 def _print_audits(audits: Sequence[Trial], console: Console) -> None:
     if not audits:
         return
+    from lmc_verify.audits.result import percent
+
     table = Table(title="Audits", title_justify="left")
     for name in ("function", "arguments"):
         table.add_column(name, overflow="fold")
@@ -143,11 +147,11 @@ def _print_audits(audits: Sequence[Trial], console: Console) -> None:
 
 
 def _print_controls(result: RunResult, console: Console) -> None:
-    controls = [trial for trial in result.trials if trial.kind == "control"]
-    if controls:
-        passed = sum(trial.as_expected is True for trial in controls)
-        console.print(f"{passed} of {len(controls)} controls passed", highlight=False)
-        for trial in controls:
+    checked = [trial for trial in result.trials if trial.kind == "control"]
+    if checked:
+        passed = sum(trial.as_expected is True for trial in checked)
+        console.print(f"{passed} of {len(checked)} controls passed", highlight=False)
+        for trial in checked:
             if trial.as_expected is not True and trial.control is not None:
                 state = "FAILED" if trial.as_expected is False else _TOO_SMALL
                 console.print(
@@ -288,7 +292,7 @@ def print_controls(trials: Sequence[Trial], console: Console) -> None:
             line = f"{control.name} ({control.description}): {state}: {trial.verdict.summary}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if any(control.role == "defect" for control in kept):
-        console.print(str(MutationScore.of(kept)), markup=False, highlight=False, soft_wrap=True)
+        console.print(str(controls.MutationScore.of(kept)), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:

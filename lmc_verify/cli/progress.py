@@ -6,15 +6,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmc_verify.races import RaceRun
+from lmc_verify import races, runs
 from lmc_verify.report.model.text import duration
-from lmc_verify.runs import AnyPlanned, AnyResult, Listener, Planned, SearchRecord, Trial, Watch
-from lmc_verify.training import Evaluation, Trainer
+
+if TYPE_CHECKING:
+    from lmc_verify.races import RaceRun
+    from lmc_verify.runs import AnyPlanned, AnyResult, Listener, SearchRecord, Trial, Watch
+    from lmc_verify.training import Evaluation, Trainer
 
 __all__ = ["Display", "progress", "train_progress"]
 
@@ -39,9 +43,9 @@ class Display:
 def _line(planned: AnyPlanned, result: AnyResult | None, reason: str) -> str:
     if result is None:
         return f"not run         {planned.label}: {reason}"
-    if isinstance(result, RaceRun):
+    if isinstance(result, races.RaceRun):
         return f"{result.outcome:<15} {_standing(result):<14} {planned.label} ({result.seconds:.2f} s)"
-    outcome = result.outcome.upper() if isinstance(result, SearchRecord) else result.verdict.outcome.value
+    outcome = result.outcome.upper() if isinstance(result, runs.SearchRecord) else result.verdict.outcome.value
     return f"{outcome:<15} {_mark(result):<14} {planned.label} ({result.seconds:.2f} s)"
 
 
@@ -73,16 +77,16 @@ class _Clock:
 
 
 @contextmanager
-def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) -> Iterator[Display]:
+def progress(total: int, *, console: Console, last: type[AnyPlanned] | None = None) -> Iterator[Display]:
     """Yield what shows progress: a bar on a terminal, one line for each part elsewhere; both with the time left.
 
     Args:
         total: number of parts.
         console: where it is shown.
-        last: the kind of the parts that come last.
+        last: the kind of the parts that come last (default: checks).
     """
     if not console.is_terminal:
-        done, clock = 0, _Clock(last)
+        done, clock = 0, _Clock(last or runs.Planned)
 
         def plain(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             nonlocal done
@@ -125,7 +129,9 @@ def progress(total: int, *, console: Console, last: type[AnyPlanned] = Planned) 
         def rich(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
             bar.advance(task)
             wrong = (
-                result.crashed if isinstance(result, RaceRun) else result is not None and result.as_expected is False
+                result.crashed
+                if isinstance(result, races.RaceRun)
+                else result is not None and result.as_expected is False
             )
             if result is None or wrong:
                 bar.console.print(_line(planned, result, reason), markup=False, highlight=False)

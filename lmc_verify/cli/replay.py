@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from lmc_verify.cases import Workspace, build_estimator, case_settings
+from lmc_verify import cases, claims, runs
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -23,12 +23,11 @@ from lmc_verify.cli.options import (
 )
 from lmc_verify.cli.print_verdicts import print_table
 from lmc_verify.errors import InvalidInputError, LmcVerifyError
-from lmc_verify.runs import Records, Run, Trial
+
+if TYPE_CHECKING:
+    from lmc_verify.runs import Run, Trial
 
 __all__ = ["counterexample", "reproduce"]
-
-# The search imports Hypothesis and the drawing matplotlib: the modules that need them are imported where they are used,
-# so that the other commands start quickly.
 
 
 def counterexample(
@@ -46,15 +45,17 @@ def counterexample(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the smallest graph, batches and parameters that refute a claim; save and draw what is found."""
+    claims.require_claim(claim)
+    chosen = cases.case_settings({"estimator.name": estimator, "histories": histories, "seed": seed}, settings or [])
+    cases.check_names(chosen)
     from lmc_verify.counterexamples import SearchSpace, find_counterexample, save_drawing
     from lmc_verify.counterexamples.drawing import caption
 
-    chosen = case_settings({"estimator.name": estimator, "histories": histories, "seed": seed}, settings or [])
     space = SearchSpace.from_settings(chosen, max_nodes=max_nodes, directed=directed)
     folder = out or Path("reports") / "out" / "counterexamples"
     search = find_counterexample(
         claim,
-        build_estimator(chosen.estimator),
+        cases.build_estimator(chosen.estimator),
         histories=chosen.histories,
         space=space,
         examples=examples,
@@ -132,32 +133,29 @@ def reproduce(
                 f"{file} is read as a counterexample, which has no trials; leave out --trial, --all and --run"
             )
         from lmc_verify.counterexamples import load_counterexample
-        from lmc_verify.runs import replay_counterexample
 
-        _answer([replay_counterexample(load_counterexample(file))], [], as_json)
+        _answer([runs.replay_counterexample(load_counterexample(file))], [], as_json)
         return
     run, trials = _recorded(file, number)
     if trial is None and not every and len(trials) != 1:
         _list_trials(file, run, trials, as_json)
         return
-    from lmc_verify.runs import find_trial, planned_again, replay_trial, trial_label
-
-    chosen = [find_trial(trials, trial)] if trial is not None else trials
-    workspace = Workspace(data_root, download)
+    chosen = [runs.find_trial(trials, trial)] if trial is not None else trials
+    workspace = cases.Workspace(data_root, download)
     replays, failures = [], []
     for item in chosen:
         try:
-            replays.append(replay_trial(item, planned_again(item), run.environment, workspace))
+            replays.append(runs.replay_trial(item, runs.planned_again(item), run.environment, workspace))
         except LmcVerifyError as error:
             if len(chosen) == 1:
                 raise
-            failures.append((trial_label(item), str(error)))
+            failures.append((runs.trial_label(item), str(error)))
     _answer(replays, failures, as_json)
 
 
 def _recorded(file: Path, number: int | None) -> tuple[Run, list[Trial]]:
     path = file / RECORDS_FILE if file.is_dir() else file
-    with Records.open(path) as records:
+    with runs.Records.open(path) as records:
         run = records.latest_run() if number is None else records.run(number)
         trials = [] if run is None else records.trials(run.id)
     if run is None or not trials:
@@ -166,10 +164,8 @@ def _recorded(file: Path, number: int | None) -> tuple[Run, list[Trial]]:
 
 
 def _list_trials(file: Path, run: Run, trials: Sequence[Trial], as_json: bool) -> None:
-    from lmc_verify.runs import trial_label
-
     rows = [
-        [str(place), item.key[:12], trial_label(item), item.verdict.outcome.value]
+        [str(place), item.key[:12], runs.trial_label(item), item.verdict.outcome.value]
         for place, item in enumerate(trials, start=1)
     ]
     columns = ["trial", "key", "what", "outcome"]

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmc_verify.cases import Workspace
-from lmc_verify.claims import CLAIMS
+from lmc_verify import cases, claims, races, runs
+from lmc_verify import report as reports
+from lmc_verify.cases.suite_files import find_suite
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -34,36 +35,15 @@ from lmc_verify.cli.options import (
 from lmc_verify.cli.print_verdicts import print_races, print_result, print_reused
 from lmc_verify.cli.progress import progress
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.races import PlannedRun
-from lmc_verify.report import (
-    AUDITS,
-    ClaimText,
-    Report,
-    announce,
-    build_report,
-    claims_table,
-    load_benchmarks,
-    write_report,
-)
-from lmc_verify.runs import (
-    AnyPlanned,
-    Planned,
-    PlannedAudit,
-    PlannedSearch,
-    Records,
-    RunInterrupted,
-    RunResult,
-    Shard,
-    Suite,
-    check_records,
-    load_suite,
-    merge_records,
-    repair_records,
-    run_suite,
-)
-from lmc_verify.workers.engines import BACKENDS, LOCAL, Engine, check_backend, connect
+from lmc_verify.workers.engines import BACKENDS, LOCAL, check_backend, connect
 from lmc_verify.workers.pool import Pool
 from lmc_verify.workers.signals import ended_as_interrupted
+
+if TYPE_CHECKING:
+    from lmc_verify.cases import Workspace
+    from lmc_verify.report import ClaimText, Report
+    from lmc_verify.runs import AnyPlanned, Records, RunResult, Shard, Suite
+    from lmc_verify.workers.engines import Engine
 
 __all__ = ["How", "merge", "records", "report", "run", "run_and_report", "table"]
 
@@ -75,12 +55,12 @@ records = typer.Typer(help="Look for damage in records, and save what is intact.
 
 def _claim_texts() -> dict[str, ClaimText]:
     texts = {
-        claim.id: ClaimText(
+        claim.id: reports.ClaimText(
             claim.id, claim.title, claim.statement, claim.source, claim.tier, claim.theory, claim.question
         )
-        for claim in CLAIMS.usable().values()
+        for claim in claims.CLAIMS.usable().values()
     }
-    return {**texts, AUDITS.id: AUDITS}
+    return {**texts, reports.AUDITS.id: reports.AUDITS}
 
 
 def run(
@@ -129,14 +109,15 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
-    chosen = load_suite(suite)
+    file = find_suite(suite)  # before what reads it is imported
+    chosen = runs.load_suite(file)
     if guarantee is not None:
         chosen = chosen.with_guarantee(guarantee)
     if dry_run:
         _print_plan(chosen, preset, as_json=as_json)
         raise typer.Exit(0)
     folder = out or Path("reports") / "out" / chosen.name
-    workspace = Workspace(data_root, download)
+    workspace = cases.Workspace(data_root, download)
     try:
         result, report, paths = run_and_report(
             chosen,
@@ -151,7 +132,7 @@ def run(
                 strict,
                 backend,
                 scheduler,
-                None if shard is None else Shard.read(shard),
+                None if shard is None else runs.Shard.read(shard),
             ),
             replicate=replicate,
             preset=preset,
@@ -264,28 +245,28 @@ def run_and_report(
         engine: Engine | None = None
         if how.backend == LOCAL and not how.here:
             engine = pool = stack.enter_context(Pool(how.jobs))
-            pool.start(fresh=True)  # before planning works on tensors
+            pool.start(fresh=True, modules=suite.modules())  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
         planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
         planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
         if how.shard is not None:
             own = how.shard.own((item.kind, item.key) for item in planned)
             planned = [item for item in planned if item.key in own]
-        kinds = (Planned, PlannedAudit, PlannedSearch, PlannedRun)
+        kinds = (runs.Planned, runs.PlannedAudit, runs.PlannedSearch, races.PlannedRun)
         counts: dict[type[AnyPlanned], int] = {kind: sum(isinstance(item, kind) for item in planned) for kind in kinds}
         if how.backend != LOCAL:
             typer.echo(f"connecting to the {how.backend} cluster {how.scheduler or ''}".rstrip(), err=True)
             engine = stack.enter_context(connect(how.backend, how.scheduler))
-        last = [kind for kind, count in counts.items() if count or kind is Planned][-1]
+        last = [kind for kind, count in counts.items() if count or kind is runs.Planned][-1]
         writable(folder)
-        records = stack.enter_context(Records.create_or_open(folder / RECORDS_FILE))
+        records = stack.enter_context(runs.Records.create_or_open(folder / RECORDS_FILE))
         if not (how.resume or how.retry or overwrite) and records.latest_run() is not None:
             raise InvalidInputError(
                 f"{folder} holds a run; continue it (--resume), start again (--overwrite), or choose another --out"
             )
         try:
             with progress(sum(counts.values()), console=err_console(), last=last) as display:
-                result = run_suite(
+                result = runs.run_suite(
                     suite,
                     records,
                     workspace,
@@ -301,28 +282,28 @@ def run_and_report(
                     listen=display.listen,
                     watch=display.watch,
                 )
-        except RunInterrupted as stopped:
+        except runs.RunInterrupted as stopped:
             if engine is not None:
                 engine.close()
             raise _reported(records, stopped.run_id, folder) from stopped
         except KeyboardInterrupt:
             typer.echo("interrupted before anything was run", err=True)
             raise Interrupted(None, {}) from None
-        report = build_report(records, result.run_id, _claim_texts())
+        report = reports.build_report(records, result.run_id, _claim_texts())
         return result, report, _write(report, folder)
 
 
 def _write(report: Report, folder: Path) -> dict[str, Path]:
     """Write a report, and tell GitHub Actions of it where that runs this process."""
-    paths = write_report(report, folder)
-    announce(report, os.environ, sys.stderr)  # annotations are read from there, too, and --json has the other stream
+    paths = reports.write_report(report, folder)
+    reports.announce(report, os.environ, sys.stderr)  # annotations are read there, too; --json has the other stream
     return paths
 
 
 def _reported(records: Records, run_id: int, folder: Path) -> Interrupted:
     """Say that a run was interrupted, and write the report of what is done."""
     typer.echo(f"interrupted; what is done is in {records.path}, continue with --resume", err=True)
-    report = build_report(records, run_id, _claim_texts())
+    report = reports.build_report(records, run_id, _claim_texts())
     paths = _write(report, folder)
     typer.echo(report.headline, err=True)
     return Interrupted(report, paths)
@@ -364,12 +345,12 @@ def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any
 def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
     """Return the report of the latest run in a folder or records file, and that file."""
     file = _records_file(folder)
-    with Records.open(file) as records:
+    with runs.Records.open(file) as records:
         latest = records.latest_run(suite)
         if latest is None:
             which = f"of suite {suite!r} " if suite else ""
             raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
-        return build_report(records, latest.id, _claim_texts()), file
+        return reports.build_report(records, latest.id, _claim_texts()), file
 
 
 def _records_file(folder: Path) -> Path:
@@ -387,10 +368,10 @@ def merge(
     Refuses runs that contradict each other. Exits as one run of the whole suite would; with 5 where parts are missing.
     """
     files = [_records_file(folder) for folder in folders]
-    made = merge_records(files, out / RECORDS_FILE, suite=suite)
-    with Records.open(out / RECORDS_FILE) as records:
-        built = build_report(records, made.run_id, _claim_texts())
-    paths = write_report(built, out)
+    made = runs.merge_records(files, out / RECORDS_FILE, suite=suite)
+    with runs.Records.open(out / RECORDS_FILE) as records:
+        built = reports.build_report(records, made.run_id, _claim_texts())
+    paths = _write(built, out)
     if as_json:
         print_json({**_report_document(built, paths), "merged": made.sources, "missing": made.missing})
     else:
@@ -407,7 +388,7 @@ def table(
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
 ) -> None:
     """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
-    typer.echo(claims_table(_latest_report(folder, None)[0], dataset), nl=False)
+    typer.echo(reports.claims_table(_latest_report(folder, None)[0], dataset), nl=False)
 
 
 def report(
@@ -425,7 +406,7 @@ def report(
     """
     built, file = _latest_report(folder, suite)
     if benchmarks is not None:
-        built = replace(built, benchmarks=load_benchmarks(benchmarks))
+        built = replace(built, benchmarks=reports.load_benchmarks(benchmarks))
     if out is not None:
         writable(out)
     paths = _write(built, out or file.parent)
@@ -444,7 +425,7 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every entry of a records file with its hash. Exit with 5 if one is damaged or missing."""
-    found = check_records(_records_file(folder))
+    found = runs.check_records(_records_file(folder))
     code = 5 if found.problem or found.num_lost else 0
     if as_json:
         print_json({**found.to_dict(), "exit_code": code})
@@ -471,7 +452,7 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
-    found, file, entries = repair_records(_records_file(folder), out)
+    found, file, entries = runs.repair_records(_records_file(folder), out)
     if as_json:
         print_json({**found.to_dict(), "file": str(file), "saved": entries})
         return

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from lmc_verify.cases import Workspace, settings_tree
+from lmc_verify import cases, races, runs, training
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -35,11 +35,6 @@ from lmc_verify.cli.progress import train_progress
 from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.provenance import environment
-from lmc_verify.races import race_settings
-from lmc_verify.runs import Suite
-from lmc_verify.training import RunSettings
-from lmc_verify.training.build import build_trainer
-from lmc_verify.training.checkpoint import write_text
 
 __all__ = ["race", "train"]
 
@@ -68,8 +63,11 @@ def train(
 ) -> None:
     """Train one model with one estimator; write its trace and a checkpoint. Exit with 1 if the run diverged."""
     base = {"dataset.name": dataset, "estimator.name": estimator, "seed": seed}
-    chosen = RunSettings.read(settings_tree(base, settings or []))
-    trainer = build_trainer(chosen, Workspace(data_root, download))
+    chosen = training.RunSettings.read(cases.settings_tree(base, settings or []))
+    cases.check_names(chosen)
+    from lmc_verify.training.checkpoint import write_text
+
+    trainer = training.build_trainer(chosen, cases.Workspace(data_root, download))
     folder = out or Path("reports") / "out" / "train"
     writable(folder)
     checkpoint, file = folder / CHECKPOINT, folder / TRACE
@@ -119,9 +117,9 @@ def race(
     as_json: JsonOption = False,
 ) -> None:
     """Train several estimators once per seed and report when each reaches the target; exit with 5 if a run failed."""
-    chosen = Suite.of_race(race_settings(file, estimator or [], dataset, seeds, target, settings or []))
+    chosen = runs.Suite.of_race(races.race_settings(file, estimator or [], dataset, seeds, target, settings or []))
     folder = out or Path("reports") / "out" / "race"
-    workspace = Workspace(data_root, download)
+    workspace = cases.Workspace(data_root, download)
     how = How(resume, retry, jobs, timeout, in_process)
     result, report, paths = run_and_report(chosen, folder, workspace, how=how, overwrite=overwrite)
     (section,) = report.races

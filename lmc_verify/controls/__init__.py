@@ -6,11 +6,18 @@ must pass. On every control's case the detectable effect has a ceiling: a check 
 numbers are pinned results of another program, see `lmc_verify.controls.reference`.
 """
 
-from lmc_verify.controls.altered import Altered, Inputs, alter
-from lmc_verify.controls.catalogue import CONTROLS, find_control, seeded_subset
-from lmc_verify.controls.control import CEILING, AnyControl, Control, ControlRecord, ControlResult, check_control
-from lmc_verify.controls.numbers import REFERENCE_NUMBERS, NumbersControl
-from lmc_verify.controls.score import MutationScore
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.controls.altered import Altered, Inputs, alter
+    from lmc_verify.controls.catalogue import CONTROLS, find_control, seeded_subset
+    from lmc_verify.controls.control import CEILING, AnyControl, Control, ControlRecord, ControlResult, check_control
+    from lmc_verify.controls.numbers import REFERENCE_NUMBERS, NumbersControl
+    from lmc_verify.controls.score import MutationScore
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "CEILING",

@@ -8,11 +8,18 @@ Example:
     2
 """
 
-from lmc_verify.counterexamples.drawing import draw_counterexample, save_drawing
-from lmc_verify.counterexamples.example import Counterexample, load_counterexample, save_counterexample
-from lmc_verify.counterexamples.instance import Instance, ModelPlan
-from lmc_verify.counterexamples.search import Search, SearchSpace, check_search, find_counterexample
-from lmc_verify.counterexamples.storage import FORMAT_VERSION
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.counterexamples.drawing import draw_counterexample, save_drawing
+    from lmc_verify.counterexamples.example import Counterexample, load_counterexample, save_counterexample
+    from lmc_verify.counterexamples.instance import Instance, ModelPlan
+    from lmc_verify.counterexamples.search import Search, SearchSpace, check_search, find_counterexample
+    from lmc_verify.counterexamples.storage import FORMAT_VERSION
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "FORMAT_VERSION",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch_geometric.data import Data
 
 from lmc_verify.datasets.files import read_raw
 from lmc_verify.datasets.generated import GENERATORS, Option, Task, make_rng
 from lmc_verify.datasets.info import DatasetInfo, Entry, Family, Request
-from lmc_verify.datasets.layouts import OgbFiles, PygFiles, RawFiles, import_quietly, silent
+from lmc_verify.datasets.karate import karate
+from lmc_verify.datasets.layouts import OgbFiles, PygFiles, RawFiles
+from lmc_verify.datasets.tables import Tables
+from lmc_verify.imports.quiet import import_quietly
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["make", "own_entries"]
 
@@ -96,7 +101,7 @@ _FILE_DATASETS: tuple[tuple[str, RawFiles, str, str, int | None, int | None], ..
 
 
 def make(
-    load: Callable[[Request], Data],
+    load: Callable[[Request], Data | Tables],
     options: Mapping[str, Option],
     name: str,
     family: Family,
@@ -141,7 +146,9 @@ def own_entries() -> list[Entry]:
     return entries
 
 
-def _load_digits(request: Request) -> Data:
+def _load_digits(request: Request) -> Tables:
+    import torch
+
     pixels, labels = import_quietly("sklearn.datasets").load_digits(return_X_y=True)
     count, neighbors = len(pixels), request.options["neighbors"]
     # Pixels are integers in 0..16, so the squared distances are exact; equal ones are ordered by node number,
@@ -154,31 +161,30 @@ def _load_digits(request: Request) -> Data:
     adjacent = np.zeros((count, count), dtype=bool)
     np.put_along_axis(adjacent, nearest, True, axis=1)
     edge_index = np.stack(np.nonzero(adjacent | adjacent.T))
-    return Data(
+    return Tables(
         x=torch.from_numpy((pixels / 16.0).astype(np.float32)),
         edge_index=torch.from_numpy(edge_index),
         y=torch.from_numpy(labels.astype(np.int64)),
     )
 
 
-def _load_karate(request: Request) -> Data:
-    with silent():
-        return import_quietly("torch_geometric.datasets").KarateClub()[0]
+def _load_karate(request: Request) -> Tables:
+    return karate()
 
 
-def _load_generated(request: Request) -> Data:
+def _load_generated(request: Request) -> Tables:
+    import torch
+
     graph = GENERATORS[request.place.name].function(make_rng(request.seed, 0), **request.options)
-    data = Data(
+    return Tables(
         x=torch.from_numpy(graph.x),
         edge_index=torch.from_numpy(graph.edge_index),
         y=torch.from_numpy(graph.y),
+        edge_weight=None if graph.edge_weight is None else torch.from_numpy(graph.edge_weight),
     )
-    if graph.edge_weight is not None:
-        data.edge_weight = torch.from_numpy(graph.edge_weight)
-    return data
 
 
-def _load_files(files: RawFiles, request: Request) -> Data:
+def _load_files(files: RawFiles, request: Request) -> Data | Tables:
     data = read_raw(files, request.place)
     if request.options.get("undirected"):
         from torch_geometric.utils import to_undirected

@@ -20,13 +20,17 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch_geometric
-from torch_geometric.data import Data
+from typing import TYPE_CHECKING
 
 from lmc_verify.datasets.checked import wrong_pins
 from lmc_verify.datasets.layouts import OgbFiles, PygFiles, RawFiles, import_pandas, silent
 from lmc_verify.errors import InfrastructureError, InvalidInputError, OutputError
+from lmc_verify.provenance import version_of
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+    from lmc_verify.datasets.tables import Tables
 
 __all__ = ["CACHE_VARIABLE", "ROOT_VARIABLE", "Place", "read_raw"]
 
@@ -54,7 +58,7 @@ class Place:
     download: bool
 
 
-def read_raw(files: RawFiles, place: Place) -> Data:
+def read_raw(files: RawFiles, place: Place) -> Data | Tables:
     """Read a data set from its raw files, which are downloaded first where that is allowed and needed.
 
     Raises:
@@ -135,10 +139,10 @@ def _download(files: RawFiles, target: Path, expected: tuple[Path, ...], place: 
         _publish(entry, target)
 
 
-def _read_through_cache(files: PygFiles, root: Path, place: Place) -> Data:
+def _read_through_cache(files: PygFiles, root: Path, place: Place) -> Data | Tables:
     """Read from the cache entry of exactly these raw files, which is made when there is none."""
     expected = files.raw_files()
-    digest = hashlib.blake2b(f"{root}\n{torch_geometric.__version__}".encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{root}\n{version_of('torch_geometric')}".encode(), digest_size=8)
     for path in expected:
         status = (root / path).stat()
         digest.update(f"\n{path.as_posix()} {status.st_size} {status.st_mtime_ns}".encode())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch_geometric.data import Data
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmc_verify.datasets.files import Place
 from lmc_verify.datasets.generated import Option, Task
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+    from lmc_verify.datasets.tables import Tables
 
 __all__ = ["DatasetInfo", "Entry", "Request"]
 
@@ -42,7 +45,7 @@ class Entry:
 
     info: DatasetInfo
     options: Mapping[str, Option]
-    load: Callable[[Request], Data]
+    load: Callable[[Request], Data | Tables]
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,27 @@ The libraries that read them are imported on first use, quietly and without touc
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
-import random
-import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch_geometric.data import Data
 
 from lmc_verify.datasets.checked import check_archive, checked_download, checked_pickles
+from lmc_verify.datasets.tables import Tables
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.imports.quiet import import_quietly
 
-__all__ = ["SPLITS", "OgbFiles", "PygFiles", "RawFiles", "import_pandas", "import_quietly", "silent"]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch_geometric.data import Data
+
+__all__ = ["SPLITS", "OgbFiles", "PygFiles", "RawFiles", "import_pandas", "silent"]
 
 SPLITS = ("train_mask", "val_mask", "test_mask")
 
@@ -70,7 +70,7 @@ class PygFiles:
         with checked_download():
             blank.download()
 
-    def read(self, root: Path) -> Data:
+    def read(self, root: Path) -> Data | Tables:
         """Load the data set below `root`, where every raw file is in place; a download would be a defect."""
         cls = self.dataset_class()
         offline = type(cls.__name__, (cls,), {"download": _refuse_download})
@@ -80,7 +80,8 @@ class PygFiles:
                 check_archive(root / file)
         with checked_pickles():
             if not self.parts:
-                return offline(folder, **self.kwargs)[0]
+                only: Data = offline(folder, **self.kwargs)[0]
+                return only
             return _merge({part: list(offline(folder, split=part)) for part in self.parts})
 
 
@@ -112,12 +113,14 @@ class OgbFiles:
         os.unlink(archive)
         os.replace(root / self.archive, root / self.folder)
 
-    def read(self, root: Path) -> Data:
+    def read(self, root: Path) -> Tables:
         """Read the CSV files as OGB does, which adds the reverse edges of some data sets.
 
         OGB itself is not called: it asks questions on the terminal, looks for updates on the network when it
         is imported, and its cache does not load with the safe `torch.load` of PyTorch 2.6.
         """
+        import torch
+
         read_csv = import_pandas().read_csv
 
         def table(file: Path, dtype: str) -> Tensor:
@@ -129,10 +132,11 @@ class OgbFiles:
         edge_index = table(edge, "int64").t().contiguous()
         if self.add_inverse:
             edge_index = torch.stack([edge_index, edge_index.flip(0)], dim=2).reshape(2, -1)
-        data = Data(x=x, edge_index=edge_index, y=y)
-        for mask, part in zip(SPLITS, parts, strict=True):
-            data[mask] = torch.zeros(x.size(0), dtype=torch.bool)
-            data[mask][table(part, "int64").squeeze(1)] = True
+        data = Tables(x=x, edge_index=edge_index, y=y)
+        for name, part in zip(SPLITS, parts, strict=True):
+            mask = torch.zeros(x.size(0), dtype=torch.bool)
+            mask[table(part, "int64").squeeze(1)] = True
+            setattr(data, name, mask)
         return data
 
 
@@ -155,20 +159,6 @@ def silent() -> Iterator[None]:
         yield
 
 
-def import_quietly(module: str) -> Any:
-    """Import a module on first use without advancing the global random state.
-
-    Importing rich, which scikit-learn does, draws a number from `random`.
-    """
-    if module in sys.modules:
-        return importlib.import_module(module)
-    state = random.getstate()
-    try:
-        return importlib.import_module(module)
-    finally:
-        random.setstate(state)
-
-
 def import_pandas() -> Any:
     """Import pandas, which reads the raw files of OGB.
 
@@ -188,12 +178,14 @@ def _refuse_download(dataset: Any) -> None:
     raise FileNotFoundError(f"raw files disappeared from {dataset.raw_dir}")
 
 
-def _merge(parts: Mapping[str, list[Data]]) -> Data:
+def _merge(parts: Mapping[str, list[Data]]) -> Tables:
     """Merge graphs into one block-diagonal graph; each part of the split is one mask."""
+    import torch
+
     graphs = [graph for part in parts.values() for graph in part]
     sizes = [graph.x.size(0) for graph in graphs]
     offsets = np.cumsum([0, *sizes[:-1]]).tolist()
-    data = Data(
+    data = Tables(
         x=torch.cat([graph.x for graph in graphs]),
         edge_index=torch.cat([g.edge_index + start for g, start in zip(graphs, offsets, strict=True)], dim=1),
         y=torch.cat([graph.y for graph in graphs]),
@@ -201,5 +193,5 @@ def _merge(parts: Mapping[str, list[Data]]) -> Data:
     counts = torch.tensor([sum(graph.x.size(0) for graph in part) for part in parts.values()])
     part_of = torch.repeat_interleave(torch.arange(len(parts)), counts)
     for index, mask in enumerate(SPLITS):
-        data[mask] = part_of == index
+        setattr(data, mask, part_of == index)
     return data

@@ -15,32 +15,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import math
 import operator
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import platformdirs
-import torch
-from torch import Tensor
-from torch_geometric.data import Data
+from typing import TYPE_CHECKING, Any
 
 from lmc_verify.datasets.builtin import make, own_entries
 from lmc_verify.datasets.files import CACHE_VARIABLE, ROOT_VARIABLE, Place
-from lmc_verify.datasets.generated import Option, Task, check_options, make_rng
+from lmc_verify.datasets.generated import Option, Task, check_options
 from lmc_verify.datasets.info import DatasetInfo, Entry, Request
 from lmc_verify.datasets.layouts import SPLITS
+from lmc_verify.datasets.tables import Tables
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.graphs import Graph
 from lmc_verify.plugins import Plugin, Registry
 
-__all__ = ["dataset_info", "dataset_names", "dataset_registry", "load_data", "load_graph"]
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
-MOST_CLASSES = 10_000
-"""The most classes that labels may name in a graph of fewer nodes."""
+    from lmc_verify.graphs import Graph
+
+__all__ = ["dataset_info", "dataset_names", "dataset_registry", "load_data", "load_graph"]
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -87,6 +83,39 @@ def load_data(
         InfrastructureError: a download failed.
         OutputError: the cache cannot be written.
     """
+    return _loaded(name, data_root, download, seed, cache_dir, options).to_data()
+
+
+def load_graph(
+    name: str,
+    *,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    **options: object,
+) -> Graph:
+    """Load a data set as a `Graph` named after it; arguments and errors as for `load_data`."""
+    from lmc_verify.graphs import Graph
+    from lmc_verify.graphs.reading import read_tensors
+
+    data = _loaded(name, data_root, download, seed, cache_dir, options)
+    # Nobody else has the tensors of a data set of the package; a plug-in may keep its own.
+    return Graph(**read_tensors(data), name=name, snapshot=dataset_info(name).family == "plug-in")
+
+
+def _loaded(
+    name: str,
+    data_root: str | Path | None,
+    download: bool,
+    seed: int,
+    cache_dir: str | Path | None,
+    options: Mapping[str, object],
+) -> Tables:
+    import platformdirs
+
+    from lmc_verify.datasets.finish import finished
+
     entry = _entry(name)
     checked = check_options(name, entry.options, options)
     try:
@@ -107,103 +136,7 @@ def load_data(
         seed=seed,
         options=checked,
     )
-    return _finish(entry.load(request), entry.info, request)
-
-
-def load_graph(
-    name: str,
-    *,
-    data_root: str | Path | None = None,
-    download: bool = False,
-    seed: int = 0,
-    cache_dir: str | Path | None = None,
-    **options: object,
-) -> Graph:
-    """Load a data set as a `Graph` named after it; arguments and errors as for `load_data`."""
-    data = load_data(name, data_root=data_root, download=download, seed=seed, cache_dir=cache_dir, **options)
-    # Nobody else has the tensors of a data set of the package; a plug-in may keep its own.
-    return Graph.from_pyg(data, name=name, snapshot=dataset_info(name).family == "plug-in")
-
-
-# The common last step ---------------------------------------------------------------------------------------
-
-
-def _finish(data: Data, info: DatasetInfo, request: Request) -> Data:
-    """Return a new `Data` with the documented attributes, types and masks."""
-    num_nodes = data.x.size(0)
-    y = data.y.to(torch.float32) if info.task == "multi-label" else data.y.to(torch.int64)
-    finished = Data(
-        x=data.x.to(torch.float32).contiguous(),
-        edge_index=data.edge_index.to(torch.int64).contiguous(),
-        y=y.contiguous(),
-    )
-    if "edge_weight" in data:
-        finished.edge_weight = data.edge_weight.to(torch.float32).contiguous()
-    if data.edge_attr is not None:
-        finished.edge_attr = data.edge_attr.to(torch.float32).contiguous()
-    for mask, value in zip(SPLITS, _masks(data, num_nodes, request), strict=True):
-        finished[mask] = value
-    _check(finished, info)
-    return finished
-
-
-def _masks(data: Data, num_nodes: int, request: Request) -> tuple[Tensor, ...]:
-    """Return the masks of the data set; nodes that no mask claims are split at random."""
-    if all(mask in data for mask in SPLITS):
-        masks = [data[mask].to(torch.bool) for mask in SPLITS]
-        return tuple(mask[:, request.options["split"]].clone() if mask.dim() == 2 else mask for mask in masks)
-    if "train_mask" in data:  # karate: one training node for each class
-        train = data.train_mask.to(torch.bool)
-        shares = [0.5, 1.0]
-    else:
-        train = torch.zeros(num_nodes, dtype=torch.bool)
-        shares = [0.6, 0.8, 1.0]
-    rest = np.flatnonzero(~train.numpy())
-    rest = make_rng(request.seed, 1).permutation(rest)
-    bounds = [0, *(round(share * rest.size) for share in shares)]
-    bounds[1] = max(bounds[1], 1)  # a graph of one node trains on it
-    parts = []
-    for low, high in itertools.pairwise(bounds):
-        mask = torch.zeros(num_nodes, dtype=torch.bool)
-        mask[torch.from_numpy(rest[low:high])] = True
-        parts.append(mask)
-    return tuple(parts) if len(parts) == 3 else (train.clone(), *parts)
-
-
-def _check(data: Data, info: DatasetInfo) -> None:
-    """Check that the parts of a data set fit together (values are the business of the graph checks)."""
-    num_nodes = data.x.size(0)
-    title = f"data set {info.name!r}"
-    if data.x.dim() != 2 or num_nodes == 0:
-        raise InvalidInputError(f"{title} has features of shape {tuple(data.x.shape)}, expected nodes by features")
-    if data.y.size(0) != num_nodes or data.y.dim() != (2 if info.task == "multi-label" else 1):
-        raise InvalidInputError(f"{title} has {num_nodes} nodes and labels of shape {tuple(data.y.shape)}")
-    if info.task != "multi-label":
-        _check_labels(data.y, num_nodes, title)
-    edges = data.edge_index
-    if edges.dim() != 2 or edges.size(0) != 2:
-        raise InvalidInputError(f"{title} has an edge_index of shape {tuple(edges.shape)}, expected (2, edges)")
-    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
-        raise InvalidInputError(
-            f"{title} has edges between nodes {int(edges.min())} and {int(edges.max())}, but {num_nodes} nodes"
-        )
-    masks = [data[mask] for mask in SPLITS]
-    if any(mask.shape != (num_nodes,) for mask in masks):
-        raise InvalidInputError(f"{title} has masks that do not have one value for each of its {num_nodes} nodes")
-    if not masks[0].any():
-        raise InvalidInputError(f"{title} has no training nodes")
-    if int(sum(mask.to(torch.int64) for mask in masks).max()) > 1:
-        raise InvalidInputError(f"{title} has nodes in more than one of training, validation and test")
-
-
-def _check_labels(labels: Tensor, num_nodes: int, title: str) -> None:
-    """Refuse labels that are no classes: a model would have an output for each number up to the largest."""
-    most = max(num_nodes, MOST_CLASSES)
-    if not -1 <= int(labels.min()) <= int(labels.max()) < most:
-        raise InvalidInputError(
-            f"{title} has labels from {int(labels.min())} to {int(labels.max())}; classes are numbered from 0 "
-            f"(-1: none) and are at most {most:,}"
-        )
+    return finished(entry.load(request), entry.info, request)
 
 
 def _from_plugin(plugin: Plugin, load: Any) -> Entry:
@@ -223,6 +156,9 @@ def _from_plugin(plugin: Plugin, load: Any) -> Entry:
     task: Task = getattr(load, "task", "single-label")
 
     def run(request: Request) -> Data:
+        import torch
+        from torch_geometric.data import Data
+
         seed = {"seed": request.seed} if seeded else {}
         data = load(**seed, **request.options)
         if not isinstance(data, Data):

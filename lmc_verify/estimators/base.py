@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators.history import History, Write
+from lmc_verify.estimators.weighting import LOSS_WEIGHTINGS
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import Gradient, Problem
 
 __all__ = [
-    "LOSS_WEIGHTINGS",
     "Cost",
     "Estimate",
     "Estimator",
@@ -24,15 +24,6 @@ __all__ = [
     "node_weights",
     "unwrapped",
 ]
-
-LOSS_WEIGHTINGS = ("inclusion", "node-count", "batch-mean")
-"""How the terms of a batch's loss are scaled up to the whole graph.
-
-- ``inclusion``: ``1 / pi_j`` (Horvitz-Thompson); for ``c`` of ``b`` clusters the factor ``b / c``. Always unbiased.
-- ``node-count``: ``|V| / |V_B|``. Unbiased if every batch has the same size.
-- ``batch-mean``: ``|V_L| / |V_L in B|``, a loss averaged over the batch's labelled nodes. Unbiased if every batch has
-  the same number of them; a batch without a labelled node contributes zero.
-"""
 
 
 @dataclass(frozen=True)

@@ -10,33 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError, nearest
-from lmc_verify.estimators.base import Estimator
-from lmc_verify.estimators.compensated.members import (
-    FM,
-    GAS,
-    LMC,
-    BackwardSGD,
-    ClusterGCN,
-    FMLocal,
-    LMCBackwardOnly,
-    LMCForwardOnly,
-)
-from lmc_verify.estimators.full_batch import FullBatch
-from lmc_verify.estimators.properties import properties_of, replaced_on_instance, settings_of
-from lmc_verify.estimators.samplers.importance import ImportanceVRGCN
-from lmc_verify.estimators.samplers.layerwise import ASGCN, LADIES, FastGCN
-from lmc_verify.estimators.samplers.mvs import MVS
-from lmc_verify.estimators.samplers.neighbour import LABOR, VRGCN, NeighbourSampling
-from lmc_verify.estimators.samplers.published import FastGCNPublished, LADIESPublished
-from lmc_verify.estimators.samplers.saint import GraphSAINTEdge, GraphSAINTNode, GraphSAINTWalk
-from lmc_verify.estimators.shadow import Shadow
-from lmc_verify.estimators.top import TOP
-from lmc_verify.estimators.top_krylov import TOPKrylov
 from lmc_verify.estimators.weighting import FORMER_NAME, renamed
-from lmc_verify.plugins import Plugin, Registry
+from lmc_verify.plugins import Place, Plugin, Registry
+
+if TYPE_CHECKING:
+    from lmc_verify.estimators.base import Estimator
 
 __all__ = [
     "CATALOGUE",
@@ -87,40 +68,66 @@ _TOP = "TOP (Shi et al., ICLR 2025)"
 
 _SAINT = "GraphSAINT (Zeng et al., ICLR 2020)"
 
-_OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
-    (FullBatch, EstimatorInfo("exact", ("theorem-1/unbiased", "e7/reductions"), "L m", "none", "gradient descent")),
-    (BackwardSGD, EstimatorInfo("exact", (*_EXACT, "e8/bias-and-variance"), "L m", "2 L n w", _LMC)),
+_OWN: tuple[tuple[str, str, EstimatorInfo], ...] = (
     (
-        LMC,
+        "full-batch",
+        "full_batch:FullBatch",
+        EstimatorInfo("exact", ("theorem-1/unbiased", "e7/reductions"), "L m", "none", "gradient descent"),
+    ),
+    (
+        "backward-sgd",
+        "compensated.members:BackwardSGD",
+        EstimatorInfo("exact", (*_EXACT, "e8/bias-and-variance"), "L m", "2 L n w", _LMC),
+    ),
+    (
+        "lmc",
+        "compensated.members:LMC",
         EstimatorInfo(
             "compensated", (*_EXACT, "e2/exact-when-frozen", "e3/contraction"), "L (B + H) d", "2 L n w", _LMC
         ),
     ),
     (
-        GAS,
+        "gas",
+        "compensated.members:GAS",
         EstimatorInfo(
             "compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", "GNNAutoScale (Fey et al., ICML 2021)"
         ),
     ),
-    (FM, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", _GRAPH_FM)),
-    (FMLocal, EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", f"a variant of {_GRAPH_FM}")),
     (
-        ClusterGCN,
+        "fm",
+        "compensated.members:FM",
+        EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", _GRAPH_FM),
+    ),
+    (
+        "fm-local",
+        "compensated.members:FMLocal",
+        EstimatorInfo("compensated", ("e7/reductions",), "L (B + H) d", "L n w", f"a variant of {_GRAPH_FM}"),
+    ),
+    (
+        "cluster-gcn",
+        "compensated.members:ClusterGCN",
         EstimatorInfo("compensated", ("e7/reductions",), "L B d", "none", "Cluster-GCN (Chiang et al., KDD 2019)"),
     ),
-    (LMCForwardOnly, EstimatorInfo("compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", _LMC)),
     (
-        LMCBackwardOnly,
+        "lmc-forward-only",
+        "compensated.members:LMCForwardOnly",
+        EstimatorInfo("compensated", (*_HISTORY, "e6/bias-per-layer"), "L B d", "L n w", _LMC),
+    ),
+    (
+        "lmc-backward-only",
+        "compensated.members:LMCBackwardOnly",
         EstimatorInfo(
             "compensated", (*_EXACT, "e2/exact-when-frozen", "e3/contraction"), "L (B + H) d", "2 L n w", _LMC
         ),
     ),
     (
-        NeighbourSampling,
+        "neighbour-sampling",
+        "samplers.neighbour:NeighbourSampling",
         EstimatorInfo("node-wise", _SAMPLER, "B s^L", "none", "GraphSAGE (Hamilton, Ying and Leskovec, NeurIPS 2017)"),
     ),
     (
-        VRGCN,
+        "vr-gcn",
+        "samplers.neighbour:VRGCN",
         EstimatorInfo(
             "node-wise",
             ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
@@ -130,7 +137,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         ),
     ),
     (
-        LABOR,
+        "labor",
+        "samplers.neighbour:LABOR",
         EstimatorInfo(
             "node-wise",
             (*_SAMPLER, "labor/fewer-vertices"),
@@ -139,9 +147,14 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "LABOR (Balin and Catalyurek, NeurIPS 2023)",
         ),
     ),
-    (FastGCN, EstimatorInfo("layer-wise", _SAMPLER, "L t d", "none", "FastGCN (Chen, Ma and Xiao, ICLR 2018)")),
     (
-        LADIES,
+        "fastgcn",
+        "samplers.layerwise:FastGCN",
+        EstimatorInfo("layer-wise", _SAMPLER, "L t d", "none", "FastGCN (Chen, Ma and Xiao, ICLR 2018)"),
+    ),
+    (
+        "ladies",
+        "samplers.layerwise:LADIES",
         EstimatorInfo(
             "layer-wise",
             (*_SAMPLER, "sampling/error-below-baseline"),
@@ -151,7 +164,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         ),
     ),
     (
-        ASGCN,
+        "as-gcn",
+        "samplers.layerwise:ASGCN",
         EstimatorInfo(
             "layer-wise",
             (*_SAMPLER, "sampling/error-below-baseline"),
@@ -161,15 +175,18 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         ),
     ),
     (
-        FastGCNPublished,
+        "fastgcn-published",
+        "samplers.published:FastGCNPublished",
         EstimatorInfo("layer-wise", _ANY, "L t d", "none", "FastGCN in public code (acbull/LADIES, matenure/FastGCN)"),
     ),
     (
-        LADIESPublished,
+        "ladies-published",
+        "samplers.published:LADIESPublished",
         EstimatorInfo("layer-wise", _ANY, "L t d", "none", "LADIES in its public code (acbull/LADIES)"),
     ),
     (
-        ImportanceVRGCN,
+        "vr-gcn-importance",
+        "samplers.importance:ImportanceVRGCN",
         EstimatorInfo(
             "node-wise",
             ("theorem-1/unbiased", *_SAMPLER, "sampling/error-below-baseline"),
@@ -179,7 +196,8 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
         ),
     ),
     (
-        MVS,
+        "mvs-gnn",
+        "samplers.mvs:MVS",
         EstimatorInfo(
             "subgraph",
             ("sampling/error-below-baseline",),
@@ -188,18 +206,36 @@ _OWN: tuple[tuple[Any, EstimatorInfo], ...] = (
             "MVS-GNN (Cong et al., KDD 2020)",
         ),
     ),
-    (GraphSAINTNode, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
-    (GraphSAINTEdge, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
-    (GraphSAINTWalk, EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT)),
     (
-        Shadow,
+        "graphsaint-node",
+        "samplers.saint:GraphSAINTNode",
+        EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT),
+    ),
+    (
+        "graphsaint-edge",
+        "samplers.saint:GraphSAINTEdge",
+        EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT),
+    ),
+    (
+        "graphsaint-walk",
+        "samplers.saint:GraphSAINTWalk",
+        EstimatorInfo("subgraph", ("sampling/unbiased-aggregation",), "L S d", "m", _SAINT),
+    ),
+    (
+        "shadow",
+        "shadow:Shadow",
         EstimatorInfo(
             "subgraph", ("shadow/unbiased-own-objective",), "L B e d", "none", "shaDow-GNN (Zeng et al., NeurIPS 2021)"
         ),
     ),
-    (TOP, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "n (f + L w)", _TOP)),
-    (TOPKrylov, EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", f"a variant of {_TOP}")),
+    ("top", "top:TOP", EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "n (f + L w)", _TOP)),
+    (
+        "top-krylov",
+        "top_krylov:TOPKrylov",
+        EstimatorInfo("subgraph", ("top/exact-in-span",), "L B d", "L n f", f"a variant of {_TOP}"),
+    ),
 )
+"""Name, place in this folder, and what is known, of every estimator of the package."""
 
 
 def _named_estimator(plugin: Plugin, item: Any) -> Callable[..., Estimator]:
@@ -212,11 +248,14 @@ def _named_estimator(plugin: Plugin, item: Any) -> Callable[..., Estimator]:
     return build
 
 
-CATALOGUE: dict[str, EstimatorInfo] = {kind.name: info for kind, info in _OWN}
+CATALOGUE: dict[str, EstimatorInfo] = {name: info for name, _, info in _OWN}
 """What is known of every estimator of the package, by name."""
 
 ESTIMATORS: Registry[Callable[..., Estimator]] = Registry(
-    "estimator", "lmc_verify.estimators", ((kind.name, kind) for kind, _ in _OWN), _named_estimator
+    "estimator",
+    "lmc_verify.estimators",
+    ((name, Place(f"lmc_verify.estimators.{place}")) for name, place, _ in _OWN),
+    _named_estimator,
 )
 """Every estimator by its name: a class, or a function that returns one; those of plug-ins included."""
 
@@ -312,6 +351,8 @@ def _defaults(build: Any) -> dict[str, Any]:
 
 def registered_settings(estimator: Estimator) -> dict[str, Any] | None:
     """Return the settings from which `make_estimator` rebuilds an estimator; None for one that it would not rebuild."""
+    from lmc_verify.estimators.properties import replaced_on_instance, settings_of
+
     registered: object = ESTIMATORS.get(estimator.name)
     rebuilt = type(estimator) is registered and not replaced_on_instance(estimator)
     return settings_of(estimator) if rebuilt else None
@@ -326,6 +367,8 @@ def with_beta(estimator: Estimator, factor: float) -> Estimator:
         InvalidInputError: the result lies outside [0, 1]; or the estimator has a beta, is no dataclass and has no
             ``with_beta``, or has methods of its own on the instance, which a copy would lose.
     """
+    from lmc_verify.estimators.properties import properties_of, replaced_on_instance
+
     beta = properties_of(estimator).beta
     if beta is None:
         return estimator

@@ -10,15 +10,24 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import LOSS_WEIGHTINGS
 
-__all__ = ["FORMER_NAME", "Weighted", "renamed", "stated_weighting"]
+__all__ = ["FORMER_NAME", "LOSS_WEIGHTINGS", "Weighted", "renamed", "stated_weighting"]
 
 # A subclass may have the protocol `Estimator` among its bases, so the metaclass must derive from that of protocols.
 if TYPE_CHECKING:
     _ProtocolMeta = ABCMeta
 else:
     _ProtocolMeta = type(Protocol)
+
+LOSS_WEIGHTINGS = ("inclusion", "node-count", "batch-mean")
+"""How the terms of a batch's loss are scaled up to the whole graph.
+
+- ``inclusion``: ``1 / pi_j`` (Horvitz-Thompson); for ``c`` of ``b`` clusters the factor ``b / c``. Always unbiased.
+- ``node-count``: ``|V| / |V_B|``. Unbiased if every batch has the same size.
+- ``batch-mean``: ``|V_L| / |V_L in B|``, a loss averaged over the batch's labelled nodes. Unbiased if every batch has
+  the same number of them; a batch without a labelled node contributes zero.
+"""
+
 
 FORMER_NAME = "normaliser"
 

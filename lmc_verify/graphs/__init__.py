@@ -1,31 +1,38 @@
 """Graphs: operators, sparse products, partitions, batches and the designs that they are drawn from."""
 
-from lmc_verify.graphs.batch import Batch, LayerSample, Sample, named_nodes
-from lmc_verify.graphs.designs import (
-    AnyGenerator,
-    BatchDesign,
-    Clusters,
-    EpochClusters,
-    FusedClusters,
-    OneBatch,
-    UniformNodes,
-)
-from lmc_verify.graphs.files import new_file, open_file, release_pages, resident_bytes, windows
-from lmc_verify.graphs.graph import Graph, changed_content, graph_content
-from lmc_verify.graphs.loaders import BatchList, LoaderDesign
-from lmc_verify.graphs.mapped import map_operators
-from lmc_verify.graphs.memory import BufferPool
-from lmc_verify.graphs.operators import (
-    Block,
-    LocalSet,
-    block_from_edges,
-    block_from_entries,
-    loops_operator,
-    normalised_edges,
-    operator_features,
-)
-from lmc_verify.graphs.partition import Partition, make_partition
-from lmc_verify.graphs.sparse import CSR, piece_rows, spmm
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.graphs.batch import Batch, LayerSample, Sample, named_nodes
+    from lmc_verify.graphs.designs import (
+        AnyGenerator,
+        BatchDesign,
+        Clusters,
+        EpochClusters,
+        FusedClusters,
+        OneBatch,
+        UniformNodes,
+    )
+    from lmc_verify.graphs.files import new_file, open_file, release_pages, resident_bytes, windows
+    from lmc_verify.graphs.graph import Graph, changed_content, graph_content
+    from lmc_verify.graphs.loaders import BatchList, LoaderDesign
+    from lmc_verify.graphs.mapped import map_operators
+    from lmc_verify.graphs.memory import BufferPool
+    from lmc_verify.graphs.operators import (
+        Block,
+        LocalSet,
+        block_from_edges,
+        block_from_entries,
+        loops_operator,
+        normalised_edges,
+        operator_features,
+    )
+    from lmc_verify.graphs.partition import Partition, make_partition
+    from lmc_verify.graphs.sparse import CSR, piece_rows, spmm
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "CSR",

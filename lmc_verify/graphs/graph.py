@@ -12,20 +12,22 @@ from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, Dataset
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.files import windows
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
 from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges, operator_features
-from lmc_verify.graphs.reading import read_pyg
+from lmc_verify.graphs.reading import one_graph, read_tensors
 from lmc_verify.graphs.sparse import CSR
 from lmc_verify.graphs.validation import validate_graph
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, Dataset
 
 __all__ = ["Graph", "changed_content", "graph_content"]
 
@@ -161,7 +163,7 @@ class Graph:
         Raises:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
-        read = read_pyg(data, split)
+        read = read_tensors(one_graph(data), split)
         return cls(**read, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property

@@ -10,8 +10,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs.sparse import CSR
@@ -25,6 +23,7 @@ __all__ = [
     "loops_operator",
     "normalised_edges",
     "operator_features",
+    "with_self_loops",
 ]
 
 OPERATORS = ("gcn", "mean", "sum", "loops")
@@ -84,8 +83,7 @@ def normalised_edges(
         InvalidInputError: a negative weighted in-degree, which has no square root.
     """
     if kind == "gcn":
-        weight = None if edge_weight is None else edge_weight.to(dtype)
-        edges, values = gcn_norm(edge_index, weight, num_nodes, improved=False, add_self_loops=True, dtype=dtype)
+        edges, values = _gcn_normalised(edge_index, _weights(edge_index, edge_weight, dtype), num_nodes)
         if not torch.isfinite(values).all():
             raise InvalidInputError(
                 "the GCN normalisation needs weighted in-degrees (self-loop included) of at least 0, but some are "
@@ -93,17 +91,46 @@ def normalised_edges(
             )
         return edges, values
     if kind == "loops" or _fill_of(kind) is not None:
-        edges, _ = remove_self_loops(edge_index)
-        edges, _ = add_self_loops(edges, num_nodes=num_nodes)
+        edges, _ = with_self_loops(edge_index, _weights(edge_index, None, dtype), num_nodes)
         return edges, torch.ones(edges.shape[1], dtype=dtype, device=edges.device)
     if kind == "mean":
         degree = torch.bincount(edge_index[1], minlength=num_nodes)
         return edge_index, degree.clamp(min=1).to(dtype).reciprocal()[edge_index[1]]
     if kind == "sum":
-        if edge_weight is None:
-            return edge_index, torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
-        return edge_index, edge_weight.to(dtype)
+        return edge_index, _weights(edge_index, edge_weight, dtype)
     raise UnknownNameError("operator", kind, OPERATORS)
+
+
+def _weights(edge_index: Tensor, edge_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if edge_weight is None:
+        return torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
+    return edge_weight.to(dtype)
+
+
+def with_self_loops(edge_index: Tensor, weight: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Return edges [2, m] and weights [m] with exactly one self-loop a node, behind the other edges.
+
+    A self-loop that is there keeps its weight (of several at a node, one of them); one that is added weighs 1.
+    `torch_geometric.utils.add_remaining_self_loops` gives the same, bit by bit.
+    """
+    other = edge_index[0] != edge_index[1]
+    nodes = torch.arange(num_nodes, dtype=edge_index.dtype, device=edge_index.device)
+    loops = weight.new_ones(num_nodes)
+    loops[edge_index[0][~other]] = weight[~other]
+    edges = torch.cat([edge_index[:, other], torch.stack([nodes, nodes])], dim=1)
+    return edges, torch.cat([weight[other], loops])
+
+
+def _gcn_normalised(edge_index: Tensor, weight: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Return the edges and weights ``d_j^(-1/2) w d_i^(-1/2)`` of GCN (Kipf and Welling, 2017), self-loops included.
+
+    `torch_geometric.nn.conv.gcn_conv.gcn_norm` gives the same, bit by bit.
+    """
+    edges, weight = with_self_loops(edge_index, weight, num_nodes)
+    source, destination = edges
+    scale = weight.new_zeros(num_nodes).scatter_add_(0, destination, weight).pow_(-0.5)
+    scale.masked_fill_(scale == float("inf"), 0)
+    return edges, scale[source] * weight * scale[destination]
 
 
 def operator_features(
@@ -125,6 +152,8 @@ def operator_features(
             f"fill_value has {fill.numel()} numbers, the graph's edges have {values.shape[1]} features; give one "
             "number a feature, or one for all"
         )
+    from torch_geometric.utils import add_self_loops, remove_self_loops  # its attention layers ask for these
+
     edges, values = remove_self_loops(edge_index, values)
     filled: Tensor = add_self_loops(edges, values, fill_value=fill, num_nodes=num_nodes)[1]
     return filled

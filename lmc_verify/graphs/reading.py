@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, Dataset, HeteroData
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.imports.geometric import classes
 
-__all__ = ["read_pyg"]
+if TYPE_CHECKING:
+    from torch_geometric.data import Data, Dataset
+
+__all__ = ["one_graph", "read_tensors"]
 
 _UNLABELLED = 255
 """What data sets with labels in bytes write at nodes without one."""
@@ -23,17 +26,17 @@ _Edges = tuple[Tensor, Tensor | None, Tensor | None]
 _TENSORS = ("x", "y", "edge_index", "edge_weight", "edge_attr", "train_mask", "val_mask", "test_mask")
 
 
-def read_pyg(data: Data | Dataset, split: int | None = None) -> dict[str, Any]:
+def read_tensors(data: Any, split: int | None = None) -> dict[str, Any]:
     """Return the tensors of a homogeneous graph by the names of `lmc_verify.Graph`'s fields.
 
     Args:
-        data: needs ``x``, ``y`` and ``edge_index``, or ``adj_t`` in place of it; or a data set that holds one graph.
+        data: a `Data`, or what has the same attributes; needs ``x``, ``y``, ``num_nodes``, and ``edge_index``, or
+            ``adj_t`` in place of it.
         split: which column to take where masks have shape [n, splits].
 
     Raises:
         InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
     """
-    data = _one_graph(data)
     for key in ("x", "y"):
         if getattr(data, key, None) is None:
             raise _missing(key)
@@ -83,25 +86,32 @@ def _features(attr: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return (attr[:, None] if attr.dim() == 1 else attr).to(dtype)
 
 
-def _one_graph(data: Data | Dataset) -> Data:
-    if isinstance(data, HeteroData):
+def one_graph(data: Data | Dataset) -> Data:
+    """Return the one graph that is given, or that a data set holds.
+
+    Raises:
+        InvalidInputError: it is something else, or several.
+    """
+    found: Any = data
+    if isinstance(found, classes("torch_geometric.data", "HeteroData")):
         raise InvalidInputError("HeteroData has several node types, Graph holds one; call data.to_homogeneous() first")
-    if isinstance(data, Data):
-        return data
-    if isinstance(data, Dataset):
-        if len(data) != 1:
+    if isinstance(found, classes("torch_geometric.data", "Data")):
+        only: Data = found
+        return only
+    if isinstance(found, classes("torch_geometric.data", "Dataset")):
+        if len(found) != 1:
             raise InvalidInputError(
-                f"{type(data).__name__} is a data set of {len(data)} graphs, a Graph is made of one; choose it, for "
+                f"{type(found).__name__} is a data set of {len(found)} graphs, a Graph is made of one; choose it, for "
                 "instance dataset[0]"
             )
-        return _one_graph(data[0])
+        return one_graph(found[0])
     raise InvalidInputError(
-        f"a graph is read from torch_geometric.data.Data, got {type(data).__name__}; build one with Data(x=..., y=..., "
-        "edge_index=...)"
+        f"a graph is read from torch_geometric.data.Data, got {type(found).__name__}; build one with "
+        "Data(x=..., y=..., edge_index=...)"
     )
 
 
-def _edges(data: Data, num_nodes: int) -> _Edges:
+def _edges(data: Any, num_nodes: int) -> _Edges:
     """Return edges, weights and features, from ``edge_index`` or from a transposed adjacency matrix."""
     adjacency = getattr(data, "adj_t", None)
     edge_index = getattr(data, "edge_index", None)
@@ -165,7 +175,7 @@ def _from_adjacency(adjacency: Any, num_nodes: int) -> _Edges:
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
 
-def _mask(data: Data, key: str, num_nodes: int, split: int | None) -> Tensor | None:
+def _mask(data: Any, key: str, num_nodes: int, split: int | None) -> Tensor | None:
     value: Tensor | None = getattr(data, key, None)
     if value is None:
         return None

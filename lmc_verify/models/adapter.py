@@ -28,6 +28,7 @@ from torch_geometric.nn.aggr import (
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import Block, loops_operator
+from lmc_verify.models.convs import PNA_AGGREGATORS, PNA_DEGREES, PNA_SCALERS
 from lmc_verify.models.layered import HOOKS, Conv, check_node_wise
 
 __all__ = ["PNAConv", "PyGConv", "materialise", "whole_graph_constants"]
@@ -222,10 +223,9 @@ class PNAConv(pyg_nn.PNAConv):
     in-degrees.
     """
 
-    AGGREGATORS: ClassVar[tuple[str, ...]] = ("mean", "min", "max", "std")
-    SCALERS: ClassVar[tuple[str, ...]] = ("identity", "amplification", "attenuation")
-    UNIT_DEGREES: ClassVar[tuple[int, ...]] = (0, 1)
-    """A degree histogram that leaves the scalers almost as they are: every node has one in-edge."""
+    AGGREGATORS: ClassVar[tuple[str, ...]] = PNA_AGGREGATORS
+    SCALERS: ClassVar[tuple[str, ...]] = PNA_SCALERS
+    UNIT_DEGREES: ClassVar[tuple[int, ...]] = PNA_DEGREES
 
     def forward(
         self,

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from lmc_verify.graphs import Block, spmm
 from lmc_verify.models.layered import Conv
 
-__all__ = ["GCNConv", "SAGEConv", "initialise", "linear"]
+__all__ = ["PNA_AGGREGATORS", "PNA_DEGREES", "PNA_SCALERS", "GCNConv", "SAGEConv", "initialise", "linear"]
+
+PNA_AGGREGATORS = ("mean", "min", "max", "std")
+PNA_SCALERS = ("identity", "amplification", "attenuation")
+PNA_DEGREES = (0, 1)
+"""What PNA has where it is not told otherwise: the degree histogram leaves the scalers almost as they are, since every
+node has one in-edge."""
 
 
 class GCNConv(Conv):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
-from torch_geometric import nn as pyg_nn
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Block, Graph
+from lmc_verify.imports.geometric import classes
 from lmc_verify.models.dropout import Dropout, at_place
 
 __all__ = [
@@ -272,9 +272,11 @@ def place_of(target: Tensor, source: Tensor) -> int | None:
 
 def check_node_wise(module: nn.Module) -> None:
     """Raise InvalidInputError if a sub-module is known to couple the rows of a layer."""
+    couples: tuple[type[Any], ...] = (nn.modules.batchnorm._BatchNorm, *classes("torch_geometric.nn", *_COUPLES_ROWS))
+    layer_norms = classes("torch_geometric.nn", "LayerNorm")
     for name, part in module.named_modules():
-        graph_norm = isinstance(part, pyg_nn.LayerNorm) and part.mode == "graph"
-        if graph_norm or isinstance(part, _COUPLES_ROWS):
+        graph_norm = isinstance(part, layer_norms) and getattr(part, "mode", None) == "graph"
+        if graph_norm or isinstance(part, couples):
             raise InvalidInputError(
                 f"{name or 'the module'} is a {type(part).__name__}, which couples the rows of a mini-batch: "
                 "layer-wise gradients are then undefined; use torch.nn.LayerNorm (node-wise) instead"
@@ -311,12 +313,12 @@ def active_dropout(module: nn.Module, *, allow_keyed: bool = False) -> str | Non
 
 
 _COUPLES_ROWS = (
-    nn.modules.batchnorm._BatchNorm,
-    pyg_nn.BatchNorm,
-    pyg_nn.InstanceNorm,
-    pyg_nn.GraphNorm,
-    pyg_nn.GraphSizeNorm,
-    pyg_nn.PairNorm,
-    pyg_nn.MeanSubtractionNorm,
-    pyg_nn.DiffGroupNorm,
+    "BatchNorm",
+    "InstanceNorm",
+    "GraphNorm",
+    "GraphSizeNorm",
+    "PairNorm",
+    "MeanSubtractionNorm",
+    "DiffGroupNorm",
 )
+"""Norms of PyTorch Geometric over several rows."""

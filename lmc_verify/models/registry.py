@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError, nearest
-from lmc_verify.graphs import Graph
-from lmc_verify.models.gin import GIN
-from lmc_verify.models.initial_residual import APPNP, GCNII
-from lmc_verify.models.layered import LayeredModel
-from lmc_verify.models.recurrent import RecurrentGNN
-from lmc_verify.models.stacks import GAT, GCN, PNA, SAGE
-from lmc_verify.plugins import Plugin, Registry
+from lmc_verify.plugins import Place, Plugin, Registry
+
+if TYPE_CHECKING:
+    from lmc_verify.graphs import Graph
+    from lmc_verify.models.layered import LayeredModel
 
 __all__ = ["MODELS", "check_jump", "check_options", "graph_settings", "make_model"]
 
-_OWN: dict[str, Callable[..., LayeredModel]] = {
-    "gcn": GCN,
-    "gcnii": GCNII,
-    "sage": SAGE,
-    "gin": GIN,
-    "appnp": APPNP,
-    "gat": GAT,
-    "pna": PNA,
-    "recurrent": RecurrentGNN,
+_OWN: dict[str, str] = {
+    "gcn": "stacks:GCN",
+    "gcnii": "initial_residual:GCNII",
+    "sage": "stacks:SAGE",
+    "gin": "gin:GIN",
+    "appnp": "initial_residual:APPNP",
+    "gat": "stacks:GAT",
+    "pna": "stacks:PNA",
+    "recurrent": "recurrent:RecurrentGNN",
 }
+"""Where the package's models are in this folder, by name."""
 
 
 def _model(plugin: Plugin, item: Any) -> Callable[..., LayeredModel]:
@@ -36,7 +35,12 @@ def _model(plugin: Plugin, item: Any) -> Callable[..., LayeredModel]:
     return build
 
 
-MODELS: Registry[Callable[..., LayeredModel]] = Registry("model", "lmc_verify.models", _OWN.items(), _model)
+MODELS: Registry[Callable[..., LayeredModel]] = Registry(
+    "model",
+    "lmc_verify.models",
+    ((name, Place(f"lmc_verify.models.{place}")) for name, place in _OWN.items()),
+    _model,
+)
 """Every model by its name: a class that takes the arguments of `lmc_verify.GCN`; those of plug-ins included."""
 
 
@@ -93,6 +97,8 @@ def make_model(name: str, *args: Any, **settings: Any) -> LayeredModel:
     """
     if name not in MODELS:
         raise UnknownNameError("model", name, MODELS)
+    from lmc_verify.models.layered import LayeredModel
+
     model = MODELS[name](*args, **settings)
     if not isinstance(model, LayeredModel):
         raise InvalidInputError(f"model {name!r} gives a {type(model).__name__}, a LayeredModel is needed")

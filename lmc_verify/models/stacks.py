@@ -8,13 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch_geometric.nn import GATConv
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph
-from lmc_verify.models.adapter import PNAConv, PyGConv, materialise
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
-from lmc_verify.models.convs import GCNConv, SAGEConv
+from lmc_verify.models.convs import PNA_AGGREGATORS, PNA_DEGREES, PNA_SCALERS, GCNConv, SAGEConv
 from lmc_verify.models.jumping import with_jumps
 from lmc_verify.models.layered import Conv, ConvLayer, Layer
 
@@ -76,6 +74,10 @@ class GAT(_Stack):
     def _conv(
         self, in_channels: int, out_channels: int, dtype: torch.dtype | None, *, heads: int = 1, **settings: Any
     ) -> Conv:
+        from torch_geometric.nn import GATConv
+
+        from lmc_verify.models.adapter import PyGConv, materialise
+
         if heads < 1:
             raise InvalidInputError(f"heads is {heads}, it must be at least 1")
         conv = materialise(GATConv, in_channels, out_channels, heads=heads, concat=False, dtype=dtype, **settings)
@@ -105,9 +107,9 @@ class PNA(_Stack):
         out_channels: int,
         dtype: torch.dtype | None,
         *,
-        degrees: Sequence[int] = PNAConv.UNIT_DEGREES,
-        aggregators: Sequence[str] = PNAConv.AGGREGATORS,
-        scalers: Sequence[str] = PNAConv.SCALERS,
+        degrees: Sequence[int] = PNA_DEGREES,
+        aggregators: Sequence[str] = PNA_AGGREGATORS,
+        scalers: Sequence[str] = PNA_SCALERS,
         towers: int = 1,
         **settings: Any,
     ) -> Conv:
@@ -116,6 +118,8 @@ class PNA(_Stack):
                 f"towers is {towers}, it must divide every layer's width, {out_channels} here; with outputs that it "
                 "does not divide, add a head"
             )
+        from lmc_verify.models.adapter import PNAConv, PyGConv, materialise
+
         histogram = torch.tensor(list(degrees), dtype=torch.float64)
         conv = materialise(
             PNAConv,

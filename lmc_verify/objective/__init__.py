@@ -1,19 +1,26 @@
 """The objective of a problem, and its exact loss, embeddings, auxiliary variables and gradient."""
 
-from lmc_verify.objective.closed_work import ClosedWork
-from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
-from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
-from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
-from lmc_verify.objective.plain_models import layered
-from lmc_verify.objective.problem import (
-    Gradient,
-    Problem,
-    euclidean_norm,
-    evaluating,
-    gradient_norm,
-    gradient_sum,
-    same_bits,
-)
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.objective.closed_work import ClosedWork
+    from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms
+    from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
+    from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
+    from lmc_verify.objective.plain_models import layered
+    from lmc_verify.objective.problem import (
+        Gradient,
+        Problem,
+        euclidean_norm,
+        evaluating,
+        gradient_norm,
+        gradient_sum,
+        same_bits,
+    )
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "ClosedWork",

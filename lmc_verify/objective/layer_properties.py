@@ -17,19 +17,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, Linear
-from torch_geometric.nn.aggr import (
-    MaxAggregation,
-    MinAggregation,
-    MultiAggregation,
-    StdAggregation,
-    SumAggregation,
-)
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph, LocalSet
 from lmc_verify.graphs.sums import ordered_sum
-from lmc_verify.models.adapter import PyGConv
+from lmc_verify.imports.geometric import classes
 from lmc_verify.models.layered import Conv, ConvLayer, Layer, LayeredModel, is_altered
 
 __all__ = ["check_layers", "is_aggregate_linear", "kind_of"]
@@ -51,11 +43,14 @@ _FEWER = slice(1, None)
 _ROWS = 5
 """Rows of an encoder or a head that are computed together, and two of them alone."""
 
-_KNOWN = (
-    *(nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus),
-    *(GATConv, Linear, SumAggregation, MinAggregation, MaxAggregation, StdAggregation, MultiAggregation),
+_KNOWN = (nn.ModuleList, nn.Sequential, nn.Identity, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Tanh, nn.Softplus)
+
+_KNOWN_GEOMETRIC = (
+    *("GATConv", "Linear"),
+    *("SumAggregation", "MinAggregation", "MaxAggregation", "StdAggregation", "MultiAggregation"),
 )
-"""Modules that the package builds its own models of. Its tests measure those, unless `PyGConv` is told to believe."""
+"""Modules that the package builds its own models of, torch's and those of PyTorch Geometric. Its tests measure those,
+unless `PyGConv` is told to believe."""
 
 
 def check_layers(model: LayeredModel, widths: tuple[int, ...], graph: Graph) -> None:
@@ -109,9 +104,11 @@ def is_aggregate_linear(name: str, conv: Conv, width: int, graph: Graph) -> bool
 
 def _is_foreign(module: nn.Module) -> bool:
     types = {type(part) for part in module.modules()}
-    told = PyGConv in types and bool(getattr(module, "aggregate_linear", False))
+    adapted = not types.isdisjoint(classes("lmc_verify.models.adapter", "PyGConv"))
+    told = adapted and bool(getattr(module, "aggregate_linear", False))
     altered = any(map(is_altered, module.modules()))
-    return told or altered or any(one not in _KNOWN and not one.__module__.startswith("lmc_verify.") for one in types)
+    known = {*_KNOWN, *classes("torch_geometric.nn", *_KNOWN_GEOMETRIC)}
+    return told or altered or any(one not in known and not one.__module__.startswith("lmc_verify.") for one in types)
 
 
 def _check_rows(name: str, part: Callable[..., Tensor], x: Tensor) -> None:

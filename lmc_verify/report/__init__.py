@@ -1,25 +1,23 @@
 """Records of a run -> a report: one HTML page, Markdown, JSON and JUnit XML."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import contextlib
-import os
-import secrets
-from collections.abc import Callable
-from pathlib import Path
+from lmc_verify.imports.names import offered
 
-from lmc_verify.errors import OutputError
-from lmc_verify.report.figures.pictures import pictures, standalone
-from lmc_verify.report.formats.github import annotation_lines, announce
-from lmc_verify.report.formats.html import render_html
-from lmc_verify.report.formats.json_document import json_schema, render_json
-from lmc_verify.report.formats.junit import render_junit
-from lmc_verify.report.formats.markdown import render_markdown
-from lmc_verify.report.formats.table import claims_table
-from lmc_verify.report.model.benchmarks import BenchmarkSection, load_benchmarks
-from lmc_verify.report.model.claims import AUDITS, ClaimText
-from lmc_verify.report.model.races import RaceSection
-from lmc_verify.report.model.report import Report, build_report
+if TYPE_CHECKING:
+    from lmc_verify.report.formats.github import annotation_lines, announce
+    from lmc_verify.report.formats.html import render_html
+    from lmc_verify.report.formats.json_document import json_schema, render_json
+    from lmc_verify.report.formats.junit import render_junit
+    from lmc_verify.report.formats.markdown import render_markdown
+    from lmc_verify.report.formats.table import claims_table
+    from lmc_verify.report.model.benchmarks import BenchmarkSection, load_benchmarks
+    from lmc_verify.report.model.claims import AUDITS, ClaimText
+    from lmc_verify.report.model.races import RaceSection
+    from lmc_verify.report.model.report import Report, build_report
+    from lmc_verify.report.writing import write_report
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "AUDITS",
@@ -39,53 +37,3 @@ __all__ = [
     "render_markdown",
     "write_report",
 ]
-
-_FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
-    "html": ("report.html", lambda report, _: render_html(report)),
-    "markdown": ("report.md", render_markdown),
-    "json": ("report.json", lambda report, _: render_json(report)),
-    "junit": ("junit.xml", lambda report, _: render_junit(report)),
-}
-
-
-def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
-    """Write the report in every format and return format -> path.
-
-    Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered,
-    and written next to their places, before the first file is replaced: what fails on the way leaves an older report as
-    it was.
-
-    Raises:
-        OutputError: the folder cannot be made or written to.
-    """
-    folder = Path(out_dir)
-    contents = {key: render(report, folder).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
-    paths = {key: folder / file for key, (file, _) in _FILES.items()}
-    for picture in (picture for race in report.races for picture in pictures(race)):
-        contents[picture.file] = standalone(picture).encode("utf-8", "replace")
-        paths[picture.file] = folder / picture.file
-    mark = secrets.token_hex(4)
-    waiting = {key: path.parent / f".{path.name}.{mark}.tmp" for key, path in paths.items()}
-    try:
-        for path in paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        for key, content in contents.items():
-            with waiting[key].open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for path in paths.values():
-            if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder")
-        for key, path in paths.items():
-            os.replace(waiting[key], path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the report into {folder}: {error.strerror or error}; "
-            "choose another output folder, or make this one writable and free some space"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            for path in waiting.values():
-                path.unlink(missing_ok=True)
-    return {key: paths[key] for key in _FILES}

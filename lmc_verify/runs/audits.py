@@ -12,29 +12,28 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-import torch_geometric
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmc_verify.audits import Audit, audit
+from lmc_verify import audits
 from lmc_verify.cases import MOST_COUNT, CaseDescription, Seed, command_line, read_command
 from lmc_verify.cases.verdict import AUDIT, Evidence, Outcome, Verdict
 from lmc_verify.encoding import decode, encode, plain
 from lmc_verify.errors import InfrastructureError, InvalidInputError, LmcVerifyError, UnknownNameError, validated
-from lmc_verify.provenance import code_fingerprint
+from lmc_verify.provenance import code_fingerprint, version_of
 from lmc_verify.runs.functions import UserFunction, blamed, find_function
 from lmc_verify.runs.trials import Trial
 from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import forked_generators
 
+if TYPE_CHECKING:
+    from lmc_verify.audits import Audit
+
 __all__ = ["AuditSettings", "PlannedAudit", "make_audit", "run_audit", "verdict_of_audit"]
 
 _FIRST = ("model", "data", "batches", "step")
 """The arguments of `lmc_verify.audit` that every function gives; a tuple has them in this order."""
-
-_TAKEN = tuple(inspect.signature(audit).parameters)
 
 
 class AuditSettings(BaseModel):
@@ -133,7 +132,7 @@ class PlannedAudit:
             InvalidInputError: there is no such function.
         """
         digest = find_function(self.settings.function).digest
-        versions = [code_fingerprint(), torch.__version__, torch_geometric.__version__]
+        versions = [code_fingerprint(), version_of("torch"), version_of("torch_geometric")]
         settings = json.dumps(plain(self.settings.model_dump()), sort_keys=True)
         return hashlib.sha256("\n".join([AUDIT, settings, digest, *versions]).encode()).hexdigest()
 
@@ -169,7 +168,7 @@ def make_audit(settings: AuditSettings) -> Audit:
     function.check_arguments(settings.arguments)
     with function.importable(), forked_generators(settings.seed or 0, "function"):
         try:
-            return audit(**_arguments(function, function.call(**settings.arguments)) | settings.options)
+            return audits.audit(**_arguments(function, function.call(**settings.arguments)) | settings.options)
         except LmcVerifyError:
             raise
         except (Exception, SystemExit) as error:
@@ -186,9 +185,10 @@ def _arguments(function: UserFunction, returned: Any) -> dict[str, Any]:
             f"{function.name} returned a {type(returned).__name__}{size}; it must return a mapping of arguments of "
             f"lmc_verify.audit, or the tuple ({', '.join(_FIRST)})"
         )
+    taken = tuple(inspect.signature(audits.audit).parameters)
     for name in returned:
-        if name not in _TAKEN:
-            raise UnknownNameError(f"argument in what {function.name} returned:", str(name), _TAKEN)
+        if name not in taken:
+            raise UnknownNameError(f"argument in what {function.name} returned:", str(name), taken)
     missing = [name for name in _FIRST if name not in returned]
     if missing:
         raise InvalidInputError(f"{function.name} returned no {', no '.join(missing)}, which lmc_verify.audit needs")

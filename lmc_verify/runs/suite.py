@@ -66,6 +66,7 @@ from lmc_verify.cases import (
     build_estimator,
     check_dataset,
 )
+from lmc_verify.cases.suite_files import find_suite, suite_names
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.encoding import MOST_NESTED, nested
@@ -227,6 +228,10 @@ class Suite(BaseModel):
         ]
         return self.model_copy(update={"check": tables, "audit": audits})
 
+    def modules(self) -> tuple[str, ...]:
+        """Return the modules that every worker needs for the suite's parts and that take long to import."""
+        return ("lmc_verify.runs.execution", *(["lmc_verify.audits.auditor"] if self.audit else []))
+
     def plan(self, *, replicate: int = 0) -> list[Planned]:
         """Return every planned check of the suite, claims first, in the order of the file.
 
@@ -378,33 +383,19 @@ class Suite(BaseModel):
         return seeded_subset(self.seed, self.controls)
 
 
-def suite_names() -> dict[str, Path]:
-    """Return the suites that come with the package, by name."""
-    package = Path(__file__).parent.parent
-    folders = (package / "suites", package.parent / "reports")  # in a wheel; in a checkout
-    return {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.toml"))}
-
-
 def load_suite(path: str | Path) -> Suite:
     """Read a suite file, or a suite that comes with the package by its name.
 
     Raises:
         InvalidInputError: the file is missing, not TOML, or has fields that do not fit; the message names them.
     """
-    file = Path(path)
-    if not file.exists() and file.suffix != ".toml":
-        if str(path) not in suite_names():
-            raise UnknownNameError("suite", str(path), suite_names())
-        file = suite_names()[str(path)]
+    file = find_suite(path)
     try:
         with file.open("rb") as stream:
             text = stream.read(_MOST_BYTES + 1)
             if len(text) > _MOST_BYTES:
                 raise InvalidInputError(f"{file} has more than {_MOST_BYTES:,} bytes; split the suite")
             values = tomllib.loads(text.decode("utf-8"))
-    except FileNotFoundError:
-        known = ", ".join(suite_names())
-        raise InvalidInputError(f"there is no suite file {file}; give a TOML file, or one of: {known}") from None
     except InvalidInputError:
         raise
     except (OSError, UnicodeDecodeError) as error:

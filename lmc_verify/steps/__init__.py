@@ -4,12 +4,19 @@ Nothing here knows a claim or an estimator. A step is run on a private copy of t
 for, and leaves the caller's model, data, histories and random generators as they were.
 """
 
-from lmc_verify.steps.batches import induced_data
-from lmc_verify.steps.data import cast, clone, describe, node_attributes
-from lmc_verify.steps.generators import forked_generators
-from lmc_verify.steps.objective import Objective, call_model, mean_loss, objective_gradient, unwrapped
-from lmc_verify.steps.runner import NoGradientError, Step, StepRunner
-from lmc_verify.steps.state import KeptState, StateLike
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.steps.batches import induced_data
+    from lmc_verify.steps.data import cast, clone, describe, node_attributes
+    from lmc_verify.steps.generators import forked_generators
+    from lmc_verify.steps.objective import Objective, call_model, mean_loss, objective_gradient, unwrapped
+    from lmc_verify.steps.runner import NoGradientError, Step, StepRunner
+    from lmc_verify.steps.state import KeptState, StateLike
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "KeptState",

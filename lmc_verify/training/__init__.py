@@ -1,13 +1,20 @@
 """Training: plain descent as the theorems have it, one run or many together, and the trainer with its traces."""
 
-from lmc_verify.training.build import build_trainer, graph_of, warm_up
-from lmc_verify.training.descent import HUGE, TrainingRun, WeightedBatches, conditional_bias, weighted_batches
-from lmc_verify.training.settings import RunSettings, TrainerSettings
-from lmc_verify.training.stability import largest_stable_step
-from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
-from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, reason_to_run_alone
-from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
-from lmc_verify.training.trainer import Trainer
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.training.build import build_trainer, graph_of, warm_up
+    from lmc_verify.training.descent import HUGE, TrainingRun, WeightedBatches, conditional_bias, weighted_batches
+    from lmc_verify.training.settings import RunSettings, TrainerSettings
+    from lmc_verify.training.stability import largest_stable_step
+    from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
+    from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, reason_to_run_alone
+    from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
+    from lmc_verify.training.trainer import Trainer
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = [
     "HUGE",

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lmc_verify.errors import InfrastructureError
+from lmc_verify.imports.quiet import import_quietly
 from lmc_verify.workers.cores import available_cores, number_of_jobs
 from lmc_verify.workers.process import Event, Worker, can_fork, ending
 from lmc_verify.workers.worker import describe_error, pack
@@ -112,19 +113,23 @@ class Pool:
     ) -> None:
         self.close()
 
-    def start(self, jobs: int | None = None, *, fresh: bool = False) -> None:
+    def start(self, jobs: int | None = None, *, fresh: bool = False, modules: Iterable[str] = ()) -> None:
         """Start workers, so that they are ready when there is something to do.
 
         Args:
             jobs: how many there should be; all by default.
             fresh: whether this is the start of a program, which has not worked on a tensor yet; workers are copies of
                 it then, where the system allows that, see `can_fork`.
+            modules: of the package, which workers have imported when they are ready; copies share them.
         """
+        wanted = tuple(sorted(set(modules)))
         fork = fresh and can_fork()
+        for module in wanted if fork else ():
+            import_quietly(module)
         made: list[Worker] = []
         # The threads that listen begin last: a process that has some is not to be copied.
         while len(self._busy) < min(jobs or self.jobs, self.jobs):
-            worker = Worker(threads=self._threads, fork=fork, others=tuple(self._busy))
+            worker = Worker(threads=self._threads, fork=fork, others=tuple(self._busy), modules=wanted)
             self._busy[worker] = None
             made.append(worker)
         for worker in made:
@@ -147,8 +152,10 @@ class Pool:
             InfrastructureError: no worker can be started.
         """
         waiting = deque(enumerate(tasks))
+        modules = {_module_of(task.function) for _, task in waiting} - {""}
         while waiting or any(self._busy.values()):
-            self.start(len(waiting) + sum(job is not None for job in self._busy.values()))
+            under_way = sum(job is not None for job in self._busy.values())
+            self.start(len(waiting) + under_way, modules=modules)
             yield from self._hand_out(waiting)
             for worker, message in self._next_events():
                 done = self._heard(worker, message, waiting)
@@ -232,3 +239,9 @@ class Pool:
                 worker.kill()
             elif watch is not None:
                 watch(job.task, now - job.start, job.progress)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    """Return the module of the package that a function is in; "" for a function of anybody else."""
+    module = str(getattr(function, "__module__", ""))
+    return module if module.startswith("lmc_verify.") else ""

@@ -46,9 +46,17 @@ class Worker:
         fork: whether to make it as a copy of this process, which takes milliseconds where importing torch takes
             seconds; see `can_fork`.
         others: workers whose pipes a copy must not hold.
+        modules: of the package, which a worker that is no copy imports before it is ready.
     """
 
-    def __init__(self, *, threads: int | None, fork: bool = False, others: tuple[Worker, ...] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int | None,
+        fork: bool = False,
+        others: tuple[Worker, ...] = (),
+        modules: tuple[str, ...] = (),
+    ) -> None:
         self.ready, self.begun = False, False
         self.code: int | None = None
         """Exit code; negative: the signal that ended it. None while it lives."""
@@ -58,7 +66,7 @@ class Worker:
         if fork:
             self._fork(threads, others)
         else:
-            self._spawn(threads)
+            self._spawn(threads, modules)
         self._thread: threading.Thread | None = None
 
     def listen(self, events: SimpleQueue[Event]) -> None:
@@ -115,9 +123,9 @@ class Worker:
         self.code = self._child.wait()
         events.put((self, ("gone",)))
 
-    def _spawn(self, threads: int | None) -> None:
+    def _spawn(self, threads: int | None, modules: tuple[str, ...]) -> None:
         program = f"import sys; sys.path[:] = {sys.path!r}; from lmc_verify.workers.worker import start; " + (
-            f"start({os.getpid()}, {threads})"
+            f"start({os.getpid()}, {threads}, {modules!r})"
         )
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
         environment = dict(os.environ)

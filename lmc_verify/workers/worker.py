@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import importlib
 import os
 import pickle
 import signal
@@ -19,6 +20,7 @@ import struct
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn
@@ -70,13 +72,15 @@ def report_progress(words: str) -> None:
         _answer("progress", words)
 
 
-def start(parent: int, threads: int | None) -> None:
+def start(parent: int, threads: int | None, modules: Sequence[str] = ()) -> None:
     """Become a worker whose tasks come from standard input, and whose answers go to standard output."""
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    serve(tasks, answers, parent, threads)
+    serve(tasks, answers, parent, threads, modules)
 
 
-def serve(tasks: BinaryIO, answers: BinaryIO, parent: int, threads: int | None) -> NoReturn:
+def serve(
+    tasks: BinaryIO, answers: BinaryIO, parent: int, threads: int | None, modules: Sequence[str] = ()
+) -> NoReturn:
     """Do tasks until the pipe of tasks closes; end the process then.
 
     Args:
@@ -84,6 +88,7 @@ def serve(tasks: BinaryIO, answers: BinaryIO, parent: int, threads: int | None) 
         answers: where answers go.
         parent: id of the process that started this one.
         threads: number of torch's threads; None leaves it.
+        modules: of the package, imported before the worker is ready: the time for it is no task's.
     """
     global _answers
     _answers = answers
@@ -93,6 +98,8 @@ def serve(tasks: BinaryIO, answers: BinaryIO, parent: int, threads: int | None) 
         import torch
 
         torch.set_num_threads(threads)
+    for module in modules:
+        importlib.import_module(module)
     waiting: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_take, args=(tasks, waiting), daemon=True).start()
     _answer("ready")

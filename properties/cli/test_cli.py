@@ -277,7 +277,7 @@ def test_a_suite_of_the_package_is_run_by_name(lmc: Command, monkeypatch: pytest
     def refuse(chosen: Suite, *args: Any, **options: Any) -> None:
         raise lv.InvalidInputError(f"this is {chosen.title!r}")
 
-    monkeypatch.setattr("lmc_verify.cli.run.run_suite", refuse)
+    monkeypatch.setattr("lmc_verify.runs.run_suite", refuse)
     assert lmc("run", "smoke").err == f"lmc-verify: this is {load_suite('smoke').title!r}\n"
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import lmc_verify.testing  # noqa: F401  # else pytester drops what it imports, and imports it once more
+import lmc_verify.testing.session  # noqa: F401  # else pytester drops what it imports, and imports it once more
 
 pytest_plugins = ["pytester"]
 

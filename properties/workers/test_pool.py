@@ -80,6 +80,10 @@ def talk() -> str:
     return sys.stdin.read()
 
 
+def imported(*modules: str) -> tuple[bool, ...]:
+    return tuple(module in sys.modules for module in modules)
+
+
 def exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -185,6 +189,35 @@ def test_a_slow_task_holds_no_other_back() -> None:
     with Pool(2) as pool:
         tasks = [Task("slow", pid_after, (3.0,)), *(Task(str(number), double, (number,)) for number in range(6))]
         assert [item.index for item in pool.run(tasks)][-1] == 0
+
+
+def test_modules_of_the_tasks_are_imported_before_a_worker_is_ready() -> None:
+    # The time for it must not count against the limit of the first task.
+    from lmc_verify.statistics.detection import smallest_detectable_bias  # not above: a worker imports this file
+
+    late = Task("of the package", smallest_detectable_bias, (0.01, 100, 0.05))
+    with Pool(1) as pool:
+        (first, _) = pool.run([Task("look", imported, ("lmc_verify.statistics.detection", "torch_geometric")), late])
+    assert first.result == (True, False)
+
+
+def test_a_copy_shares_what_was_imported_for_it() -> None:
+    program = COPIES.format(folder=str(Path(__file__).parent.parent))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+COPIES = """
+import sys
+sys.path.insert(0, {folder!r})
+from workers.test_pool import imported
+from lmc_verify.workers.pool import Pool, Task
+name = "lmc_verify.statistics.detection"
+with Pool(1) as pool:
+    pool.start(fresh=True, modules=[name])
+    (done,) = pool.run([Task("look", imported, (name,))])
+    print(done.result[0], sys.platform != "linux" or name in sys.modules)
+"""
 
 
 def test_workers_live_on_and_are_no_more_than_jobs() -> None:

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmc_verify.cases import Workspace, settings_tree
+from lmc_verify import cases, datasets, graphs, objective
 from lmc_verify.cases.settings import DatasetSettings, ModelSettings, Settings
 from lmc_verify.cli.options import (
     DataRootOption,
@@ -30,14 +29,18 @@ from lmc_verify.cli.options import (
     print_json,
     writable,
 )
-from lmc_verify.datasets import GRAPH_FILE, open_graph, write_graph
 from lmc_verify.errors import InfrastructureError, InvalidInputError, validated
-from lmc_verify.graphs import Graph, resident_bytes
-from lmc_verify.objective import Gradient, Problem, exact_gradient, gradient_norm
-from lmc_verify.objective.distributed import distributed_gradient, joined
-from lmc_verify.objective.streamed import StreamProgress, streamed_gradient
+from lmc_verify.objective import distributed as over_ranks
+from lmc_verify.objective import streamed
 from lmc_verify.report.model.text import duration
-from lmc_verify.training.checkpoint import write_checkpoint, write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmc_verify.cases import Workspace
+    from lmc_verify.graphs import Graph
+    from lmc_verify.objective import Gradient, Problem
+    from lmc_verify.objective.streamed import StreamProgress
 
 __all__ = ["exact"]
 
@@ -93,28 +96,30 @@ def exact(
     With --memory, graph, operators and tables are in files of the output folder. With --distributed:
     torchrun --nproc-per-node 4 -m lmc_verify.cli exact --distributed --dataset NAME
     """
-    chosen = validated(ExactSettings, settings_tree({"dataset.name": dataset, "seed": seed}, settings or []))
+    chosen = validated(ExactSettings, cases.settings_tree({"dataset.name": dataset, "seed": seed}, settings or []))
     _check(memory, distributed, resume, device)
+    if not Path(chosen.dataset.name).is_dir():
+        cases.check_dataset(chosen.dataset)
     folder = out or Path("reports") / "out" / "exact"
     limit = None if memory is None else bytes_of(memory)
     try:
-        with joined("nccl" if device == "cuda" else "gloo") if distributed else nullcontext() as watch:
+        with over_ranks.joined("nccl" if device == "cuda" else "gloo") if distributed else nullcontext() as watch:
             first = watch is None or watch.rank == 0
             if first:
                 writable(folder)
             begun = time.perf_counter()
             mapped = folder / "graph" if limit is not None else None
-            problem = _problem(chosen, Workspace(data_root, download), _dtype(dtype), mapped).to(device)
+            problem = _problem(chosen, cases.Workspace(data_root, download), _dtype(dtype), mapped).to(device)
             ready = time.perf_counter()
             if watch is not None:
-                loss, gradient = distributed_gradient(problem, watch)
+                loss, gradient = over_ranks.distributed_gradient(problem, watch)
             elif limit is not None:
                 with _progress(err_console()) as listen:
-                    loss, gradient = streamed_gradient(
+                    loss, gradient = streamed.streamed_gradient(
                         problem, memory=limit, folder=folder, resume=resume, listen=listen
                     )
             else:
-                loss, gradient = exact_gradient(problem)
+                loss, gradient = objective.exact_gradient(problem)
             seconds = {"prepared": ready - begun, "computed": time.perf_counter() - ready}
     except InfrastructureError as error:
         if not distributed:
@@ -148,11 +153,17 @@ def _check(memory: str | None, distributed: bool, resume: bool, device: str) -> 
         raise InvalidInputError(f"--device is {device!r}, it must be cpu or cuda")
     if device == "cuda" and memory is not None:
         raise InvalidInputError("--memory maps files into the CPU's memory; leave --device out")
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
         raise InvalidInputError("torch finds no CUDA device; leave --device out")
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
     known = {"float32": torch.float32, "float64": torch.float64, None: None}
     if name not in known:
         raise InvalidInputError(f"--dtype is {name!r}, it must be float32 or float64")
@@ -161,12 +172,14 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 def _problem(settings: ExactSettings, workspace: Workspace, dtype: torch.dtype | None, mapped: Path | None) -> Problem:
     """Build the problem; where `mapped` is given, its graph is in mapped files there, or was in some already."""
+    import torch
+
     source = Path(settings.dataset.name)
-    if (source / GRAPH_FILE).exists():
+    if (source / datasets.GRAPH_FILE).exists():
         if settings.dataset.settings:
             name = next(iter(settings.dataset.settings))
             raise InvalidInputError(f"dataset.{name} is set, and {source} is a graph in files, which has no options")
-        graph = open_graph(source)
+        graph = datasets.open_graph(source)
         if dtype is not None and dtype != graph.dtype:
             graph = _mapped(graph, mapped, dtype, {"folder": str(source.resolve()), "graph": graph.checksum})
     else:
@@ -176,7 +189,7 @@ def _problem(settings: ExactSettings, workspace: Workspace, dtype: torch.dtype |
         graph = known or _mapped(
             workspace.graph(settings.dataset, settings.seed, torch.float32), mapped, wanted, request
         )
-        workspace = Workspace()  # the graph in memory goes with the old one
+        workspace = cases.Workspace()  # the graph in memory goes with the old one
     return workspace.problem(graph, settings.model, settings.seed)
 
 
@@ -184,16 +197,18 @@ def _known(place: Path, request: dict[str, Any]) -> Graph | None:
     """Return the graph of a request that is in mapped files already."""
     file = place / "request.json"
     same = file.exists() and file.read_text(encoding="utf-8") == json.dumps(request)
-    return open_graph(place) if same and (place / GRAPH_FILE).exists() else None
+    return datasets.open_graph(place) if same and (place / datasets.GRAPH_FILE).exists() else None
 
 
 def _mapped(graph: Graph, place: Path | None, dtype: torch.dtype, request: dict[str, Any]) -> Graph:
     """Return the graph in a dtype, in mapped files where there is a place for them."""
     if place is None:
         return graph.to(dtype=dtype)
-    write_graph(graph, place, dtype=dtype)
+    datasets.write_graph(graph, place, dtype=dtype)
+    from lmc_verify.training.checkpoint import write_text
+
     write_text(place / "request.json", json.dumps(request))
-    return open_graph(place)
+    return datasets.open_graph(place)
 
 
 def _print(
@@ -206,14 +221,16 @@ def _print(
     settings: ExactSettings,
     as_json: bool,
 ) -> None:
-    norms = {name: gradient_norm({name: value}) for name, value in gradient.items()}
+    from lmc_verify.training.checkpoint import write_checkpoint, write_text
+
+    norms = {name: objective.gradient_norm({name: value}) for name, value in gradient.items()}
     document = {
         "pass": how,
         "loss": loss,
-        "gradient_norm": gradient_norm(gradient),
+        "gradient_norm": objective.gradient_norm(gradient),
         "gradient_norms": norms,
         "seconds": seconds,
-        "peak_bytes": resident_bytes(peak=True),
+        "peak_bytes": graphs.resident_bytes(peak=True),
         "nodes": problem.graph.num_nodes,
         "edges": problem.graph.num_edges,
         "settings": settings.model_dump(mode="json"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmc_verify.cases.catalogue import NO_DEFAULT
 from lmc_verify.cli.options import JsonOption, out_console, print_json, shown
-from lmc_verify.cli.settings.keys import COMMANDS, Key, all_keys
 from lmc_verify.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from lmc_verify.cli.settings.keys import Key
 
 __all__ = ["settings"]
 
@@ -21,6 +22,8 @@ def settings(
     as_json: JsonOption = False,
 ) -> None:
     """List what --set takes: key, type, default, range and meaning. That of audit: your function's arguments."""
+    from lmc_verify.cli.settings.keys import COMMANDS, all_keys
+
     if command is not None and command not in COMMANDS:
         raise UnknownNameError("command with --set", command, COMMANDS)
     known = [item for item in all_keys() if command is None or command in item.commands]
@@ -39,6 +42,8 @@ def settings(
 
 
 def _lines(item: Key) -> list[str]:
+    from lmc_verify.cases.catalogue import NO_DEFAULT
+
     setting = item.setting
     default = setting.default if setting.default == NO_DEFAULT else f"default {setting.default}"
     facts = [setting.type, default, setting.range]

@@ -6,7 +6,14 @@ program made which shares no code with this package; ``python tools/reference_nu
 test compares the two. Here every number is computed once more, by the code that runs.
 """
 
-from lmc_verify.controls.reference.compare import GROUPS, TOLERANCE, Deviation, deviations
-from lmc_verify.controls.reference.document import content_hash
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.controls.reference.compare import GROUPS, TOLERANCE, Deviation, deviations
+    from lmc_verify.controls.reference.document import content_hash
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = ["GROUPS", "TOLERANCE", "Deviation", "content_hash", "deviations"]

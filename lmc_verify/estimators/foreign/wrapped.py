@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from lmc_verify.errors import ContractError, InvalidInputError, UnknownNameError
-from lmc_verify.estimators.base import LOSS_WEIGHTINGS, Estimate, check_batch
+from lmc_verify.estimators.base import Estimate, check_batch
 from lmc_verify.estimators.compensated.policies import Policies
 from lmc_verify.estimators.foreign.host import Ran, StepHost, split_state
 from lmc_verify.estimators.foreign.state import StepState
 from lmc_verify.estimators.history import History, HistoryWrite, OtherWrite, Write
+from lmc_verify.estimators.weighting import LOSS_WEIGHTINGS
 from lmc_verify.graphs import Batch, Graph
 from lmc_verify.objective import Problem, evaluating
 from lmc_verify.steps import StateLike, Step, clone, induced_data

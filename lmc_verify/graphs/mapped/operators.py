@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_geometric.utils import add_remaining_self_loops, scatter
 
 from lmc_verify.errors import InvalidInputError, OutputError
 from lmc_verify.graphs.files import new_file, open_file, release_pages, windows
 from lmc_verify.graphs.graph import Graph
-from lmc_verify.graphs.operators import Block, normalised_edges, operator_features
+from lmc_verify.graphs.operators import Block, normalised_edges, operator_features, with_self_loops
 from lmc_verify.graphs.sparse import CSR, index_dtype
 
 __all__ = ["map_operators"]
@@ -175,8 +174,8 @@ class _Building:
         dtype, size = self.graph.dtype, rows.stop - rows.start
         if weight is None:
             weight = torch.ones(edges.shape[1], dtype=dtype)
-        edges, value = add_remaining_self_loops(edges, weight.to(dtype), 1.0, size)
-        self.degree[rows] = scatter(value, edges[1], dim=0, dim_size=size, reduce="sum")
+        edges, value = with_self_loops(edges, weight.to(dtype), size)
+        self.degree[rows] = value.new_zeros(size).scatter_add_(0, edges[1], value)
         return edges, value
 
     def _normalise(self) -> None:

@@ -21,6 +21,13 @@ and for scalars; a test compares with the numbers that it gives. `confseq` 0.0.1
 and is a source distribution that compiles C++. Neither has vectors, nor allows for skewness.
 """
 
-from lmc_verify.statistics.asymptotic.bias import AsymptoticBias, first_look
+from typing import TYPE_CHECKING
+
+from lmc_verify.imports.names import offered
+
+if TYPE_CHECKING:
+    from lmc_verify.statistics.asymptotic.bias import AsymptoticBias, first_look
+else:
+    __getattr__, __dir__ = offered(__name__)
 
 __all__ = ["AsymptoticBias", "first_look"]

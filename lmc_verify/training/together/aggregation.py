@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import add_remaining_self_loops
 
 from lmc_verify.graphs import CSR, Graph, block_from_edges
-from lmc_verify.graphs.operators import Block
+from lmc_verify.graphs.operators import Block, with_self_loops
 
 __all__ = ["INDUCED", "Aggregation", "Scales"]
 
@@ -77,7 +76,7 @@ class Aggregation:
             weight = torch.ones(edges.shape[1], dtype=graph.dtype, device=graph.device)
             if kind == "gcn":
                 given = weight if graph.edge_weight is None else graph.edge_weight.to(graph.dtype)
-                edges, weight = add_remaining_self_loops(edges, given, 1.0, graph.num_nodes)
+                edges, weight = with_self_loops(edges, given, graph.num_nodes)
             self._induced[kind] = block_from_edges(edges, weight, graph.num_nodes)
         return self._induced[kind]
 

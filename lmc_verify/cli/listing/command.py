@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lmc_verify import __version__
-from lmc_verify.claims import CLAIMS, find_claim
+from lmc_verify import __version__, datasets
+from lmc_verify.cases.suite_files import suite_names, suite_title
+from lmc_verify.claims.registry import CLAIMS, find_claim, require_claim
+from lmc_verify.cli.listing.texts import claim_text, first_line, kept
 from lmc_verify.cli.options import DOCUMENTATION, DataRootOption, JsonOption, out_console, print_json, shown
 from lmc_verify.cli.print_verdicts import print_table
-from lmc_verify.controls import CONTROLS
-from lmc_verify.datasets import dataset_registry
-from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import ESTIMATORS, EstimatorInfo
-from lmc_verify.estimators.properties import declared_claims
-from lmc_verify.estimators.registry import CATALOGUE
-from lmc_verify.models import MODELS
+from lmc_verify.errors import InvalidInputError, PluginError
+from lmc_verify.estimators.registry import CATALOGUE, ESTIMATORS
+from lmc_verify.models.registry import MODELS
 from lmc_verify.plugins import Registry
-from lmc_verify.provenance import environment
-from lmc_verify.runs import load_suite, suite_names
+from lmc_verify.provenance import environment, version_of
 
 __all__ = ["Kind", "doctor", "explain", "list_names"]
 
@@ -44,7 +41,7 @@ _REGISTRIES: dict[Kind, Callable[[], Registry[Any]]] = {
     Kind.estimators: lambda: ESTIMATORS,
     Kind.models: lambda: MODELS,
     Kind.claims: lambda: CLAIMS,
-    Kind.datasets: dataset_registry,
+    Kind.datasets: lambda: datasets.dataset_registry(),
 }
 
 
@@ -65,17 +62,20 @@ def list_names(
 def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
     if kind is Kind.estimators:
         return ["name", "family", "claims", "cost per step", "memory", "source"], [
-            [name, *_estimator_row(CATALOGUE.get(name), item)] for name, item in ESTIMATORS.usable().items()
+            [name, *_estimator_row(name)] for name in _usable(ESTIMATORS)
         ]
     if kind is Kind.models:
-        return ["name", "description"], [[name, _first_line(item)] for name, item in MODELS.usable().items()]
+        return ["name", "description"], [[name, _model_text(name)] for name in _usable(MODELS)]
     if kind is Kind.claims:
-        return ["id", "tier", "title"], [[item.id, item.tier, item.title] for item in CLAIMS.usable().values()]
+        texts = [_claim_text(name) for name in _usable(CLAIMS)]
+        return ["id", "tier", "title"], [[text["id"], text["tier"], text["title"]] for text in texts]
     if kind is Kind.controls:
-        return ["name", "role", "description"], [[c.name, c.role, c.description] for c in CONTROLS.values()]
+        return ["name", "role", "description"], [
+            [name, text["role"], text["description"]] for name, text in kept()["controls"].items()
+        ]
     if kind is Kind.suites:
-        return ["name", "title"], [[name, load_suite(file).title] for name, file in suite_names().items()]
-    infos = [entry.info for entry in dataset_registry().usable().values()]
+        return ["name", "title"], [[name, suite_title(file)] for name, file in suite_names().items()]
+    infos = [entry.info for entry in datasets.dataset_registry().usable().values()]
     return ["name", "family", "task", "nodes", "edges", "files", "description"], [
         [
             info.name,
@@ -90,19 +90,40 @@ def _listing(kind: Kind) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def _estimator_row(info: EstimatorInfo | None, item: Any) -> list[str]:
-    """Return family, claims, cost, memory and source; of a plug-in, its claims and its own description."""
-    if info is None:
+def _usable(registry: Registry[Any]) -> Iterator[str]:
+    """Yield the names that can be used; only plug-ins are imported to find that out."""
+    for name in registry:
         try:
-            claims = ", ".join(declared_claims(item))
-        except InvalidInputError:  # a class may give its instances their claims by a property
-            claims = ""
-        return ["plug-in", claims, "", "", _first_line(item)]
-    return [info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
+            if not registry.is_own(name):
+                _ = registry[name]
+        except PluginError:
+            continue
+        yield name
 
 
-def _first_line(item: Any) -> str:
-    return (item.__doc__ or "").strip().partition("\n")[0]
+def _claim_text(name: str) -> dict[str, Any]:
+    text = kept()["claims"].get(name) if CLAIMS.is_own(name) else None
+    return claim_text(find_claim(name)) if text is None else text
+
+
+def _model_text(name: str) -> str:
+    text = kept()["models"].get(name) if MODELS.is_own(name) else None
+    return first_line(MODELS[name]) if text is None else str(text["description"])
+
+
+def _estimator_row(name: str) -> list[str]:
+    """Return family, claims, cost, memory and source; of a plug-in, its claims and its own description."""
+    info = CATALOGUE.get(name) if ESTIMATORS.is_own(name) else None
+    if info is not None:
+        return [info.family, ", ".join(info.claims), info.cost, info.memory, info.source]
+    from lmc_verify.estimators.properties import declared_claims
+
+    item = ESTIMATORS[name]
+    try:
+        claims = ", ".join(declared_claims(item))
+    except InvalidInputError:  # a class may give its instances their claims by a property
+        claims = ""
+    return ["plug-in", claims, "", "", first_line(item)]
 
 
 def explain(
@@ -113,47 +134,33 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Explain a claim: statement, source, theory, assumptions, and how it is checked."""
-    item = find_claim(claim)
-    name = None if CLAIMS.plugin(claim) is not None else claim.replace("/", "-")
+    require_claim(claim)
+    name = claim.replace("/", "-") if CLAIMS.is_own(claim) else None
     if page:
         if as_json:
             raise InvalidInputError("--page prints Markdown, and --json one JSON document; choose one")
         typer.echo(shown(_page(claim, name)), nl=False)
         return
     address = None if name is None else f"{DOCUMENTATION}claims/{name}.html"
-    how = (item.check.__doc__ or "").strip()
+    text = _claim_text(claim)
     if as_json:
-        print_json(
-            {
-                "id": item.id,
-                "title": item.title,
-                "statement": item.statement,
-                "source": item.source,
-                "tier": item.tier,
-                "theory": item.theory,
-                "assumptions": [
-                    {"id": a.id, "statement": a.statement, "required": a in item.required} for a in item.assumptions
-                ],
-                "check": how,
-                "page": address,
-            }
-        )
+        print_json({**text, "page": address})
         return
     console = out_console()
-    console.print(f"[bold]{item.id}[/]: {item.title}", highlight=False)
-    for label, text in (
-        ("Statement", item.statement),
-        ("Source", item.source),
-        ("Tier", item.tier),
-        ("Why", item.theory),
-        ("Check", how),
+    console.print(f"[bold]{text['id']}[/]: {text['title']}", highlight=False)
+    for label, key in (
+        ("Statement", "statement"),
+        ("Source", "source"),
+        ("Tier", "tier"),
+        ("Why", "theory"),
+        ("Check", "check"),
     ):
         console.print(f"\n{label}", style="bold")
-        console.print(text, markup=False, highlight=False)
+        console.print(text[key], markup=False, highlight=False)
     console.print("\nAssumptions", style="bold")
-    for assumption in item.assumptions:
-        required = " (required)" if assumption in item.required else ""
-        console.print(f"- {assumption.id}{required}: {assumption.statement}", markup=False, highlight=False)
+    for assumption in text["assumptions"]:
+        required = " (required)" if assumption["required"] else ""
+        console.print(f"- {assumption['id']}{required}: {assumption['statement']}", markup=False, highlight=False)
     if address is not None:
         typer.echo(f"\nProof sketch, power and limits: lmc-verify explain {claim} --page, or {address}")
 
@@ -166,7 +173,7 @@ def _page(claim: str, name: str | None) -> str:
     """
     if name is None:
         raise InvalidInputError(f"the claim {claim!r} comes from a plug-in and has no page here; leave --page out")
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parents[2]
     folders = (package / "claims" / "pages", package.parent / "docs" / "claims")  # in a wheel; in a checkout
     file = next(folder / f"{name}.md" for folder in folders if folder.is_dir())
     return file.read_text(encoding="utf-8")
@@ -206,6 +213,6 @@ def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> Non
 
 def _version_of(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
+        return version_of(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"

@@ -1,0 +1,151 @@
+"""Commands import what they need, and no library that they do not: it decides how long they take to answer."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmc_verify.claims import CLAIMS
+from lmc_verify.claims.registry import _OWN as CLAIM_PLACES
+from lmc_verify.cli.listing.texts import FILE, kept, present
+from lmc_verify.estimators import ESTIMATORS
+from lmc_verify.models import MODELS
+
+ROOT = Path(__file__).parent.parent.parent
+
+LIBRARIES = {
+    *("torch", "torch_geometric", "scipy", "sklearn", "pandas", "matplotlib", "networkx", "sympy", "pymetis"),
+    *("hypothesis", "jinja2", "markdown_it", "safetensors", "joblib"),
+}
+"""What takes long to import. NumPy is apart: the options of generated data sets are read with it."""
+
+PROGRAM = """
+import json, sys
+sys.argv = ["lmc-verify", *{words!r}]
+from lmc_verify.cli import main
+code = 0
+try:
+    main()
+except SystemExit as left:
+    code = left.code
+print("\\nIMPORTED", json.dumps([code, sorted(sys.modules)]))
+"""
+
+
+def imported(*words: str, **environment: str) -> tuple[int, set[str], str]:
+    """Run a command in a new interpreter; return exit code, the modules at its end, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(words=list(words))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    head, mark, tail = done.stdout.rpartition("IMPORTED ")
+    assert mark, done.stderr
+    code, modules = json.loads(tail)
+    return code or 0, set(modules), head + done.stderr
+
+
+QUICK = [
+    (["--help"], 0, "explain"),
+    (["check", "--help"], 0, "--estimator"),
+    (["run", "--help"], 0, "--resume"),
+    (["exact", "--help"], 0, "--memory"),
+    (["records", "--help"], 0, "repair"),
+    (["list", "estimators"], 0, "GNNAutoScale"),
+    (["list", "claims"], 0, "theorem-3/rate"),
+    (["list", "models"], 0, "gcnii"),
+    (["list", "datasets"], 0, "ogbn-arxiv"),
+    (["list", "controls"], 0, "sound"),
+    (["list", "suites"], 0, "theorem-check"),
+    (["list", "claims", "--json"], 0, '"tier"'),
+    (["explain", "theorem-1/unbiased"], 0, "Assumptions"),
+    (["explain", "theorem-1/unbiasd"], 2, "did you mean 'theorem-1/unbiased'"),
+    (["explain"], 2, "Missing argument"),
+    (["nosuch"], 2, "No such command"),
+    (["check", "theorem-1/unbiased", "--nosuch"], 2, "No such option"),
+    (["check", "theorem-1/unbiasd"], 2, "did you mean 'theorem-1/unbiased'"),
+    (["check", "theorem-1/unbiased", "--estimator", "gass"], 2, "unknown estimator 'gass': did you mean 'gas'?"),
+    (["check", "theorem-1/unbiased", "--dataset", "karat"], 2, "unknown data set 'karat': did you mean 'karate'?"),
+    (["check", "theorem-1/unbiased", "--set", "model.name=gnc"], 2, "unknown model 'gnc': did you mean 'gin' or 'gcn'"),
+    (["check", "theorem-1/unbiased", "--set", "model.layer=2"], 2, "did you mean 'layers'"),
+    (["check", "theorem-1/unbiased", "--expect", "exakt"], 2, "did you mean 'EXACT'"),
+    (["counterexample", "theorem-1/unbiased", "--estimator", "gass"], 2, "did you mean 'gas'"),
+    (["check-estimator", "gass"], 2, "did you mean 'gas'"),
+    (["run", "smok"], 2, "unknown suite 'smok': did you mean 'smoke'"),
+    (["run", "nosuch.toml"], 2, "there is no suite file nosuch.toml"),
+    (["exact", "--dataset", "karat"], 2, "did you mean 'karate'"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "text"), QUICK, ids=[" ".join(words) for words, _, _ in QUICK])
+def test_help_lists_and_usage_errors_import_no_library(words: list[str], code: int, text: str) -> None:
+    left, modules, printed = imported(*words)
+    assert text in printed
+    assert left == code
+    assert not LIBRARIES & modules
+    assert "numpy" not in modules or "datasets" in words or code == 2
+
+
+def test_a_check_imports_torch_and_no_library_that_it_does_not_use() -> None:
+    code, modules, printed = imported(
+        "check", "theorem-1/unbiased", "--estimator", "gas", "--dataset", "karate", OMP_NUM_THREADS="1"
+    )
+    assert (code, "REFUTED" in printed) == (0, True)
+    assert "torch" in modules
+    apart = ("torch_geometric", "torch._dynamo", "matplotlib", "sklearn", "hypothesis", "pandas", "jinja2")
+    assert not [name for name in apart if name in modules]
+    assert "lmc_verify.estimators.foreign.host" not in modules
+
+
+def test_libraries_are_imported_where_they_are_used() -> None:
+    # The list above would mean nothing if these names could not be found.
+    code = (
+        "import sys, lmc_verify as lv; g = lv.load_graph('digits', neighbors=2); "
+        "lv.make_model('gat', 4, 4, 3, num_layers=2); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert {"sklearn", "torch_geometric"} <= set(done.stdout.split()), done.stderr
+
+
+def test_the_texts_are_those_of_the_objects() -> None:
+    assert kept() == present(), "run python tools/listing_texts.py"
+    assert FILE.read_text(encoding="utf-8").endswith("}\n")
+
+
+def test_names_of_the_registries_are_those_of_their_objects() -> None:
+    assert {name: CLAIMS[name].id for name in CLAIMS if CLAIMS.is_own(name)} == {name: name for name in CLAIM_PLACES}
+    estimators = {name: ESTIMATORS[name] for name in ESTIMATORS if ESTIMATORS.is_own(name)}
+    assert {name: getattr(item, "name", "") for name, item in estimators.items()} == {name: name for name in estimators}
+    assert all(isinstance(MODELS[name], type) for name in MODELS if MODELS.is_own(name))
+
+
+def test_every_claim_in_the_package_is_registered() -> None:
+    # One that was written and has no place in the registry would be checked by nobody.
+    folders = ("theorems", "consequences", "samplers")
+    written = {
+        f"{folder}.{file.stem}:{name}"
+        for folder in folders
+        for file in (ROOT / "lmc_verify" / "claims" / folder).glob("*.py")
+        for name in re.findall(
+            r"^([A-Z_]+) = (?:Claim|replace)\(", file.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
+    }
+    assert written == set(CLAIM_PLACES.values())
+
+
+def test_no_command_imports_a_library_at_its_top() -> None:
+    for file in (ROOT / "lmc_verify" / "cli").rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not LIBRARIES & {name.partition(".")[0] for name in names}, file
