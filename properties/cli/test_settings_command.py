@@ -167,7 +167,7 @@ def test_a_page_is_asked_for_in_one_form(lmc: Command) -> None:
 
 
 def test_a_plug_in_s_claim_has_no_page(lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(CLAIMS), "plugin", lambda self, name: object())
+    monkeypatch.setattr(type(CLAIMS), "is_own", lambda self, name: False)
     code, _, err = lmc("explain", "theorem-1/unbiased", "--page")
     assert (code, "comes from a plug-in" in err) == (2, True)
     assert DOCUMENTATION not in lmc("explain", "theorem-1/unbiased")[1]
