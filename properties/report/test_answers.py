@@ -81,6 +81,30 @@ def test_settings_and_what_tells_outcomes_apart_are_conditions() -> None:
     ]
 
 
+def test_a_failed_assumption_tells_outcomes_apart_before_a_setting_that_happens_to() -> None:
+    def checked(holds: bool | None, **settings: Any) -> Trial:
+        return a_trial(assumptions=[AssumptionCheck("aggregate-linear", "s", holds)], **settings)
+
+    bad = {"outcome": "REFUTED", "evidence": bias(layer_1=7.61)}
+    trials = [checked(True, per_batch=2), checked(None, per_batch=2, seed=1), checked(False, per_batch=1, **bad)]
+    assert said(trials) == [
+        "Is LMC's gradient unbiased when its histories are exact, where the assumption aggregate-linear holds? "
+        "Yes, to rounding, on 2 cases.",
+        "LMC's when its histories are exact, where the assumption aggregate-linear fails? "
+        "No: off by 761% in layer 1, on 1 case.",
+    ]
+    several = [checked(True), a_trial(seed=1, assumptions=[AssumptionCheck("smooth", "s", False)], **bad)]
+    several.append(checked(False, seed=2, **bad))
+    assert "where all assumptions hold? Yes" in said(several)[0]
+
+
+def test_the_first_question_names_two_estimators_where_it_compares_with_one() -> None:
+    trials = [a_trial(claim="e1/equals-backward-sgd", estimator=name) for name in ("backward-sgd", "lmc")]
+    found = said(trials, claim="e1/equals-backward-sgd")
+    assert found[0].startswith("With exact histories, is LMC's gradient Backward SGD's on every batch?")
+    assert found[1].startswith("Backward SGD's?")
+
+
 def test_cases_that_no_setting_tells_apart_are_counted_against_all() -> None:
     trials = [a_trial(seed=1), a_trial(seed=2), a_trial(seed=3, outcome="REFUTED", evidence=bias(layer_1=0.08))]
     assert [line.rpartition("? ")[2] for line in said(trials)] == [

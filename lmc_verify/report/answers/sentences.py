@@ -134,7 +134,10 @@ def asked(sections: Iterable[ClaimSection]) -> tuple[Asked, ...]:
 
 
 def _replies(section: ClaimSection) -> tuple[Reply, ...]:
-    single = sorted(_single(section), key=lambda reply: (not reply.failed, not reply.plain))
+    # First, in full, what is not as expected; then an estimator that the question does not compare others with.
+    ask = "" if section.claim.question is None else section.claim.question.ask
+    order = lambda reply: (not reply.failed, not reply.plain, reply.estimators[0] in ask)  # noqa: E731
+    single = sorted(_single(section), key=order)
     merged: dict[tuple[object, ...], list[Reply]] = {}
     for number, reply in enumerate(single):  # the first is asked in full, of one estimator
         alone = number if number == 0 else None
@@ -161,8 +164,9 @@ def _single(section: ClaimSection) -> Iterator[Reply]:
             measured = [answer.measure(case.verdict) for case in mine] if answer.measure is not None else []
             sizes = tuple(size for size in measured if size is not None)
             among = len(mine) if told else len(cases)
-            under = ", ".join(filter(None, (settings, told)))
-            condition = f"{when}{',' if when else ''} with {under}" if under else when
+            under = f"{',' if when else ''} with {settings}" if settings else ""
+            comma = "," if (when or settings) and told else ""
+            condition = f"{when}{under}{comma}{' ' if told else ''}{told}"
             yield Reply((name,), condition, outcome, answer, sizes, mine, among, plain=not settings)
 
 
@@ -181,16 +185,33 @@ def _together(replies: Sequence[Reply]) -> Reply:
 
 
 def _apart(mine: Sequence[Case], others: Sequence[Case]) -> str:
-    """Return the setting that tells cases from others, in words; empty where none does."""
-    if not others:
-        return ""
+    """Return what tells cases from others, in words: an assumption, else a setting; empty where neither does."""
+    return (_by_assumption(mine, others) or _by_setting(mine, others)) if others else ""
+
+
+def _by_assumption(mine: Sequence[Case], others: Sequence[Case]) -> str:
+    """Return the assumption that fails in all cases and in none of the others, or the other way round."""
+    own, rest = ([_failed(case) for case in cases] for cases in (mine, others))
+    for always, never, word in ((own, rest, "fails"), (rest, own, "holds")):
+        common = set.intersection(*always) - set().union(*never)
+        if common:
+            what = "assumption" if len(common) == 1 else "assumptions"
+            return f"where the {what} {_listed(sorted(common))} {word if len(common) == 1 else word[:-1]}"
+    return "where all assumptions hold" if all(rest) and not any(own) else ""
+
+
+def _failed(case: Case) -> set[str]:
+    return {item.id for item in case.verdict.assumptions if item.holds is False}
+
+
+def _by_setting(mine: Sequence[Case], others: Sequence[Case]) -> str:
     own, rest = ([case.verdict.case.to_dict() for case in cases] for cases in (mine, others))
     for key in text.case_keys(key for case in own for key in case):
         values = dict.fromkeys(text.setting(case.get(key), key) for case in own)
         if key in _UNTOLD or len(values) > _MOST_VALUES or text.ABSENT in values:
             continue
         if not any(text.setting(case.get(key), key) in values for case in rest):
-            return f"{text.name(key)} {_listed(list(values), 'or')}"
+            return f"with {text.name(key)} {_listed(list(values), 'or')}"
     return ""
 
 
