@@ -1112,14 +1112,27 @@ def test_a_curve_that_cases_share_is_drawn_once(tmp_path: Path) -> None:
         tmp_path, [a_rate("lmc", "SUPPORTED", lmc, claimed), a_rate("gas", "REFUTED", gas, claimed)]
     )
     (plot,) = claim_plots(built.sections[0])
-    assert [curve.label for curve in plot.curves] == ["lmc, measured", "claimed", "gas, measured"]
+    assert [curve.label for curve in plot.curves] == ["lmc", "claimed", "gas"]
     assert [curve.shared for curve in plot.curves] == [False, True, False]
     assert plot.hidden == 0
+    assert "Curves: measured." in plot.notes
     same = statistical_report(
         tmp_path, [a_rate("fm", "SUPPORTED", lmc, claimed), a_rate("lmc", "SUPPORTED", lmc, claimed)]
     )
     labels = [curve.label for curve in claim_plots(same.sections[0])[0].curves]
     assert labels == ["fm, measured", "fm, claimed", "lmc, measured", "lmc, claimed"]
+
+
+def test_curves_that_all_cases_share_take_no_room_from_theirs(tmp_path: Path) -> None:
+    claimed, full = a_curve("claimed", y=(0.75,) * 5), a_curve("full batch", y=(0.3,) * 5)
+    trials = [
+        a_rate(name, "SUPPORTED", a_curve(y=tuple(map(float, range(n, n + 5)))), full, claimed)
+        for n, name in enumerate(list(ESTIMATORS)[:MOST_CURVES])
+    ]
+    (plot,) = claim_plots(statistical_report(tmp_path, trials).sections[0])
+    assert sum(not curve.shared for curve in plot.curves) == MOST_CURVES
+    assert [curve.label for curve in plot.curves if curve.shared] == ["full batch", "claimed"]
+    assert plot.hidden == 0
 
 
 def test_figures_differ_by_title_axes_and_scale(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MOST_CURVES = 6
-"""As many curves as a reader can distinguish in one figure."""
+"""As many curves as a reader can distinguish in one figure, besides those that all its cases share."""
 
 _FEW_CURVES = 4  # with more, every data set has a figure of its own
 
@@ -118,7 +118,7 @@ class Plot:
         x_label: what positions are, with the unit.
         y_label: what values are, with the unit.
         scale: of the axes.
-        curves: at most `MOST_CURVES`.
+        curves: those that all cases share, and at most `MOST_CURVES` others.
         cases: the cases whose curves are drawn.
         hidden: number of curves that there was no room for.
         shown: further values that the vertical axis shows, so that several figures have one scale.
@@ -141,7 +141,7 @@ class Plot:
         below, above = sum(len(item.below) for item in drawn), sum(len(item.above) for item in drawn)
         left_out = sum(item.left_out for item in drawn)
         shapes = {"Bands" if item.banded else "Bars" for item in drawn if item.low}
-        names = {curve.series.name for curve in self.curves}
+        names = {curve.series.name for curve in self.curves if not curve.shared}
         notes = []
         if len(self.cases) > 1 and len(names) == 1:
             notes.append(f"Curves: {names.pop()}.")
@@ -208,7 +208,19 @@ def _axes(series: Series) -> _Axes:
 
 
 def _amount(axes: _Axes, cases: Sequence[Case]) -> int:
-    return sum(_axes(item) == axes for case in cases for item in case.verdict.series)
+    """Return how many curves the cases have of their own."""
+    every = [item for case in cases for item in case.verdict.series if _axes(item) == axes]
+    shared = _shared(every) if len(cases) > 1 else set()
+    return sum(item.name not in shared for item in every)
+
+
+def _shared(every: Sequence[Series]) -> set[str]:
+    """Return the names under which all cases have the same curve; none where they agree in everything."""
+    curves: dict[str, set[Series]] = {}
+    for item in every:
+        curves.setdefault(item.name, set()).add(item)
+    found = {name for name, different in curves.items() if len(different) == 1}
+    return set() if len(found) == len(curves) else found
 
 
 def _plot(axes: _Axes, groups: Sequence[tuple[Case, Sequence[Series]]], detail: str, total: int | None = None) -> Plot:
@@ -217,9 +229,8 @@ def _plot(axes: _Axes, groups: Sequence[tuple[Case, Sequence[Series]]], detail: 
     names = list(dict.fromkeys(item.name for _, series in chosen for item in series))
     labels = distinguishing_labels([case.verdict.case for case, _ in chosen], whole=False)
     every = [item for _, series in chosen for item in series]
-    shared = {name for name in names if len(chosen) > 1 and len({item for item in every if item.name == name}) == 1}
-    if len(shared) == len(names):  # the cases agree in everything: each keeps its name
-        shared = set()
+    shared = _shared(every) if len(chosen) > 1 else set()
+    several = len(names) - len(shared) > 1
     curves: list[Curve] = []
     for number, ((_, series), label) in enumerate(zip(chosen, labels, strict=True)):
         for item in series:
@@ -229,14 +240,15 @@ def _plot(axes: _Axes, groups: Sequence[tuple[Case, Sequence[Series]]], detail: 
                     curves.append(Curve(item.name, item, Points.of(item), dash, dash, shared=True))
                 continue
             parts = [label] if len(chosen) > 1 else []
-            if len(names) > 1 or len(chosen) == 1:
+            if several or len(chosen) == 1:
                 parts.append(item.name)
             colour = number if len(chosen) > 1 else dash
             curves.append(Curve(", ".join(parts), item, Points.of(item), colour, dash))
-    repeated = len(every) - len(curves)
-    hidden = (len(every) if total is None else total) - repeated - len(curves[:MOST_CURVES])
+    own = [curve for curve in curves if not curve.shared]
+    drawn = tuple(curve for curve in curves if curve.shared or curve in own[:MOST_CURVES])
+    hidden = (len(own) if total is None else total) - len(own[:MOST_CURVES])
     cases = tuple(case for case, _ in chosen)
-    return Plot(title, detail, x_label, y_label, scale, tuple(curves[:MOST_CURVES]), cases, hidden)
+    return Plot(title, detail, x_label, y_label, scale, drawn, cases, hidden)
 
 
 @dataclass(frozen=True)
