@@ -32,7 +32,7 @@ class Command:
 
 def lmc(line: str, code: int = 0, limit: float = 0.5) -> Command:
     """Return a command of ``lmc-verify``."""
-    return Command(f"lmc-verify {line}", ("-m", "lmc_verify.cli", *line.split()), code, limit)
+    return Command(line, ("-m", "lmc_verify.cli", *line.split()), code, limit)
 
 
 WORKER = "from lmc_verify.workers.worker import start; import sys; sys.stdin.close()"
