@@ -228,6 +228,18 @@ def test_the_action_takes_what_init_writes(tmp_path: Path) -> None:
     assert upload["if"] == "${{ !cancelled() }}"
 
 
+def test_the_page_tells_the_action_s_inputs() -> None:
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    inputs = read(ACTION)["inputs"]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`)? ?\|", page, flags=re.MULTILINE)
+    assert dict(rows) == {name: given["default"] for name, given in inputs.items()}
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    used = [step["with"] for step in steps(yaml.load(example, Loader=yaml.BaseLoader)) if "lmc-verify/" in str(step)]
+    assert used
+    assert all(set(given) <= set(inputs) for given in used)
+    COMMANDS["run"].make_context("run", [used[0]["suite"], *used[0]["args"].split()])
+
+
 def test_read_the_docs_builds_what_nox_builds() -> None:
     settings = read(ROOT / ".readthedocs.yaml")
     assert (ROOT / settings["sphinx"]["configuration"]).is_file()
