@@ -224,6 +224,7 @@ def test_a_folder_that_is_not_there_is_made(tmp_path: Path, lmc: Command) -> Non
     code, out, _ = lmc("init", str(folder), "--json")
     assert (code, json.loads(out)) == (0, {"folder": str(folder), "written": list(TEMPLATES), "left_alone": []})
     assert set(contents(folder)) == set(TEMPLATES)
+    assert f"next, in {folder}:\n" in lmc("init", str(folder))[1]
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside"])

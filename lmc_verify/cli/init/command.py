@@ -13,7 +13,6 @@ from lmc_verify.cli.options import JsonOption, print_json, shown
 __all__ = ["init"]
 
 _NEXT = """\
-next:
   python -m pytest test_gradients.py
   lmc-verify run lmc-verify.toml --out lmc-verify-report
 Then put your data, model, batches and step into lmc_loop.py, where it says REPLACE.
@@ -36,6 +35,7 @@ def init(
     for name in files.left_alone:
         typer.echo(f"left alone, for it exists: {shown(str(folder / name))}")
     _print_session(folder, files)
+    typer.echo("next:" if folder == Path() else f"next, in {shown(str(folder))}:")
     typer.echo(_NEXT, nl=False)
 
 
