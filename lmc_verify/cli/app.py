@@ -1,5 +1,5 @@
-"""The command line: ``lmc-verify run | merge | report | table | check | audit | check-estimator | counterexample |
-reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
+"""The command line: ``lmc-verify init | run | merge | report | table | check | audit | check-estimator |
+counterexample | reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -19,6 +19,7 @@ from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.exact import exact
+from lmc_verify.cli.init import init
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import DOCUMENTATION, print_json, shown
 from lmc_verify.cli.replay import counterexample, reproduce
@@ -55,6 +56,7 @@ def _options(
     """Verify and benchmark the convergence claims of graph neural network training."""
 
 
+app.command()(init)
 app.command()(run)
 app.command()(merge)
 app.command()(report)

@@ -59,6 +59,7 @@ QUICK = [
     (["--help"], 0, "explain"),
     (["check", "--help"], 0, "--estimator"),
     (["run", "--help"], 0, "--resume"),
+    (["init", "--help"], 0, "overwrite nothing"),
     (["exact", "--help"], 0, "--memory"),
     (["records", "--help"], 0, "repair"),
     (["list", "estimators"], 0, "GNNAutoScale"),
@@ -94,6 +95,12 @@ def test_help_lists_and_usage_errors_import_no_library(words: list[str], code: i
     assert left == code
     assert not LIBRARIES & modules
     assert "numpy" not in modules or "datasets" in words or code == 2
+
+
+def test_files_are_written_without_a_library(tmp_path: Path) -> None:
+    code, modules, printed = imported("init", str(tmp_path))
+    assert (code, "lmc_loop.py" in printed) == (0, True)
+    assert not {*LIBRARIES, "numpy"} & modules
 
 
 def test_a_check_imports_torch_and_no_library_that_it_does_not_use() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pickle
 import random
 import subprocess
 import sys
+from importlib.machinery import SourcelessFileLoader
 from pathlib import Path
 
 import cloudpickle
@@ -143,10 +145,26 @@ def test_an_attribute_that_a_library_lacks_is_no_unknown_name(tmp_path: Path, mo
 def test_a_package_without_its_source_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = lmc_verify.statistics.__spec__
     assert spec is not None
-    monkeypatch.setattr(spec, "loader", None)
+    monkeypatch.setattr(spec, "loader", SourcelessFileLoader("lmc_verify.statistics", "__init__.pyc"))
     look_up, _ = offered("lmc_verify.statistics")
     with pytest.raises(ImportError, match=r"the source of lmc_verify\.statistics is needed"):
         look_up("gamma")
+
+
+def test_names_are_found_where_pytest_rewrites_assertions(tmp_path: Path) -> None:
+    # As it is with the package installed from a wheel: the plug-in comes with it. This loader has no get_source.
+    (tmp_path / "conftest.py").write_text("import pytest\npytest.register_assert_rewrite('lmc_verify')\n")
+    (tmp_path / "test_it.py").write_text(
+        "import lmc_verify\n\ndef test_it():\n"
+        "    assert type(lmc_verify.__spec__.loader).__name__ == 'AssertionRewritingHook'\n"
+        "    assert lmc_verify.UnknownNameError.__module__ == 'lmc_verify.errors'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider", "."]
+    path = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_classes_are_pickled_by_the_place_that_they_are_in() -> None:
