@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lmc_verify.audits.result import Audit, ParameterBias
 from lmc_verify.cases.curves import PANEL, by_figure, draw_panel
 from lmc_verify.display.figures import has_drawable, label_of, legend, panels
+from lmc_verify.display.markup import MOST_ROWS, most_telling
 from lmc_verify.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _HEAD, _ROW = 1.4, 0.25  # inches
 def draw(audit: Audit) -> Figure:
     """Draw the bias of every parameter in units of the whole gradient's norm, and the audit's curves below.
 
-    Where an upper end is not finite the interval is open, and the name says so.
+    Where an upper end is not finite the interval is open, and the name says so. Of more than 60 parameters, those are
+    drawn that are biased, and the largest.
 
     Raises:
         InvalidInputError: no parameter has a finite bias.
@@ -31,12 +33,15 @@ def draw(audit: Audit) -> Figure:
     if not has_drawable(item.size for item in audit.parameters):
         raise InvalidInputError("the audit has no parameter with a finite bias to draw; its numbers are in to_frame()")
     groups = by_figure(audit.series)
-    figure, axes = panels([_HEAD + _ROW * len(audit.parameters), *[PANEL] * len(groups)])
-    _parameters(axes[0], audit.parameters)
+    shown = most_telling(audit.parameters, lambda item: (item.wrong, item.size))[:MOST_ROWS]
+    figure, axes = panels([_HEAD + _ROW * len(shown), *[PANEL] * len(groups)])
+    _parameters(axes[0], shown)
     if audit.guarantee != "exact":
         axes[0].axvline(audit.delta, color="gray", linestyle="--", label=f"delta = {audit.delta:g}")
     legend(axes[0])
-    axes[0].set_title(label_of(f"{audit.name}: {audit.outcome}", 80), fontsize="medium")
+    left = len(audit.parameters) - len(shown)
+    note = f", the {len(shown)} largest of {len(audit.parameters)} parameters" if left else ""
+    axes[0].set_title(label_of(f"{audit.name}: {audit.outcome}{note}", 100), fontsize="medium")
     for place, group in zip(axes[1:], groups, strict=True):
         draw_panel(place, group)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 from matplotlib.figure import Figure
 
@@ -14,5 +15,8 @@ class NotebookFigure(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
+        with warnings.catch_warnings():
+            # A name in a script that the font lacks is drawn with boxes; that is no fault of the reader's.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+            self.savefig(buffer, format="png")
         return buffer.getvalue()

@@ -232,7 +232,7 @@ class RaceRecord:
         columns: dict[str, Align] = {"contestant": "left", "arrived": "right"}
         columns |= {name.replace("_", " "): "right" for name in quantities}
         return section(
-            paragraph(self.settings.title or f"Race on {self.settings.dataset.describe()}", bold="Race"),
+            paragraph(self.settings.title or f"on {self.settings.dataset.describe()}", bold="Race"),
             paragraph(f"Target: {self._goal()}; {self.target.source}."),
             table(columns, rows, more="to_frame(rows='standings') has all"),
             paragraph(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,7 @@ class Trace:
     def _repr_html_(self) -> str:
         """Return the trace for a notebook, in the notebook's own colours: the run, and its evaluations."""
         taken = 0 if self.last is None else self.last.step
-        said = ", ".join(f"{key}={value}" for key, value in self.description.items())
+        said = ", ".join(f"{key}={one_line(value, 40)}" for key, value in _short(self.description))
         names = ("step", "epoch", "seconds", "batch_loss", "training_loss", "training", "validation", "test")
         rows = [[_cell(getattr(item, name)) for name in names] for item in _spread(self.evaluations)]
         note = f"{len(rows)} of {len(self.evaluations)} evaluations; accuracies: {self.metric}"
@@ -284,6 +284,14 @@ class Trace:
                 f"this is not the trace of a training run ({type(error).__name__}: {error}); give what "
                 "lmc-verify train or lmc-verify race has written"
             ) from error
+
+
+def _short(description: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what a line has room for: plain values, and the name of what has further settings."""
+    for key, value in description.items():
+        named = value.get("name") if isinstance(value, Mapping) else value
+        if isinstance(named, str | int | float):
+            yield key, named
 
 
 def _cell(value: float | None) -> str:
