@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lmc_verify.audits.explanation import Cause, Explanation
+from lmc_verify.audits.parameters import ParameterBias, draw_bias
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.display.frames import Kind, make_frame
 from lmc_verify.display.markup import bullets, escaped, most_telling, paragraph, section, table
@@ -31,27 +32,6 @@ _COLUMNS: Mapping[str, Kind] = {
 }
 
 _ANSWERS = {Outcome.EXACT: "Yes", Outcome.SUPPORTED: "Yes", Outcome.REFUTED: "No"}
-
-
-@dataclass(frozen=True)
-class ParameterBias:
-    """The bias of one parameter's gradient.
-
-    Attributes:
-        name: of the parameter.
-        size: norm of the bias over the norm of the whole exact gradient.
-        own: norm of the bias over the norm of the parameter's own exact gradient; infinite where that vanishes.
-        low: lower end for `size` at the audit's error level (of 0: nothing is shown).
-        high: upper end for `size`.
-        wrong: whether a bias is shown.
-    """
-
-    name: str
-    size: float
-    own: float
-    low: float
-    high: float
-    wrong: bool
 
 
 @dataclass(frozen=True)
@@ -274,9 +254,8 @@ class Audit:
         Raises:
             InvalidInputError: no parameter has a finite bias to draw.
         """
-        from lmc_verify.audits.figure import draw
-
-        return draw(self)
+        delta = None if self.guarantee == "exact" else self.delta
+        return draw_bias(self.parameters, self.series, f"{self.name}: {self.outcome}", delta)
 
     def _repr_html_(self) -> str:
         """Return the audit for a notebook, in the notebook's own colours."""

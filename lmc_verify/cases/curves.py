@@ -1,11 +1,11 @@
-"""Figures of the curves that verdicts and audits have."""
+"""Curves that verdicts and audits have, and their figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from lmc_verify.cases.verdict import Series
 from lmc_verify.display.figures import band, curve, label_of, legend, panels, scale, style_of
 from lmc_verify.display.text import one_line
 from lmc_verify.errors import InvalidInputError
@@ -14,10 +14,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PANEL", "by_figure", "draw_panel", "draw_series"]
+__all__ = ["PANEL", "Scale", "Series", "by_figure", "draw_panel", "draw_series"]
 
 PANEL = 3.2
 """Height of a panel of curves, in inches."""
+
+Scale = Literal["linear", "semilogy", "loglog"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A measured curve, such as the bias along a training run.
+
+    Attributes:
+        name: what the curve is, for a legend.
+        x: positions, ascending.
+        y: values at `x`, as many.
+        figure: title of the figure; curves of one verdict with the same title are drawn together.
+        x_label: what `x` is, with its unit.
+        y_label: what `y` is, with its unit.
+        low: lower ends of intervals at `x`, or empty.
+        high: upper ends, or empty.
+        scale: of the axes.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    figure: str
+    x_label: str
+    y_label: str
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    scale: Scale = "linear"
 
 
 def by_figure(series: Sequence[Series]) -> list[list[Series]]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from lmc_verify.cases.curves import Scale, Series, draw_series
 from lmc_verify.cases.description import CaseDescription
 from lmc_verify.display.frames import Kind, make_frame
 from lmc_verify.display.markup import most_telling, paragraph, section, table
@@ -79,36 +80,6 @@ class Evidence:
     group: str = "residual"
     low: float | None = None
     high: float | None = None
-
-
-Scale = Literal["linear", "semilogy", "loglog"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """A measured curve, such as the bias along a training run.
-
-    Attributes:
-        name: what the curve is, for a legend.
-        x: positions, ascending.
-        y: values at `x`, as many.
-        figure: title of the figure; curves of one verdict with the same title are drawn together.
-        x_label: what `x` is, with its unit.
-        y_label: what `y` is, with its unit.
-        low: lower ends of intervals at `x`, or empty.
-        high: upper ends, or empty.
-        scale: of the axes.
-    """
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    figure: str
-    x_label: str
-    y_label: str
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    scale: Scale = "linear"
 
 
 @dataclass(frozen=True)
@@ -228,8 +199,6 @@ class Verdict:
         Raises:
             InvalidInputError: the verdict has no curve.
         """
-        from lmc_verify.cases.curves import draw_series
-
         return draw_series(self.series, f"the verdict on {self.claim}")
 
     def __post_init__(self) -> None:

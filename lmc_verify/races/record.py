@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lmc_verify.display.figures import curve, has_drawable, label_of, legend, panels, style_of
 from lmc_verify.display.frames import Kind, make_frame, one_of
 from lmc_verify.display.markup import Align, paragraph, section, table
 from lmc_verify.display.text import one_line
@@ -282,9 +283,7 @@ class RaceRecord:
         Raises:
             InvalidInputError: no run has an accuracy of the target's split.
         """
-        from lmc_verify.races.figure import draw
-
-        return draw(self)
+        return _draw(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as strict JSON values."""
@@ -344,3 +343,31 @@ def _told(median: Median | None) -> str:
     low, high = ("…" if end is None else f"{end:.4g}" for end in (median.low, median.high))
     interval = "" if median.low is None and median.high is None else f" ({low} … {high})"
     return f"{median.value:.4g}{interval}"
+
+
+def _draw(record: RaceRecord) -> Figure:
+    """Draw the accuracy of the target's split against training seconds, one curve for each run."""
+    split = record.target.split
+    runs = [(item, item.trace) for item in record.entries if item.trace is not None]
+    runs = [(item, trace) for item, trace in runs if has_drawable(trace.column(split))]
+    if not runs:
+        raise InvalidInputError(
+            f"no run of the race has a {split} accuracy to draw; why is in to_frame(), column reason"
+        )
+    figure, (axes,) = panels([4.0])
+    places = {label: place for place, label in enumerate(dict.fromkeys(item.label for item in record.entries))}
+    named: set[str] = set()
+    for item, trace in runs:
+        label = label_of(item.label) if item.label not in named else "_nolegend_"
+        named.add(item.label)
+        style = style_of(places[item.label])
+        curve(axes, trace.column("seconds"), trace.column(split), item.label, **style).set_label(label)
+        if item.reached is not None:
+            axes.plot([item.reached.seconds], [item.reached.accuracy], marker="D", color=style["color"])
+    if record.target.accuracy is not None:
+        axes.axhline(record.target.accuracy, color="gray", linestyle="--", linewidth=1, label="target")
+    axes.set_xlabel("training time in s")
+    axes.set_ylabel(f"{split} {label_of(runs[0][1].metric)}")
+    axes.set_title(label_of(record.settings.title or record.settings.dataset.describe(), 80), fontsize="medium")
+    legend(axes)
+    return figure

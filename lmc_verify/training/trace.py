@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from lmc_verify.display.figures import curve, has_drawable, label_of, legend, panels, scale
 from lmc_verify.display.frames import Kind, make_frame, one_of
 from lmc_verify.display.markup import paragraph, section, table
 from lmc_verify.display.text import one_line
@@ -13,6 +14,7 @@ from lmc_verify.encoding import plain, untagged
 from lmc_verify.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["EVALUATION_COLUMNS", "STATUSES", "Evaluation", "GradientError", "Trace"]
@@ -20,6 +22,9 @@ __all__ = ["EVALUATION_COLUMNS", "STATUSES", "Evaluation", "GradientError", "Tra
 STATUSES = ("running", "finished", "stopped early", "diverged", "interrupted")
 """How far a run has come. Diverged: a loss was not a finite number."""
 
+_PANEL = 2.6  # inches
+_LOSSES = {"training_loss": "objective", "batch_loss": "mean of the estimates' losses"}
+_SPLITS = ("training", "validation", "test")
 _SHOWN = 12
 """Evaluations that a notebook shows."""
 
@@ -236,9 +241,7 @@ class Trace:
         Raises:
             InvalidInputError: the run has no evaluation.
         """
-        from lmc_verify.training.figure import draw
-
-        return draw(self)
+        return _draw(self)
 
     def without_times(self) -> Trace:
         """Return the trace with all times zero: equal for a run and its repetition, or its resumption."""
@@ -302,3 +305,33 @@ def _spread(evaluations: tuple[Evaluation, ...]) -> list[Evaluation]:
     """Return evaluations that a table has room for: evenly, with the first and the last."""
     gaps = max(1, -(-(len(evaluations) - 1) // (_SHOWN - 1)))
     return [item for place, item in enumerate(evaluations) if place % gaps == 0 or place == len(evaluations) - 1]
+
+
+def _draw(trace: Trace) -> Figure:
+    """Draw a run over its epochs; a panel is there if something was measured for it."""
+    if not trace.evaluations:
+        raise InvalidInputError(f"the run ({trace.status}) has no evaluation to draw; plot a run that took steps")
+    splits = [split for split in _SPLITS if has_drawable(trace.column(split))]
+    figure, axes = panels([_PANEL] * (1 + bool(splits) + bool(trace.gradients)))
+    epochs = trace.column("epoch")
+    for name, words in _LOSSES.items():
+        curve(axes[0], epochs, trace.column(name), words)
+    axes[0].set_ylabel("loss")
+    for split in splits:
+        curve(axes[1], epochs, trace.column(split), split)
+    if splits:
+        axes[1].set_ylabel(label_of(trace.metric))
+    if trace.gradients:
+        _errors(axes[-1], trace)
+    for place in axes:
+        legend(place)
+    axes[-1].set_xlabel("epoch")
+    return figure
+
+
+def _errors(axes: Axes, trace: Trace) -> None:
+    epochs = [item.step / trace.steps_per_epoch for item in trace.gradients]
+    for name in ("relative_error", "relative_bias"):
+        curve(axes, epochs, [getattr(item, name).get(WHOLE) for item in trace.gradients], name.replace("_", " "))
+    scale(axes, y=True)
+    axes.set_ylabel("of the exact gradient")

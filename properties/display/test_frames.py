@@ -75,6 +75,8 @@ def test_without_pandas_the_remedy_is_named(made: Any, monkeypatch: pytest.Monke
 
 
 def test_without_pyarrow_the_remedy_is_named(pandas: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = lv.Verdicts([FOUND]).to_frame()  # before: pandas remembers that it has found no PyArrow
+    monkeypatch.setattr(lv.Verdicts, "to_frame", lambda self: frame)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InvalidInputError, match=r"to_parquet\(\) needs pyarrow, .*'lmc-verify\[parquet\]'"):
         lv.Verdicts([FOUND]).to_parquet(tmp_path / "v.parquet")

@@ -1,13 +1,13 @@
-"""The figure of an audit: the bias by parameter with its interval, and the curves that were measured."""
+"""The bias by parameter, and its figure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmc_verify.audits.result import Audit, ParameterBias
-from lmc_verify.cases.curves import PANEL, by_figure, draw_panel
+from lmc_verify.cases.curves import PANEL, Series, by_figure, draw_panel
 from lmc_verify.display.figures import has_drawable, label_of, legend, panels
 from lmc_verify.display.markup import MOST_ROWS, most_telling
 from lmc_verify.errors import InvalidInputError
@@ -16,32 +16,60 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["ParameterBias", "draw_bias"]
 
 _HEAD, _ROW = 1.4, 0.25  # inches
 
 
-def draw(audit: Audit) -> Figure:
-    """Draw the bias of every parameter in units of the whole gradient's norm, and the audit's curves below.
+@dataclass(frozen=True)
+class ParameterBias:
+    """The bias of one parameter's gradient.
+
+    Attributes:
+        name: of the parameter.
+        size: norm of the bias over the norm of the whole exact gradient.
+        own: norm of the bias over the norm of the parameter's own exact gradient; infinite where that vanishes.
+        low: lower end for `size` at the audit's error level (of 0: nothing is shown).
+        high: upper end for `size`.
+        wrong: whether a bias is shown.
+    """
+
+    name: str
+    size: float
+    own: float
+    low: float
+    high: float
+    wrong: bool
+
+
+def draw_bias(
+    parameters: Sequence[ParameterBias], series: Sequence[Series], title: str, delta: float | None = None
+) -> Figure:
+    """Draw the bias of every parameter in units of the whole gradient's norm, and an audit's curves below.
 
     Where an upper end is not finite the interval is open, and the name says so. Of more than 60 parameters, those are
     drawn that are biased, and the largest.
 
+    Args:
+        parameters: of an audit.
+        series: its curves.
+        title: of the figure.
+        delta: a bias that counts as none, or None.
+
     Raises:
         InvalidInputError: no parameter has a finite bias.
     """
-    if not has_drawable(item.size for item in audit.parameters):
+    if not has_drawable(item.size for item in parameters):
         raise InvalidInputError("the audit has no parameter with a finite bias to draw; its numbers are in to_frame()")
-    groups = by_figure(audit.series)
-    shown = most_telling(audit.parameters, lambda item: (item.wrong, item.size))[:MOST_ROWS]
+    groups = by_figure(series)
+    shown = most_telling(parameters, lambda item: (item.wrong, item.size))[:MOST_ROWS]
     figure, axes = panels([_HEAD + _ROW * len(shown), *[PANEL] * len(groups)])
     _parameters(axes[0], shown)
-    if audit.guarantee != "exact":
-        axes[0].axvline(audit.delta, color="gray", linestyle="--", label=f"delta = {audit.delta:g}")
+    if delta is not None:
+        axes[0].axvline(delta, color="gray", linestyle="--", label=f"delta = {delta:g}")
     legend(axes[0])
-    left = len(audit.parameters) - len(shown)
-    note = f", the {len(shown)} largest of {len(audit.parameters)} parameters" if left else ""
-    axes[0].set_title(label_of(f"{audit.name}: {audit.outcome}{note}", 100), fontsize="medium")
+    note = f", the {len(shown)} largest of {len(parameters)} parameters" if len(shown) < len(parameters) else ""
+    axes[0].set_title(f"{label_of(title)}{note}", fontsize="medium")
     for place, group in zip(axes[1:], groups, strict=True):
         draw_panel(place, group)
     return figure
