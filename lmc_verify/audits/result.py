@@ -11,7 +11,7 @@ from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.parameters import ParameterBias, draw_bias
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.display.frames import Kind, make_frame
-from lmc_verify.display.markup import bullets, escaped, most_telling, paragraph, section, table
+from lmc_verify.display.markup import Bold, bullets, escaped, most_telling, paragraph, section, table
 from lmc_verify.display.text import one_line
 from lmc_verify.statistics.ledger import Guarantee
 
@@ -265,7 +265,7 @@ class Audit:
                 percent(item.own),
                 percent(item.size),
                 f"{percent(item.low)} … {percent(item.high)}",
-                "yes" if item.wrong else "not shown",
+                Bold("yes") if item.wrong else "not shown",
             )
             for item in most_telling(self.parameters, lambda item: (item.wrong, item.size))
         ]

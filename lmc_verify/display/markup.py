@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from lmc_verify.display.text import printable
 
-__all__ = ["MOST_ROWS", "Align", "bullets", "escaped", "facts", "most_telling", "paragraph", "section", "table"]
+__all__ = ["MOST_ROWS", "Align", "Bold", "bullets", "escaped", "facts", "most_telling", "paragraph", "section", "table"]
 
 Align = Literal["left", "right"]
 
@@ -21,6 +21,12 @@ Row = TypeVar("Row")
 
 MOST_ROWS = 60
 """Rows of a table that a notebook shows; a frame has all."""
+
+
+class Bold(str):
+    """A cell of a table that stands out."""
+
+    __slots__ = ()
 
 
 def escaped(text: object) -> str:
@@ -49,7 +55,7 @@ def table(columns: Mapping[str, Align], rows: Iterable[Sequence[object]], *, mor
     sides = [f"style='text-align:{side}'" for side in columns.values()]
     head = "".join(f"<th scope='col' {side}>{escaped(name)}</th>" for name, side in zip(columns, sides, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td {side}>{escaped(cell)}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>"
+        "<tr>" + "".join(f"<td {side}>{_cell(cell)}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>"
         for row in rows[:MOST_ROWS]
     )
     left = len(rows) - MOST_ROWS
@@ -57,6 +63,10 @@ def table(columns: Mapping[str, Align], rows: Iterable[Sequence[object]], *, mor
     return (
         f"<div style='overflow-x:auto'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}"
     )
+
+
+def _cell(value: object) -> str:
+    return f"<b>{escaped(value)}</b>" if isinstance(value, Bold) else escaped(value)
 
 
 def facts(values: Mapping[str, object]) -> str:
