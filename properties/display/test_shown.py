@@ -12,12 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmc_verify as lv
+from lmc_verify.audits.explanation import Cause, Explanation
+from lmc_verify.audits.result import Audit, Cost, ParameterBias
 from lmc_verify.cases.verdict import Evidence, Outcome, Verdict
 from lmc_verify.display.markup import MOST_ROWS, bullets, escaped, facts, paragraph, table
 from lmc_verify.display.text import one_line, printable
 from lmc_verify.testing.strategies import graphs, problems
 
-results = st.one_of(verdicts, audits, traces, races, st.lists(verdicts, max_size=3).map(lv.Verdicts))
+RESULTS: dict[str, st.SearchStrategy[Any]] = {
+    "verdict": verdicts,
+    "audit": audits,
+    "trace": traces,
+    "race": races,
+    "verdicts": st.lists(verdicts, max_size=3).map(lv.Verdicts),
+}
 
 
 def shows(html: str, name: str) -> bool:
@@ -34,8 +42,10 @@ def is_short_line(text: str, limit: int = 400) -> bool:
     return len(text) <= limit and text.isprintable()
 
 
-@given(results)
-def test_every_result_has_a_short_line_and_plain_html(result: Any) -> None:
+@pytest.mark.parametrize("kind", RESULTS)
+@given(data=st.data())
+def test_every_result_has_a_short_line_and_plain_html(kind: str, data: st.DataObject) -> None:
+    result = data.draw(RESULTS[kind])
     assert is_short_line(repr(result))
     Shown(result._repr_html_())
 
@@ -69,6 +79,33 @@ def test_names_in_verdicts_and_audits_are_shown_and_never_markup(name: str) -> N
     row = Shown(html).rows[1]
     assert (row[0], row[2], row[4]) == (row[1], "1", "2.0e+00")
     assert shows(lv.Verdicts([verdict])._repr_html_(), name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_text_of_an_audit_is_shown_and_never_markup(name: str) -> None:
+    cause = Cause(f"1{name}", f"2{name}", f"3{name}", 0.5, 0.25, explains=True)
+    audit = Audit(
+        outcome=Outcome.REFUTED,
+        guarantee="exact",
+        summary=f"4{name}",
+        bias=0.5,
+        low=0.5,
+        high=0.5,
+        parameters=(ParameterBias(f"5{name}", 0.5, 0.5, 0.5, 0.5, True),),
+        explanation=Explanation((cause,), True),
+        law=f"6{name}",
+        loss=1.0,
+        gradient_norm=1.0,
+        delta=0.0,
+        alpha=0.0,
+        draws=1,
+        seed=0,
+        cost=Cost(1, 0.0, 1, 0.0, 0.0, 0.0),
+        notes=(f"7{name}",),
+        name=f"8{name}",
+    )
+    for place in range(1, 9):
+        assert shows(audit._repr_html_(), f"{place}{name}")
 
 
 def test_the_line_of_an_exact_pass_has_its_numbers() -> None:
