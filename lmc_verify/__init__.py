@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lmc_verify.audits import Audit, Cause, audit, watch
     from lmc_verify.bounds import batch_bound, range_bound
     from lmc_verify.cases import SamplingSettings, TrainingSettings
-    from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, check_claim
+    from lmc_verify.claims import CLAIMS, AssumptionCheck, Evidence, Outcome, Series, Verdict, Verdicts, check_claim
     from lmc_verify.datasets import dataset_names, load_data, load_graph, open_graph, write_graph
     from lmc_verify.errors import (
         ContractError,
@@ -185,6 +185,7 @@ __all__ = [
     "UniformNodes",
     "UnknownNameError",
     "Verdict",
+    "Verdicts",
     "__version__",
     "audit",
     "batch_bound",

@@ -47,6 +47,7 @@ WITH_CODE = [
     DOCS / "methods.md",
     DOCS / "statistics.md",
     DOCS / "counterexamples.md",
+    DOCS / "notebooks.md",
     DOCS / "plugins.md",
     DOCS / "testing.md",
     DOCS / "training.md",

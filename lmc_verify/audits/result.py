@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmc_verify.audits.explanation import Cause, Explanation
+from lmc_verify.audits.parameters import ParameterBias, draw_bias
 from lmc_verify.cases.verdict import Outcome, Series
+from lmc_verify.display.frames import Kind, make_frame
+from lmc_verify.display.markup import Bold, bullets, escaped, most_telling, paragraph, section, table
+from lmc_verify.display.text import one_line
 from lmc_verify.statistics.ledger import Guarantee
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Audit", "Cost", "ParameterBias", "effect", "percent"]
 
-_SHORT = 100  # characters of a summary that a repr shows
+_COLUMNS: Mapping[str, Kind] = {
+    "step": "text",
+    "outcome": "text",
+    "parameter": "text",
+    "size": "number",
+    "own": "number",
+    "low": "number",
+    "high": "number",
+    "wrong": "flag",
+}
 
 _ANSWERS = {Outcome.EXACT: "Yes", Outcome.SUPPORTED: "Yes", Outcome.REFUTED: "No"}
-
-
-@dataclass(frozen=True)
-class ParameterBias:
-    """The bias of one parameter's gradient.
-
-    Attributes:
-        name: of the parameter.
-        size: norm of the bias over the norm of the whole exact gradient.
-        own: norm of the bias over the norm of the parameter's own exact gradient; infinite where that vanishes.
-        low: lower end for `size` at the audit's error level (of 0: nothing is shown).
-        high: upper end for `size`.
-        wrong: whether a bias is shown.
-    """
-
-    name: str
-    size: float
-    own: float
-    low: float
-    high: float
-    wrong: bool
 
 
 @dataclass(frozen=True)
@@ -179,8 +173,7 @@ class Audit:
         return "\n".join(self._lines())
 
     def __repr__(self) -> str:
-        summary = self.summary if len(self.summary) <= _SHORT else f"{self.summary[: _SHORT - 1]}…"
-        return f"<Audit {self.outcome}, {self.guarantee}: {summary}>"
+        return f"<Audit {self.outcome}, {self.guarantee}: {one_line(self.summary)}>"
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.outcome} ({self.guarantee}) {self.name}: {self.summary}"
@@ -241,31 +234,64 @@ class Audit:
         fields["series"] = tuple(_series(item) for item in fields["series"])
         return cls(**fields)
 
-    def _repr_html_(self) -> str:
-        """Return the audit for a notebook, in the notebook's own colours."""
-        head = "".join(
-            f"<th>{name}</th>"
-            for name in ("parameter", "of its own gradient", "of the whole gradient", "from … to", "biased")
-        )
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(item.name)}</td><td>{percent(item.own)}</td>"
-            f"<td>{percent(item.size)}</td><td>{percent(item.low)} … {percent(item.high)}</td>"
-            f"<td>{'<b>yes</b>' if item.wrong else 'not shown'}</td></tr>"
+    def to_frame(self) -> Any:
+        """Return the bias by parameter as a ``pandas.DataFrame``, a row for each parameter.
+
+        Columns: step (its name), outcome (of the audit), parameter, size, own, low, high, wrong; see `ParameterBias`.
+
+        Raises:
+            InvalidInputError: pandas is not installed.
+        """
+        rows = (
+            (self.name, self.outcome.value, item.name, item.size, item.own, item.low, item.high, item.wrong)
             for item in self.parameters
         )
-        causes = "".join(
-            f"<li><b>{html.escape(cause.id)}</b>: {html.escape(cause.words)}.<br/>{html.escape(effect(cause))}."
-            f"{f'<br/>Remedy: {html.escape(cause.remedy)}.' if cause.explains else ''}</li>"
-            for cause in self.causes
+        return make_frame(_COLUMNS, rows)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the bias by parameter with its interval, and of the curves, where there are.
+
+        Raises:
+            InvalidInputError: no parameter has a finite bias to draw.
+        """
+        delta = None if self.guarantee == "exact" else self.delta
+        return draw_bias(self.parameters, self.series, f"{self.name}: {self.outcome}", delta)
+
+    def _repr_html_(self) -> str:
+        """Return the audit for a notebook, in the notebook's own colours."""
+        rows = [
+            (
+                item.name,
+                percent(item.own),
+                percent(item.size),
+                f"{percent(item.low)} … {percent(item.high)}",
+                Bold("yes") if item.wrong else "not shown",
+            )
+            for item in most_telling(self.parameters, lambda item: (item.wrong, item.size))
+        ]
+        return section(
+            f"<p>{escaped(self.question)} <b>{escaped(self.answer)}</b> ({self.outcome}, {self.guarantee}).</p>",
+            paragraph(self.law),
+            table(
+                {
+                    "parameter": "left",
+                    "of its own gradient": "right",
+                    "of the whole gradient": "right",
+                    "from … to": "right",
+                    "biased": "left",
+                },
+                rows,
+            ),
+            bullets((_told(cause) for cause in self.causes), title="Why", numbered=True),
+            paragraph(self.unexplained) if self.unexplained else "",
+            bullets(escaped(note) for note in self.notes),
         )
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        left = html.escape(self.unexplained)
-        return (
-            f"<div><p>{html.escape(self.question)} <b>{html.escape(self.answer)}</b> ({self.outcome}, "
-            f"{self.guarantee}).</p><p>{html.escape(self.law)}</p><div style='overflow-x:auto'><table><thead><tr>{head}"
-            f"</tr></thead><tbody>{rows}</tbody></table></div>{f'<p>Why</p><ol>{causes}</ol>' if causes else ''}"
-            f"{f'<p>{left}</p>' if left else ''}{f'<ul>{notes}</ul>' if notes else ''}</div>"
-        )
+
+
+def _told(cause: Cause) -> str:
+    """Return one cause as HTML."""
+    remedy = f"<br/>Remedy: {escaped(cause.remedy)}." if cause.explains else ""
+    return f"<b>{escaped(cause.id)}</b>: {escaped(cause.words)}.<br/>{escaped(effect(cause))}.{remedy}"
 
 
 def _series(values: Mapping[str, Any]) -> Series:

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from lmc_verify.cases.curves import Scale, Series, draw_series
 from lmc_verify.cases.description import CaseDescription
+from lmc_verify.display.frames import Kind, make_frame
+from lmc_verify.display.markup import most_telling, paragraph, section, table
+from lmc_verify.display.text import one_line
 from lmc_verify.statistics.ledger import Guarantee
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["AUDIT", "AssumptionCheck", "Evidence", "Outcome", "Scale", "Series", "Verdict"]
 
 AUDIT = "audit"
 """What the verdict of an audit has for the id of a claim."""
 
-_SHORT = 100  # characters of a summary that a repr shows
+_EVIDENCE: Mapping[str, Kind] = {
+    "claim": "text",
+    "outcome": "text",
+    "quantity": "text",
+    "group": "text",
+    "value": "number",
+    "low": "number",
+    "high": "number",
+    "tolerance": "number",
+    "unit": "text",
+}
+"""Columns of the frame of one verdict."""
 
 
 class Outcome(str, Enum):
@@ -62,36 +80,6 @@ class Evidence:
     group: str = "residual"
     low: float | None = None
     high: float | None = None
-
-
-Scale = Literal["linear", "semilogy", "loglog"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """A measured curve, such as the bias along a training run.
-
-    Attributes:
-        name: what the curve is, for a legend.
-        x: positions, ascending.
-        y: values at `x`, as many.
-        figure: title of the figure; curves of one verdict with the same title are drawn together.
-        x_label: what `x` is, with its unit.
-        y_label: what `y` is, with its unit.
-        low: lower ends of intervals at `x`, or empty.
-        high: upper ends, or empty.
-        scale: of the axes.
-    """
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    figure: str
-    x_label: str
-    y_label: str
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    scale: Scale = "linear"
 
 
 @dataclass(frozen=True)
@@ -156,25 +144,62 @@ class Verdict:
         return tuple(cause["id"] for cause in listed if cause["explains"])
 
     def __repr__(self) -> str:
-        summary = self.summary if len(self.summary) <= _SHORT else f"{self.summary[: _SHORT - 1]}…"
-        return f"<Verdict {self.claim}: {self.outcome}, {summary}>"
+        return f"<Verdict {one_line(self.claim, 60)}: {self.outcome}, {one_line(self.summary)}>"
 
     def _repr_html_(self) -> str:
         """Return the verdict for a notebook, in the notebook's own colours."""
         case = ", ".join(f"{key}={value}" for key, value in self.case.to_dict().items())
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(item.quantity)}</td>"
-            f"<td style='text-align:left'>{html.escape(item.group)}</td><td>{item.value:.3g}</td>"
-            f"<td>{_interval(item)}</td><td>{'' if item.tolerance is None else f'{item.tolerance:.1e}'}</td>"
-            f"<td style='text-align:left'>{html.escape(item.unit)}</td></tr>"
-            for item in self.evidence
+        rows = [
+            (
+                item.quantity,
+                item.group,
+                f"{item.value:.3g}",
+                _interval(item),
+                "" if item.tolerance is None else f"{item.tolerance:.1e}",
+                item.unit,
+            )
+            for item in most_telling(self.evidence, _excess)
+        ]
+        return section(
+            paragraph(f"{self.claim}: {self.summary}", bold=self.outcome),
+            paragraph(case, small=True) if case else "",
+            table(
+                {
+                    "quantity": "left",
+                    "group": "left",
+                    "value": "right",
+                    "from … to": "right",
+                    "tolerance": "right",
+                    "unit": "left",
+                },
+                rows,
+            ),
         )
-        head = "".join(f"<th>{name}</th>" for name in ("quantity", "group", "value", "from … to", "tolerance", "unit"))
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
-        return (
-            f"<div><p><b>{self.outcome}</b> {html.escape(self.claim)}: {html.escape(self.summary)}</p>"
-            f"{f'<p><small>{html.escape(case)}</small></p>' if case else ''}{table}</div>"
+
+    def to_frame(self) -> Any:
+        """Return the evidence as a ``pandas.DataFrame``, a row for each measured quantity.
+
+        Columns: claim, outcome, and the fields of `Evidence`: quantity, group, value, low, high, tolerance, unit. A
+        number that there is not is NaN. Many verdicts, a row for each: `lmc_verify.Verdicts`.
+
+        Raises:
+            InvalidInputError: pandas is not installed.
+        """
+        shared = {"claim": self.claim, "outcome": self.outcome.value}
+        return make_frame(
+            _EVIDENCE,
+            [[shared[key] if key in shared else getattr(item, key) for key in _EVIDENCE] for item in self.evidence],
         )
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the curves, those of one figure in one panel, with their intervals.
+
+        An end of an interval that is not finite is not drawn.
+
+        Raises:
+            InvalidInputError: the verdict has no curve.
+        """
+        return draw_series(self.series, f"the verdict on {self.claim}")
 
     def __post_init__(self) -> None:
         if self.guarantee is None:  # records of before this field have none either
@@ -206,6 +231,15 @@ def _interval(item: Evidence) -> str:
         return ""
     low, high = ("…" if end is None else f"{end:.3g}" for end in (item.low, item.high))
     return f"{low} … {high}"
+
+
+def _excess(item: Evidence) -> float:
+    """Return a value as a multiple of its tolerance: what a reader looks for first among many."""
+    if math.isnan(item.value):
+        return math.inf
+    if item.tolerance is None:
+        return -1.0
+    return abs(item.value) / item.tolerance if item.tolerance > 0 else math.inf if item.value else 0.0
 
 
 def _series(values: Mapping[str, Any]) -> Series:

@@ -12,6 +12,7 @@ from lmc_verify.imports.names import offered
 if TYPE_CHECKING:
     from lmc_verify.cases import Case
     from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Series, Verdict
+    from lmc_verify.cases.verdicts import Verdicts
     from lmc_verify.claims.assumptions import (
         AGGREGATE_LINEAR,
         BETA_ZERO,
@@ -59,6 +60,7 @@ __all__ = [
     "Series",
     "Size",
     "Verdict",
+    "Verdicts",
     "check_claim",
     "decide",
     "find_claim",

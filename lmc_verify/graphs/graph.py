@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmc_verify.display.markup import facts, paragraph, section
+from lmc_verify.display.text import one_line
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.files import windows
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
@@ -465,9 +467,29 @@ class Graph:
 
     def __repr__(self) -> str:
         return (
-            f"Graph({self.name!r}, nodes={self.num_nodes}, edges={self.num_edges}, features={self.num_features}, "
-            f"outputs={self.num_outputs}, labelled={self.num_labelled}, dtype={str(self.dtype).removeprefix('torch.')})"
+            f"Graph({one_line(self.name, 60)!r}, nodes={self.num_nodes}, edges={self.num_edges}, "
+            f"features={self.num_features}, outputs={self.num_outputs}, labelled={self.num_labelled}, "
+            f"dtype={str(self.dtype).removeprefix('torch.')})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the graph's sizes for a notebook, in the notebook's own colours."""
+        return section(paragraph(self.name, bold="Graph"), facts(self._facts()))
+
+    def _facts(self) -> dict[str, object]:
+        shares = {"training": self.train_mask, "validation": self.val_mask, "test": self.test_mask}
+        return {
+            "nodes": f"{self.num_nodes:,}",
+            "directed edges": f"{self.num_edges:,}",
+            "edge weights": None if self.edge_weight is None else "yes",
+            "edge features": None if self.edge_attr is None else f"{self.edge_attr.shape[1]:,}",
+            "features": f"{self.num_features:,}",
+            "targets" if self.multi_label else "classes": f"{self.num_outputs:,}",
+            **{f"{name} nodes": None if mask is None else f"{int(mask.sum()):,}" for name, mask in shares.items()},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+            "memory of its tensors": f"{self.num_bytes / 2**20:,.3g} MiB",
+        }
 
 
 def graph_content(graph: Graph) -> dict[str, int | None]:

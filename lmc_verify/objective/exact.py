@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lmc_verify.display.markup import Align, paragraph, section, table
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.models.closed_forms import affine_layers
 from lmc_verify.models.layered import active_dropout
 from lmc_verify.objective.exact_autograd import AutogradPass
 from lmc_verify.objective.exact_closed import ClosedPass
-from lmc_verify.objective.problem import Gradient, Problem
+from lmc_verify.objective.problem import Gradient, Problem, gradient_norm
 
 __all__ = ["ExactPass", "exact_gradient", "exact_pass", "refuse_dropout"]
 
@@ -37,6 +38,36 @@ class ExactPass:
     embeddings: tuple[Tensor, ...]
     auxiliary: Mapping[int, Tensor]
     gradient: Gradient
+
+    def __repr__(self) -> str:
+        return (
+            f"<ExactPass of {len(self.embeddings) - 1} layers and {len(self.embeddings[0]):,} nodes: "
+            f"loss {self.loss:.6g}, gradient norm {gradient_norm(self.gradient):.6g}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return loss and norms for a notebook, in the notebook's own colours; the tensors are attributes."""
+        whole = gradient_norm(self.gradient)
+        parameters = [
+            (name, " × ".join(map(str, value.shape)), f"{norm:.4g}", f"{norm / whole:.3g}" if whole else "")
+            for name, value in self.gradient.items()
+            for norm in [gradient_norm({name: value})]
+        ]
+        layers = [
+            (index, h.shape[1], f"{float(h.norm()):.4g}", "" if v is None else f"{float(v.norm()):.4g}")
+            for index, h in enumerate(self.embeddings)
+            for v in [self.auxiliary.get(index)]
+        ]
+        right: dict[str, Align] = {"width": "right", "norm of H": "right", "norm of V": "right"}
+        return section(
+            paragraph(f"loss {self.loss:.6g}, gradient norm {whole:.6g}", bold="Exact pass"),
+            table(
+                {"parameter": "left", "shape": "right", "norm of its gradient": "right", "of the whole": "right"},
+                parameters,
+                more="the attribute gradient has all",
+            ),
+            table({"layer": "right", **right}, layers, more="the attributes embeddings and auxiliary have all"),
+        )
 
 
 def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:

@@ -22,7 +22,7 @@ from torch import Tensor
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.exact import refuse_dropout
-from lmc_verify.objective.problem import Gradient, Problem
+from lmc_verify.objective.problem import Gradient, Problem, gradient_norm
 
 __all__ = ["FixedPointPass", "fixed_point_pass"]
 
@@ -44,6 +44,12 @@ class FixedPointPass:
     auxiliary: Tensor
     gradient: Gradient
     steps: tuple[int, int]
+
+    def __repr__(self) -> str:
+        return (
+            f"<FixedPointPass of {len(self.embeddings):,} nodes: loss {self.loss:.6g}, gradient norm "
+            f"{gradient_norm(self.gradient):.6g}, {self.steps[0]} and {self.steps[1]} iterations>"
+        )
 
 
 def fixed_point_pass(problem: Problem, *, tolerance: float = 1e-14, max_steps: int = 10_000) -> FixedPointPass:

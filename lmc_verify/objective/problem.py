@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from lmc_verify.display.markup import facts, paragraph, section, table
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
 from lmc_verify.graphs.sums import ordered_sum
@@ -407,6 +408,39 @@ class Problem:
 
     def __repr__(self) -> str:
         return f"Problem({self.graph!r}, {type(self.model).__name__} widths={self.widths}, loss={self.loss!r})"
+
+    def _repr_html_(self) -> str:
+        """Return graph, loss and parameters for a notebook, in the notebook's own colours."""
+        named = list(self.model.named_parameters())
+        rows = [(name, _shape(value), f"{value.numel():,}", _trained(value)) for name, value in named]
+        graph = self.graph
+        return section(
+            paragraph(f"{type(self.model).__name__} on {graph.name}", bold="Problem"),
+            facts(
+                {
+                    "graph": f"{graph.num_nodes:,} nodes, {graph.num_edges:,} directed edges",
+                    "loss": f"{self.loss}, mean over {graph.num_labelled:,} labelled nodes",
+                    "layers": self.num_layers,
+                    "widths": " → ".join(map(str, self.widths)),
+                    "parameters": f"{sum(value.numel() for _, value in named):,}",
+                    "dtype": str(graph.dtype).removeprefix("torch."),
+                    "device": graph.device,
+                }
+            ),
+            table(
+                {"parameter": "left", "shape": "right", "numbers": "right", "trained": "left"},
+                rows,
+                more="problem.model.named_parameters() has all",
+            ),
+        )
+
+
+def _shape(value: Tensor) -> str:
+    return " × ".join(map(str, value.shape)) or "scalar"
+
+
+def _trained(value: Tensor) -> str:
+    return "yes" if value.requires_grad else "no"
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

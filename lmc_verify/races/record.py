@@ -4,18 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lmc_verify.display.figures import curve, has_drawable, label_of, legend, panels, style_of
+from lmc_verify.display.frames import Kind, make_frame, one_of
+from lmc_verify.display.markup import Align, paragraph, section, table
+from lmc_verify.display.text import one_line
 from lmc_verify.encoding import plain, untagged
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.races.settings import RaceSettings
 from lmc_verify.statistics.rates import MedianInterval
-from lmc_verify.training.trace import Trace
+from lmc_verify.training.trace import EVALUATION_COLUMNS, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["REFERENCE", "Median", "RaceEntry", "RaceRecord", "Reached", "Standing", "Target"]
 
 REFERENCE = "full-batch (target)"
 """Label of the runs that only set the target, where full-batch training is no contestant."""
+
+_RUN: Mapping[str, Kind] = {"label": "text", "seed": "count"}
+_RUNS: Mapping[str, Kind] = {
+    **_RUN,
+    "status": "text",
+    "arrived": "flag",
+    "step": "count",
+    "epoch": "number",
+    "seconds": "number",
+    "nodes": "count",
+    "messages": "count",
+    "accuracy": "number",
+    "reason": "text",
+}
+_STANDINGS: Mapping[str, Kind] = {
+    "label": "text",
+    "runs": "count",
+    "arrived": "count",
+    "quantity": "text",
+    "median": "number",
+    "low": "number",
+    "high": "number",
+    "miss": "number",
+}
 
 
 @dataclass(frozen=True)
@@ -180,6 +211,80 @@ class RaceRecord:
             raise InvalidInputError(f"no contestant is called {label!r}; there are {known}")
         return found
 
+    def __repr__(self) -> str:
+        arrived = sum(item.reached is not None for item in self.entries)
+        return (
+            f"<RaceRecord {one_line(self.settings.dataset.describe(), 40)}, {len(self.standings)} contestants: "
+            f"{arrived} of {len(self.entries)} runs reached {self._goal()}>"
+        )
+
+    def _goal(self) -> str:
+        if self.target.accuracy is None:
+            return "a target (there is none)"
+        return f"{self.target.split} accuracy {self.target.accuracy:.4g}"
+
+    def _repr_html_(self) -> str:
+        """Return the standings for a notebook, in the notebook's own colours: medians with their intervals."""
+        quantities = list(dict.fromkeys(name for item in self.standings for name in item.medians))
+        rows = [
+            (item.label, f"{item.arrived} of {item.runs}", *(_told(item.medians.get(name)) for name in quantities))
+            for item in self.standings
+        ]
+        columns: dict[str, Align] = {"contestant": "left", "arrived": "right"}
+        columns |= {name.replace("_", " "): "right" for name in quantities}
+        return section(
+            paragraph(self.settings.title or f"on {self.settings.dataset.describe()}", bold="Race"),
+            paragraph(f"Target: {self._goal()}; {self.target.source}."),
+            table(columns, rows, more="to_frame(rows='standings') has all"),
+            paragraph(
+                "Medians over seeds, with distribution-free intervals; a run that never arrives is inf.", small=True
+            ),
+        )
+
+    def to_frame(self, rows: str = "runs") -> Any:
+        """Return the race as a ``pandas.DataFrame``.
+
+        Args:
+            rows: ``"runs"``: a row for each training run, with columns label, seed, status, arrived, what `Reached`
+                says (step, epoch, seconds, nodes, messages, accuracy; missing where the run never arrived) and reason.
+                ``"standings"``: a row for each contestant and quantity, with columns label, runs, arrived, quantity,
+                median, low, high, miss; see `Median`. ``"evaluations"``: a row for each evaluation of each run, with
+                label, seed and the fields of an `Evaluation`.
+
+        Raises:
+            InvalidInputError: other rows, or pandas is not installed.
+        """
+        chosen = one_of(rows, ("runs", "standings", "evaluations"))
+        if chosen == "runs":
+            return make_frame(_RUNS, (_run(item) for item in self.entries))
+        if chosen == "standings":
+            return make_frame(
+                _STANDINGS,
+                (
+                    (item.label, item.runs, item.arrived, name, median.value, median.low, median.high, median.miss)
+                    for item in self.standings
+                    for name, median in item.medians.items()
+                ),
+            )
+        return make_frame(
+            {**_RUN, **EVALUATION_COLUMNS},
+            (
+                (item.label, item.seed, *(getattr(row, name) for name in EVALUATION_COLUMNS))
+                for item in self.entries
+                for row in ([] if item.trace is None else item.trace.evaluations)
+            ),
+        )
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the accuracy of every run against training time, and the target.
+
+        A contestant has one colour; a diamond is where a run reached the target.
+
+        Raises:
+            InvalidInputError: no run has an accuracy of the target's split.
+        """
+        return _draw(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as strict JSON values."""
         return {
@@ -223,3 +328,46 @@ class RaceRecord:
 def _standing(values: Mapping[str, Any]) -> Standing:
     medians = {name: Median(**item) for name, item in values["medians"].items()}
     return Standing(values["label"], values["runs"], values["arrived"], medians)
+
+
+def _run(item: RaceEntry) -> list[Any]:
+    own = {"arrived": item.reached is not None} | {
+        name: getattr(item, name) for name in ("label", "seed", "status", "reason")
+    }
+    return [own[name] if name in own else getattr(item.reached, name, None) for name in _RUNS]
+
+
+def _told(median: Median | None) -> str:
+    if median is None or median.value is None:
+        return ""
+    low, high = ("…" if end is None else f"{end:.4g}" for end in (median.low, median.high))
+    interval = "" if median.low is None and median.high is None else f" ({low} … {high})"
+    return f"{median.value:.4g}{interval}"
+
+
+def _draw(record: RaceRecord) -> Figure:
+    """Draw the accuracy of the target's split against training seconds, one curve for each run."""
+    split = record.target.split
+    runs = [(item, item.trace) for item in record.entries if item.trace is not None]
+    runs = [(item, trace) for item, trace in runs if has_drawable(trace.column(split))]
+    if not runs:
+        raise InvalidInputError(
+            f"no run of the race has a {split} accuracy to draw; why is in to_frame(), column reason"
+        )
+    figure, (axes,) = panels([4.0])
+    places = {label: place for place, label in enumerate(dict.fromkeys(item.label for item in record.entries))}
+    named: set[str] = set()
+    for item, trace in runs:
+        label = label_of(item.label) if item.label not in named else "_nolegend_"
+        named.add(item.label)
+        style = style_of(places[item.label])
+        curve(axes, trace.column("seconds"), trace.column(split), item.label, **style).set_label(label)
+        if item.reached is not None:
+            axes.plot([item.reached.seconds], [item.reached.accuracy], marker="D", color=style["color"])
+    if record.target.accuracy is not None:
+        axes.axhline(record.target.accuracy, color="gray", linestyle="--", linewidth=1, label="target")
+    axes.set_xlabel("training time in s")
+    axes.set_ylabel(f"{split} {label_of(runs[0][1].metric)}")
+    axes.set_title(label_of(record.settings.title or record.settings.dataset.describe(), 80), fontsize="medium")
+    legend(axes)
+    return figure

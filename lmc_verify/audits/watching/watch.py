@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import statistics
 import time
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.audits.watching.comparison import Comparison, Record, compare_all
+from lmc_verify.display.frames import imported
 from lmc_verify.errors import InvalidInputError, NotFiniteError
 from lmc_verify.steps import Objective, forked_generators, mean_loss, objective_gradient, unwrapped
 from lmc_verify.steps.snapshot import Snapshot
@@ -64,10 +64,7 @@ class Watch:
         Raises:
             InvalidInputError: pandas is not installed.
         """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise InvalidInputError("to_frame() needs pandas, which is not installed: pip install pandas") from error
+        pandas = imported("pandas", "to_frame()", "frames")
         rows = [
             (record.step, record.seconds, record.loss, kind, name, *(getattr(value, key) for key in MEASURES))
             for record in self.records

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmc_verify.cases.verdict import Scale, Series
+from lmc_verify.cases.curves import Scale, Series
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case, ClaimSection, comparable
 from lmc_verify.report.model.labels import distinguishing_labels

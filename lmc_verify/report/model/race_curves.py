@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmc_verify.cases.verdict import Scale, Series
+from lmc_verify.cases.curves import Scale, Series
 from lmc_verify.races import ContestantSettings, RaceEntry, RaceRecord, Standing
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import Curve, DotRow, Plot, Points

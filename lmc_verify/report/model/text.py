@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.display.text import printable
 
 __all__ = [
     "ABSENT",
@@ -223,8 +224,3 @@ def moment(stamp: str | None) -> str:
 def slug(text: str) -> str:
     """Return letters, digits and hyphens that stand for `text` in a link."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "item"
-
-
-def printable(text: str) -> str:
-    """Replace the characters that XML forbids (control characters, lone surrogates) by U+FFFD."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
