@@ -183,7 +183,7 @@ def check(case: Case) -> Verdict:
     )
 
 
-_SQUARES = "mean square + squared norm of the layer's exact gradient"
+_SQUARES = "mean square + square of what the layer's exact gradient adds up"
 
 
 def _identity(name: str, left: float, right: float, unit: float, rounding: float) -> Evidence:
