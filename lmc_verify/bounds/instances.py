@@ -12,7 +12,7 @@ from lmc_verify.bounds.nodewise import row_norm
 from lmc_verify.bounds.propagation import RowTerm, propagate
 from lmc_verify.bounds.results import ErrorBound, ErrorInterval, NoBound, RangeBound, Unproven, by_layer
 from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
-from lmc_verify.bounds.terms import ExactTerms
+from lmc_verify.bounds.terms import ExactTerms, spectral_norm
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
 from lmc_verify.estimators.compensated.members import BackwardSGD
@@ -22,7 +22,7 @@ from lmc_verify.estimators.contract import checked_estimate
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
 from lmc_verify.estimators.properties import properties_of
 from lmc_verify.graphs import Batch, BatchDesign
-from lmc_verify.objective import ExactPass, Problem, gradient_norm, gradient_sum
+from lmc_verify.objective import ExactPass, Problem, euclidean_norm, gradient_norm, gradient_sum
 
 __all__ = ["batch_bound", "enumerated_range", "error_interval", "exact_terms", "range_bound"]
 
@@ -263,18 +263,12 @@ def _history_errors(
 # ----------------------------------------------------------------------------------------------- sums over batch rows
 
 
-def _spectral(factor: Tensor) -> float:
-    """Return the largest singular value, from the smaller Gram matrix."""
-    gram = factor.T @ factor if factor.shape[0] > factor.shape[1] else factor @ factor.T
-    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1]))) if gram.numel() else 0.0
-
-
 def _on_batch(term: RowTerm, weights: Tensor) -> float:
     """Bound ``|sum_j weight_j d_j x_j^T|_F`` by ``sum_j`` of the norms, and by ``|X|_2 |(weight_j d_j)_j|_F``."""
     direct = float(weights @ term.contributions())
     if term.factor is None or direct == 0:
         return direct
-    return min(direct, _spectral(term.factor) * float((weights * term.error).norm()))
+    return min(direct, spectral_norm(term.factor) * euclidean_norm([weights * term.error]))
 
 
 def _on_groups(term: RowTerm, groups: Groups) -> float:
@@ -291,13 +285,14 @@ def _on_groups(term: RowTerm, groups: Groups) -> float:
     sums = summed(term.contributions())
     if term.factor is None:
         return largest(sums)
-    squares = summed(term.error.square())
+    scale = float(term.error.max()) or 1.0  # so that no square overflows or vanishes
+    squares = summed((term.error / scale).square())
     if groups.count < assignment.numel():  # groups of one node have nothing to gain
         order = torch.argsort(assignment, stable=True)
         parts = order.split(torch.bincount(assignment, minlength=groups.count).tolist())
-        norms = sums.new_tensor([_spectral(term.factor[part]) for part in parts])
-        sums = torch.minimum(sums, norms * squares.sqrt())
-    return min(largest(sums), _spectral(term.factor) * math.sqrt(largest(squares)))
+        norms = sums.new_tensor([spectral_norm(term.factor[part]) for part in parts])
+        sums = torch.minimum(sums, norms * (scale * squares.sqrt()))
+    return min(largest(sums), spectral_norm(term.factor) * (scale * math.sqrt(largest(squares))))
 
 
 def _largest_weight(problem: Problem, groups: Groups, weighting: str) -> tuple[float, str]:

@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.bounds.terms import spectral_norm
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.history import History
 from lmc_verify.graphs import CSR
@@ -105,10 +106,10 @@ def lipschitz_upper(problem: Problem) -> tuple[LipschitzEstimate, ...]:
                 operator = problem.graph.operator(layer.operator)
                 norm = _operator_norm(operator.csr, operator.csr_t) * (1 + gamma(4 * problem.graph.num_edges + 4))
                 if isinstance(layer.conv, GCNConv):
-                    inner = norm * _spectral(layer.conv.lin.weight)
+                    inner = norm * spectral_norm(layer.conv.lin.weight)
                 else:
                     assert isinstance(layer.conv, SAGEConv)  # by the check above
-                    inner = norm * _spectral(layer.conv.lin_l.weight) + _spectral(layer.conv.lin_r.weight)
+                    inner = norm * spectral_norm(layer.conv.lin_l.weight) + spectral_norm(layer.conv.lin_r.weight)
                 value, source = before * inner * after + layer.residual, "operator norms"
                 if type(outer) is JumpingLayer and outer.carries:  # |(h, f(h))|^2 <= (1 + c^2) |h|^2
                     value = math.hypot(1.0, value)
@@ -174,10 +175,6 @@ def _operator_norm(rows: CSR, columns: CSR) -> float:
     return math.sqrt(largest)
 
 
-def _spectral(weight: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(weight.detach().double(), ord=2))
-
-
 def _node_wise_constant(module: nn.Module | None) -> float | None:
     """Return a Lipschitz constant of a node-wise part, or None where no proof exists."""
     if module is None or type(module) in _ONE_LIPSCHITZ or isinstance(module, nn.modules.dropout._DropoutNd):
@@ -194,7 +191,7 @@ def _node_wise_constant(module: nn.Module | None) -> float | None:
         # The Jacobian's norm is at most max|weight| / sqrt(variance + eps).
         gain = 1.0 if module.weight is None else float(module.weight.detach().abs().max())
         return gain / math.sqrt(module.eps)
-    return _spectral(module.weight) if type(module) is nn.Linear else None
+    return spectral_norm(module.weight) if type(module) is nn.Linear else None
 
 
 # -------------------------------------------------------------------------------------------------------------- kinks

@@ -34,10 +34,15 @@ def row_norm(values: Tensor) -> Tensor:
     lost = ~((norms > 1e2 * limits.tiny**0.5) & (norms < 1e-2 * limits.max**0.5))
     if values.shape[1] and bool(lost.any()):
         rows = values[lost]
-        largest = rows.abs().amax(dim=1, keepdim=True)
-        scale = torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
+        scale = _row_scale(rows)
         norms[lost] = scale[:, 0] * (rows / scale).square().sum(dim=1).sqrt()
     return norms
+
+
+def _row_scale(values: Tensor) -> Tensor:
+    """Return the largest absolute entry of every row [rows, 1]; 1 where it is zero or not finite."""
+    largest = values.abs().amax(dim=1, keepdim=True)
+    return torch.where((largest > 0) & torch.isfinite(largest), largest, torch.ones_like(largest))
 
 
 def error_table(norm: Tensor, coordinates: Tensor) -> Tensor:
@@ -60,14 +65,18 @@ def flipped(values: Tensor, error: Tensor, magnitude: Tensor) -> Tensor:
     Returns:
         One norm a row [rows].
     """
-    budget = (error[:, :1] * _SLACK).square()
-    cost = values.square()
-    gain = torch.where(values.abs() <= error[:, 1:] * _SLACK, magnitude.square(), 0.0)
+    if not values.shape[1]:
+        return values.new_zeros(len(values))
+    admissible = torch.where(values.abs() <= error[:, 1:] * _SLACK, magnitude, 0.0)
+    unit, scale = _row_scale(values), _row_scale(admissible)  # squares of quotients neither overflow nor vanish
+    budget = (error[:, :1] / unit * _SLACK).square()
+    cost = (values / unit).square()
+    gain = (admissible / scale).square()
     order = torch.argsort(torch.nan_to_num(gain / cost, nan=0.0), dim=1, descending=True)
     cost, gain = cost.gather(1, order), gain.gather(1, order)
     left = budget - (cost.cumsum(dim=1) - cost)
     share = torch.where(cost > 0, left / cost, 1.0).clamp(0, 1)
-    return (gain * share).sum(dim=1).sqrt() * _SLACK
+    return scale[:, 0] * (gain * share).sum(dim=1).sqrt() * _SLACK
 
 
 def flatten_modules(module: nn.Module | None) -> list[nn.Module]:

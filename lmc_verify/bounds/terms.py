@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,15 +12,24 @@ from lmc_verify.bounds.results import Unproven
 from lmc_verify.graphs import CSR
 from lmc_verify.models.convs import GCNConv, SAGEConv
 from lmc_verify.models.layered import ConvLayer, LayeredModel
-from lmc_verify.objective import ExactPass, Problem, refuse_dropout, rounding_terms
+from lmc_verify.objective import ExactPass, Problem, euclidean_norm, refuse_dropout, rounding_terms
 from lmc_verify.statistics.rounding import gamma
 
 __all__ = ["ExactTerms", "LayerTerms", "LinearTerms", "absolute", "spectral_norm"]
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Return the largest singular value, zero for an empty matrix."""
-    return float(torch.linalg.matrix_norm(matrix.detach().double(), ord=2)) if matrix.numel() else 0.0
+    """Return the largest singular value at any scale: zero for an empty matrix; what is not finite as it is, NaN first.
+
+    Taken from the smaller Gram matrix, scaled so that its squares neither overflow nor vanish.
+    """
+    matrix = matrix.detach().double()
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if largest == 0 or not math.isfinite(largest):  # no eigenvalues are found of what is not finite
+        return largest
+    matrix = matrix / largest
+    gram = matrix.T @ matrix if matrix.shape[0] > matrix.shape[1] else matrix @ matrix.T
+    return largest * math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
 
 
 def absolute(csr: CSR) -> CSR:
@@ -33,7 +44,7 @@ class LinearTerms:
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.norm = spectral_norm(weight)
-        self.size = float(self.weight.norm())
+        self.size = euclidean_norm([self.weight])
         self._row_norms = row_norm(self.weight)
         self.weight_name = names.get(id(weight))
         self.bias_name = None if bias is None else names.get(id(bias))
@@ -57,7 +68,7 @@ class LinearTerms:
 
     def rounding(self, size: Tensor) -> Tensor:
         """Return the sizes of what is added up for input rows of the given norms [rows]."""
-        return size * self.size + (0.0 if self.bias is None else float(self.bias.norm()))
+        return size * self.size + (0.0 if self.bias is None else euclidean_norm([self.bias]))
 
 
 class LayerTerms:

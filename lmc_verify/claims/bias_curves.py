@@ -20,6 +20,7 @@ from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.reference import explained
+from lmc_verify.claims.residuals import rounding_magnitudes, rounding_of_bias
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.estimators import Estimator, properties_of, with_beta
@@ -36,7 +37,7 @@ from lmc_verify.statistics.rates import (
     seeds_needed,
     seeds_to_detect,
 )
-from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+from lmc_verify.training import TrainingRun, conditional_moments, weighted_batches
 
 __all__ = [
     "LMC_THEOREM_2",
@@ -89,6 +90,7 @@ class BiasCurves:
         bias: its norm in units of the exact gradient's norm at the start [seeds, values, steps].
         gradient: norm of the exact gradient there, in the same unit [seeds, values, steps].
         looks: which parameter the bias sits in, at the last snapshot of the first seed's last run, for a summary.
+        rounding: up to which norm a bias may be rounding, the largest of all snapshots, in the same unit.
         distances: how far the exact gradients of a run are from those of the same seed's last run, at the late snapshot
             where it is most, in the same unit [seeds, values].
     """
@@ -99,6 +101,12 @@ class BiasCurves:
     gradient: Matrix
     distances: Matrix
     looks: str = ""
+    rounding: float = 0.0
+
+    @property
+    def negligible(self) -> float:
+        """A bias below it is rounding: `NEGLIGIBLE`, or more where the gradient cancels in what it adds up."""
+        return max(NEGLIGIBLE, self.rounding)
 
     @property
     def floors(self) -> Matrix:
@@ -115,12 +123,12 @@ class BiasCurves:
     @property
     def vanishes(self) -> bool:
         """Whether every bias is rounding."""
-        return bool((self.bias <= NEGLIGIBLE).all())
+        return bool((self.bias <= self.negligible).all())
 
     @property
     def dead(self) -> bool:
         """Whether the exact gradient is rounding at some snapshot: a bias of zero then says nothing."""
-        return near_floor(self.gradient, NEGLIGIBLE)
+        return near_floor(self.gradient, self.negligible)
 
     @property
     def apart(self) -> float:
@@ -180,6 +188,8 @@ def measure(
     batches = weighted_batches(case.design)
     unit = gradient_norm(case.exact.gradient) or 1.0
     biases, gradients = np.empty((2, seeds, len(runs), len(steps)))
+    # Taken at the start; what grows on the way shows in the estimates' own size.
+    magnitudes, rounding = rounding_magnitudes(case.problem, case.exact), 0.0
     distances = np.empty((seeds, len(runs)))
     looks = ""
     for seed in range(seeds):
@@ -197,7 +207,11 @@ def measure(
                 while run.step_count < step:
                     run.step()
                 known = case.exact if step_size == 0 else None
-                bias, exact = conditional_bias(run.problem, estimator, run.state, batches, known)
+                found = conditional_moments(run.problem, estimator, run.state, batches, known)
+                bias, exact = found.bias, found.exact
+                if math.isfinite(found.size):
+                    size = rounding_of_bias(case.problem, found.size, magnitudes, len(batches))
+                    rounding = max(rounding, size / unit)
                 biases[seed, place, index] = gradient_norm(bias) / unit
                 gradients[seed, place, index] = gradient_norm(exact.gradient) / unit
                 if index >= len(steps) - SNAPSHOTS:
@@ -207,7 +221,7 @@ def measure(
         for place, own in enumerate(late):
             pairs = zip(own, late[-1], strict=True)
             distances[seed, place] = max(gradient_norm(gradient_sum(one, last, -1.0)) for one, last in pairs) / unit
-    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances, looks)
+    return BiasCurves(tuple(value for value, _, _ in runs), tuple(steps), biases, gradients, distances, looks, rounding)
 
 
 def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outcome) -> Verdict | None:
@@ -231,14 +245,15 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
     elif curves.dead:
         outcome = Outcome.INCONCLUSIVE
         summary = (
-            f"the exact gradient falls to {curves.gradient.min():.1e} of its norm at the start, so that a floor of the "
-            "bias says nothing; choose a smaller training.step_size, or another seed if the network has died"
+            f"the exact gradient falls to {curves.gradient.min():.1e} of its norm at the start, where rounding may be "
+            f"{curves.negligible:.1e}, so that a floor of the bias says nothing; choose a smaller training.step_size, "
+            "or another seed if the network has died or the gradients of its nodes cancel"
         )
-    elif near_floor(curves.floors, NEGLIGIBLE):
+    elif near_floor(curves.floors, curves.negligible):
         outcome = Outcome.INCONCLUSIVE
         summary = (
-            f"some floor is rounding (at most {FLOOR_FACTOR * NEGLIGIBLE:.0e} of the gradient's norm): a slope would "
-            "show rounding; choose a larger training.step_size or estimator.beta"
+            f"some floor is rounding (at most {FLOOR_FACTOR * curves.negligible:.0e} of the gradient's norm): a slope "
+            "would show rounding; choose a larger training.step_size or estimator.beta"
         )
     else:
         return None
@@ -250,9 +265,9 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         histories="zero",
         evidence=[
             *([Evidence("runs that diverged", curves.diverged, 0.0, "runs", "bias")] if curves.diverged else []),
-            Evidence("largest bias at any step", float(curves.bias.max()), NEGLIGIBLE, group="bias"),
+            Evidence("largest bias at any step", float(curves.bias.max()), curves.negligible, group="bias"),
             *(
-                Evidence(f"smallest floor at {value:.3g}", float(floor), NEGLIGIBLE, group="bias")
+                Evidence(f"smallest floor at {value:.3g}", float(floor), curves.negligible, group="bias")
                 for value, floor in zip(curves.values, curves.floors.min(axis=0), strict=True)
             ),
         ],

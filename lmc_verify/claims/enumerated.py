@@ -14,15 +14,15 @@ from lmc_verify.claims.assumptions import enumerable
 from lmc_verify.claims.residuals import (
     UNIT,
     Residuals,
-    amplified,
     flatten,
     layer_units,
     norm_by_layer,
     relative_by_layer,
+    rounding_magnitudes,
     unflatten,
 )
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.objective import Gradient, Problem, gradient_sum, loss_conditioning, rounding_terms
+from lmc_verify.objective import Gradient, Problem, gradient_sum, rounding_terms
 from lmc_verify.statistics.enumeration import MomentAccumulator
 
 __all__ = ["EstimatorMoments", "bias_evidence", "compare_mean", "enumerate_estimator"]
@@ -81,9 +81,8 @@ def compare_mean(case: Case) -> tuple[EstimatorMoments, Gradient, Residuals]:
     moments, exact, problem = enumerate_estimator(case), case.exact.gradient, case.problem
     bias = gradient_sum(moments.mean, exact, -1.0)
     # E||g|| <= sqrt(E||g||^2), layer by layer: what is added up before the expectation cancels.
-    sizes, conditioning = norm_by_layer(problem, moments.root_mean_square), loss_conditioning(problem, case.exact)
-    norms = norm_by_layer(problem, exact)
-    magnitudes = {part: size + amplified(conditioning, norms[part]) for part, size in sizes.items()}
+    sizes, own = norm_by_layer(problem, moments.root_mean_square), rounding_magnitudes(problem, case.exact)
+    magnitudes = {part: size + own[part] for part, size in sizes.items()}
     terms = rounding_terms(problem, moments.atoms)
     return moments, bias, Residuals.of(problem, bias, reference=exact, terms=terms, magnitudes=magnitudes)
 

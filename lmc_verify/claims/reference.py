@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Claim
-from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
+from lmc_verify.claims.residuals import Residuals, norm_by_layer, rounding_magnitudes
 from lmc_verify.estimators.base import node_weights
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import ExactPass, Gradient, Problem, gradient_sum, loss_conditioning, rounding_terms
@@ -99,7 +99,7 @@ class Reference:
         self.case = case
         self.terms = rounding_terms(case.problem)
         self.conditioning = loss_conditioning(case.problem, case.exact)
-        self.norms = norm_by_layer(case.problem, case.exact.gradient)
+        self.magnitudes = rounding_magnitudes(case.problem, case.exact)
         self._rows = BackwardRows(case.problem, case.exact)
 
     def expected(self, batch: Batch) -> Gradient:
@@ -117,9 +117,7 @@ class Reference:
         difference = gradient_sum(estimate, expected, -1.0)
         weight = 1 / float(batch.inclusion.min())
         sizes = norm_by_layer(case.problem, expected)
-        magnitudes = {
-            part: 2 * (sizes[part] + weight * amplified(self.conditioning, norm)) for part, norm in self.norms.items()
-        }
+        magnitudes = {part: 2 * (sizes[part] + weight * own) for part, own in self.magnitudes.items()}
         residuals = Residuals.of(
             case.problem, difference, reference=case.exact.gradient, terms=self.terms, magnitudes=magnitudes
         )

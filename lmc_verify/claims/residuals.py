@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from lmc_verify.cases.verdict import Evidence, Outcome
-from lmc_verify.objective import Gradient, Problem, euclidean_norm, gradient_norm
+from lmc_verify.objective import (
+    ExactPass,
+    Gradient,
+    Problem,
+    euclidean_norm,
+    gradient_norm,
+    loss_conditioning,
+    rounding_terms,
+    summand_sizes,
+)
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 
 __all__ = [
@@ -28,6 +37,8 @@ __all__ = [
     "norm_by_layer",
     "ordinary_unit",
     "relative_by_layer",
+    "rounding_magnitudes",
+    "rounding_of_bias",
     "unflatten",
 ]
 
@@ -81,6 +92,27 @@ def ordinary_unit(size: float) -> float:
 def amplified(conditioning: float, norm: float) -> float:
     """Return what rounding is relative to: a norm times the loss derivative's conditioning, which may be infinite."""
     return conditioning if math.isinf(conditioning) else conditioning * norm
+
+
+def rounding_magnitudes(problem: Problem, exact: ExactPass) -> dict[str, float]:
+    """Return by layer what rounding in the exact gradient is relative to: what it adds up, times the conditioning."""
+    conditioning = loss_conditioning(problem, exact)
+    return {part: amplified(conditioning, size) for part, size in summand_sizes(problem).items()}
+
+
+def rounding_of_bias(problem: Problem, size: float, magnitudes: Mapping[str, float], support: int) -> float:
+    """Return up to which norm an enumerated bias, or the exact gradient that it is compared with, may be rounding.
+
+    As everywhere in the exact tier the count of rounded additions is taken a hundredfold, for it is an estimate.
+
+    Args:
+        problem: the problem.
+        size: mean norm of the estimates, see `conditional_moments`.
+        magnitudes: `rounding_magnitudes` of the problem.
+        support: number of batches.
+    """
+    magnitude = size + math.hypot(*magnitudes.values())
+    return REFUTATION_FACTOR * gamma(rounding_terms(problem, support)) * magnitude
 
 
 def relative_by_layer(problem: Problem, difference: Gradient, reference: Gradient) -> dict[str, float]:

@@ -7,10 +7,14 @@ import math
 import torch
 
 from lmc_verify.graphs.sums import ordered_sum
-from lmc_verify.objective.exact import ExactPass
+from lmc_verify.objective.exact import ExactPass, exact_gradient
 from lmc_verify.objective.problem import Problem, euclidean_norm
+from lmc_verify.seeds import torch_generator
 
-__all__ = ["loss_conditioning", "rounding_terms"]
+__all__ = ["loss_conditioning", "rounding_terms", "summand_sizes"]
+
+PIECES = 4
+"""Pieces of the labelled nodes whose gradients are looked at one by one."""
 
 
 def rounding_terms(problem: Problem, support: int = 1) -> int:
@@ -46,3 +50,32 @@ def loss_conditioning(problem: Problem, exact: ExactPass) -> float:
     norm = euclidean_norm([derivative])
     terms = math.sqrt(2 * problem.graph.num_labelled) / problem.graph.num_labelled
     return max(1.0, terms / norm) if norm > 0 else math.inf
+
+
+def summand_sizes(problem: Problem) -> dict[str, float]:
+    """Return by layer the size of what the exact gradient adds up over labelled nodes, before it cancels.
+
+    Rounding is relative to the terms of a sum. Where labels are balanced and the outputs alike, the gradients of single
+    nodes cancel, and what is left of the sum may be rounding alone. The labelled nodes are split at random into
+    `PIECES` equal pieces (single nodes, where there are no more), and the norms of the pieces' own gradients are added
+    up: at least the gradient's norm, and at most the sum over nodes, by the triangle inequality.
+
+    Args:
+        problem: the problem; nothing of it is changed.
+
+    Returns:
+        Sizes in units of the gradient, by part: encoder, layer 1 ... L, head.
+    """
+    graph = problem.graph
+    labelled = graph.train_mask.nonzero()[:, 0]
+    order = torch.randperm(labelled.numel(), generator=torch_generator(0, "summands")).to(labelled.device)
+    sizes = {problem.layer_of(name): 0.0 for name in problem.parameter_names}
+    for piece in range(min(PIECES, labelled.numel())):
+        mask = torch.zeros_like(graph.train_mask)
+        mask[labelled[order[piece::PIECES]]] = True
+        gradient = exact_gradient(problem.with_graph(graph.replaced(train_mask=mask)))[1]
+        share = int(mask.sum()) / labelled.numel()
+        for part in sizes:
+            own = [value for name, value in gradient.items() if problem.layer_of(name) == part]
+            sizes[part] += share * euclidean_norm(own)
+    return sizes

@@ -6,7 +6,15 @@ from lmc_verify.imports.names import offered
 
 if TYPE_CHECKING:
     from lmc_verify.training.build import build_trainer, graph_of, warm_up
-    from lmc_verify.training.descent import HUGE, TrainingRun, WeightedBatches, conditional_bias, weighted_batches
+    from lmc_verify.training.descent import (
+        HUGE,
+        ConditionalMoments,
+        TrainingRun,
+        WeightedBatches,
+        conditional_bias,
+        conditional_moments,
+        weighted_batches,
+    )
     from lmc_verify.training.settings import RunSettings, TrainerSettings
     from lmc_verify.training.stability import largest_stable_step
     from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
@@ -19,6 +27,7 @@ else:
 __all__ = [
     "HUGE",
     "STATUSES",
+    "ConditionalMoments",
     "Evaluation",
     "GradientError",
     "MeasuredRun",
@@ -32,6 +41,7 @@ __all__ = [
     "WeightedBatches",
     "build_trainer",
     "conditional_bias",
+    "conditional_moments",
     "graph_of",
     "largest_stable_step",
     "mean_gradient_norms",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from lmc_verify.objective import (
     gradient_sum,
 )
 
-__all__ = ["HUGE", "TrainingRun", "conditional_bias", "weighted_batches"]
+__all__ = ["HUGE", "ConditionalMoments", "TrainingRun", "conditional_bias", "conditional_moments", "weighted_batches"]
 
 HUGE = 1e100
 """Numbers beyond it may overflow in products; below it an estimate is finite, or its estimator is broken."""
@@ -39,10 +40,33 @@ def weighted_batches(design: BatchDesign) -> WeightedBatches:
     return list(design.enumerate())
 
 
+@dataclass(frozen=True, eq=False)
+class ConditionalMoments:
+    """What the next batch does to an estimate, given the histories.
+
+    Attributes:
+        bias: ``E[g | histories] - grad``, by parameter name.
+        exact: the exact pass at the same parameters.
+        size: ``E[||g|| | histories]``: rounding in the bias is relative to it, and not to what is left of the sum.
+    """
+
+    bias: Gradient
+    exact: ExactPass
+    size: float
+
+
 def conditional_bias(
     problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
 ) -> tuple[Gradient, ExactPass]:
-    """Return ``E[g | histories] - grad`` at the problem's present parameters, and the exact pass there.
+    """Return bias and exact pass of `conditional_moments`, whose arguments it takes."""
+    found = conditional_moments(problem, estimator, state, batches, exact)
+    return found.bias, found.exact
+
+
+def conditional_moments(
+    problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
+) -> ConditionalMoments:
+    """Return the bias ``E[g | histories] - grad`` of the next estimate, and the mean size of estimates.
 
     The expectation is over the next batch alone: the histories are those of the snapshot. Nothing is changed. An
     estimator that holds exact values and finds them outdated would make an exact pass for every batch; it is given the
@@ -59,12 +83,11 @@ def conditional_bias(
     if state.exact_for is not None and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact)
     finite = _healthy(exact.gradient, state)  # else the run has diverged, and estimates with it
-    mean = problem.zero_gradient()
+    mean, size = problem.zero_gradient(), 0.0
     for batch, probability in batches:
-        mean = gradient_sum(
-            mean, checked_estimate(estimator, problem, state, batch, finite=finite).gradient, probability
-        )
-    return gradient_sum(mean, exact.gradient, -1.0), exact
+        estimate = checked_estimate(estimator, problem, state, batch, finite=finite).gradient
+        mean, size = gradient_sum(mean, estimate, probability), size + probability * gradient_norm(estimate)
+    return ConditionalMoments(gradient_sum(mean, exact.gradient, -1.0), exact, size)
 
 
 def _healthy(exact: Gradient, state: History) -> bool:

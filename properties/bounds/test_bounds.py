@@ -278,6 +278,59 @@ def test_row_norms_scale_with_their_numbers(scale):
     assert row_norm(scale * rows).tolist() == pytest.approx([5 * scale, 0.0], rel=1e-12)
 
 
+SCALES = [1e-300, 1e-170, 1e-160, 1e160, 1e170, 1e300]
+
+
+@pytest.mark.parametrize("scale", [1.0, *SCALES])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5)])
+def test_spectral_norms_scale_with_their_numbers(scale, shape):
+    matrix = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, shape))
+    expected = float(torch.linalg.svdvals(matrix)[0])
+    assert spectral_norm(scale * matrix) / scale == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_spectral_norm_of_nothing_and_of_what_is_not_finite():
+    one = torch.ones(3, 2, dtype=torch.float64)
+    assert spectral_norm(one[:0]) == spectral_norm(0 * one) == 0
+    assert spectral_norm(one / 0) == math.inf
+    assert math.isnan(spectral_norm(torch.tensor([[math.nan, math.inf]])))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_flips_scale_with_their_numbers(scale):
+    rng = np.random.default_rng(2)
+    x, gain, shift = (torch.from_numpy(rng.uniform(-1, 1, (20, 4))) for _ in range(3))
+    errors = error_table(row_norm(shift), shift.abs())
+    expected = flipped(x, errors, gain.abs())
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(flipped(scale * x, scale * errors, gain.abs()), expected)
+    torch.testing.assert_close(flipped(x, errors, scale * gain.abs()) / scale, expected)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_bounds_scale_with_the_features(scale):
+    """Without biases a GCN is homogeneous where its outputs vanish: the first layer's bound is in units of features."""
+    graph = path_graph(6)
+    model = lv.GCN(3, 4, 3, 2, seed=2, dtype=torch.float64).eval()
+    with torch.no_grad():
+        model.layers[1].conv.lin.weight.zero_()  # outputs of zero, so that the loss derivative stays as it is
+        for layer in model.layers:
+            layer.conv.bias.zero_()
+    design, gas = lv.Clusters(lv.Partition.contiguous(6, 3), 2), GAS()
+
+    def bounds(factor):
+        problem = lv.Problem(graph.replaced(x=factor * graph.x), model)
+        exact, state = exact_pass(problem), gas.init(problem)
+        batch = next(iter(design.enumerate()))[0]
+        return [
+            bound(problem, exact, state, over, gas).parameters["layers.1.conv.lin.weight"] / factor
+            for bound, over in ((batch_bound, batch), (range_bound, design))
+        ]
+
+    assert min(bounds(1.0)) > 0
+    assert bounds(scale) == pytest.approx(bounds(1.0), rel=1e-9)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_norm_of_a_row_that_is_not_finite_is_not_finite(value):
     assert not math.isfinite(row_norm(torch.tensor([[1.0, value]])).item())

@@ -10,6 +10,7 @@ import pickle
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -254,6 +255,30 @@ def slow(watch: Watch, problem: Problem) -> Any:
             time.sleep(0.2)
             watch.beat()
     return distributed_gradient(problem, watch)
+
+
+def test_a_rank_that_waits_gives_signs_of_life() -> None:
+    """The other may be late by more than its own patience, and must not take the one that waits for dead."""
+    store = torch.distributed.HashStore()
+    here, other = Watch(store, 0, 2, patience=60.0), Watch(store, 1, 2, patience=60.0)
+    waiting = threading.Thread(target=here.run, args=("forward", lambda: None), daemon=True)
+    waiting.start()
+
+    def beats() -> int:
+        other._look(60.0, "forward")
+        return other._number(0, "beats")
+
+    met = time.monotonic()
+    while other._seen[0].status.get("meetings") != 1:
+        assert time.monotonic() - met < 60
+        beats()
+    first = beats()
+    while beats() < first + 3:
+        assert time.monotonic() - met < 10, "a rank that waits looks dead"
+        time.sleep(0.02)
+    other.run("forward", lambda: None)
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_a_process_without_a_rank_is_told_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ from lmc_verify.estimators.compensated.halo import LocalStructure, local_structu
 from lmc_verify.graphs.partition import Partition
 from lmc_verify.objective.problem import gradient_norm
 from lmc_verify.testing import batches, designs, histories, problems
-from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+from lmc_verify.training import TrainingRun, conditional_bias, conditional_moments, weighted_batches
 
 FAMILY: dict[str, Estimator] = {
     "full-batch": FullBatch(),
@@ -278,6 +278,9 @@ def test_conditional_bias_is_the_enumerated_mean_less_the_gradient(data: st.Data
     method = data.draw(st.sampled_from([LMC(beta=0.3), GAS(), FM(), ClusterGCN(), FullBatch(), BackwardSGD()]))
     bias, exact = conditional_bias(problem, method, state, weighted_batches(design))
     mean = expectation(design, lambda batch: method.estimate(problem, state, batch).gradient)
+    sizes = [(gradient_norm(method.estimate(problem, state, batch).gradient), p) for batch, p in design.enumerate()]
+    size = conditional_moments(problem, method, state, weighted_batches(design)).size
+    assert size == pytest.approx(sum(norm * p for norm, p in sizes), rel=1e-12)
     gradient = autograd_gradient(problem, whole_loss(problem))
     assert_gradients("exact pass", exact.gradient, gradient)
     assert_gradients("bias + gradient", {name: bias[name] + gradient[name] for name in gradient}, mean)

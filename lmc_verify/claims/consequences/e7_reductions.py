@@ -12,7 +12,7 @@ from lmc_verify.claims.assumptions import CLUSTERS, INCLUSION_WEIGHTS, NO_DROPOU
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import Reference
-from lmc_verify.claims.residuals import Residuals, amplified, norm_by_layer
+from lmc_verify.claims.residuals import Residuals, norm_by_layer, rounding_magnitudes
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of, whole_batch
 from lmc_verify.graphs import Clusters
@@ -24,7 +24,6 @@ from lmc_verify.objective import (
     Problem,
     exact_pass,
     gradient_sum,
-    loss_conditioning,
     rounding_terms,
 )
 from lmc_verify.seeds import torch_generator
@@ -74,14 +73,13 @@ def check(case: Case) -> Verdict:
 
 
 def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residuals:
-    conditioning, norms = loss_conditioning(problem, exact), norm_by_layer(problem, exact.gradient)
     sizes = norm_by_layer(problem, estimate)
     return Residuals.of(
         problem,
         gradient_sum(estimate, exact.gradient, -1.0),
         reference=exact.gradient,
         terms=rounding_terms(problem, problem.graph.num_nodes),
-        magnitudes={part: 2 * (sizes[part] + amplified(conditioning, norm)) for part, norm in norms.items()},
+        magnitudes={part: 2 * (sizes[part] + own) for part, own in rounding_magnitudes(problem, exact).items()},
     )
 
 

@@ -26,7 +26,7 @@ from lmc_verify.claims.residuals import (
 from lmc_verify.claims.theory import UNKNOWN, Expectation
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
-from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms
+from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms, summand_sizes
 from lmc_verify.statistics.enumeration import MomentAccumulator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma
 
@@ -114,13 +114,14 @@ def check(case: Case) -> Verdict:
     if not any(error.values()) and not any(norms.values()):
         return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient and every estimate vanish")
     conditioning = loss_conditioning(problem, case.exact)
+    summed = {part: max(norms[part], size / units[part]) for part, size in summand_sizes(problem).items()}
     rounding = gamma(rounding_terms(problem, found.atoms))
     identities = [
         _identity(
             f"{part}: E||g - grad||^2 = ||bias||^2 + variance",
             error[part],
             _square(bias[part]) + variance[part],
-            _square(norms[part]),
+            _square(summed[part]),
             amplified(conditioning, rounding),
         )
         for part in norms
@@ -132,7 +133,7 @@ def check(case: Case) -> Verdict:
                 f"{part}: variance = b^2 (1 - c/b) S^2 / c",
                 variance[part],
                 value,
-                _square(norms[part]),
+                _square(summed[part]),
                 amplified(conditioning, rounding),
             )
         )
@@ -182,11 +183,11 @@ def check(case: Case) -> Verdict:
     )
 
 
-_SQUARES = "mean square + squared norm of the layer's exact gradient"
+_SQUARES = "mean square + square of what the layer's exact gradient adds up"
 
 
 def _identity(name: str, left: float, right: float, unit: float, rounding: float) -> Evidence:
-    """Return the difference of two mean squares, in units of the larger one plus the squared gradient norm `unit`.
+    """Return the difference of two mean squares, in units of the larger one plus what the gradient adds up, squared.
 
     Both are sums of squares, so nothing cancels in them. The estimates behind them are off by `rounding`, in units of
     the gradient or of the estimates: a square s by ``2 sqrt(s) rounding sqrt(s + unit)`` and the square of that.

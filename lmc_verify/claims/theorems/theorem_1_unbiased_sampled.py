@@ -25,19 +25,12 @@ from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, no
 from lmc_verify.claims.coverage import UNSEEN, Coverage, LeftRange, left_range, look_at_all
 from lmc_verify.claims.question import Answer, Question, largest, measured, with_histories
 from lmc_verify.claims.reference import BackwardRows
-from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, amplified, norm_by_layer
+from lmc_verify.claims.residuals import RESOLUTION_LIMIT, UNIT, norm_by_layer, rounding_magnitudes
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theory import Expectation, expect_from_halo
 from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Batch, Clusters, EpochClusters, FusedClusters, LoaderDesign, UniformNodes, named_nodes
-from lmc_verify.objective import (
-    Gradient,
-    euclidean_norm,
-    gradient_norm,
-    gradient_sum,
-    loss_conditioning,
-    rounding_terms,
-)
+from lmc_verify.objective import Gradient, euclidean_norm, gradient_norm, gradient_sum, rounding_terms
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.asymptotic import AsymptoticBias
 from lmc_verify.statistics.betting import RANGE_SLACK, BiasTest
@@ -135,13 +128,13 @@ def _rounding(case: Case, bounds: Mapping[str, float]) -> dict[str, float]:
     """
     problem, reference = case.problem, BackwardRows(case.problem, case.exact)
     rng = generator(case.seed, "rounding")
-    norms, sizes = norm_by_layer(problem, case.exact.gradient), dict.fromkeys(bounds, 0.0)
+    own, sizes = rounding_magnitudes(problem, case.exact), dict.fromkeys(bounds, 0.0)
     for _ in range(PILOT):
         estimate = reference.on(case.design.draw(rng))
         sizes = {part: max(sizes[part], norm) for part, norm in norm_by_layer(problem, estimate).items()}
-    weight = loss_conditioning(problem, case.exact) / float(case.design.inclusion_probabilities().min())
+    weight = 1 / float(case.design.inclusion_probabilities().min())
     unit = 2 * REFUTATION_FACTOR * gamma(rounding_terms(problem))
-    return {part: unit * (sizes[part] + bound + amplified(weight, norms[part])) for part, bound in bounds.items()}
+    return {part: unit * (sizes[part] + bound + weight * own[part]) for part, bound in bounds.items()}
 
 
 def _is_negligible(case: Case, bounds: Mapping[str, float]) -> dict[str, bool]:

@@ -13,6 +13,7 @@ from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable
 from lmc_verify.claims.diagnosis import worst_parameter
 from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
+from lmc_verify.claims.residuals import rounding_magnitudes, rounding_of_bias
 from lmc_verify.claims.theorems.theorem_3_fixed_point import SOURCE, snapshot_steps
 from lmc_verify.claims.theorems.theorem_3_rate import SCHEDULE, scheduled
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -20,7 +21,7 @@ from lmc_verify.claims.thresholds import fraction
 from lmc_verify.estimators import checked_estimate
 from lmc_verify.objective import exact_pass, gradient_norm
 from lmc_verify.seeds import generator
-from lmc_verify.training import TrainingRun, conditional_bias, weighted_batches
+from lmc_verify.training import TrainingRun, conditional_moments, weighted_batches
 
 __all__ = ["RELATIVE_BIAS"]
 
@@ -61,7 +62,7 @@ def check_relative_bias(case: Case) -> Verdict:
     training, batches, own = case.training, weighted_batches(case.design), _scheduled(case)
     estimator, snapshots = own.estimator, snapshot_steps(training.steps)
     runs = case.sampling.seeds or RUNS
-    relative, norms = np.empty((runs, len(snapshots))), np.empty(len(snapshots))
+    relative, (norms, rounding) = np.empty((runs, len(snapshots))), np.zeros((2, len(snapshots)))
     looks = ""
     for seed in range(runs):
         run = TrainingRun(
@@ -75,9 +76,12 @@ def check_relative_bias(case: Case) -> Verdict:
         for step in range(training.steps + 1):
             exact = exact_pass(run.problem)
             if step in snapshots:
-                bias, _ = conditional_bias(run.problem, estimator, run.state, batches, exact)
+                found = conditional_moments(run.problem, estimator, run.state, batches, exact)
+                bias, place = found.bias, snapshots.index(step)
                 looks = worst_parameter(bias, exact.gradient, ROUNDING)
-                place = snapshots.index(step)
+                if seed == 0:  # the path is the same for every seed
+                    magnitudes = rounding_magnitudes(run.problem, exact)
+                    rounding[place] = rounding_of_bias(run.problem, found.size, magnitudes, len(batches))
                 norms[place] = gradient_norm(exact.gradient)
                 relative[seed, place] = gradient_norm(bias) / (norms[place] or 1.0)
             if step < training.steps:
@@ -85,10 +89,13 @@ def check_relative_bias(case: Case) -> Verdict:
                 run.descend(exact.gradient)
     late = relative[:, -LATE:]
     finite = bool(np.isfinite(norms).all() and np.isfinite(relative).all())
+    lost = finite and not (norms[-LATE:] > rounding[-LATE:]).all()
     if not finite:
         outcome = Outcome.INCONCLUSIVE
     elif not (norms[-LATE:] > 0).all():
         outcome = Outcome.NOT_APPLICABLE
+    elif lost:
+        outcome = Outcome.INCONCLUSIVE
     elif (late < LIMIT).all():
         outcome = Outcome.SUPPORTED if norms[-1] <= APPROACH * norms[0] else Outcome.INCONCLUSIVE
     elif (late > LIMIT).all():
@@ -104,6 +111,12 @@ def check_relative_bias(case: Case) -> Verdict:
         summary = (
             f"the run diverged: the {what} is not finite everywhere on the path, which approaches no stationary point; "
             "lower training.step_size"
+        )
+    elif lost and outcome is Outcome.INCONCLUSIVE:
+        summary = (
+            f"the exact gradient is {norms[-1]:.2g} at the end, and rounding may be {rounding[-1]:.2g}: its ratio to a "
+            "bias says nothing; take fewer training.steps, or parameters at which the gradients of single nodes cancel "
+            "less"
         )
     elif outcome is Outcome.INCONCLUSIVE:
         below = bool((late < LIMIT).all())
