@@ -1,5 +1,5 @@
-"""The command line: ``lmc-verify run | merge | report | table | check | audit | check-estimator | counterexample |
-reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
+"""The command line: ``lmc-verify run | merge | report | compare | table | check | audit | check-estimator |
+counterexample | reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
 conformance check, the checks spent more than alpha_total, or a training run diverged; 2 usage or configuration;
@@ -18,6 +18,7 @@ import typer
 from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
+from lmc_verify.cli.compare import compare
 from lmc_verify.cli.exact import exact
 from lmc_verify.cli.listing import doctor, explain, list_names
 from lmc_verify.cli.options import DOCUMENTATION, print_json, shown
@@ -58,6 +59,7 @@ def _options(
 app.command()(run)
 app.command()(merge)
 app.command()(report)
+app.command()(compare)
 app.command()(table)
 app.command()(check)
 app.command()(audit)

@@ -60,6 +60,7 @@ QUICK = [
     (["check", "--help"], 0, "--estimator"),
     (["run", "--help"], 0, "--resume"),
     (["exact", "--help"], 0, "--memory"),
+    (["compare", "--help"], 0, "--slower"),
     (["records", "--help"], 0, "repair"),
     (["list", "estimators"], 0, "GNNAutoScale"),
     (["list", "claims"], 0, "theorem-3/rate"),
