@@ -27,7 +27,7 @@ from lmc_verify.report.comparison.document import comparison_json
 from lmc_verify.report.comparison.measures import EffectPair, effect_of, time_ratio
 from lmc_verify.report.comparison.pages import comparison_html, comparison_markdown
 from lmc_verify.report.comparison.results import Effect, Result, identity, trial_result
-from lmc_verify.runs import NotRun, PlanEntry, Records, SearchRecord, Trial
+from lmc_verify.runs import NotRun, PlanEntry, Records, SearchRecord, Shard, Trial
 from lmc_verify.training import Trace
 
 HOSTILE = "<b>&\"'`|\x00 {{ 7 * 7 }}"
@@ -242,6 +242,14 @@ def test_a_shard_is_not_asked_for_what_others_have(compare: Callable[..., Compar
     made = compare({"trials": trials}, shard)
     assert ([item.kind for item in made.changes], made.exit_code) == (["same", "only in A"], 0)
     assert compare({"trials": trials}, {"trials": trials[:1]}).exit_code == 1
+    plan = [planned(trial) for trial in trials]
+    own = Shard.read("1/2").own((item.kind, item.key) for item in plan)
+    mine = [trial for trial in trials if trial.key in own]
+    assert len(mine) == 1
+    made = compare({"trials": trials}, {**shard, "trials": mine, "plan": plan})
+    assert (sorted(item.kind for item in made.changes), made.exit_code) == (["only in A", "same"], 0)
+    ended = compare({"trials": trials}, {**shard, "trials": [], "plan": plan, "status": "failed"})
+    assert (sorted(item.kind for item in ended.changes), ended.exit_code) == (["only in A", "regression"], 1)
 
 
 def test_runs_that_share_nothing_are_refused(compare: Callable[..., Comparison]) -> None:
@@ -352,6 +360,15 @@ def test_repetitions_give_a_median_with_an_interval() -> None:
     assert found == Effect("q, median of 6", 3.5, "u", 1.0, 6.0)
     assert effect_of(repeats[0], repeats[:5]) == repeats[0].effect
     assert effect_of(repeats[0], [repeats[0]] * 9) == repeats[0].effect  # the same draws again
+
+
+def test_repetitions_are_found_in_the_records(tmp_path: Path) -> None:
+    file = tmp_path / "r.sqlite"
+    for number in range(6):
+        add(file, on("a", residual=1.0 + number, replicate=number), settings={"replicate": number})
+    other = add(tmp_path / "s.sqlite", on("a", residual=9.0), code="2")
+    (effect,) = compare_runs(file, other, old_run=1).effects
+    assert (effect.old.value, effect.old.low, effect.old.high) == (3.5, 1.0, 6.0)
 
 
 def test_the_ratio_of_times_is_the_median_with_its_interval() -> None:
