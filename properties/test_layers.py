@@ -55,7 +55,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "runs": (("shards",), ("*",), ("damage", "merging"), ("__init__",)),
     "workers": (("*",), ("engines",)),
-    "report": (("model",), ("answers",), ("figures",), ("formats",), ("writing",), ("__init__",)),
+    "report": (("model",), ("answers",), ("figures",), ("formats",), ("writing",), ("comparison",), ("__init__",)),
 }
 """The order inside a folder that holds folders; ``*`` are its other modules. Folders of one line are apart, too."""
 

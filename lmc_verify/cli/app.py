@@ -1,4 +1,4 @@
-"""The command line: ``lmc-verify init | run | merge | report | table | check | audit | check-estimator |
+"""The command line: ``lmc-verify init | run | merge | report | compare | table | check | audit | check-estimator |
 counterexample | reproduce | train | race | exact | controls | records | settings | list | explain | doctor``.
 
 Exit codes: 0 as expected; 1 a claim has another verdict than expected, a search another result, an estimator fails a
@@ -18,6 +18,7 @@ import typer
 from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
+from lmc_verify.cli.compare import compare
 from lmc_verify.cli.exact import exact
 from lmc_verify.cli.init import init
 from lmc_verify.cli.listing import doctor, explain, list_names
@@ -60,6 +61,7 @@ app.command()(init)
 app.command()(run)
 app.command()(merge)
 app.command()(report)
+app.command()(compare)
 app.command()(table)
 app.command()(check)
 app.command()(audit)

@@ -33,6 +33,7 @@ __all__ = [
     "out_console",
     "outcome_named",
     "print_json",
+    "records_file",
     "shown",
     "writable",
 ]
@@ -117,6 +118,11 @@ def outcome_named(name: str | None) -> Outcome | None:
     if wanted not in Outcome.__members__:
         raise UnknownNameError("outcome", wanted, Outcome.__members__)
     return Outcome(wanted)
+
+
+def records_file(folder: Path) -> Path:
+    """Return the records of an output folder; a records file is its own."""
+    return folder / RECORDS_FILE if folder.is_dir() else folder
 
 
 def print_json(document: Any) -> None:

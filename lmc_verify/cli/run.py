@@ -29,6 +29,7 @@ from lmc_verify.cli.options import (
     err_console,
     out_console,
     print_json,
+    records_file,
     shown,
     writable,
 )
@@ -344,17 +345,13 @@ def _report_document(report: Report, paths: Mapping[str, Path]) -> dict[str, Any
 
 def _latest_report(folder: Path, suite: str | None) -> tuple[Report, Path]:
     """Return the report of the latest run in a folder or records file, and that file."""
-    file = _records_file(folder)
+    file = records_file(folder)
     with runs.Records.open(file) as records:
         latest = records.latest_run(suite)
         if latest is None:
             which = f"of suite {suite!r} " if suite else ""
             raise InvalidInputError(f"{file} holds no run {which}to report on; make one with lmc-verify run")
         return reports.build_report(records, latest.id, _claim_texts()), file
-
-
-def _records_file(folder: Path) -> Path:
-    return folder / RECORDS_FILE if folder.is_dir() else folder
 
 
 def merge(
@@ -367,7 +364,7 @@ def merge(
 
     Refuses runs that contradict each other. Exits as one run of the whole suite would; with 5 where parts are missing.
     """
-    files = [_records_file(folder) for folder in folders]
+    files = [records_file(folder) for folder in folders]
     made = runs.merge_records(files, out / RECORDS_FILE, suite=suite)
     with runs.Records.open(out / RECORDS_FILE) as records:
         built = reports.build_report(records, made.run_id, _claim_texts())
@@ -425,7 +422,7 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every entry of a records file with its hash. Exit with 5 if one is damaged or missing."""
-    found = runs.check_records(_records_file(folder))
+    found = runs.check_records(records_file(folder))
     code = 5 if found.problem or found.num_lost else 0
     if as_json:
         print_json({**found.to_dict(), "exit_code": code})
@@ -452,7 +449,7 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
-    found, file, entries = runs.repair_records(_records_file(folder), out)
+    found, file, entries = runs.repair_records(records_file(folder), out)
     if as_json:
         print_json({**found.to_dict(), "file": str(file), "saved": entries})
         return

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from lmc_verify.imports.names import offered
 
 if TYPE_CHECKING:
+    from lmc_verify.report.comparison.changes import Change
+    from lmc_verify.report.comparison.comparison import Comparison, compare_runs
+    from lmc_verify.report.comparison.document import comparison_document
+    from lmc_verify.report.comparison.pages import write_comparison
     from lmc_verify.report.formats.github import annotation_lines, announce
     from lmc_verify.report.formats.html import render_html
     from lmc_verify.report.formats.json_document import json_schema, render_json
@@ -22,18 +26,23 @@ else:
 __all__ = [
     "AUDITS",
     "BenchmarkSection",
+    "Change",
     "ClaimText",
+    "Comparison",
     "RaceSection",
     "Report",
     "annotation_lines",
     "announce",
     "build_report",
     "claims_table",
+    "compare_runs",
+    "comparison_document",
     "json_schema",
     "load_benchmarks",
     "render_html",
     "render_json",
     "render_junit",
     "render_markdown",
+    "write_comparison",
     "write_report",
 ]

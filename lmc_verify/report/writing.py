@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lmc_verify.errors import OutputError
@@ -16,7 +16,7 @@ from lmc_verify.report.formats.junit import render_junit
 from lmc_verify.report.formats.markdown import render_markdown
 from lmc_verify.report.model.report import Report
 
-__all__ = ["write_report"]
+__all__ = ["write_files", "write_report"]
 
 _FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
     "html": ("report.html", lambda report, _: render_html(report)),
@@ -37,33 +37,46 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
         OutputError: the folder cannot be made or written to.
     """
     folder = Path(out_dir)
-    contents = {key: render(report, folder).encode("utf-8", "replace") for key, (_, render) in _FILES.items()}
     paths = {key: folder / file for key, (file, _) in _FILES.items()}
+    contents = {paths[key]: render(report, folder) for key, (_, render) in _FILES.items()}
     for picture in (picture for race in report.races for picture in pictures(race)):
-        contents[picture.file] = standalone(picture).encode("utf-8", "replace")
-        paths[picture.file] = folder / picture.file
+        contents[folder / picture.file] = standalone(picture)
+    write_files(folder, contents, "report")
+    return paths
+
+
+def write_files(folder: Path, contents: Mapping[Path, str], what: str) -> None:
+    """Write texts to files: all are replaced, or none.
+
+    Args:
+        folder: that the files are in.
+        contents: file -> text.
+        what: they are, for the message of an error.
+
+    Raises:
+        OutputError: a folder cannot be made or written to.
+    """
     mark = secrets.token_hex(4)
-    waiting = {key: path.parent / f".{path.name}.{mark}.tmp" for key, path in paths.items()}
+    waiting = {path: path.parent / f".{path.name}.{mark}.tmp" for path in contents}
     try:
-        for path in paths.values():
+        for path in contents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        for key, content in contents.items():
-            with waiting[key].open("xb") as stream:
-                stream.write(content)
+        for path, content in contents.items():
+            with waiting[path].open("xb") as stream:
+                stream.write(content.encode("utf-8", "replace"))
                 stream.flush()
                 os.fsync(stream.fileno())
-        for path in paths.values():
+        for path in contents:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
-        for key, path in paths.items():
-            os.replace(waiting[key], path)
+        for path in contents:
+            os.replace(waiting[path], path)
     except OSError as error:
         raise OutputError(
-            f"cannot write the report into {folder}: {error.strerror or error}; "
+            f"cannot write the {what} into {folder}: {error.strerror or error}; "
             "choose another output folder, or make this one writable and free some space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             for path in waiting.values():
                 path.unlink(missing_ok=True)
-    return {key: paths[key] for key in _FILES}

@@ -61,6 +61,7 @@ QUICK = [
     (["run", "--help"], 0, "--resume"),
     (["init", "--help"], 0, "overwrite nothing"),
     (["exact", "--help"], 0, "--memory"),
+    (["compare", "--help"], 0, "--slower"),
     (["records", "--help"], 0, "repair"),
     (["list", "estimators"], 0, "GNNAutoScale"),
     (["list", "claims"], 0, "theorem-3/rate"),

@@ -20,7 +20,7 @@ from lmc_verify.report.model.race_tables import percent
 from lmc_verify.report.model.report import Report
 from lmc_verify.runs import FOLDER
 
-__all__ = ["LIMIT", "render_markdown"]
+__all__ = ["LIMIT", "escape", "render_markdown", "shortened"]
 
 LIMIT = 60_000
 """Bytes of the Markdown: GitHub refuses a comment of more than 65,536 characters."""
@@ -48,10 +48,10 @@ def render_markdown(report: Report, folder: str | Path | None = None, *, limit: 
         written = _rendered(report, folder, cut, files=files)
         if len(written.encode("utf-8", "replace")) <= limit:
             return written
-    return _shortened(written, limit)
+    return shortened(written, limit)
 
 
-def _shortened(written: str, limit: int) -> str:
+def shortened(written: str, limit: int) -> str:
     """Return the first lines, as many as the limit allows, and say that the rest is left out."""
     note = "\n\nThe rest is left out: see the HTML report.\n"
     kept = written.encode("utf-8", "replace")[: limit - len(note)].decode("utf-8", "ignore")
@@ -68,7 +68,7 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(md=_escape, number=text.number, duration=text.duration, moment=text.moment)
+    environment.filters.update(md=escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
     environment.filters.update(percent=percent, effect=effect)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
@@ -92,7 +92,7 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
     return re.sub(r"\n{3,}", "\n\n", written)
 
 
-def _escape(value: object) -> str:
+def escape(value: object) -> str:
     """Escape what Markdown or HTML would take for markup; stay on one line, as table cells must."""
     line = " ".join(text.printable(str(value)).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;")
