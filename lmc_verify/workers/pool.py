@@ -104,6 +104,7 @@ class Pool:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._busy: dict[Worker, _Job | None] = {}
         self._failed_starts = 0
+        self._modules: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -120,9 +121,11 @@ class Pool:
             jobs: how many there should be; all by default.
             fresh: whether this is the start of a program, which has not worked on a tensor yet; workers are copies of
                 it then, where the system allows that, see `can_fork`.
-            modules: of the package, which workers have imported when they are ready; copies share them.
+            modules: of the package, which workers have imported when they are ready, those too that take the place
+                of one that ended; copies share them.
         """
-        wanted = tuple(sorted(set(modules)))
+        self._modules.update(modules)
+        wanted = tuple(sorted(self._modules))
         fork = fresh and can_fork()
         for module in wanted if fork else ():
             import_quietly(module)

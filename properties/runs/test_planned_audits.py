@@ -325,7 +325,8 @@ def test_the_identity_is_settings_source_and_versions(
     elif change == "code":
         monkeypatch.setattr(module, "code_fingerprint", lambda: "another")
     else:
-        monkeypatch.setattr(torch, "__version__", "another")
+        version_of = module.version_of
+        monkeypatch.setattr(module, "version_of", lambda name: "another" if name == "torch" else version_of(name))
     assert planned.key != before
 
 

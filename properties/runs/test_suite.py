@@ -291,6 +291,7 @@ OTHER: list[dict[str, Any]] = [
     }.items()),
     *({"training": {key: value}} for key, value in {
         "step_size": 0.5, "steps": 7, "lengths": [1, 2, 3], "beta_schedule": "decaying", "repeats": 2,
+        "largest_step": True,
     }.items()),
     {"histories": "zero"},
     {"histories": "sweeps:1"},

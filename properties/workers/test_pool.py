@@ -201,6 +201,15 @@ def test_modules_of_the_tasks_are_imported_before_a_worker_is_ready() -> None:
     assert first.result == (True, False)
 
 
+def test_a_worker_in_the_place_of_one_that_ended_has_the_modules_too() -> None:
+    name = "lmc_verify.statistics.detection"
+    with Pool(1) as pool:
+        pool.start(modules=[name])
+        pid = only(pool, Task("pid", pid_after, (0.0,))).result
+        os.kill(pid, signal.SIGKILL)
+        assert only(pool, Task("look", imported, (name,))).result == (True,)
+
+
 def test_a_copy_shares_what_was_imported_for_it() -> None:
     program = COPIES.format(folder=str(Path(__file__).parent.parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

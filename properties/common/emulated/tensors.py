@@ -321,6 +321,16 @@ def _empty(make: Callable[..., Tensor], *size: Any, pin_memory: bool = False, **
     return made
 
 
+def can_differentiate(device: torch.device) -> bool:
+    """Whether autograd serves the device: it looks for devices once in a process, before its first pass."""
+    value = torch.ones(1, device=device, requires_grad=True)
+    try:
+        value.sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
 @contextmanager
 def emulated_device() -> Iterator[torch.device]:
     """Yield the device; inside, `torch.Generator`, `torch.tensor` and page-locked memory serve it, too."""
