@@ -535,7 +535,7 @@ def test_a_run_with_a_blinded_verifier_exits_with_4(tmp_path: Path, monkeypatch:
 
 def on_karate(name: str) -> Control:
     settings = CaseSettings.model_validate(
-        {"dataset": {"name": "karate"}, "model": {"width": 6}, "design": {"parts": 4, "per_batch": 1}}
+        {"dataset": {"name": "karate"}, "model": {"width": 6, "layers": 2}, "design": {"parts": 4, "per_batch": 1}}
     )
     return dataclasses.replace(CONTROLS[name], sound=settings)
 
