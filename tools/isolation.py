@@ -40,7 +40,7 @@ def timed(suite: Suite, pool: Pool | None) -> float:
     """Return the seconds of one run with records of its own."""
     with tempfile.TemporaryDirectory() as folder, Records.create_or_open(Path(folder) / "records.sqlite") as records:
         start = time.perf_counter()
-        result = run_suite(suite, records, Workspace(), pool=pool)
+        result = run_suite(suite, records, Workspace(), engine=pool)
         seconds = time.perf_counter() - start
     assert result.exit_code == 0, f"exit code {result.exit_code}"
     return seconds
