@@ -251,4 +251,4 @@ def test_meanings_are_inherited_and_may_be_replaced() -> None:
 def test_keys_are_those_that_a_command_line_takes() -> None:
     for setting in settings_of(CaseSettings):
         if setting.default != "none":
-            case_settings({}, [f"{setting.key}={setting.default}"])
+            assert case_settings({}, [f"{setting.key}={setting.default}"]) == CaseSettings()

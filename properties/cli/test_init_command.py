@@ -13,14 +13,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from common.command_line import Command
 
-from lmc_verify import cli
 from lmc_verify.cli.init.files import _FOLDER, TEMPLATES, nox_session, write_files
 from lmc_verify.runs import load_suite
 
@@ -32,21 +31,6 @@ LEAK = (
     "        nodes, rows = own, torch.arange(len(own))\n        batch = data.subgraph(nodes)\n",
 )
 """The subgraph of the batch's own nodes, as Cluster-GCN takes it: edges that leave it are cut."""
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def lmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmc-verify", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common.command_line import Command
 
-from lmc_verify import __version__, cli
+from lmc_verify import __version__
 from lmc_verify.cases import case_settings, settings_tree
 from lmc_verify.claims import CLAIMS
 from lmc_verify.cli.exact.command import ExactSettings
@@ -24,20 +23,6 @@ from lmc_verify.races.settings import race_settings
 from lmc_verify.training import RunSettings
 
 ROOT = Path(__file__).parents[2]
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def lmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmc-verify", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def read(command: str, assignments: list[str]) -> object:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import loops
 from common.clusters import dask_cluster
+from common.small_suites import AUDIT, CHECK, RACE, SAMPLED, SEARCH
 
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.encoding import decode, encode
@@ -23,38 +23,15 @@ from lmc_verify.workers.pool import Done, Task
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
-CHECK: dict[str, Any] = {
-    "claim": "theorem-1/unbiased",
-    "dataset": "karate",
-    "estimator": ["backward-sgd", "lmc", "gas"],
-    "model": {"layers": 2, "width": 4},
-    "design": {"parts": 3, "per_batch": 1},
-    "expect": {"backward-sgd": "EXACT", "lmc": "EXACT", "gas": "REFUTED"},
-}
-SAMPLED = CHECK | {
-    "claim": "theorem-1/unbiased-sampled",
-    "expect": {"backward-sgd": "SUPPORTED", "lmc": "SUPPORTED", "gas": "REFUTED"},
-}
 SUITE = Suite.model_validate(
     {
         "name": "tiny",
         "title": "Tiny",
         "controls": ["sound-lmc"],
         "check": [CHECK, SAMPLED],
-        "audit": [
-            {"function": f"{loops.__file__}:whole", "expect": "EXACT"},
-        ],
-        "counterexample": [{"claim": "theorem-1/unbiased", "estimator": "gas", "max_nodes": 2}],
-        "race": [
-            {
-                "title": "Race",
-                "dataset": "karate",
-                "estimator": ["full-batch", "lmc"],
-                "design": {"parts": 3, "per_batch": 1},
-                "trainer": {"epochs": 2},
-                "seeds": 2,
-            }
-        ],
+        "audit": [AUDIT],
+        "counterexample": [SEARCH],
+        "race": [RACE],
     }
 )
 SETTINGS = ("seed", "alpha_total", "planned", "replicate", "description")

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from common import loops
+from common.small_suites import AUDIT, CHECK, RACE, SAMPLED, SEARCH
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -32,29 +32,7 @@ from lmc_verify.runs.searches import FOLDER
 from lmc_verify.runs.shards import Shard
 from lmc_verify.runs.suite import Suite
 
-CHECK: dict[str, Any] = {
-    "claim": "theorem-1/unbiased",
-    "dataset": "karate",
-    "estimator": ["backward-sgd", "lmc", "gas"],
-    "model": {"layers": 2, "width": 4},
-    "design": {"parts": 3, "per_batch": 1},
-    "expect": {"backward-sgd": "EXACT", "lmc": "EXACT", "gas": "REFUTED"},
-}
-SAMPLED = CHECK | {
-    "claim": "theorem-1/unbiased-sampled",
-    "expect": {"backward-sgd": "SUPPORTED", "lmc": "SUPPORTED", "gas": "REFUTED"},
-}
 ABSENT = CHECK | {"dataset": "cora", "optional": True, "estimator": "lmc", "expect": "EXACT"}
-AUDIT = {"function": f"{loops.__file__}:whole", "expect": "EXACT"}
-SEARCH = {"claim": "theorem-1/unbiased", "estimator": "gas", "max_nodes": 2}
-RACE = {
-    "title": "Race",
-    "dataset": "karate",
-    "estimator": ["full-batch", "lmc"],
-    "design": {"parts": 3, "per_batch": 1},
-    "trainer": {"epochs": 2},
-    "seeds": 2,
-}
 LEFT_OUT = ("recorded", "reason")
 KINDS = ("planned", "trials", "searches", "races", "race_runs", "not_run")
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from common.emulated import module
 
@@ -280,7 +280,7 @@ def _arange(*args: Any, **kwargs: Any) -> Tensor:
 
 
 @functools.cache
-def _register() -> tuple[torch.library.Library, ...]:
+def _register() -> tuple[library.Library, ...]:
     """Make the device known to torch, once and until the process ends; return what must not be forgotten."""
     from torch.utils._device import _device_constructors
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -288,9 +288,9 @@ def _register() -> tuple[torch.library.Library, ...]:
     _device_constructors()  # which torch remembers: it must not find what stands in for `torch.empty`
     _setup_privateuseone_for_python_backend(NAME, module)
     module.DEFAULT_GENERATOR = EmulatedGenerator()
-    every = torch.library.Library("_", "IMPL")
+    every = library.Library("_", "IMPL")
     every.fallback(lambda func, *args, **kwargs: _compute(func, args, kwargs), "PrivateUse1")
-    own = torch.library.Library("aten", "IMPL")
+    own = library.Library("aten", "IMPL")
     for name in ("arange", "arange.start", "arange.start_step"):
         own.impl(name, _arange, "PrivateUse1")
     return every, own
