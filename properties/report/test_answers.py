@@ -98,6 +98,19 @@ def test_a_failed_assumption_tells_outcomes_apart_before_a_setting_that_happens_
     assert "where all assumptions hold? Yes" in said(several)[0]
 
 
+def test_an_assumption_that_fails_either_way_tells_nothing_apart() -> None:
+    smooth = AssumptionCheck("smooth", "s", False)
+    linear = AssumptionCheck("aggregate-linear", "s", False)
+    found = said(
+        [
+            a_trial(assumptions=[smooth]),
+            a_trial(assumptions=[smooth, linear], seed=1, outcome="REFUTED", evidence=bias(layer_1=0.5)),
+        ]
+    )
+    assert "where the assumption aggregate-linear holds? Yes" in found[0]
+    assert "where the assumption aggregate-linear fails? No" in found[1]
+
+
 def test_the_first_question_names_two_estimators_where_it_compares_with_one() -> None:
     trials = [a_trial(claim="e1/equals-backward-sgd", estimator=name) for name in ("backward-sgd", "lmc")]
     found = said(trials, claim="e1/equals-backward-sgd")
