@@ -193,8 +193,8 @@ class TrainingSettings(Settings):
 
     Attributes:
         step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
-        largest_step: whether a rate in N finds its eta_0 itself, as the largest with which full-batch descent is
-            stable over the shortest run, and does not read `step_size`.
+        largest_step: whether a rate in N finds its eta_0 itself and does not read `step_size`: the shortest run takes a
+            quarter of the largest step size with which full-batch descent is stable over it.
         steps: steps of a run, where a claim does not take `lengths`.
         lengths: numbers of steps N, ascending, where a rate in N is claimed.
         repeats: independent runs of each length that one seed averages.

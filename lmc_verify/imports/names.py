@@ -45,7 +45,11 @@ def offered(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]
         place = names().get(name)
         if place is not None:
             value = getattr(_imported(place[0]), place[1])
-        elif not name.startswith("__") and importlib.util.find_spec(f"{package}.{name}") is not None:
+        elif (
+            name.isidentifier()
+            and not name.startswith("__")
+            and importlib.util.find_spec(f"{package}.{name}") is not None
+        ):
             value = _imported(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])

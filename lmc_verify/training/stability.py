@@ -25,14 +25,16 @@ _ROUNDING = 1e-12
 
 
 def largest_stable_step(problem: Problem, steps: int) -> float:
-    """Return the largest power of two with which the loss of full-batch gradient descent falls at every step.
+    """Return a power of two with which no step of full-batch gradient descent raises the loss, while twice it does.
+
+    It is looked for from 1 on, upwards while that is stable, else downwards.
 
     Args:
         problem: where descent starts; it is not changed.
         steps: length of the runs that are tried.
 
     Raises:
-        InvalidInputError: there is none between 2^-20 and 2^20: the loss is not smooth at the start, or flat.
+        InvalidInputError: there is none from 2^-20 to below 2^20: the loss is not smooth at the start, or flat.
     """
     size = 1.0
     if goes_downhill(problem, size, steps):
@@ -41,7 +43,7 @@ def largest_stable_step(problem: Problem, steps: int) -> float:
             if size >= LARGEST_STEP:
                 raise InvalidInputError(
                     f"full-batch gradient descent is stable with step sizes of up to {LARGEST_STEP:g}: the loss is "
-                    "flat here, give training.step_size"
+                    "flat here, give training.step_size and no training.largest_step"
                 )
         return size
     while size > SMALLEST_STEP:
@@ -50,7 +52,7 @@ def largest_stable_step(problem: Problem, steps: int) -> float:
             return size
     raise InvalidInputError(
         f"full-batch gradient descent raises the loss even with a step size of {SMALLEST_STEP:g}: scale features or "
-        "parameters down, or give training.step_size"
+        "parameters down, or give training.step_size and no training.largest_step"
     )
 
 

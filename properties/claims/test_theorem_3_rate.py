@@ -221,6 +221,7 @@ def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
     given = case_of(THREE, LMC_BETA, RATE | {"training": training | {"step_size": first}})
     assert convergence.with_step_size(given) is given
     found, same = CLAIMS[THREE].check(sought), CLAIMS[THREE].check(given)
-    assert f"eta_0 = {first:.3g}, 25% of what is stable for full-batch descent: " in found.summary
+    eta = first * 8 ** (-2 / 3)
+    assert f"eta = {eta:.3g} at N = 8, 25% of what is stable there for full-batch descent: " in found.summary
     for left, right in zip(found.series, same.series, strict=True):
         assert left.y == pytest.approx(right.y, rel=1e-9)

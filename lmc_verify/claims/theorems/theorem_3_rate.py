@@ -236,8 +236,9 @@ def _decide(
         f"{fraction(SLOPE)}"
     )
     if case.training.largest_step:
-        first = case.training.step_size
-        words = f"eta_0 = {first:.3g}, {STABLE_SHARE:.0%} of what is stable for full-batch descent: {words}"
+        eta = case.training.step_size * lengths[0] ** SCHEDULE
+        stable = f"{STABLE_SHARE:.0%} of what is stable there for full-batch descent"
+        words = f"eta = {eta:.3g} at N = {lengths[0]}, {stable}: {words}"
     if slope.inside(upper=SLOPE):
         excess = _excess(means, reference)
         if reading.clear and excess <= FULL_BATCH_FACTOR:

@@ -192,12 +192,14 @@ def _apart(mine: Sequence[Case], others: Sequence[Case]) -> str:
 def _by_assumption(mine: Sequence[Case], others: Sequence[Case]) -> str:
     """Return the assumption that fails in all cases and in none of the others, or the other way round."""
     own, rest = ([_failed(case) for case in cases] for cases in (mine, others))
+    checked = set.intersection(*({item.id for item in case.verdict.assumptions if item.holds} for case in mine))
     for always, never, word in ((own, rest, "fails"), (rest, own, "holds")):
         common = set.intersection(*always) - set().union(*never)
+        common &= checked if word == "holds" else common
         if common:
             what = "assumption" if len(common) == 1 else "assumptions"
             return f"where the {what} {_listed(sorted(common))} {word if len(common) == 1 else word[:-1]}"
-    return "where all assumptions hold" if all(rest) and not any(own) else ""
+    return "where no assumption fails" if all(rest) and not any(own) else ""
 
 
 def _failed(case: Case) -> set[str]:

@@ -1,7 +1,7 @@
 """A Dask cluster as an engine: every thread of its workers does one task at a time, in a process of its own.
 
-Tasks of a worker that is lost are done by another one. One that has lost three workers is given up
-(``distributed.scheduler.allowed-failures`` of Dask's configuration).
+Tasks of a worker that is lost are done by another one. One that has lost four workers is given up
+(one more than ``distributed.scheduler.allowed-failures`` of Dask's configuration).
 """
 
 from __future__ import annotations
