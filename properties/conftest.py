@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from common.helpers import FAST
+from common.random_states import random_state
 from hypothesis import HealthCheck, settings
 
 from lmc_verify.claims import bias_curves
@@ -29,16 +28,6 @@ common = settings(deadline=None, print_blob=True, suppress_health_check=[HealthC
 settings.register_profile("ci", common, derandomize=True, max_examples=FAST)
 settings.register_profile("thorough", common, max_examples=400)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def random_state() -> dict[str, bytes]:
-    """Return the state of every global generator, to be compared."""
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # read, to see that nobody else changes it
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(numpy_state["state"]["pos"]).encode() + numpy_state["state"]["key"].tobytes(),
-        "random": repr(random.getstate()).encode(),
-    }
 
 
 def pytest_collection_finish() -> None:

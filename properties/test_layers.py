@@ -188,3 +188,15 @@ def test_the_page_lists_the_folders_in_this_order() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     told = re.findall(r"^\| `([a-z]+)/", page, flags=re.MULTILINE)
     assert told == [name for line in ORDER[1:] for name in line]
+
+
+def test_helpers_of_tests_come_from_modules_with_one_meaning() -> None:
+    """Several folders have a ``conftest``, and which of them an import finds depends on what was collected before."""
+    wrong = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in sorted((ROOT / "properties").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and node.module == "conftest")
+        or (isinstance(node, ast.Import) and "conftest" in [name.name for name in node.names])
+    ]
+    assert not wrong, f"{wrong} import from conftest; put what tests share into properties/common"

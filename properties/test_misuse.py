@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from common.helpers import assert_gradients, path_graph
-from conftest import random_state
+from common.random_states import random_state
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv

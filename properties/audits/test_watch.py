@@ -15,8 +15,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import torch
+from common.random_states import random_state
 from common.step_cases import GCN, NODES, built, ring, training_loss
-from conftest import random_state
 from torch import Tensor, nn
 from torch_geometric.data import Data
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from common.helpers import assert_close, assert_gradients, assert_same_bits, examples, path_graph
-from conftest import random_state
+from common.random_states import random_state
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_state
+from common.random_states import random_state
 
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.steps import forked_generators

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.random_states import random_state
 from common.step_cases import GCN, WIDTH, built, ring, training_loss
-from conftest import random_state
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
