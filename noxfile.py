@@ -22,7 +22,8 @@ EMULATED = ("properties/test_devices.py", "properties/common/test_emulated.py")
 
 
 def install(session: nox.Session, extra: str = "") -> None:
-    session.install("-c", "constraints.txt", "-e", f".[{extra}]" if extra else ".")
+    # A session imports a small part of what it installs: Python compiles that then, pip would compile all of it.
+    session.install("--no-compile", "-c", "constraints.txt", "-e", f".[{extra}]" if extra else ".")
 
 
 @nox.session
