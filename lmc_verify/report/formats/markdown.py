@@ -80,6 +80,7 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
         files=files,
         most=_MOST if cut else sys.maxsize,
         answers=_ANSWERS if cut else sys.maxsize,
+        count=text.count,
         asked=asked(report.sections),
         matrices=(report.matrix,) if cut else report.matrices,
         symbols=text.OUTCOME_SYMBOLS,
