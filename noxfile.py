@@ -73,6 +73,14 @@ def figures(session: nox.Session) -> None:
 
 
 @nox.session
+def shipped(session: nox.Session) -> None:
+    """Race LMC as shipped and as the theorems have it, quick preset; `nox -s figures shipped` remakes all figures."""
+    install(session)
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("lmc-verify", "run", "reports/shipped.toml", "--jobs", "2", *session.posargs, env=environment)
+
+
+@nox.session
 def controls(session: nox.Session) -> None:
     """Run every control and print the mutation score."""
     install(session)

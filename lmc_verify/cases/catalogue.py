@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from lmc_verify.datasets import dataset_registry
 from lmc_verify.encoding import toml_value
-from lmc_verify.estimators import ESTIMATORS, LOSS_WEIGHTINGS, SCORES
+from lmc_verify.estimators import ESTIMATORS, LOSS_WEIGHTINGS, SCORES, SHIPPED
+from lmc_verify.estimators.compensated.shipped import SETTING, has_shipped_settings
 from lmc_verify.estimators.registry import default_settings
 from lmc_verify.estimators.samplers.published import CODES
 from lmc_verify.estimators.samplers.saint import CONVENTIONS
@@ -87,6 +88,16 @@ _RANGES: Mapping[str, str] = {
     "model.options.contraction": "above 0",
 }
 """The ranges that only an estimator's or a model's own code knows; a setting without one takes every value."""
+
+_SHIPPED = Setting(
+    f"estimator.{SETTING}",
+    "text",
+    "none",
+    " | ".join(SHIPPED),
+    "the beta, score, whole_when_complete and count_self_loop that the authors ship for a model and a data set; those "
+    "that are given themselves count",
+)
+"""A name for several settings, which estimators that have all of them take in place of these."""
 
 _OPTION_MEANINGS: Mapping[str, str] = {
     "neighbors": "nearest images that an image is joined to",
@@ -220,8 +231,10 @@ def estimator_settings() -> tuple[Setting, ...]:
     """Return the settings of all estimators that can be used, those that several share once."""
     found = []
     for own, build in ESTIMATORS.usable().items():
-        meanings = described(build)
-        for name, default in default_settings(own).items():
+        meanings, defaults = described(build), default_settings(own)
+        if has_shipped_settings(defaults):
+            found.append(replace(_SHIPPED, of=(own,)))
+        for name, default in defaults.items():
             key, kind = f"estimator.{name}", _type_of(build, name, default)
             text = NO_DEFAULT if default is inspect.Parameter.empty else _written(default)
             found.append(Setting(key, kind, text, _RANGES.get(key, ""), meanings.get(name, ""), (own,)))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         estimate_compensated,
     )
     from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Momentum, Policies
+    from lmc_verify.estimators.compensated.shipped import SHIPPED
     from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_estimate
     from lmc_verify.estimators.foreign import WrappedStep, wrap_step
     from lmc_verify.estimators.full_batch import FullBatch
@@ -75,6 +76,7 @@ __all__ = [
     "LOSS_WEIGHTINGS",
     "MVS",
     "SCORES",
+    "SHIPPED",
     "TOP",
     "VRGCN",
     "BackwardSGD",

@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError, nearest
+from lmc_verify.estimators.compensated.shipped import SETTING, has_shipped_settings, written_out
 from lmc_verify.estimators.weighting import FORMER_NAME, renamed
 from lmc_verify.plugins import Place, Plugin, Registry
 
@@ -271,7 +272,7 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
         raise UnknownNameError("estimator", name, ESTIMATORS)
     build: Any = ESTIMATORS[name]
     defaults = _defaults(build)
-    settings = _renamed(settings, defaults)
+    settings = _present(settings, defaults)
     for setting, value in settings.items():
         if setting not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
@@ -287,15 +288,18 @@ def make_estimator(name: str, **settings: Any) -> Estimator:
 
 
 def current_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an estimator with its present names in place of former ones; of unknown names as they are.
+    """Return settings of an estimator as `make_estimator` reads them; those of unknown estimators as they are.
+
+    Present names stand in place of former ones, and settings in place of the name of a shipped configuration.
 
     Raises:
         InvalidInputError: a setting is given under both names, with different values.
+        UnknownNameError: an unknown shipped configuration.
         PluginError: the estimator is a plug-in's that cannot be used.
     """
-    if FORMER_NAME not in settings or name not in ESTIMATORS:
+    if not {FORMER_NAME, SETTING} & settings.keys() or name not in ESTIMATORS:
         return dict(settings)
-    return _renamed(settings, _defaults(ESTIMATORS[name]))
+    return _present(settings, _defaults(ESTIMATORS[name]))
 
 
 def departures(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,7 +312,7 @@ def departures(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if name not in ESTIMATORS:
         return dict(settings)
     defaults = _defaults(ESTIMATORS[name])
-    given = {key: _as_number(value, defaults.get(key)) for key, value in _renamed(settings, defaults).items()}
+    given = {key: _as_number(value, defaults.get(key)) for key, value in _present(settings, defaults).items()}
     return {key: value for key, value in given.items() if not _is_default(value, defaults.get(key))}
 
 
@@ -337,8 +341,10 @@ def _is_default(value: Any, default: Any) -> bool:
     return plain and bool(value == default)
 
 
-def _renamed(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under present names; a plug-in may have a setting of its own with a former name."""
+def _present(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under present names, a shipped configuration written out; a plug-in's own names are its own."""
+    if has_shipped_settings(defaults):
+        settings = written_out(settings)
     return dict(settings) if FORMER_NAME in defaults or "weighting" not in defaults else renamed(settings)
 
 

@@ -158,6 +158,10 @@ SAME = [
     ({"name": "lmc", "beta": 0.4}, {"name": "lmc", "normaliser": "inclusion", "beta": 0.4}),
     ({"name": "gas", "weighting": "node-count"}, {"name": "gas", "normaliser": "node-count"}),
     ({"name": "labor"}, {"name": "labor", "fan_out": 5, "rounds": 0}),
+    (
+        {"name": "lmc", "shipped": "gcn/reddit"},
+        {"name": "lmc", "beta": 1, "score": "concave", "whole_when_complete": True, "count_self_loop": True},
+    ),
 ]
 
 
@@ -166,6 +170,7 @@ DIFFERENT = [
     ({"name": "fm"}, {"name": "fm", "beta": 0.0}),
     ({"name": "gas"}, {"name": "gas", "normaliser": "node-count"}),
     ({"name": "shadow"}, {"name": "shadow", "depth": True}),
+    ({"name": "lmc", "beta": 1, "score": "concave"}, {"name": "lmc", "shipped": "gcn/reddit"}),
 ]
 
 
