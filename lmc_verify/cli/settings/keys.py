@@ -20,6 +20,7 @@ from lmc_verify.cli.exact.command import ExactSettings
 from lmc_verify.datasets import dataset_registry
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.models import MODELS
+from lmc_verify.plugins import Registry
 from lmc_verify.races.settings import RaceSettings
 from lmc_verify.training.settings import RunSettings
 
@@ -117,7 +118,8 @@ def for_completion() -> dict[str, dict[str, Any]]:
 
 def _is_own(key: str, name: str) -> bool:
     kind = key.partition(".")[0]
-    return {"estimator": ESTIMATORS, "model": MODELS, "dataset": dataset_registry()}[kind].is_own(name)
+    registries: dict[str, Registry[Any]] = {"estimator": ESTIMATORS, "model": MODELS, "dataset": dataset_registry()}
+    return registries[kind].is_own(name)
 
 
 def _values(setting: Setting) -> list[str]:
