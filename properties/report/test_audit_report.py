@@ -159,7 +159,9 @@ def test_every_audit_has_a_card_and_the_failures_say_why(report: Report) -> None
     page = words_of(render_html(report))
     assert "2 of 4 verdicts are not as expected, 1 without an expectation" in page
     assert "Claims against estimators" not in page
-    assert page.count("Is the gradient of my_step unbiased?") == 8  # on the first screen, and in the card
+    assert page.count("Is the gradient of my_step unbiased?") == 4  # in the cards, which name the function below
+    for name in ("loops:refuted", "loops:other", "loops:exact", "loops:drawn"):  # the first screen tells them apart
+        assert page.count(f"Is the gradient of my_step in {name} unbiased?") == 1
 
 
 def test_what_nobody_looked_for_is_not_called_unexplained() -> None:
@@ -301,7 +303,13 @@ def test_junit_names_the_causes_that_were_expected(report: Report) -> None:
 
 def test_markdown_has_question_answer_and_causes(report: Report) -> None:
     written = render_markdown(report)
-    assert "**Is the gradient of my_step unbiased?** No: the mean over all 4 batches is off by 50%" in written
+    asked = "Is the gradient of my_step in loops:refuted unbiased?"
+    assert f"**{asked}** No: the mean over all 4 batches is off by 50%" in written
+    assert f"- {asked} **No: the mean" in written
+    assert "Claims against estimators" not in written  # audits have no estimator
+    assert "4 expected refutations" not in written
+    assert "1 expected refutation: there" in written
+    assert re.search(r"[^\n]\n#", written) is None  # headings are apart
     assert "- batch-mean: the loss is a batch mean; put right alone: 60% of the bias goes away" in written
     assert "**✗ expected REFUTED by batch-mean**" in written
     assert "| loops:refuted |" in written
