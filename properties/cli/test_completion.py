@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 from common.command_line import Command
-from test_start_up import LIBRARIES, imported
+from common.fresh_process import LIBRARIES, imported
 
 from lmc_verify.cases import case_settings
 from lmc_verify.cases.verdict import Outcome
