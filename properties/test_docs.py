@@ -72,7 +72,8 @@ OWN_ADDRESSES = {
 }
 """Addresses of the documentation and the repository, and the folders that they show."""
 RACE_DEFAULTS: tuple[Any, ...] = ([], None, None, None, [])
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer's own group
+GROUP: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = GROUP.commands
 
 claims = pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS.keys())
 
@@ -189,6 +190,9 @@ def command_lines() -> Iterator[tuple[str, str]]:
 def parsed(line: str) -> str:
     """Parse a command line as the program would, look up what it names and return its command; raise if wrong."""
     _, command, *words = shlex.split(line, comments=True)
+    if command in {name for item in GROUP.params for name in item.opts}:  # an option of the program itself
+        assert not words
+        return command
     parser = COMMANDS[command]
     if not words and (command == "race" or any(item.required for item in parser.params)):
         return command  # running text names a command

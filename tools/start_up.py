@@ -35,6 +35,14 @@ def lmc(line: str, code: int = 0, limit: float = 0.5) -> Command:
     return Command(line, ("-m", "lmc_verify.cli", *line.split()), code, limit)
 
 
+def completing(line: str, limit: float = 0.5) -> Command:
+    """Return what bash runs when the tabulator key is pressed at the end of a line."""
+    words = line.split()
+    variables = {"_LMC_VERIFY_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    program = f"import os; os.environ.update({variables!r}); from lmc_verify.cli import main; main()"
+    return Command(f"{line}<Tab>", ("-c", program), 0, limit)
+
+
 WORKER = "from lmc_verify.workers.worker import start; import sys; sys.stdin.close()"
 
 COMMANDS = (
@@ -48,6 +56,9 @@ COMMANDS = (
     lmc("check theorem-1/unbiasd", code=2),
     lmc("check theorem-1/unbiased --estimator gass", code=2),
     lmc("check theorem-1/unbiased --estimator gas --dataset karate", limit=3.5),
+    completing("lmc-verify check theorem"),
+    completing("lmc-verify check theorem-1/unbiased --dataset c"),
+    completing("lmc-verify train --set estimator.b"),
     Command("import torch", ("-c", "import torch")),
     Command("import torch_geometric", ("-c", "import torch_geometric")),
 )

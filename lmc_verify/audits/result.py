@@ -124,6 +124,10 @@ class Audit:
         """What was asked, in a sentence."""
         return f"Is the gradient of {self.name} unbiased?"
 
+    def asked_of(self, function: str) -> str:
+        """Return the question with the function that returned the step."""
+        return f"Is the gradient of {self.name} in {function} unbiased?"
+
     @property
     def answer(self) -> str:
         """What was found: yes, no or open, with the summary."""

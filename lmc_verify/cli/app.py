@@ -9,6 +9,7 @@ cannot be written or read; 6 nothing was checked; 130 interrupted, can be resume
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -19,6 +20,7 @@ from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.compare import compare
+from lmc_verify.cli.completion.words import rejoin
 from lmc_verify.cli.exact import exact
 from lmc_verify.cli.init import init
 from lmc_verify.cli.listing import doctor, explain, list_names
@@ -36,7 +38,6 @@ app = typer.Typer(
     help="Verify and benchmark the convergence claims of graph neural network training.",
     epilog=f"Documentation: {DOCUMENTATION}",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -81,8 +82,10 @@ app.command()(doctor)
 
 def main() -> None:
     """Entry point: turn the package's errors into one clear line and their exit codes."""
+    if os.environ.get("_LMC_VERIFY_COMPLETE") == "complete_bash":
+        rejoin(os.environ)
     try:
-        app()
+        app(prog_name="lmc-verify")
     except LmcVerifyError as error:
         if "--json" in sys.argv:
             print_json({"error": str(error), "type": type(error).__name__, "exit_code": error.exit_code})

@@ -10,6 +10,7 @@ import typer
 
 from lmc_verify import audits, cases, runs
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import JsonOption, outcome_named, print_json
 from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError, validated
@@ -42,7 +43,10 @@ def audit(
         float | None, typer.Option("--delta", help="A bias up to this, in gradient norms, is SUPPORTED by draws.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Root seed, also of the function.")] = None,
-    expect: Annotated[str | None, typer.Option("--expect", help="Expected outcome (default: unbiased).")] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", help="Expected outcome (default: unbiased).", autocompletion=names.outcomes),
+    ] = None,
     cause: Annotated[
         list[str] | None, typer.Option("--cause", help="Expected cause of the bias, by id. Repeatable: all of them.")
     ] = None,

@@ -11,6 +11,7 @@ import typer
 from lmc_verify import cases, claims, runs
 from lmc_verify import controls as catalogue
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
@@ -32,16 +33,27 @@ __all__ = ["check", "check_estimator", "controls"]
 
 
 def check(
-    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
-    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.")] = "backward-sgd",
-    dataset: Annotated[str, typer.Option("--dataset", help="Data set by name.")] = "digits",
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.", autocompletion=names.claims)],
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="Estimator by name.", autocompletion=names.estimators)
+    ] = "backward-sgd",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Data set by name.", autocompletion=names.datasets)
+    ] = "digits",
     data_root: DataRootOption = None,
     download: DownloadOption = False,
-    histories: Annotated[str, typer.Option("--histories", help="exact, zero, or sweeps:K.")] = "exact",
+    histories: Annotated[
+        str, typer.Option("--histories", help="exact, zero, or sweeps:K.", autocompletion=names.histories)
+    ] = "exact",
     seed: Annotated[int, typer.Option("--seed", help="Root seed.")] = 0,
     settings: SetOption = None,
     expect: Annotated[
-        str | None, typer.Option("--expect", help="Expected outcome (default: what theory predicts for this case).")
+        str | None,
+        typer.Option(
+            "--expect",
+            help="Expected outcome (default: what theory predicts for this case).",
+            autocompletion=names.outcomes,
+        ),
     ] = None,
     guarantee: GuaranteeOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 if the verdict is inconclusive.")] = False,
@@ -93,7 +105,9 @@ def _verdict_code(trial: Trial, as_expected: bool | None, strict: bool) -> int:
 
 
 def controls(
-    names: Annotated[list[str] | None, typer.Argument(help="Controls by name (default: all).")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Controls by name (default: all).", autocompletion=names.controls)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
@@ -110,7 +124,9 @@ def controls(
 
 
 def check_estimator(
-    name: Annotated[str, typer.Argument(help="Estimator by name, including those of plug-ins.")],
+    name: Annotated[
+        str, typer.Argument(help="Estimator by name, including those of plug-ins.", autocompletion=names.estimators)
+    ],
     settings: SetOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Root seed of cases and batches.")] = 0,
     as_json: JsonOption = False,

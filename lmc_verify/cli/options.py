@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.cli.completion import names
 from lmc_verify.encoding import published
 from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
 
@@ -60,6 +61,7 @@ GuaranteeOption = Annotated[
     str | None,
     typer.Option(
         "--guarantee",
+        autocompletion=names.guarantees,
         help="Weakest guarantee of a verdict: asymptotic (default) or anytime-valid, whatever a suite says.",
     ),
 ]
@@ -88,6 +90,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        autocompletion=names.settings,
         help="Any setting, such as estimator.beta=0.4, model.layers=2, design.parts=40. Repeatable. "
         "lmc-verify settings lists them.",
     ),

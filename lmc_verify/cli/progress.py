@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from lmc_verify import races, runs
 from lmc_verify.report.model.text import duration
@@ -116,14 +125,7 @@ def progress(total: int, *, console: Console, last: type[AnyPlanned] | None = No
 
         yield Display(plain, under_way)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*_columns(console), console=console, transient=True) as bar:
         task = bar.add_task("checking", total=total)
 
         def rich(planned: AnyPlanned, result: AnyResult | None, reason: str) -> None:
@@ -138,7 +140,8 @@ def progress(total: int, *, console: Console, last: type[AnyPlanned] | None = No
 
         def watch(label: str, seconds: float, words: str) -> None:
             if words or seconds > _SURE_AFTER:
-                bar.update(task, description=escape(f"{label}: {words or duration(seconds)}"))
+                # What moves comes first: a narrow terminal cuts the end.
+                bar.update(task, description=_cut(f"{words or duration(seconds)}: {label}", console, total))
 
         yield Display(rich, watch)
 
@@ -147,15 +150,27 @@ _PAUSE = 10.0
 """Seconds between lines of progress where there is no terminal."""
 
 
-def _columns() -> tuple[TextColumn, BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn, TextColumn]:
-    return (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}"),
-    )
+_NARROW = 80
+"""Columns of a terminal below which there is no room for a bar and the time left."""
+_BAR, _TIME = 16, 8
+"""Columns of a bar, and of a time of up to 99 hours."""
+
+
+def _columns(console: Console) -> list[ProgressColumn]:
+    """Return what stands in the line of a bar behind its text."""
+    text, counts, passed = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()
+    if console.width < _NARROW:
+        return [text, counts, passed]
+    return [text, BarColumn(bar_width=_BAR), counts, passed, TimeRemainingColumn()]
+
+
+def _cut(words: str, console: Console, total: int) -> str:
+    """Return a text as markup, cut to what the numbers leave of the line: rich would cut all of them alike."""
+    taken = 2 * len(str(total)) + 1 + _TIME + 2
+    taken += 0 if console.width < _NARROW else _BAR + _TIME + 2
+    text = Text(words)
+    text.truncate(max(1, console.width - taken), overflow="ellipsis")
+    return escape(text.plain)
 
 
 def _state(last: Evaluation | None) -> str:
@@ -184,6 +199,11 @@ def train_progress(trainer: Trainer, console: Console) -> Iterator[Callable[[Tra
 
         yield line
         return
-    with Progress(*_columns(), console=console, transient=True) as bar:
-        task = bar.add_task("training", total=total, completed=trainer.step_count, state="")
-        yield lambda run: bar.update(task, completed=run.step_count, state=_state(run.trace.last))
+    with Progress(*_columns(console), console=console, transient=True) as bar:
+        task = bar.add_task("training", total=total, completed=trainer.step_count)
+
+        def update(run: Trainer) -> None:
+            words = f"training: {_state(run.trace.last)}".removesuffix(": ")
+            bar.update(task, completed=run.step_count, description=_cut(words, console, total))
+
+        yield update

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from lmc_verify import cases, claims, runs
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -31,9 +32,11 @@ __all__ = ["counterexample", "reproduce"]
 
 
 def counterexample(
-    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
-    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.")],
-    histories: Annotated[str, typer.Option("--histories", help="exact, zero, or sweeps:K.")] = "exact",
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.", autocompletion=names.claims)],
+    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.", autocompletion=names.estimators)],
+    histories: Annotated[
+        str, typer.Option("--histories", help="exact, zero, or sweeps:K.", autocompletion=names.histories)
+    ] = "exact",
     settings: SetOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the search.")] = 0,
     out: Annotated[

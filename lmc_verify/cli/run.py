@@ -16,6 +16,7 @@ import typer
 from lmc_verify import cases, claims, races, runs
 from lmc_verify import report as reports
 from lmc_verify.cases.suite_files import find_suite
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -65,7 +66,10 @@ def _claim_texts() -> dict[str, ClaimText]:
 
 
 def run(
-    suite: Annotated[str, typer.Argument(help="A suite file (TOML), or the name of a suite in the package.")],
+    suite: Annotated[
+        str,
+        typer.Argument(help="A suite file (TOML), or the name of a suite in the package.", autocompletion=names.suites),
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/NAME).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Reuse recorded results of the same cases and code, crashes included.")

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from lmc_verify import cases, races, runs, training
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
     RECORDS_FILE,
     DataRootOption,
@@ -50,8 +51,12 @@ OverwriteOption = Annotated[
 
 
 def train(
-    estimator: Annotated[str, typer.Option("--estimator", help="Estimator by name.")] = "lmc",
-    dataset: Annotated[str, typer.Option("--dataset", help="Data set by name.")] = "digits",
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="Estimator by name.", autocompletion=names.estimators)
+    ] = "lmc",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Data set by name.", autocompletion=names.datasets)
+    ] = "digits",
     seed: Annotated[int, typer.Option("--seed", help="Seed of parameters, batches and dropout.")] = 0,
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: reports/out/train).")] = None,
@@ -95,9 +100,16 @@ def train(
 def race(
     file: Annotated[Path | None, typer.Argument(help="Settings of the race (TOML); options override it.")] = None,
     estimator: Annotated[
-        list[str] | None, typer.Option("--estimator", help="A contestant by name, instead of the file's. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--estimator",
+            help="A contestant by name, instead of the file's. Repeatable.",
+            autocompletion=names.estimators,
+        ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Data set by name (default: digits).")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Data set by name (default: digits).", autocompletion=names.datasets)
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Runs of every contestant: seeds 0 ... N - 1.")
     ] = None,

@@ -7,7 +7,7 @@ from lmc_verify.imports.names import offered
 if TYPE_CHECKING:
     from lmc_verify.report.comparison.changes import Change
     from lmc_verify.report.comparison.comparison import Comparison, compare_runs
-    from lmc_verify.report.comparison.document import comparison_document
+    from lmc_verify.report.comparison.document import comparison_document, comparison_schema
     from lmc_verify.report.comparison.pages import write_comparison
     from lmc_verify.report.formats.github import annotation_lines, announce
     from lmc_verify.report.formats.html import render_html
@@ -37,6 +37,7 @@ __all__ = [
     "claims_table",
     "compare_runs",
     "comparison_document",
+    "comparison_schema",
     "json_schema",
     "load_benchmarks",
     "render_html",

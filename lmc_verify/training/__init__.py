@@ -6,6 +6,8 @@ from lmc_verify.imports.names import offered
 
 if TYPE_CHECKING:
     from lmc_verify.training.build import build_trainer, graph_of, warm_up
+    from lmc_verify.training.callbacks.protocol import Callback, StepRecord
+    from lmc_verify.training.callbacks.writers import MLflow, TensorBoard, WeightsAndBiases
     from lmc_verify.training.descent import (
         HUGE,
         ConditionalMoments,
@@ -27,18 +29,23 @@ else:
 __all__ = [
     "HUGE",
     "STATUSES",
+    "Callback",
     "ConditionalMoments",
     "Evaluation",
     "GradientError",
+    "MLflow",
     "MeasuredRun",
     "RunSettings",
     "RunSpecification",
+    "StepRecord",
+    "TensorBoard",
     "Trace",
     "Trainer",
     "TrainerSettings",
     "TrainingRun",
     "TrainingRuns",
     "WeightedBatches",
+    "WeightsAndBiases",
     "build_trainer",
     "conditional_bias",
     "conditional_moments",

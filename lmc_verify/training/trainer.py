@@ -25,6 +25,7 @@ from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
 from lmc_verify.objective import Problem, evaluating
 from lmc_verify.seeds import generator
+from lmc_verify.training.callbacks.protocol import Callbacks, StepRecord
 from lmc_verify.training.checkpoint import (
     damaged,
     pack_history,
@@ -150,6 +151,7 @@ class Trainer:
         self._messages: int | None = 0
         self._batch_loss, self._batch_count = 0.0, 0
         self._rate = self._learning_rate()
+        self._callbacks = Callbacks()
         self.trace = Trace(
             description=plain({**self._describe(), **(description or {})}),
             metric=metric_of(problem),
@@ -165,6 +167,7 @@ class Trainer:
         listen: Listener | None = None,
         stop: Callable[[], bool] | None = None,
         checkpoint: str | Path | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> Trace:
         """Train to the end, or until `stop` says so; return the trace.
 
@@ -172,15 +175,27 @@ class Trainer:
             listen: called with the trainer after every evaluation, and twice a second in between.
             stop: asked after every step; the run is then ``"interrupted"``, and continues when `run` is called again.
             checkpoint: file to keep the run in, written every minute, at the end, and when the run is interrupted.
+            callbacks: told of steps and measurements with copies of their numbers; see `lmc_verify.training.Callback`.
 
         Raises:
+            InvalidInputError: an object that is no callback.
+            InfrastructureError: a callback raised an exception; the run is ``"interrupted"``, and continues when `run`
+                is called again.
             OutputError: the checkpoint cannot be written.
         """
+        self._callbacks = Callbacks(callbacks)
         saved = time.perf_counter()
         if self.trace.status == "interrupted":
             self.trace = replace(self.trace, status="running", reason="")
+        if self.trace.status != "running":
+            return self.trace
+        self._callbacks.tell("on_start", self.trace)
         if not self.trace.evaluations:
             self._measure()
+        if self._callbacks.failures and self.trace.status == "running":
+            self._interrupt()
+            if checkpoint is not None:
+                self.save(checkpoint)
         while self.trace.status == "running":
             stopping = self._train(stop)
             if self.trace.status == "running" and self._due(self.settings.evaluate_every, at_end=True):
@@ -189,37 +204,61 @@ class Trainer:
                 self._measure(evaluation=False)
             if self.trace.status == "running" and self.step_count == self.trace.planned_steps:
                 self._end("finished")
-            elif self.trace.status == "running" and stopping:
-                self._end("interrupted", f"after {self.step_count} of {self.trace.planned_steps} steps")
+            elif self.trace.status == "running" and (stopping or self._callbacks.failures):
+                self._interrupt()
             if checkpoint is not None and (self.trace.status != "running" or time.perf_counter() - saved > _CHECKPOINT):
                 self.save(checkpoint)
                 saved = time.perf_counter()
             if listen is not None:
                 listen(self)
+        self._callbacks.tell("on_end", self.trace)
+        kept = "it is in trainer.trace" if checkpoint is None else f"it is in {checkpoint}"
+        self._callbacks.raise_failures(f"{kept}, {self._taken()}; mend the callback and call run again")
         return self.trace
+
+    def _taken(self) -> str:
+        return f"after {self.step_count} of {self.trace.planned_steps} steps"
+
+    def _interrupt(self) -> None:
+        self._end("interrupted", "; ".join(filter(None, (self._taken(), self._callbacks.reason))))
 
     def _train(self, stop: Callable[[], bool] | None) -> bool:
         """Take steps until something else is due, and add their time; return whether `stop` asked for an end."""
         started, stopping = time.perf_counter(), False
         while True:
-            self._step()
+            loss = self._step()
+            if self._callbacks.hear("on_step") and loss is not None:
+                started += self._tell_step(loss, started)
             stopping = stop is not None and stop()
             if (
                 stopping
+                or self._callbacks.failures
                 or self.trace.status != "running"
                 or self._due(self.settings.evaluate_every, at_end=True)
                 or self._due(self.settings.trace_gradient_every)
                 or time.perf_counter() - started > _NOTICE
             ):
                 break
-        device = self.problem.graph.device
-        if device.type not in ("cpu", "mps"):  # it computes while Python goes on; MPS has one device, and names none
-            getattr(torch, device.type).synchronize(device)
+        self._synchronise()
         self.seconds += time.perf_counter() - started
         return stopping
 
-    def _step(self) -> None:
-        """Estimate, write the histories, move the parameters."""
+    def _synchronise(self) -> None:
+        """Wait for the device, which computes while Python goes on; MPS has one device, and names none."""
+        device = self.problem.graph.device
+        if device.type not in ("cpu", "mps"):
+            getattr(torch, device.type).synchronize(device)
+
+    def _tell_step(self, loss: float, started: float) -> float:
+        """Tell callbacks of the last step; return the seconds that they took, which are not the run's."""
+        self._synchronise()
+        paused = time.perf_counter()
+        seconds, epoch = self.seconds + paused - started, self.step_count / self.trace.steps_per_epoch
+        self._callbacks.tell("on_step", StepRecord(self.step_count, epoch, seconds, self._rate, loss))
+        return time.perf_counter() - paused
+
+    def _step(self) -> float | None:
+        """Estimate, write the histories, move the parameters; return the estimate's loss, None if the run diverged."""
         if self._adaptive:
             self._stream.follow(batch_distribution(self.estimator, self.problem, self.state, self.design))
         batch = self._stream.next()
@@ -228,7 +267,7 @@ class Trainer:
         estimate = checked_estimate(self.estimator, self.problem, self.state, batch, finite=False)
         if not math.isfinite(estimate.loss):
             self._end("diverged", f"the loss was {estimate.loss} at step {self.step_count + 1}; lower learning_rate")
-            return
+            return None
         self.state.apply(estimate.writes)
         for name, parameter in self._parameters:
             parameter.grad = estimate.gradient[name]
@@ -242,6 +281,7 @@ class Trainer:
         self._rate = self._learning_rate()
         if self._schedule is not None and self.step_count % self._unit == 0:
             self._schedule.step()
+        return estimate.loss
 
     def _add_cost(self, cost: Cost | None) -> None:
         """Add what a step cost; a sum with a step that does not state it is not known."""
@@ -263,7 +303,7 @@ class Trainer:
 
     def _measure(self, *, evaluation: bool = True) -> None:
         """Evaluate the whole graph, and the gradient's error where it is due."""
-        started = time.perf_counter()
+        started, measured = time.perf_counter(), None
         if self._due(self.settings.trace_gradient_every):
             measured = measure_gradient_error(
                 self.problem,
@@ -277,6 +317,8 @@ class Trainer:
             self.trace = replace(self.trace, gradients=(*self.trace.gradients, measured))
         scores = evaluate(self.problem) if evaluation else None
         self._evaluation_seconds += time.perf_counter() - started
+        if measured is not None:
+            self._callbacks.tell("on_gradient_error", measured)
         if scores is None:
             return
         row = Evaluation(
@@ -295,6 +337,7 @@ class Trainer:
         )
         self._batch_loss, self._batch_count = 0.0, 0
         self.trace = replace(self.trace, evaluations=(*self.trace.evaluations, row))
+        self._callbacks.tell("on_evaluation", row)
         if not math.isfinite(scores.loss):
             self._end("diverged", f"the objective was {scores.loss} after step {self.step_count}; lower learning_rate")
         elif self._stale():

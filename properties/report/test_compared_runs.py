@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from common.race_helpers import a_race, a_run, a_trace, diverged
@@ -20,14 +20,16 @@ from hypothesis import strategies as st
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Evidence, Outcome
 from lmc_verify.errors import InvalidInputError, OutputError
-from lmc_verify.report import Comparison, compare_runs, write_comparison
+from lmc_verify.report import Comparison, compare_runs, comparison_schema, write_comparison
+from lmc_verify.report.comparison.changes import Kind as ChangeKind
 from lmc_verify.report.comparison.changes import regression
 from lmc_verify.report.comparison.contests import Contest
 from lmc_verify.report.comparison.document import comparison_json
-from lmc_verify.report.comparison.measures import EffectPair, effect_of, time_ratio
+from lmc_verify.report.comparison.measures import EffectPair, TimeRatio, effect_of, time_ratio
 from lmc_verify.report.comparison.pages import comparison_html, comparison_markdown
 from lmc_verify.report.comparison.results import Effect, Result, identity, trial_result
-from lmc_verify.runs import NotRun, PlanEntry, Records, SearchRecord, Shard, Trial
+from lmc_verify.report.comparison.results import Kind as ResultKind
+from lmc_verify.runs import NotRun, PlanEntry, Records, RunState, SearchRecord, Shard, Trial
 from lmc_verify.training import Trace
 
 HOSTILE = "<b>&\"'`|\x00 {{ 7 * 7 }}"
@@ -510,6 +512,58 @@ def test_pages_say_what_the_comparison_says(full: Comparison) -> None:
     scrolled = re.findall(r'<div class="scroll"[^>]*>', page)
     assert len(scrolled) == page.count("<table")
     assert all("aria-label=" in item and 'tabindex="0"' in item for item in scrolled)
+
+
+def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Give the place of every object of a document; of a list, of its first item."""
+    if isinstance(value, dict):
+        yield path
+        for key, item in value.items():
+            yield from objects(item, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from objects(value[0], (*path, 0))
+
+
+FREE = {"settings", "environment", "medians"}
+"""Objects whose keys are not fixed."""
+
+
+def test_the_document_fits_its_schema_which_allows_nothing_else(full: Comparison) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="the extra test is not installed")
+    schema, document = comparison_schema(), json.loads(comparison_json(full))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert [error.message for error in validator.iter_errors(document)] == []
+    assert schema["properties"]["schema"]["const"] == document["schema"] == schema["$id"]
+    assert document["races"]
+    assert document["effects"]
+    assert document["times"]["groups"]
+    tried = 0
+    for path in objects(document):
+        if set(path) & FREE and path[-1] not in ("a", "b"):
+            continue
+        changed = json.loads(json.dumps(document))
+        inside = changed
+        for step in path:
+            inside = inside[step]
+        inside["another"] = 1
+        assert not validator.is_valid(changed), path
+        del inside["another"], inside[next(iter(inside))]
+        assert not validator.is_valid(changed), path
+        tried += 1
+    assert tried >= 10
+    for key, value in (("exit_code", 5), ("same", -1), ("headline", None), ("schema", "lmc-verify/comparison/2")):
+        assert not validator.is_valid({**document, key: value}), key
+
+
+def test_the_kinds_of_the_schema_are_those_of_the_code() -> None:
+    schema = comparison_schema()
+    changes = schema["properties"]["changes"]["items"]["properties"]["kind"]["enum"]
+    assert tuple(changes) == get_args(ChangeKind)
+    assert tuple(schema["$defs"]["result"]["properties"]["kind"]["enum"]) == get_args(ResultKind)
+    assert tuple(schema["$defs"]["side"]["properties"]["state"]["enum"]) == get_args(RunState)
+    assert set(schema["$defs"]["effect"]["properties"]) == {item.name for item in fields(Effect)}
+    assert set(schema["$defs"]["ratio"]["properties"]) == {item.name for item in fields(TimeRatio)}
 
 
 def test_tables_of_the_markdown_have_as_many_cells_as_their_head(full: Comparison) -> None:

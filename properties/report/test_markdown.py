@@ -62,3 +62,10 @@ def test_the_limit_holds_whatever_it_is(tmp_path: Path, limit: int) -> None:
 def test_what_is_shown_alone_refers_to_no_file(tmp_path: Path) -> None:
     built = a_report(tmp_path, [a_trial(), CONTROL])
     assert "](" not in render_markdown(built, files=False)
+
+
+def test_what_is_cut_counts_the_answers_that_are_left_out(tmp_path: Path) -> None:
+    # Where an estimator's outcomes differ, each is an answer of its own.
+    made = [a_trial(estimator=name, outcome=outcome) for name in "abcd" for outcome in ("EXACT", "REFUTED")]
+    written = render_markdown(a_report(tmp_path, made), limit=1500)
+    assert "3 further answers, for other estimators, histories and settings, in the HTML report.*" in written

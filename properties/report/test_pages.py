@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common.audit_records import TRIALS, make_report
+from common.race_helpers import a_gradient, a_race, a_run, a_trace
 from common.report_helpers import CONTROL, a_report, a_trial, bias
 
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Evidence, Series
-from lmc_verify.report import Report, render_html
-from lmc_verify.runs import NotRun, Trial
+from lmc_verify.report import Report, build_report, compare_runs, render_html
+from lmc_verify.report.comparison.pages import comparison_html
+from lmc_verify.runs import NotRun, Records, Trial
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
 SAMPLERS = ("neighbour-sampling", "vr-gcn", "labor", "fastgcn", "ladies", "as-gcn", "mvs-gnn", "shadow", "top")
@@ -169,18 +172,119 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-@pytest.fixture(params=WIDTHS)
-def opened(request: pytest.FixtureRequest, browser: Any, page: str, tmp_path: Path) -> Iterator[Any]:
-    file = tmp_path / "report.html"
-    file.write_text(page, encoding="utf-8")
-    shown = browser.new_page(viewport={"width": request.param, "height": 844})
+def open_page(browser: Any, file: Path, source: str, width: int, scheme: str = "light") -> Any:
+    """Return a page in the browser, which keeps what it says and asks for."""
+    file.write_text(source, encoding="utf-8")
+    shown = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     shown.said, shown.asked = [], []
     shown.on("console", lambda message: shown.said.append(message.text))
     shown.on("pageerror", lambda error: shown.said.append(str(error)))
     shown.on("request", lambda asked: shown.asked.append(asked.url))
     shown.goto(file.as_uri())
+    return shown
+
+
+@pytest.fixture(params=WIDTHS)
+def opened(request: pytest.FixtureRequest, browser: Any, page: str, tmp_path: Path) -> Iterator[Any]:
+    shown = open_page(browser, tmp_path / "report.html", page, request.param)
     yield shown
     shown.close()
+
+
+def outside(shown: Any) -> Any:
+    """Return what reaches beyond the right edge and does not scroll on its own."""
+    return shown.evaluate(
+        """() => [...document.querySelectorAll('main *')]
+            .filter(item => item.getBoundingClientRect().right > innerWidth + 1)
+            .filter(item => !item.closest('.scroll, .visually-hidden, .heads'))
+            .map(item => item.outerHTML.slice(0, 80))"""
+    )
+
+
+def findings(shown: Any) -> list[tuple[str, str]]:
+    """Return what axe finds with everything open."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra browser is not installed")
+    shown.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
+    found = axe.Axe().run(shown).response["violations"]
+    return [(item["id"], item["nodes"][0]["html"][:120]) for item in found]
+
+
+def race_records(file: Path, best: float) -> Path:
+    """Record a race of nine runs with every figure, on a data set with a long name."""
+    race = a_race(f'title = "{LONG}"\nfigure = ["convergence", "time-to-accuracy", "gradient-errors"]\nalpha = 0.25')
+    measured = [a_gradient(0, 0.01), a_gradient(16, 0.02)]
+    with Records.create_or_open(file) as records:
+        run = records.start_run("race", "A race of three estimators", {}, {"python": "3", "code": str(best)})
+        records.add_race(run, race.header)
+        for planned in race.runs:
+            trace = a_trace([0.1, 0.5, best], pace=1.0 + planned.seed / 10, gradients=measured)
+            records.add_race_run(run, a_run(planned, trace))
+        records.finish_run(run, "finished")
+    return file
+
+
+def race_page(folder: Path) -> str:
+    with Records.open(race_records(folder / "race.sqlite", 0.8)) as records:
+        return render_html(build_report(records, 1, {}))
+
+
+def comparison_page(folder: Path) -> str:
+    changed = [a_trial(estimator=name, outcome="REFUTED", residual=0.1) for name in (*FAMILY, LONG)]
+    a_report(folder, trials())
+    (folder / "other").mkdir()
+    a_report(folder / "other", [*changed, CONTROL])
+    files = (next(folder.glob("*.sqlite")), next((folder / "other").glob("*.sqlite")))
+    return comparison_html(compare_runs(*files, slower=1.5))
+
+
+def race_comparison_page(folder: Path) -> str:
+    files = race_records(folder / "a.sqlite", 0.8), race_records(folder / "b.sqlite", 0.6)
+    return comparison_html(compare_runs(*files))
+
+
+def audit_page(folder: Path) -> str:
+    return render_html(make_report(folder, *TRIALS))
+
+
+OTHERS = (race_page, audit_page, comparison_page, race_comparison_page)
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.__name__)
+def test_other_pages_are_quiet_fit_their_window_and_have_no_finding(
+    make: Callable[[Path], str], browser: Any, tmp_path: Path
+) -> None:
+    source = make(tmp_path)
+    for width in WIDTHS:
+        for scheme in ("light", "dark"):
+            shown = open_page(browser, tmp_path / "page.html", source, width, scheme)
+            assert shown.said == []
+            assert len(shown.asked) == 1
+            assert findings(shown) == []
+            assert shown.evaluate("document.documentElement.scrollWidth") == width
+            assert outside(shown) == []
+            shown.close()
+
+
+@pytest.mark.parametrize("make", [race_page, audit_page], ids=lambda make: make.__name__)
+def test_curves_are_named_in_sight(make: Callable[[Path], str], browser: Any, tmp_path: Path) -> None:
+    """At the end of each curve where there is room, else below the figure."""
+    source = make(tmp_path)
+    for width in WIDTHS:
+        shown = open_page(browser, tmp_path / "page.html", source, width)
+        cut = shown.evaluate(
+            """() => [...document.querySelectorAll('figure.curve svg')].flatMap(svg => {
+                const view = svg.parentElement.getBoundingClientRect();
+                return [...svg.querySelectorAll('text')].map(item => [item.getBoundingClientRect(), item.textContent])
+                    .filter(([box]) => box.width > 0 && (box.right > view.right + 1 || box.left < view.left - 1))
+                    .map(([_, words]) => words); })"""
+        )
+        assert cut == []
+        keys = shown.evaluate(
+            "[...document.querySelectorAll('figure.curve .keys')].map(item => item.checkVisibility())"
+        )
+        assert keys
+        assert set(keys) == {width == min(WIDTHS)}
+        shown.close()
 
 
 def test_a_browser_has_nothing_to_say_and_asks_for_nothing(opened: Any) -> None:
@@ -193,13 +297,7 @@ def test_a_page_is_as_wide_as_its_window(opened: Any) -> None:
     opened.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
     width, window = opened.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert width == window
-    outside = opened.evaluate(
-        """() => [...document.querySelectorAll('main *')]
-            .filter(item => item.getBoundingClientRect().right > innerWidth + 1)
-            .filter(item => !item.closest('.scroll, .visually-hidden, .heads'))
-            .map(item => item.outerHTML.slice(0, 80))"""
-    )
-    assert outside == []
+    assert outside(opened) == []
 
 
 def test_marks_of_refuted_cases_are_in_sight(opened: Any) -> None:
@@ -245,7 +343,4 @@ def test_paper_shows_every_detail(opened: Any) -> None:
 
 
 def test_axe_has_no_finding(opened: Any) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra browser is not installed")
-    opened.evaluate("document.querySelectorAll('details').forEach(item => item.open = true)")
-    found = axe.Axe().run(opened).response["violations"]
-    assert [(item["id"], item["nodes"][0]["html"][:120]) for item in found] == []
+    assert findings(opened) == []

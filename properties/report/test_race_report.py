@@ -24,9 +24,11 @@ from lmc_verify.report import (
     render_markdown,
     write_report,
 )
+from lmc_verify.report.answers.races import race_answer, race_question
 from lmc_verify.report.figures.dot_plot import dot_plot
 from lmc_verify.report.figures.line_plot import line_plot
 from lmc_verify.report.figures.pictures import pictures
+from lmc_verify.report.formats.github import annotation_lines
 from lmc_verify.report.model.curves import DotRow
 from lmc_verify.report.model.race_curves import _median_points, colour_of
 from lmc_verify.runs.records import Records
@@ -158,7 +160,7 @@ def test_a_run_that_diverges_is_drawn_as_far_as_it_came_and_named(tmp_path: Path
         return diverged([0.1, 0.2]) if gone else rising(planned)
 
     report = report_of(tmp_path, raced(a_race(FIGURES), mixed))
-    assert report.level == "incomplete"  # no control was run; a run that diverges is a result
+    assert report.level == "passed"  # a run that diverges is a result; races judge nothing that controls vouch for
     assert "1 diverged" in report.headline
     page = render_html(report)
     assert "Diverged, drawn up to the step at which they diverged: gas (seed 1)." in page
@@ -180,6 +182,47 @@ def test_contestants_that_all_diverge_have_a_row_and_no_accuracy(tmp_path: Path)
     assert table(report, "Whole runs")["gas"][:2] == ("–", "–")
     assert table(report, "To 80.00 %")["gas"][0] == "0 of 3"
     assert render_html(report)
+
+
+def test_races_alone_are_complete_without_a_control_and_answered_first(tmp_path: Path) -> None:
+    report = report_of(tmp_path, raced(a_race(FIGURES), rising))
+    assert (report.level, report.exit_code) == ("passed", 0)
+    assert report.headline == "1 race with 9 training runs; nothing skipped."
+    question = "How long does each contestant train to 80.00 % validation accuracy on karate?"
+    answer = "lmc 4.0 s [4.0 s, 4.0 s], full-batch 4.0 s [4.0 s, 4.1 s], gas never. Medians over 3 seeds"
+    page, text = render_html(report), render_markdown(report)
+    assert page.index(question) < page.index(answer) < page.index('id="races-summary"') + 6000
+    assert text.index("**✓ complete**") < text.index(question) < text.index("## Races")
+    for written in (page, text, "\n".join(annotation_lines(report))):
+        assert "o control was run" not in written
+    assert 'id="controls' not in page
+    assert "## Controls" not in text
+    assert "every planned training run was made" in page
+    document = json.loads(render_json(report))["result"]
+    assert (document["level"], document["exit_code"], document["controls"]) == ("passed", 0, 0)
+
+
+def test_an_answer_says_who_never_arrives_and_who_does_in_some_runs(tmp_path: Path) -> None:
+    def traces(planned: PlannedRun) -> Trace:
+        late = planned.contestant.label == "lmc" and planned.seed == 2
+        return a_trace([0.1, 0.2]) if late else rising(planned)
+
+    (race,) = report_of(tmp_path, raced(a_race(FIGURES), traces)).races
+    assert "lmc 4.0 s [4.0 s, ∞] (2 of 3 runs get there)" in race_answer(race)
+    assert "gas never." in race_answer(race)
+    (absent,) = report_of(tmp_path, (a_race(FIGURES), []), reason="no raw files").races[-1:]
+    assert race_answer(absent) == "Not run: no raw files."
+
+
+def test_a_race_without_a_target_is_asked_for_accuracies(tmp_path: Path) -> None:
+    made, runs = raced(a_race(FIGURES), rising)
+    (section,) = report_of(tmp_path, (made, [run for run in runs if run.entry.label != "full-batch"])).races
+    assert section.record is not None
+    assert section.record.target.accuracy is None
+    assert race_question(section) == "How accurate does each contestant become on karate?"
+    answer = race_answer(section)
+    assert answer.startswith("lmc 90.00 [90.00, 90.00] %, gas 60.00 [60.00, 60.00] %")
+    assert "Medians over 3 seeds" in answer
 
 
 def test_a_crash_fails_the_report_and_is_an_error_in_junit(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from lmc_verify import cases, datasets, graphs, objective
 from lmc_verify.cases.settings import DatasetSettings, ModelSettings, Settings
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
@@ -68,7 +69,12 @@ class ExactSettings(Settings):
 
 def exact(
     dataset: Annotated[
-        str, typer.Option("--dataset", help="Data set by name, or a folder that holds a graph in mapped files.")
+        str,
+        typer.Option(
+            "--dataset",
+            help="Data set by name, or a folder that holds a graph in mapped files.",
+            autocompletion=names.datasets,
+        ),
     ] = "digits",
     seed: Annotated[int, typer.Option("--seed", help="Seed of generated graphs and of the parameters.")] = 0,
     settings: SetOption = None,

@@ -14,6 +14,7 @@ import typer
 from lmc_verify import __version__, datasets
 from lmc_verify.cases.suite_files import suite_names, suite_title
 from lmc_verify.claims.registry import CLAIMS, find_claim, require_claim
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.listing.texts import claim_text, first_line, kept
 from lmc_verify.cli.options import DOCUMENTATION, DataRootOption, JsonOption, out_console, print_json, shown
 from lmc_verify.cli.print_verdicts import print_table
@@ -127,7 +128,7 @@ def _estimator_row(name: str) -> list[str]:
 
 
 def explain(
-    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.")],
+    claim: Annotated[str, typer.Argument(help="Claim id, such as theorem-1/unbiased.", autocompletion=names.claims)],
     page: Annotated[
         bool, typer.Option("--page", help="Print the claim's whole page of the documentation, as Markdown.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import JsonOption, out_console, print_json, shown
 from lmc_verify.errors import UnknownNameError
 
@@ -17,8 +18,15 @@ __all__ = ["settings"]
 
 
 def settings(
-    prefix: Annotated[str, typer.Argument(help="Beginning of the keys, such as model or estimator.beta.")] = "",
-    command: Annotated[str | None, typer.Option("--command", help="Only what this command takes.")] = None,
+    prefix: Annotated[
+        str,
+        typer.Argument(
+            help="Beginning of the keys, such as model or estimator.beta.", autocompletion=names.settings_prefixes
+        ),
+    ] = "",
+    command: Annotated[
+        str | None, typer.Option("--command", help="Only what this command takes.", autocompletion=names.commands)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what --set takes: key, type, default, range and meaning. That of audit: your function's arguments."""

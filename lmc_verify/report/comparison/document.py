@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
 from lmc_verify.encoding import published
@@ -14,10 +15,18 @@ from lmc_verify.report.comparison.measures import LEVEL
 from lmc_verify.report.comparison.results import Result
 from lmc_verify.report.comparison.side import Side
 
-__all__ = ["SCHEMA", "comparison_document", "comparison_json"]
+__all__ = ["SCHEMA", "comparison_document", "comparison_json", "comparison_schema"]
 
-SCHEMA = "lmc-verify/comparison/1"
+_VERSION = 1
+SCHEMA = f"lmc-verify/comparison/{_VERSION}"
 """Name of the document's schema; its number rises when a field changes its meaning or goes away."""
+
+
+def comparison_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) that every comparison.json of this version fits."""
+    file = files("lmc_verify.report").joinpath("schemas", f"comparison-{_VERSION}.json")
+    schema: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return schema
 
 
 def comparison_document(made: Comparison) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "CARD",
     "CHARACTER",
     "CURVES",
+    "END",
     "INK",
     "MUTED",
     "RULE",
@@ -59,6 +60,8 @@ _STYLE: Any = {
     "path.simplify": False,
     "text.parse_math": False,
 }
+END = "end"
+"""Group id, and then class, of a label at the end of a line: narrow pages have a legend below the figure instead."""
 CHARACTER = 6.4
 """Mean width of a character at 11 px."""
 
@@ -111,6 +114,7 @@ def svg(draw: Callable[[], Figure], identifier: str, title: str, description: st
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     body = body.replace("xlink:href=", "href=")
     body = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = body.replace(f' id="{END}"', f' class="{END}"')
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{identifier}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{identifier}-", body)

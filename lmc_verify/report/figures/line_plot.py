@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import IdentityTransform
 
-from lmc_verify.report.figures.canvas import CARD, CHARACTER, CURVES, MUTED, RULE, canvas, frame, short, svg
+from lmc_verify.report.figures.canvas import CARD, CHARACTER, CURVES, END, MUTED, RULE, canvas, frame, short, svg
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import LARGEST, Curve, Plot
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["MARKERS", "curve_key", "line_plot", "padded", "round_ticks", "tick_label"]
 
 _WIDTH, _HEIGHT = 540.0, 230.0
+_BESIDE = 16.0
+"""Pixels to the right of the axes that the last tick label may take."""
 _TOP, _BOTTOM = 30.0, 44.0
 _LINE = 13.0  # height of a line of text at 11 px
 MARKERS = ("o", "s", "D", "^", "v", "p", "<", ">")
@@ -41,10 +43,11 @@ def line_plot(plot: Plot, identifier: str) -> str:
     low, high = _limits(plot)
     ticks = round_ticks(low, high, log=plot.scale != "linear", most=6)
 
+    labels = [_wrapped(curve.label) for curve in plot.curves]
+    right = 24.0 + CHARACTER * max((len(line) for label in labels for line in label), default=0)
+
     def draw() -> Figure:
-        labels = [_wrapped(curve.label) for curve in plot.curves]
         left = 14.0 + CHARACTER * max((len(tick_label(value)) for value in ticks), default=3)
-        right = 24.0 + CHARACTER * max((len(line) for label in labels for line in label), default=0)
         height = max(_HEIGHT, _LINE * sum(map(len, labels)) + 6.0 * len(labels))
         figure, axes = canvas(left, height, top=_TOP, bottom=_BOTTOM, width=_WIDTH, right=right)
         _set_axes(figure, axes, plot, low, high, ticks)
@@ -57,7 +60,9 @@ def line_plot(plot: Plot, identifier: str) -> str:
     axes_words = {"linear": "linear axes", "semilogy": "log vertical axis", "loglog": "log axes"}[plot.scale]
     description = f"{plot.y_label} against {plot.x_label}, {axes_words}. {'. '.join(described)}."
     title = f"{plot.title}, {plot.detail}" if plot.detail else plot.title
-    return svg(draw, identifier, title, text.printable(description))
+    drawn = svg(draw, identifier, title, text.printable(description))
+    # Which part of the width is the plot, for pages that have no room for what is beside it.
+    return drawn.replace(' role="img"', f' style="--plot: {(_WIDTH - right + _BESIDE) / _WIDTH:.3f}" role="img"', 1)
 
 
 def curve_key(curve: Curve) -> tuple[str, str]:
@@ -274,10 +279,10 @@ def _label_ends(
         start = box.x1 + 13.0
         if start - end_x > 24.0 or abs(centre - end_y) > 5.0:
             leader: dict[str, Any] = {"transform": where, "color": colour, "linewidth": 0.7, "alpha": 0.6}
-            figure.add_artist(Line2D([end_x + 5.0, start - 4.0], [end_y, centre], **leader))
+            figure.add_artist(Line2D([end_x + 5.0, start - 4.0], [end_y, centre], gid=END, **leader))
         for number, line in enumerate(label):
             y = centre + (len(label) - 1) * _LINE / 2 - number * _LINE
-            figure.text(start, y, line, transform=where, fontsize=11, color=colour, va="center_baseline")
+            figure.text(start, y, line, transform=where, fontsize=11, color=colour, va="center_baseline", gid=END)
 
 
 def _end(axes: Axes, curve: Curve, limits: tuple[float, float]) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def _all(report: Report) -> Iterator[_Annotation]:
     if report.errors.overspent:
         spent, total = text.level(report.errors.spent), text.level(report.errors.total)
         yield _Annotation("error", "error level overspent", f"statistical checks spent {spent}, more than {total}")
-    if not report.controls:
+    if not report.controls and report.judges:
         yield _Annotation("warning", "no control was run", "nothing shows that this verifier can fail")
     if report.unfinished:
         words = f"{text.count(len(report.unfinished), 'planned part')}: {report.why_unfinished}"

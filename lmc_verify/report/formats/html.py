@@ -13,6 +13,7 @@ from lmc_verify.audits.result import effect
 from lmc_verify.audits.result import percent as share
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.report.answers.names import display_name
+from lmc_verify.report.answers.races import race_answer, race_question
 from lmc_verify.report.answers.sentences import asked
 from lmc_verify.report.figures.canvas import short
 from lmc_verify.report.figures.causes import causes_picture
@@ -66,6 +67,7 @@ def render_html(report: Report) -> str:
     )
     environment.globals.update(picture_groups=picture_groups, glossary=glossary, curve_key=curve_key)
     figures = _Figures(report)  # before the page is rendered: its head holds what they share
+    environment.filters.update(race_question=race_question, race_answer=race_answer)
     environment.filters.update(display=display_name, short=short, shared=figures.shared)
     return environment.get_template("report.html.j2").render(
         report=report,

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lmc_verify.audits.result import effect
+from lmc_verify.report.answers.races import race_answer, race_question
 from lmc_verify.report.answers.sentences import asked
 from lmc_verify.report.figures.pictures import picture_groups
 from lmc_verify.report.model import text
@@ -29,6 +30,8 @@ _CUTS = (0, 1, 2)
 """How much is left out: nothing; claims, controls and races that are as expected; all but the answers."""
 _MOST = 12
 """So many failures, planned checks and controls are listed in a Markdown that is cut."""
+_RACES = 6
+"""So many races are answered in sentences; of more, the table tells enough."""
 _ANSWERS = 5
 """So many answers to a question are listed in one."""
 
@@ -70,7 +73,7 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
     )
     environment.filters.update(md=escape, number=text.number, duration=text.duration, moment=text.moment)
     environment.filters.update(code=_code, word=text.outcome_word, setting=text.setting, name=text.name)
-    environment.filters.update(percent=percent, effect=effect)
+    environment.filters.update(percent=percent, effect=effect, race_question=race_question, race_answer=race_answer)
     environment.filters.update(level=text.level, e_value=text.e_value, tier=text.tier)
     template = environment.get_template("report.md.j2")
     plots = {section.anchor: claim_plots(section) for section in report.sections}
@@ -79,9 +82,11 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
         cut=cut,
         files=files,
         most=_MOST if cut else sys.maxsize,
+        races_told=_RACES,
         answers=_ANSWERS if cut else sys.maxsize,
         count=text.count,
         asked=asked(report.sections),
+        count=text.count,
         matrices=(report.matrix,) if cut else report.matrices,
         symbols=text.OUTCOME_SYMBOLS,
         settings_in_words=settings_in_words,

@@ -187,6 +187,14 @@ class Case:
         return None if self.verdict.audit is None else Audit.from_dict(self.verdict.audit)
 
     @property
+    def audit_question(self) -> str:
+        """What an audit asked, with the function that returned the step: steps of several may have one name."""
+        function = self.verdict.case.function
+        if self.audit is None:
+            return f"The audit of {function} failed:"
+        return self.audit.question if function is None else self.audit.asked_of(function)
+
+    @property
     def _audit_facts(self) -> list[tuple[str, str]]:
         made = self.audit
         if made is None:

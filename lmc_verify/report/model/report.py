@@ -161,6 +161,11 @@ class Report:
         return bool(self.cases or self.counterexamples or self.race_runs)
 
     @property
+    def judges(self) -> bool:
+        """Whether the run makes verdicts, which controls vouch for; races alone measure and judge nothing."""
+        return not self.races or bool(self.sections or self.counterexamples or self.controls)
+
+    @property
     def unexpected(self) -> tuple[Case, ...]:
         """The cases that are not as expected, crashed ones included."""
         return tuple(case for case in self.cases if case.failed)
@@ -229,7 +234,8 @@ class Report:
         if self.shard is not None:
             return "incomplete"
         complete = self.finished and not self.not_run and not self.races_not_run
-        return "passed" if complete and self.passed_controls == len(self.controls) > 0 else "incomplete"
+        vouched = self.passed_controls == len(self.controls) > 0 or not self.judges
+        return "passed" if complete and vouched else "incomplete"
 
     @property
     def headline(self) -> str:
@@ -240,7 +246,8 @@ class Report:
         if self.race_runs:
             parts.append(self._race_words())
         # A failed control outranks every verdict.
-        parts.insert(0 if self.failed_controls else len(parts), self._control_words())
+        if self.judges or self.shard is not None:
+            parts.insert(0 if self.failed_controls else len(parts), self._control_words())
         if self.errors.overspent:
             spent, total = text.level(self.errors.spent), text.level(self.errors.total)
             parts.append(f"statistical checks spent an error level of {spent}, more than {total}")
