@@ -86,7 +86,6 @@ def _rendered(report: Report, folder: str | Path | None, cut: int, *, files: boo
         answers=_ANSWERS if cut else sys.maxsize,
         count=text.count,
         asked=asked(report.sections),
-        count=text.count,
         matrices=(report.matrix,) if cut else report.matrices,
         symbols=text.OUTCOME_SYMBOLS,
         settings_in_words=settings_in_words,
