@@ -26,6 +26,7 @@ from lmc_verify.bounds import (
 )
 from lmc_verify.bounds.nodewise import Activation, error_table, flipped, row_norm
 from lmc_verify.bounds.propagation import RowTerms
+from lmc_verify.bounds.scopes import DesignScope, Groups
 from lmc_verify.bounds.terms import LinearTerms, spectral_norm
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import (
@@ -455,6 +456,48 @@ def test_residual_connections_carry_backward_errors():
     assert_covers(batch_bound(problem, exact, state, batch, GAS()), problem, difference, "residual")
     whole = range_bound(problem, exact, state, lv.UniformNodes(6, 3), GAS())
     assert whole.layers["layer 1"] >= float(difference["layers.0.conv.bias"].norm())
+
+
+@pytest.mark.parametrize("per_batch", [1, 2])
+def test_with_one_group_per_batch_the_neighbours_in_other_groups_are_halo_rows(per_batch):
+    """With several, a neighbour in another group may be a batch row too, and the larger of its errors counts."""
+    graph = path_graph(6)
+    groups = Groups.of(lv.Clusters(lv.Partition.contiguous(6, 3), per_batch))
+    operator = DesignScope(graph, LMC().policies, groups).operator("gcn")
+    weight = graph.operator("gcn").csr.to_dense().abs()
+    own = weight * (groups.assignment[:, None] == groups.assignment)
+    batch, halo = torch.rand(2, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    either = torch.maximum(batch, halo)
+    across = halo if per_batch == 1 else either
+    wanted = torch.cat([own @ batch + (weight - own) @ across, own @ halo + (weight - own) @ either])
+    errors = torch.cat([batch, halo])
+    torch.testing.assert_close(operator.forward_error(errors), wanted)
+    torch.testing.assert_close(operator.backward_error(errors), wanted)  # the operator is symmetric
+
+
+def test_a_row_s_own_error_reaches_it_through_the_root_weight():
+    # Layer 3 takes no messages: what the histories of layer 1 have wrong reaches the loss through its root weight only.
+    problem = _problem(lv.models.SAGE(3, 4, 3, 3, dtype=torch.float64))
+    with torch.no_grad():
+        problem.model.layers[2].conv.lin_l.weight.zero_()
+    exact = exact_pass(problem)
+    state, batch = History.from_exact(problem, exact), lv.Batch.of([2], 0.5)
+    state.embeddings[1] += 1.0
+    difference = differences(problem, exact, state, batch, GAS())
+    assert float(difference["layers.2.conv.lin_l.bias"].norm()) > 1e-3
+    assert_covers(batch_bound(problem, exact, state, batch, GAS()), problem, difference, "root")
+
+
+@pytest.mark.parametrize("norm", [[], [nn.LayerNorm(2, dtype=torch.float64)]], ids=["relu", "layer norm and relu"])
+def test_what_lies_behind_a_closed_relu_counts_for_nothing(norm):
+    values = torch.tensor([[3.0, -1.0], [-2.0, 4.0]], dtype=torch.float64)
+    part, nodes = Activation([*norm, nn.ReLU()], values, 0.0), torch.arange(2)
+    errors = torch.tensor([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2]], dtype=torch.float64)  # too small to open or close a unit
+    error = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    closed = 7.0 * (values < 0)
+    nothing, found = (part.cotangent_error(nodes, errors, rows, rows, error) for rows in (0 * closed, closed))
+    assert torch.equal(nothing, found)
+    assert bool((part.cotangent_error(nodes, errors, 0 * closed, 7.0 - closed, error) > nothing).all())
 
 
 def test_a_halo_node_misses_messages_from_its_own_group_too():

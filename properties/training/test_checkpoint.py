@@ -325,6 +325,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
         {"stream": None},
         {"optimiser": {"groups": [], "values": {}, "devices": {}}},
         {"optimiser": {"groups": 3}},
+        {"optimiser": {"groups": [3]}},
         {"batch_loss": [1]},
     ],
     ids=str,
@@ -338,6 +339,16 @@ def test_a_checkpoint_with_a_part_of_another_type_is_refused(tmp_path: Path, cha
     with pytest.raises(
         InvalidInputError, match=r"is damaged: a part is missing or of another type|not the trace of a training"
     ):
+        made(optimiser="adam").restore(file)
+
+
+def test_what_an_optimiser_keeps_of_a_parameter_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    interrupted(made(optimiser="adam"), 4, file)
+    tensors, document = read_checkpoint(file)
+    document["optimiser"]["values"]["99.momentum"] = 0.5
+    write_checkpoint(file, tensors, document)
+    with pytest.raises(InvalidInputError, match=r"is damaged: a part is missing or of another type \(IndexError"):
         made(optimiser="adam").restore(file)
 
 
