@@ -24,9 +24,10 @@ from lmc_verify.bounds import (
     exact_terms,
     range_bound,
 )
+from lmc_verify.bounds.instances import _largest_weight
 from lmc_verify.bounds.nodewise import Activation, error_table, flipped, row_norm
 from lmc_verify.bounds.propagation import RowTerms
-from lmc_verify.bounds.scopes import DesignScope, Groups
+from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import LinearTerms, spectral_norm
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import (
@@ -42,6 +43,7 @@ from lmc_verify.estimators import (
     LMCForwardOnly,
     make_estimator,
 )
+from lmc_verify.estimators.base import node_weights
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm, gradient_sum
 
@@ -475,6 +477,16 @@ def test_with_one_group_per_batch_the_neighbours_in_other_groups_are_halo_rows(p
     torch.testing.assert_close(operator.backward_error(errors), wanted)  # the operator is symmetric
 
 
+def test_a_negative_beta_takes_more_than_the_history_and_adds_the_error_of_the_fresh_value():
+    graph = path_graph(6, edge_index=torch.tensor([[1, 1, 1, 1, 1, 0, 2, 3, 4, 5], [0, 2, 3, 4, 5, 1, 1, 1, 1, 1]]))
+    estimator = LMC(beta=0.5, score="sin")
+    scope = BatchScope(graph, estimator.policies, lv.Batch.of([0], 0.5))
+    beta = 0.5 * math.sin(math.pi * (1 / 5 - 1 / 2))  # of node 1: one of its five neighbours is in the local set
+    held, fresh = torch.full((1, 2), 2.0, dtype=torch.float64), torch.full((1, 2), 3.0, dtype=torch.float64)
+    found = scope.blend(estimator.blend, held, fresh)
+    torch.testing.assert_close(found, torch.full_like(found, (1 - beta) * 2.0 + abs(beta) * 3.0))
+
+
 def test_a_row_s_own_error_reaches_it_through_the_root_weight():
     # Layer 3 takes no messages: what the histories of layer 1 have wrong reaches the loss through its root weight only.
     problem = _problem(lv.models.SAGE(3, 4, 3, 3, dtype=torch.float64))
@@ -529,6 +541,29 @@ def test_range_takes_the_largest_weight_of_unequal_clusters(weighting, factor):
     plain = range_bound(problem, exact, state, design, GAS())
     found = range_bound(problem, exact, state, design, GAS(weighting=weighting))
     assert found.total == pytest.approx(plain.total * factor / 2)
+
+
+EPOCH = lv.EpochClusters(lv.Partition.from_clusters([[0], [1, 2], [3, 4, 5], [6, 7], [8]]), 2)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [EPOCH, EPOCH.after(0, 3), EPOCH.after(0, 1, 2, 3), lv.Clusters(EPOCH.partition, 2), lv.UniformNodes(5, 2)],
+    ids=["an epoch", "its second batch", "its last batch", "clusters", "nodes"],
+)
+def test_groups_are_as_many_as_batches_hold(design):
+    groups, batches = Groups.of(design), [batch for batch, _ in design.enumerate()]
+    held = [batch.nodes.tolist() if batch.clusters is None else batch.clusters for batch in batches]
+    assert (groups.least, groups.most) == (min(map(len, held)), max(map(len, held)))
+    assert set(groups.open) == {group for own in held for group in own}
+    assert groups.inclusion == pytest.approx(float(design.inclusion_probabilities()[0]))
+
+
+@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
+def test_the_largest_weight_in_an_epoch_is_that_of_its_smallest_batch(weighting):
+    problem = _problem(graph=path_graph(9, train_mask=torch.arange(9) != 4))
+    largest = max(float(node_weights(problem, batch, weighting).max()) for batch, _ in EPOCH.enumerate())
+    assert _largest_weight(problem, Groups.of(EPOCH), weighting)[0] == pytest.approx(largest)
 
 
 # ------------------------------------------------------------------------------------------- what there is no proof for

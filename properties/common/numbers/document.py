@@ -20,6 +20,7 @@ def _inputs() -> dict[str, Any]:
         "labor": ("labor", {"fan_out": 2, "rounds": 1}),
         "fastgcn": ("fastgcn", {"nodes": 2}),
         "ladies": ("ladies", {"nodes": 2}),
+        "graphsaint-edge": ("graphsaint-edge", {"edges": 2}),
     }
     inputs["designs"] = {"clusters": graphs.FIVE}
 
@@ -51,6 +52,8 @@ def _inputs() -> dict[str, Any]:
         "tolerance": statistics.TOLERANCE,
         "population": statistics.POPULATION,
         "times": statistics.TIMES,
+        "alpha": statistics.ALPHA,
+        "counts": statistics.COUNTS,
         "large-population": statistics.LARGE_POPULATION,
         "units": statistics.UNITS,
         "slopes": statistics.SLOPES,
