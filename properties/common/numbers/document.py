@@ -22,7 +22,8 @@ def _inputs() -> dict[str, Any]:
         "ladies": ("ladies", {"nodes": 2}),
         "graphsaint-edge": ("graphsaint-edge", {"edges": 2}),
     }
-    inputs["designs"] = {"clusters": graphs.FIVE}
+    inputs["designs"] = {"clusters": graphs.FIVE, "list": graphs.LIST, "far-apart": graphs.FAR_APART}
+    inputs["fit"] = samplers.FIT
 
     def own(model: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Cut one number a node to the graph's size."""
@@ -69,6 +70,8 @@ def _inputs() -> dict[str, Any]:
         "steps": training.STEPS,
         "beta": training.BETA,
         "batches": training.ORDER,
+        "patience": training.PATIENCE,
+        "together": training.TOGETHER,
     }
     inputs["claims"] = {
         "thresholds": list(claims.THRESHOLDS),

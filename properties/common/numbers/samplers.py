@@ -128,6 +128,16 @@ def _shadow(inputs: dict[str, Any], depth: int, *, renormalise: bool) -> list[fl
     return [float(total.detach()), *torch.cat([part.reshape(-1) for part in gradient]).tolist()]
 
 
+FIT = {"basis": [[0.5, 0.5], [1.0, 0.0], [0.0, 1e-4], [2.0, -1.0]], "tolerance": 1e-2, "batch": [1, 2]}
+"""The batch's rows have the singular values 1 and 1e-4, of which the fit takes the first alone."""
+
+
+def _fit(problem: oracles.Problem) -> list[list[float]]:
+    """Return the halo's rows of the basis, of which the first entry is the batch's first row."""
+    senders = sorted({j for i in FIT["batch"] for j in np.flatnonzero(problem.pattern[i])} - set(FIT["batch"]))
+    return [[FIT["basis"][j][0], 0.0] for j in senders]
+
+
 def _basis(inputs: dict[str, Any]) -> list[list[float]]:
     """Return ``Z, A Z, A^2 Z`` with ``Z = [1, X]`` for the three-layer GCN."""
     model = Dense(inputs, "gcn")
@@ -157,5 +167,9 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         **{f"{name}/mass": 1.0 for name in means},
         "shadow": _shadow(inputs, 1, renormalise=True),
         "shadow-whole": _shadow(inputs, 2, renormalise=False),
+        "shadow-objective": _shadow(inputs, 1, renormalise=True),
+        # The first checkpoint is made at the start; two steps later the third step makes one, and is a step from it.
+        "mvs-refreshes": [0, 0, 1, 0, 1, 0, 1],
         "top-krylov-basis": _basis(inputs),
+        "top-fit": _fit(problem),
     }
