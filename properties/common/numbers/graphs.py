@@ -18,7 +18,7 @@ LIST = [[0, 1, 2], [0, 3], [4, 5]]
 FUSED = [1, 2, 2]
 """How many of the five clusters are in each group, two at a time."""
 
-FAR_APART = {"nodes": 400, "edges": [[0, 1], [1, 2], [5, 0], [7, 8]], "batch": [0, 5]}
+FAR_APART: dict[str, Any] = {"nodes": 400, "edges": [[0, 1], [1, 2], [5, 0], [7, 8]], "batch": [0, 5]}
 """So few edges that the nodes near a batch are searched for, and not marked one by one."""
 
 

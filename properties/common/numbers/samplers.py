@@ -128,7 +128,7 @@ def _shadow(inputs: dict[str, Any], depth: int, *, renormalise: bool) -> list[fl
     return [float(total.detach()), *torch.cat([part.reshape(-1) for part in gradient]).tolist()]
 
 
-FIT = {"basis": [[0.5, 0.5], [1.0, 0.0], [0.0, 1e-4], [2.0, -1.0]], "tolerance": 1e-2, "batch": [1, 2]}
+FIT: dict[str, Any] = {"basis": [[0.5, 0.5], [1.0, 0.0], [0.0, 1e-4], [2.0, -1.0]], "tolerance": 1e-2, "batch": [1, 2]}
 """The batch's rows have the singular values 1 and 1e-4, of which the fit takes the first alone."""
 
 
