@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from common.audit_cases import FreshPairs, backward_sgd, cluster_step, make_net, parts, random_graph, subgraphs
@@ -32,7 +33,9 @@ from torch_geometric.nn import (
 
 import lmc_verify as lv
 from lmc_verify import Audit, ContractError, InvalidInputError, Outcome
+from lmc_verify.audits import decision
 from lmc_verify.audits.batches.law import law_of
+from lmc_verify.statistics import BiasRadius, BiasTest
 from lmc_verify.steps import mean_loss
 from lmc_verify.steps.row_gradients import RowGradients
 
@@ -526,6 +529,23 @@ def test_anytime_valid_needs_a_bound_and_uses_it() -> None:
     assert found.outcome is Outcome.REFUTED
     with pytest.raises(ContractError, match=r"beyond the bound 0\.01"):
         draws(bound=0.01)
+
+
+def test_both_ends_of_a_proven_range_get_half_of_the_level() -> None:
+    blocks = ("weight", decision.WHOLE)
+    found = decision._Proven(1.0, 0.02, dict.fromkeys(blocks, 0.0))
+    lower, upper = BiasTest(dict.fromkeys(blocks, 1.0)), BiasRadius(dict.fromkeys(blocks, 1.0), 0.01)
+    between = 0  # draws after which all of the level would reject, and half of it does not
+    for _ in range(60):
+        draw = {name: np.array([0.5]) for name in blocks}
+        found.update(draw)
+        lower.update(draw)
+        upper.update(draw)
+        assert (found.low[decision.WHOLE] > 0) is lower.rejects(0.01)
+        between += lower.rejects(0.02) and not lower.rejects(0.01)
+    found.look()
+    assert found.high[decision.WHOLE] == upper.upper()
+    assert between > 0
 
 
 @pytest.mark.parametrize("guarantee", ["exact", "anytime-valid"])

@@ -6,6 +6,7 @@ Loops are small functions on the karate club, in which each defect is planted on
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
 from lmc_verify.audits import Audit
+from lmc_verify.audits.causes.enactments import World
 from lmc_verify.audits.causes.search import _Candidate, _Search
 from lmc_verify.audits.interventions import INTERVENTIONS
 from lmc_verify.audits.measure import Measured
@@ -319,3 +321,12 @@ def test_of_causes_within_the_noise_the_one_that_leaves_least_explains(
     search._measured |= {frozenset({item.id}): measured(bias) for item, bias in zip((first, second), left, strict=True)}
     expected = None if found is None else frozenset({(first, second)[found].id})
     assert search.explanation(1) == expected
+
+
+def test_around_a_batch_are_the_nodes_whose_messages_reach_it() -> None:
+    """Against the edges 0 -> 1 -> 2, one step a hop: what a node sends to is not around it."""
+    subject: Any = SimpleNamespace(data=Data(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=3), exact={})
+    world = World(subject, [])
+    first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    assert [world.around(last, hops).tolist() for hops in (1, 2)] == [[False, True, True], [True, True, True]]
+    assert torch.equal(world.around(first, 2), first)

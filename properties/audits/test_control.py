@@ -19,6 +19,7 @@ from lmc_verify.audits.batches.law import Unit, law_of
 from lmc_verify.audits.batches.nodes import NodesReader
 from lmc_verify.audits.control import control_of, loss_on, splits
 from lmc_verify.audits.interventions import labelled_nodes
+from lmc_verify.audits.measure import Deviations
 from lmc_verify.audits.subject import Gradient, Subject, added, norm
 from lmc_verify.steps import StepRunner, mean_loss, objective_gradient
 from lmc_verify.steps.row_gradients import RowGradients
@@ -157,3 +158,14 @@ def test_losses_of_before_are_not_used_after_parameters_have_moved() -> None:
     subject.moved()
     found = loss_on(subject, ones)
     assert norm(added(found, subject.exact, -1.0)) <= 1e-12 * norm(subject.exact)
+
+
+def test_the_noise_of_a_mean_is_its_standard_error() -> None:
+    draws = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    deviations = Deviations()
+    for draw in draws:
+        deviations.update({"weight": draw}, 2)
+    found = deviations.measured({"weight": 0.0})
+    torch.testing.assert_close(found.bias["weight"], draws.mean(0))
+    assert found.noise["weight"] == pytest.approx(float((draws.var(0) / 7).sum()) ** 0.5)
+    assert found.draws == 14

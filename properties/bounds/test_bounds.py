@@ -24,8 +24,10 @@ from lmc_verify.bounds import (
     exact_terms,
     range_bound,
 )
+from lmc_verify.bounds.instances import _largest_weight
 from lmc_verify.bounds.nodewise import Activation, error_table, flipped, row_norm
 from lmc_verify.bounds.propagation import RowTerms
+from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import LinearTerms, spectral_norm
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import (
@@ -41,6 +43,7 @@ from lmc_verify.estimators import (
     LMCForwardOnly,
     make_estimator,
 )
+from lmc_verify.estimators.base import node_weights
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm, gradient_sum
 
@@ -457,6 +460,58 @@ def test_residual_connections_carry_backward_errors():
     assert whole.layers["layer 1"] >= float(difference["layers.0.conv.bias"].norm())
 
 
+@pytest.mark.parametrize("per_batch", [1, 2])
+def test_with_one_group_per_batch_the_neighbours_in_other_groups_are_halo_rows(per_batch):
+    """With several, a neighbour in another group may be a batch row too, and the larger of its errors counts."""
+    graph = path_graph(6)
+    groups = Groups.of(lv.Clusters(lv.Partition.contiguous(6, 3), per_batch))
+    operator = DesignScope(graph, LMC().policies, groups).operator("gcn")
+    weight = graph.operator("gcn").csr.to_dense().abs()
+    own = weight * (groups.assignment[:, None] == groups.assignment)
+    batch, halo = torch.rand(2, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    either = torch.maximum(batch, halo)
+    across = halo if per_batch == 1 else either
+    wanted = torch.cat([own @ batch + (weight - own) @ across, own @ halo + (weight - own) @ either])
+    errors = torch.cat([batch, halo])
+    torch.testing.assert_close(operator.forward_error(errors), wanted)
+    torch.testing.assert_close(operator.backward_error(errors), wanted)  # the operator is symmetric
+
+
+def test_a_negative_beta_takes_more_than_the_history_and_adds_the_error_of_the_fresh_value():
+    graph = path_graph(6, edge_index=torch.tensor([[1, 1, 1, 1, 1, 0, 2, 3, 4, 5], [0, 2, 3, 4, 5, 1, 1, 1, 1, 1]]))
+    estimator = LMC(beta=0.5, score="sin")
+    scope = BatchScope(graph, estimator.policies, lv.Batch.of([0], 0.5))
+    beta = 0.5 * math.sin(math.pi * (1 / 5 - 1 / 2))  # of node 1: one of its five neighbours is in the local set
+    held, fresh = torch.full((1, 2), 2.0, dtype=torch.float64), torch.full((1, 2), 3.0, dtype=torch.float64)
+    found = scope.blend(estimator.blend, held, fresh)
+    torch.testing.assert_close(found, torch.full_like(found, (1 - beta) * 2.0 + abs(beta) * 3.0))
+
+
+def test_a_row_s_own_error_reaches_it_through_the_root_weight():
+    # Layer 3 takes no messages: what the histories of layer 1 have wrong reaches the loss through its root weight only.
+    problem = _problem(lv.models.SAGE(3, 4, 3, 3, dtype=torch.float64))
+    with torch.no_grad():
+        problem.model.layers[2].conv.lin_l.weight.zero_()
+    exact = exact_pass(problem)
+    state, batch = History.from_exact(problem, exact), lv.Batch.of([2], 0.5)
+    state.embeddings[1] += 1.0
+    difference = differences(problem, exact, state, batch, GAS())
+    assert float(difference["layers.2.conv.lin_l.bias"].norm()) > 1e-3
+    assert_covers(batch_bound(problem, exact, state, batch, GAS()), problem, difference, "root")
+
+
+@pytest.mark.parametrize("norm", [[], [nn.LayerNorm(2, dtype=torch.float64)]], ids=["relu", "layer norm and relu"])
+def test_what_lies_behind_a_closed_relu_counts_for_nothing(norm):
+    values = torch.tensor([[3.0, -1.0], [-2.0, 4.0]], dtype=torch.float64)
+    part, nodes = Activation([*norm, nn.ReLU()], values, 0.0), torch.arange(2)
+    errors = torch.tensor([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2]], dtype=torch.float64)  # too small to open or close a unit
+    error = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    closed = 7.0 * (values < 0)
+    nothing, found = (part.cotangent_error(nodes, errors, rows, rows, error) for rows in (0 * closed, closed))
+    assert torch.equal(nothing, found)
+    assert bool((part.cotangent_error(nodes, errors, 0 * closed, 7.0 - closed, error) > nothing).all())
+
+
 def test_a_halo_node_misses_messages_from_its_own_group_too():
     # Batch {0}: its halo is node 1, which misses the only message that counts, from node 2 of its own group.
     graph = path_graph(4)
@@ -486,6 +541,29 @@ def test_range_takes_the_largest_weight_of_unequal_clusters(weighting, factor):
     plain = range_bound(problem, exact, state, design, GAS())
     found = range_bound(problem, exact, state, design, GAS(weighting=weighting))
     assert found.total == pytest.approx(plain.total * factor / 2)
+
+
+EPOCH = lv.EpochClusters(lv.Partition.from_clusters([[0], [1, 2], [3, 4, 5], [6, 7], [8]]), 2)
+
+
+@pytest.mark.parametrize(
+    "design",
+    [EPOCH, EPOCH.after(0, 3), EPOCH.after(0, 1, 2, 3), lv.Clusters(EPOCH.partition, 2), lv.UniformNodes(5, 2)],
+    ids=["an epoch", "its second batch", "its last batch", "clusters", "nodes"],
+)
+def test_groups_are_as_many_as_batches_hold(design):
+    groups, batches = Groups.of(design), [batch for batch, _ in design.enumerate()]
+    held = [batch.nodes.tolist() if batch.clusters is None else batch.clusters for batch in batches]
+    assert (groups.least, groups.most) == (min(map(len, held)), max(map(len, held)))
+    assert set(groups.open) == {group for own in held for group in own}
+    assert groups.inclusion == pytest.approx(float(design.inclusion_probabilities()[0]))
+
+
+@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
+def test_the_largest_weight_in_an_epoch_is_that_of_its_smallest_batch(weighting):
+    problem = _problem(graph=path_graph(9, train_mask=torch.arange(9) != 4))
+    largest = max(float(node_weights(problem, batch, weighting).max()) for batch, _ in EPOCH.enumerate())
+    assert _largest_weight(problem, Groups.of(EPOCH), weighting)[0] == pytest.approx(largest)
 
 
 # ------------------------------------------------------------------------------------------- what there is no proof for

@@ -554,6 +554,18 @@ def test_a_census_has_looked_at_every_batch(draws: int, certain: bool) -> None:
     assert Coverage(0.2, True).words(draws) == "every batch was looked at"
 
 
+@pytest.mark.parametrize("population", [None, 40])
+def test_what_share_of_batches_may_leave_the_range(population: int | None) -> None:
+    """All before the draws suffice, what draws cannot exclude from there on, none after a look at each."""
+    coverage = Coverage(0.2, False, population)
+    assert coverage.evidence(coverage.draws - 1).value == 1.0
+    assert coverage.evidence(coverage.draws).value == coverage.evidence(coverage.draws).tolerance == UNSEEN
+    assert Coverage(0.2, False, 40).evidence(40).value == Coverage(0.2, True).evidence(0).value == 0.0
+    checks = [coverage.check(draws) for draws in (coverage.draws - 1, coverage.draws)]
+    assert ["is excluded at level" in check.detail for check in checks] == [False, True]
+    assert [check.holds for check in (*checks, Coverage(0.2, True).check(0))] == [None, None, True]
+
+
 def test_the_summary_of_a_census_says_that_every_batch_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     case = assemble_case(small(40), singletons(40), Shifted(SHIFTS["half up, half down"]))
     proven = dataclasses.replace(module._proven_range(case), everything=False)

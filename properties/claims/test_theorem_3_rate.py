@@ -137,6 +137,22 @@ def test_control_must_itself_decide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("sound_runs")
+def test_three_intervals_share_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the claim and those of the two controls, each a third of it."""
+    interval, levels = convergence.median_interval, []
+
+    def noted(values: Any, alpha: float) -> Any:
+        levels.append(alpha)
+        return interval(values, alpha)
+
+    monkeypatch.setattr(convergence, "median_interval", noted)
+    case = case_of(THREE, FULL)
+    found = CLAIMS[THREE].check(case)
+    assert levels == pytest.approx(3 * [case.sampling.alpha / 3])
+    assert math.fsum(levels) <= found.alpha_spent * (1 + 1e-12)
+
+
+@pytest.mark.usefixtures("sound_runs")
 @pytest.mark.parametrize("lost", [0, 1], ids=["a sound schedule that does not decay", "a wrong one that does"])
 def test_control_needs_both_of_its_problems(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
     measured, calls = convergence.measured_norms, []

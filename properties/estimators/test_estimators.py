@@ -25,6 +25,7 @@ from common.helpers import (
     on_all_nodes,
     oracle_problem,
     oracle_tables,
+    path_graph,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from lmc_verify import (
     GAS,
+    GCN,
     LMC,
     BackwardSGD,
     Batch,
@@ -360,6 +362,17 @@ def test_reference_runs(name: str, run: str) -> None:
         assert_reference(f"{name}, {run}: H^{layer}", state.embeddings[layer], want["final_history_H"][layer - 1])
         if run in ("lmc", "lmc-beta0"):
             assert_reference(f"{name}, {run}: V^{layer}", state.auxiliary[layer], want["final_history_V"][layer - 1])
+
+
+def test_tables_that_are_filled_or_emptied_are_exact_for_nothing() -> None:
+    """Else Backward SGD would read zeros as exact values."""
+    graph = path_graph(5)
+    problem = Problem(graph, GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    state = BackwardSGD().init(problem)
+    assert state.is_exact_for(problem)
+    assert state.clone().is_exact_for(problem)
+    for other in (state.zeroed(), state.filled(exact_pass(problem))):
+        assert not other.is_exact_for(problem)
 
 
 def test_float32_is_close_to_float64() -> None:

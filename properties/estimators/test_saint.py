@@ -101,6 +101,16 @@ def test_verdicts_are_those_of_theory(claim: str, layers: int, outcome: Outcome,
     assert verdict.case.normalisation == "closed form"
 
 
+@pytest.mark.parametrize(("times", "missed"), [(1, "never in a subgraph together"), (2, "")])
+def test_two_nodes_are_together_where_two_atoms_can_hold_them(times: int, missed: str) -> None:
+    problem, estimator = tiny(1), GraphSAINTNode(nodes=times)
+    design = estimator.sampling(problem, estimator.init(problem), UniformNodes(4, 1))
+    assert any(batch.size == 2 for batch, _ in design.enumerate()) is (times == 2)
+    found = estimator.missed(problem, design)
+    assert missed in found
+    assert bool(found) is bool(missed)
+
+
 def test_estimated_constants_are_near_and_recorded_as_estimated() -> None:
     exact, rough = GraphSAINTWalk(2, 1), GraphSAINTWalk(2, 1, constants="estimated", presamples=4000)
     problem = tiny(1)

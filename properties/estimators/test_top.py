@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import GCN, GCNII, Batch, Clusters, Problem, exact_pass, load_graph, make_partition
-from lmc_verify.estimators import TOP, TOPKrylov
+from lmc_verify.estimators import TOP, History, TOPKrylov
 from lmc_verify.models import initialise
 from lmc_verify.seeds import torch_generator
 from lmc_verify.testing import batches, graphs, problems
@@ -90,6 +90,17 @@ def test_the_basis_is_orthonormal_and_spans_the_random_activations() -> None:
     assert not torch.equal(problem.model.layer(1).conv.lin.weight, drawn.model.layer(1).conv.lin.weight)  # type: ignore[attr-defined]
     more = TOP(seed=2, random_models=2).basis(problem)
     assert_close("the first model's part", more @ (more.T @ spanned), spanned)
+
+
+@pytest.mark.parametrize(("tolerance", "second"), [(1e-2, 0.0), (1e-6, 5e3)])
+def test_directions_below_the_tolerance_take_no_part_in_the_fit(tolerance: float, second: float) -> None:
+    """The batch's rows of the basis have the singular values 1 and 1e-4; a fit by the latter would be 5,000."""
+    graph = path_graph(3)
+    problem = Problem(graph, GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    basis = torch.tensor([[1.0, 0.0], [0.0, 1e-4], [0.5, 0.5]], dtype=torch.float64)
+    found = TOP(tolerance=tolerance).invariance(problem, History(vectors={"basis": basis}), torch.tensor([0, 1]))
+    assert found.halo.tolist() == [2]
+    assert_close("R", found.coefficients, [[0.5, second]])
 
 
 def test_an_encoder_learns_from_the_halo_in_the_ob_variant_alone() -> None:

@@ -23,6 +23,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import subgraph
 
 from lmc_verify import Graph, InvalidInputError, UnknownNameError
+from lmc_verify.graphs import graph as graph_module
 from lmc_verify.graphs.operators import OPERATORS, LocalSet
 from lmc_verify.testing import graphs
 
@@ -108,6 +109,18 @@ def test_neighbourhood_is_the_brute_force_one(drawn: tuple[Graph, Tensor]) -> No
     assert graph.neighbourhood(batch).tolist() == want
     flipped = graph.transposed().neighbourhood(batch).tolist()
     assert flipped == want, "the halo does not depend on the direction of edges"
+
+
+@pytest.mark.parametrize("nodes", [[0], [2, 3], [1, 5], [6]])
+def test_nodes_are_found_alike_by_search_and_by_marks(nodes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a graph has many more nodes than are near a batch, they are searched for."""
+    found = []
+    for factor in (graph_module._SEARCH, 0):
+        monkeypatch.setattr(graph_module, "_SEARCH", factor)
+        graph, batch = path_graph(7, directed=True), torch.tensor(nodes)
+        local = local_set(graph, batch)
+        found.append([local.halo, graph.local_degree_ratio(local), graph.block("gcn", batch, local).csr.to_dense()])
+    assert all(torch.equal(marked, searched) for marked, searched in zip(*found, strict=True))
 
 
 @given(with_batch())

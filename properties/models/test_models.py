@@ -29,12 +29,14 @@ from lmc_verify import (
     ConvLayer,
     Graph,
     InvalidInputError,
+    Layer,
     LayeredModel,
     Problem,
     PyGConv,
     UnknownNameError,
     make_model,
 )
+from lmc_verify.graphs import Block, spmm
 from lmc_verify.graphs.operators import LocalSet
 from lmc_verify.models import MODELS
 from lmc_verify.testing import aggregate_dependence, graphs, problems, seeds
@@ -249,6 +251,25 @@ def test_other_layers_are_not(name: str, sources: int, seed: int) -> None:
     graph = path_graph(sources + 1, edge_index=edges, x=x)
     found = [aggregate_dependence(layer, graph, 0, torch.tensor([j]), x, x) for j in range(1, sources + 1)]
     assert max(found) > DEPENDENT, f"{name}: changes {found}"
+
+
+class Squared(Layer):
+    """The square of a sum of messages: its derivative in one source is twice the sum."""
+
+    operator, aggregate_linear = "sum", False
+
+    def forward(self, source: Tensor, target: Tensor, x0_target: Tensor, block: Block) -> Tensor:
+        return spmm(block, source).square()
+
+
+@pytest.mark.parametrize(("others", "change"), [(1.0, 2 / 4), (-1.0, 3.0)])
+def test_a_derivative_that_falls_depends_on_the_aggregate_like_one_that_grows(others: float, change: float) -> None:
+    """Sources 1 and `others`: the derivative is 2 (1 + others), 2 with the other left out, 3 with it at a half."""
+    graph = path_graph(3, edge_index=torch.tensor([[1, 2], [0, 0]]))
+    source = torch.tensor([[0.0], [1.0], [others]], dtype=torch.float64)
+    changed = torch.full_like(source, 0.5)
+    found = aggregate_dependence(Squared(), graph, 0, torch.tensor([1]), source, source, changed=changed)
+    assert found == pytest.approx(change)
 
 
 @pytest.mark.parametrize("name", ["SAGEConv", "GINConv sum", "GraphConv", "GraphConv, mean"])

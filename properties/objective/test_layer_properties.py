@@ -30,6 +30,7 @@ from lmc_verify import (
     spmm,
 )
 from lmc_verify.graphs.operators import Block
+from lmc_verify.models import GCNConv
 from lmc_verify.objective import layer_properties
 
 DEGREES = r"layer 1 \(\w+\) computes constants such as degrees or means from the messages inside of a block"
@@ -434,3 +435,26 @@ def test_the_small_graph_has_what_the_measurement_needs() -> None:
     outside = edges[:, torch.isin(edges[0], into) & ~torch.isin(edges[1], batch)]
     assert outside.shape[1] > 3
     assert int(edges.max()) < layer_properties._NODES - 1, "the last node is isolated"
+
+
+class OfLocal(Conv):
+    """A sum of messages that is divided by the number of those that are there, or bent where it is large."""
+
+    operator, aggregate_linear = "sum", False
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, source: Tensor, target: Tensor, block: Block) -> Tensor:
+        total = spmm(block, source)
+        if self.counts:
+            return total / block.csr.rowptr.diff().clamp(min=1)[:, None]
+        return total + (total - 8).clamp(min=0).square()
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["messages are missing", "values change"])
+def test_one_kind_of_dependence_on_the_aggregate_is_enough(counts: bool) -> None:
+    graph = path_graph(5)
+    assert layer_properties.is_aggregate_linear("a GCN", GCNConv(3, 2, dtype=torch.float64), 3, graph)
+    assert not layer_properties.is_aggregate_linear("a local aggregate", OfLocal(counts=counts), 3, graph)

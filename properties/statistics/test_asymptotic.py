@@ -288,6 +288,19 @@ def test_levels_together_spend_one_alpha() -> None:
     assert 0.9999 < total <= 1
 
 
+def test_every_end_of_every_block_gets_an_equal_share_of_alpha() -> None:
+    """Two blocks have four ends: each is that of one block alone at a quarter of the level."""
+    values = 0.4 + np.random.default_rng(12).standard_normal((400, 3))
+    both = AsymptoticBias(["a", "b"], 0.02)
+    alone = module._Block(0.02 / 4, 0.0, 0.0, first_look(0.02, 2))
+    for value in values:
+        both.update({"a": value, "b": 2 * value})
+        alone.add(value, module.SHORT_GROUPS)
+    alone.look()
+    assert 0 < both.lower()["a"] == alone.lower.value()
+    assert both.upper()["a"] == alone.upper < math.inf
+
+
 @pytest.mark.parametrize("dimension", [1, 40])
 def test_less_memory_costs_little(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = 0.5 + np.random.default_rng(10).standard_normal((1500, dimension))

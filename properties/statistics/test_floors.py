@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lmc_verify.statistics import FloorReading, fit_power, loglog_slope, median_interval
+from lmc_verify.statistics import FloorReading, fit_power, floors, loglog_slope, median_interval
 
 LENGTHS = [32.0, 64.0, 128.0, 256.0, 512.0]
 LIMIT = -1 / 6
@@ -177,6 +177,23 @@ def test_too_few_seeds_exclude_nothing() -> None:
     found = FloorReading(LENGTHS, np.tile(curve(1 / 3, 0.0), (2, 1)), LIMIT, 0.01)
     assert not found.keeps_slope
     assert found.interval == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("exponent", [0.2, 0.5, 3.0])
+def test_under_a_slope_the_share_of_the_floor_moves_with_the_exponent(exponent: float) -> None:
+    """So that ``floor + amplitude x^-exponent`` has that slope at its end; its rate is the share's derivative."""
+    null, step = floors._Null.of_slope(LIMIT), 1e-5
+    assert -exponent * (1 - null.share(exponent)) == pytest.approx(LIMIT)
+    quotient = (null.share(exponent + step) - null.share(exponent - step)) / (2 * step)
+    assert null.rate(exponent) == pytest.approx(quotient, rel=1e-6)
+
+
+@pytest.mark.parametrize(("wanted", "inside", "outside"), [(1, 1, 0), (-1, 0, 1)])
+def test_an_end_of_the_interval_is_itself_not_excluded(wanted: int, inside: int, outside: int) -> None:
+    """Shares on one side of 1/3 are excluded: the end lies on the other side, as near as the resolution has it."""
+    grid = np.array([0.0, 1.0])
+    end = floors._boundary(lambda share: wanted if wanted * (share - 1 / 3) > 0 else 0, wanted, grid, inside, outside)
+    assert 0 <= wanted * (1 / 3 - end) <= floors._RESOLUTION
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-12, 1.0, 1e200])

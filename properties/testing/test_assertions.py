@@ -171,6 +171,16 @@ def test_gradients_are_judged_in_their_own_precision(model: nn.Module, data: Dat
             assert_matches_exact(model, there, almost)
 
 
+def test_rtol_counts_what_rounding_may_hide(model: nn.Module, data: Data) -> None:
+    """What passes is the upper end: the bias, here 1e-9 of the gradient, and the rounding that it is known to."""
+    model, there = model.double(), data.clone()
+    there.x = data.x.double()
+    off = {name: value * (1 + 1e-9) for name, value in gradients(model, there).items()}
+    assert_matches_exact(model, there, off, rtol=1e-9 + 1e-11)
+    with pytest.raises(AssertionError, match="rtol allows"):
+        assert_matches_exact(model, there, off, rtol=1e-9 + 1e-15)
+
+
 def test_gradients_of_several_precisions_are_judged_in_the_lowest(model: nn.Module, data: Data) -> None:
     found = gradients(model, data)
     first, *_ = found

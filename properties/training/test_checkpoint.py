@@ -325,6 +325,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
         {"stream": None},
         {"optimiser": {"groups": [], "values": {}, "devices": {}}},
         {"optimiser": {"groups": 3}},
+        {"optimiser": {"groups": [3]}},
         {"batch_loss": [1]},
     ],
     ids=str,
@@ -338,6 +339,25 @@ def test_a_checkpoint_with_a_part_of_another_type_is_refused(tmp_path: Path, cha
     with pytest.raises(
         InvalidInputError, match=r"is damaged: a part is missing or of another type|not the trace of a training"
     ):
+        made(optimiser="adam").restore(file)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "error"),
+    [
+        (("optimiser", "values"), {"99.momentum": 0.5}, IndexError),  # of a parameter that is not there
+        (("stream", "generator"), {"uinteger": 2**70}, OverflowError),
+    ],
+)
+def test_a_number_out_of_its_range_in_a_checkpoint_is_refused(
+    tmp_path: Path, place: tuple[str, str], change: dict[str, Any], error: type[Exception]
+) -> None:
+    file = tmp_path / "run.safetensors"
+    interrupted(made(optimiser="adam"), 4, file)
+    tensors, document = read_checkpoint(file)
+    document[place[0]][place[1]] |= change
+    write_checkpoint(file, tensors, document)
+    with pytest.raises(InvalidInputError, match=rf"part is missing or of another type \({error.__name__}"):
         made(optimiser="adam").restore(file)
 
 

@@ -6,12 +6,21 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lmc_verify.bounds import ErrorBound, NoBound, batch_bound, enumerated_range, error_interval, range_bound
 from lmc_verify.bounds.lipschitz import lipschitz_upper
-from lmc_verify.controls.reference.document import Quantities, clusters_of, inputs_of, problem_of
+from lmc_verify.bounds.scopes import BatchScope, Groups
+from lmc_verify.controls.reference.document import (
+    Quantities,
+    clusters_of,
+    inputs_of,
+    problem_of,
+    weighted_batch,
+)
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import History, make_estimator
+from lmc_verify.estimators import LMC, History, make_estimator
+from lmc_verify.graphs import EpochClusters, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 
 __all__ = ["quantities"]
@@ -28,7 +37,8 @@ def quantities() -> Quantities:
     found = {name: partial(_bounds, **case) for name, case in given["cases"].items()}
     keys = ("gcn", "gcn-rich", "gcn-residual", "sage", "sage-rich")
     lipschitz = {f"lipschitz/{key}": partial(_lipschitz, key) for key in keys}
-    return {**found, **lipschitz, "interval": partial(_interval, given["width"])}
+    epochs = {"epoch-groups": _groups, "negative-beta": _negative_beta}
+    return {**found, **lipschitz, **epochs, "interval": partial(_interval, given["width"])}
 
 
 def _histories(problem: Problem, exact: ExactPass, state: History, off: float) -> History:
@@ -79,6 +89,23 @@ def _covers(bound: ErrorBound, errors: list[float]) -> list[bool]:
 
 def _lipschitz(key: str) -> list[float | None]:
     return [item.value for item in lipschitz_upper(problem_of(key))]
+
+
+def _groups() -> dict[str, list[int]]:
+    """Return the fewest and the most clusters of a batch of an epoch, and which they may be, by what was seen of it."""
+    epoch = EpochClusters(Partition.from_labels(torch.tensor(inputs_of("designs")["clusters"])), 2)
+    designs = {"start": epoch, "second": epoch.after(1, 3), "last": epoch.after(1, 3, 0, 2)}
+    found = {name: Groups.of(design) for name, design in designs.items()}
+    return {name: [groups.least, groups.most, *groups.open] for name, groups in found.items()}
+
+
+def _negative_beta() -> Tensor:
+    """Return the bounds of blends of histories that are off by 2 and fresh values that are off by 3."""
+    given, problem = inputs_of("runs")["lmc-code"], problem_of("gcn")
+    chosen = LMC(**given["settings"])
+    scope = BatchScope(problem.graph, chosen.policies, weighted_batch(given["batches"][-1]))
+    rows = torch.ones(scope.halo.numel(), 1, dtype=torch.float64)
+    return scope.blend(chosen.blend, 2 * rows, 3 * rows)[:, 0]
 
 
 def _interval(width: float) -> list[float]:

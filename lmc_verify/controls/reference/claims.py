@@ -14,8 +14,10 @@ from lmc_verify.cases import Case, assemble_case
 from lmc_verify.claims import Verdict, find_claim
 from lmc_verify.claims.bias_curves import BiasCurves, FloorSlope, late_steps, mixing_steps, scales
 from lmc_verify.claims.residuals import Residuals
+from lmc_verify.claims.theory import halo_view
 from lmc_verify.controls.reference.document import Quantities, clusters_of, inputs_of, problem_of
 from lmc_verify.estimators import make_estimator
+from lmc_verify.graphs import UniformNodes
 
 __all__ = ["quantities"]
 
@@ -31,6 +33,7 @@ def quantities() -> Quantities:
         "sweeps": _sweeps,
         "sweeps-with-beta": partial(_sweeps, beta=0.4),
         "residuals": _residuals,
+        "halo": _halo,
     }
 
 
@@ -98,6 +101,15 @@ def _curves() -> Mapping[str, Any]:
         "late": late_steps(case),
         "scales": scales(),
     }
+
+
+def _halo() -> list[list[bool]]:
+    """Return what each batch of one node has at its border."""
+    problem = problem_of("gcn-small")
+    design = UniformNodes(problem.graph.num_nodes, 1)
+    case = assemble_case(problem, design, make_estimator("lmc"))
+    views = [halo_view(case, [batch]) for batch, _ in design.enumerate()]
+    return [[view.exists, view.lacks_source, view.lacks_destination] for view in views]
 
 
 def _residuals() -> Mapping[str, Any]:

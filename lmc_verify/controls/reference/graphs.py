@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from lmc_verify.controls.reference.document import Quantities, graph_of, inputs, inputs_of
-from lmc_verify.graphs import BatchDesign, Clusters, EpochClusters, Graph, LocalSet, Partition, UniformNodes, spmm
+from lmc_verify.graphs import (
+    BatchDesign,
+    Clusters,
+    EpochClusters,
+    FusedClusters,
+    Graph,
+    LocalSet,
+    Partition,
+    UniformNodes,
+    spmm,
+)
 
 __all__ = ["quantities"]
 
@@ -28,6 +38,12 @@ def quantities() -> Quantities:
         "epoch-last": epoch.after(1, 3).after(0, 2),
     }
     found: dict[str, Callable[[], Any]] = {f"design/{name}": partial(_rows, design) for name, design in designs.items()}
+    batches = [torch.tensor(nodes) for nodes in inputs_of("designs")["list"]]
+    listed = BatchDesign.from_loader(batches, num_nodes=n, nodes=lambda nodes: nodes)
+    found["design/list"] = partial(_rows, listed)
+    fused = [partition.assignment[batch.nodes] for batch, _ in FusedClusters(partition, 2).enumerate()]
+    found["design/fused"] = lambda: sorted(clusters.unique().numel() for clusters in fused)
+    found["far-apart/halo"] = _far_apart
     found["design/inclusion"] = lambda: [float(item.inclusion_probabilities()[0]) for item in designs.values()]
     for key, given in inputs()["graphs"].items():
         graph = graph_of(key)
@@ -36,6 +52,19 @@ def quantities() -> Quantities:
         for place, batch in enumerate(given["batches"]):
             found[f"{key}/batch-{place}"] = partial(_neighbourhood, graph, torch.tensor(batch))
     return found
+
+
+def _far_apart() -> torch.Tensor:
+    """Return a halo in a graph with many more nodes than edges."""
+    given = inputs_of("designs")["far-apart"]
+    n = given["nodes"]
+    graph = Graph(
+        edge_index=torch.tensor(given["edges"]).T,
+        x=torch.zeros(n, 1, dtype=torch.float64),
+        y=torch.zeros(n, dtype=torch.int64),
+        train_mask=torch.ones(n, dtype=torch.bool),
+    )
+    return graph.neighbourhood(torch.tensor(given["batch"]))
 
 
 def _rows(design: BatchDesign) -> list[list[float]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.controls.reference.document import Quantities, flat, inputs_of, problem_of
-from lmc_verify.estimators import Estimate, batch_distribution, make_estimator
+from lmc_verify.estimators import MVS, TOP, Estimate, History, Refresh, Shadow, batch_distribution, make_estimator
 from lmc_verify.graphs import Batch, OneBatch
 
 __all__ = ["quantities"]
@@ -23,7 +23,10 @@ def quantities() -> Quantities:
     }
     found["shadow"] = partial(_whole, depth=1)
     found["shadow-whole"] = partial(_whole, depth=2, renormalise=False)
+    found["shadow-objective"] = _objective
+    found["mvs-refreshes"] = _refreshes
     found["top-krylov-basis"] = _basis
+    found["top-fit"] = _fit
     return found
 
 
@@ -52,6 +55,31 @@ def _whole(**settings: Any) -> Tensor:
     problem, chosen = problem_of("gcn"), make_estimator("shadow", **settings)
     everyone = Batch.of(torch.arange(problem.graph.num_nodes))
     return _loss_and_gradient(chosen.estimate(problem, chosen.init(problem), everyone))
+
+
+def _objective() -> Tensor:
+    loss, gradient = Shadow(depth=1).objective(problem_of("gcn"))
+    return torch.cat([torch.tensor([loss], dtype=torch.float64), flat(gradient)])
+
+
+def _refreshes() -> list[bool]:
+    """Return which of some steps make a checkpoint."""
+    problem, chosen = problem_of("gcn-small"), MVS(size=2, refresh=2)
+    state, found = chosen.init(problem), []
+    everyone = OneBatch(Batch.of(torch.arange(problem.graph.num_nodes)), problem.graph.num_nodes)
+    for _ in range(7):
+        batch = next(batch for batch, _ in chosen.sampling(problem, state, everyone).enumerate())
+        writes = chosen.estimate(problem, state, batch).writes
+        state.apply(writes)
+        found.append(any(isinstance(write, Refresh) for write in writes))
+    return found
+
+
+def _fit() -> Tensor:
+    """Return the combination of the batch's rows that stands for the halo, of a basis with a small singular value."""
+    given, problem = inputs_of("fit"), problem_of("gcn-small")
+    state = History(vectors={"basis": torch.tensor(given["basis"], dtype=torch.float64)})
+    return TOP(tolerance=given["tolerance"]).invariance(problem, state, torch.tensor(given["batch"])).coefficients
 
 
 def _basis() -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmc_verify.controls.reference.document import Quantities, inputs_of
 from lmc_verify.statistics import (
+    AsymptoticBias,
     BettingProcess,
     BiasRadius,
     BiasTest,
@@ -16,6 +17,7 @@ from lmc_verify.statistics import (
     MeanInterval,
     MomentAccumulator,
     combine,
+    compare_frequencies,
     decide,
     detectable_margin,
     draws_to_detect,
@@ -45,7 +47,13 @@ def quantities() -> Quantities:
         "betting-two-sided": partial(_betting, 0.01, two_sided=True),
         "bias-test": partial(_bias_test, None),
         "bias-test-population": partial(_bias_test, population),
+        "first-rejections": _rejections,
+        "asymptotic-lower": _asymptotic,
         "combine": lambda: combine([1.5, -2.75, 0.75]),
+        "frequencies": lambda: [
+            compare_frequencies({"event": p}, {"event": count}, 20, 0.01).worst.p_value
+            for p, count in inputs_of("statistics")["counts"]
+        ],
         "interval": partial(_interval, 0.05),
         "interval-range": partial(_interval, 0.2, -1.0, 2.0),
         "interval-population": partial(_interval, 0.05, population=population),
@@ -82,6 +90,25 @@ def _bias_test(population: int | None) -> list[float]:
     for draw in given["vectors"]:
         test.update(draw)
     return [test.log_value, test.log_maximum, *test.block_log_values.values()]
+
+
+def _rejections() -> dict[str, int]:
+    """Return the number of draws after which the claim and each block are rejected; 0 where they are not."""
+    given = inputs_of("statistics")
+    test, first = BiasTest(given["bounds"], tolerance=given["tolerance"]), dict.fromkeys(["claim", *given["bounds"]], 0)
+    for draw in given["vectors"] * given["times"]:
+        test.update(draw)
+        rejected = [*test.rejected_blocks(given["alpha"]), *(["claim"] if test.rejects(given["alpha"]) else [])]
+        first |= {name: test.draws for name in rejected if not first[name]}
+    return first
+
+
+def _asymptotic() -> dict[str, float]:
+    given = inputs_of("statistics")
+    found = AsymptoticBias(list(given["bounds"]), given["alpha"], tolerance=given["tolerance"])
+    for draw in given["vectors"] * given["times"]:
+        found.update(draw)
+    return found.lower()
 
 
 def _interval(alpha: float, *scale: float, population: int | None = None) -> list[float]:

@@ -21,12 +21,14 @@ from lmc_verify.controls.reference.document import (
 )
 from lmc_verify.estimators import Estimator, make_estimator
 from lmc_verify.graphs import AnyGenerator, Batch
-from lmc_verify.objective import Problem, exact_pass
+from lmc_verify.objective import Problem, exact_gradient, exact_pass, gradient_norm
 from lmc_verify.training import Trainer, TrainerSettings, TrainingRun, conditional_bias
 from lmc_verify.training.descent import weighted_batches
 from lmc_verify.training.evaluation import evaluate
 from lmc_verify.training.gradient_error import measure_gradient_error
 from lmc_verify.training.optimisers import build_optimiser, build_schedule, total_scale
+from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
+from lmc_verify.training.together.runs import RunSpecification
 
 __all__ = ["quantities"]
 
@@ -49,6 +51,8 @@ def quantities() -> Quantities:
         "trainer/constant": partial(_trained, schedule="none", beta_schedule="constant"),
         "trainer/theorem-3": partial(_trained, schedule="theorem-3", beta_schedule="decaying"),
         "trainer/full-batch": _full_batch,
+        "trainer/patience": _patience,
+        "together": _together,
     }
 
 
@@ -155,6 +159,40 @@ def _trained(**settings: Any) -> Tensor:
     trainer = _trainer(_lmc(), **settings)
     trainer.run()
     return _parameters(trainer.problem)
+
+
+def _patience() -> int:
+    """Return the steps of a run whose parameters, and so its validation, stay where they are."""
+    problem, given = problem_of("gcn"), inputs_of("training")
+    settings = TrainerSettings(
+        optimiser="sgd", learning_rate=1e-300, steps=9, unit="step", evaluate_every=1, patience=given["patience"]
+    )
+    trainer = Trainer(problem, _lmc(), clusters_of(problem, 2), settings)
+    trainer.run()
+    return trainer.step_count
+
+
+def _together() -> list[float]:
+    """Return by how much mean gradient norms of runs in one tensor program differ from those of runs alone."""
+    problem, found = problem_of("gcn"), []
+    design = clusters_of(problem, 2)
+    for name, settings in inputs_of("training")["together"]:
+        estimator, eta = make_estimator(name, **settings), inputs_of("training")["eta"]
+        measured = dict.fromkeys(range(5), 1)
+        runs = [
+            MeasuredRun(RunSpecification(estimator, eta, np.random.default_rng(seed)), measured) for seed in range(2)
+        ]
+        joint = mean_gradient_norms(problem, runs, design)
+        alone = []
+        for seed in range(2):
+            run = TrainingRun(problem, estimator, design, step_size=eta, generator=np.random.default_rng(seed))
+            norms = []
+            for _ in measured:
+                norms.append(gradient_norm(exact_gradient(run.problem)[1]))
+                run.step()
+            alone.append(sum(norms) / len(norms))
+        found += [one - other for one, other in zip(joint, alone, strict=True)]
+    return found
 
 
 def _full_batch() -> list[float]:

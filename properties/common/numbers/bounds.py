@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.numbers.dense import EPSILON, Dense, tensor
-from common.numbers.runs import flat, one_step
-from common.numbers.steps import Histories, exact
+from common.numbers.runs import OWN_BATCHES, RUNS, blend_of, flat, one_step
+from common.numbers.steps import Histories, exact, halo_of
 from common.numbers.training import design, known
 
 CASES: dict[str, tuple[str, str, dict[str, Any], float]] = {
@@ -105,4 +105,10 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
     keys = ("gcn", "gcn-rich", "gcn-residual", "sage", "sage-rich")
     out |= {f"lipschitz/{key}": _lipschitz(inputs, key) for key in keys}
     out["interval"] = _sampling(inputs)
+    # Five clusters, two at a time: a batch of an epoch has two or one, the second one two, the last one one.
+    groups = {"start": [1, 2, 0, 1, 2, 3, 4], "second": [2, 2, 0, 2, 4], "last": [1, 1, 4]}
+    out |= {f"epoch-groups/{name}": value for name, value in groups.items()}
+    model, batch = Dense(inputs, "gcn"), OWN_BATCHES["lmc-code"][-1]
+    beta = blend_of(model, batch, RUNS["lmc-code"][2])[halo_of(model, batch)]
+    out["negative-beta"] = ((1 - beta) * 2 + beta.abs() * 3).tolist()
     return out

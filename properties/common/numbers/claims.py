@@ -148,6 +148,20 @@ def _sweeps(inputs: dict[str, Any], settings: dict[str, Any]) -> list[float]:
     return out
 
 
+def _halo(inputs: dict[str, Any]) -> list[list[int]]:
+    """Return for each node whether it has a halo, and whether that lacks messages from and to nodes beyond it."""
+    model, out = Dense(inputs, "gcn-small"), []
+    pairs = [(int(source), int(destination)) for source, destination in model.edges.T]
+    for alone in range(model.n):
+        batch = {alone}
+        halo = {node for pair in pairs for node in pair if batch & set(pair)} - batch
+        beyond = set(range(model.n)) - batch - halo
+        lacks_source = any(source in beyond and destination in halo for source, destination in pairs)
+        lacks_destination = any(source in halo and destination in beyond for source, destination in pairs)
+        out.append([int(bool(halo)), int(lacks_source), int(lacks_destination)])
+    return out
+
+
 def values(inputs: dict[str, Any]) -> dict[str, Any]:
     u = 2.0**-53
     gas, lmc = _moments(inputs, "gas", {}), _moments(inputs, "lmc", {"beta": 0.4})
@@ -164,6 +178,7 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "differences/outcome": "REFUTED",
         "sweeps/outcome": "EXACT",
         "sweeps-with-beta/outcome": "REFUTED",
+        "halo": _halo(inputs),
         # gamma_112 times the magnitude in units of the layer, and a hundred times that.
         "residuals/tolerance": [112 * u / (1 - 112 * u) * 3.0 / 5.0, 100 * 112 * u / (1 - 112 * u) * 3.0 / 5.0],
         "residuals/outcomes": ["EXACT", "INCONCLUSIVE", "REFUTED", "INCONCLUSIVE", "NOT_APPLICABLE"],

@@ -20,8 +20,10 @@ def _inputs() -> dict[str, Any]:
         "labor": ("labor", {"fan_out": 2, "rounds": 1}),
         "fastgcn": ("fastgcn", {"nodes": 2}),
         "ladies": ("ladies", {"nodes": 2}),
+        "graphsaint-edge": ("graphsaint-edge", {"edges": 2}),
     }
-    inputs["designs"] = {"clusters": graphs.FIVE}
+    inputs["designs"] = {"clusters": graphs.FIVE, "list": graphs.LIST, "far-apart": graphs.FAR_APART}
+    inputs["fit"] = samplers.FIT
 
     def own(model: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Cut one number a node to the graph's size."""
@@ -51,6 +53,8 @@ def _inputs() -> dict[str, Any]:
         "tolerance": statistics.TOLERANCE,
         "population": statistics.POPULATION,
         "times": statistics.TIMES,
+        "alpha": statistics.ALPHA,
+        "counts": statistics.COUNTS,
         "large-population": statistics.LARGE_POPULATION,
         "units": statistics.UNITS,
         "slopes": statistics.SLOPES,
@@ -66,6 +70,8 @@ def _inputs() -> dict[str, Any]:
         "steps": training.STEPS,
         "beta": training.BETA,
         "batches": training.ORDER,
+        "patience": training.PATIENCE,
+        "together": training.TOGETHER,
     }
     inputs["claims"] = {
         "thresholds": list(claims.THRESHOLDS),

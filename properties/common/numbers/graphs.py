@@ -12,6 +12,15 @@ from common import oracles
 FIVE = [0, 1, 2, 3, 4, 0, 3]
 """Five clusters of seven nodes."""
 
+LIST = [[0, 1, 2], [0, 3], [4, 5]]
+"""Batches of a list, each as likely."""
+
+FUSED = [1, 2, 2]
+"""How many of the five clusters are in each group, two at a time."""
+
+FAR_APART: dict[str, Any] = {"nodes": 400, "edges": [[0, 1], [1, 2], [5, 0], [7, 8]], "batch": [0, 5]}
+"""So few edges that the nodes near a batch are searched for, and not marked one by one."""
+
 
 def _dense(kind: str, edges: np.ndarray, n: int, weights: list[float] | None) -> np.ndarray:
     counts = oracles.edge_counts(edges, n)
@@ -79,6 +88,14 @@ def named(values: dict[str, Any]) -> dict[str, Any]:
 
 def values(inputs: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {f"design/{name}": rows for name, rows in _designs().items()}
+    n = len(FIVE)
+    # Node 0 is in two of the three batches of the list, node 6 in none.
+    shares = [sum(node in nodes for nodes in LIST) / len(LIST) for node in range(n)]
+    out["design/list"] = sorted([1 / 3, *(shares[v] if v in nodes else 0.0 for v in range(n))] for nodes in LIST)
+    out["design/fused"] = FUSED
+    edges, batch = FAR_APART["edges"], FAR_APART["batch"]
+    near = {v for edge in edges for v in edge if set(edge) & set(batch)}
+    out["far-apart/halo"] = sorted(near - set(batch))
     out["design/inclusion"] = [2 / 5, 3 / 7, 1 / 3, 1 / 3, 1 / 3]
     for key, graph in inputs["graphs"].items():
         edges, n, weights = np.array(graph["edges"]).T, len(graph["x"]), graph["weights"]

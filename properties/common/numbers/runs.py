@@ -37,6 +37,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lmc-appnp": ("appnp", "lmc", {"beta": 0.3}),
     "lmc-tanh": ("gcn-tanh", "lmc", {"beta": 1.0, "score": "constant"}),
     "lmc-code": ("gcn", "lmc", {"beta": 0.8, "score": "sin", "count_self_loop": True}),
+    "lmc-unlabelled": ("gcn", "lmc", {"beta": 0.4, "weighting": "batch-mean"}),
     "lmc-forward-only": ("gcn", "lmc-forward-only", {"beta": 0.4}),
     "lmc-backward-only": ("gcn", "lmc-backward-only", {"beta": 0.4}),
     "gas": ("gcn", "gas", {}),
@@ -51,7 +52,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """Model, estimator and its settings, by name."""
 
-OWN_BATCHES = {"lmc-code": [[0, 1, 6], [2, 8], [0, 4, 5], [7]]}
+OWN_BATCHES = {"lmc-code": [[0, 1, 6], [2, 8], [0, 4, 5], [7]], "lmc-unlabelled": [[0, 1, 6], [2, 7]]}
 """Batches of runs that do not take their graph's. At batch 7 less than half of node 2's neighbours are local, where the
 unclipped sine is negative; at batch 2 a halo row, node 7, has a self-loop in the graph."""
 

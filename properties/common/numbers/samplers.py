@@ -14,7 +14,14 @@ from common.numbers.dense import Dense, tensor
 from common.oracles import Array
 
 MODEL = "gcn-small"
-BATCHES = {"neighbour": [1, 2], "vr-gcn": [1, 2], "labor": [1], "fastgcn": [1], "ladies": [1, 2]}
+BATCHES = {
+    "neighbour": [1, 2],
+    "vr-gcn": [1, 2],
+    "labor": [1],
+    "fastgcn": [1],
+    "ladies": [1, 2],
+    "graphsaint-edge": [1],
+}
 INCLUSION = 0.5
 HISTORY = [[0.3, -0.2, 0.5, 0.1], [-0.4, 0.6, 0.2, -0.1], [0.1, 0.2, -0.3, 0.4], [0.7, -0.5, 0.0, 0.3]]
 """What VR-GCN's history of layer 1 holds."""
@@ -71,6 +78,35 @@ def _draws(problem: oracles.Problem, weight: Array, times: int) -> Iterator[tupl
         yield problem.A * scale[None, :], float(np.prod(q[list(drawn)]))
 
 
+def _saint(problem: oracles.Problem, times: int) -> list[float]:
+    """Return the mean of loss and gradient over GraphSAINT's subgraphs of `times` edges, from their probabilities."""
+    A, n = problem.A, problem.num_nodes
+    edges = [(u, v) for v, u in zip(*np.nonzero(problem.pattern), strict=True) if u != v]
+    degree = [sum(v in edge for edge in edges) for v in range(n)]
+    chances = np.array([1 / degree[u] + 1 / degree[v] for u, v in edges])
+    chances = chances / chances.sum()
+    sets: dict[frozenset[int], float] = {}
+    for drawn in product(range(len(edges)), repeat=times):
+        nodes = frozenset(int(node) for place in drawn for node in edges[place])
+        sets[nodes] = sets.get(nodes, 0.0) + float(np.prod(chances[list(drawn)]))
+
+    def together(*nodes: int) -> float:
+        return sum(chance for own, chance in sets.items() if own.issuperset(nodes))
+
+    total = 0.0
+    for nodes, chance in sets.items():
+        inside = sorted(nodes)
+        sampled, weights = np.zeros_like(A), dense_sampling.members(np.array(inside), n, 0.0)
+        for v in inside:
+            weights[v] = 1 / together(v)
+            for u in inside:
+                if A[v, u] != 0:
+                    sampled[v, u] = A[v, u] * together(v) / together(u, v)
+        loss, gradient = dense_sampling.gradient(problem, [sampled, sampled], weights)
+        total = total + chance * np.array([loss, *_flat(gradient)])
+    return np.asarray(total).tolist()  # type: ignore[no-any-return]
+
+
 def _shadow(inputs: dict[str, Any], depth: int, *, renormalise: bool) -> list[float]:
     """Return loss and gradient of the ego networks' objective, one target after the other."""
     model = Dense(inputs, "gcn")
@@ -90,6 +126,16 @@ def _shadow(inputs: dict[str, Any], depth: int, *, renormalise: bool) -> list[fl
         total = total + model.node_losses(h)[target]
     gradient = torch.autograd.grad(total, list(model.parameters.values()))
     return [float(total.detach()), *torch.cat([part.reshape(-1) for part in gradient]).tolist()]
+
+
+FIT: dict[str, Any] = {"basis": [[0.5, 0.5], [1.0, 0.0], [0.0, 1e-4], [2.0, -1.0]], "tolerance": 1e-2, "batch": [1, 2]}
+"""The batch's rows have the singular values 1 and 1e-4, of which the fit takes the first alone."""
+
+
+def _fit(problem: oracles.Problem) -> list[list[float]]:
+    """Return the halo's rows of the basis, of which the first entry is the batch's first row."""
+    senders = sorted({j for i in FIT["batch"] for j in np.flatnonzero(problem.pattern[i])} - set(FIT["batch"]))
+    return [[FIT["basis"][j][0], 0.0] for j in senders]
 
 
 def _basis(inputs: dict[str, Any]) -> list[list[float]]:
@@ -115,10 +161,15 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "ladies": lambda rows: _draws(problem, (A[rows] ** 2).sum(axis=0), 2),
     }
     means = {name: _mean(problem, BATCHES[name], law, held if name == "vr-gcn" else None) for name, law in laws.items()}
+    means["graphsaint-edge"] = _saint(problem, 2)
     return {
         **{f"{name}/mean": value for name, value in means.items()},
         **{f"{name}/mass": 1.0 for name in means},
         "shadow": _shadow(inputs, 1, renormalise=True),
         "shadow-whole": _shadow(inputs, 2, renormalise=False),
+        "shadow-objective": _shadow(inputs, 1, renormalise=True),
+        # The first checkpoint is made at the start; two steps later the third step makes one, and is a step from it.
+        "mvs-refreshes": [0, 0, 1, 0, 1, 0, 1],
         "top-krylov-basis": _basis(inputs),
+        "top-fit": _fit(problem),
     }

@@ -28,6 +28,9 @@ TOLERANCE = 1e-3
 POPULATION = 20
 TIMES, LARGE_POPULATION = 25, 400
 """For the radius, which says nothing after a dozen draws, the vectors are drawn as often."""
+ALPHA = 0.05
+COUNTS = [[0.3, 9], [0.3, 2], [0.05, 4], [0.5, 10], [1.0, 19], [0.0, 0]]
+"""Probabilities of an event, and how often it was counted in 20 draws."""
 UNITS = [0.3, 0.5, 0.45, 0.1, 0.8, 0.35, 0.6, 0.2, 0.4, 0.55, 0.25, 0.5, 0.3, 0.7, 0.4, 0.45]
 
 
@@ -82,6 +85,62 @@ def bias_test(population: int | None) -> list[float]:
         whole = math.log(sum(math.exp(_mean_capital(one)) for one in capital.values()) / len(BOUNDS))
         largest = max(largest, whole)
     return [whole, largest, *(_mean_capital(one) for one in capital.values())]
+
+
+def first_rejections() -> dict[str, int]:
+    """Return after how many draws the claim, and with its share of the level each block, has made 1 / alpha."""
+    capital = {name: dict.fromkeys(GRID, 1.0) for name in BOUNDS}
+    sums = {name: np.zeros(len(VECTORS[0][name])) for name in BOUNDS}
+    first = dict.fromkeys(["claim", *BOUNDS], 0)
+    for t, draw in enumerate(VECTORS * TIMES, start=1):
+        for name, bound in BOUNDS.items():
+            size, block = float(np.linalg.norm(sums[name])), np.array(draw[name])
+            for bet in GRID if size > 0 else ():
+                gain = float(sums[name] @ block) / size - TOLERANCE
+                capital[name][bet] *= 1 + bet * gain / (bound + 2 * TOLERANCE)
+            sums[name] = sums[name] + block
+            if not first[name] and _mean_capital(capital[name]) >= math.log(len(BOUNDS) / ALPHA):
+                first[name] = t
+        whole = math.fsum(math.exp(_mean_capital(one)) for one in capital.values()) / len(BOUNDS)
+        if not first["claim"] and whole >= 1 / ALPHA:
+            first["claim"] = t
+    return first
+
+
+def asymptotic_lower(name: str) -> float:
+    """Return the largest norm that the projections on past sums exclude: see asymptotic/projections.py."""
+    level = math.log(2 * len(BOUNDS) / ALPHA)  # two ends a block
+    projections, total = [], np.zeros(len(VECTORS[0][name]))
+    for draw in VECTORS * TIMES:
+        size = float(np.linalg.norm(total))
+        if size > 0:
+            projections.append(float(total @ np.array(draw[name])) / size)
+        total = total + np.array(draw[name])
+    place = max(32, math.ceil(8 * level))
+    while sum(x * x for x in projections[:place]) < 8 * max(x * x for x in projections[:place]):
+        place += 1
+    seen = np.array(projections[:place])
+    scale = max(float(seen.std()), 2.0**-10 * math.sqrt(float((seen**2).mean())))
+
+    def excluded(mean: float) -> bool:
+        values = [(x - mean) / scale for x in projections]
+        one, two = math.fsum(values), math.fsum(x * x for x in values)
+        three, most = math.fsum(max(-x, 0.0) ** 3 for x in values), max(max(-x, 0.0) for x in values)
+        bets = [2.0 ** (-k / 2) for k in range(49)]
+        gains = [math.exp(b * one - b * b * two / 2 - b**3 * three / 3) for b in bets if 1.5 * b * most <= 1]
+        return one > 0 and math.fsum(gains) / len(bets) >= math.exp(level + math.log(2))  # one level of groups of two
+
+    if not excluded(0.0):
+        return 0.0
+    end = bisect(lambda mean: 1.0 if excluded(mean) else -1.0, 0.0, sum(projections) / len(projections), xtol=1e-14)
+    return max(float(end) - TOLERANCE, 0.0)
+
+
+def p_value(probability: float, count: int, draws: int = 20) -> float:
+    """Return twice the smaller tail of a binomial distribution, the count included; at most 1."""
+    p = Fraction(probability)
+    chances = [math.comb(draws, k) * p**k * (1 - p) ** (draws - k) for k in range(draws + 1)]
+    return min(1.0, 2 * float(min(sum(chances[: count + 1]), sum(chances[count:]))))
 
 
 def upper_end(units: list[float], alpha: float, population: int | None) -> float:
@@ -284,7 +343,10 @@ def values(inputs: dict[str, Any]) -> dict[str, Any]:
         "betting-two-sided": betting(DRAWS, MEANS, 1.0, 0.01, two_sided=True),
         "bias-test": bias_test(None),
         "bias-test-population": bias_test(POPULATION),
+        **{f"first-rejections/{name}": draws for name, draws in first_rejections().items()},
+        **{f"asymptotic-lower/{name}": asymptotic_lower(name) for name in BOUNDS},
         "combine": -0.5,
+        "frequencies": [p_value(probability, int(count)) for probability, count in COUNTS],
         "interval": interval(0.05, 0.0, 1.0, None),
         "interval-range": interval(0.2, -1.0, 2.0, None),
         "interval-population": interval(0.05, 0.0, 1.0, POPULATION),
