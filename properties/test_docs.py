@@ -43,6 +43,7 @@ WITH_CODE = [
     DOCS / "own-estimator.md",
     DOCS / "own-model.md",
     DOCS / "gpu.md",
+    DOCS / "performance.md",
     DOCS / "matrix.md",
     DOCS / "methods.md",
     DOCS / "statistics.md",

@@ -438,7 +438,13 @@ def check_command(
             "damage that leaves an entry readable cannot be seen. It gets hashes with the next entry."
         )
         raise typer.Exit(code)
-    typer.echo(f"{found.path}: {entries} entries are intact, {found.num_lost} are damaged or missing")
+    if found.hashed:
+        typer.echo(f"{found.path}: {entries} entries are intact, {found.num_lost} are damaged or missing")
+    else:
+        typer.echo(
+            f"{found.path}: {found.num_entries} entries can be read. There are no hashes, as in files of older "
+            "versions: which of them are as they were recorded cannot be told."
+        )
     for kind, numbers in found.lost.items():
         typer.echo(f"  {kind}: {_some(numbers)}")
     if found.problem:

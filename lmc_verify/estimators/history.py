@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.graphs import map_file, put_rows, take_rows
 from lmc_verify.objective import ExactPass, Problem, same_bits
 
 __all__ = [
@@ -108,7 +109,7 @@ class RowsAhead:
     def __init__(self, table: Tensor, nodes: Tensor, device: torch.device, stream: Any) -> None:
         # Only page-locked memory is copied while the device computes; it must live until the copy is done.
         self._host = torch.empty(nodes.numel(), table.shape[1], dtype=table.dtype, pin_memory=True)
-        torch.index_select(table, 0, nodes, out=self._host)
+        take_rows(table, nodes, self._host)
         self._stream, self._library = stream, getattr(torch, device.type)
         with self._library.stream(stream):
             self._rows = self._host.to(device, non_blocking=True)
@@ -213,8 +214,8 @@ class History:
         """Return rows of one table on the nodes' device, as a copy; into `out` [rows, width] if given."""
         table = self.table(kind)[layer]
         if table.device == nodes.device:
-            return torch.index_select(table, 0, nodes, out=out)
-        rows = table.index_select(0, nodes.to(table.device)).to(nodes.device)
+            return take_rows(table, nodes, out)
+        rows = take_rows(table, nodes.to(table.device)).to(nodes.device)
         return rows if out is None else out.copy_(rows)
 
     def read_ahead(self, wanted: Iterable[tuple[str, int]], nodes: Tensor) -> Mapping[tuple[str, int], RowsAhead]:
@@ -296,7 +297,7 @@ class History:
                 self._replace_other(write)
             else:
                 table = self.table(write.kind)[write.layer]
-                table[write.nodes.to(table.device)] = write.values.to(table.device)
+                put_rows(table, write.nodes.to(table.device), write.values.to(table.device))
 
     @property
     def keeps_other(self) -> bool:
@@ -406,11 +407,8 @@ def map_tables(folder: str | Path, tables: Mapping[str, tuple[tuple[int, ...], t
             path.unlink(missing_ok=True)  # other histories may still be mapped to it
             made.append(path)
             _reserve(path, size)
-        files = {
-            name: torch.from_file(str(place / f"{name}.bin"), shared=True, size=math.prod(shape), dtype=dtype)
-            for name, (shape, dtype) in tables.items()
-        }
-    except (OSError, RuntimeError) as error:
+        return {name: map_file(place / f"{name}.bin", shape, dtype) for name, (shape, dtype) in tables.items()}
+    except (OSError, ValueError) as error:
         for path in made:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -418,7 +416,6 @@ def map_tables(folder: str | Path, tables: Mapping[str, tuple[tuple[int, ...], t
             f"cannot map histories to {place}: {error}; name a folder that can be written, with "
             f"{sum(sizes.values()):,} bytes free"
         ) from error
-    return {name: file.view(tables[name][0]) for name, file in files.items()}
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
         OneBatch,
         UniformNodes,
     )
-    from lmc_verify.graphs.files import new_file, open_file, release_pages, resident_bytes, windows
+    from lmc_verify.graphs.files import (
+        map_file,
+        new_file,
+        open_file,
+        put_rows,
+        release_pages,
+        resident_bytes,
+        take_rows,
+        windows,
+    )
     from lmc_verify.graphs.graph import Graph, changed_content, graph_content
     from lmc_verify.graphs.loaders import BatchList, LoaderDesign
     from lmc_verify.graphs.mapped import map_operators
@@ -59,6 +68,7 @@ __all__ = [
     "graph_content",
     "loops_operator",
     "make_partition",
+    "map_file",
     "map_operators",
     "named_nodes",
     "new_file",
@@ -66,8 +76,10 @@ __all__ = [
     "open_file",
     "operator_features",
     "piece_rows",
+    "put_rows",
     "release_pages",
     "resident_bytes",
     "spmm",
+    "take_rows",
     "windows",
 ]

@@ -20,10 +20,24 @@ from torch import Tensor
 
 from lmc_verify.errors import InvalidInputError, OutputError
 
-__all__ = ["WINDOW_BYTES", "new_file", "open_file", "release_pages", "resident_bytes", "windows"]
+__all__ = [
+    "WINDOW_BYTES",
+    "is_mapped",
+    "map_file",
+    "new_file",
+    "open_file",
+    "put_rows",
+    "release_pages",
+    "resident_bytes",
+    "take_rows",
+    "windows",
+]
 
 WINDOW_BYTES = 2**26
 """Bytes of a large tensor that are gone through at a time: 64 MiB."""
+
+_AROUND = 2**16
+"""Bytes of a file that come into memory with one row, at most unless the row is longer: Linux maps 16 pages a fault."""
 
 _NUMPY: dict[torch.dtype, type[np.generic]] = {
     torch.float32: np.float32,
@@ -71,10 +85,56 @@ def open_file(path: Path, *, writable: bool = False) -> Tensor:
     return _tensor(whole) if whole.size else torch.from_numpy(np.array(whole))
 
 
+def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the tensor that is mapped to a file of its bytes alone; what is written into it reaches the file.
+
+    Raises:
+        OSError, ValueError: the file cannot be mapped, or is too small.
+    """
+    return _tensor(np.memmap(path, _NUMPY[dtype], "r+", shape=shape))
+
+
 def _tensor(array: Any) -> Tensor:
     tensor = torch.from_numpy(array)
     _MAPS[tensor.data_ptr()] = (weakref.ref(array._mmap), tensor.data_ptr() + array.nbytes)
     return tensor
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Return whether a tensor is mapped to a file of this module, or is a part of one that is."""
+    if tensor.device.type != "cpu":
+        return False
+    address = tensor.data_ptr()
+    return any(start <= address < stop and found() is not None for start, (found, stop) in list(_MAPS.items()))
+
+
+def take_rows(table: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return rows of a table as a copy; those of a mapped file are released as they are read.
+
+    Args:
+        table: [n, width].
+        rows: int64 [k], on the table's device.
+        out: where to put them [k, width], or None for a new tensor.
+    """
+    if not is_mapped(table):
+        return torch.index_select(table, 0, rows, out=out)
+    found = table.new_empty(rows.numel(), *table.shape[1:]) if out is None else out
+    for window in _scattered(table, rows):
+        torch.index_select(table, 0, rows[window], out=found[window])
+    return found
+
+
+def put_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write values [k, width] into a table at rows int64 [k]; those of a mapped file are released as they are."""
+    if not is_mapped(table):
+        table[rows] = values
+        return
+    for window in _scattered(table, rows):
+        table[rows[window]] = values[window]
+
+
+def _scattered(table: Tensor, rows: Tensor) -> Iterator[slice]:
+    return windows(rows.numel(), max(_AROUND, table[:1].numel() * table.element_size()))
 
 
 def release_pages(*, keep: Iterable[Tensor] = ()) -> None:

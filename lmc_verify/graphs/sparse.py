@@ -18,6 +18,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from lmc_verify.graphs.files import is_mapped, release_pages
+
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
@@ -156,7 +158,10 @@ class CSR:
         total = int(rowptr[-1])
         shift = (start - rowptr[:-1]).repeat_interleave(counts, output_size=total)
         entry = torch.arange(total, dtype=rowptr.dtype, device=rows.device).add_(shift)
-        return CSR(rowptr, self.col.index_select(0, entry), self.value.index_select(0, entry), self.num_columns)
+        chosen = CSR(rowptr, self.col.index_select(0, entry), self.value.index_select(0, entry), self.num_columns)
+        if is_mapped(self.col):
+            release_pages()  # or whatever batches read would stay, until it is the whole file
+        return chosen
 
     def gather_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the entries of the given rows: (position of the row in `rows`, column, value)."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmc_verify import Graph, InvalidInputError
-from lmc_verify.graphs import CSR, Block, loops_operator, map_operators, new_file, open_file, release_pages
+from lmc_verify.graphs import (
+    CSR,
+    Block,
+    loops_operator,
+    map_operators,
+    new_file,
+    open_file,
+    put_rows,
+    release_pages,
+    take_rows,
+)
+from lmc_verify.graphs.files import is_mapped
 from lmc_verify.graphs.mapped.operators import _symmetric
 from lmc_verify.testing import graphs
 
@@ -127,3 +141,59 @@ def test_released_pages_come_back_with_what_was_written(tmp_path: Path) -> None:
     assert open_file(tmp_path / "none.npy").shape == (0, 3)
     with pytest.raises(InvalidInputError, match="cannot map"):
         open_file(tmp_path / "missing.npy")
+
+
+def test_rows_of_a_mapped_table_are_those_in_memory_and_do_not_stay(tmp_path: Path) -> None:
+    shape = (3_000, 5)
+    plain = torch.arange(15_000, dtype=torch.float64).view(shape)
+    table = new_file(tmp_path / "a.npy", shape, torch.float64)
+    assert is_mapped(table)
+    assert is_mapped(table[7:])
+    assert not is_mapped(plain)
+    rows = torch.randperm(3_000, generator=torch.Generator().manual_seed(0))[:2_500]
+    with mock.patch("lmc_verify.graphs.files.release_pages") as release:
+        put_rows(table, rows, plain[rows])
+        assert release.call_count == 3, "once for each 1,024 rows, of 64 KiB around them"
+    assert torch.equal(take_rows(table, rows), plain[rows])
+    assert not take_rows(table, (table.sum(1) == 0).nonzero()[:, 0]).any()
+    out = torch.empty(2_500, 5, dtype=torch.float64)
+    assert take_rows(table, rows, out) is out
+    assert torch.equal(out, plain[rows])
+    assert take_rows(table, rows[:0]).shape == (0, 5)
+    put_rows(plain, rows, -plain[rows])
+    assert torch.equal(take_rows(plain, rows), -take_rows(table, rows))
+
+
+STEPS = """
+import sys, torch, lmc_verify as lv
+from lmc_verify.estimators import History
+from lmc_verify.graphs import map_operators, resident_bytes
+from pathlib import Path
+n, place = 40_000, Path(sys.argv[1])
+rng = torch.Generator().manual_seed(0)
+ends = torch.randint(0, n, (2, 5 * n), generator=rng)
+lv.write_graph(lv.Graph(edge_index=torch.cat([ends, ends.flip(0)], 1), x=torch.randn(n, 256, generator=rng),
+    y=torch.randint(0, 8, (n,), generator=rng), train_mask=torch.ones(n, dtype=torch.bool)), place / "graph")
+graph = lv.open_graph(place / "graph")
+problem = lv.Problem(graph, lv.GCN(256, 256, 8, 3, seed=0))
+blocks = map_operators(graph, {"gcn", "sum"}, place / "operators", memory=2**24)
+state, lmc = History.zeros(problem, folder=place / "histories"), lv.LMC(beta=0.5)
+design = lv.UniformNodes(n, 200)
+def steps(count):
+    for _ in range(count):
+        state.apply(lmc.estimate(problem, state, design.draw(rng)).writes)
+with graph.using_operators(blocks):
+    steps(1)  # modules are imported where they are first used
+    before = resident_bytes()
+    steps(12)
+print((resident_bytes() - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_steps_from_files_do_not_fill_the_memory(tmp_path: Path) -> None:
+    # Twelve batches read and write rows near most pages of 40 MiB of features and 160 MiB of histories.
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, str(tmp_path)], check=True, capture_output=True, text=True, timeout=300
+    )
+    assert float(done.stdout) < 40

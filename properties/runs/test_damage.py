@@ -265,6 +265,75 @@ def test_nothing_is_saved_without_hashes(tmp_path: Path) -> None:
         repair_records(path)
 
 
+def test_whatever_is_damaged_in_the_header_everything_is_saved(intact: Path, copy: Path) -> None:
+    data, expected = intact.read_bytes(), content(intact)
+    refused = 0
+    for place in range(100):
+        copy.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        damaged = copy.read_bytes()
+        try:
+            assert content(copy) == expected
+        except RecordsError:
+            refused += 1
+            copy.write_bytes(damaged)
+            new = copy.with_name(f"{place}.sqlite")
+            found, _, saved = repair_records(copy, new)
+            assert (found.problem != "", found.num_lost, saved) == (True, 0, 68), place
+            assert content(new) == expected
+            assert copy.read_bytes() == damaged
+    assert refused > 40
+
+
+def test_a_header_that_is_gone_hides_nothing(intact: Path, copy: Path) -> None:
+    copy.write_bytes(b"\x00" * 100 + intact.read_bytes()[100:])
+    found = RUNNER.invoke(app, ["records", "check", str(copy)])
+    assert found.exit_code == 5
+    assert "68 entries are intact, 0 are damaged or missing" in found.output
+    assert f"the header of the records {copy} is damaged" in "".join(found.output.splitlines())
+
+
+def test_a_later_version_is_told_from_a_damaged_number(copy: Path) -> None:
+    changed(copy, "PRAGMA user_version = 9")
+    assert check_records(copy).num_entries == 68
+    changed(copy, "CREATE TABLE later (id INTEGER PRIMARY KEY)")
+    with pytest.raises(RecordsError, match=r"has schema version 9 and this version reads up to 5.*upgrade"):
+        check_records(copy)
+
+
+def test_other_programs_files_are_nobodys_damage(tmp_path: Path, intact: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE trials (id INTEGER PRIMARY KEY, key TEXT)")
+    connection.execute("INSERT INTO trials VALUES (1, 'k')")
+    connection.commit()
+    connection.close()
+    before = other.read_bytes()
+    for command in (check_records, repair_records):
+        with pytest.raises(RecordsError, match="is a SQLite database of another program"):
+            command(other)
+        with pytest.raises(RecordsError, match="is not a records file"):
+            command(Path(__file__))
+        with pytest.raises(RecordsError, match="is a folder"):
+            command(tmp_path)
+    assert other.read_bytes() == before
+
+
+def test_a_file_without_hashes_says_why_nothing_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "records.sqlite"
+    version_1(path)
+    with pytest.raises(RecordsError, match="have no hashes, and every entry of theirs can be read; nothing is to be"):
+        repair_records(path)
+    sound, entries = path.read_bytes(), check_records(path).num_entries
+    assert entries > 0
+    path.write_bytes(b"\x00" * 16 + sound[16:])
+    found = RUNNER.invoke(app, ["records", "check", str(path)])
+    assert (found.exit_code, f"{entries} entries can be read. There are no hashes" in found.output) == (5, True)
+    with pytest.raises(
+        RecordsError, match=rf"no hashes that could tell intact entries.* {entries} entries can be read"
+    ):
+        repair_records(path)
+
+
 def test_the_commands_say_what_is_damaged(copy: Path) -> None:
     sound = RUNNER.invoke(app, ["records", "check", str(copy.parent)])
     assert (sound.exit_code, "68 entries are intact, 0 are damaged" in sound.output) == (0, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 import sys
@@ -20,7 +21,7 @@ from lmc_verify.workers import cores
 from lmc_verify.workers.cores import available_cores, number_of_jobs
 from lmc_verify.workers.engines import BACKENDS, check_backend, connect, remote
 from lmc_verify.workers.engines import dask_cluster as engine_module
-from lmc_verify.workers.engines.remote import carry_out, done_of, order_of
+from lmc_verify.workers.engines.remote import Answer, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
 from lmc_verify.workers.pool import Done, Pool, Task
 from lmc_verify.workers.worker import report_progress
@@ -55,6 +56,17 @@ def wait(seconds: float, file: str = "") -> str:
     report_progress("half")
     time.sleep(seconds)
     return "waited"
+
+
+def wait_for(file: str) -> None:
+    while not Path(file).exists():
+        time.sleep(0.05)
+
+
+def threads_of() -> tuple[int, str | None]:
+    import torch
+
+    return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
 
 def kill_the_clusters_worker() -> None:
@@ -241,7 +253,147 @@ def test_a_worker_that_joins_later_with_other_code_is_refused_by_its_first_task(
         list(engine.run([Task("any", double, (1,))]))
 
 
+def test_a_busy_cluster_is_no_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distributed import Client
+
+    monkeypatch.setattr(engine_module, "_ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(engine_module, "_NO_WORKER_SECONDS", 30.0)
+    go, ended = tmp_path / "go", []
+    with dask_cluster(tmp_path, workers=0) as cluster, Client(cluster.address, set_as_default=False) as other:
+        busy = other.submit(wait_for, str(go), priority=1)
+        cluster.add_worker()
+        with connect("dask", cluster.address) as engine:  # there is no worker yet, and then it has no free thread
+            assert busy.status == "pending"
+            monkeypatch.setattr(engine_module, "_LOOK_SECONDS", 0.0)
+            monkeypatch.setattr(engine_module, "_NO_WORKER_SECONDS", 1.0)
+            thread = threading.Thread(target=lambda: ended.extend(engine.run([Task("any", double, (2,))])))
+            thread.start()
+            thread.join(3.0)
+            assert thread.is_alive(), "it waits for its turn"
+            go.touch()
+            thread.join(60)
+    assert [done.result for done in ended] == [4]
+
+
+def test_a_worker_without_the_package_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / "lmc_verify"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ModuleNotFoundError('lmc_verify')")
+    with dask_cluster(tmp_path, workers=0) as cluster:
+        cluster.add_worker(PYTHONPATH=os.pathsep.join([str(broken.parent), *sys.path]), PYTHONSAFEPATH="1")
+        with pytest.raises(InfrastructureError, match=r"Dask worker tcp://.* lmc-verify not installed there"):
+            connect("dask", cluster.address)
+
+
+# --- a cluster that fails at a moment, which no real one can be made to do ---
+
+
+class Future:
+    """Ends when it is looked at; its result, or its error, may not come."""
+
+    def __init__(self, key: str, answers: list[Any], statuses: list[str]) -> None:
+        self.key, self._answers, self._statuses = key, answers, statuses
+
+    @property
+    def status(self) -> str:
+        return self._statuses.pop(0)
+
+    def add_done_callback(self, call: Any) -> None:
+        call(self)
+
+    def result(self, timeout: float) -> Any:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    exception = result
+
+
+class FakeClient:
+    """A cluster, as far as it is asked."""
+
+    def __init__(self, *answers: Any, statuses: tuple[str, ...] = (), told: Any = None) -> None:
+        self.answers, self.statuses, self.told = list(answers), list(statuses), told
+
+    def submit(self, *_: Any, key: str, **__: Any) -> Future:
+        return Future(key, self.answers, self.statuses)
+
+    def nthreads(self) -> dict[str, int]:
+        return {}
+
+    def cancel(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def run(self, *_: Any, **__: Any) -> Any:
+        if isinstance(self.told, Exception):
+            raise self.told
+        return self.told
+
+
+def engine_of(client: FakeClient) -> Any:
+    engine = engine_module.DaskEngine.__new__(engine_module.DaskEngine)
+    engine._scheduler, engine._client, engine._versions = "tcp://a:1", client, own_versions()
+    engine._alone_since, engine._looked = time.monotonic() - 1e6, -1e6
+    return engine
+
+
+FOUR = (Answer(pickle.dumps(4), "", 0.0), "tcp://a:2")
+
+
+def test_a_result_that_was_lost_with_its_worker_is_waited_for_again() -> None:
+    client = FakeClient(TimeoutError(), FOUR, statuses=("finished", "pending", "finished"))
+    assert [done.result for done in engine_of(client).run([Task("four", double, (2,))])] == [4]
+    client = FakeClient(TimeoutError(), statuses=("finished", "finished"))
+    with pytest.raises(InfrastructureError, match=r"tcp://a:1 is gone, or does not answer"):
+        list(engine_of(client).run([Task("four", double, (2,))]))
+
+
+def test_an_error_that_does_not_come_is_said_of_the_scheduler() -> None:
+    client = FakeClient(TimeoutError("late"), statuses=("error",))
+    with pytest.raises(InfrastructureError, match=r"tcp://a:1 is gone, or does not answer.*--resume"):
+        list(engine_of(client).run([Task("any", double, (2,))]))
+
+
+def test_time_without_workers_before_a_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_LOOK_SECONDS", 0.0)
+    client = FakeClient(TimeoutError(), FOUR, statuses=("finished", "pending", "finished"))
+    assert [done.result for done in engine_of(client).run([Task("four", double, (2,))])] == [4]
+    monkeypatch.setattr(engine_module, "_NO_WORKER_SECONDS", 0.0)
+    client = FakeClient(TimeoutError(), FOUR, statuses=("finished", "pending", "finished"))
+    with pytest.raises(InfrastructureError, match="has had no worker for 0 s"):
+        list(engine_of(client).run([Task("four", double, (2,))]))
+
+
+def test_workers_that_have_left_are_passed_over_and_those_that_hang_are_named() -> None:
+    versions = own_versions()
+    told = {"tcp://a:2": versions, "tcp://a:3": OSError("left"), "tcp://a:4": ImportError()}
+    assert engine_of(FakeClient(told=told))._told([*told]) == {"tcp://a:2": versions, "tcp://a:4": {"lmc-verify": None}}
+    with pytest.raises(InfrastructureError, match=r"worker tcp://a:2 cannot say its versions: ValueError: odd"):
+        engine_of(FakeClient(told={"tcp://a:2": ValueError("odd")}))._told(["tcp://a:2"])
+    with pytest.raises(InfrastructureError, match=r"within 60 s; end those of them that hang: tcp://a:2, tcp://a:3"):
+        engine_of(FakeClient(told=TimeoutError()))._told(["tcp://a:2", "tcp://a:3"])
+    with pytest.raises(InfrastructureError, match="is gone"):
+        engine_of(FakeClient(told=OSError("closed")))._told(["tcp://a:2"])
+
+
 # --- an order, without a cluster ---
+
+
+def test_a_process_has_one_thread_as_it_has_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(**variables: str) -> tuple[int, str | None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(remote, "_CHILDREN", remote._Children())
+            patched.delenv("OMP_NUM_THREADS", raising=False)
+            for name, value in variables.items():
+                patched.setenv(name, value)
+            threads: tuple[int, str | None] = done_of(
+                0, carry_out(order_of(Task("threads", threads_of))), "here"
+            ).result
+            return threads
+
+    assert told() == (1, "1")
+    assert told(OMP_NUM_THREADS="2") == (2, "2"), "who says it has it so"
 
 
 def test_a_process_lives_on_from_order_to_order_and_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:

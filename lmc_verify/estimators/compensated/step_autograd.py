@@ -15,7 +15,7 @@ from torch import Tensor
 from lmc_verify.estimators.compensated.policies import Blend, Cut, HaloPolicy, Held, Policies
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
-from lmc_verify.graphs import Batch, Block
+from lmc_verify.graphs import Batch, Block, take_rows
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective import Problem
 
@@ -39,7 +39,7 @@ class AutogradStep(Step):
         """Fill the local values of every layer, keeping what the backward pass differentiates."""
         problem, model, size = self.problem, self.problem.model, self.size
         with torch.enable_grad():
-            x = problem.graph.x[self.local.nodes]
+            x = take_rows(problem.graph.x, self.local.nodes)
             self._encoded = model.encode(x[:size])  # only these rows are differentiated
         with torch.no_grad():
             x0 = self._encoded.detach()

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmc_verify.estimators.compensated.policies import Blend, Cut, HaloPolicy, Held, Policies
 from lmc_verify.estimators.compensated.step import Step
 from lmc_verify.estimators.history import AUXILIARY, EMBEDDING, History
-from lmc_verify.graphs import CSR, Batch
+from lmc_verify.graphs import CSR, Batch, take_rows
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.closed_forms import IDENTITY, AffineLayer, ClosedActivation
 from lmc_verify.objective import ClosedWork, Problem
@@ -77,12 +77,12 @@ class ClosedStep(Step):
         model, x, layer = self.problem.model, self.problem.graph.x, self.layers[0]
         if model.encoder is not None:
             with torch.enable_grad():
-                self._encoded = model.encode(x.index_select(0, self.local.batch))  # only these rows are differentiated
-            halo = [model.encode(x[self.local.halo], self.size)] if self._all > self.size else []
+                self._encoded = model.encode(take_rows(x, self.local.batch))  # only these rows are differentiated
+            halo = [model.encode(take_rows(x, self.local.halo), self.size)] if self._all > self.size else []
             self.embeddings[0] = torch.cat([self._encoded.detach(), *halo])
         elif self._work.given is None or self._fresh_forward or layer.root_weight is not None or layer.residual:
             self.embeddings[0] = self._work.empty(self._all, x.shape[1])
-            torch.index_select(x, 0, self.local.nodes, out=self.embeddings[0])
+            take_rows(x, self.local.nodes, self.embeddings[0])
         if 0 in self.embeddings:
             self._read = self._activated(self.embeddings[0], layer.activation)
 

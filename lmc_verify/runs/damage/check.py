@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc_verify.errors import RecordsError
+from lmc_verify.runs.damage.header import with_new_header
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.schema import COLUMNS, matches, refuse_foreign, statements_of, tables_of
 
@@ -32,6 +33,7 @@ class Found:
         hashed: whether the file keeps hashes. One of an older version does not, and its entries can only be read.
         intact: entries that match their hash, by kind and number; their columns as in `COLUMNS`.
         lost: numbers of entries that are damaged or missing, by kind.
+        num_entries: number of entries that are intact, or that can be read where there are no hashes.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Found:
     hashed: bool
     intact: dict[str, Entries] = field(default_factory=dict)
     lost: dict[str, list[int]] = field(default_factory=dict)
+    num_entries: int = 0
 
     @property
     def num_lost(self) -> int:
@@ -54,12 +57,44 @@ class Found:
 def check_records(path: str | Path) -> Found:
     """Compare every entry of a records file with its hash. The file is left as it is.
 
+    Where its header is damaged, or is that of another program's file, what is under it is looked at too.
+
     Raises:
-        RecordsError: there is no file, or it is not one of records that this version reads.
+        RecordsError: there is no file, or it is another program's, or a later version's.
+        OutputError: there is no room for a copy of a file whose header is damaged.
     """
     path = Path(path)
-    refuse_foreign(path)
-    problem = ""
+    refusal = None
+    try:
+        refuse_foreign(path)
+    except RecordsError as error:
+        if not path.is_file():
+            raise
+        refusal = error
+    problem = str(refusal or _problem(path))
+    found = _compared(path, path, problem)
+    if problem and (refusal is not None or not found.hashed or found.num_lost):
+        with with_new_header(path) as copy:
+            under = _compared(
+                path, copy, problem if refusal is None else f"the header of the records {path} is damaged"
+            )
+            own = refusal is None or _own_only(copy)
+        if own and under.num_entries > (0 if refusal else found.num_entries):
+            return under
+    if refusal is not None:
+        raise refusal
+    return found
+
+
+def _own_only(path: Path) -> bool:
+    """Whether a file holds the package's tables and nothing else, as one of another program or a later version does."""
+    with closing(_opened(path)) as connection:
+        found = _found(connection, "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name != 'sqlite_sequence'")
+        return {sql for (sql,) in found} <= statements_of(10**6)
+
+
+def _problem(path: Path) -> str:
+    """Return why `Records` refuses a file, or what it holds."""
     try:
         with Records.open(path) as records:
             for run in records.runs():
@@ -68,17 +103,20 @@ def check_records(path: str | Path) -> Found:
     except RecordsError as error:
         if not path.exists() or path.stat().st_size == 0:
             raise
-        problem = str(error)
-    with closing(_opened(path)) as connection:
-        kept = _hashes(connection)
-        intact = {kind: _intact(connection, kind, kept.get(kind, {})) for kind in COLUMNS}
-        lost = {
-            kind: sorted((set(kept.get(kind, {})) | _numbers(connection, kind)) - set(intact[kind]))
-            for kind in COLUMNS
-            if kept
-        }
+        return str(error)
+    return ""
+
+
+def _compared(path: Path, place: Path, problem: str) -> Found:
+    """Compare the entries of a file with their hashes, in itself or a copy of it at another place."""
+    with closing(_opened(place)) as connection:
         hashed = "hashes" in _readable(connection)
-    return Found(path, problem, hashed, intact, {kind: numbers for kind, numbers in lost.items() if numbers})
+        kept = _hashes(connection)
+        numbers = {kind: _numbers(connection, kind) for kind in COLUMNS}
+        intact = {kind: _intact(connection, kind, kept.get(kind, {})) for kind in COLUMNS}
+    lost = {kind: sorted((set(kept.get(kind, {})) | numbers[kind]) - set(intact[kind])) for kind in COLUMNS if kept}
+    readable = sum(map(len, (numbers if not hashed else intact).values()))
+    return Found(path, problem, hashed, intact, {kind: few for kind, few in lost.items() if few}, readable)
 
 
 def _opened(path: Path) -> sqlite3.Connection:

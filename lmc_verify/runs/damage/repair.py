@@ -7,7 +7,7 @@ from pathlib import Path
 from lmc_verify.errors import OutputError, RecordsError
 from lmc_verify.runs.damage.check import Entries, Found, check_records
 from lmc_verify.runs.records import Records
-from lmc_verify.runs.schema import COLUMNS
+from lmc_verify.runs.schema import COLUMNS, HASHED_SINCE
 
 __all__ = ["repair_records"]
 
@@ -33,10 +33,16 @@ def repair_records(path: str | Path, out: str | Path | None = None) -> tuple[Fou
     found = check_records(path)
     out = path.with_name(f"{path.stem}-repaired{path.suffix}") if out is None else Path(out)
     if not found.problem and not found.num_lost:
-        raise RecordsError(f"the records {path} are intact; nothing is to be repaired")
+        known = "are intact" if found.hashed else "have no hashes, and every entry of theirs can be read"
+        raise RecordsError(f"the records {path} {known}; nothing is to be repaired")
     runs = found.intact.get("runs", {})
     if not runs:
-        why = "no run of it is intact" if found.hashed else "it has no hashes that could tell intact entries"
+        why = (
+            "no run of it is intact"
+            if found.hashed
+            else f"it has no hashes that could tell intact entries, which files have since version {HASHED_SINCE}; "
+            f"{found.num_entries} entries can be read"
+        )
         raise RecordsError(f"nothing can be saved of the records {path}: {why}; restore it from a copy, or run again")
     if out.exists():
         raise OutputError(f"{out} exists already; move it away, or name another file with --out")

@@ -14,11 +14,10 @@ from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
-from lmc_verify.workers.cores import available_cores
+from lmc_verify.workers.engines.engine import Engine
 from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
 from lmc_verify.workers.pool import Done, Task, Watch
@@ -31,7 +30,7 @@ _CONNECT_SECONDS = 20.0
 _NO_WORKER_SECONDS = 300.0
 """Time without any worker after which the cluster is given up; one that grows as it is needed takes minutes."""
 _ANSWER_SECONDS = 60.0
-"""Time that a worker may take to say its versions, or to hand over a result."""
+"""Time that workers may take to say their versions, which a busy one does too, or to hand over a result."""
 _ENDING = ("closing", "closed", "failed")
 """States of a worker which no scheduler waits for."""
 _TICK = 0.5
@@ -40,7 +39,7 @@ _LOOK_SECONDS = 5.0
 """Seconds between two looks at the cluster itself, and between two words of a worker about its task."""
 
 
-class DaskEngine:
+class DaskEngine(Engine):
     """A Dask cluster.
 
     Args:
@@ -65,14 +64,6 @@ class DaskEngine:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Leave the cluster, which ends what it still does for this process."""
         with contextlib.suppress(Exception):  # it may be gone
@@ -88,6 +79,7 @@ class DaskEngine:
         name = f"lmc-verify-{uuid.uuid4().hex}"  # of the topic, and of every task with its place in the list
         ended: SimpleQueue[Any] = SimpleQueue()
         said: dict[int, tuple[float, str]] = {}
+        self._alone_since, self._looked = None, time.monotonic()  # what was before is no matter of these tasks
         if watch is not None:
             self._client.subscribe_topic(name, lambda event: said.update({event[1][0]: tuple(event[1][1:])}))
         under_way: dict[str, tuple[int, Task, Any]] = {}
@@ -95,9 +87,14 @@ class DaskEngine:
             yield from self._submit(tasks, name, ended, under_way)
             while under_way:
                 for key in self._next(ended, under_way):
-                    index, task, future = under_way.pop(key)
+                    index, task, future = under_way[key]
+                    done = self._done(index, task, future)
+                    if done is None:
+                        future.add_done_callback(ended.put)
+                        continue
+                    del under_way[key]
                     said.pop(index, None)
-                    yield self._done(index, task, future)
+                    yield done
                 if watch is not None:
                     for index, task, _ in under_way.values():
                         if index in said:
@@ -133,11 +130,13 @@ class DaskEngine:
                 keys.append(ended.get_nowait().key)
         return [key for key in keys if key in under_way]
 
-    def _done(self, index: int, task: Task, future: Any) -> Done:
+    def _done(self, index: int, task: Task, future: Any) -> Done | None:
+        """Return how a task ended; None if its result was lost with its worker, and it is done again."""
         from distributed import KilledWorker
 
         if future.status == "error":
-            error = future.exception(timeout=_ANSWER_SECONDS)
+            with self._guard():
+                error = future.exception(timeout=_ANSWER_SECONDS)
             if isinstance(error, KilledWorker):
                 return Done(index, None, f"every Dask worker that it was given to was lost: {error}", 0.0)
             raise InfrastructureError(
@@ -145,7 +144,12 @@ class DaskEngine:
                 "see its log, then go on with --resume"
             ) from error
         with self._guard():
-            answer, place = future.result(timeout=_ANSWER_SECONDS)
+            try:
+                answer, place = future.result(timeout=_ANSWER_SECONDS)
+            except TimeoutError:
+                if future.status == "pending":
+                    return None
+                raise
         return done_of(index, answer, f"the Dask worker {place}")
 
     def _look_at_cluster(self) -> None:
@@ -200,34 +204,59 @@ class DaskEngine:
             python = ".".join(told["host"]["python"].split(".")[:2])
             versions = {"Python": python, "torch": told["packages"].get("torch")}
             refuse_others(f"the Dask worker {place}", versions, self._versions)
-        with self._guard():
-            asked = {place: self._client.submit(_versions, workers=[place], pure=False) for place in found}
-        for place, future in asked.items():
-            refuse_others(f"the Dask worker {place}", self._asked(future), self._versions)
+        for place, told in self._told(list(found)).items():
+            refuse_others(f"the Dask worker {place}", told, self._versions)
 
-    def _asked(self, future: Any) -> dict[str, str | None]:
+    def _told(self, places: list[str]) -> dict[str, dict[str, str | None]]:
+        """Ask workers for their versions; those that have left meanwhile, or joined, are seen at their first task.
+
+        They answer beside their tasks: a cluster whose threads are all taken, for hours maybe, is a sound one.
+        """
         try:
-            with self._guard():
-                return dict(future.result(timeout=_ANSWER_SECONDS))
-        except ImportError:
-            return {"lmc-verify": None}
+            with self._guard(TimeoutError):
+                answers = self._client.run(
+                    _versions, workers=places, on_error="return", callback_timeout=_ANSWER_SECONDS
+                )
+        except TimeoutError as error:
+            raise InfrastructureError(
+                f"not every worker of the Dask cluster {self._scheduler} has said its versions within "
+                f"{_ANSWER_SECONDS:g} s; end those of them that hang: {', '.join(places)}"
+            ) from error
+        told: dict[str, dict[str, str | None]] = {}
+        for place, answer in answers.items():
+            # What a worker raises before it calls the function comes in words.
+            if isinstance(answer, ImportError) or "ModuleNotFoundError" in str(answer):
+                told[place] = {"lmc-verify": None}
+            elif isinstance(answer, OSError):  # it has left
+                continue
+            elif isinstance(answer, Exception):
+                raise InfrastructureError(
+                    f"the Dask worker {place} cannot say its versions: {describe_error(answer)}; see its log"
+                ) from answer
+            else:
+                told[place] = dict(answer)
+        return told
 
     def _wait_for_worker(self) -> None:
         if self._client.nthreads():
             return
         # A cluster that grows as it is needed has none until there is a task.
-        try:
-            self._client.submit(abs, 0, pure=False).result(timeout=_NO_WORKER_SECONDS)
-        except TimeoutError as error:
-            raise self._no_worker() from error
+        wish, end = self._client.submit(abs, 0, pure=False), time.monotonic() + _NO_WORKER_SECONDS
+        while not self._client.nthreads():  # those that there are then may be busy with what others have given them
+            if time.monotonic() >= end:
+                raise self._no_worker()
+            time.sleep(_TICK)
+        wish.cancel()
 
     @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Turn what Dask raises where its scheduler is gone into this package's error."""
+    def _guard(self, *passed: type[Exception]) -> Iterator[None]:
+        """Turn what Dask raises where its scheduler is gone into this package's error, but what is to be passed on."""
         from distributed.client import FutureCancelledError
 
         try:
             yield
+        except passed:
+            raise
         except (OSError, TimeoutError, FutureCancelledError, RuntimeError) as error:
             raise InfrastructureError(
                 f"the Dask scheduler at {self._scheduler} is gone, or does not answer: "
@@ -260,8 +289,7 @@ def _in_worker(order: Order, topic: str, index: int) -> tuple[Answer, str]:
             worker.log_event(topic, (index, seconds, words))
 
     key = worker.get_current_task()
-    threads = None if worker.state.nthreads == 1 else max(1, available_cores() // worker.state.nthreads)
-    return carry_out(order, threads=threads, tell=tell, wanted=partial(_wanted, worker, key)), worker.address
+    return carry_out(order, tell=tell, wanted=partial(_wanted, worker, key)), worker.address
 
 
 def _wanted(worker: Any, key: Any) -> bool:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+from urllib.parse import urlsplit
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
+from lmc_verify.workers.engines.engine import Engine
 from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
 from lmc_verify.workers.heartbeat import this_process
@@ -26,6 +28,8 @@ _RETRIES = 3
 """Times that a task is given to another worker, because its own was lost."""
 _WAITING = 1000
 """Tasks that are given to Ray at a time: it looks through all of them whenever one ends."""
+_CONNECT_SECONDS = 20.0
+"""Time that a cluster's address may take to answer."""
 _ANSWER_SECONDS = 300.0
 """Time that a node may take to say its versions; one that starts its first worker imports torch."""
 _TICK = 0.5
@@ -34,7 +38,7 @@ _LOOK_SECONDS = 5.0
 """Seconds between two looks at the board, and between two words of a worker about its task."""
 
 
-class RayEngine:
+class RayEngine(Engine):
     """A Ray cluster.
 
     Args:
@@ -57,14 +61,6 @@ class RayEngine:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Leave the cluster, which ends what it still does for this process. A connection of the caller's own stays."""
         if self._own:
@@ -79,10 +75,10 @@ class RayEngine:
             InfrastructureError: the cluster is gone, or a worker cannot do what it is asked.
         """
         waiting = enumerate(tasks)
-        board: Any = None if watch is None else self._ray.remote(num_cpus=0)(_Board).remote()
+        words = None if watch is None else _Words(self._ray)
+        board = None if words is None else words.board
         remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(_in_worker)
         under_way: dict[Any, tuple[int, Task, float]] = {}
-        looked = time.monotonic()
         try:
             while True:
                 yield from self._submit(waiting, remote, board, under_way)
@@ -93,10 +89,9 @@ class RayEngine:
                 for ref in ended:
                     index, task, begun = under_way.pop(ref)
                     yield self._done(index, task, ref, time.monotonic() - begun)
-                if watch is not None and time.monotonic() - looked >= _LOOK_SECONDS:
-                    looked = time.monotonic()
+                if watch is not None and words is not None:
                     with self._guard():
-                        said = self._ray.get(board.read.remote())
+                        said = words.come()
                     for index, task, _ in under_way.values():
                         if index in said:
                             watch(task, *said[index])
@@ -148,6 +143,7 @@ class RayEngine:
             if ray.is_initialized():
                 return ray
             try:
+                _refuse_silence(self._address)
                 ray.init(address=self._address, log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
                 raise InfrastructureError(
@@ -196,6 +192,17 @@ class RayEngine:
             ) from error
 
 
+def _refuse_silence(address: str) -> None:
+    """Raise ConnectionError where nothing answers at an address: Ray would try for more than five minutes."""
+    place = urlsplit(address if "//" in address else f"//{address}")
+    if place.hostname is None or place.port is None:  # a word, such as "auto"
+        return
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error})") from error
+
+
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
     """Keep what SIGTERM does: Ray has a program leave by `sys.exit`, before its results are reported."""
@@ -227,6 +234,34 @@ class _Board:
         """Return what was said since the last time."""
         said, self.said = self.said, {}
         return said
+
+
+class _Words:
+    """What workers say of their tasks, as the board has it.
+
+    It is asked, and not waited for: it may take longer to start than a task does to end, and its node may be lost.
+    """
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self.board: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        self._asked: Any = None
+        self._last = time.monotonic()
+
+    def come(self) -> dict[int, tuple[float, str]]:
+        """Return what has come, by the place of the task; nothing most of the time."""
+        if self._asked is None:
+            if time.monotonic() - self._last >= _LOOK_SECONDS:
+                self._last, self._asked = time.monotonic(), self.board.read.remote()
+            return {}
+        ended, _ = self._ray.wait([self._asked], timeout=0)
+        if not ended:
+            return {}
+        asked, self._asked = self._asked, None
+        try:
+            return dict(self._ray.get(asked))
+        except self._ray.exceptions.RayActorError:  # it was lost with its node, and starts again on another
+            return {}
 
 
 def _in_worker(order: Order, board: Any, index: int) -> tuple[Answer, str]:

@@ -90,15 +90,16 @@ def done_of(index: int, answer: Answer, place: str) -> Done:
 def carry_out(
     order: Order,
     *,
-    threads: int | None = None,
     tell: Callable[[float, str], None] | None = None,
     wanted: Callable[[], bool] | None = None,
 ) -> Answer:
     """Do an order in a process of its own, and wait for its end.
 
+    The process has one thread of torch, as the cluster has given it one core, unless the variable ``OMP_NUM_THREADS``
+    of the cluster's worker says otherwise.
+
     Args:
         order: what is to be done.
-        threads: number of torch's threads; None leaves it.
         tell: called twice a second with the seconds that it has taken, and what it last said of its progress.
         wanted: asked twice a second whether anybody still waits for it; if not, the process is ended.
 
@@ -113,7 +114,7 @@ def carry_out(
             tell(seconds, words)
 
     task = Task(order.name, _do, (order.content, order.versions, order.folder), order.limit)
-    pool, begun = _CHILDREN.borrow(threads), time.monotonic()
+    pool, begun = _CHILDREN.borrow(), time.monotonic()
     try:
         with contextlib.closing(pool.run([task], look)) as ended:
             (done,) = ended
@@ -123,7 +124,7 @@ def carry_out(
     except BaseException:
         pool.close()
         raise
-    _CHILDREN.give_back(pool, threads)
+    _CHILDREN.give_back(pool)
     if done.failure:
         return Answer(b"", done.failure, done.seconds)
     content, versions = done.result
@@ -152,30 +153,28 @@ class _Children:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[tuple[Pool, int | None, float]] = []
+        self._idle: list[tuple[Pool, float]] = []
 
-    def borrow(self, threads: int | None) -> Pool:
+    def borrow(self) -> Pool:
         """Return a pool of one process that nobody else uses."""
         with self._lock:
-            for place, (pool, has, _) in enumerate(self._idle):
-                if has == threads:
-                    del self._idle[place]
-                    return pool
-        return Pool(1, threads=threads)
+            if self._idle:
+                return self._idle.pop(0)[0]
+        return Pool(1, threads=1)
 
-    def give_back(self, pool: Pool, threads: int | None) -> None:
+    def give_back(self, pool: Pool) -> None:
         """Keep a pool for the next task; end it if there is none for a while."""
         with self._lock:
-            self._idle.append((pool, threads, time.monotonic()))
+            self._idle.append((pool, time.monotonic()))
         timer = threading.Timer(_IDLE_SECONDS, self._end_idle)
         timer.daemon = True
         timer.start()
 
     def _end_idle(self) -> None:
         with self._lock:
-            old = [item for item in self._idle if time.monotonic() - item[2] >= _IDLE_SECONDS]
+            old = [item for item in self._idle if time.monotonic() - item[1] >= _IDLE_SECONDS]
             self._idle = [item for item in self._idle if item not in old]
-        for pool, _, _ in old:
+        for pool, _ in old:
             pool.close()
 
 
