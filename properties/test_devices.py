@@ -151,6 +151,8 @@ OF_CLAIM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "e8/bias-and-variance": ({"name": "fastgcn-published"}, {}),
     "theorem-2/assumptions": (LMC, {}),
     "theorem-2/a-posteriori-bound": (LMC, {}),
+    "theorem-2/contraction": (LMC, THIRDS),
+    "theorem-2/close-to-backward-sgd": (LMC, THIRDS),
     "theorem-2/decay-and-floor": (LMC, THIRDS),
     "theorem-3/rate": (LMC, {}),
     "theorem-3/fixed-point": (GAS, {}),

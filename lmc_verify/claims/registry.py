@@ -29,6 +29,8 @@ _OWN: dict[str, str] = {
     "e6/bias-per-layer": "consequences.e6_bias_per_layer:LOWER_LAYERS_BIASED",
     "e7/reductions": "consequences.e7_reductions:REDUCTIONS",
     "e8/bias-and-variance": "consequences.e8_bias_and_variance:BIAS_AND_VARIANCE",
+    "theorem-2/close-to-backward-sgd": "theorems.theorem_2_close_to_backward_sgd:CLOSE_TO_BACKWARD_SGD",
+    "theorem-2/contraction": "theorems.theorem_2_contraction:CONTRACTION",
     "theorem-2/assumptions": "theorems.theorem_2_assumptions:ASSUMPTIONS",
     "theorem-2/a-posteriori-bound": "theorems.theorem_2_a_posteriori_bound:POSTERIOR_BOUND",
     "theorem-2/decay-and-floor": "theorems.theorem_2_decay_and_floor:DECAY_AND_FLOOR",

@@ -47,6 +47,8 @@ from lmc_verify.claims.samplers import (
 from lmc_verify.claims.theorems import (
     theorem_2_a_posteriori_bound,
     theorem_2_assumptions,
+    theorem_2_close_to_backward_sgd,
+    theorem_2_contraction,
     theorem_2_decay_and_floor,
     theorem_3_fixed_point,
     theorem_3_rate,
@@ -129,6 +131,20 @@ def in_step_size(patch: pytest.MonkeyPatch, **settings: float) -> Case:
 def in_eps(patch: pytest.MonkeyPatch) -> Case:
     curves(patch, theorem_2_decay_and_floor, 1.1)
     return rate_cases.case_of(rate_cases.TWO, rate_cases.ZERO_BETA)
+
+
+def close(patch: pytest.MonkeyPatch) -> Case:
+    def drawn(case: Case, runs: Any, steps: Any, seeds: int) -> bias_curves.BiasCurves:
+        distance = np.array([[[1e-3 * value**1.1] * len(steps) for value, _, _ in runs]] * seeds)
+        values, apart = tuple(value for value, _, _ in runs), np.zeros((seeds, len(runs)))
+        return bias_curves.BiasCurves(values, tuple(steps), distance, np.ones_like(distance), apart)
+
+    patch.setattr(theorem_2_close_to_backward_sgd, "_measure", drawn)
+    return rate_cases.case_of(rate_cases.CLOSE, rate_cases.ZERO_BETA)
+
+
+def settling(_: pytest.MonkeyPatch) -> Case:
+    return rate_cases.case_of(rate_cases.CLOSE, rate_cases.ZERO_BETA)
 
 
 def in_steps(patch: pytest.MonkeyPatch) -> Case:
@@ -250,6 +266,37 @@ BOUNDARIES = [
         lambda found: near(min(found.series[0].y) / bias_curves.FLOOR_FACTOR),
         "SUPPORTED",
         "INCONCLUSIVE",
+    ),
+    Boundary(
+        "theorem-2/close-to-backward-sgd",
+        theorem_2_close_to_backward_sgd,
+        "SLOPE",
+        close,
+        lambda found: near(floor(found)),
+        "SUPPORTED",
+        "REFUTED",
+        "floor",
+    ),
+    Boundary(
+        "theorem-2/contraction",
+        theorem_2_contraction,
+        "MOST_STATES",
+        settling,
+        lambda found: (shown(found, "states").value - 1, shown(found, "states").value),
+        "INCONCLUSIVE",
+        "EXACT",
+        "states",
+    ),
+    Boundary(
+        "theorem-2/contraction",
+        theorem_2_contraction,
+        "MOST_ESTIMATES",
+        settling,
+        lambda found: (3 * shown(found, "states").value - 1, 3 * shown(found, "states").value),
+        "INCONCLUSIVE",
+        "EXACT",
+        "states",
+        lambda value, _: value // 3,
     ),
     Boundary(
         "theorem-2/decay-and-floor",
@@ -495,6 +542,12 @@ TEXTS = [
         },
     ),
     (
+        theorem_2_close_to_backward_sgd,
+        "SLOPE",
+        0.75,
+        {"theorem-2/close-to-backward-sgd statement": "slope of the distance in eps is at least 3/4."},
+    ),
+    (
         theorem_2_decay_and_floor,
         "SLOPE",
         0.75,
@@ -606,6 +659,7 @@ AMOUNTS = {
     "LOOK_EVERY",
     "LOOK_GROWTH",
     "CONTROL_STEP",
+    "MOST_STEPS",
     "STABLE_SHARE",
     "LARGEST_DENOMINATOR",
 }
