@@ -19,6 +19,7 @@ __all__ = ["CLAIMS", "check_claim", "find_claim", "require_claim"]
 
 _OWN: dict[str, str] = {
     "theorem-1/unbiased": "theorems.theorem_1_unbiased:UNBIASED",
+    "theorem-1/separate-labels": "theorems.theorem_1_separate_labels:SEPARATE_LABELS",
     "theorem-1/unbiased-sampled": "theorems.theorem_1_unbiased_sampled:UNBIASED_SAMPLED",
     "e1/equals-backward-sgd": "consequences.e1_equals_backward_sgd:EQUALS_BACKWARD_SGD",
     "e2/exact-when-frozen": "consequences.e2_exact_when_frozen:EXACT_WHEN_FROZEN",

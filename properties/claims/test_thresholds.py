@@ -45,6 +45,7 @@ from lmc_verify.claims.samplers import (
     unbiased_without_nonlinearity,
 )
 from lmc_verify.claims.theorems import (
+    theorem_1_separate_labels,
     theorem_2_a_posteriori_bound,
     theorem_2_assumptions,
     theorem_2_close_to_backward_sgd,
@@ -218,6 +219,7 @@ def floor(verdict: Verdict) -> float:
     return float(shown(verdict, "floor").value)
 
 
+LABELLED = case_of("backward-sgd").graph.num_labelled
 BOUNDARIES = [
     Boundary(
         "e4/floor-linear-in-beta",
@@ -266,6 +268,15 @@ BOUNDARIES = [
         lambda found: near(min(found.series[0].y) / bias_curves.FLOOR_FACTOR),
         "SUPPORTED",
         "INCONCLUSIVE",
+    ),
+    Boundary(
+        "theorem-1/separate-labels",
+        theorem_1_separate_labels,
+        "MOST_PAIRS",
+        lambda _: case_of("backward-sgd", model={"layers": 2, "width": 2, "head": True}),
+        lambda found: (6 * LABELLED - 1, 6 * LABELLED),
+        "NOT_APPLICABLE",
+        "EXACT",
     ),
     Boundary(
         "theorem-2/close-to-backward-sgd",

@@ -40,6 +40,7 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.diagnosis:UNEXPLAINED": 0.1,
     # What can be listed; which share of batches may be unseen; when draws are of equal chance, or of no size.
     "lmc_verify.claims.assumptions:MAX_SUPPORT": 20_000,
+    "lmc_verify.claims.theorems.theorem_1_separate_labels:MOST_PAIRS": 2_000,
     "lmc_verify.claims.theorems.theorem_2_contraction:MOST_STATES": 1_000,
     "lmc_verify.claims.theorems.theorem_2_contraction:MOST_ESTIMATES": 4_000,
     "lmc_verify.claims.coverage:UNSEEN": 0.005,
