@@ -28,9 +28,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cross
 
 
 def loss_lower_bound(name: str, targets: Tensor) -> float | None:
-    """Return a number that no value of a loss at these targets is below, whatever the outputs; None where none is known.
+    """Return the greatest lower bound of a loss at these targets, over all outputs; None where none is known.
 
-    Cross entropy is at least 0, and so is its binary form at targets in [0, 1]; beyond them it has no lower bound, -inf.
+    Cross entropy is at least 0, and so is its binary form at targets in [0, 1]; beyond them that is unbounded, -inf.
     """
     if name == "cross_entropy":
         return 0.0
