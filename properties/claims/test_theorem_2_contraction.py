@@ -12,7 +12,7 @@ from common.claim_cases import case_of
 from common.rate_cases import Wrapped
 
 from lmc_verify import Batch, Estimate, Estimator, History, Problem, make_estimator
-from lmc_verify.cases.case import Case
+from lmc_verify.cases.case import Case, assemble_case
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.claims.theorems import theorem_2_contraction as module
 from lmc_verify.estimators import HistoryWrite
@@ -178,6 +178,19 @@ def test_required_assumptions(estimator: Any, settings: dict[str, Any], words: s
     found = CLAIM.check(case)
     assert found.outcome is CLAIM.expect(case).outcome is Outcome.NOT_APPLICABLE
     assert words in found.summary
+
+
+def test_where_every_gradient_vanishes_nothing_is_said() -> None:
+    case = small("lmc", dataset={"name": "karate"}, design={"partition": "metis", "parts": 2, "per_batch": 1})
+    problem = case.problem.copy()
+    with torch.no_grad():
+        for parameter in problem.model.parameters():
+            parameter.zero_()
+    for name, parameter in problem.model.named_parameters():
+        parameter.requires_grad_("layers.0" in name)  # nothing passes a second layer of zeros
+    found = CLAIM.check(assemble_case(problem, case.design, make_estimator("lmc")))
+    assert found.outcome is Outcome.NOT_APPLICABLE
+    assert "nothing to compare" in found.summary
 
 
 def test_a_distance_that_rounding_could_hide_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,8 @@ def check(case: Case) -> Verdict:
         summary,
         limit=SLOPE,
         evidence=[
-            Evidence(f"{NOUN} at the start", float(start), group="rates"),
-            Evidence(f"{NOUN}, smallest eps", float(smallest), group="rates"),
+            Evidence("root mean square distance at the start", float(start), group="rates"),
+            Evidence("root mean square distance at the smallest eps", float(smallest), group="rates"),
         ],
         series=[
             curves.floor_series(f"{NOUN.capitalize()} against eps", "eps"),

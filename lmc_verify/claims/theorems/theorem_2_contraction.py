@@ -59,6 +59,7 @@ class _Distances:
         squares: of the whole gradient, in units of the exact gradient's norm; 0 where they are rounding.
         layers: of each layer, in units of its own exact gradient's norm.
         unclear: residuals of a state in which rounding cannot be told from a distance, or None.
+        compared: whether some gradient does not vanish, so that there is something to compare.
     """
 
     def __init__(self, case: Case) -> None:
@@ -69,6 +70,7 @@ class _Distances:
         self._apart: list[bool] = []
         self.layers: list[dict[str, float]] = []
         self.unclear: Residuals | None = None
+        self.compared = False
 
     def look(self, number: int, batch: Batch, probability: float, made: Estimate) -> None:
         """Add one batch's distance to a state's; states come one after another."""
@@ -77,6 +79,7 @@ class _Distances:
             self._apart.append(False)
             self.layers.append(dict.fromkeys(self._units, 0.0))
         difference, residuals = self._reference.compare(made.gradient, batch)
+        self.compared |= residuals.outcome is not Outcome.NOT_APPLICABLE
         if residuals.outcome is Outcome.REFUTED:
             self._apart[number] = True
         elif residuals.outcome is Outcome.INCONCLUSIVE:
@@ -128,6 +131,8 @@ def check(case: Case) -> Verdict:
     )
     own.contract.settle()
     claimed = 1 - float(case.design.inclusion_probabilities()[0])
+    if moves is not None and not distances.compared:
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, Residuals({}).explanation, histories="zero")
     if moves is None or distances.unclear is not None:
         return _undecided(case, distances.unclear)
     factor, steps = long_run_factor(moves, distances.squares), min(mixing_steps(case), MOST_STEPS)
