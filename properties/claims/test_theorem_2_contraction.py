@@ -82,6 +82,33 @@ def test_cluster_gcn_never_moves() -> None:
     assert min(left(found).values()) > 0.1
 
 
+def test_distances_are_means_over_batches_in_units_of_the_gradient() -> None:
+    """The first two points of the curve from all pairs of batches, and what Cluster-GCN never loses, by layer."""
+    case = small("lmc", THIRDS | {"per_batch": 2})
+    problem, exact = case.problem, case.exact.gradient
+    lmc, cut, backward = (make_estimator(name) for name in ("lmc", "cluster-gcn", "backward-sgd"))
+    batches, held = list(case.design.enumerate()), backward.init(problem)
+
+    def square(estimator: Estimator, state: History, batch: Batch, part: str = "") -> float:
+        made = estimator.estimate(problem, state, batch).gradient
+        wanted = backward.estimate(problem, held, batch).gradient
+        names = [name for name in exact if part in ("", problem.layer_of(name))]
+        off = sum(float((made[name] - wanted[name]).square().sum()) for name in names)
+        return off / sum(float(exact[name].square().sum()) for name in names)
+
+    means = [0.0, 0.0]
+    for first, chance in batches:
+        state = lmc.init(problem)
+        means[0] += chance * square(lmc, state, first)
+        state.apply(lmc.estimate(problem, state, first).writes)
+        means[1] += chance * sum(probability * square(lmc, state, second) for second, probability in batches)
+    assert CLAIM.check(case).series[0].y[:2] == pytest.approx(means, rel=1e-9)
+    own = left(CLAIM.check(small("cluster-gcn", THIRDS | {"per_batch": 2})))
+    for part, value in own.items():
+        mean = sum(probability * square(cut, cut.init(problem), batch, part) for batch, probability in batches)
+        assert value == pytest.approx(mean**0.5, rel=1e-9), part
+
+
 def test_backward_sgd_has_nothing_to_contract() -> None:
     for case in (small("backward-sgd"), small("lmc", THIRDS | {"per_batch": 3})):
         found = CLAIM.check(case)
