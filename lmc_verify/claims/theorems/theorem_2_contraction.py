@@ -26,7 +26,7 @@ from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable
 from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, norm_by_layer
-from lmc_verify.claims.theory import Expectation, expect_from_halo
+from lmc_verify.claims.theory import UNKNOWN, Expectation, expect_from_halo
 from lmc_verify.estimators import Estimate, properties_of, with_beta
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import gradient_norm
@@ -105,6 +105,8 @@ def _limit(case: Case) -> int:
 
 def _in_the_limit(case: Case) -> Case:
     """Return the case as eps goes to zero: with beta = 0."""
+    if properties_of(case.estimator).beta == 0:
+        return case  # a copy need not be possible
     return dataclasses.replace(case, estimator=with_beta(case.estimator, 0.0))
 
 
@@ -246,7 +248,10 @@ def expect(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, CONTRACTION)
     if inapplicable is not None:
         return inapplicable
-    if properties_of(case.estimator).exact:
+    found = properties_of(case.estimator)
+    if not found.known:
+        return UNKNOWN
+    if found.exact:
         return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
     own = _in_the_limit(case)
     settled = expect_from_halo(own, (batch for batch, _ in own.design.enumerate()), histories="exact")
