@@ -139,6 +139,7 @@ THIRDS = {"dataset": {"name": "ring", "num_nodes": 9}, "design": {"partition": "
 TINY = {"dataset": {"name": "ring", "num_nodes": 4}, "design": {"name": "nodes", "per_batch": 1}}
 OF_CLAIM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "theorem-1/unbiased": (LMC, KARATE),
+    "theorem-1/separate-labels": (LMC, {"model": {"layers": 2, "width": 2, "head": True}}),
     "theorem-1/unbiased-sampled": (LMC, KARATE | {"model": {"name": "sage", "layers": 2, "width": 2, "head": True}}),
     "e1/equals-backward-sgd": (LMC, {}),
     "e2/exact-when-frozen": (LMC, {}),
@@ -151,6 +152,8 @@ OF_CLAIM: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "e8/bias-and-variance": ({"name": "fastgcn-published"}, {}),
     "theorem-2/assumptions": (LMC, {}),
     "theorem-2/a-posteriori-bound": (LMC, {}),
+    "theorem-2/contraction": (LMC, THIRDS),
+    "theorem-2/close-to-backward-sgd": (LMC, THIRDS),
     "theorem-2/decay-and-floor": (LMC, THIRDS),
     "theorem-3/rate": (LMC, {}),
     "theorem-3/fixed-point": (GAS, {}),

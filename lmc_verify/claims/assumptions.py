@@ -14,12 +14,14 @@ from lmc_verify.claims.theory import halo_view
 from lmc_verify.estimators import Blend, Drop, OtherWrite, properties_of
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import gradient_norm, same_bits
+from lmc_verify.objective.losses import loss_lower_bound
 from lmc_verify.seeds import generator
 
 __all__ = [
     "AGGREGATE_LINEAR",
     "BETA_ZERO",
     "BOUNDED",
+    "BOUNDED_BELOW",
     "CLUSTERS",
     "CUT_EDGES",
     "FINITE_SUPPORT",
@@ -230,6 +232,18 @@ def _bounded(case: Case) -> tuple[bool | None, str]:
         return None, f"at the start: {norms}"
     return False, f"a norm is not finite at the start: {norms}"
 
+
+def _bounded_below(case: Case) -> tuple[bool | None, str]:
+    problem = case.problem
+    bound = loss_lower_bound(problem.loss, problem.graph.y[problem.graph.train_mask])
+    if bound is None:
+        return None, f"what is known of the loss {problem.loss!r} does not say so"
+    if bound == -math.inf:
+        return False, f"some target of the loss {problem.loss!r} lies outside [0, 1], where it has no lower bound"
+    return True, f"the loss {problem.loss!r} is at least {bound:g} at every node"
+
+
+BOUNDED_BELOW = Assumption("bounded-below", "the objective is bounded below (L* > -inf)", _bounded_below)
 
 SMOOTH = Assumption("smooth", "(A2) layers, backward maps and their derivatives are Lipschitz", _smooth)
 

@@ -77,8 +77,6 @@ After as many steps, runs of different step sizes have come differently far; whe
 between, a floor shows the place and not the step size.
 """
 
-_Y_LABEL = "bias / gradient at the start"
-
 
 @dataclass(frozen=True)
 class BiasCurves:
@@ -93,6 +91,7 @@ class BiasCurves:
         rounding: up to which norm a bias may be rounding, the largest of all snapshots, in the same unit.
         distances: how far the exact gradients of a run are from those of the same seed's last run, at the late snapshot
             where it is most, in the same unit [seeds, values].
+        noun: what `bias` is, in words: some claims measure another error of the estimate.
     """
 
     values: tuple[float, ...]
@@ -102,6 +101,7 @@ class BiasCurves:
     distances: Matrix
     looks: str = ""
     rounding: float = 0.0
+    noun: str = "bias"
 
     @property
     def negligible(self) -> float:
@@ -135,6 +135,10 @@ class BiasCurves:
         """How far apart runs of one seed end, as the median over seeds."""
         return float(np.median(self.distances.max(axis=1)))
 
+    @property
+    def _y_label(self) -> str:
+        return f"{self.noun} / gradient at the start"
+
     def floor_series(self, figure: str, x_label: str) -> Series:
         """Return floors against values: median over seeds, with smallest and largest."""
         order, floors = np.argsort(self.values), self.floors
@@ -142,7 +146,7 @@ class BiasCurves:
             tuple(float(value) for value in np.asarray(row)[order])
             for row in (self.values, np.median(floors, axis=0), floors.min(axis=0), floors.max(axis=0))
         )
-        return Series("median over seeds", x, y, figure, x_label, _Y_LABEL, low, high, "loglog")
+        return Series("median over seeds", x, y, figure, x_label, self._y_label, low, high, "loglog")
 
     def curve_series(self, place: int, name: str, figure: str) -> Series:
         """Return the curve of one value: median over seeds, with smallest and largest."""
@@ -150,7 +154,7 @@ class BiasCurves:
         y, low, high = (
             tuple(map(float, row)) for row in (np.median(curves, axis=0), curves.min(axis=0), curves.max(axis=0))
         )
-        return Series(name, tuple(map(float, self.steps)), y, figure, "step", _Y_LABEL, low, high, "semilogy")
+        return Series(name, tuple(map(float, self.steps)), y, figure, "step", self._y_label, low, high, "semilogy")
 
 
 def mixing_steps(case: Case) -> int:
@@ -236,18 +240,18 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
     if curves.diverged:
         outcome = Outcome.INCONCLUSIVE
         summary = (
-            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: gradients or biases are not finite, "
+            f"{curves.diverged:,} of {curves.distances.size:,} runs diverged: gradients or errors are not finite, "
             "and no slope is read; choose a smaller training.step_size, or scale features and parameters down"
         )
     elif curves.vanishes and not curves.dead:
         outcome = without_bias
-        summary = f"no bias at any step: at most {curves.bias.max():.1e} of the gradient's norm"
+        summary = f"no {curves.noun} at any step: at most {curves.bias.max():.1e} of the gradient's norm"
     elif curves.dead:
         outcome = Outcome.INCONCLUSIVE
         summary = (
             f"the exact gradient falls to {curves.gradient.min():.1e} of its norm at the start, where rounding may be "
-            f"{curves.negligible:.1e}, so that a floor of the bias says nothing; choose a smaller training.step_size, "
-            "or another seed if the network has died or the gradients of its nodes cancel"
+            f"{curves.negligible:.1e}, so that a floor of the {curves.noun} says nothing; choose a smaller "
+            "training.step_size, or another seed if the network has died or the gradients of its nodes cancel"
         )
     elif near_floor(curves.floors, curves.negligible):
         outcome = Outcome.INCONCLUSIVE
@@ -264,10 +268,12 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         summary,
         histories="zero",
         evidence=[
-            *([Evidence("runs that diverged", curves.diverged, 0.0, "runs", "bias")] if curves.diverged else []),
-            Evidence("largest bias at any step", float(curves.bias.max()), curves.negligible, group="bias"),
+            *([Evidence("runs that diverged", curves.diverged, 0.0, "runs", curves.noun)] if curves.diverged else []),
+            Evidence(
+                f"largest {curves.noun} at any step", float(curves.bias.max()), curves.negligible, group=curves.noun
+            ),
             *(
-                Evidence(f"smallest floor at {value:.3g}", float(floor), curves.negligible, group="bias")
+                Evidence(f"smallest floor at {value:.3g}", float(floor), curves.negligible, group=curves.noun)
                 for value, floor in zip(curves.values, curves.floors.min(axis=0), strict=True)
             ),
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,19 +48,28 @@ class EstimatorMoments:
     atoms: int
 
 
-def enumerate_estimator(case: Case) -> EstimatorMoments:
+def _estimates(case: Case) -> Iterator[tuple[Gradient, float]]:
+    few, count = enumerable(case.design.support_size)
+    if not few:
+        raise InvalidInputError(f"the design has {count}; use fewer parts or a smaller batch")
+    state = case.initial_state()
+    for batch, probability in case.design.enumerate():
+        yield case.estimate(state, batch).gradient, probability
+
+
+def enumerate_estimator(case: Case, estimates: Iterable[tuple[Gradient, float]] | None = None) -> EstimatorMoments:
     """Return the exact mean and spread of the estimate over the design, from one frozen state.
+
+    Args:
+        case: the case.
+        estimates: every estimate with its probability, where they are not those of the design's batches.
 
     Raises:
         InvalidInputError: the design has more than `MAX_SUPPORT` batches.
     """
-    few, count = enumerable(case.design.support_size)
-    if not few:
-        raise InvalidInputError(f"the design has {count}; use fewer parts or a smaller batch")
-    exact, state = case.exact.gradient, case.initial_state()
+    exact = case.exact.gradient
     accumulator, scale = MomentAccumulator(), torch.ones(0)
-    for batch, probability in case.design.enumerate():
-        estimate = case.estimate(state, batch).gradient
+    for estimate, probability in _estimates(case) if estimates is None else estimates:
         if not scale.numel():
             units = layer_units(case.problem, exact, estimate)
             filled = {name: torch.full_like(value, units[case.problem.layer_of(name)]) for name, value in exact.items()}
@@ -76,9 +86,14 @@ def enumerate_estimator(case: Case) -> EstimatorMoments:
     )
 
 
-def compare_mean(case: Case) -> tuple[EstimatorMoments, Gradient, Residuals]:
-    """Return the design's moments, the bias of the mean estimate, and its residuals layer by layer."""
-    moments, exact, problem = enumerate_estimator(case), case.exact.gradient, case.problem
+def compare_mean(
+    case: Case, estimates: Iterable[tuple[Gradient, float]] | None = None
+) -> tuple[EstimatorMoments, Gradient, Residuals]:
+    """Return the design's moments, the bias of the mean estimate, and its residuals layer by layer.
+
+    The arguments are those of `enumerate_estimator`.
+    """
+    moments, exact, problem = enumerate_estimator(case, estimates), case.exact.gradient, case.problem
     bias = gradient_sum(moments.mean, exact, -1.0)
     # E||g|| <= sqrt(E||g||^2), layer by layer: what is added up before the expectation cancels.
     sizes, own = norm_by_layer(problem, moments.root_mean_square), rounding_magnitudes(problem, case.exact)

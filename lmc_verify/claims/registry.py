@@ -19,6 +19,7 @@ __all__ = ["CLAIMS", "check_claim", "find_claim", "require_claim"]
 
 _OWN: dict[str, str] = {
     "theorem-1/unbiased": "theorems.theorem_1_unbiased:UNBIASED",
+    "theorem-1/separate-labels": "theorems.theorem_1_separate_labels:SEPARATE_LABELS",
     "theorem-1/unbiased-sampled": "theorems.theorem_1_unbiased_sampled:UNBIASED_SAMPLED",
     "e1/equals-backward-sgd": "consequences.e1_equals_backward_sgd:EQUALS_BACKWARD_SGD",
     "e2/exact-when-frozen": "consequences.e2_exact_when_frozen:EXACT_WHEN_FROZEN",
@@ -29,6 +30,8 @@ _OWN: dict[str, str] = {
     "e6/bias-per-layer": "consequences.e6_bias_per_layer:LOWER_LAYERS_BIASED",
     "e7/reductions": "consequences.e7_reductions:REDUCTIONS",
     "e8/bias-and-variance": "consequences.e8_bias_and_variance:BIAS_AND_VARIANCE",
+    "theorem-2/close-to-backward-sgd": "theorems.theorem_2_close_to_backward_sgd:CLOSE_TO_BACKWARD_SGD",
+    "theorem-2/contraction": "theorems.theorem_2_contraction:CONTRACTION",
     "theorem-2/assumptions": "theorems.theorem_2_assumptions:ASSUMPTIONS",
     "theorem-2/a-posteriori-bound": "theorems.theorem_2_a_posteriori_bound:POSTERIOR_BOUND",
     "theorem-2/decay-and-floor": "theorems.theorem_2_decay_and_floor:DECAY_AND_FLOOR",

@@ -103,6 +103,8 @@ _FULL, _BACKWARD, _LMC, _GAS, _WARM = (
     _case("gas"),
     _case("lmc", histories="sweeps:4"),
 )
+# Few states of the histories follow from zeros.
+_SETTLING = _case("lmc", design={"parts": 3, "per_batch": 2}, model={"layers": 3})
 _UNBIASED, _SAMPLED, _EQUAL, _FROZEN, _CONTRACTS, _PATTERN, _REDUCES, _SPREAD = (
     "theorem-1/unbiased",
     "theorem-1/unbiased-sampled",
@@ -176,6 +178,13 @@ _SOUND = (
     _sound("sound-bias-per-layer", "GAS with exact histories: only the last layer is unbiased", _PATTERN, _GAS),
     _sound("sound-no-cut-edges", "Cluster-GCN where no edge leaves a batch", _REDUCES, _case("cluster-gcn")),
     _sound("sound-contraction", "LMC's first history contracts by 1 - c/b", _CONTRACTS, _LMC),
+    _sound(
+        "sound-settling",
+        "LMC comes close to Backward SGD at the rate 1 - c/b",
+        "theorem-2/contraction",
+        _SETTLING,
+        5e-12,
+    ),
     _sound("sound-bias-and-variance", "Backward SGD's variance has its closed form", _SPREAD, _BACKWARD),
     _sound(
         "sound-census",
@@ -345,6 +354,14 @@ _HISTORIES = (
         _LMC,
         write=defects.auxiliary_in_batch_units,
     ),
+    _computed(
+        "auxiliary-history-never-written",
+        "the histories of V stay zero: the distance from Backward SGD settles, and stays",
+        "theorem-2/contraction",
+        _SETTLING,
+        limit=5e-12,
+        write=defects.auxiliary_not_written,
+    ),
     _setting(
         "post-activation-cut",
         "histories kept after the activation, where the halo's Jacobians need what came before it",
@@ -489,6 +506,14 @@ _STATISTICAL = (
         _RUNS,
         limit=0.02,
         write=defects.nothing_written,
+    ),
+    _setting(
+        "backward-halo-dropped-along-training",
+        "no message from the halo in the backward pass, along training",
+        "theorem-2/close-to-backward-sgd",
+        _RUNS,
+        _RUNS.model_copy(update={"estimator": EstimatorSettings(name="lmc-forward-only")}),
+        limit=0.02,
     ),
 )
 

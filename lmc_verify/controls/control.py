@@ -239,13 +239,13 @@ def _effect(claim: str, sound: Case, broken: Case) -> float:
     """Return how far the broken estimates are from the sound ones, in the layer where it shows most.
 
     The unit is the norm of that layer's exact gradient. Claims about every batch are measured by the largest difference
-    over the batches: of the design, from exact histories (E1), or, for claims about histories (E2, E3, E5), of one more
-    sweep after 2L of them at fixed parameters. All other claims are measured by the difference of the two means over
-    their designs.
+    over the batches: of the design, from exact histories (E1), or, for claims about histories (E2, E3, E5, the
+    contraction of Theorem 2), of one more sweep after 2L of them at fixed parameters. All other claims are measured by
+    the difference of the two means over their designs.
     """
     if claim.startswith("e1/"):
         return _over_batches(sound, broken, "exact", (batch for batch, _ in sound.design.enumerate()))
-    if claim.startswith(("e2/", "e3/", "e5/")):
+    if claim.startswith(("e2/", "e3/", "e5/", "theorem-2/contraction")):
         return _over_batches(sound, broken, f"sweeps:{2 * sound.problem.num_layers}", sweep_batches(sound))
     return _size(sound, _mean(sound), _mean(broken))
 

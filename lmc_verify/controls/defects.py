@@ -17,6 +17,7 @@ from lmc_verify.objective import Gradient, Problem, exact_pass, gradient_sum
 __all__ = [
     "Accumulated",
     "auxiliary_in_batch_units",
+    "auxiliary_not_written",
     "edge_weights_ignored",
     "halo_labels_forgotten",
     "halo_leak",
@@ -175,6 +176,11 @@ def last_row_not_written(write: HistoryWrite, batch: Batch) -> HistoryWrite:
 def nothing_written(write: HistoryWrite, batch: Batch) -> HistoryWrite:
     """Leave every row of a write out."""
     return dataclasses.replace(write, nodes=write.nodes[:0], values=write.values[:0])
+
+
+def auxiliary_not_written(write: HistoryWrite, batch: Batch) -> HistoryWrite:
+    """Leave every row of the histories of V out."""
+    return nothing_written(write, batch) if write.kind == "auxiliary" else write
 
 
 # ------------------------------------------------------------------------------------------------ the gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from lmc_verify.errors import UnknownNameError
 
-__all__ = ["LOSSES", "node_losses"]
+__all__ = ["LOSSES", "loss_lower_bound", "node_losses"]
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -24,6 +25,19 @@ def _bce(outputs: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cross_entropy, "bce": _bce}
 """``cross_entropy``: int64 classes [n] and logits [n, classes]. ``bce``: targets in [0, 1] [n, tasks] and logits
 [n, tasks], averaged over the tasks, so that the mean over nodes is torch's ``BCEWithLogitsLoss``."""
+
+
+def loss_lower_bound(name: str, targets: Tensor) -> float | None:
+    """Return the greatest lower bound of a loss at these targets, over all outputs; None where none is known.
+
+    Cross entropy is at least 0, and so is its binary form at targets in [0, 1]; beyond them that is unbounded, -inf.
+    """
+    if name == "cross_entropy":
+        return 0.0
+    if name == "bce":
+        inside = bool(((targets >= 0) & (targets <= 1)).all())  # NaN is not
+        return 0.0 if inside else -math.inf
+    return None
 
 
 def node_losses(name: str, outputs: Tensor, targets: Tensor) -> Tensor:

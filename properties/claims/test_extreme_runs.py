@@ -24,6 +24,7 @@ from lmc_verify.training import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("short_grids")
 CHECKED = [
+    "theorem-2/close-to-backward-sgd",
     "theorem-2/decay-and-floor",
     "theorem-2/a-posteriori-bound",
     "theorem-3/fixed-point",
@@ -114,7 +115,9 @@ def test_a_sound_estimator_is_not_refuted_where_the_gradients_of_nodes_cancel(cl
     assert "rounding alone could hide" in found.summary
 
 
-@pytest.mark.parametrize("claim", ["theorem-2/decay-and-floor", "theorem-3/rate", "e5/floor-in-step-size"])
+@pytest.mark.parametrize(
+    "claim", ["theorem-2/close-to-backward-sgd", "theorem-2/decay-and-floor", "theorem-3/rate", "e5/floor-in-step-size"]
+)
 def test_divergence_is_called_divergence(claim: str) -> None:
     found = CLAIMS[claim].check(case_of("ordinary", 1e300, LMC()))
     assert found.outcome is Outcome.INCONCLUSIVE

@@ -12,6 +12,7 @@ import pytest
 import torch
 from common.rate_cases import (
     BACKWARD,
+    CLOSE,
     E4,
     E5,
     FLOORS,
@@ -54,9 +55,12 @@ def test_slopes_are_where_theory_puts_them() -> None:
         (E5, ZERO_BETA, 1.0),
         (TWO, ZERO_BETA, 2.0),
         (TWO, LMC_BETA, 2.0),
+        (CLOSE, ZERO_BETA, 2.0),
+        (CLOSE, LMC_BETA, 2.0),
         (E4, FM_, 0.0),
         (E5, GAS_, 0.0),
         (TWO, GAS_, 0.0),
+        (CLOSE, GAS_, 0.0),
     ):
         low, _, high = evidence(verdict(claim, estimator, RING), "floor")
         assert slope - 0.3 < low <= high < slope + 0.3, (claim, estimator, low, high)
@@ -67,7 +71,7 @@ def test_slopes_are_where_theory_puts_them() -> None:
     assert abs(value) < 0.15
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO, THREE])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_too_few_seeds_decide_nothing_and_the_number_is_named(claim: str) -> None:
     found = CLAIMS[claim].check(with_seeds(claim, LMC_BETA, 2, SHORT_RATE if claim == THREE else None))
     assert found.outcome is Outcome.INCONCLUSIVE
@@ -79,7 +83,9 @@ def test_too_few_seeds_decide_nothing_and_the_number_is_named(claim: str) -> Non
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize(("claim", "limit"), [(E4, 1.2), (E4, 0.8), (E5, 0.5), (TWO, 1.0), (THREE, -1 / 6)])
+@pytest.mark.parametrize(
+    ("claim", "limit"), [(E4, 1.2), (E4, 0.8), (E5, 0.5), (CLOSE, 1.0), (TWO, 1.0), (THREE, -1 / 6)]
+)
 def test_an_interval_on_both_sides_of_the_limit_names_the_seeds_that_would_decide(
     claim: str, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +103,7 @@ def test_an_interval_on_both_sides_of_the_limit_names_the_seeds_that_would_decid
     assert "sampling.replicate" in found.summary  # fresh seeds: the interval is for a number fixed beforehand
 
 
-@pytest.mark.parametrize(("claim", "estimator"), [(E5, GAS_), (TWO, ZERO_BETA)])
+@pytest.mark.parametrize(("claim", "estimator"), [(E5, GAS_), (CLOSE, ZERO_BETA), (TWO, ZERO_BETA)])
 def test_runs_that_end_far_apart_are_not_compared(claim: str, estimator: dict[str, Any]) -> None:
     found = CLAIMS[claim].check(case_of(claim, estimator, RING | {"training": {"step_size": 1.0}}))
     assert found.outcome is Outcome.INCONCLUSIVE, found.summary
@@ -132,7 +138,7 @@ def dead(claim: str, estimator: dict[str, Any]) -> Case:
     return replace(case, problem=problem, exact=exact_pass(problem))
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO, THREE])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_a_dead_network_shows_nothing(claim: str) -> None:
     for estimator in (LMC_BETA, BACKWARD) if claim == E5 else (LMC_BETA,):
         case = dead(claim, estimator)
@@ -143,7 +149,7 @@ def test_a_dead_network_shows_nothing(claim: str) -> None:
         assert CLAIMS[claim].expect(case).outcome is None
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO])
 def test_designs_that_cannot_be_enumerated_are_not_applicable(claim: str) -> None:
     case = case_of(claim, LMC_BETA, KARATE | {"design": {"name": "nodes", "per_batch": 12}})
     found, theory = CLAIMS[claim].check(case), CLAIMS[claim].expect(case)
@@ -151,7 +157,7 @@ def test_designs_that_cannot_be_enumerated_are_not_applicable(claim: str) -> Non
     assert "can be enumerated" in found.summary
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO, THREE])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_dropout_is_not_applicable(claim: str) -> None:
     case = case_of(claim, LMC_BETA)
     problem = case.problem.copy()
@@ -184,7 +190,7 @@ class Unknown:
         return LMC(beta=self.beta).estimate(problem, state, batch)
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO, THREE])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_theory_expects_nothing_of_a_users_estimator(claim: str) -> None:
     case = replace(case_of(claim, LMC_BETA), estimator=Unknown())
     assert CLAIMS[claim].expect(case).outcome is None
@@ -192,7 +198,7 @@ def test_theory_expects_nothing_of_a_users_estimator(claim: str) -> None:
         assert CLAIMS[claim].check(case).outcome is Outcome.SUPPORTED
 
 
-@pytest.mark.parametrize("claim", [E4, E5, TWO, THREE])
+@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_intervals_of_a_check_share_its_level(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[float] = []
     for module in (*FLOORS, convergence, bias_curves):
@@ -210,7 +216,7 @@ def test_intervals_of_a_check_share_its_level(claim: str, monkeypatch: pytest.Mo
     assert found.alpha_spent == 0.02
 
 
-@pytest.mark.parametrize(("claim", "estimator"), [(E4, LMC_BETA), (TWO, LMC_BETA), (THREE, GAS_)])
+@pytest.mark.parametrize(("claim", "estimator"), [(E4, LMC_BETA), (CLOSE, LMC_BETA), (TWO, LMC_BETA), (THREE, GAS_)])
 def test_verdict_is_a_function_of_the_case(claim: str, estimator: dict[str, Any]) -> None:
     """In a fresh workspace, after other checks: the same verdict, number by number."""
     base = SHORT_RATE if claim == THREE else RING
@@ -218,7 +224,9 @@ def test_verdict_is_a_function_of_the_case(claim: str, estimator: dict[str, Any]
     assert again.to_dict() == verdict(claim, estimator, base).to_dict()
 
 
-@pytest.mark.parametrize(("claim", "estimator"), [(E4, LMC_BETA), (E5, ZERO_BETA), (TWO, LMC_BETA), (THREE, GAS_)])
+@pytest.mark.parametrize(
+    ("claim", "estimator"), [(E4, LMC_BETA), (E5, ZERO_BETA), (CLOSE, LMC_BETA), (TWO, LMC_BETA), (THREE, GAS_)]
+)
 def test_another_replicate_draws_afresh_on_the_same_case(claim: str, estimator: dict[str, Any]) -> None:
     base = SHORT_RATE if claim == THREE else RING
     first = verdict(claim, estimator, base)

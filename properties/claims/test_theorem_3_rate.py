@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from common.rate_cases import (
     BACKWARD,
     FULL,
@@ -21,14 +23,18 @@ from common.rate_cases import (
     norms_by,
     verdict,
 )
+from torch.nn import functional as F
 
 from lmc_verify import GAS, make_estimator
 from lmc_verify.cases.case import Case
+from lmc_verify.cases.verdict import AssumptionCheck
 from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.claims.assumptions import BOUNDED_BELOW
 from lmc_verify.claims.theorems import theorem_3_rate as convergence
 from lmc_verify.claims.theorems.theorem_3_rate import scheduled
 from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
+from lmc_verify.objective.losses import loss_lower_bound
 from lmc_verify.objective.problem import gradient_norm
 from lmc_verify.training import TrainingRun, largest_stable_step, mean_gradient_norms
 
@@ -241,3 +247,42 @@ def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
     assert f"eta = {eta:.3g} at N = 8, 25% of what is stable there for full-batch descent: " in found.summary
     for left, right in zip(found.series, same.series, strict=True):
         assert left.y == pytest.approx(right.y, rel=1e-9)
+
+
+def test_the_objective_is_bounded_below_by_what_its_loss_is_known_to_be() -> None:
+    assert BOUNDED_BELOW in CLAIMS[THREE].assumptions
+    for dataset, words in (("ring", "'bce' is at least 0"), ("karate", "'cross_entropy' is at least 0")):
+        found = BOUNDED_BELOW(case_of(THREE, LMC_BETA, RATE | {"dataset": {"name": dataset}}))
+        assert found.holds is True
+        assert words in found.detail
+
+
+def bounded_below(loss: str, targets: list[float], labelled: list[bool]) -> AssumptionCheck:
+    graph = SimpleNamespace(y=torch.tensor(targets)[:, None], train_mask=torch.tensor(labelled))
+    case: Any = SimpleNamespace(problem=SimpleNamespace(loss=loss, graph=graph))
+    return BOUNDED_BELOW(case)
+
+
+@pytest.mark.parametrize("target", [-0.01, 1.01, math.nan])
+def test_binary_cross_entropy_at_a_target_outside_of_its_range_has_no_lower_bound(target: float) -> None:
+    found = bounded_below("bce", [0.0, target, 1.0], [True, True, True])
+    assert found.holds is False
+    assert "outside [0, 1]" in found.detail
+    unlabelled = bounded_below("bce", [0.0, target, 1.0], [True, False, True])
+    assert unlabelled.holds is True  # its target does not count
+
+
+def test_nothing_is_known_of_another_loss() -> None:
+    found = bounded_below("hinge", [0.0], [True])
+    assert found.holds is None
+    assert "'hinge'" in found.detail
+
+
+def test_the_lower_bound_is_one() -> None:
+    """At the largest logits that agree with a target the loss comes to it; beyond the range it falls without end."""
+    far, inside = torch.tensor([1e3, -1e3], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert F.binary_cross_entropy_with_logits(far, inside).item() == loss_lower_bound("bce", inside) == 0
+    outside = torch.tensor([1.5, 0.0], dtype=torch.float64)
+    assert F.binary_cross_entropy_with_logits(far, outside).item() < -100
+    assert loss_lower_bound("bce", outside) == -math.inf
+    assert loss_lower_bound("cross_entropy", torch.tensor([0])) == 0

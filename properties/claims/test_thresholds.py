@@ -45,8 +45,11 @@ from lmc_verify.claims.samplers import (
     unbiased_without_nonlinearity,
 )
 from lmc_verify.claims.theorems import (
+    theorem_1_separate_labels,
     theorem_2_a_posteriori_bound,
     theorem_2_assumptions,
+    theorem_2_close_to_backward_sgd,
+    theorem_2_contraction,
     theorem_2_decay_and_floor,
     theorem_3_fixed_point,
     theorem_3_rate,
@@ -131,6 +134,20 @@ def in_eps(patch: pytest.MonkeyPatch) -> Case:
     return rate_cases.case_of(rate_cases.TWO, rate_cases.ZERO_BETA)
 
 
+def close(patch: pytest.MonkeyPatch) -> Case:
+    def drawn(case: Case, runs: Any, steps: Any, seeds: int) -> bias_curves.BiasCurves:
+        distance = np.array([[[1e-3 * value**1.1] * len(steps) for value, _, _ in runs]] * seeds)
+        values, apart = tuple(value for value, _, _ in runs), np.zeros((seeds, len(runs)))
+        return bias_curves.BiasCurves(values, tuple(steps), distance, np.ones_like(distance), apart)
+
+    patch.setattr(theorem_2_close_to_backward_sgd, "_measure", drawn)
+    return rate_cases.case_of(rate_cases.CLOSE, rate_cases.ZERO_BETA)
+
+
+def settling(_: pytest.MonkeyPatch) -> Case:
+    return rate_cases.case_of(rate_cases.CLOSE, rate_cases.ZERO_BETA)
+
+
 def in_steps(patch: pytest.MonkeyPatch) -> Case:
     """Runs whose slope in N is -0.4, and full-batch gradient descent's is -0.45, with the control judged rightly."""
     patch.setattr(theorem_3_rate, "_mean_norms", rate_cases.norms_by(lambda length, seed: length**-0.4))
@@ -202,6 +219,7 @@ def floor(verdict: Verdict) -> float:
     return float(shown(verdict, "floor").value)
 
 
+LABELLED = case_of("backward-sgd").graph.num_labelled
 BOUNDARIES = [
     Boundary(
         "e4/floor-linear-in-beta",
@@ -250,6 +268,46 @@ BOUNDARIES = [
         lambda found: near(min(found.series[0].y) / bias_curves.FLOOR_FACTOR),
         "SUPPORTED",
         "INCONCLUSIVE",
+    ),
+    Boundary(
+        "theorem-1/separate-labels",
+        theorem_1_separate_labels,
+        "MOST_PAIRS",
+        lambda _: case_of("backward-sgd", model={"layers": 2, "width": 2, "head": True}),
+        lambda found: (6 * LABELLED - 1, 6 * LABELLED),
+        "NOT_APPLICABLE",
+        "EXACT",
+    ),
+    Boundary(
+        "theorem-2/close-to-backward-sgd",
+        theorem_2_close_to_backward_sgd,
+        "SLOPE",
+        close,
+        lambda found: near(floor(found)),
+        "SUPPORTED",
+        "REFUTED",
+        "floor",
+    ),
+    Boundary(
+        "theorem-2/contraction",
+        theorem_2_contraction,
+        "MOST_STATES",
+        settling,
+        lambda found: (shown(found, "states").value - 1, shown(found, "states").value),
+        "INCONCLUSIVE",
+        "EXACT",
+        "states",
+    ),
+    Boundary(
+        "theorem-2/contraction",
+        theorem_2_contraction,
+        "MOST_ESTIMATES",
+        settling,
+        lambda found: (3 * shown(found, "states").value - 1, 3 * shown(found, "states").value),
+        "INCONCLUSIVE",
+        "EXACT",
+        "states",
+        lambda value, _: value // 3,
     ),
     Boundary(
         "theorem-2/decay-and-floor",
@@ -495,6 +553,12 @@ TEXTS = [
         },
     ),
     (
+        theorem_2_close_to_backward_sgd,
+        "SLOPE",
+        0.75,
+        {"theorem-2/close-to-backward-sgd statement": "slope of the distance in eps is at least 3/4."},
+    ),
+    (
         theorem_2_decay_and_floor,
         "SLOPE",
         0.75,
@@ -606,6 +670,7 @@ AMOUNTS = {
     "LOOK_EVERY",
     "LOOK_GROWTH",
     "CONTROL_STEP",
+    "MOST_STEPS",
     "STABLE_SHARE",
     "LARGEST_DENOMINATOR",
 }

@@ -453,6 +453,7 @@ def test_a_state_that_is_written_late_is_named() -> None:
 
 RUNS = [
     "theorem-2/assumptions",
+    "theorem-2/close-to-backward-sgd",
     "theorem-2/decay-and-floor",
     "theorem-3/fixed-point",
     "theorem-3/rate",

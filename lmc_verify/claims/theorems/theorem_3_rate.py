@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
-from lmc_verify.claims.assumptions import BOUNDED, NO_DROPOUT, SMOOTH, UNIFORM
+from lmc_verify.claims.assumptions import BOUNDED, BOUNDED_BELOW, NO_DROPOUT, SMOOTH, UNIFORM
 from lmc_verify.claims.bias_curves import floor_evidence, floor_words, more_seeds
 from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable, verdict_of
 from lmc_verify.claims.question import Answer, Question, measured
@@ -309,7 +309,7 @@ RATE = Claim(
         refuted=Answer("slope {size}", measured("E||grad|| against N"), unit="number"),
     ),
     required=(NO_DROPOUT,),
-    assumptions=(UNIFORM, SMOOTH, BOUNDED),
+    assumptions=(UNIFORM, SMOOTH, BOUNDED, BOUNDED_BELOW),
     check=check,
     expect=expect,
     varies=("parameters",),
