@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 if TYPE_CHECKING:  # most errors have nothing to do with it
@@ -25,6 +26,7 @@ __all__ = [
     "PluginError",
     "RecordsError",
     "UnknownNameError",
+    "folder_error",
     "nearest",
     "suggestion",
     "validated",
@@ -91,6 +93,25 @@ class InfrastructureError(LmcVerifyError):
     """A trial crashed for a reason that says nothing about the claim."""
 
     exit_code = 5
+
+
+def folder_error(
+    folder: str | Path, error: OSError, what: str, *, instead: str = "choose another folder"
+) -> InvalidInputError:
+    """Return the error of a folder that cannot be made or written.
+
+    Args:
+        folder: the folder.
+        error: what was raised.
+        what: could not be done, such as ``"cannot write the report to out"``.
+        instead: what to do, after a comma.
+
+    Returns:
+        An `OutputError`, except where a file is in the folder's place: no disk and no permission can mend that.
+    """
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return InvalidInputError(f"{folder} cannot be a folder, for it is a file or in one; move that file, or {instead}")
+    return OutputError(f"{what}: {error.strerror or error}; {instead}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, folder_error
 from lmc_verify.graphs import Graph, new_file, open_file, windows
 
 __all__ = ["GRAPH_FILE", "open_graph", "write_graph"]
@@ -49,7 +49,7 @@ def write_graph(graph: Graph, folder: str | Path, *, dtype: torch.dtype | None =
             (place / f"{name}.npy").unlink(missing_ok=True)
         (place / GRAPH_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write to {place}: {error.strerror or error}; choose another folder") from error
+        raise folder_error(place, error, f"cannot write to {place}") from error
     for name in (*_NEEDED, *_OPTIONAL):
         value: Tensor | None = getattr(graph, name)
         if value is not None:
