@@ -110,7 +110,9 @@ def folder_error(
         An `OutputError`, except where a file is in the folder's place: no disk and no permission can mend that.
     """
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return InvalidInputError(f"{folder} cannot be a folder, for it is a file or in one; move that file, or {instead}")
+        return InvalidInputError(
+            f"{folder} cannot be a folder, for it is a file or in one; move that file, or {instead}"
+        )
     return OutputError(f"{what}: {error.strerror or error}; {instead}")
 
 
@@ -121,8 +123,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" with the nearest names; "" when none is near."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    """Return "did you mean ...?" with the nearest names, in upper or lower case; "" when none is near."""
+    names: dict[str, list[str]] = {}
+    for item in sorted(known):
+        names.setdefault(item.casefold(), []).append(item)
+    found = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    near = [item for key in found for item in names[key]][:3]
     return "did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
 
 

@@ -264,6 +264,18 @@ def test_runs_that_share_nothing_are_refused(compare: Callable[..., Comparison])
     assert compare({"trials": [trial]}, {"plan": [planned(trial)], "status": "failed"}).exit_code == 1
 
 
+def test_runs_of_two_suites_say_so(compare: Callable[..., Comparison]) -> None:
+    trials = on("lmc")
+    made = compare({"trials": trials}, {"trials": trials, "suite": "t"})
+    assert made.headline == "No regression; 1 result in both; the suites differ, A is of 's' and B of 't'."
+    assert made.headline in comparison_markdown(made)
+    with pytest.raises(InvalidInputError, match=r"^the suites differ, A is of 's' and B of 't': .* share no case"):
+        compare({"trials": on("lmc")}, {"trials": on("gas"), "suite": "t"})
+    with pytest.raises(InvalidInputError) as alike:
+        compare({"trials": on("lmc")}, {"trials": on("gas")})
+    assert "suites differ" not in str(alike.value)
+
+
 def test_runs_of_one_file_are_chosen(tmp_path: Path) -> None:
     file = add(tmp_path / "r.sqlite", on("lmc"))
     add(file, on("lmc", outcome="REFUTED", expected="EXACT"), code="2")

@@ -266,7 +266,7 @@ def test_half_a_shard_is_said_and_can_be_made_whole(made: dict[str, Path], tmp_p
 
 
 def test_what_is_missing_is_named_where_shards_are_not_known(tmp_path: Path) -> None:
-    """Shards of two numbers, a merged run or a whole one among the sources: the parts are named, and why no shard is."""
+    """Shards of two numbers, a merged run or a whole one among the sources: the parts are named, and why."""
     half = run(SMALL, tmp_path / "half", shard=Shard(1, 2))
     third = run(SMALL, tmp_path / "third", shard=Shard(1, 3))
     other = run(SMALL, tmp_path / "other", shard=Shard(2, 2))
