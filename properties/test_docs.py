@@ -325,6 +325,8 @@ def test_every_data_set_is_documented() -> None:
 
 _UNIT = re.compile(r"(?:\[[^\]]*\](?:\([^)]*\))?|`[^`]*`|\S)+")
 """What is not broken into two lines: a word, a link, a piece of code."""
+_TARGET = re.compile(r"(?<=\])\([^)]*\)")
+"""Where a link leads: a reader of the page does not see it."""
 _SHORT, _LONG = 95, 135
 _OWN_LINE = re.compile(r"\s*(?:[-*] |\d+\. |#|>|\||<|---|```|$)")
 
@@ -337,7 +339,7 @@ def badly_wrapped(text: str) -> list[str]:
             code = not code
         elif code or line.startswith(("|", "#", "<", "---", "![", "[!")):  # tables, headings, pictures
             continue
-        elif len(line) > _LONG and len(_UNIT.findall(line[_LONG - 10 :])) > 1:
+        elif len(_TARGET.sub("", line)) > _LONG and len(_UNIT.findall(line[_LONG - 10 :])) > 1:
             found.append(line)
         elif line.strip() and not line.endswith(("  ", "**")) and not _OWN_LINE.match(following):
             first = _UNIT.search(following)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Evidence, Outcome
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.report import Comparison, compare_runs, write_comparison
 from lmc_verify.report.comparison.changes import regression
 from lmc_verify.report.comparison.contests import Contest
@@ -541,5 +541,5 @@ def test_all_files_are_written_or_an_error_says_what_to_do(full: Comparison, tmp
     }
     assert json.loads(paths["json"].read_text(encoding="utf-8"))["schema"] == "lmc-verify/comparison/1"
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write the comparison into"):
+    with pytest.raises(InvalidInputError, match="cannot be a folder, for it is a file or in one"):
         write_comparison(full, tmp_path / "file" / "out")

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import cli, provenance
-from lmc_verify.cases import commands
+from lmc_verify.cases import CaseDescription, commands
 from lmc_verify.cases.case import build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
@@ -30,6 +30,7 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.report.formats.table import COMPENSATED_FAMILY
+from lmc_verify.report.model.labels import distinguishing_labels
 from lmc_verify.runs import planned as planned_module
 from lmc_verify.runs.planned import Planned, trial_key
 from lmc_verify.runs.searches import PlannedSearch
@@ -72,6 +73,41 @@ def test_a_shipped_suite_can_be_planned(name: str) -> None:
     assert [trial.key for trial in load_suite(name).plan()] == list(keys)
     for search in load_suite(name).searches():
         assert find_claim(search.claim).tier == "exact"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_two_parts_of_a_shipped_suite_have_one_label(name: str) -> None:
+    """Neither while they run, in the plan that is recorded, nor in the report, which names a claim's cases."""
+    suite = load_suite(name)
+    planned = suite.plan()
+    parts = [*planned, *suite.audits(), *suite.searches()]
+    assert [label for label, count in Counter(item.label for item in parts).items() if count > 1] == []
+    cases: dict[str, list[CaseDescription]] = {}
+    for item in planned:
+        if item.kind == "claim":
+            cases.setdefault(item.claim, []).append(CaseDescription.asked(item.settings))
+    for claim, described in cases.items():
+        labels = distinguishing_labels(described)
+        assert [label for label, count in Counter(labels).items() if count > 1] == [], claim
+
+
+def test_checks_that_share_a_label_get_the_fewest_settings_that_tell_them_apart() -> None:
+    check = {"claim": "theorem-3/relative-bias", "dataset": "karate", "estimator": "lmc", "expect": "SUPPORTED"}
+    training = [{"steps": steps, "beta_schedule": kind} for steps in (5, 60) for kind in ("constant", "decaying")]
+    suite = Suite.model_validate(
+        {"name": "s", "title": "S", "check": [check | {"training": training}, check | {"estimator": "gas"}]}
+    )
+    assert [item.label for item in suite.plan() if item.kind == "claim"] == [
+        "theorem-3/relative-bias lmc on karate, training.steps=5",
+        "theorem-3/relative-bias lmc on karate, training.steps=5 training.beta_schedule=decaying",
+        "theorem-3/relative-bias lmc on karate",  # 60 steps are the default
+        "theorem-3/relative-bias lmc on karate, training.beta_schedule=decaying",
+        "theorem-3/relative-bias gas on karate",
+    ]
+    sizes = [{"layers": 2, "width": width} for width in (3, 4)]
+    suite = Suite.model_validate({"name": "s", "title": "S", "check": [check | {"model": sizes}]})
+    labels = [item.label for item in suite.plan() if item.kind == "claim"]
+    assert labels == [f"theorem-3/relative-bias lmc on karate, model.width={width}" for width in (3, 4)]
 
 
 def test_theorem_check_leaves_nothing_out() -> None:
