@@ -67,7 +67,7 @@ from lmc_verify.cases import (
     check_dataset,
 )
 from lmc_verify.cases.suite_files import find_suite, suite_names
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.claims import Outcome, find_claim, require_read
 from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.encoding import MOST_NESTED, nested
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
@@ -473,6 +473,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
             "seed": seed,
         }
         settings = validated(CaseSettings, values)
+        require_read(find_claim(claim), settings)
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional, timeout=check.timeout)
 

@@ -320,8 +320,9 @@ OTHER: list[dict[str, Any]] = [
         "frozen": ["head"],
     }.items()),
     *({"design": {key: value}} for key, value in {
-        "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],
+        "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3,
     }.items()),
+    {"design": {"name": "epoch", "seen": [1]}},
     *({"sampling": {key: value}} for key, value in {
         "alpha": 1e-3, "delta": 0.2, "draws": 7, "seeds": 3, "replicate": 1, "guarantee": "anytime-valid",
     }.items()),
@@ -405,11 +406,18 @@ MIXED: dict[str, Any] = {
     "check": [
         {"claim": "theorem-1/unbiased", "dataset": "karate", "estimator": ["lmc", "gas"], "expect": "EXACT"},
         {
-            "claim": ["theorem-1/unbiased-sampled", "e5/floor-in-step-size"],
+            "claim": "theorem-1/unbiased-sampled",
             "dataset": "karate",
             "estimator": ["lmc", "gas", "fm"],
             "sampling": [{}, {"delta": 0.3, "draws": 50}],
-            "training": {"step_size": 0.125, "steps": 9},
+            "expect": "SUPPORTED",
+        },
+        {
+            "claim": ["e5/floor-in-step-size", "theorem-2/decay-and-floor"],
+            "dataset": "karate",
+            "estimator": ["lmc", "gas", "fm"],
+            "sampling": {"seeds": 40},
+            "training": {"step_size": 0.125},
             "expect": "SUPPORTED",
         },
     ],
@@ -420,7 +428,7 @@ def mixed(replicate: int = 0, **changes: Any) -> list[Planned]:
     return Suite.model_validate(MIXED | changes).plan(replicate=replicate)
 
 
-@given(st.floats(1e-300, 0.5, exclude_max=True), st.integers(1, 2))
+@given(st.floats(1e-300, 0.5, exclude_max=True), st.integers(2, 3))
 def test_statistical_checks_share_the_error_level_and_exact_ones_keep_theirs(total: float, tables: int) -> None:
     plan = mixed(alpha_total=total, check=MIXED["check"][-tables:])
     shares = [trial.settings.sampling.alpha for trial in plan if trial.statistical]
@@ -428,7 +436,7 @@ def test_statistical_checks_share_the_error_level_and_exact_ones_keep_theirs(tot
     assert all(share == pytest.approx(total / 12, rel=1e-12) for share in shares)
     assert math.fsum(shares) <= total * (1 + 1e-12)
     exact = [trial for trial in plan if not trial.statistical]
-    assert len(exact) == (2 if tables == 2 else 0)
+    assert len(exact) == (2 if tables == 3 else 0)
     alone = Suite.model_validate(MIXED | {"check": MIXED["check"][:1]}).plan()
     assert [trial.key for trial in exact] == [trial.key for trial in alone][: len(exact)]
     for trial in exact:
@@ -445,11 +453,14 @@ def test_another_replicate_changes_the_statistical_checks_only() -> None:
 
 def test_sampling_and_training_reach_the_trials() -> None:
     plan = [trial for trial in mixed() if trial.statistical]
-    found = Counter((trial.settings.sampling.delta, trial.settings.sampling.draws) for trial in plan)
+    sampling = [trial.settings.sampling for trial in plan]
+    found = Counter((item.delta, item.draws, item.seeds) for item in sampling)
     default = CaseSettings().sampling
-    assert found == {(default.delta, default.draws): 6, (0.3, 50): 6}
+    usual = (default.delta, default.draws)
+    assert found == {(*usual, None): 3, (0.3, 50, None): 3, (*usual, 40): 6}
     for trial in plan:
-        assert (trial.settings.training.step_size, trial.settings.training.steps) == (0.125, 9)
+        trained = trial.claim != "theorem-1/unbiased-sampled"
+        assert trial.settings.training.step_size == (0.125 if trained else CaseSettings().training.step_size)
         assert parsed(trial.command) == (trial.claim, trial.settings)
 
 

@@ -430,5 +430,7 @@ RATE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check,
     expect=expect,
+    reads=("sampling.seeds", "training.step_size", "training.largest_step", "training.lengths", "training.repeats"),
+    histories="zero",
     varies=("parameters",),
 )
