@@ -7,6 +7,7 @@ reads plain values as a settings model, and words what does not fit in the same 
 from __future__ import annotations
 
 import difflib
+import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = [
     "UnknownNameError",
     "folder_error",
     "nearest",
+    "require_kind",
+    "require_whole",
     "suggestion",
     "validated",
 ]
@@ -54,6 +57,8 @@ class UnknownNameError(InvalidInputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
+        if not isinstance(name, str):
+            require_kind(f"the name of the {kind}", name, str)
         super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
 
 
@@ -114,6 +119,32 @@ def folder_error(
             f"{folder} cannot be a folder, for it is a file or in one; move that file, or {instead}"
         )
     return OutputError(f"{what}: {error.strerror or error}; {instead}")
+
+
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Refuse an argument of another type, such as one in another's place.
+
+    Raises:
+        InvalidInputError: names the argument, its type, and the one that is needed.
+    """
+    if not isinstance(value, kind):
+        raise InvalidInputError(
+            f"{name} is a {type(value).__name__}, it must be a {kind.__name__}; look at the order of the arguments"
+        )
+
+
+def require_whole(name: str, value: object) -> None:
+    """Refuse an argument that is no whole number: of Python's type, NumPy's or torch's.
+
+    Raises:
+        InvalidInputError: names the argument and its value.
+    """
+    try:
+        operator.index(value)  # type: ignore[arg-type]  # that is what is asked
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{name} is {reprlib.repr(value)}, it must be a whole number; look at the order of the arguments"
+        ) from error
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
