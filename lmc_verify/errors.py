@@ -57,8 +57,7 @@ class UnknownNameError(InvalidInputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        if not isinstance(name, str):
-            require_kind(f"the name of the {kind}", name, str)
+        require_kind(f"the name of the {kind}", name, str)
         super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
 
 
