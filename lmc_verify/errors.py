@@ -7,8 +7,10 @@ reads plain values as a settings model, and words what does not fit in the same 
 from __future__ import annotations
 
 import difflib
+import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 if TYPE_CHECKING:  # most errors have nothing to do with it
@@ -25,7 +27,10 @@ __all__ = [
     "PluginError",
     "RecordsError",
     "UnknownNameError",
+    "folder_error",
     "nearest",
+    "require_kind",
+    "require_whole",
     "suggestion",
     "validated",
 ]
@@ -52,6 +57,7 @@ class UnknownNameError(InvalidInputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
+        require_kind(f"the name of the {kind}", name, str)
         super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
 
 
@@ -93,6 +99,53 @@ class InfrastructureError(LmcVerifyError):
     exit_code = 5
 
 
+def folder_error(
+    folder: str | Path, error: OSError, what: str, *, instead: str = "choose another folder"
+) -> InvalidInputError:
+    """Return the error of a folder that cannot be made or written.
+
+    Args:
+        folder: the folder.
+        error: what was raised.
+        what: could not be done, such as ``"cannot write the report to out"``.
+        instead: what to do, after a comma.
+
+    Returns:
+        An `OutputError`, except where a file is in the folder's place: no disk and no permission can mend that.
+    """
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return InvalidInputError(
+            f"{folder} cannot be a folder, for it is a file or in one; move that file, or {instead}"
+        )
+    return OutputError(f"{what}: {error.strerror or error}; {instead}")
+
+
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Refuse an argument of another type, such as one in another's place.
+
+    Raises:
+        InvalidInputError: names the argument, its type, and the one that is needed.
+    """
+    if not isinstance(value, kind):
+        raise InvalidInputError(
+            f"{name} is a {type(value).__name__}, it must be a {kind.__name__}; look at the order of the arguments"
+        )
+
+
+def require_whole(name: str, value: object) -> None:
+    """Refuse an argument that is no whole number: of Python's type, NumPy's or torch's.
+
+    Raises:
+        InvalidInputError: names the argument and its value.
+    """
+    try:
+        operator.index(value)  # type: ignore[arg-type]  # that is what is asked
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{name} is {reprlib.repr(value)}, it must be a whole number; look at the order of the arguments"
+        ) from error
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest names, or the whole list when none is near."""
     names = sorted(known)
@@ -100,8 +153,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" with the nearest names; "" when none is near."""
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    """Return "did you mean ...?" with the nearest names, in upper or lower case; "" when none is near."""
+    names: dict[str, list[str]] = {}
+    for item in sorted(known):
+        names.setdefault(item.casefold(), []).append(item)
+    found = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    near = [item for key in found for item in names[key]][:3]
     return "did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
 
 

@@ -324,3 +324,45 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_every_data_set_is_documented() -> None:
     text = (DOCS / "data.md").read_text()
     assert [name for name in dataset_names() if f"`{name}`" not in text] == []
+
+
+# ---------------------------------------------------------------------------------------------------------- wrapping
+
+_UNIT = re.compile(r"(?:\[[^\]]*\](?:\([^)]*\))?|`[^`]*`|\S)+")
+"""What is not broken into two lines: a word, a link, a piece of code."""
+_TARGET = re.compile(r"(?<=\])\([^)]*\)")
+"""Where a link leads: a reader of the page does not see it."""
+_SHORT, _LONG = 95, 135
+_OWN_LINE = re.compile(r"\s*(?:[-*] |\d+\. |#|>|\||<|---|```|$)")
+
+
+def badly_wrapped(text: str) -> list[str]:
+    """Return the lines of prose that end too early, for the next word would fit, or far too late."""
+    found, code, lines = [], False, text.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.lstrip().startswith("```"):
+            code = not code
+        elif code or line.startswith(("|", "#", "<", "---", "![", "[!")):  # tables, headings, pictures
+            continue
+        elif len(_TARGET.sub("", line)) > _LONG and len(_UNIT.findall(line[_LONG - 10 :])) > 1:
+            found.append(line)
+        elif line.strip() and not line.endswith(("  ", "**")) and not _OWN_LINE.match(following):
+            first = _UNIT.search(following)
+            if first is not None and len(line) + 1 + len(first[0]) <= _SHORT:
+                found.append(line)
+    return found
+
+
+def test_lines_that_are_wrapped_badly_are_found() -> None:
+    good = "x" * 60 + " " + "y" * 50
+    assert (
+        badly_wrapped(f"{good}\n{good}\n\nshort\n\n- a\n- b\n\n```\na\nb\n```\n{good}\n[a long link](to {'a' * 60})")
+        == []
+    )
+    assert badly_wrapped(f"short\nand more {good}") == ["short"]
+    assert badly_wrapped(f"{good} {good}") == [f"{good} {good}"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_prose_is_wrapped(page: Path) -> None:
+    assert badly_wrapped(page.read_text(encoding="utf-8")) == []

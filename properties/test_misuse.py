@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import tomllib
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from common.helpers import assert_gradients, path_graph
 from common.random_states import random_state
+from packaging.requirements import Requirement
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GraphConv, MessagePassing, SAGEConv
@@ -18,16 +25,29 @@ from lmc_verify import (
     LMC,
     BackwardSGD,
     Batch,
+    Clusters,
     ConvLayer,
+    EpochClusters,
+    FusedClusters,
     Graph,
     InvalidInputError,
     LayeredModel,
     Partition,
     Problem,
     PyGConv,
+    TrainingRun,
+    UniformNodes,
+    check_claim,
+    exact_gradient,
     exact_pass,
     load_graph,
+    make_estimator,
+    make_model,
+    make_partition,
+    range_bound,
+    write_graph,
 )
+from lmc_verify.errors import require_whole
 from lmc_verify.estimators import EMBEDDING, HistoryWrite
 from lmc_verify.models import GCNConv
 
@@ -177,3 +197,84 @@ def test_data_that_is_no_graph_is_refused(changes: dict[str, object], message: s
 @pytest.mark.parametrize("parts", [8, 12, 17, 30, 34])
 def test_metis_gives_as_many_clusters_as_were_asked_for(parts: int) -> None:
     assert Partition.metis(load_graph("karate"), parts).num_parts == parts
+
+
+def _setting() -> dict[str, Any]:
+    graph = path_graph(6)
+    partition = Partition.contiguous(6, 3)
+    made = Problem(graph, GCN(3, 4, 3, 2, dtype=torch.float64).eval())
+    return {
+        "graph": graph,
+        "partition": partition,
+        "problem": made,
+        "design": Clusters(partition, 1),
+        "exact": exact_pass(made),
+        "generator": np.random.default_rng(0),
+    }
+
+
+WRONG_KINDS: dict[str, Callable[..., object]] = {
+    "the name of the partition method is a Graph": lambda graph, **_: make_partition(graph, graph, 3),  # type: ignore[arg-type]
+    "graph is a str, it must be a Graph": lambda graph, **_: make_partition("metis", graph, 3),  # type: ignore[arg-type]
+    "num_parts is '3', it must be a whole number": lambda graph, **_: make_partition(graph, "random", "3"),  # type: ignore[arg-type]
+    "num_parts is 3.0, it must be a whole number": lambda graph, **_: make_partition(graph, "contiguous", 3.0),  # type: ignore[arg-type]
+    "seed is 'a', it must be a whole number": lambda graph, **_: make_partition(graph, "random", 3, seed="a"),  # type: ignore[arg-type]
+    "partition is a int, it must be a Partition": lambda partition, **_: Clusters(1, partition),
+    "partition is a Graph": lambda graph, **_: EpochClusters(graph, 1),
+    "partition is a Batch": lambda graph, **_: FusedClusters(Batch(torch.arange(2), torch.ones(2)), 1),  # type: ignore[arg-type]
+    "per_batch is 1.0, it must be a whole number": lambda partition, **_: Clusters(partition, 1.0),  # type: ignore[arg-type]
+    "size is '2', it must be a whole number": lambda **_: UniformNodes(6, "2"),  # type: ignore[arg-type]
+    "problem is a Graph, it must be a Problem": lambda graph, **_: exact_pass(graph),
+    "problem is a Graph, it must be a Problem; look": lambda graph, **_: exact_gradient(graph),
+    "graph is a NoneType, it must be a Graph": lambda problem, **_: Problem(None, problem.model),  # type: ignore[arg-type]
+    "problem is a ExactPass": lambda problem, exact, design, **_: range_bound(
+        exact, problem, LMC().init(problem), design, LMC()
+    ),
+    "generator is a int, it must be a Generator": lambda problem, design, **_: TrainingRun(
+        problem,
+        LMC(),
+        design,
+        step_size=0.1,
+        generator=0,  # type: ignore[arg-type]
+    ),
+    "estimator is Clusters": lambda problem, design, generator, **_: TrainingRun(
+        problem, design, LMC(), step_size=0.1, generator=generator
+    ),
+    "the name of the estimator is a int, it must be a str": lambda **_: make_estimator(3),  # type: ignore[arg-type]
+    "the name of the model is a int": lambda **_: make_model(2, "gcn", 2, 2, 2),  # type: ignore[arg-type]
+    "the name of the data set is a int": lambda **_: load_graph(3),  # type: ignore[arg-type]
+    "the name of the claim is a Problem": lambda problem, design, **_: check_claim(problem, "c", design, LMC()),
+    "graph is a str": lambda graph, **_: write_graph("folder", graph),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("message", WRONG_KINDS)
+def test_arguments_of_another_kind_or_in_another_order_are_named(message: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        WRONG_KINDS[message](**_setting())
+
+
+def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
+    for value in (2, np.int64(2), torch.tensor(2)):
+        require_whole("per_batch", value)
+    for wrong in (2.0, "2", None, torch.tensor(2.0), [2]):
+        with pytest.raises(InvalidInputError, match=r"per_batch is .* must be a whole number"):
+            require_whole("per_batch", wrong)
+
+
+def test_without_metis_another_partition_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(InvalidInputError, match=r"not installed.*lmc-verify\[metis\].*random or contiguous"):
+        make_partition(path_graph(6), "metis", 3)
+    assert make_partition(path_graph(6), "random", 3).num_parts == 3
+
+
+def test_installation_asks_for_metis_only_where_it_has_wheels() -> None:
+    """There is none for Windows, where pip would build it and fail without a compiler."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (metis,) = (item for item in map(Requirement, project["dependencies"]) if item.name == "pymetis")
+    assert metis.marker is not None
+    assert metis.marker.evaluate({"sys_platform": "linux"})
+    assert metis.marker.evaluate({"sys_platform": "darwin"})
+    assert not metis.marker.evaluate({"sys_platform": "win32"})
+    assert any(Requirement(item).name == "pymetis" for item in project["optional-dependencies"]["metis"])

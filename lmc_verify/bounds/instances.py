@@ -13,7 +13,7 @@ from lmc_verify.bounds.propagation import RowTerm, propagate
 from lmc_verify.bounds.results import ErrorBound, ErrorInterval, NoBound, RangeBound, Unproven, by_layer
 from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import ExactTerms, spectral_norm
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.estimators.base import Estimator, check_batch, node_weights
 from lmc_verify.estimators.compensated.members import BackwardSGD
 from lmc_verify.estimators.compensated.policies import Policies
@@ -206,6 +206,8 @@ def _prepared(
     *,
     as_stated: bool = False,
 ) -> tuple[Policies, ExactTerms]:
+    require_kind("problem", problem, Problem)
+    require_kind("exact", exact, ExactPass)
     found, who = properties_of(estimator), f"no bound is proven for the estimator {estimator.name!r}"
     if found.policies is None:
         raise Unproven(who if found.known else f"{who}: its halo policies are not known")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lmc_verify.cases.description import CaseDescription
+from lmc_verify.cases.description import CaseDescription, departures
 from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
@@ -35,6 +35,12 @@ from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
 
 __all__ = ["Case", "assemble_case", "build_case", "sweep_batches"]
+
+_BUILT = (
+    *("nodes", "edges", "layers", "estimator", "normaliser", "per_batch", "support", "histories", "seed", "dtype"),
+    *("normalisation", "partition", "parts", "replicate", "seen", "sampling", "training"),
+)
+"""What is described as it was built; the rest as it was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,26 +166,14 @@ class Case:
             parts=None if partition is None else partition.num_parts,
             replicate=self.sampling.replicate,
             seen=tuple(getattr(base, "seen", ())),
+            sampling=departures(self.sampling, ("alpha", "replicate")),
+            training=departures(self.training),
         )
         if settings is None:
             return described
-        model = settings.model
         return replace(
-            described,
-            dataset=settings.dataset.describe(),
-            model=model.name,
-            width=model.width,
-            activation_cut=model.activation_cut,
-            activation=None if model.activation == "relu" else model.activation,
-            encoder=model.encoder,
-            head=model.head,
-            residual=model.residual,
-            norm=model.norm,
-            jump=model.jump,
-            dropout=model.dropout,
-            frozen=model.frozen,
-            model_options=model.options,
-            design=settings.design.name,
+            CaseDescription.asked(settings),
+            **{name: getattr(described, name) for name in _BUILT},
             # The loss weighting has a key of its own, under the name that records have always had.
             estimator_settings={
                 key: value

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lmc_verify.cases.settings import CaseSettings
+from lmc_verify.cases.settings import CaseSettings, Settings
 
-__all__ = ["CaseDescription"]
+__all__ = ["CaseDescription", "departures"]
+
+_GROUPS = ("sampling", "training")
+"""Fields whose settings are written one by one, under the field's name and a dot."""
+
+
+def departures(settings: Settings, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings that are not the defaults, except for some of them."""
+    usual = type(settings)()
+    named = ((name, getattr(settings, name)) for name in type(settings).model_fields if name not in without)
+    return {name: value for name, value in named if value != getattr(usual, name)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,9 @@ class CaseDescription:
         parts: number of clusters.
         replicate: number of the repetition of a statistical check.
         seen: clusters that the epoch has already visited.
+        sampling: of how verdicts from draws are reached, what departs from the defaults; not the error level, which
+            depends on what else is checked.
+        training: of the training runs, what departs from the defaults.
         function: of an audit, the function that names what is audited, such as ``"loops:gas"``.
         arguments: of that function.
     """
@@ -82,6 +95,8 @@ class CaseDescription:
     parts: int | None = None
     replicate: int = 0
     seen: tuple[int, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     function: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,6 +110,33 @@ class CaseDescription:
             design=settings.design.name,
             histories=settings.histories,
             seed=settings.seed,
+        )
+
+    @classmethod
+    def asked(cls, settings: CaseSettings) -> CaseDescription:
+        """Describe a case by its settings alone: all of them that tell it from another case."""
+        model = settings.model
+        return replace(
+            cls.planned(settings),
+            layers=model.layers,
+            width=model.width,
+            activation_cut=model.activation_cut,
+            activation=None if model.activation == "relu" else model.activation,
+            encoder=model.encoder,
+            head=model.head,
+            residual=model.residual,
+            norm=model.norm,
+            jump=model.jump,
+            dropout=model.dropout,
+            frozen=model.frozen,
+            model_options=model.options,
+            estimator_settings=settings.estimator.settings,
+            per_batch=settings.design.per_batch,
+            partition=settings.design.partition,
+            parts=settings.design.parts,
+            seen=settings.design.seen,
+            sampling=departures(settings.sampling, ("alpha", "replicate")),
+            training=departures(settings.training),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +153,8 @@ class CaseDescription:
                 out |= {"arguments": dict(value)} if value else {}
             elif item.name == "seen":
                 out |= {"seen": ",".join(map(str, value))} if value else {}
+            elif item.name in _GROUPS:
+                out |= {f"{item.name}.{key}": setting for key, setting in value.items()}
             # The size of a batch is written of every design that was built, known or not.
             elif value != item.default or (item.name == "per_batch" and self.support is not None):
                 out[item.name] = value
@@ -120,14 +164,19 @@ class CaseDescription:
     def from_dict(cls, values: Mapping[str, Any]) -> CaseDescription:
         """Undo `to_dict`.
 
-        Keys without a field are the model's options before the estimator's name, and the estimator's settings after it.
+        Keys without a field are the model's options before the estimator's name, and the estimator's settings after it,
+        except for those of a group, such as ``"training.steps"``.
         """
         names = {item.name for item in fields(cls)}
         known: dict[str, Any] = {}
         model_options: dict[str, Any] = {}
         estimator_settings: dict[str, Any] = {}
+        groups: dict[str, dict[str, Any]] = {name: {} for name in _GROUPS}
         for key, value in values.items():
-            if key in names:
+            group, _, setting = key.partition(".")
+            if group in groups and setting:
+                groups[group][setting] = tuple(value) if isinstance(value, list) else value
+            elif key in names:
                 known[key] = value
             else:
                 (estimator_settings if "estimator" in known else model_options)[key] = value
@@ -135,4 +184,4 @@ class CaseDescription:
             known["frozen"] = tuple(known["frozen"])
         if "seen" in known:
             known["seen"] = tuple(int(part) for part in known["seen"].split(","))
-        return cls(**known | {"model_options": model_options, "estimator_settings": estimator_settings})
+        return cls(**known | groups | {"model_options": model_options, "estimator_settings": estimator_settings})

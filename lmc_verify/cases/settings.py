@@ -166,6 +166,16 @@ class DesignSettings(Settings):
     per_batch: Count = 2
     seen: tuple[Annotated[int, Field(ge=0, le=MOST_COUNT)], ...] = ()
 
+    @model_validator(mode="after")
+    def _check_read(self) -> DesignSettings:
+        unread = {"clusters": ("seen",), "fused": ("seen",), "nodes": ("partition", "parts", "seen")}
+        for name in unread.get(self.name, ()):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is not read by the design {self.name!r}; leave it out, or choose another design"
+                )
+        return self
+
 
 class SamplingSettings(Settings):
     """How statistical verdicts are reached; verdicts by enumeration do not read it.

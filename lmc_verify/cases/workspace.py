@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -45,6 +46,9 @@ class Workspace:
     An estimator that writes into a graph is an error of its own trial. Nobody else sees what it wrote: a graph that is
     no longer what was loaded is loaded again, and whatever was made of it is made again.
 
+    A subclass may have data sets and models of its own, by `graph` and `problem`. Records and commands know a data set
+    by its name and options alone: give what is yours a name of its own.
+
     Attributes:
         data_root: folder with raw files of real data sets, or None.
         download: whether missing raw files may be downloaded.
@@ -69,6 +73,25 @@ class Workspace:
         graph: Graph = self._cache[key]
         self._content[key] = graph_content(graph)  # operators included that were built since
         return graph
+
+    @property
+    def own_data(self) -> bool:
+        """Whether it has a `graph` of its own, which may know other names of data sets."""
+        return type(self).graph is not Workspace.graph
+
+    @property
+    def own_models(self) -> bool:
+        """Whether it has a `problem` of its own, which may know other names of models."""
+        return type(self).problem is not Workspace.problem
+
+    def emptied(self) -> Self:
+        """Return a workspace with the same data that has made nothing yet, such as for another process.
+
+        A subclass keeps what it has added: its own data sets and models.
+        """
+        other = copy.copy(self)
+        other._cache, other._exact, other._content = {}, {}, {}
+        return other
 
     def partition(self, graph: Graph, method: str, parts: int, seed: int) -> Partition:
         """Partition a graph."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         NO_SAMPLING,
         UNIFORM,
     )
-    from lmc_verify.claims.claim import Assumption, Claim, not_applicable, verdict_of
+    from lmc_verify.claims.claim import Assumption, Claim, not_applicable, require_read, verdict_of
     from lmc_verify.claims.question import Answer, Question, Size, largest, measured
     from lmc_verify.claims.registry import CLAIMS, check_claim, find_claim, require_claim
     from lmc_verify.claims.theory import Expectation
@@ -69,6 +69,7 @@ __all__ = [
     "measured",
     "not_applicable",
     "require_claim",
+    "require_read",
     "rounding_terms",
     "verdict_of",
 ]

@@ -7,16 +7,28 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
-from lmc_verify.cases import Case
+from lmc_verify.cases import Case, CaseSettings, SamplingSettings, TrainingSettings
 from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.claims.question import Question
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
-from lmc_verify.errors import ContractError
+from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators import Untouched, require_reading
 from lmc_verify.provenance import code_fingerprint
 
-__all__ = ["Assumption", "Claim", "expect_not_applicable", "not_applicable", "verdict_of"]
+__all__ = [
+    "RUN_SETTINGS",
+    "Assumption",
+    "Claim",
+    "expect_not_applicable",
+    "not_applicable",
+    "require_read",
+    "unread_setting",
+    "verdict_of",
+]
+
+RUN_SETTINGS = ("sampling.alpha", "sampling.replicate", "sampling.guarantee")
+"""Settings that belong to a run and are given to every check of it, read or not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,10 @@ class Claim:
         varies: what the check changes of the case's problem (some of `lmc_verify.estimators.ASPECTS`): parameters in a
             training run, say. An estimator that does not read it is refused.
         asks: whether the check asks for estimates; not where samples alone are looked at.
+        reads: what the check reads of `lmc_verify.TrainingSettings` and `lmc_verify.SamplingSettings`, such as
+            ``"training.steps"``; to set another of them is refused. `RUN_SETTINGS` need not be named. None: not stated.
+        histories: what histories hold at the start, ``"zero"`` or ``"exact"``, whatever the case says; None: what the
+            case says.
     """
 
     id: str
@@ -77,6 +93,8 @@ class Claim:
     expect: Callable[[Case], Expectation]
     varies: tuple[str, ...] = ()
     asks: bool = True
+    reads: tuple[str, ...] | None = None
+    histories: str | None = None
 
     def __post_init__(self) -> None:
         others = tuple(item for item in self.assumptions if item not in self.required)
@@ -91,6 +109,46 @@ class Claim:
         """Return the first required assumption that fails on a case, or None."""
         checks = (assumption(case) for assumption in self.required)
         return next((item for item in checks if item.holds is False), None)
+
+
+def unread_setting(
+    claim: Claim,
+    *,
+    sampling: SamplingSettings | None = None,
+    training: TrainingSettings | None = None,
+    histories: str = "exact",
+) -> str:
+    """Return which setting was given to a check that does not read it, and what to do; "" where there is none."""
+    given = [
+        f"{group}.{name}"
+        for group, settings in (("sampling", sampling), ("training", training))
+        if settings is not None
+        for name in type(settings).model_fields
+        if name in settings.model_fields_set
+    ]
+    unread = [key for key in given if claim.reads is not None and key not in (*claim.reads, *RUN_SETTINGS)]
+    if unread:
+        known = ", ".join(claim.reads or ()) or "none of training and sampling"
+        return f"{unread[0]} is not read by {claim.id}; leave it out. The settings it reads: {known}"
+    if training is not None and training.largest_step and "training.step_size" in given:
+        return "training.step_size is not read with training.largest_step, which finds one; leave one of them out"
+    if claim.histories is not None and histories not in ("exact", claim.histories):
+        return (
+            f"histories is {histories!r} and not read by {claim.id}, whose histories begin as {claim.histories!r}; "
+            "leave it out"
+        )
+    return ""
+
+
+def require_read(claim: Claim, settings: CaseSettings) -> None:
+    """Refuse settings that were given to a check and that it does not read: they would have no effect.
+
+    Raises:
+        InvalidInputError: names the first, and what the check does read.
+    """
+    words = unread_setting(claim, sampling=settings.sampling, training=settings.training, histories=settings.histories)
+    if words:
+        raise InvalidInputError(words)
 
 
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from lmc_verify.errors import UnknownNameError
@@ -107,11 +108,18 @@ def check_claim(
     Raises:
         UnknownNameError: an unknown claim.
         InvalidInputError: the problem is not in float64, or an argument does not fit.
+
+    Warns:
+        UserWarning: a setting is given that the claim does not read.
     """
     from lmc_verify.cases import assemble_case
+    from lmc_verify.claims.claim import unread_setting
 
     claim = find_claim(claim_id)
     case = assemble_case(
         problem, design, estimator, histories=histories, seed=seed, sampling=sampling, training=training
     )
+    words = unread_setting(claim, sampling=sampling, training=training, histories=histories)
+    if words:  # one budget may be meant for many claims
+        warnings.warn(words, stacklevel=2)
     return claim.check(case)

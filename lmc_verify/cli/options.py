@@ -15,7 +15,7 @@ from rich.console import Console
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.cli.completion import names
 from lmc_verify.encoding import published
-from lmc_verify.errors import InvalidInputError, OutputError, UnknownNameError
+from lmc_verify.errors import UnknownNameError, folder_error
 
 __all__ = [
     "DOCUMENTATION",
@@ -154,7 +154,6 @@ def writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        kind = InvalidInputError if isinstance(error, FileExistsError | NotADirectoryError) else OutputError
-        raise kind(
-            f"cannot write to the output folder {folder}: {error.strerror or error}; choose another one with --out"
+        raise folder_error(
+            folder, error, f"cannot write to the output folder {folder}", instead="choose another one with --out"
         ) from error

@@ -21,7 +21,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Patch
 
 from lmc_verify.cases import prepared_state
 from lmc_verify.counterexamples.example import Counterexample
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, folder_error
 from lmc_verify.estimators import BackwardSGD, Blend, Cut, Drop, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import gradient_norm, gradient_sum
@@ -168,7 +168,7 @@ def save_drawing(example: Counterexample, path: str | Path) -> Path:
             metadata = {"Date": None} if file.suffix == ".svg" else {"Software": None}
             figure.savefig(file, dpi=150, metadata=metadata)
     except OSError as error:
-        raise OutputError(f"cannot write the drawing {file}: {error.strerror}; choose another folder") from error
+        raise folder_error(file.parent, error, f"cannot write the drawing {file}") from error
     return file
 
 

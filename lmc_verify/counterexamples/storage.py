@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmc_verify.encoding import MOST_NESTED, encode, nested
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, folder_error
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "damaged", "document_hash", "read_files", "write_files"]
 
@@ -47,9 +47,7 @@ def write_files(
         tensor_path.write_bytes(data)
         json_path.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(
-            f"cannot write the counterexample to {folder}: {error.strerror or error}; choose another folder"
-        ) from error
+        raise folder_error(folder, error, f"cannot write the counterexample to {folder}") from error
     return json_path, tensor_path
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, folder_error, require_kind
 from lmc_verify.graphs import Graph, new_file, open_file, windows
 
 __all__ = ["GRAPH_FILE", "open_graph", "write_graph"]
@@ -39,6 +39,7 @@ def write_graph(graph: Graph, folder: str | Path, *, dtype: torch.dtype | None =
             `dtype`.
         OutputError: the files cannot be written.
     """
+    require_kind("graph", graph, Graph)
     if dtype not in (None, torch.float32, torch.float64):
         raise InvalidInputError(f"dtype is {dtype}, it must be torch.float32 or torch.float64")
     graph.check_unchanged(content=True)
@@ -49,7 +50,7 @@ def write_graph(graph: Graph, folder: str | Path, *, dtype: torch.dtype | None =
             (place / f"{name}.npy").unlink(missing_ok=True)
         (place / GRAPH_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write to {place}: {error.strerror or error}; choose another folder") from error
+        raise folder_error(place, error, f"cannot write to {place}") from error
     for name in (*_NEEDED, *_OPTIONAL):
         value: Tensor | None = getattr(graph, name)
         if value is not None:

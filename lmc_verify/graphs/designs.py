@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_kind, require_whole
 from lmc_verify.graphs.batch import Batch
 from lmc_verify.graphs.loaders import BatchList, Inclusion, LoaderDesign, NodesOf, design_of_loader
 from lmc_verify.graphs.partition import Partition
@@ -110,6 +110,7 @@ class Clusters(_ClusterDesign):
     per_batch: int = 1
 
     def __post_init__(self) -> None:
+        require_kind("partition", self.partition, Partition)
         _check_size("per_batch", self.per_batch, self.partition.num_parts, "clusters of the partition")
 
     @property
@@ -189,6 +190,7 @@ class EpochClusters(_ClusterDesign):
     seen: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        require_kind("partition", self.partition, Partition)
         _check_size("per_batch", self.per_batch, self.partition.num_parts, "clusters of the partition")
         bad = sorted(set(self.seen) - set(range(self.partition.num_parts)))
         if bad or len(set(self.seen)) != len(self.seen):
@@ -270,6 +272,7 @@ class FusedClusters(_ClusterDesign):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_kind("partition", self.partition, Partition)
         _check_size("per_batch", self.per_batch, self.partition.num_parts, "clusters of the partition")
 
     @cached_property
@@ -332,5 +335,6 @@ class OneBatch:
 
 
 def _check_size(name: str, value: int, limit: int, what: str) -> None:
+    require_whole(name, value)
     if not 1 <= value <= limit:
         raise InvalidInputError(f"{name} is {value}, it must be between 1 and the {limit} {what}; ask for fewer")

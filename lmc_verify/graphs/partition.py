@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, require_kind, require_whole
 from lmc_verify.graphs.graph import Graph
 from lmc_verify.seeds import generator
 
@@ -125,9 +125,18 @@ class Partition:
         too, they are dropped, and the result has fewer than `num_parts` clusters.
 
         Source: Karypis and Kumar, SIAM J. Sci. Comput. 20 (1998).
-        """
-        import pymetis
 
+        Raises:
+            InvalidInputError: fewer nodes than parts, or METIS is not installed: there is no wheel of it for Windows.
+        """
+        try:
+            import pymetis
+        except ImportError as error:
+            raise InvalidInputError(
+                "partitions by METIS need pymetis, which is not installed: it has no wheel for every system, such as "
+                "Windows. pip install 'lmc-verify[metis]' builds it, with a C++ compiler; or choose another partition, "
+                "random or contiguous (design.partition)"
+            ) from error
         _check_parts(num_parts, graph.num_nodes)
         if num_parts == 1:
             return cls(torch.zeros(graph.num_nodes, dtype=torch.int64), "metis")
@@ -196,7 +205,13 @@ PARTITION_METHODS = ("metis", "random", "contiguous")
 
 
 def make_partition(graph: Graph, method: str, num_parts: int, *, seed: int = 0) -> Partition:
-    """Partition a graph by the name of a method (see `PARTITION_METHODS`)."""
+    """Partition a graph by the name of a method (see `PARTITION_METHODS`).
+
+    Raises:
+        InvalidInputError: an argument of another type, an unknown method, or more parts than nodes.
+    """
+    require_kind("graph", graph, Graph)
+    require_whole("seed", seed)
     if method == "metis":
         return Partition.metis(graph, num_parts, seed=seed)
     if method == "random":
@@ -207,6 +222,8 @@ def make_partition(graph: Graph, method: str, num_parts: int, *, seed: int = 0) 
 
 
 def _check_parts(num_parts: int, num_nodes: int) -> None:
+    require_whole("num_parts", num_parts)
+    require_whole("num_nodes", num_nodes)
     if num_parts < 1 or num_parts > num_nodes:
         raise InvalidInputError(
             f"{num_parts} parts of {num_nodes} nodes: the number of parts must be between 1 and the number of nodes; "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lmc_verify.display.markup import Align, paragraph, section, table
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.models.closed_forms import affine_layers
 from lmc_verify.models.layered import active_dropout
 from lmc_verify.objective.exact_autograd import AutogradPass
@@ -115,6 +115,7 @@ def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[
 
 
 def _check(problem: Problem, chunk_size: int | None) -> None:
+    require_kind("problem", problem, Problem)
     refuse_dropout(problem)
     problem.graph.check_unchanged(content=True)
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lmc_verify.display.markup import facts, paragraph, section, table
-from lmc_verify.errors import InvalidInputError, UnknownNameError
+from lmc_verify.errors import InvalidInputError, UnknownNameError, require_kind
 from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models.layered import HOOKS, LayeredModel, active_dropout
@@ -65,6 +65,7 @@ class Problem:
     def __init__(
         self, graph: Graph, model: LayeredModel, loss: str = "cross_entropy", *, _measured: bool = False
     ) -> None:
+        require_kind("graph", graph, Graph)
         if not isinstance(loss, str):
             raise InvalidInputError(
                 f"loss is {loss!r}, it must be the name of a node-wise loss: {', '.join(map(repr, LOSSES))}"

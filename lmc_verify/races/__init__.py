@@ -7,7 +7,7 @@ from lmc_verify.imports.names import offered
 if TYPE_CHECKING:
     from lmc_verify.races.contest import RaceProgress, race_record
     from lmc_verify.races.plan import PlannedRace, PlannedRun, RaceHeader, RaceRun, crashed_run
-    from lmc_verify.races.processes import check_races, make_run_elsewhere, run_maker, run_race
+    from lmc_verify.races.processes import check_races, make_run_elsewhere, require_sendable, run_maker, run_race
     from lmc_verify.races.record import Median, RaceEntry, RaceRecord, Standing
     from lmc_verify.races.settings import ContestantSettings, RaceSettings, race_settings
     from lmc_verify.races.table import RaceTable, expand_race, planned_race
@@ -34,6 +34,7 @@ __all__ = [
     "planned_race",
     "race_record",
     "race_settings",
+    "require_sendable",
     "run_maker",
     "run_race",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 
+import cloudpickle
 import torch
 
 from lmc_verify.cases import Workspace
@@ -22,7 +23,7 @@ from lmc_verify.training.build import build_trainer, warm_up
 from lmc_verify.workers.pool import Pool, Task
 from lmc_verify.workers.worker import report_progress
 
-__all__ = ["check_races", "make_run_elsewhere", "run_maker", "run_race"]
+__all__ = ["check_races", "make_run_elsewhere", "require_sendable", "run_maker", "run_race"]
 
 Watch = Callable[[RaceProgress], None]
 """Called while a run is under way, in the process that makes it."""
@@ -38,28 +39,40 @@ def run_race(settings: RaceSettings, workspace: Workspace | None = None, *, jobs
 
     Args:
         settings: the race.
-        workspace: where data come from.
+        workspace: where data sets and models come from; a subclass may have its own.
         jobs: processes; 1 runs in this one.
 
     Raises:
-        InvalidInputError: settings that do not fit the data, or contestants that are trained alike.
+        InvalidInputError: settings that do not fit the data, contestants that are trained alike, or a workspace that
+            cannot be sent to other processes.
     """
     if jobs < 1:
         raise InvalidInputError(f"jobs is {jobs}, it must be at least 1")
-    workspace = workspace or Workspace()
-    place = (workspace.data_root, workspace.download)
-    race = planned_race(settings)
-    check_races([race], *place)
-    made = {run.key: run.entry for run in _make_runs(race.runs, place, jobs)}
+    workspace = (workspace or Workspace()).emptied()
+    if jobs > 1:
+        require_sendable(workspace)
+    race = planned_race(settings, workspace=workspace)
+    check_races([race], workspace)
+    made = {run.key: run.entry for run in _make_runs(race.runs, workspace, jobs)}
     return race_record(settings, [replace(made[run.key], position=number) for number, run in enumerate(race.runs)])
+
+
+def require_sendable(workspace: Workspace) -> None:
+    """Raise InvalidInputError where a workspace cannot be sent to another process."""
+    try:
+        cloudpickle.dumps(workspace.emptied())
+    except Exception as error:  # of whatever the caller's class holds
+        raise InvalidInputError(
+            f"the workspace, a {type(workspace).__name__}, cannot be sent to other processes: {error}; leave out what "
+            "cannot be pickled, or take one job in this process"
+        ) from error
 
 
 class _Worker:
     """A process that makes runs. It keeps one data set at a time: the large ones do not fit next to each other."""
 
-    def __init__(self, data_root: Path | None, download: bool) -> None:
-        self.place = (data_root, download)
-        self.workspace = Workspace(*self.place)
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace.emptied()
         self.held: tuple[object, ...] = ()
         self.warm: set[str] = set()
         """Contestants that have taken the step that does not count."""
@@ -74,7 +87,7 @@ class _Worker:
         settings = planned.settings
         wanted = (settings.dataset, settings.data_seed, settings.dtype)
         if wanted != self.held:
-            self.workspace, self.held, self.warm = Workspace(*self.place), wanted, set()
+            self.workspace, self.held, self.warm = self.workspace.emptied(), wanted, set()
         key = settings.model_copy(update={"seed": 0}).model_dump_json()
         if key not in self.warm:
             self.warm.add(key)
@@ -89,21 +102,21 @@ class _Worker:
         return RaceRun(planned.key, planned.race.key, entry, planned.command, time.perf_counter() - start)
 
 
-@cache
-def _worker_of_process(data_root: Path | None, download: bool) -> _Worker:
-    return _Worker(data_root, download)
+@lru_cache(maxsize=1)
+def _worker_of_process(pickled: bytes) -> _Worker:
+    return _Worker(pickle.loads(pickled))  # nosec B301  # has just been made of an object of this process
 
 
-def run_maker(data_root: Path | None, download: bool) -> Callable[[PlannedRun, Watch | None], RaceRun]:
+def run_maker(workspace: Workspace) -> Callable[[PlannedRun, Watch | None], RaceRun]:
     """Return a function that makes training runs in this process, and keeps the data of one for the next.
 
     The place of a run in its race is the caller's to say: `RaceEntry.position` is 0. Bad input is raised, as an
     InvalidInputError.
     """
-    return _Worker(data_root, download).make
+    return _Worker(workspace).make
 
 
-def make_run_elsewhere(planned: PlannedRun, data_root: Path | None, download: bool) -> RaceRun:
+def make_run_elsewhere(planned: PlannedRun, workspace: Workspace) -> RaceRun:
     """Make one training run in a worker, which tells how far it is."""
     told = 0.0
 
@@ -113,10 +126,10 @@ def make_run_elsewhere(planned: PlannedRun, data_root: Path | None, download: bo
             told = time.monotonic()
             report_progress(progress.words)
 
-    return _worker_of_process(data_root, download).make(planned, tell)
+    return _worker_of_process(cloudpickle.dumps(workspace)).make(planned, tell)
 
 
-def check_races(races: Sequence[PlannedRace], data_root: Path | None, download: bool) -> list[RaceHeader]:
+def check_races(races: Sequence[PlannedRace], workspace: Workspace) -> list[RaceHeader]:
     """Load every data set and build every contestant once, before anything runs; return what to record of each race.
 
     Raises:
@@ -125,7 +138,7 @@ def check_races(races: Sequence[PlannedRace], data_root: Path | None, download: 
     headers = {}
     # Races on one data set are checked together, so that it is loaded once and no other is kept meanwhile.
     for _, group in groupby(sorted(races, key=_data), key=_data):
-        workspace = Workspace(data_root, download)
+        workspace = workspace.emptied()
         for race in group:
             settings = race.settings
             try:
@@ -147,13 +160,13 @@ def _data(race: PlannedRace) -> str:
     return f"{settings.dataset.model_dump_json()} {settings.data_seed} {settings.dtype}"
 
 
-def _make_runs(plan: Sequence[PlannedRun], place: tuple[Path | None, bool], jobs: int) -> Iterator[RaceRun]:
+def _make_runs(plan: Sequence[PlannedRun], workspace: Workspace, jobs: int) -> Iterator[RaceRun]:
     """Yield every training run as it ends."""
     if jobs == 1:
-        make = run_maker(*place)
+        make = run_maker(workspace)
         yield from (make(planned, None) for planned in plan)
         return
     with Pool(jobs) as pool:
-        for done in pool.run(Task(planned.label, make_run_elsewhere, (planned, *place)) for planned in plan):
+        for done in pool.run(Task(planned.label, make_run_elsewhere, (planned, workspace)) for planned in plan):
             failed = crashed_run(plan[done.index], done.failure, done.seconds)
             yield failed if done.failure else done.result

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmc_verify.cases import EstimatorSettings, build_estimator, check_dataset
+from lmc_verify.cases import EstimatorSettings, Workspace, build_estimator, check_dataset
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
@@ -90,7 +90,11 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
 
 
 def planned_race(
-    settings: RaceSettings, figures: tuple[str, ...] | None = None, *, optional: bool = False
+    settings: RaceSettings,
+    figures: tuple[str, ...] | None = None,
+    *,
+    optional: bool = False,
+    workspace: Workspace | None = None,
 ) -> PlannedRace:
     """Return the race that settings plan.
 
@@ -98,12 +102,15 @@ def planned_race(
         settings: the race.
         figures: kinds of pictures that are drawn of it; by default the one that the settings name.
         optional: whether an absent data set only leaves it out.
+        workspace: where data sets and models come from; what a subclass of it knows by name is its own business.
 
     Raises:
         InvalidInputError: an unknown name or setting, or contestants that are trained alike.
     """
-    check_dataset(settings.dataset)
-    if settings.model.name not in MODELS:
+    workspace = workspace or Workspace()
+    if not workspace.own_data:
+        check_dataset(settings.dataset)
+    if not workspace.own_models and settings.model.name not in MODELS:
         raise UnknownNameError("model", settings.model.name, MODELS)
     for contestant in settings.contestants:
         build_estimator(contestant.estimator)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lmc_verify.errors import OutputError
+from lmc_verify.errors import folder_error
 from lmc_verify.report.figures.pictures import pictures, standalone
 from lmc_verify.report.formats.html import render_html
 from lmc_verify.report.formats.json_document import render_json
@@ -72,10 +72,8 @@ def write_files(folder: Path, contents: Mapping[Path, str], what: str) -> None:
         for path in contents:
             os.replace(waiting[path], path)
     except OSError as error:
-        raise OutputError(
-            f"cannot write the {what} into {folder}: {error.strerror or error}; "
-            "choose another output folder, or make this one writable and free some space"
-        ) from error
+        instead = "choose another output folder, or make this one writable and free some space"
+        raise folder_error(folder, error, f"cannot write the {what} into {folder}", instead=instead) from error
     finally:
         with contextlib.suppress(OSError):
             for path in waiting.values():

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import cloudpickle
 
 from lmc_verify.cases import DatasetSettings, Workspace, build_design
 from lmc_verify.claims import Outcome
@@ -25,6 +28,7 @@ from lmc_verify.races import (
     RaceRun,
     check_races,
     make_run_elsewhere,
+    require_sendable,
     run_maker,
 )
 from lmc_verify.runs.audits import run_audit
@@ -188,7 +192,7 @@ def run_suite(
     Args:
         suite: the suite.
         records: where trials are appended; an interrupted run keeps what it has finished.
-        workspace: where data come from.
+        workspace: where data sets and models come from; a subclass may have its own.
         resume: take trials, searches and training runs with the same identity (claim or training run, case and code)
             from earlier runs in `records`; a search whose files are gone or changed is made again. What crashed is
             taken over as a crash.
@@ -206,7 +210,8 @@ def run_suite(
             in words.
 
     Raises:
-        InvalidInputError: the suite or its data do not fit, which is found before anything runs.
+        InvalidInputError: the suite or its data do not fit, or the workspace cannot be sent to other processes; both
+            are found before anything runs.
         OutputError: the records cannot be written. Trials recorded before stay recorded.
         RunInterrupted: a KeyboardInterrupt, once the run has begun.
     """
@@ -220,6 +225,8 @@ def run_suite(
         phases = tuple(phase.of(own) for phase in phases)
     parts = [part for phase in phases for part in phase.parts]
     limited = timeout is not None or any(part.limit is not None for part in parts)
+    if engine is not None or jobs > 1 or limited:
+        require_sendable(workspace)
     with contextlib.ExitStack() as stack:
         if engine is None and (jobs > 1 or limited) and not _other_backend():
             engine = stack.enter_context(Pool(jobs))
@@ -301,8 +308,8 @@ def _phases(
     plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
     audits = suite.audits(replicate=replicate)
     absent = _absent_data(plan, workspace)
-    place = (workspace.data_root, workspace.download)
-    headers, make = check_races(races, *place), run_maker(*place)
+    empty = workspace.emptied()
+    headers, make = check_races(races, empty), run_maker(empty)
     checks = [
         TrialPart(item, absent.get(item.settings.dataset.name, "") if item.kind == "claim" else "") for item in plan
     ]
@@ -312,7 +319,7 @@ def _phases(
         for position, run in enumerate(race.runs)
     ]
     return (
-        Phase(checks, lambda item: run_planned(item, workspace), _check, (place,)),
+        Phase(checks, lambda item: run_planned(item, workspace), _check, (empty,)),
         Phase([TrialPart(item) for item in audits], run_audit, run_audit),
         Phase(
             [SearchPart(item, folder) for item in searches],
@@ -320,7 +327,7 @@ def _phases(
             search_elsewhere,
             receive=lambda found: keep_files(found, folder),
         ),
-        Phase(runs, lambda item: make(item, _watch_here(item, watch)), make_run_elsewhere, place, headers),
+        Phase(runs, lambda item: make(item, _watch_here(item, watch)), make_run_elsewhere, (empty,), headers),
     )
 
 
@@ -427,13 +434,14 @@ def _watch_here(planned: PlannedRun, watch: Watch | None) -> Callable[[RaceProgr
     return lambda progress: watch(planned.label, time.monotonic() - start, progress.words)
 
 
-@cache
-def _workspace_of_process(data_root: Path | None, download: bool) -> Workspace:
-    return Workspace(data_root, download)
+@lru_cache(maxsize=1)
+def _workspace_of_process(pickled: bytes) -> Workspace:
+    workspace: Workspace = pickle.loads(pickled)  # nosec B301  # has just been made of an object of this process
+    return workspace
 
 
-def _check(planned: Planned, place: tuple[Path | None, bool]) -> Trial:
-    return run_planned(planned, _workspace_of_process(*place))
+def _check(planned: Planned, workspace: Workspace) -> Trial:
+    return run_planned(planned, _workspace_of_process(cloudpickle.dumps(workspace)))
 
 
 def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +21,7 @@ from lmc_verify.cases import (
 )
 from lmc_verify.claims import CLAIMS, Outcome, Verdict, find_claim
 from lmc_verify.controls import AnyControl, ControlRecord, check_control
+from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
@@ -27,7 +29,7 @@ from lmc_verify.runs.audits import PlannedAudit
 from lmc_verify.runs.trials import Trial
 from lmc_verify.workers.worker import describe_error
 
-__all__ = ["Planned", "crashed_trial", "run_planned", "trial_key"]
+__all__ = ["Planned", "crashed_trial", "run_planned", "told_apart", "trial_key"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Planned:
         optional: whether an absent data set only skips the check.
         control: the control, for that kind.
         timeout: seconds that it may take, in a process of its own; None for what the run allows.
+        apart: settings that tell it from other checks of its suite that have claim, estimator and data set in common.
     """
 
     kind: Literal["claim", "control"]
@@ -51,6 +54,7 @@ class Planned:
     optional: bool = False
     control: AnyControl | None = None
     timeout: float | None = None
+    apart: str = ""
 
     @classmethod
     def of_control(cls, control: AnyControl) -> Planned:
@@ -87,7 +91,8 @@ class Planned:
         """One line for progress displays."""
         if self.control is not None:
             return f"control {self.control.name}"
-        return f"{self.claim} {self.settings.estimator.describe()} on {self.settings.dataset.describe()}"
+        label = f"{self.claim} {self.settings.estimator.describe()} on {self.settings.dataset.describe()}"
+        return f"{label}, {self.apart}" if self.apart else label
 
     @property
     def command(self) -> str:
@@ -95,6 +100,45 @@ class Planned:
         if self.control is not None:
             return command_line("controls", {}, {}, self.control.name)
         return reproduction_command(self.claim, self.settings)
+
+
+def told_apart(planned: Sequence[Planned]) -> list[Planned]:
+    """Return planned checks whose labels differ: those that share one get the fewest settings that tell them apart."""
+    alike: dict[str, list[Planned]] = {}
+    for item in planned:
+        alike.setdefault(item.label, []).append(item)
+    words: dict[str, str] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            settings = [_settings(item.settings) for item in group]
+            words |= zip((item.key for item in group), _apart(settings), strict=True)
+    return [replace(item, apart=words[item.key]) if item.key in words else item for item in planned]
+
+
+def _apart(listed: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return, of each, the settings in which they differ and that are not the default; as few as tell all apart."""
+
+    def shown(keys: Iterable[str]) -> list[str]:
+        return [" ".join(f"{key}={own[key]}" for key in keys if key in own) for own in listed]
+
+    keys = list(dict.fromkeys(key for own in listed for key in own))
+    for key in reversed(keys):
+        fewer = [other for other in keys if other != key]
+        if len(set(shown(fewer))) == len(listed):
+            keys = fewer
+    return shown(keys)
+
+
+def _settings(settings: CaseSettings) -> dict[str, str]:
+    """Return every setting that is not the default by its dotted key, as ``--set`` takes it."""
+    found: dict[str, str] = {}
+    parts: list[tuple[str, Any, Any]] = [("", settings.model_dump(mode="json"), CaseSettings().model_dump(mode="json"))]
+    for key, value, usual in parts:  # which grows
+        if isinstance(value, dict):
+            parts += [(f"{key}.{name}".lstrip("."), value[name], (usual or {}).get(name)) for name in value]
+        elif value != usual:
+            found[key] = value if isinstance(value, str) else toml_value(value)
+    return found
 
 
 def trial_key(claim: str, settings: CaseSettings, control: str = "") -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from lmc_verify.cases import CaseDescription, CaseSettings, build_estimator, command_line
-from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
+from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError, folder_error
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.workers.worker import describe_error
 
@@ -316,10 +316,8 @@ def keep_files(made: tuple[SearchRecord, Mapping[str, bytes]], folder: Path) -> 
         for name, content in files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
-        raise OutputError(
-            f"cannot write the counterexample to {record.claim} to {folder}: {error.strerror or error}; "
-            "choose a folder that you can write to"
-        ) from error
+        what = f"cannot write the counterexample to {record.claim} to {folder}"
+        raise folder_error(folder, error, what, instead="choose a folder that you can write to") from error
     return record
 
 

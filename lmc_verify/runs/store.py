@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from lmc_verify.encoding import decode
-from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.errors import OutputError, RecordsError, folder_error
 from lmc_verify.runs.schema import (
     ADDED,
     APPLICATION_ID,
@@ -66,10 +66,8 @@ class RecordStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(
-                f"cannot make the folder {path.parent} for the records: {error.strerror}; "
-                "choose a folder that you can write to"
-            ) from error
+            what = f"cannot make the folder {path.parent} for the records"
+            raise folder_error(path.parent, error, what, instead="choose a folder that you can write to") from error
         return cls._connect(path, create=True)
 
     @classmethod

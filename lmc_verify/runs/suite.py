@@ -67,14 +67,14 @@ from lmc_verify.cases import (
     check_dataset,
 )
 from lmc_verify.cases.suite_files import find_suite, suite_names
-from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.claims import Outcome, find_claim, require_read
 from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.encoding import MOST_NESTED, nested
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
 from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit
-from lmc_verify.runs.planned import Planned
+from lmc_verify.runs.planned import Planned, told_apart
 from lmc_verify.runs.searches import Expected, PlannedSearch
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.ledger import ErrorLedger
@@ -233,7 +233,7 @@ class Suite(BaseModel):
         return ("lmc_verify.runs.execution", *(["lmc_verify.audits.auditor"] if self.audit else []))
 
     def plan(self, *, replicate: int = 0) -> list[Planned]:
-        """Return every planned check of the suite, claims first, in the order of the file.
+        """Return every planned check of the suite, claims first, in the order of the file; no two have one label.
 
         Statistical checks get their share of `alpha_total`.
 
@@ -245,7 +245,8 @@ class Suite(BaseModel):
         """
         checks = self._checks()
         share = self._share(checks)
-        planned = {trial.key: trial for trial in (_with_share(check, share, replicate) for check in checks)}
+        shared = told_apart([_with_share(check, share, replicate) for check in checks])
+        planned = {trial.key: trial for trial in shared}
         for control in self._controls():
             trial = Planned.of_control(control)
             planned[trial.key] = trial
@@ -472,6 +473,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
             "seed": seed,
         }
         settings = validated(CaseSettings, values)
+        require_read(find_claim(claim), settings)
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional, timeout=check.timeout)
 

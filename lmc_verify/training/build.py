@@ -54,7 +54,8 @@ def graph_of(dataset: DatasetSettings, seed: int, dtype: str, workspace: Workspa
     Raises:
         InvalidInputError: an unknown data set, or an option that it does not have.
     """
-    check_dataset(dataset)
+    if not workspace.own_data:
+        check_dataset(dataset)
     return workspace.graph(dataset, seed, getattr(torch, dtype))
 
 

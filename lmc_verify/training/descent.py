@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
+from lmc_verify.estimators.contract import require_estimator
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import (
     ExactPass,
@@ -127,6 +128,9 @@ class TrainingRun:
         generator: np.random.Generator,
         state: History | None = None,
     ) -> None:
+        for name, value, kind in (("problem", problem, Problem), ("generator", generator, np.random.Generator)):
+            require_kind(name, value, kind)
+        require_estimator(estimator)
         if not 0 <= step_size < math.inf:
             raise InvalidInputError(
                 f"step_size is {step_size}, it must be finite and not negative; choose a smaller one"

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from lmc_verify.cases import CaseDescription, CaseSettings, build_case
+from lmc_verify.cases.verdict import Outcome, Verdict
 from lmc_verify.encoding import decode, encode
+from lmc_verify.runs import repeated_case
 
 END = '"support":28,"histories":"exact","seed":0,"dtype":"float64"'
 KARATE = '{"dataset":"karate","nodes":34,"edges":156,'
@@ -113,3 +115,33 @@ def test_what_is_planned_is_described_as_far_as_it_is_known() -> None:
     planned = CaseDescription.planned(case.settings)
     assert planned.to_dict().items() <= case.description.to_dict().items()
     assert list(planned.to_dict()) == ["dataset", "model", "estimator", "design", "histories", "seed"]
+
+
+def test_what_departs_in_sampling_and_training_is_described() -> None:
+    """Two cases that differ there alone are two: their evidence is not added up. The error level does not count."""
+    changes = {
+        "training": {"steps": 5, "lengths": [2, 4, 8], "beta_schedule": "decaying", "step_size": 0.005},
+        "sampling": {"alpha": 1e-9, "draws": 7, "replicate": 3},
+    }
+    usual, other = (build_case(CaseSettings.model_validate(SETTINGS | item)) for item in ({}, changes))
+    assert usual.description.training == usual.description.sampling == {}
+    written = other.description.to_dict()
+    assert {key: value for key, value in written.items() if key not in usual.description.to_dict()} == {
+        "sampling.draws": 7,
+        "training.steps": 5,
+        "training.lengths": (2, 4, 8),
+        "training.beta_schedule": "decaying",
+    }
+    assert CaseDescription.from_dict(json.loads(json.dumps(written))) == other.description
+    names = [repeated_case(Verdict("c", Outcome.EXACT, "", case=case.description)) for case in (usual, other)]
+    assert names[0] != names[1]
+    shared = build_case(CaseSettings.model_validate(SETTINGS | {"sampling": {"alpha": 1e-9, "replicate": 4}}))
+    assert repeated_case(Verdict("c", Outcome.EXACT, "", case=shared.description)) == names[0]
+
+
+def test_settings_alone_say_all_that_they_decide() -> None:
+    case = build_case(CaseSettings.model_validate(SETTINGS | {"training": {"steps": 5}}))
+    assert case.settings is not None
+    asked, built = CaseDescription.asked(case.settings).to_dict(), case.description.to_dict()
+    assert set(built) - set(asked) == {"nodes", "edges", "normaliser", "support", "dtype", "replicate"}
+    assert asked.items() <= built.items()

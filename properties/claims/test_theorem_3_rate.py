@@ -26,6 +26,7 @@ from common.rate_cases import (
 from torch.nn import functional as F
 
 from lmc_verify import GAS, make_estimator
+from lmc_verify.cases import assemble_case
 from lmc_verify.cases.case import Case
 from lmc_verify.cases.verdict import AssumptionCheck
 from lmc_verify.claims import CLAIMS, Outcome
@@ -36,6 +37,7 @@ from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.losses import loss_lower_bound
 from lmc_verify.objective.problem import gradient_norm
+from lmc_verify.statistics.rates import MedianInterval
 from lmc_verify.training import TrainingRun, largest_stable_step, mean_gradient_norms
 
 pytestmark = pytest.mark.usefixtures("short_grids")
@@ -122,7 +124,8 @@ def test_control_problem_can_veto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convergence, "known_slope", lambda lengths, sizes: -0.2)
     found = CLAIMS[THREE].check(case_of(THREE, FULL))
     assert found.outcome is Outcome.INCONCLUSIVE
-    assert "the control problem of known rate was not judged rightly" in found.summary
+    assert "the control problem of known rate was not judged rightly at N = 16, 64, 256, so no slope" in found.summary
+    assert ": its slope is -0.200 and was found in [" in found.summary
     low, _, high = evidence(found, "control: quadratic")
     assert not low <= -0.2 <= high
 
@@ -286,3 +289,82 @@ def test_the_lower_bound_is_one() -> None:
     assert F.binary_cross_entropy_with_logits(far, outside).item() < -100
     assert loss_lower_bound("bce", outside) == -math.inf
     assert loss_lower_bound("cross_entropy", torch.tensor([0])) == 0
+
+
+@pytest.mark.usefixtures("sound_runs")
+def test_lengths_too_close_together_are_named_where_the_control_fails() -> None:
+    """At N = 1, 2, 3 the control's own noise hides its slope: that is the cause, and longer lengths help."""
+    close = RATE | {"training": {"step_size": 1, "lengths": [1, 2, 3]}}
+    found = CLAIMS[THREE].check(case_of(THREE, FULL, close, sampling={"alpha": 1e-6}))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "not judged rightly at N = 1, 2, 3, so no slope is read: its slope was found in [" in found.summary
+    assert "these lengths are too few or too close together; spread training.lengths" in found.summary
+    shown = [evidence(found, f"control: {name}") for name in ("quadratic", "constant")]
+    (low, high) = next((low, high) for low, _, high in shown if low <= -1 / 6 <= high)
+    assert f"found in [{low:.3f}, {high:.3f}], on both sides of -1/6" in found.summary
+    # The interval of the control that must be refuted is said where the other is judged rightly.
+    sound, wrong = (MedianInterval(0.0, *ends, 0.0, 9) for ends in ((-0.5, -0.3), (-0.4, 0.1)))
+    assert convergence._Control(-0.4, sound, sound).problem.startswith("its slope was found in [-0.500, -0.300]")
+    broad = MedianInterval(-0.4, -0.9, 0.2, 0.0, 9)
+    assert convergence._Control(-0.4, broad, wrong).problem.startswith("its slope was found in [-0.900, 0.200]")
+    assert convergence._Control(-0.4, sound, wrong).problem.startswith("its slope was found in [-0.400, 0.100]")
+    missed = convergence._Control(-0.2, sound, wrong).problem
+    assert missed.startswith("its slope is -0.200 and was found in [-0.500, -0.300], which happens by chance")
+    assert missed.endswith("take another sampling.replicate")
+    assert convergence._Control(-0.4, sound, MedianInterval(0.0, -0.1, 0.1, 0.0, 9)).problem == ""
+
+
+@pytest.mark.parametrize(
+    ("means", "reference", "words"),
+    [
+        (1e9, 1.0, "training diverged: "),
+        (0.0, 1.0, "slope refused: "),
+        (1.0, 1.0, "the runs are too short, "),
+    ],
+    ids=["diverged", "rounding", "too short"],
+)
+def test_what_helps_is_something_that_is_read(
+    means: float, reference: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Advice names training.step_size only where it is read: with training.largest_step, instead of it."""
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda *_: means))
+    monkeypatch.setattr(convergence, "_full_batch", lambda case: [reference] * len(case.training.lengths))
+    given, sought = (
+        CLAIMS[THREE].check(case_of(THREE, GAS_, RATE | {"training": {"lengths": [8, 16, 32]} | training})).summary
+        for training in ({"step_size": 24}, {"largest_step": True})
+    )
+    assert words in given
+    assert words in sought
+    if words.startswith("the runs"):
+        assert given.endswith("raise training.step_size or training.lengths")
+        assert sought.endswith("raise training.lengths: training.largest_step leaves no step size to raise")
+        return
+    assert "choose a smaller training.step_size" in given
+    assert "training.largest_step has taken " in sought
+    assert "set a smaller training.step_size in its place" in sought
+    assert "choose a smaller" not in sought
+
+
+@pytest.mark.parametrize("training", [{"largest_step": True}, {"step_size": 24}], ids=["looked for", "given"])
+def test_a_dead_network_is_named_and_nothing_is_trained(
+    training: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient of zero at the start leaves no step size to look for, and no rate to read."""
+    case = case_of(THREE, GAS_, RATE | {"training": {"lengths": [8, 16, 32]} | training})
+    problem = case.problem.copy()
+    with torch.no_grad():
+        for value in problem.model.parameters():
+            value.zero_()
+        for name, value in problem.model.named_parameters():
+            if value.dim() == 1 and name.startswith("layers.0"):
+                value.fill_(-1.0)  # no ReLU of the hidden layer is open
+    dead = assemble_case(problem, case.base_design, case.estimator, sampling=case.sampling, training=case.training)
+    assert gradient_norm(dead.exact.gradient) == 0
+    for name in ("_mean_norms", "_full_batch", "largest_stable_step"):
+        monkeypatch.setattr(convergence, name, lambda *_: pytest.fail("it was trained"))
+    found = CLAIMS[THREE].check(dead)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "the exact gradient is zero at the start" in found.summary
+    assert "choose another seed, or model.activation=tanh" in found.summary
+    assert "step_size" not in found.summary
+    assert found.alpha_spent == 0

@@ -57,6 +57,7 @@ from lmc_verify.claims.theorems import (
 )
 from lmc_verify.claims.thresholds import fraction
 from lmc_verify.objective.problem import Problem
+from lmc_verify.statistics.rates import MedianInterval
 
 PACKAGE = Path(package.__file__).parent
 MODULES = {
@@ -152,7 +153,8 @@ def in_steps(patch: pytest.MonkeyPatch) -> Case:
     """Runs whose slope in N is -0.4, and full-batch gradient descent's is -0.45, with the control judged rightly."""
     patch.setattr(theorem_3_rate, "_mean_norms", rate_cases.norms_by(lambda length, seed: length**-0.4))
     patch.setattr(theorem_3_rate, "_full_batch", lambda case: [length**-0.45 for length in case.training.lengths])
-    patch.setattr(theorem_3_rate, "_control", lambda *_: (True, []))
+    falls, rises = (MedianInterval(slope, slope, slope, 0.0, 9) for slope in (-9.0, 9.0))  # whatever the limit is
+    patch.setattr(theorem_3_rate, "_control", lambda *_: theorem_3_rate._Control(-9.0, falls, rises))
     return rate_cases.case_of(rate_cases.THREE, rate_cases.FULL)
 
 

@@ -835,7 +835,7 @@ def test_a_file_in_the_way_of_the_output_is_named(tiny: Path, lmc: Command, tmp_
     for folder in ("taken", "taken/below"):
         result = lmc("run", tiny, "--out", folder)
         assert result.code == 2
-        assert f"cannot write to the output folder {folder}" in result.err
+        assert f"{folder} cannot be a folder, for it is a file or in one; move that file, or" in result.err
         assert "choose another one with --out" in result.err
     assert (tmp_path / "taken").read_text() == "mine"
     assert lmc("run", tiny, "--out", "out").code == 0

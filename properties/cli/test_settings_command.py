@@ -108,6 +108,13 @@ def test_json_has_the_same(lmc: Command) -> None:
     ("words", "message"),
     [
         (["settings", "modle"], "unknown setting 'modle': did you mean 'model'"),
+        (["settings", "MODEL"], "unknown setting 'MODEL': did you mean 'model'"),
+        (["settings", "Estimator.Bta"], "did you mean 'estimator.beta'"),
+        (["settings", "beta"], "unknown setting 'beta': did you mean 'estimator.beta'? Give the beginning of a key"),
+        (["settings", "Parts"], "did you mean 'design.parts'?"),
+        (["settings", "layers"], "did you mean 'model.layers'?"),
+        (["settings", "xyz"], "known names are 'alpha', 'contestants', 'data_seed', 'dataset', 'design', "),
+        (["settings", "gat"], "did you mean 'model.options.heads', which gat has? Give the beginning"),
         (["settings", "estimator.beat"], "did you mean 'estimator.beta'"),
         (["settings", "trainer", "--command", "check"], "did you mean 'training'"),
         (["settings", "--command", "chekc"], "unknown command with --set 'chekc': did you mean 'check'?"),

@@ -4,11 +4,13 @@ dropped; contestants take turns; a race from the command line is a suite of one 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import InvalidInputError, Trainer, cli
+from lmc_verify import Graph, InvalidInputError, Problem, Trainer, cli, load_graph
+from lmc_verify.cases import DatasetSettings, ModelSettings, Workspace
 from lmc_verify.encoding import published
 from lmc_verify.estimators import ESTIMATORS, GAS
 from lmc_verify.races import processes
@@ -329,6 +333,52 @@ def test_what_cannot_be_built_is_refused_before_the_race(
 def test_data_without_the_split_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="'ring' has no validation nodes"):
         run_race(small(dataset={"name": "ring", "num_nodes": 3}))
+
+
+class OwnData(Workspace):
+    """A data set of the caller under a name of its own, and a note of every model that was asked for."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.mine, self.models = graph, []
+
+    def graph(self, settings: DatasetSettings, seed: int, dtype: torch.dtype = torch.float64) -> Graph:
+        return self.mine.to(dtype=dtype) if settings.name == "mine" else super().graph(settings, seed, dtype)
+
+    def problem(self, graph: Graph, settings: ModelSettings, seed: int) -> Problem:
+        self.models.append(graph.name)
+        return super().problem(graph, settings, seed)
+
+
+def test_a_race_is_run_on_the_workspace_that_is_given() -> None:
+    """Data sets and models of the caller are those of the race, also where another process makes the runs."""
+    settings = small(contestants=["gas"], seeds=[0], target={"accuracy": 0.5}, dataset="mine")
+    karate = load_graph("karate")
+    flipped = dataclasses.replace(karate, y=karate.y.max() - karate.y, name="flipped")
+    own, same = OwnData(flipped), OwnData(karate)
+    record, other = run_race(settings, own), run_race(settings, same)
+    usual = run_race(small(contestants=["gas"], seeds=[0], target={"accuracy": 0.5}))
+    mine, theirs, plain = (item.entries[0].trace for item in (record, other, usual))
+    assert mine is not None
+    assert theirs is not None
+    assert plain is not None
+    assert set(own.models) == {"flipped"}
+    assert theirs.evaluations[-1].training_loss == plain.evaluations[-1].training_loss
+    assert mine.evaluations[-1].training_loss != plain.evaluations[-1].training_loss
+    (run,) = planned_race(settings, workspace=own).runs
+    sent = processes.make_run_elsewhere(run, own.emptied()).entry.trace
+    assert sent is not None
+    assert sent.without_times() == mine.without_times()
+    assert own.graph(settings.dataset, 0).name == "flipped", "it is as it was"
+    with pytest.raises(InvalidInputError, match="unknown data set 'mine'"):
+        run_race(settings)
+
+
+def test_a_workspace_that_cannot_be_sent_is_refused_before_anything_runs() -> None:
+    held = OwnData(load_graph("karate"))
+    held.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(InvalidInputError, match=r"a OwnData, cannot be sent to other processes: .*pickle.* one job"):
+        run_race(small(seeds=[0]), held, jobs=2)
 
 
 def test_files_options_and_assignments_are_merged(tmp_path: Path) -> None:

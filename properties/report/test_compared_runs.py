@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Evidence, Outcome
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.report import Comparison, compare_runs, comparison_schema, write_comparison
 from lmc_verify.report.comparison.changes import Kind as ChangeKind
 from lmc_verify.report.comparison.changes import regression
@@ -264,6 +264,18 @@ def test_runs_that_share_nothing_are_refused(compare: Callable[..., Comparison])
     assert compare({"trials": [CONTROL]}, {"trials": [CONTROL]}).exit_code == 0
     (trial,) = on("lmc")  # B planned it and did not get there
     assert compare({"trials": [trial]}, {"plan": [planned(trial)], "status": "failed"}).exit_code == 1
+
+
+def test_runs_of_two_suites_say_so(compare: Callable[..., Comparison]) -> None:
+    trials = on("lmc")
+    made = compare({"trials": trials}, {"trials": trials, "suite": "t"})
+    assert made.headline == "No regression; 1 result in both; the suites differ, A is of 's' and B of 't'."
+    assert made.headline in comparison_markdown(made)
+    with pytest.raises(InvalidInputError, match=r"^the suites differ, A is of 's' and B of 't': .* share no case"):
+        compare({"trials": on("lmc")}, {"trials": on("gas"), "suite": "t"})
+    with pytest.raises(InvalidInputError) as alike:
+        compare({"trials": on("lmc")}, {"trials": on("gas")})
+    assert "suites differ" not in str(alike.value)
 
 
 def test_runs_of_one_file_are_chosen(tmp_path: Path) -> None:
@@ -583,5 +595,5 @@ def test_all_files_are_written_or_an_error_says_what_to_do(full: Comparison, tmp
     }
     assert json.loads(paths["json"].read_text(encoding="utf-8"))["schema"] == "lmc-verify/comparison/1"
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write the comparison into"):
+    with pytest.raises(InvalidInputError, match="cannot be a folder, for it is a file or in one"):
         write_comparison(full, tmp_path / "file" / "out")

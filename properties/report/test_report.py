@@ -777,10 +777,10 @@ def test_a_failed_write_leaves_the_older_report(tmp_path: Path, report: Report, 
 
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path, report: Report) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OutputError, match="choose another output folder"):
-        write_report(report, tmp_path / "file")
-    with pytest.raises(OutputError, match="choose another output folder"):
-        write_report(report, tmp_path / "file" / "below")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InvalidInputError, match=r"cannot be a folder.* choose another output folder") as taken:
+            write_report(report, folder)
+        assert taken.value.exit_code == 2, "an argument to be changed"
     (tmp_path / "out" / "report.md").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"report\.md is a folder"):
         write_report(report, tmp_path / "out")

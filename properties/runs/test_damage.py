@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from lmc_verify.cases import CaseDescription
 from lmc_verify.cli.app import app
-from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.errors import InvalidInputError, RecordsError
 from lmc_verify.runs import check_records, repair_records
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.schema import COLUMNS, entry_hash
@@ -225,8 +225,9 @@ def test_repair_keeps_what_is_intact_and_says_what_is_lost(copy: Path) -> None:
     del before[1][2]
     del before[2][4]
     assert kept == before
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(InvalidInputError, match="exists already") as refused:
         repair_records(copy)
+    assert refused.value.exit_code == 2, "an argument that can be changed"
 
 
 def test_entries_of_a_lost_run_are_left_out(copy: Path) -> None:

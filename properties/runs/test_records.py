@@ -622,10 +622,20 @@ def test_open_needs_a_file_with_content(path: Path) -> None:
         assert records.runs() == []
 
 
-def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a file in its place, which is an argument to be changed."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="choose a folder that you can write to"):
+    with pytest.raises(InvalidInputError, match=r"cannot be a folder.*choose a folder that you can") as taken:
         Records.create_or_open(tmp_path / "file" / "records.sqlite")
+    assert taken.value.exit_code == 2
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OutputError, match="Permission denied; choose a folder that you can write to") as closed:
+        Records.create_or_open(tmp_path / "closed" / "records.sqlite")
+    assert closed.value.exit_code == 5
 
 
 def test_a_missing_folder_is_made_and_the_file_is_marked(tmp_path: Path) -> None:

@@ -265,6 +265,58 @@ def test_half_a_shard_is_said_and_can_be_made_whole(made: dict[str, Path], tmp_p
     assert contents(out) == contents(made["whole"])
 
 
+def test_what_is_missing_is_named_where_shards_are_not_known(tmp_path: Path) -> None:
+    """Shards of two numbers, a merged run or a whole one among the sources: the parts are named, and why."""
+    half = run(SMALL, tmp_path / "half", shard=Shard(1, 2))
+    third = run(SMALL, tmp_path / "third", shard=Shard(1, 3))
+    other = run(SMALL, tmp_path / "other", shard=Shard(2, 2))
+    (mixed,) = merge_records([half, third], tmp_path / "mixed.sqlite").missing
+    with Records.open(half) as first, Records.open(third) as second:
+        lacking = first.elsewhere(1)
+        (in_neither,) = (item for item in lacking if item in second.elsewhere(1))
+    assert mixed.startswith(f"1 part has no result: {in_neither.label}; which shards are missing cannot be known, for ")
+    assert "for there are shards of 2 and shards of 3; run the suite" in mixed
+    assert "with --resume" in mixed
+    alone = tmp_path / "alone" / "records.sqlite"
+    merge_records([half], alone)
+    (again,) = merge_records([alone, third], tmp_path / "again.sqlite").missing
+    assert f"cannot be known, for {alone} (run 1) is a merged run" in again
+    (itself,) = merge_records([alone], tmp_path / "itself.sqlite").missing
+    assert f"{alone} (run 1) is a merged run" in itself
+    assert merge_records([alone, other], tmp_path / "all.sqlite").missing == (), "nothing is missing"
+    with Records.create_or_open(alone) as records:
+        done = run_suite(SMALL, records, Workspace(), resume=True)
+    assert done.reused == len(SMALL.plan()) - len(lacking), "the advice helps"
+    assert merge_records([alone, half], tmp_path / "whole.sqlite").missing == ()
+
+
+def test_a_whole_run_that_stopped_says_what_is_missing(tmp_path: Path) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with Records.create_or_open(tmp_path / "records.sqlite") as records:
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(SMALL, records, Workspace(), listen=stop)
+        lacking = records.unfinished(1)
+    assert 1 <= len(lacking) <= 5
+    (said,) = merge_records([tmp_path / "records.sqlite"], tmp_path / "out.sqlite").missing
+    assert f"no result: {', '.join(item.label for item in lacking)}; run the suite" in said
+    other = run(SMALL, tmp_path / "other", shard=Shard(4, 4))
+    (mixed,) = merge_records([tmp_path / "records.sqlite", other], tmp_path / "mixed.sqlite").missing
+    assert f"{tmp_path / 'records.sqlite'} (run 1) is no shard; run the suite" in mixed
+
+
+def test_many_missing_parts_are_counted(made: dict[str, Path], tmp_path: Path) -> None:
+    one = run(suite_of(), tmp_path, shard=Shard(1, 9))
+    merge_records([one], tmp_path / "one.sqlite")
+    (said,) = merge_records([tmp_path / "one.sqlite", one], tmp_path / "out.sqlite").missing
+    with Records.open(tmp_path / "out.sqlite") as records:
+        lacking = records.unfinished(1)
+    assert said.startswith(f"{len(lacking)} parts have no result: ")
+    assert f"{lacking[4].label} and {len(lacking) - 5} more; which" in said
+    assert f", {lacking[5].label}" not in said
+
+
 def test_shards_in_one_file_are_all_taken(tmp_path: Path) -> None:
     for number in (1, 2, 1):
         run(SMALL, tmp_path, shard=Shard(number, 2))
@@ -495,3 +547,9 @@ def test_the_commands(tmp_path: Path) -> None:
     assert isinstance(lmc("run", file, "--shard", "3/2").exception, InvalidInputError)
     assert isinstance(lmc("merge", tmp_path / "none", "--out", tmp_path / "x").exception, InvalidInputError)
     assert not (tmp_path / "x").exists()
+    (tmp_path / "taken").write_text("mine")
+    for folder in ("taken", "taken/below"):
+        done = lmc("merge", tmp_path / "1", "--out", tmp_path / folder)
+        assert done.exception.exit_code == 2, "an argument that can be changed"
+        assert f"{tmp_path / folder} cannot be a folder, for it is a file or in one" in str(done.exception)
+    assert (tmp_path / "taken").read_text() == "mine"

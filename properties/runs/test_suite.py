@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc_verify import cli, provenance
-from lmc_verify.cases import commands
+from lmc_verify.cases import CaseDescription, commands
 from lmc_verify.cases.case import build_case
 from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.cases.workspace import Workspace
@@ -30,6 +30,7 @@ from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.provenance import code_fingerprint
 from lmc_verify.report.formats.table import COMPENSATED_FAMILY
+from lmc_verify.report.model.labels import distinguishing_labels
 from lmc_verify.runs import planned as planned_module
 from lmc_verify.runs.planned import Planned, trial_key
 from lmc_verify.runs.searches import PlannedSearch
@@ -72,6 +73,41 @@ def test_a_shipped_suite_can_be_planned(name: str) -> None:
     assert [trial.key for trial in load_suite(name).plan()] == list(keys)
     for search in load_suite(name).searches():
         assert find_claim(search.claim).tier == "exact"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_two_parts_of_a_shipped_suite_have_one_label(name: str) -> None:
+    """Neither while they run, in the plan that is recorded, nor in the report, which names a claim's cases."""
+    suite = load_suite(name)
+    planned = suite.plan()
+    parts = [*planned, *suite.audits(), *suite.searches()]
+    assert [label for label, count in Counter(item.label for item in parts).items() if count > 1] == []
+    cases: dict[str, list[CaseDescription]] = {}
+    for item in planned:
+        if item.kind == "claim":
+            cases.setdefault(item.claim, []).append(CaseDescription.asked(item.settings))
+    for claim, described in cases.items():
+        labels = distinguishing_labels(described)
+        assert [label for label, count in Counter(labels).items() if count > 1] == [], claim
+
+
+def test_checks_that_share_a_label_get_the_fewest_settings_that_tell_them_apart() -> None:
+    check = {"claim": "theorem-3/relative-bias", "dataset": "karate", "estimator": "lmc", "expect": "SUPPORTED"}
+    training = [{"steps": steps, "beta_schedule": kind} for steps in (5, 60) for kind in ("constant", "decaying")]
+    suite = Suite.model_validate(
+        {"name": "s", "title": "S", "check": [check | {"training": training}, check | {"estimator": "gas"}]}
+    )
+    assert [item.label for item in suite.plan() if item.kind == "claim"] == [
+        "theorem-3/relative-bias lmc on karate, training.steps=5",
+        "theorem-3/relative-bias lmc on karate, training.steps=5 training.beta_schedule=decaying",
+        "theorem-3/relative-bias lmc on karate",  # 60 steps are the default
+        "theorem-3/relative-bias lmc on karate, training.beta_schedule=decaying",
+        "theorem-3/relative-bias gas on karate",
+    ]
+    sizes = [{"layers": 2, "width": width} for width in (3, 4)]
+    suite = Suite.model_validate({"name": "s", "title": "S", "check": [check | {"model": sizes}]})
+    labels = [item.label for item in suite.plan() if item.kind == "claim"]
+    assert labels == [f"theorem-3/relative-bias lmc on karate, model.width={width}" for width in (3, 4)]
 
 
 def test_theorem_check_leaves_nothing_out() -> None:
@@ -284,8 +320,9 @@ OTHER: list[dict[str, Any]] = [
         "frozen": ["head"],
     }.items()),
     *({"design": {key: value}} for key, value in {
-        "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3, "seen": [1],
+        "name": "epoch", "partition": "random", "parts": 9, "per_batch": 3,
     }.items()),
+    {"design": {"name": "epoch", "seen": [1]}},
     *({"sampling": {key: value}} for key, value in {
         "alpha": 1e-3, "delta": 0.2, "draws": 7, "seeds": 3, "replicate": 1, "guarantee": "anytime-valid",
     }.items()),
@@ -369,11 +406,18 @@ MIXED: dict[str, Any] = {
     "check": [
         {"claim": "theorem-1/unbiased", "dataset": "karate", "estimator": ["lmc", "gas"], "expect": "EXACT"},
         {
-            "claim": ["theorem-1/unbiased-sampled", "e5/floor-in-step-size"],
+            "claim": "theorem-1/unbiased-sampled",
             "dataset": "karate",
             "estimator": ["lmc", "gas", "fm"],
             "sampling": [{}, {"delta": 0.3, "draws": 50}],
-            "training": {"step_size": 0.125, "steps": 9},
+            "expect": "SUPPORTED",
+        },
+        {
+            "claim": ["e5/floor-in-step-size", "theorem-2/decay-and-floor"],
+            "dataset": "karate",
+            "estimator": ["lmc", "gas", "fm"],
+            "sampling": {"seeds": 40},
+            "training": {"step_size": 0.125},
             "expect": "SUPPORTED",
         },
     ],
@@ -384,7 +428,7 @@ def mixed(replicate: int = 0, **changes: Any) -> list[Planned]:
     return Suite.model_validate(MIXED | changes).plan(replicate=replicate)
 
 
-@given(st.floats(1e-300, 0.5, exclude_max=True), st.integers(1, 2))
+@given(st.floats(1e-300, 0.5, exclude_max=True), st.integers(2, 3))
 def test_statistical_checks_share_the_error_level_and_exact_ones_keep_theirs(total: float, tables: int) -> None:
     plan = mixed(alpha_total=total, check=MIXED["check"][-tables:])
     shares = [trial.settings.sampling.alpha for trial in plan if trial.statistical]
@@ -392,7 +436,7 @@ def test_statistical_checks_share_the_error_level_and_exact_ones_keep_theirs(tot
     assert all(share == pytest.approx(total / 12, rel=1e-12) for share in shares)
     assert math.fsum(shares) <= total * (1 + 1e-12)
     exact = [trial for trial in plan if not trial.statistical]
-    assert len(exact) == (2 if tables == 2 else 0)
+    assert len(exact) == (2 if tables == 3 else 0)
     alone = Suite.model_validate(MIXED | {"check": MIXED["check"][:1]}).plan()
     assert [trial.key for trial in exact] == [trial.key for trial in alone][: len(exact)]
     for trial in exact:
@@ -409,11 +453,14 @@ def test_another_replicate_changes_the_statistical_checks_only() -> None:
 
 def test_sampling_and_training_reach_the_trials() -> None:
     plan = [trial for trial in mixed() if trial.statistical]
-    found = Counter((trial.settings.sampling.delta, trial.settings.sampling.draws) for trial in plan)
+    sampling = [trial.settings.sampling for trial in plan]
+    found = Counter((item.delta, item.draws, item.seeds) for item in sampling)
     default = CaseSettings().sampling
-    assert found == {(default.delta, default.draws): 6, (0.3, 50): 6}
+    usual = (default.delta, default.draws)
+    assert found == {(*usual, None): 3, (0.3, 50, None): 3, (*usual, 40): 6}
     for trial in plan:
-        assert (trial.settings.training.step_size, trial.settings.training.steps) == (0.125, 9)
+        trained = trial.claim != "theorem-1/unbiased-sampled"
+        assert trial.settings.training.step_size == (0.125 if trained else CaseSettings().training.step_size)
         assert parsed(trial.command) == (trial.claim, trial.settings)
 
 

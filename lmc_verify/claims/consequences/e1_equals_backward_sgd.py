@@ -98,4 +98,6 @@ EQUALS_BACKWARD_SGD = Claim(
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check_equals_backward_sgd,
     expect=expect_equals_backward_sgd,
+    reads=(),
+    histories="exact",
 )

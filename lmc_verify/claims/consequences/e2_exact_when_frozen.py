@@ -231,4 +231,6 @@ EXACT_WHEN_FROZEN = Claim(
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check_exact_when_frozen,
     expect=expect_exact_when_frozen,
+    reads=(),
+    histories="zero",
 )

@@ -408,6 +408,8 @@ CONTRACTION = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, KEEPS_EMBEDDINGS, UNIFORM),
     check=check,
     expect=expect,
+    reads=(),
+    histories="zero",
 )
 
 CONTRACTION_SAMPLED = Claim(
@@ -428,4 +430,6 @@ CONTRACTION_SAMPLED = Claim(
     required=(NO_DROPOUT, KEEPS_EMBEDDINGS, UNIFORM),
     check=check_sampled,
     expect=expect_sampled,
+    reads=("sampling.draws",),
+    histories="zero",
 )

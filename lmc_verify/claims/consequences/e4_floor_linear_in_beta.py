@@ -97,5 +97,7 @@ FLOOR_IN_BETA = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, BETA_ABOVE_ZERO),
     check=check_floor_in_beta,
     expect=expect_floor_in_beta,
+    reads=("sampling.seeds",),
+    histories="zero",
     varies=("parameters",),
 )

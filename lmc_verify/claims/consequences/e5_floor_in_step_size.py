@@ -93,5 +93,7 @@ FLOOR_IN_STEP_SIZE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_floor_in_step_size,
     expect=expect_floor_in_step_size,
+    reads=("sampling.seeds", "training.step_size"),
+    histories="zero",
     varies=("parameters",),
 )

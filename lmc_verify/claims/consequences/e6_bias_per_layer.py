@@ -156,4 +156,5 @@ LOWER_LAYERS_BIASED = Claim(
     ),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -180,5 +180,7 @@ REDUCTIONS = Claim(
     required=(NO_DROPOUT, CLUSTERS, INCLUSION_WEIGHTS, NO_SAMPLING, WHOLE_OBJECTIVE),
     check=check,
     expect=expect,
+    reads=(),
+    histories="zero",
     varies=ASPECTS,  # the reductions are problems of their own
 )

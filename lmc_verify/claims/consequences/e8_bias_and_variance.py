@@ -248,4 +248,5 @@ BIAS_AND_VARIANCE = Claim(
     assumptions=(Assumption("closed-form", "the design has a closed form of the variance", _closed_form),),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -153,4 +153,5 @@ BELOW_BASELINE = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, HAS_BASELINE, BASELINE_FINITE),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -177,4 +177,5 @@ FEWER_VERTICES = Claim(
     required=(NO_DROPOUT, IS_LABOR, TOP_LAWS_FINITE),
     check=check_vertices,
     expect=expect_vertices,
+    reads=(),
 )

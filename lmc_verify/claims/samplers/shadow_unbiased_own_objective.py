@@ -93,4 +93,5 @@ UNBIASED_OWN_OBJECTIVE = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, OWN_OBJECTIVE),
     check=check_own_objective,
     expect=expect_own_objective,
+    reads=(),
 )

@@ -158,4 +158,5 @@ EXACT_IN_SPAN = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, IS_TOP, IN_SPAN),
     check=check_in_span,
     expect=expect_in_span,
+    reads=(),
 )

@@ -500,6 +500,7 @@ UNBIASED_AGGREGATION = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check,
     expect=expect,
+    reads=(),
     asks=False,
 )
 
@@ -520,5 +521,6 @@ UNBIASED_AGGREGATION_SAMPLED = Claim(
     required=(NO_DROPOUT, SAMPLES_MESSAGES, WEIGHTED_SUMS),
     check=check_sampled,
     expect=expect_sampled,
+    reads=("sampling.delta", "sampling.draws"),
     asks=False,
 )

@@ -183,4 +183,5 @@ LINEAR_CONTROL = Claim(
     required=(NO_DROPOUT, FINITE_SUPPORT, SAMPLES_MESSAGES, WEIGHTED_SUMS, CAN_BE_LINEAR),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -173,4 +173,5 @@ SEPARATE_LABELS = Claim(
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -170,4 +170,5 @@ UNBIASED = Claim(
     ),
     check=check,
     expect=expect,
+    reads=(),
 )

@@ -589,4 +589,5 @@ UNBIASED_SAMPLED = Claim(
     assumptions=(BETA_ZERO, AGGREGATE_LINEAR),
     check=check,
     expect=expect,
+    reads=("sampling.delta", "sampling.draws"),
 )

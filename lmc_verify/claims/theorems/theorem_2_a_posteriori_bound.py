@@ -221,5 +221,7 @@ POSTERIOR_BOUND = Claim(
     required=(NO_DROPOUT, PROVEN),
     check=check,
     expect=expect,
+    reads=("training.step_size", "training.steps"),
+    histories="zero",
     varies=("parameters",),
 )

@@ -154,5 +154,7 @@ ASSUMPTIONS = Claim(
     assumptions=(UNIFORM,),
     check=check,
     expect=expect,
+    reads=("training.step_size", "training.steps"),
+    histories="zero",
     varies=("parameters",),
 )

@@ -228,4 +228,6 @@ CLOSE_TO_BACKWARD_SGD = Claim(
     check=check,
     expect=expect,
     varies=("parameters",),
+    reads=("sampling.seeds", "training.step_size"),
+    histories="zero",
 )

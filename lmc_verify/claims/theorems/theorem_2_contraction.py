@@ -287,4 +287,6 @@ CONTRACTION = Claim(
     assumptions=(AGGREGATE_LINEAR,),
     check=check,
     expect=expect,
+    reads=(),
+    histories="zero",
 )

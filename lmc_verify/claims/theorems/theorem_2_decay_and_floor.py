@@ -138,5 +138,7 @@ DECAY_AND_FLOOR = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_decay_and_floor,
     expect=expect_decay_and_floor,
+    reads=("sampling.seeds", "training.step_size"),
+    histories="zero",
     varies=("parameters",),
 )

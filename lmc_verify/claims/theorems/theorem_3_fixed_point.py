@@ -171,5 +171,7 @@ FIXED_POINT = Claim(
     assumptions=(UNIFORM,),
     check=check_fixed_point,
     expect=expect_fixed_point,
+    reads=("training.step_size", "training.steps"),
+    histories="exact",
     varies=("parameters",),
 )

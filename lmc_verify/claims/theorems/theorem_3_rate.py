@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -118,26 +118,165 @@ def _full_batch(case: Case) -> list[float]:
     return mean_gradient_norms(case.problem, runs, case.design)
 
 
-def _control(case: Case, seeds: int, alpha: float) -> tuple[bool, list[Evidence]]:
-    """Run the slope test on problems of known slope: one that must be supported, one that must be refuted."""
+@dataclass(frozen=True)
+class _Control:
+    """The slope test on problems of known slope: one that must be supported, one that must be refuted.
+
+    Attributes:
+        known: slope of the first.
+        sound: interval for it.
+        wrong: interval for the second's, whose step size is the same for every N.
+    """
+
+    known: float
+    sound: MedianInterval
+    wrong: MedianInterval
+
+    @property
+    def problem(self) -> str:
+        """What was not judged rightly, and what helps; "" if all was."""
+        if not self.sound.low <= self.known <= self.sound.high:
+            return (
+                f"its slope is {self.known:.3f} and was found {_between(self.sound)}, which happens by chance with a "
+                f"probability of at most {self.sound.miss:.1g}; take another sampling.replicate"
+            )
+        if self.sound.inside(upper=SLOPE) and self.wrong.outside(upper=SLOPE):
+            return ""
+        found = self.wrong if self.sound.inside(upper=SLOPE) else self.sound
+        return (
+            f"its slope was found {_between(found)}, on both sides of {fraction(SLOPE)}, for these lengths are too few "
+            "or too close together; spread training.lengths, or take more seeds (sampling.seeds)"
+        )
+
+    @property
+    def evidence(self) -> list[Evidence]:
+        """Both intervals."""
+        return [
+            Evidence(
+                f"control: quadratic with slope {self.known:.3f}",
+                self.sound.median,
+                self.known,
+                _UNIT,
+                "control",
+                *self.sound.ends,
+            ),
+            Evidence(
+                "control: constant step size, slope 0", self.wrong.median, 0.0, _UNIT, "control", *self.wrong.ends
+            ),
+        ]
+
+
+_UNIT = "log-log slope"
+
+
+def _between(found: MedianInterval) -> str:
+    return f"in [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _control(case: Case, seeds: int, alpha: float) -> _Control:
+    """Run the control problems with the lengths and seeds of the case."""
     lengths = case.training.lengths
     sizes = [CONTROL_STEP * (length / lengths[0]) ** SCHEDULE for length in lengths]
     rng = generator(case.seed, "control", case.sampling.replicate)
-    known = known_slope(lengths, sizes)
     sound, wrong = (
         median_interval(
             [loglog_slope(lengths, row) for row in measured_norms(lengths, given, seeds, SAMPLES, rng)], alpha
         )
         for given in (sizes, [sizes[-1]] * len(lengths))
     )
-    works = sound.low <= known <= sound.high and sound.inside(upper=SLOPE) and wrong.outside(upper=SLOPE)
-    return works, [
-        Evidence(f"control: quadratic with slope {known:.3f}", sound.median, known, _UNIT, "control", *sound.ends),
-        Evidence("control: constant step size, slope 0", wrong.median, 0.0, _UNIT, "control", *wrong.ends),
-    ]
+    return _Control(known_slope(lengths, sizes), sound, wrong)
 
 
-_UNIT = "log-log slope"
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What the training runs showed.
+
+    Attributes:
+        case: with the eta_0 of its runs.
+        means: mean gradient norm of each seed's runs of each length [seeds, lengths].
+        reference: that of full-batch descent, of each length.
+        control: the same test where the slope is known.
+        alpha: miss probability of each interval.
+    """
+
+    case: Case
+    means: Matrix
+    reference: list[float]
+    control: _Control
+    alpha: float
+
+    @cached_property
+    def slopes(self) -> list[float]:
+        """One log-log slope a seed."""
+        return [loglog_slope(self.case.training.lengths, row) for row in self.means]
+
+    @cached_property
+    def slope(self) -> MedianInterval:
+        """The interval for the median slope."""
+        return median_interval(self.slopes, self.alpha)
+
+    @cached_property
+    def exact_slope(self) -> float:
+        """The slope of full-batch descent."""
+        return loglog_slope(self.case.training.lengths, self.reference)
+
+    @cached_property
+    def reading(self) -> FloorReading:
+        """What the curves say about a floor."""
+        return FloorReading(self.case.training.lengths, self.means, SLOPE, self.alpha)
+
+    @cached_property
+    def excess(self) -> float:
+        """The last mean gradient norm, the median over seeds, in units of full-batch descent's."""
+        return float(np.median(self.means[:, -1])) / self.reference[-1]
+
+    @cached_property
+    def unreadable(self) -> str:
+        """Why no slope is read from these curves, and what helps; "" if one is."""
+        start = gradient_norm(self.case.exact.gradient)
+        floor, norms = FLOOR * start, self.means
+        below = norms <= EXPLODED * start
+        if not below.all() or not np.isfinite(self.reference).all():
+            count = int((~below).sum())
+            who = f"{count:,} of {norms.size:,} mean gradient norms are" if count else "that of full-batch descent is"
+            return (
+                f"training diverged: {who} not finite, or over {EXPLODED:g} times that at the start; no slope is read; "
+                f"{self._smaller_step}"
+            )
+        if near_floor([*norms.ravel(), *self.reference], floor):
+            smallest = min(float(norms.min()), *self.reference)
+            return (
+                f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times "
+                f"its rounding floor {floor:.1e}; {self._smaller_step}, or another seed if the network has died"
+            )
+        return ""
+
+    @property
+    def _smaller_step(self) -> str:
+        if not self.case.training.largest_step:
+            return "choose a smaller training.step_size"
+        taken = self.case.training.step_size
+        return f"training.largest_step has taken {taken:.3g}, set a smaller training.step_size in its place"
+
+    @property
+    def evidence(self) -> list[Evidence]:
+        """Every measured quantity."""
+        if self.unreadable:
+            return self.control.evidence
+        return [
+            Evidence("E||grad|| against N", self.slope.median, SLOPE, _UNIT, "rates", *self.slope.ends),
+            *(floor_evidence(self.reading) if self.slope.exists else []),
+            Evidence("last mean over full-batch descent's", self.excess, FULL_BATCH_FACTOR, "ratio", "floor"),
+            Evidence("full-batch gradient descent", self.exact_slope, SLOPE, _UNIT, "control"),
+            *self.control.evidence,
+        ]
+
+    @property
+    def detectable(self) -> float | None:
+        """The margin from the limit that would have been detected; None where there is no interval."""
+        if self.unreadable or not self.slope.exists:
+            return None
+        return detectable_margin(float(np.std(self.slopes, ddof=1)), len(self.slopes), self.alpha)
 
 
 def check(case: Case) -> Verdict:
@@ -153,119 +292,98 @@ def check(case: Case) -> Verdict:
     inapplicable = not_applicable(case, claim)
     if inapplicable is not None:
         return inapplicable
+    assumptions = claim.checked_assumptions(case)
+    if gradient_norm(case.exact.gradient) == 0:
+        summary = (
+            "the exact gradient is zero at the start, so that no step size trains anything and no rate is read: the "
+            "network has died, or the gradients of its nodes cancel; choose another seed, or model.activation=tanh"
+        )
+        return verdict_of(
+            case, claim.id, Outcome.INCONCLUSIVE, summary, histories="zero", assumptions=assumptions, draws=0
+        )
     # The control's two intervals and the claim's own share the level.
     alpha = case.sampling.alpha / 3
-    seeds, lengths = case.sampling.seeds or seeds_needed(alpha), case.training.lengths
-    own = with_step_size(case)
-    means = _mean_norms(own, seeds)
-    works, control = _control(case, seeds, alpha)
-    reference = _full_batch(own)
-    floor = FLOOR * gradient_norm(case.exact.gradient)
-    slope: MedianInterval | None = None
-    slopes: list[float] = []
-    floor_found: list[Evidence] = []
-    outcome = Outcome.INCONCLUSIVE
-    limit = EXPLODED * gradient_norm(case.exact.gradient) or math.inf
-    if not (means <= limit).all() or not np.isfinite(reference).all():
-        count = int((~(means <= limit)).sum())
-        who = f"{count:,} of {means.size:,} mean gradient norms are" if count else "that of full-batch descent is"
-        summary = (
-            f"training diverged: {who} not finite, or over {EXPLODED:g} times that at the start; no slope is read; "
-            "choose a smaller training.step_size"
-        )
-    elif near_floor([*means.ravel(), *reference], floor):
-        smallest = min(float(means.min()), *reference)
-        summary = (
-            f"slope refused: the smallest mean gradient norm {smallest:.1e} is at most {FLOOR_FACTOR:.0f} times its "
-            f"rounding floor {floor:.1e}; choose a smaller training.step_size, or another seed if the network has died"
-        )
-    else:
-        slopes = [loglog_slope(lengths, row) for row in means]
-        slope = median_interval(slopes, alpha)
-        exact_slope = loglog_slope(lengths, reference)
-        control.insert(0, Evidence("full-batch gradient descent", exact_slope, SLOPE, _UNIT, "control"))
-        reading = FloorReading(lengths, means, SLOPE, alpha)
-        floor_found = floor_evidence(reading) if slope.exists else []
-        outcome, summary = _decide(slope, slopes, works, exact_slope, means, reference, own, alpha, reading)
-        excess = _excess(means, reference)
-        floor_found.append(Evidence("last mean over full-batch descent's", excess, FULL_BATCH_FACTOR, "ratio", "floor"))
+    seeds, own = case.sampling.seeds or seeds_needed(alpha), with_step_size(case)
+    found = _Measured(own, _mean_norms(own, seeds), _full_batch(own), _control(case, seeds, alpha), alpha)
+    outcome, summary = (Outcome.INCONCLUSIVE, found.unreadable) if found.unreadable else _decide(found)
     return verdict_of(
         case,
         claim.id,
         outcome,
         summary,
         histories="zero",
-        evidence=[
-            *([Evidence("E||grad|| against N", slope.median, SLOPE, _UNIT, "rates", *slope.ends)] if slope else []),
-            *floor_found,
-            *control,
-        ],
-        series=_series(case, means, reference),
-        assumptions=claim.checked_assumptions(case),
-        minimum_detectable_effect=(
-            detectable_margin(float(np.std(slopes, ddof=1)), seeds, alpha)
-            if slope is not None and slope.exists
-            else None
-        ),
+        evidence=found.evidence,
+        series=_series(case, found.means, found.reference),
+        assumptions=assumptions,
+        minimum_detectable_effect=found.detectable,
         alpha_spent=case.sampling.alpha,
         draws=seeds,
     )
 
 
-def _decide(
-    slope: MedianInterval,
-    slopes: list[float],
-    works: bool,
-    exact_slope: float,
-    means: Matrix,
-    reference: list[float],
-    case: Case,
-    alpha: float,
-    reading: FloorReading,
-) -> tuple[Outcome, str]:
-    seeds = len(slopes)
+def _decide(found: _Measured) -> tuple[Outcome, str]:
+    slope, lengths = found.slope, found.case.training.lengths
     if not slope.exists:
-        needed = seeds_needed(alpha)
-        return Outcome.INCONCLUSIVE, f"{seeds} seeds give no interval at this level: set sampling.seeds to {needed}"
-    if not works:
-        return Outcome.INCONCLUSIVE, "the control problem of known rate was not judged rightly, so no slope is read"
-    lengths, medians = case.training.lengths, np.median(means, axis=0)
+        needed = seeds_needed(found.alpha)
+        count = len(found.slopes)
+        return Outcome.INCONCLUSIVE, f"{count} seeds give no interval at this level: set sampling.seeds to {needed}"
+    if found.control.problem:
+        return Outcome.INCONCLUSIVE, (
+            f"the control problem of known rate was not judged rightly at N = {', '.join(map(str, lengths))}, so no "
+            f"slope is read: {found.control.problem}"
+        )
+    words = _words(found)
+    if slope.inside(upper=SLOPE):
+        return _decide_falling(found, words)
+    if slope.outside(upper=SLOPE):
+        if found.exact_slope > SLOPE:
+            return Outcome.INCONCLUSIVE, (
+                f"{words}; not even full-batch gradient descent has this rate here (slope {found.exact_slope:.3f}): "
+                f"the runs are too short, {_longer(found.case)}"
+            )
+        why = explained(found.case, RATE)
+        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {found.exact_slope:.3f}{why}"
+    seeds = more_seeds(found.slopes, found.alpha, SLOPE)
+    return Outcome.INCONCLUSIVE, f"{words}; {seeds}; or take longer runs (training.lengths)"
+
+
+def _words(found: _Measured) -> str:
+    """Return the slope, with the step size where it was looked for."""
+    training, slope = found.case.training, found.slope
+    lengths, medians = training.lengths, np.median(found.means, axis=0)
     words = (
         f"the gradient norm goes from {medians[0]:.3g} at N = {lengths[0]} to {medians[-1]:.3g} at {lengths[-1]}: "
-        f"slope {slope.median:.3f}, in [{slope.low:.3f}, {slope.high:.3f}] over {seeds} seeds; the theorem needs "
+        f"slope {slope.median:.3f}, {_between(slope)} over {len(found.slopes)} seeds; the theorem needs "
         f"{fraction(SLOPE)}"
     )
+    if not training.largest_step:
+        return words
+    eta = training.step_size * lengths[0] ** SCHEDULE
+    stable = f"{STABLE_SHARE:.0%} of what is stable there for full-batch descent"
+    return f"eta = {eta:.3g} at N = {lengths[0]}, {stable}: {words}"
+
+
+def _decide_falling(found: _Measured, words: str) -> tuple[Outcome, str]:
+    """Decide on a curve that falls fast enough: a floor must be excluded as what its slope may lead to."""
+    reading, floor = found.reading, floor_words(found.reading, SLOPE)
+    if reading.clear and found.excess <= FULL_BATCH_FACTOR:
+        return Outcome.SUPPORTED, f"{words}; {floor}; not refuted on this range of N"
+    if reading.clear:
+        return Outcome.INCONCLUSIVE, (
+            f"{words}; the last mean is {found.excess:.2g} times that of full-batch gradient descent, at most "
+            f"{FULL_BATCH_FACTOR:g} is allowed: what keeps it there may be a floor that is still to be met; take "
+            "longer runs (training.lengths)"
+        )
+    longest = reading.deciding_length()
+    advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
+    return Outcome.INCONCLUSIVE, f"{words}; {floor}; {advice} (training.lengths)"
+
+
+def _longer(case: Case) -> str:
+    """Return what helps where full-batch descent does not come far enough."""
     if case.training.largest_step:
-        eta = case.training.step_size * lengths[0] ** SCHEDULE
-        stable = f"{STABLE_SHARE:.0%} of what is stable there for full-batch descent"
-        words = f"eta = {eta:.3g} at N = {lengths[0]}, {stable}: {words}"
-    if slope.inside(upper=SLOPE):
-        excess = _excess(means, reference)
-        if reading.clear and excess <= FULL_BATCH_FACTOR:
-            return Outcome.SUPPORTED, f"{words}; {floor_words(reading, SLOPE)}; not refuted on this range of N"
-        if reading.clear:
-            return Outcome.INCONCLUSIVE, (
-                f"{words}; the last mean is {excess:.2g} times that of full-batch gradient descent, at most "
-                f"{FULL_BATCH_FACTOR:g} is allowed: what keeps it there may be a floor that is still to be met; take "
-                "longer runs (training.lengths)"
-            )
-        longest = reading.deciding_length()
-        advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
-        return Outcome.INCONCLUSIVE, f"{words}; {floor_words(reading, SLOPE)}; {advice} (training.lengths)"
-    if slope.outside(upper=SLOPE):
-        if exact_slope > SLOPE:
-            return (
-                Outcome.INCONCLUSIVE,
-                f"{words}; not even full-batch gradient descent has this rate here (slope {exact_slope:.3f}): the runs "
-                "are too short, raise training.step_size or training.lengths",
-            )
-        return Outcome.REFUTED, f"{words}; full-batch gradient descent has {exact_slope:.3f}{explained(case, RATE)}"
-    return Outcome.INCONCLUSIVE, f"{words}; {more_seeds(slopes, alpha, SLOPE)}; or take longer runs (training.lengths)"
-
-
-def _excess(means: Matrix, reference: list[float]) -> float:
-    """Return the last mean gradient norm, the median over seeds, in units of full-batch descent's."""
-    return float(np.median(means[:, -1])) / reference[-1]
+        return "raise training.lengths: training.largest_step leaves no step size to raise"
+    return "raise training.step_size or training.lengths"
 
 
 def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:
@@ -312,5 +430,7 @@ RATE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED, BOUNDED_BELOW),
     check=check,
     expect=expect,
+    reads=("sampling.seeds", "training.step_size", "training.largest_step", "training.lengths", "training.repeats"),
+    histories="zero",
     varies=("parameters",),
 )

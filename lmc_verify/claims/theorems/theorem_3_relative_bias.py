@@ -204,5 +204,7 @@ RELATIVE_BIAS = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED),
     check=check_relative_bias,
     expect=expect_relative_bias,
+    reads=("sampling.seeds", "training.step_size", "training.steps", "training.beta_schedule"),
+    histories="zero",
     varies=("parameters",),
 )

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import OutputError, folder_error
 
 __all__ = ["NOX_FILE", "TEMPLATES", "Files", "nox_session", "write_files"]
 
@@ -103,9 +103,7 @@ def _write(file: Path, text: str) -> bool:
     except (FileExistsError, NotADirectoryError) as error:
         if file.parent.is_dir():
             return False
-        raise InvalidInputError(
-            f"{file.parent} cannot be a folder, for it is a file or in one; move that file, or choose another folder"
-        ) from error
+        raise folder_error(file.parent, error, f"cannot write {file}") from error
     except OSError as error:
         raise OutputError(
             f"cannot write {file}: {error.strerror or error}; make its folder writable, or choose another one"

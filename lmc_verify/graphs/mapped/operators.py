@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, folder_error
 from lmc_verify.graphs.files import new_file, open_file, release_pages, windows
 from lmc_verify.graphs.graph import Graph
 from lmc_verify.graphs.operators import Block, normalised_edges, operator_features, with_self_loops
@@ -91,7 +91,7 @@ def _write(graph: Graph, kind: str, place: Path, entries: int, listen: Callable[
         for old in place.iterdir():
             old.unlink()
     except OSError as error:
-        raise OutputError(f"cannot write to {place}: {error.strerror or error}; choose another folder") from error
+        raise folder_error(place, error, f"cannot write to {place}") from error
     csr = _Building(graph, kind, place, entries, listen or _nothing).run()
     symmetric = _symmetric(csr)
     if not symmetric:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.errors import InvalidInputError, OutputError, folder_error
 from lmc_verify.graphs import new_file, open_file
 
 __all__ = ["STATE_FILE", "State", "Tables", "by_role", "put_by_role"]
@@ -64,7 +64,7 @@ class Tables:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+            raise folder_error(folder, error, f"cannot write to {folder}") from error
 
     def begin(self, step: int) -> None:
         """Name the files that are made from here on after a step."""

@@ -140,6 +140,12 @@ class Comparison:
         )
 
     @property
+    def other_suites(self) -> str:
+        """That the runs are of two suites, in words; "" where they are of one."""
+        old, new = self.old.run.suite, self.new.run.suite
+        return "" if old == new else f"the suites differ, A is of {old!r} and B of {new!r}"
+
+    @property
     def headline(self) -> str:
         """The result in one sentence."""
         amount = len(self.regressions)
@@ -149,6 +155,7 @@ class Comparison:
             parts += [f"{len(self.of(kind))} {words}"] if self.of(kind) else []  # type: ignore[arg-type]  # a literal
         only = len(self.of("only in B"))
         parts += [f"{only} in B only"] if only else []
+        parts += [self.other_suites] if self.other_suites else []
         for name, side in (("A", self.old), ("B", self.new)):
             parts += [f"the run {name} did not finish"] if not side.report.finished else []
         sentence = "; ".join(parts)
@@ -198,8 +205,9 @@ def compare_runs(
         slower,
     )
     if not _share(made):
+        suites = f"{made.other_suites}: " if made.other_suites else ""
         raise InvalidInputError(
-            f"{before.name} and {after.name} share no case, so nothing can be compared; "
+            f"{suites}{before.name} and {after.name} share no case, so nothing can be compared; "
             "compare two runs of one suite, with the same seed and preset"
         )
     return made

@@ -107,8 +107,8 @@ def case_keys(keys: Iterable[str]) -> list[str]:
 
 
 def name(key: str) -> str:
-    """Return the words for a key of a case."""
-    return _NAMES.get(key, key.replace("_", " "))
+    """Return the words for a key of a case; that of a group, such as ``training.steps``, goes without the group."""
+    return _NAMES.get(key, key.rpartition(".")[2].replace("_", " "))
 
 
 def number(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmc_verify.errors import OutputError, RecordsError
+from lmc_verify.errors import InvalidInputError, RecordsError
 from lmc_verify.runs.damage.check import Entries, Found, check_records
 from lmc_verify.runs.records import Records
 from lmc_verify.runs.schema import COLUMNS, HASHED_SINCE
@@ -27,7 +27,8 @@ def repair_records(path: str | Path, out: str | Path | None = None) -> tuple[Fou
 
     Raises:
         RecordsError: the file is intact, is not one of records, or nothing of it can be saved.
-        OutputError: the new file exists already, or cannot be written.
+        InvalidInputError: the new file exists already.
+        OutputError: it cannot be written.
     """
     path = Path(path)
     found = check_records(path)
@@ -45,7 +46,7 @@ def repair_records(path: str | Path, out: str | Path | None = None) -> tuple[Fou
         )
         raise RecordsError(f"nothing can be saved of the records {path}: {why}; restore it from a copy, or run again")
     if out.exists():
-        raise OutputError(f"{out} exists already; move it away, or name another file with --out")
+        raise InvalidInputError(f"{out} exists already; move it away, or name another file with --out")
     kept = _of_runs(found.intact, set(runs))
     partial = found.num_lost > 0 or kept != found.intact
     with Records.create_or_open(out) as records:

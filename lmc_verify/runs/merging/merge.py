@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc_verify.encoding import decode, encode
-from lmc_verify.errors import DamageError, OutputError
+from lmc_verify.errors import DamageError, folder_error
 from lmc_verify.runs.merging.sources import Source, read_sources, refuse_different
 from lmc_verify.runs.merging.union import union
 from lmc_verify.runs.records import Entries, Records
@@ -20,6 +20,10 @@ from lmc_verify.runs.trials import PlanEntry
 __all__ = ["Merged", "merge_records"]
 
 
+_NAMED = 5
+"""So many parts without a result are named."""
+
+
 @dataclass(frozen=True)
 class Merged:
     """What was merged.
@@ -28,7 +32,7 @@ class Merged:
         run_id: the run in the new records.
         new: whether it was added; False where the records had it as their latest already.
         sources: the runs that were merged, in words.
-        missing: shards with parts that have no result, in words.
+        missing: what has no result, in words: the shards, or the parts where shards cannot be known.
     """
 
     run_id: int
@@ -135,22 +139,44 @@ def _copy(example: FoundExample, folder: Path, out: Path) -> None:
         for name in example.files:
             shutil.copyfile(folder / name, out / name)
     except OSError as error:
-        raise OutputError(
-            f"cannot copy the counterexample {example.name} to {out}: {error.strerror or error}; "
-            "choose a folder that you can write to"
-        ) from error
+        what = f"cannot copy the counterexample {example.name} to {out}"
+        raise folder_error(out, error, what, instead="choose a folder that you can write to") from error
 
 
 def _missing(sources: Sequence[Source], plan: Sequence[PlanEntry], unfinished: Sequence[PlanEntry]) -> Iterable[str]:
-    """Say which shards have parts without a result, where all runs are shards of one number."""
-    shards = {source.run.shard for source in sources}
-    counts = {shard.count for shard in shards if shard is not None}
-    if None in shards or len(counts) != 1:
+    """Say which parts have no result: by their shards, or by name where those cannot be known."""
+    unknown = _why_unknown(sources)
+    if unfinished and unknown is not None:
+        named = ", ".join(item.label for item in unfinished[:_NAMED])
+        further = f" and {len(unfinished) - _NAMED} more" if len(unfinished) > _NAMED else ""
+        yield (
+            f"{_parts(len(unfinished))} no result: {named}{further}{unknown}; "
+            "run the suite into the merged folder with --resume, which makes them"
+        )
+    if unknown is not None:
         return
-    (count,) = counts
+    shards = {source.run.shard for source in sources}
+    count = max(shard.count for shard in shards if shard is not None)
     for shard in (Shard(number, count) for number in range(1, count + 1)):
         own = shard.own((item.kind, item.key) for item in plan)
         amount = sum(item.key in own for item in unfinished)
         if amount:
-            parts = "1 part has" if amount == 1 else f"{amount} parts have"
-            yield f"shard {shard} is {'not finished' if shard in shards else 'missing'}: {parts} no result"
+            yield f"shard {shard} is {'not finished' if shard in shards else 'missing'}: {_parts(amount)} no result"
+
+
+def _why_unknown(sources: Sequence[Source]) -> str | None:
+    """Return why nobody can tell which shard is missing, "" where there are no shards; None if it is known."""
+    counts = sorted({source.run.shard.count for source in sources if source.run.shard is not None})
+    whole = next((source for source in sources if source.run.shard is None), None)
+    if whole is None and len(counts) == 1:
+        return None
+    words = "; which shards are missing cannot be known, for "
+    if whole is None:
+        return f"{words}there are {' and '.join(f'shards of {count}' for count in counts)}"
+    if whole.run.settings.get("merged"):
+        return f"{words}{whole} is a merged run, which does not keep what it was merged of"
+    return f"{words}{whole} is no shard" if counts else ""
+
+
+def _parts(amount: int) -> str:
+    return "1 part has" if amount == 1 else f"{amount} parts have"
