@@ -153,11 +153,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean ...?" with the nearest names, in upper or lower case; "" when none is near."""
+    """Return "did you mean ...?" with the nearest names, in upper or lower case; "" when none is near.
+
+    Names that begin with it come first.
+    """
     names: dict[str, list[str]] = {}
     for item in sorted(known):
         names.setdefault(item.casefold(), []).append(item)
-    found = difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)
+    begun = [key for key in names if name and key.startswith(name.casefold())]
+    found = dict.fromkeys([*begun, *difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)])
     near = [item for key in found for item in names[key]][:3]
     return "did you mean " + " or ".join(map(repr, near)) + "?" if near else ""
 

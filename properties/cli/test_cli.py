@@ -695,7 +695,7 @@ CHECK = ["check", "theorem-1/unbiased"]
 KARATE = ["--dataset", "karate"]
 BAD: dict[str, tuple[list[str], str]] = {
     "claim": (["check", "theorem-1/unbaised"], r"unknown claim 'theorem-1/unbaised'.*did you mean 'theorem-1/unb"),
-    "explained claim": (["explain", "theorem-2"], r"unknown claim 'theorem-2'.*theorem-1"),
+    "explained claim": (["explain", "theorem-2"], r"unknown claim 'theorem-2': did you mean 'theorem-2/"),
     "estimator": ([*CHECK, "--estimator", "lcm"], r"unknown estimator 'lcm'.*did you mean 'lmc'"),
     "data set": ([*CHECK, "--dataset", "karat"], r"unknown data set 'karat'.*did you mean 'karate'"),
     "model": ([*CHECK, *KARATE, "--set", "model.name=gnc"], r"unknown model 'gnc'.*'gcn'"),
