@@ -23,7 +23,7 @@ __all__ = [
     "expect_not_applicable",
     "not_applicable",
     "require_read",
-    "unread_setting",
+    "unread_settings",
     "verdict_of",
 ]
 
@@ -111,14 +111,14 @@ class Claim:
         return next((item for item in checks if item.holds is False), None)
 
 
-def unread_setting(
+def unread_settings(
     claim: Claim,
     *,
     sampling: SamplingSettings | None = None,
     training: TrainingSettings | None = None,
     histories: str = "exact",
-) -> str:
-    """Return which setting was given to a check that does not read it, and what to do; "" where there is none."""
+) -> dict[str, str]:
+    """Return the settings that were given to a check that does not read them, each with what to do."""
     given = [
         f"{group}.{name}"
         for group, settings in (("sampling", sampling), ("training", training))
@@ -126,29 +126,38 @@ def unread_setting(
         for name in type(settings).model_fields
         if name in settings.model_fields_set
     ]
-    unread = [key for key in given if claim.reads is not None and key not in (*claim.reads, *RUN_SETTINGS)]
-    if unread:
-        known = ", ".join(claim.reads or ()) or "none of training and sampling"
-        return f"{unread[0]} is not read by {claim.id}; leave it out. The settings it reads: {known}"
+    known = ", ".join(claim.reads or ()) or "none of training and sampling"
+    unread = {
+        key: f"{key} is not read by {claim.id}; leave it out. The settings it reads: {known}"
+        for key in given
+        if claim.reads is not None and key not in (*claim.reads, *RUN_SETTINGS)
+    }
     if training is not None and training.largest_step and "training.step_size" in given:
-        return "training.step_size is not read with training.largest_step, which finds one; leave one of them out"
+        words = "training.step_size is not read with training.largest_step, which finds one; leave one of them out"
+        unread.setdefault("training.step_size", words)
     if claim.histories is not None and histories not in ("exact", claim.histories):
-        return (
+        unread["histories"] = (
             f"histories is {histories!r} and not read by {claim.id}, whose histories begin as {claim.histories!r}; "
             "leave it out"
         )
-    return ""
+    return unread
 
 
-def require_read(claim: Claim, settings: CaseSettings) -> None:
-    """Refuse settings that were given to a check and that it does not read: they would have no effect.
+def require_read(checked: Sequence[Claim], settings: CaseSettings) -> None:
+    """Refuse a setting that was given to the checks of one case and that none of them reads: it would have no effect.
+
+    Args:
+        checked: the claims that are checked with these settings, at least one.
+        settings: the settings.
 
     Raises:
-        InvalidInputError: names the first, and what the check does read.
+        InvalidInputError: names the first, and what the first claim does read.
     """
-    words = unread_setting(claim, sampling=settings.sampling, training=settings.training, histories=settings.histories)
-    if words:
-        raise InvalidInputError(words)
+    given = {"sampling": settings.sampling, "training": settings.training, "histories": settings.histories}
+    first, *others = (unread_settings(claim, **given) for claim in checked)  # type: ignore[arg-type]  # by name
+    for key, words in first.items():
+        if all(key in other for other in others):
+            raise InvalidInputError(words)
 
 
 def _guarded(claim: Claim, check: Callable[[Case], Verdict]) -> Callable[[Case], Verdict]:

@@ -113,13 +113,13 @@ def check_claim(
         UserWarning: a setting is given that the claim does not read.
     """
     from lmc_verify.cases import assemble_case
-    from lmc_verify.claims.claim import unread_setting
+    from lmc_verify.claims.claim import unread_settings
 
     claim = find_claim(claim_id)
     case = assemble_case(
         problem, design, estimator, histories=histories, seed=seed, sampling=sampling, training=training
     )
-    words = unread_setting(claim, sampling=sampling, training=training, histories=histories)
-    if words:  # one budget may be meant for many claims
+    unread = unread_settings(claim, sampling=sampling, training=training, histories=histories)
+    for words in unread.values():  # one budget may be meant for many claims
         warnings.warn(words, stacklevel=2)
     return claim.check(case)

@@ -68,7 +68,7 @@ def check(
     cases.check_names(chosen_settings)
     wanted = outcome_named(expect)
     chosen = claims.find_claim(claim)
-    claims.require_read(chosen, chosen_settings)
+    claims.require_read([chosen], chosen_settings)
     workspace = cases.Workspace(data_root, download)
     start = time.perf_counter()
     case = cases.build_case(chosen_settings, workspace)

@@ -440,8 +440,9 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
             )
     for item in estimators:
         build_estimator(item)  # fails early on unknown names and settings
+    together = [find_claim(claim) for claim in _list(check.claim)]
     axes = (
-        [find_claim(claim).id for claim in _list(check.claim)],
+        [claim.id for claim in together],
         [validated(DatasetSettings, _named(item), at="dataset") for item in _list(check.dataset)],
         [validated(ModelSettings, item, at="model") for item in _list(check.model)],
         [validated(DesignSettings, item, at="design") for item in _list(check.design)],
@@ -473,7 +474,7 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
             "seed": seed,
         }
         settings = validated(CaseSettings, values)
-        require_read(find_claim(claim), settings)
+        require_read(together, settings)
         expected = check.expect if isinstance(check.expect, str) else check.expect[estimator.name]
         yield Planned("claim", claim, settings, Outcome(expected), check.optional, timeout=check.timeout)
 

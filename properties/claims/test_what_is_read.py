@@ -30,6 +30,7 @@ SMALL: Mapping[str, Any] = {
 TINY = {"dataset": {"name": "ring", "num_nodes": 4}, "design": {"name": "nodes", "per_batch": 1}}
 SAMPLER = TINY | {"estimator": {"name": "neighbour-sampling", "fan_out": 1}}
 CASES: Mapping[str, Mapping[str, Any]] = {
+    "theorem-1/separate-labels": {"model": {"layers": 2, "width": 2, "head": True}},
     "e4/floor-linear-in-beta": {
         "dataset": {"name": "ring", "num_nodes": 6},
         "design": {"partition": "contiguous", "parts": 3, "per_batch": 1},
@@ -121,23 +122,23 @@ def test_a_step_size_next_to_the_search_for_one_is_refused() -> None:
     rate = find_claim("theorem-3/rate")
     both = CaseSettings(training=TrainingSettings(largest_step=True, step_size=0.1))
     with pytest.raises(InvalidInputError, match=r"step_size is not read with training.largest_step"):
-        require_read(rate, both)
+        require_read([rate], both)
     for training in (TrainingSettings(largest_step=True), TrainingSettings(largest_step=False, step_size=0.1)):
-        require_read(rate, CaseSettings(training=training))
+        require_read([rate], CaseSettings(training=training))
 
 
 def test_what_belongs_to_a_run_and_the_defaults_are_never_refused() -> None:
     sampling = SamplingSettings(alpha=1e-9, replicate=2, guarantee="anytime-valid")
     for claim in map(find_claim, CLAIMS):
-        require_read(claim, CaseSettings(sampling=sampling, training=TrainingSettings()))
+        require_read([claim], CaseSettings(sampling=sampling, training=TrainingSettings()))
         if claim.histories is not None:
-            require_read(claim, CaseSettings(histories=claim.histories))
+            require_read([claim], CaseSettings(histories=claim.histories))
 
 
 def test_a_claim_that_does_not_say_what_it_reads_is_left_alone() -> None:
     claim = replace(find_claim("theorem-1/unbiased"), reads=None)
     training, sampling = TrainingSettings(largest_step=True), SamplingSettings(draws=3)
-    require_read(claim, CaseSettings(training=training, sampling=sampling))
+    require_read([claim], CaseSettings(training=training, sampling=sampling))
 
 
 def test_what_is_not_read_is_refused_in_a_suite_and_warned_of_from_python() -> None:
@@ -150,11 +151,16 @@ def test_what_is_not_read_is_refused_in_a_suite_and_warned_of_from_python() -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_claim("theorem-1/unbiased", problem, design, LMC(), sampling=SamplingSettings(alpha=0.1))
-    check = {"claim": ["theorem-3/rate", "theorem-1/unbiased"], "dataset": "karate", "estimator": "lmc"}
-    tables = [{**check, "training": {"lengths": [1, 2, 4]}, "expect": "EXACT"}]
-    suite = Suite.model_validate({"name": "s", "title": "S", "check": tables})
+
+    def plan(*checked: str) -> int:
+        check = {"claim": list(checked), "dataset": "karate", "estimator": "lmc", "expect": "EXACT"}
+        table = {**check, "training": {"lengths": [1, 2, 4]}}
+        planned = Suite.model_validate({"name": "s", "title": "S", "check": [table]}).plan()
+        return sum(item.kind == "claim" for item in planned)
+
     with pytest.raises(InvalidInputError, match=r"number 1: training.lengths is not read by theorem-1/unbiased"):
-        suite.plan()
+        plan("theorem-1/unbiased", "e5/floor-in-step-size")
+    assert plan("theorem-1/unbiased", "theorem-3/rate") == 2, "one of the claims of the table reads it"
 
 
 @pytest.mark.parametrize(
