@@ -160,7 +160,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names: dict[str, list[str]] = {}
     for item in sorted(known):
         names.setdefault(item.casefold(), []).append(item)
-    begun = [key for key in names if name and key.startswith(name.casefold())]
+    begun = sorted((key for key in names if name and key.startswith(name.casefold())), key=len)
     found = dict.fromkeys([*begun, *difflib.get_close_matches(name.casefold(), names, n=3, cutoff=0.5)])
     near = [item for key in found for item in names[key]][:3]
     return "did you mean " + " or ".join(map(repr, near)) + "?" if near else ""

@@ -234,13 +234,11 @@ def _bounded(case: Case) -> tuple[bool | None, str]:
 
 
 def _bounded_below(case: Case) -> tuple[bool | None, str]:
-    problem = case.problem
-    bound = loss_lower_bound(problem.loss, problem.graph.y[problem.graph.train_mask])
+    loss = case.problem.loss
+    bound = loss_lower_bound(loss)
     if bound is None:
-        return None, f"what is known of the loss {problem.loss!r} does not say so"
-    if bound == -math.inf:
-        return False, f"some target of the loss {problem.loss!r} lies outside [0, 1], where it has no lower bound"
-    return True, f"the loss {problem.loss!r} is at least {bound:g} at every node"
+        return None, f"what is known of the loss {loss!r} does not say so"
+    return True, f"the loss {loss!r} is at least {bound:g} at every node"
 
 
 BOUNDED_BELOW = Assumption("bounded-below", "the objective is bounded below (L* > -inf)", _bounded_below)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -27,17 +26,12 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": _cross
 [n, tasks], averaged over the tasks, so that the mean over nodes is torch's ``BCEWithLogitsLoss``."""
 
 
-def loss_lower_bound(name: str, targets: Tensor) -> float | None:
-    """Return the greatest lower bound of a loss at these targets, over all outputs; None where none is known.
+def loss_lower_bound(name: str) -> float | None:
+    """Return the greatest lower bound of a loss over all outputs and targets; None where none is known.
 
-    Cross entropy is at least 0, and so is its binary form at targets in [0, 1]; beyond them that is unbounded, -inf.
+    Cross entropy is at least 0, and so is its binary form at targets in [0, 1]; a graph takes no others.
     """
-    if name == "cross_entropy":
-        return 0.0
-    if name == "bce":
-        inside = bool(((targets >= 0) & (targets <= 1)).all())  # NaN is not
-        return 0.0 if inside else -math.inf
-    return None
+    return 0.0 if name in LOSSES else None
 
 
 def node_losses(name: str, outputs: Tensor, targets: Tensor) -> Tensor:

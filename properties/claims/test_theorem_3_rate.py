@@ -25,10 +25,9 @@ from common.rate_cases import (
 )
 from torch.nn import functional as F
 
-from lmc_verify import GAS, make_estimator
+from lmc_verify import GAS, Graph, InvalidInputError, load_graph, make_estimator
 from lmc_verify.cases import assemble_case
 from lmc_verify.cases.case import Case
-from lmc_verify.cases.verdict import AssumptionCheck
 from lmc_verify.claims import CLAIMS, Outcome
 from lmc_verify.claims.assumptions import BOUNDED_BELOW
 from lmc_verify.claims.theorems import theorem_3_rate as convergence
@@ -260,23 +259,9 @@ def test_the_objective_is_bounded_below_by_what_its_loss_is_known_to_be() -> Non
         assert words in found.detail
 
 
-def bounded_below(loss: str, targets: list[float], labelled: list[bool]) -> AssumptionCheck:
-    graph = SimpleNamespace(y=torch.tensor(targets)[:, None], train_mask=torch.tensor(labelled))
-    case: Any = SimpleNamespace(problem=SimpleNamespace(loss=loss, graph=graph))
-    return BOUNDED_BELOW(case)
-
-
-@pytest.mark.parametrize("target", [-0.01, 1.01, math.nan])
-def test_binary_cross_entropy_at_a_target_outside_of_its_range_has_no_lower_bound(target: float) -> None:
-    found = bounded_below("bce", [0.0, target, 1.0], [True, True, True])
-    assert found.holds is False
-    assert "outside [0, 1]" in found.detail
-    unlabelled = bounded_below("bce", [0.0, target, 1.0], [True, False, True])
-    assert unlabelled.holds is True  # its target does not count
-
-
 def test_nothing_is_known_of_another_loss() -> None:
-    found = bounded_below("hinge", [0.0], [True])
+    case: Any = SimpleNamespace(problem=SimpleNamespace(loss="hinge"))
+    found = BOUNDED_BELOW(case)
     assert found.holds is None
     assert "'hinge'" in found.detail
 
@@ -284,11 +269,13 @@ def test_nothing_is_known_of_another_loss() -> None:
 def test_the_lower_bound_is_one() -> None:
     """At the largest logits that agree with a target the loss comes to it; beyond the range it falls without end."""
     far, inside = torch.tensor([1e3, -1e3], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    assert F.binary_cross_entropy_with_logits(far, inside).item() == loss_lower_bound("bce", inside) == 0
+    assert F.binary_cross_entropy_with_logits(far, inside).item() == loss_lower_bound("bce") == 0
     outside = torch.tensor([1.5, 0.0], dtype=torch.float64)
     assert F.binary_cross_entropy_with_logits(far, outside).item() < -100
-    assert loss_lower_bound("bce", outside) == -math.inf
-    assert loss_lower_bound("cross_entropy", torch.tensor([0])) == 0
+    ring = load_graph("ring", num_nodes=6)
+    with pytest.raises(InvalidInputError, match=r"targets must lie in \[0, 1\]"):
+        Graph(x=ring.x, edge_index=ring.edge_index, y=torch.full_like(ring.y, 1.5), train_mask=ring.train_mask)
+    assert loss_lower_bound("cross_entropy") == 0
 
 
 @pytest.mark.usefixtures("sound_runs")

@@ -481,9 +481,9 @@ def test_a_changed_file_is_refused(what: str, gas: Counterexample, tmp_path: Pat
 
 def test_files_that_cannot_be_written_are_named(gas: Counterexample, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(lv.OutputError, match=r"cannot write the counterexample.*choose another folder"):
+    with pytest.raises(lv.InvalidInputError, match=r"taken cannot be a folder.*choose another folder"):
         gas.save(tmp_path / "taken")
-    with pytest.raises(lv.OutputError, match=r"cannot write the drawing"):
+    with pytest.raises(lv.InvalidInputError, match=r"cannot be a folder"):
         save_drawing(gas, tmp_path / "taken" / "a.svg")
     with pytest.raises(lv.InvalidInputError, match=r"not a plain file name"):
         gas.save(tmp_path, "../a")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import Graph, InvalidInputError, OutputError
+from lmc_verify import Graph, InvalidInputError
 from lmc_verify.datasets import open_graph, write_graph
 from lmc_verify.testing import graphs
 
@@ -68,5 +68,5 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"graph\.json is missing"):
         open_graph(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write to"):
+    with pytest.raises(InvalidInputError, match="cannot be a folder"):
         write_graph(graph, tmp_path / "file" / "folder")

@@ -16,7 +16,7 @@ from common.helpers import assert_close, assert_gradients, assert_same_bits, pat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import GCN, Graph, InvalidInputError, OutputError, Problem, exact_gradient
+from lmc_verify import GCN, Graph, InvalidInputError, Problem, exact_gradient
 from lmc_verify.graphs import new_file
 from lmc_verify.objective.streamed import StreamProgress, streamed_gradient
 from lmc_verify.objective.streamed.budget import Budget
@@ -146,7 +146,7 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="resume needs the folder"):
         streamed_gradient(small(), memory=ROOMY, resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="choose another folder"):
+    with pytest.raises(InvalidInputError, match="cannot be a folder"):
         streamed_gradient(small(), memory=ROOMY, folder=tmp_path / "file")
 
 

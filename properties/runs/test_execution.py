@@ -17,7 +17,7 @@ from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import CLAIMS, Outcome, Verdict
 from lmc_verify.controls import ControlRecord
 from lmc_verify.counterexamples import load_counterexample
-from lmc_verify.errors import InvalidInputError, LmcVerifyError, OutputError
+from lmc_verify.errors import InvalidInputError, LmcVerifyError
 from lmc_verify.report import build_report
 from lmc_verify.runs import execution
 from lmc_verify.runs import planned as planned_module
@@ -366,7 +366,7 @@ def test_a_search_that_crashes_is_an_error_and_made_again_if_asked_for(
 def test_a_folder_in_the_way_of_counterexamples_is_named(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("mine")
     (search,) = with_searches(GAS_SEARCH).searches()
-    with pytest.raises(OutputError, match=r"cannot write the counterexample.*choose another folder"):
+    with pytest.raises(InvalidInputError, match=r"counterexamples cannot be a folder.*choose another folder"):
         run_search(search, tmp_path / FOLDER)
 
 
