@@ -161,7 +161,7 @@ def test_an_owner_that_does_not_fit_is_refused() -> None:
 
 # ----------------------------------------------------------------------------------------- ranks that do not come
 
-SHORT = 3.0
+SHORT = 5.0
 """Seconds of patience in tests."""
 
 
