@@ -1,6 +1,5 @@
-"""Last epochs are the last tenth of a run. They are compared seed by seed with the baseline's and decided only where the
-whole interval says so; equal contestants are never refuted, and wrong decisions are as rare as
-stated.
+"""Last epochs are the last tenth of a run, compared with the baseline's seed by seed and decided only where the whole
+interval says so; equal contestants are never refuted, and wrong decisions are as rare as stated.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from lmc_verify import InvalidInputError
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.races import stability
 from lmc_verify.races.processes import run_race
 from lmc_verify.races.record import Comparison, RaceEntry, RaceRecord
 from lmc_verify.races.settings import RaceSettings
@@ -252,16 +252,17 @@ def test_a_seed_without_last_epochs_leaves_every_statement_open(side: str) -> No
 # --- how often it is wrong -------------------------------------------------------------------------------
 
 
-def test_wrong_decisions_are_as_rare_as_stated() -> None:
-    """1500 races of two contestants whose runs have one distribution, skewed, and with levels that differ by seed.
+def test_wrong_decisions_are_as_rare_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1200 races of two contestants whose runs have one distribution, skewed, and with levels that differ by seed.
 
-    Each of the four statements has level 0.16 / 4; its interval leaves out 2 of 12 draws at either end and lies beyond 0
-    with probability 2 P(Bin(12, 1/2) <= 2) = 0.0386, half of it on each side; any of the four does with at most 0.16.
+    Each of the four statements has level 0.25 / 4 = 1/16; its interval has all 5 differences, and lies beyond 0 with
+    probability 1/32 on each side. That any of the four does has probability 0.25 at most.
     Nine counts within 5 standard deviations: a false alarm has probability below 1e-5 (and the seed is fixed).
     """
+    monkeypatch.setattr(stability, "seeds_to_detect", lambda *_: None)  # takes most of the time, and decides nothing
     generator = np.random.default_rng(7)
-    seeds, races = 12, 1500
-    raced = settings(seeds, alpha=0.16)
+    seeds, races = 5, 1200
+    raced = settings(seeds, alpha=0.25)
     counts = {(name, outcome): 0 for name in LAST_QUANTITIES for outcome in (Outcome.SUPPORTED, Outcome.REFUTED)}
     wrong = 0
     for _ in range(races):
@@ -277,11 +278,11 @@ def test_wrong_decisions_are_as_rare_as_stated() -> None:
         for item in decided:
             counts[item.quantity, item.outcome] += 1
         wrong += bool(decided)
-    miss = 2 * sum(math.comb(seeds, k) for k in range(3)) / 2**seeds
-    assert comparisons_of(raced, runs)[0].difference.miss == pytest.approx(miss)
+    miss = 2.0 ** (1 - seeds)
+    assert comparisons_of(raced, runs)[0].difference.miss == miss
     for key, count in counts.items():
         assert abs(count - races * miss / 2) < 5 * math.sqrt(races * miss / 2), key
-    assert wrong < races * 0.16 + 5 * math.sqrt(races * 0.16 * 0.84)
+    assert wrong < races * 0.25 + 5 * math.sqrt(races * 0.25 * 0.75)
 
 
 def at_the_end(losses: Sequence[float], accuracies: Sequence[float]) -> Trace:

@@ -155,7 +155,7 @@ def _comparison_table(record: RaceRecord, words: Mapping[str, Callable[[float], 
         f"Medians over {text.count(seeds, 'seed')} of the difference to {compared[0].baseline} with the same seed, "
         "accuracies in percentage points. A statement is supported, or refuted, where the whole "
         "[interval] says so; the chance that any of this table is decided wrongly is at most "
-        f"{record.settings.alpha:g}. The last column has how many seeds would probably decide."
+        f"{record.settings.alpha:g}. The last column has how many fresh seeds would probably decide."
     )
     return RaceTable(
         f"Last epochs against {compared[0].baseline}",
