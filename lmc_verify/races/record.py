@@ -369,7 +369,7 @@ class RaceRecord:
                 environment=untagged(values["environment"]),
                 comparisons=tuple(_comparison(untagged(item)) for item in values.get("comparisons", ())),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
                 f"the record of a race is damaged ({type(error).__name__}: {error}); restore it, or run the race "
                 "again in another folder"
@@ -382,7 +382,7 @@ def _standing(values: Mapping[str, Any]) -> Standing:
 
 
 def _comparison(values: Mapping[str, Any]) -> Comparison:
-    own = {"difference": Median(**values["difference"]), "outcome": Outcome(values["outcome"])}
+    own = {"difference": Median(**values["difference"]), "outcome": Outcome[values["outcome"]]}
     return Comparison(**{**values, **own})
 
 

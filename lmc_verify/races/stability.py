@@ -96,9 +96,9 @@ def last_epochs(entry: RaceEntry, split: str = "validation") -> LastEpochs:
 
 
 def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    unit = max(map(abs, values)) or 1.0  # squares of large losses would overflow
-    if not math.isfinite(unit):
+    if not all(map(math.isfinite, values)):
         return math.inf, math.inf
+    unit = max(map(abs, values)) or 1.0  # squares of large losses would overflow
     scaled = np.array(values) / unit
     return float(unit * scaled.mean()), float(unit * scaled.std(ddof=1))
 
@@ -138,15 +138,13 @@ def _compare(
 
 def _difference(quantity: str, mine: Mapping[str, float], other: Mapping[str, float], dtype: str) -> float:
     """Return contestant less baseline; 0 where both are infinite, or rounding alone may tell them apart."""
-    if mine[quantity] == other[quantity]:
-        return 0.0
     difference = mine[quantity] - other[quantity]
     if quantity.startswith("last_accuracy"):
         limit = ACCURACY_ROUNDING
     else:
         scale = max(abs(item["last_loss"]) for item in (mine, other))
         limit = LOSS_ROUNDING[dtype] * scale if math.isfinite(scale) else 0.0
-    return difference if abs(difference) > limit else 0.0
+    return difference if abs(difference) > limit else 0.0  # NaN, of two infinities, exceeds no limit
 
 
 def _decided(found: MedianInterval, worse: int) -> Outcome:

@@ -92,6 +92,13 @@ def test_losses_whose_squares_overflow_have_a_spread() -> None:
     assert last_epochs(entry("lmc", 0, [1e200, 3e200])).values[LOSS_SPREAD] == pytest.approx(math.sqrt(2) * 1e200)
 
 
+@pytest.mark.parametrize("losses", [[math.nan, 1.0], [1.0, math.nan], [1.0, math.inf]])
+def test_a_loss_that_is_no_number_is_infinite(losses: list[float]) -> None:
+    """A trace that was put together by hand may have one in a run that is called finished."""
+    values = last_epochs(entry("lmc", 0, losses)).values
+    assert (values[LOSS], values[LOSS_SPREAD]) == (math.inf, math.inf)
+
+
 def test_a_run_without_last_epochs_says_why() -> None:
     none: list[tuple[RaceEntry, str]] = [
         (crash("lmc", 0), "boom"),
@@ -319,6 +326,9 @@ def test_comparisons_come_back_from_a_record(whole: RaceRecord) -> None:
     assert RaceRecord.from_dict({key: value for key, value in values.items() if key != "comparisons"}).comparisons == ()
     values["comparisons"][0]["outcome"] = "BETTER"
     with pytest.raises(InvalidInputError, match="damaged"):
+        RaceRecord.from_dict(values)
+    values["settings"]["baseline"] = "lmcc"
+    with pytest.raises(InvalidInputError, match="no contestant is called so"):
         RaceRecord.from_dict(values)
 
 
