@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from common.race_helpers import a_race, a_run, a_trace, an_evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from lmc_verify.report.answers.races import race_answer, race_question
 from lmc_verify.report.model.races import RaceSection, race_sections
 from lmc_verify.statistics import seeds_needed, seeds_to_detect
 from lmc_verify.training import Trace
-from properties.common.race_helpers import a_race, a_run, a_trace, an_evaluation
 
 LOSS, LOSS_SPREAD, ACCURACY, ACCURACY_SPREAD = LAST_QUANTITIES
 
