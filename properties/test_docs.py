@@ -282,11 +282,15 @@ def test_the_page_on_suites_shows_a_valid_suite() -> None:
     assert shares == {5e-7}, "the page says what each statistical check gets"
 
 
-def test_the_page_on_training_shows_a_valid_race(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
+def test_the_page_on_training_shows_valid_races(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
     file = tmp_path / "race.toml"
-    file.write_text(block)
-    race = race_settings(file, [], None, None, None, [])
+    races = []
+    for block in blocks:
+        file.write_text(block)
+        races.append(race_settings(file, [], None, None, None, []))
+    race, stable = races
+    assert (stable.baseline, len(stable.seeds)) == ("gas", 10)
     assert [item.design.per_batch for item in race.contestants] == [2, 2, 1]
     assert [race.trainer_of(item).epochs for item in race.contestants] == [100, 60, 60]
 

@@ -17,6 +17,7 @@ from lmc_verify.graphs import Graph
 from lmc_verify.provenance import environment
 from lmc_verify.races.record import REFERENCE, RaceEntry, RaceRecord
 from lmc_verify.races.settings import ContestantSettings, RaceSettings
+from lmc_verify.races.stability import comparisons_of
 from lmc_verify.races.target import judge, reference_label, standings_of, target_of
 from lmc_verify.training.build import build_trainer
 from lmc_verify.training.trainer import Trainer
@@ -102,8 +103,9 @@ def run_contestant(
 
 
 def race_record(settings: RaceSettings, entries: Iterable[RaceEntry]) -> RaceRecord:
-    """Return the record of a race from the runs made so far: the target, who reached it when, and medians."""
+    """Return the record of a race from the runs made so far: target, who reached it when, medians, comparisons."""
     entries = tuple(entries)
     target = target_of(settings, entries)
     judged = tuple(judge(entry, target) for entry in entries)
-    return RaceRecord(settings, target, judged, standings_of(settings, judged, target), environment())
+    standings, comparisons = standings_of(settings, judged, target), comparisons_of(settings, judged)
+    return RaceRecord(settings, target, judged, standings, environment(), comparisons)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lmc_verify.cases.verdict import Outcome
 from lmc_verify.display.figures import curve, has_drawable, label_of, legend, panels, style_of
 from lmc_verify.display.frames import Kind, make_frame, one_of
 from lmc_verify.display.markup import Align, paragraph, section, table
@@ -19,7 +20,7 @@ from lmc_verify.training.trace import EVALUATION_COLUMNS, Trace
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["REFERENCE", "Median", "RaceEntry", "RaceRecord", "Reached", "Standing", "Target"]
+__all__ = ["NO_MEDIAN", "REFERENCE", "Comparison", "Median", "RaceEntry", "RaceRecord", "Reached", "Standing", "Target"]
 
 REFERENCE = "full-batch (target)"
 """Label of the runs that only set the target, where full-batch training is no contestant."""
@@ -46,6 +47,18 @@ _STANDINGS: Mapping[str, Kind] = {
     "low": "number",
     "high": "number",
     "miss": "number",
+}
+_COMPARISONS: Mapping[str, Kind] = {
+    "label": "text",
+    "baseline": "text",
+    "quantity": "text",
+    "outcome": "text",
+    "median": "number",
+    "low": "number",
+    "high": "number",
+    "miss": "number",
+    "needed": "count",
+    "reason": "text",
 }
 
 
@@ -160,6 +173,35 @@ class Median:
         return cls(interval.median, low, high, interval.miss, interval.draws)
 
 
+NO_MEDIAN = Median(None, None, None, 1.0, 0)
+"""Of no value."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether a contestant's last epochs are no worse than the baseline's, in one quantity.
+
+    Attributes:
+        label: the contestant's.
+        baseline: whom it is compared with.
+        quantity: ``"last_loss"`` or ``"last_loss_spread"`` (claimed: no larger), ``"last_accuracy"`` (no smaller) or
+            ``"last_accuracy_spread"`` (no larger); see `Standing`.
+        difference: contestant less baseline with the same seed: the median over seeds and its interval.
+        outcome: ``SUPPORTED``: the whole interval says no worse; ``REFUTED``: the whole interval says worse;
+            ``INCONCLUSIVE``: neither.
+        needed: how many seeds would probably decide; None where it is decided, or no number can be named.
+        reason: why there is no difference: which run lacks its last epochs; empty where there is one.
+    """
+
+    label: str
+    baseline: str
+    quantity: str
+    difference: Median
+    outcome: Outcome
+    needed: int | None = None
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Standing:
     """How one contestant did over all seeds.
@@ -171,7 +213,9 @@ class Standing:
         medians: by quantity. To the target: ``seconds``, ``steps``, ``epochs``, ``nodes``, ``messages``. Of the whole
             run: ``best`` (best accuracy of the target's split), ``test`` (test accuracy then), ``total_seconds``
             (training time) and ``evaluation_seconds`` (which it does not contain). Nodes and messages have no value
-            where a run that arrived does not state them.
+            where a run that arrived does not state them. Of the last tenth of the epochs: ``last_loss`` and
+            ``last_accuracy`` (means), ``last_loss_spread`` and ``last_accuracy_spread`` (standard deviations); a run
+            that diverged counts as infinite, its accuracy as 0.
     """
 
     label: str
@@ -191,6 +235,7 @@ class RaceRecord:
         standings: by contestant, in the order of the settings; the target's own runs first where they are no
             contestant.
         environment: versions and machine.
+        comparisons: of the last epochs of every contestant with those of the settings' baseline; empty without one.
     """
 
     settings: RaceSettings
@@ -198,6 +243,7 @@ class RaceRecord:
     entries: tuple[RaceEntry, ...]
     standings: tuple[Standing, ...]
     environment: Mapping[str, Any]
+    comparisons: tuple[Comparison, ...] = ()
 
     def of(self, label: str) -> tuple[RaceEntry, ...]:
         """Return the runs of one contestant.
@@ -249,12 +295,13 @@ class RaceRecord:
                 says (step, epoch, seconds, nodes, messages, accuracy; missing where the run never arrived) and reason.
                 ``"standings"``: a row for each contestant and quantity, with columns label, runs, arrived, quantity,
                 median, low, high, miss; see `Median`. ``"evaluations"``: a row for each evaluation of each run, with
-                label, seed and the fields of an `Evaluation`.
+                label, seed and the fields of an `Evaluation`. ``"comparisons"``: a row for each `Comparison`, with
+                columns label, baseline, quantity, outcome, median, low, high, miss, needed, reason.
 
         Raises:
             InvalidInputError: other rows, or pandas is not installed.
         """
-        chosen = one_of(rows, ("runs", "standings", "evaluations"))
+        chosen = one_of(rows, ("runs", "standings", "evaluations", "comparisons"))
         if chosen == "runs":
             return make_frame(_RUNS, (_run(item) for item in self.entries))
         if chosen == "standings":
@@ -266,6 +313,8 @@ class RaceRecord:
                     for name, median in item.medians.items()
                 ),
             )
+        if chosen == "comparisons":
+            return make_frame(_COMPARISONS, (_compared(item) for item in self.comparisons))
         return make_frame(
             {**_RUN, **EVALUATION_COLUMNS},
             (
@@ -295,6 +344,7 @@ class RaceRecord:
             "entries": [item.to_dict() for item in self.entries],
             "standings": [plain(asdict(item)) for item in self.standings],
             "environment": plain(self.environment),
+            "comparisons": [{**plain(asdict(item)), "outcome": item.outcome.value} for item in self.comparisons],
         }
 
     @classmethod
@@ -317,6 +367,7 @@ class RaceRecord:
                 entries=tuple(RaceEntry.from_dict(item) for item in values["entries"]),
                 standings=tuple(_standing(untagged(item)) for item in values["standings"]),
                 environment=untagged(values["environment"]),
+                comparisons=tuple(_comparison(untagged(item)) for item in values.get("comparisons", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
@@ -330,11 +381,22 @@ def _standing(values: Mapping[str, Any]) -> Standing:
     return Standing(values["label"], values["runs"], values["arrived"], medians)
 
 
+def _comparison(values: Mapping[str, Any]) -> Comparison:
+    own = {"difference": Median(**values["difference"]), "outcome": Outcome[values["outcome"]]}
+    return Comparison(**{**values, **own})
+
+
 def _run(item: RaceEntry) -> list[Any]:
     own = {"arrived": item.reached is not None} | {
         name: getattr(item, name) for name in ("label", "seed", "status", "reason")
     }
     return [own[name] if name in own else getattr(item.reached, name, None) for name in _RUNS]
+
+
+def _compared(item: Comparison) -> list[Any]:
+    own: dict[str, Any] = {"outcome": item.outcome.value, "median": item.difference.value}
+    own |= {name: getattr(item.difference, name) for name in ("low", "high", "miss")}
+    return [own[name] if name in own else getattr(item, name) for name in _COMPARISONS]
 
 
 def _told(median: Median | None) -> str:

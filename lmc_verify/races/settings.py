@@ -149,9 +149,11 @@ class RaceSettings(Settings):
         trainer: how all are trained.
         target: the accuracy they race to.
         seeds: one run of every contestant for each.
+        baseline: label of the contestant that the last epochs of all others are compared with, or None.
         data_seed: of generated data, random splits and partitions.
         dtype: precision of the runs.
-        alpha: largest probability that an interval over seeds misses the median.
+        alpha: largest probability that an interval over seeds misses the median, and that any comparison with the
+            baseline is decided wrongly.
         title: heading of tables and pictures.
         figure: which picture it is for, in the paper's terms: ``"convergence"`` (figure 3), ``"time-to-accuracy"`` (4),
             ``"gradient-errors"`` (5), ``"batch-sizes"`` (6), ``"ablation"`` (7), or None.
@@ -163,6 +165,7 @@ class RaceSettings(Settings):
     trainer: TrainerSettings = TrainerSettings()
     target: TargetSettings = TargetSettings()
     seeds: tuple[Annotated[int, Field(le=MOST_SEED)], ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    baseline: str | None = None
     data_seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
     alpha: float = Field(0.1, gt=0, lt=1)
@@ -182,6 +185,12 @@ class RaceSettings(Settings):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"several contestants are called {twice[0]!r}; give each a label of its own")
+        if self.baseline is not None and self.baseline not in labels:
+            raise ValueError(
+                f"baseline is {self.baseline!r}, no contestant is called so; there are {', '.join(labels)}"
+            )
+        if self.baseline is not None and len(labels) == 1:
+            raise ValueError(f"baseline is {self.baseline!r}, and there is no other contestant to compare; add one")
         for item in self.contestants:
             self.trainer_of(item)
         return self

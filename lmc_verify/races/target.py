@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from lmc_verify.races.record import REFERENCE, Median, RaceEntry, Reached, Standing, Target
+from lmc_verify.races.record import NO_MEDIAN, REFERENCE, Median, RaceEntry, Reached, Standing, Target
 from lmc_verify.races.settings import RaceSettings
+from lmc_verify.races.stability import LAST_QUANTITIES, last_epochs
 from lmc_verify.statistics.rates import median_interval
 from lmc_verify.training.trace import Evaluation, Trace
 
@@ -114,10 +115,13 @@ def _standing(label: str, entries: Sequence[RaceEntry], settings: RaceSettings, 
             if value is not None:
                 values.append(value)
         medians[name] = _median(values, settings.alpha)
+    last_values = [last_epochs(entry, target.split).values for entry in entries]
+    for name in LAST_QUANTITIES:
+        medians[name] = _median([found[name] for found in last_values if name in found], settings.alpha)
     return Standing(label, len(entries), sum(entry.reached is not None for entry in entries), medians)
 
 
 def _median(values: Sequence[float], alpha: float) -> Median:
     if not values:
-        return Median(None, None, None, 1.0, 0)
+        return NO_MEDIAN
     return Median.of(median_interval(values, alpha))

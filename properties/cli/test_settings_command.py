@@ -113,7 +113,7 @@ def test_json_has_the_same(lmc: Command) -> None:
         (["settings", "beta"], "unknown setting 'beta': did you mean 'estimator.beta'? Give the beginning of a key"),
         (["settings", "Parts"], "did you mean 'design.parts'?"),
         (["settings", "layers"], "did you mean 'model.layers'?"),
-        (["settings", "xyz"], "known names are 'alpha', 'contestants', 'data_seed', 'dataset', 'design', "),
+        (["settings", "xyz"], "known names are 'alpha', 'baseline', 'contestants', 'data_seed', 'dataset', "),
         (["settings", "gat"], "did you mean 'model.options.heads', which gat has? Give the beginning"),
         (["settings", "estimator.beat"], "did you mean 'estimator.beta'"),
         (["settings", "trainer", "--command", "check"], "did you mean 'training'"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from lmc_verify.races import Standing
-from lmc_verify.report.model.race_tables import RaceTable, accuracy_table, target_table
+from lmc_verify.cases.verdict import Outcome
+from lmc_verify.races import RaceRecord, Standing
+from lmc_verify.report.model.race_tables import RaceTable, accuracy_table, statement, target_table
 from lmc_verify.report.model.races import RaceSection
 
 __all__ = ["race_answer", "race_question"]
@@ -16,15 +17,16 @@ _MOST = 6
 
 def race_question(race: RaceSection) -> str:
     """Return what a race asks."""
-    record = race.record
+    record, baseline = race.record, race.header.settings.baseline
+    stable = "" if baseline is None else f" Does it train as stably as {baseline}?"
     if record is None or record.target.accuracy is None:
-        return f"How accurate does each contestant become on {race.dataset}?"
+        return f"How accurate does each contestant become on {race.dataset}?{stable}"
     goal = target_table(record).title.removeprefix("To ")
-    return f"How long does each contestant train to {goal} accuracy on {race.dataset}?"
+    return f"How long does each contestant train to {goal} accuracy on {race.dataset}?{stable}"
 
 
 def race_answer(race: RaceSection) -> str:
-    """Return the medians with their intervals, the best first; no contestant is said to win."""
+    """Return the medians with their intervals, the best first, and the outcomes of comparisons with a baseline."""
     record = race.record
     if record is None:
         return f"Not run: {race.header.reason}." if race.header.reason else "No run was made."
@@ -36,7 +38,22 @@ def race_answer(race: RaceSection) -> str:
     ]
     words = [text for _, text in sorted(told, key=lambda pair: pair[0])]
     more = f", and {len(words) - _MOST} more" if len(words) > _MOST else ""
-    return f"{', '.join(words[:_MOST])}{more}. {_note(table)}"
+    return f"{', '.join(words[:_MOST])}{more}. {_note(table)}{_stability(record)}"
+
+
+def _stability(record: RaceRecord) -> str:
+    """Return the outcomes of the comparisons with the baseline, contestant by contestant; empty without one."""
+    found: dict[str, dict[Outcome, list[str]]] = {}
+    for item in record.comparisons:
+        words = statement(item.quantity, record.target.split)
+        found.setdefault(item.label, {}).setdefault(item.outcome, []).append(words)
+    told = [
+        f"{label}: " + "; ".join(f"{', '.join(words)}: {outcome.value.lower()}" for outcome, words in outcomes.items())
+        for label, outcomes in list(found.items())[:_MOST]
+    ]
+    more = f" The table has {len(found) - _MOST} more." if len(found) > _MOST else ""
+    start = f" Over the last epochs, against {record.settings.baseline}: " if told else ""
+    return f"{start}{'. '.join(told)}{'.' if told else ''}{more}"
 
 
 def _time(row: tuple[str, ...], item: Standing) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmc_verify.races import ContestantSettings, Median, RaceRecord, Standing
@@ -12,7 +12,16 @@ from lmc_verify.report.model import text
 from lmc_verify.report.model.race_curves import colour_of, common_label
 from lmc_verify.training import GradientError
 
-__all__ = ["RaceTable", "accuracy_table", "batch_size_tables", "error_tables", "percent", "target_table"]
+__all__ = [
+    "RaceTable",
+    "accuracy_table",
+    "batch_size_tables",
+    "error_tables",
+    "last_epoch_tables",
+    "percent",
+    "statement",
+    "target_table",
+]
 
 NEVER = "never"
 
@@ -89,6 +98,72 @@ def accuracy_table(record: RaceRecord) -> RaceTable:
     split = record.target.split
     columns = ("contestant", f"best {split} (%)", f"test at best {split} (%)", "training time", "evaluation time")
     return RaceTable("Whole runs", columns, rows, _colours(record), _level(record))
+
+
+def last_epoch_tables(record: RaceRecord) -> tuple[RaceTable, ...]:
+    """Return mean and spread of loss and accuracy over the last epochs, and how they compare with the baseline's."""
+    split = record.target.split
+    cells: dict[str, tuple[str, Callable[[float], str]]] = {
+        "last_loss": ("loss", text.number),
+        "last_loss_spread": ("spread of loss", text.number),
+        "last_accuracy": (f"{split} (%)", _points),
+        "last_accuracy_spread": (f"spread of {split} (%)", _points),
+    }
+    known = [median for item in record.standings for name in cells if (median := item.medians.get(name)) is not None]
+    if not any(median.runs for median in known) and not record.comparisons:
+        return ()
+    rows = tuple(
+        (item.label, *(_value(item.medians.get(name), words) for name, (_, words) in cells.items()))
+        for item in record.standings
+    )
+    columns = ("contestant", *(title for title, _ in cells.values()))
+    note = (
+        f"{_level(record)} Means and standard deviations over the evaluations in the last tenth of the planned "
+        "epochs, of runs that took them; a run that diverged counts as infinite, its accuracy as 0."
+    )
+    table = RaceTable("Last epochs", columns, rows, _colours(record), note)
+    if not record.comparisons:
+        return (table,)
+    return table, _comparison_table(record, {name: words for name, (_, words) in cells.items()})
+
+
+def statement(quantity: str, split: str) -> str:
+    """Return what is claimed of a contestant's last epochs, against the baseline's, in one quantity."""
+    return {
+        "last_loss": "loss no larger",
+        "last_loss_spread": "loss varies no more",
+        "last_accuracy": f"{split} accuracy no smaller",
+        "last_accuracy_spread": f"{split} accuracy varies no more",
+    }[quantity]
+
+
+def _comparison_table(record: RaceRecord, words: Mapping[str, Callable[[float], str]]) -> RaceTable:
+    """Return every contestant's last epochs less the baseline's, with the outcome of each statement."""
+    compared, seeds = record.comparisons, len(record.settings.seeds)
+    rows = tuple(
+        (
+            item.label,
+            statement(item.quantity, record.target.split),
+            item.outcome.value.lower(),
+            _value(item.difference, words[item.quantity]),
+            text.ABSENT if item.needed is None else f"{item.needed:,}",
+        )
+        for item in compared
+    )
+    open_because = [f" Open: {item.reason}." for item in compared if item.reason][:1]
+    note = (
+        f"Medians over {text.count(seeds, 'seed')} of the difference to {compared[0].baseline} with the same seed, "
+        "accuracies in percentage points. A statement is supported, or refuted, where the whole "
+        "[interval] says so; the chance that any of this table is decided wrongly is at most "
+        f"{record.settings.alpha:g}. The last column has how many fresh seeds would probably decide."
+    )
+    return RaceTable(
+        f"Last epochs against {compared[0].baseline}",
+        ("contestant", "statement", "outcome", "difference", "seeds to decide"),
+        rows,
+        tuple(colour_of(_estimators(record)[item.label]) for item in compared),
+        "".join([note, *open_because]),
+    )
 
 
 def batch_size_tables(record: RaceRecord) -> tuple[RaceTable, ...]:
@@ -177,8 +252,12 @@ def _unit(record: RaceRecord) -> tuple[str, float] | None:
 
 
 def _colours(record: RaceRecord) -> tuple[int, ...]:
-    estimators = {item.label: item.estimator.name for item in record.settings.contestants}
+    estimators = _estimators(record)
     return tuple(colour_of(estimators.get(item.label, "full-batch")) for item in record.standings)
+
+
+def _estimators(record: RaceRecord) -> dict[str, str]:
+    return {item.label: item.estimator.name for item in record.settings.contestants}
 
 
 def _level(record: RaceRecord) -> str:
@@ -223,5 +302,5 @@ def _value(median: Median | None, words: Callable[[float], str]) -> str:
     shown = words(median.value)
     if median.low is None or median.high is None:
         return shown
-    high = "∞" if math.isinf(median.high) else words(median.high)
+    high = "∞" if median.high == math.inf else words(median.high)
     return f"{shown} [{words(median.low)}, {high}]"

@@ -24,6 +24,7 @@ from lmc_verify.report.model.race_tables import (
     accuracy_table,
     batch_size_tables,
     error_tables,
+    last_epoch_tables,
     percent,
     target_table,
 )
@@ -223,7 +224,7 @@ class RaceSection:
         if record is None or not record.standings:
             return (), ()
         usual = [target_table(record)] if record.target.accuracy is not None else []
-        usual.append(accuracy_table(record))
+        usual += [accuracy_table(record), *last_epoch_tables(record)]
         own = list(error_tables(record))
         if "batch-sizes" in figures:
             own = [*batch_size_tables(record), *own]
