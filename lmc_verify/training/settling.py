@@ -25,8 +25,11 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 CLOSE = 1e-12
-"""Largest difference of two states, in units of their tables' largest exact entries, at which they are one: the same
-values, computed in another order, differ by a few roundings."""
+"""Largest difference of two states, in units of their tables' largest exact entries (of H: of the row's), at which they
+are one: the same values, computed in another order, differ by a few roundings."""
+
+SMALL = 1e-3
+"""Part of the median row's size below which a row of H has no smaller unit."""
 
 
 def history_transitions(
@@ -76,9 +79,7 @@ class _States:
 
     def __init__(self, typical: History) -> None:
         self.states: list[History] = []
-        self._units = {
-            name: float(table.abs().max()) or 1.0 for name, table in _tables(typical).items() if table.numel()
-        }
+        self._units = {name: _units(name[0], table) for name, table in _tables(typical).items() if table.numel()}
         self._rows: list[Vector] = []
         # By what must be equal, ascending, so that few states need to be compared.
         self._sketches: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
@@ -104,8 +105,24 @@ class _States:
         return len(self.states) - 1
 
     def _row(self, tables: dict[tuple[str, Any], torch.Tensor]) -> Vector:
-        parts = ((table.double() / self._units.get(name, 1.0)).cpu().numpy().ravel() for name, table in tables.items())
-        return np.concatenate([np.zeros(0), *parts])
+        parts = (table.double() / self._units[name] if name in self._units else table for name, table in tables.items())
+        return np.concatenate([np.zeros(0), *(part.double().cpu().numpy().ravel() for part in parts)])
+
+
+def _units(kind: str, table: torch.Tensor) -> torch.Tensor:
+    """Return what a table's entries are measured in [n, 1], or [] for all alike.
+
+    Embeddings of nodes with features of another size differ in size, and rounding with them: every row has its own
+    unit. What is small because it cancels rounds as other rows do.
+    """
+    sizes = table.double().abs()
+    if kind == EMBEDDING:
+        sizes = sizes.amax(dim=1, keepdim=True)
+        ordinary = sizes[sizes > 0]
+        if ordinary.numel():
+            return sizes.clamp(min=SMALL * float(ordinary.median()))
+    largest = sizes.max()
+    return largest if largest > 0 else torch.ones_like(largest)
 
 
 def _tables(state: History) -> dict[tuple[str, Any], torch.Tensor]:
