@@ -146,6 +146,17 @@ def require_whole(name: str, value: object) -> None:
         ) from error
 
 
+def listed(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the items of an argument that is a list of things, once: a generator can be gone through no second time.
+
+    Raises:
+        InvalidInputError: one thing alone, or a text.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return tuple(value)
+    raise InvalidInputError(f"{name} is a {type(value).__name__}, a list is needed: {name}=[...]")
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "did you mean ...?" with the nearest names, or the whole list when none is near."""
     names = sorted(known)

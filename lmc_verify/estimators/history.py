@@ -87,10 +87,12 @@ class OtherWrite:
     Attributes:
         tensors: the tensors in it, by their paths: two writes with the same bits are the same.
         kept: what the state that it is for puts back.
+        plain: numbers, texts and the like that have changed since the first state, by their paths.
     """
 
     tensors: Mapping[str, Tensor]
     kept: Any = field(repr=False)
+    plain: Mapping[str, Any] = field(default_factory=dict)
 
 
 Write = HistoryWrite | Refresh | VectorWrite | OtherWrite
@@ -307,6 +309,10 @@ class History:
     def other_tensors(self) -> Mapping[str, Tensor]:
         """Return the tensors that are kept beside the tables and vectors, by path: what they mean is not known."""
         return {}
+
+    def other_values(self) -> Mapping[str, Any]:
+        """Return the numbers and texts that are kept beside all tensors, by name, such as a counter of a subclass."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
 
     def _replace_other(self, write: OtherWrite) -> None:
         """Put back what an `OtherWrite` holds."""

@@ -80,9 +80,11 @@ def open_file(path: Path, *, writable: bool = False) -> Tensor:
     """
     try:
         whole = np.load(path, mmap_mode="r+" if writable else "c")
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(whole, np.ndarray):
+            raise ValueError("it holds several arrays")
+        return _tensor(whole) if whole.size else torch.from_numpy(np.array(whole))
+    except (OSError, ValueError, EOFError, TypeError) as error:  # TypeError: of a dtype that torch does not have
         raise InvalidInputError(f"cannot map {path}: {error}; write it again") from error
-    return _tensor(whole) if whole.size else torch.from_numpy(np.array(whole))
 
 
 def map_file(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

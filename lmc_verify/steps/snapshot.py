@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 __all__ = ["Held", "Snapshot", "cast_tensors", "equal_bytes", "held"]
 
-_ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
 _OPAQUE = (type, ModuleType, weakref.ref, weakref.ProxyType, logging.Logger, threading.Thread)
 _OF_TORCH = frozenset(vars(nn.Module())) - {"_buffers", "_modules", "_parameters"}
 """Attributes that every module has: hooks, and whether it trains; nothing that a step remembers."""
@@ -47,18 +47,23 @@ class Snapshot:
         tensors: what is held, by path such as ``"state.histories[0].emb"``; a tensor at two places is named once.
         arrays: NumPy arrays, likewise.
         generators: random generators of torch, NumPy and Python, likewise.
+        plain: numbers, texts and the like, by path.
     """
 
     def __init__(self, owner: Any, path: str = "state", *, parameters: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
         self.generators: dict[str, Any] = {}
+        self.plain: dict[str, Any] = {}
         self._kept: list[_Kept] = []
         seen: set[int] = set()
         waiting: list[tuple[Any, str]] = [(owner, path)]
         while waiting:  # no recursion: chains of objects may be long
             value, place = waiting.pop()
-            if isinstance(value, _ATOMS) or id(value) in seen or _is_closed(value):
+            if isinstance(value, _ATOMS):
+                self.plain[place] = value
+                continue
+            if id(value) in seen or _is_closed(value):
                 continue
             if isinstance(value, nn.Parameter) and value.requires_grad and not parameters:
                 continue

@@ -79,6 +79,10 @@ class KeptState:
             if isinstance(value, Tensor) or value.dtype.kind in "fiub"
         }
 
+    def plain(self) -> dict[str, Any]:
+        """Return the numbers, texts and the like that are held, by path."""
+        return {path: value for part in self._parts for path, value in part.held().plain.items()}
+
     def values(self) -> dict[str, Any]:
         """Return the tensors and arrays that are held, by path: the objects themselves."""
         out: dict[str, Any] = {}

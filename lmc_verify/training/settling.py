@@ -8,13 +8,15 @@ anything that depends on the state is after any number of steps.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lmc_verify.estimators import Estimate, History
+from lmc_verify.estimators.history import AUXILIARY, EMBEDDING
 from lmc_verify.graphs import Batch
 
 __all__ = ["CLOSE", "expected_values", "history_transitions", "long_run_factor"]
@@ -23,8 +25,11 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 CLOSE = 1e-12
-"""Largest difference of two states, in units of their tables' largest exact entries, at which they are one: the same
-values, computed in another order, differ by a few roundings."""
+"""Largest difference of two states, in units of their tables' largest exact entries (of H: of the row's), at which they
+are one: the same values, computed in another order, differ by a few roundings."""
+
+SMALL = 1e-3
+"""Part of the median row's size below which a row of H has no smaller unit."""
 
 
 def history_transitions(
@@ -74,36 +79,66 @@ class _States:
 
     def __init__(self, typical: History) -> None:
         self.states: list[History] = []
-        self._units = [float(table.abs().max()) or 1.0 if table.numel() else 1.0 for table in _tables(typical)]
+        self._units = {name: _units(name[0], table) for name, table in _tables(typical).items() if table.numel()}
         self._rows: list[Vector] = []
-        self._sketches: list[tuple[float, int]] = []  # ascending, so that few states need to be compared
+        # By what must be equal, ascending, so that few states need to be compared.
+        self._sketches: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
 
     def place(self, state: History) -> int:
         """Return the number of a state, a new one if it is not known."""
-        row = self._row(state)
+        tables = _tables(state)
+        row = self._row(tables)
+        # Numbers and texts, such as a counter, have no rounding.
+        alike = (*((name, table.shape) for name, table in tables.items()), *_values(state))
+        sketches = self._sketches.setdefault(alike, [])
         # One number of a state, which close states have nearly in common.
         sketch = float(np.cos(np.arange(row.size)) @ row)
         reach = 2 * CLOSE * max(row.size, 1) * max(1.0, float(np.abs(row).max(initial=0.0)))
-        for found, number in self._sketches[bisect_left(self._sketches, (sketch - reach, 0)) :]:
+        for found, number in sketches[bisect_left(sketches, (sketch - reach, 0)) :]:
             if found > sketch + reach:
                 break
             if float(np.abs(self._rows[number] - row).max(initial=0.0)) <= CLOSE:
                 return number
-        insort(self._sketches, (sketch, len(self.states)))
+        insort(sketches, (sketch, len(self.states)))
         self.states.append(state)
         self._rows.append(row)
         return len(self.states) - 1
 
-    def _row(self, state: History) -> Vector:
-        tables = zip(_tables(state), self._units, strict=True)
-        return np.concatenate([np.zeros(0), *((table.double() / unit).cpu().numpy().ravel() for table, unit in tables)])
+    def _row(self, tables: dict[tuple[str, Any], torch.Tensor]) -> Vector:
+        parts = (table.double() / self._units[name] if name in self._units else table for name, table in tables.items())
+        return np.concatenate([np.zeros(0), *(part.double().cpu().numpy().ravel() for part in parts)])
 
 
-def _tables(state: History) -> list[torch.Tensor]:
-    """Return all that a state keeps, in one order."""
-    tables = [table[layer] for table in (state.embeddings, state.auxiliary) for layer in sorted(table)]
-    others = [kept[name] for kept in (state.vectors, state.other_tensors()) for name in sorted(kept)]
-    return [tensor.detach() for tensor in (*tables, *others)]
+def _units(kind: str, table: torch.Tensor) -> torch.Tensor:
+    """Return what a table's entries are measured in [n, 1], or [] for all alike.
+
+    Embeddings of nodes with features of another size differ in size, and rounding with them: every row has its own
+    unit. What is small because it cancels rounds as other rows do.
+    """
+    sizes = table.double().abs()
+    if kind == EMBEDDING:
+        sizes = sizes.amax(dim=1, keepdim=True)
+        ordinary = sizes[sizes > 0]
+        if ordinary.numel():
+            return sizes.clamp(min=SMALL * float(ordinary.median()))
+    largest = sizes.max()
+    return largest if largest > 0 else torch.ones_like(largest)
+
+
+def _tables(state: History) -> dict[tuple[str, Any], torch.Tensor]:
+    """Return all tensors that a state keeps, by kind and name, in one order."""
+    kinds: dict[str, Mapping[Any, torch.Tensor]] = {
+        EMBEDDING: state.embeddings,
+        AUXILIARY: state.auxiliary,
+        "vector": state.vectors,
+        "other": state.other_tensors(),
+    }
+    return {(kind, name): kept[name].detach() for kind, kept in kinds.items() for name in sorted(kept)}
+
+
+def _values(state: History) -> list[tuple[str, str]]:
+    """Return what a state keeps beside its tensors, in words that tell two values apart."""
+    return sorted((name, repr(value)) for name, value in state.other_values().items())
 
 
 def expected_values(moves: Matrix, values: Vector, steps: int) -> Vector:

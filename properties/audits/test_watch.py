@@ -481,6 +481,14 @@ def test_an_error_of_a_callback_passes() -> None:
         one_step(lambda model: None, callbacks=[fails])
 
 
+def test_callbacks_are_a_list_that_may_be_gone_through_once() -> None:
+    heard: list[Record] = []
+    one_step(lambda model: None, callbacks=(item for item in [heard.append]))
+    assert len(heard) == 1
+    with pytest.raises(InvalidInputError, match=r"callbacks is a function, a list is needed: callbacks=\[...\]"):
+        one_step(lambda model: None, callbacks=lambda record: None)
+
+
 # -------------------------------------------------------------------------------------------------- what is refused
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.helpers import path_graph
 from common.plain_loops import PlainGCN, gas_step, lmc_step, plain_names, tables
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -33,6 +34,7 @@ from lmc_verify import (
 from lmc_verify.bounds import ErrorBound, NoBound
 from lmc_verify.cases import Case, TrainingSettings, assemble_case
 from lmc_verify.claims import CLAIMS, Outcome
+from lmc_verify.claims.theorems import theorem_2_contraction
 from lmc_verify.controls import Inputs, alter
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimate, Estimator, History, with_beta
@@ -41,6 +43,7 @@ from lmc_verify.graphs import Batch
 from lmc_verify.objective import Gradient
 from lmc_verify.seeds import generator
 from lmc_verify.steps import forked_generators
+from lmc_verify.training.checkpoint import pack_history
 
 GRAPH = load_graph("karate").double()
 WIDTHS = (GRAPH.num_features, 8, 8, GRAPH.num_outputs)
@@ -286,3 +289,71 @@ def test_every_claim_copes_with_a_loader_that_cannot_be_enumerated(claim: str) -
         assert mean.holds is True
         assert verdict.draws == sampling.draws
     CLAIMS[claim].expect(case)
+
+
+PATH = path_graph(6)
+HALVES = Clusters(Partition.contiguous(6, 2), 1)
+
+
+class Counted(nn.Module):
+    """One linear layer that counts its calls, by a number that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.calls = nn.Linear(PATH.num_features, PATH.num_outputs), 0
+
+
+def counted(late: float, most: int) -> Any:
+    """Return Backward SGD of one layer whose gradient has another size from the fourth call on."""
+    operator = PATH.operator("gcn").csr.to_dense()
+
+    def step(model: Any, batch: Data, data: Data) -> None:
+        rows = model.lin(operator[batch.n_id] @ data.x)
+        losses = nn.functional.cross_entropy(rows, batch.y, reduction="none") * batch.train_mask
+        loss = (losses / batch.inclusion).sum() / data.train_mask.sum()
+        (loss * (late if model.calls >= 3 else 1.0)).backward()
+        model.calls = min(model.calls + 1, most)
+
+    with forked_generators(5):
+        model = Counted()
+    return wrap_step(step, model, names={"lin.weight": "layers.0.conv.lin.weight", "lin.bias": "layers.0.conv.bias"})
+
+
+def one_layer() -> Problem:
+    return Problem(PATH, GCN(PATH.num_features, 8, PATH.num_outputs, 1, dtype=torch.float64).eval())
+
+
+@pytest.mark.parametrize(
+    ("late", "most", "outcome", "words"),
+    [
+        (1.0, 5, Outcome.EXACT, "in 6 states"),
+        (1.5, 5, Outcome.REFUTED, "(6 states of the histories): it stays"),
+        (1.5, 10**9, Outcome.INCONCLUSIVE, "state[0].calls may differ in every step"),
+    ],
+    ids=["counts only", "changes", "counts on"],
+)
+def test_a_number_that_a_step_keeps_is_a_part_of_its_state(
+    late: float, most: int, outcome: Outcome, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(theorem_2_contraction, "MOST_STATES", 20)
+    found = check_claim("theorem-2/contraction", one_layer(), HALVES, counted(late, most))
+    assert found.outcome is outcome, found.summary
+    assert words in found.summary
+
+
+def test_a_number_that_a_step_keeps_is_carried_along_in_training() -> None:
+    settings = {"sampling": SamplingSettings(alpha=0.25), "training": TrainingSettings(step_size=1e-3)}
+    problem, claim = one_layer(), "theorem-2/close-to-backward-sgd"
+    outcomes = [check_claim(claim, problem, HALVES, counted(late, 5), **settings).outcome for late in (1.0, 1.5)]
+    assert outcomes == [Outcome.EXACT, Outcome.REFUTED]
+
+
+def test_what_a_step_counts_is_no_part_of_a_checkpoint() -> None:
+    """It would begin again at zero where the run goes on."""
+    problem, estimator = one_layer(), counted(1.0, 5)
+    state = estimator.init(problem)
+    pack_history(state)
+    state.apply(estimator.estimate(problem, state, next(HALVES.enumerate())[0]).writes)
+    assert state.other_values() == {"state[0].calls": 1}
+    with pytest.raises(InvalidInputError, match="a checkpoint cannot hold what the estimator keeps"):
+        pack_history(state)

@@ -225,3 +225,31 @@ def test_a_distance_that_rounding_could_hide_decides_nothing(monkeypatch: pytest
     found = CLAIM.check(small("backward-sgd"))
     assert found.outcome is Outcome.INCONCLUSIVE
     assert "rounding alone could hide" in found.summary
+
+
+class CountedState(History):
+    """Histories that count how often they are written to, up to nine."""
+
+    visits = 0
+
+    def apply(self, writes: Any) -> None:
+        self.visits = min(self.visits + 1, 9)
+        super().apply(writes)
+
+
+class Late(Wrapped):
+    """An estimate of another size once the state has been written to nine times."""
+
+    def init(self, problem: Problem) -> History:
+        made = super().init(problem)
+        return CountedState(made.embeddings, made.auxiliary)
+
+    def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
+        made, factor = super().estimate(problem, state, batch), 1.5 if state.other_values().get("visits") == 9 else 1.0
+        return replace(made, gradient={name: factor * value for name, value in made.gradient.items()})
+
+
+def test_what_a_state_counts_tells_states_apart_whose_tables_are_equal() -> None:
+    found = CLAIM.check(replace(small("lmc"), estimator=Late(make_estimator("lmc"))))
+    assert found.outcome is Outcome.REFUTED, found.summary
+    assert of(found, "factor") == pytest.approx(1, abs=1e-12)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -141,6 +143,20 @@ def test_released_pages_come_back_with_what_was_written(tmp_path: Path) -> None:
     assert open_file(tmp_path / "none.npy").shape == (0, 3)
     with pytest.raises(InvalidInputError, match="cannot map"):
         open_file(tmp_path / "missing.npy")
+
+
+@pytest.mark.parametrize("dtype", ["U3", ">f8", object], ids=str)
+def test_files_that_no_tensor_can_be_mapped_to_are_named(dtype: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "other.npy", np.zeros(3, dtype=dtype), allow_pickle=True)
+    with pytest.raises(InvalidInputError, match=r"cannot map .*other\.npy: .*; write it again"):
+        open_file(tmp_path / "other.npy")
+
+
+def test_an_archive_of_arrays_is_no_array(tmp_path: Path) -> None:
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(InvalidInputError, match="it holds several arrays"):
+        open_file(tmp_path / "several.npy")
 
 
 def test_rows_of_a_mapped_table_are_those_in_memory_and_do_not_stay(tmp_path: Path) -> None:

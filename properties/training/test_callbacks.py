@@ -275,6 +275,34 @@ def test_what_is_no_callback_is_refused() -> None:
         assert trainer.trace.evaluations == ()
 
 
+def test_callbacks_are_a_list_that_may_be_gone_through_once() -> None:
+    for given, kind in ((Recorder(), "Recorder"), (None, "NoneType"), ("on_step", "str")):
+        with pytest.raises(InvalidInputError, match=rf"callbacks is a {kind}, a list is needed: callbacks=\[...\]"):
+            a_trainer().run(callbacks=given)  # type: ignore[arg-type]
+    recorder = Recorder()
+    a_trainer().run(callbacks=(item for item in [recorder]))  # type: ignore[arg-type]
+    assert len(recorder.of("on_step")) == 12
+
+
+def test_methods_of_the_object_alone_are_called() -> None:
+    recorder, steps = Recorder(), list[StepRecord]()
+    recorder.on_step = steps.append  # type: ignore[method-assign]
+    plain: Any = Callback()
+    plain.on_step = steps.append
+    a_trainer().run(callbacks=[recorder, plain])
+    assert [item.step for item in steps] == [step for step in range(1, 13) for _ in range(2)]
+    assert not recorder.of("on_step")
+    assert recorder.of("on_evaluation")
+
+
+def test_a_coroutine_would_never_run() -> None:
+    class Later(Callback):
+        async def on_step(self, step: StepRecord) -> None: ...  # type: ignore[override]
+
+    with pytest.raises(InvalidInputError, match=r"Later\.on_step is a coroutine, which no run waits for"):
+        a_trainer().run(callbacks=[Later()])
+
+
 # --- writers ---------------------------------------------------------------------------------------------
 
 
@@ -328,6 +356,8 @@ def test_writers_take_what_has_their_method(writer: Any) -> None:
         writer(3)
     with pytest.raises(InvalidInputError, match="every is -1; give 1 or more, or 0"):
         writer(Calls(), every=-1)
+    with pytest.raises(InvalidInputError, match=r"every is 1\.5, it must be a whole number"):
+        writer(Calls(), every=1.5)
     calls = Calls()
     a_trainer().run(callbacks=[writer(calls, every=0)])
     assert not [name for name, _, _ in calls.kept if name.startswith("step/")]

@@ -12,7 +12,7 @@ from common.helpers import path_graph
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmc_verify import GAS, GCN, LMC, Clusters, Estimate, Estimator, FMLocal, History, Partition, Problem
+from lmc_verify import GAS, GCN, LMC, Clusters, Estimate, Estimator, FMLocal, Graph, History, Partition, Problem
 from lmc_verify.estimators import Cost, HistoryWrite
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import exact_pass
@@ -96,7 +96,7 @@ class Steps:
 def states_of(jump: float, **limit: Any) -> int | None:
     problem, estimator = problem_of(2), Steps(jump)
     scale = typical(problem, estimator)
-    unit = float(scale.embeddings[1].abs().max())
+    unit = float(scale.embeddings[1][0].abs().max())  # of the row that is written
     moves = history_transitions(
         estimator.init(problem),
         scale,
@@ -159,3 +159,26 @@ def test_the_long_run_factor_is_that_of_expectations_after_many_steps(chain: tup
 )
 def test_the_long_run_factor_of_known_chains(moves: list[list[float]], values: list[float], factor: float) -> None:
     assert long_run_factor(np.array(moves), np.array(values)) == pytest.approx(factor, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e13, 1e-13])
+def test_a_node_of_another_size_hides_no_state(size: float) -> None:
+    """GAS keeps no V, so that its states differ in H alone; an isolated node is in it at any size."""
+    graph = path_graph(NODES)
+    x = torch.cat([graph.x, torch.full((1, graph.x.shape[1]), size, dtype=torch.float64)])
+    y, mask = torch.cat([graph.y, graph.y[:1]]), torch.cat([graph.train_mask, torch.tensor([False])])
+    problem = Problem(
+        Graph(graph.edge_index, x, y, mask), GCN(3, 4, 3, 2, activation="relu", dtype=torch.float64).eval()
+    )
+    estimator, batches = GAS(), list(Clusters(Partition(torch.tensor([0, 0, 0, 1, 1, 1, 2])), 1).enumerate())
+    moves = history_transitions(
+        estimator.init(problem),
+        typical(problem, estimator),
+        batches,
+        lambda state, batch: estimator.estimate(problem, state, batch),
+        lambda *_: None,
+        most_states=100,
+    )
+    assert moves is not None
+    # Each half: not visited, first H alone right (seen before or after the other half), all right; the node: visited.
+    assert len(moves) == 12

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmc_verify.audits.watching.comparison import Comparison, Record, compare_all
 from lmc_verify.display.frames import imported
-from lmc_verify.errors import InvalidInputError, NotFiniteError
+from lmc_verify.errors import InvalidInputError, NotFiniteError, listed
 from lmc_verify.steps import Objective, forked_generators, mean_loss, objective_gradient, unwrapped
 from lmc_verify.steps.snapshot import Snapshot
 
@@ -231,6 +231,7 @@ def watch(
         raise InvalidInputError(f"model is a {type(model).__name__}, a torch.nn.Module is needed")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise InvalidInputError(f"every is {every!r}; give a whole number of steps, at least 1")
+    callbacks = listed("callbacks", callbacks)
     wrong = [item for item in callbacks if not callable(item)]
     if wrong:
         raise InvalidInputError(

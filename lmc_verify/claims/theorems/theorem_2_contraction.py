@@ -180,8 +180,7 @@ def _undecided(case: Case, unclear: Residuals | None) -> Verdict:
         evidence.append(Evidence(_STATES, limit + 1, limit, "states", "contraction"))
         summary = (
             f"from zero histories the batches lead to more than {limit:,} states of the histories, which is as many as "
-            f"are followed with {int(case.design.support_size):,} batches; take fewer parts or layers "
-            "(e3/contraction looks at the first history alone)"
+            f"are followed with {int(case.design.support_size):,} batches; {_fewer(case)}"
         )
     return verdict_of(
         case,
@@ -192,6 +191,17 @@ def _undecided(case: Case, unclear: Residuals | None) -> Verdict:
         evidence=evidence,
         assumptions=claim.checked_assumptions(case),
     )
+
+
+def _fewer(case: Case) -> str:
+    """Return what makes fewer states: a number that the step changes may tell states apart whose tables are equal."""
+    state = prepared_state(case, "zero")
+    before = dict(state.other_values())
+    state.apply(case.estimate(state, next(iter(case.design.enumerate()))[0]).writes)
+    changed = [name for name, value in state.other_values().items() if name not in before or value != before[name]]
+    if changed:
+        return f"{', '.join(changed)} may differ in every step: leave out what the estimates do not depend on"
+    return "take fewer parts or layers (e3/contraction looks at the first history alone)"
 
 
 def _fitted(curve: Vector) -> float | None:

@@ -70,6 +70,7 @@ class Ran:
         tables: its histories afterwards.
         kept: a snapshot of the rest.
         others: the tensors in it, by path.
+        plain: the numbers, texts and the like in it that are not what they were at first, by path.
     """
 
     gradient: Gradient
@@ -77,6 +78,7 @@ class Ran:
     tables: Mapping[Table, Tensor]
     kept: Any
     others: Mapping[str, Tensor]
+    plain: Mapping[str, Any]
 
 
 class StepHost:
@@ -104,6 +106,7 @@ class StepHost:
         self._drew = False
         graph = problem.graph
         self._runner = StepRunner(model, self._observed(), state=self._everything, dtype=graph.dtype)
+        self._first = self._runner.state.plain()
         self._runner.close()  # what the user owns is lent during estimates only
         self._runner.model.to(graph.device)
         self._check_parameters(problem)
@@ -150,8 +153,10 @@ class StepHost:
         gradient = self._runner.run(payload, data, seed)
         tables = {table: value.detach().clone() for table, value in self._tables().items()}
         kept, others = self._snapshot(self._tables())
+        plain = self._changed()
         mapped = {self._names.get(name, name): value for name, value in gradient.items()}
-        return Ran({name: mapped[name] for name in problem.parameter_names}, self._returned, tables, kept, others)
+        wanted = {name: mapped[name] for name in problem.parameter_names}
+        return Ran(wanted, self._returned, tables, kept, others, plain)
 
     def _everything(self, model: nn.Module) -> list[Any]:
         """Return what is kept beside the tables: what the model's copy holds, and what the user has named."""
@@ -202,6 +207,12 @@ class StepHost:
             if value.data_ptr() not in named and path.removeprefix("state[0].") not in known
         }
         return self._runner.state.snapshot(), others
+
+    def _changed(self) -> dict[str, Any]:
+        """Return the numbers, texts and the like that are not what they were when the host was made."""
+        now = self._runner.state.plain()
+        gone = dict.fromkeys(path for path in self._first if path not in now)
+        return gone | {path: value for path, value in now.items() if repr(value) != repr(self._first.get(path))}
 
     @contextmanager
     def _lent(self) -> Iterator[None]:

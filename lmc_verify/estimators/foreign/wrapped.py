@@ -109,7 +109,7 @@ def wrap_step(
             ``("auxiliary", l)`` (``V^l``, in units of the full objective, without a batch's weights), each a tensor
             [nodes, width] or a function of the model's copy that returns one. Under any other key, or in place of the
             mapping, whatever `lmc_verify.steps.state.StateLike` allows: it is carried along, and nothing can be said of
-            it. Tensors that the model itself holds are carried anyway.
+            it. What the model itself holds is carried anyway: tensors, and numbers such as a counter of calls.
         names: the problem's parameter name by the model's, where they differ.
         name: in reports.
         post_activation: the tables of H hold what the layer above reads of it, activated; those of the last layer H.
@@ -197,6 +197,6 @@ def _writes(state: StepState, ran: Ran) -> tuple[Write, ...]:
         rows = (after != before.to(after.device)).any(dim=1).nonzero().flatten()
         if rows.numel():
             writes.append(HistoryWrite(kind, layer, rows, after[rows]))
-    if state.keeps_other:
-        writes.append(OtherWrite(ran.others, ran.kept))
+    if state.keeps_other or ran.plain:
+        writes.append(OtherWrite(ran.others, ran.kept, ran.plain))
     return tuple(writes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lmc_verify.errors import InfrastructureError, InvalidInputError, suggestion
+from lmc_verify.errors import InfrastructureError, InvalidInputError, listed, suggestion
 from lmc_verify.training.trace import Evaluation, GradientError, Trace
 
 __all__ = ["METHODS", "Callback", "Callbacks", "StepRecord"]
@@ -86,13 +87,15 @@ class Callbacks:
         callbacks: objects with some of `METHODS`.
 
     Raises:
-        InvalidInputError: an object with none of them, or with another method whose name begins with ``on_``.
+        InvalidInputError: no list; an object with none of them, with one that is a coroutine, or with another method
+            whose name begins with ``on_``.
 
     Attributes:
         failures: callback and method by name, and the exception, in the order of events.
     """
 
     def __init__(self, callbacks: Sequence[Any] = ()) -> None:
+        callbacks = listed("callbacks", callbacks)
         self.failures: list[tuple[str, Exception]] = []
         self._heard = {method: [item for item in callbacks if _hears(item, method)] for method in METHODS}
         for item in callbacks:
@@ -131,8 +134,8 @@ class Callbacks:
 
 
 def _hears(item: Any, method: str) -> bool:
-    own = getattr(item, method, None)
-    return callable(own) and getattr(type(item), method, None) is not getattr(Callback, method)
+    own = getattr(item, method, None)  # of the class, or of the object alone
+    return callable(own) and getattr(own, "__func__", own) is not getattr(Callback, method)
 
 
 def _check(item: Any) -> None:
@@ -143,6 +146,10 @@ def _check(item: Any) -> None:
         if name not in METHODS:
             raise InvalidInputError(
                 f"the callback {type(item).__name__} has {name}, which no run calls: {suggestion(name, METHODS)}"
+            )
+        if inspect.iscoroutinefunction(getattr(item, name)):
+            raise InvalidInputError(
+                f"{type(item).__name__}.{name} is a coroutine, which no run waits for; make it a plain method"
             )
     if not any(_hears(item, method) for method in METHODS):
         raise InvalidInputError(

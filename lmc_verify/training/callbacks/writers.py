@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_whole
 from lmc_verify.training.callbacks.protocol import Callback, StepRecord
 from lmc_verify.training.trace import Evaluation, GradientError, Trace
 
@@ -31,6 +31,7 @@ class _Writer(Callback):
                 f"{type(self).__name__} takes an object with {self.needs}(), such as {self.example}; "
                 f"got {type(target).__name__}"
             )
+        require_whole("every", every)
         if every < 0:
             raise InvalidInputError(f"every is {every}; give 1 or more, or 0 to leave single steps out")
         self.target, self.every = target, every
