@@ -531,6 +531,21 @@ def test_anytime_valid_needs_a_bound_and_uses_it() -> None:
         draws(bound=0.01)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (1e-9, 0.5, Outcome.REFUTED),  # however small the lower end
+        (1e-9, 0.05, Outcome.REFUTED),
+        (0.0, 0.1, Outcome.SUPPORTED),  # delta itself
+        (0.0, 0.1 + 1e-9, Outcome.INCONCLUSIVE),  # the whole interval must be within delta, not its lower end
+        (0.0, math.inf, Outcome.INCONCLUSIVE),
+    ],
+)
+def test_draws_decide_by_both_ends(low: float, high: float, outcome: Outcome) -> None:
+    found, summary = decision._outcome(0.03, low, high, 0.1, (), "9 draws")
+    assert found is outcome, summary
+
+
 def test_both_ends_of_a_proven_range_get_half_of_the_level() -> None:
     blocks = ("weight", decision.WHOLE)
     found = decision._Proven(1.0, 0.02, dict.fromkeys(blocks, 0.0))
