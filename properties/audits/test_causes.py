@@ -330,3 +330,13 @@ def test_around_a_batch_are_the_nodes_whose_messages_reach_it() -> None:
     first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
     assert [world.around(last, hops).tolist() for hops in (1, 2)] == [[False, True, True], [True, True, True]]
     assert torch.equal(world.around(first, 2), first)
+
+
+def test_the_halo_of_a_batch_is_around_it_and_not_of_it() -> None:
+    """Of 0 -> 1 <- 2 and 3 alone: nodes with an edge from or to the batch, without the batch."""
+    data = Data(edge_index=torch.tensor([[0, 2], [1, 1]]), num_nodes=4)
+    world = World(SimpleNamespace(data=data, exact={}), [])  # type: ignore[arg-type]  # all that is read
+    for batch, halo in (([0, 1], [2]), ([1], [0, 2]), ([0, 2], [1]), ([3], []), ([0, 1, 2, 3], [])):
+        mask = torch.zeros(4, dtype=torch.bool)
+        mask[batch] = True
+        assert world.halo(mask).nonzero().ravel().tolist() == halo
