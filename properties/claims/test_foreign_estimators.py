@@ -292,6 +292,7 @@ def test_every_claim_copes_with_a_loader_that_cannot_be_enumerated(claim: str) -
 
 
 PATH = path_graph(6)
+NAMES = {"lin.weight": "layers.0.conv.lin.weight", "lin.bias": "layers.0.conv.bias"}
 HALVES = Clusters(Partition.contiguous(6, 2), 1)
 
 
@@ -316,7 +317,7 @@ def counted(late: float, most: int) -> Any:
 
     with forked_generators(5):
         model = Counted()
-    return wrap_step(step, model, names={"lin.weight": "layers.0.conv.lin.weight", "lin.bias": "layers.0.conv.bias"})
+    return wrap_step(step, model, names=NAMES)
 
 
 def one_layer() -> Problem:
@@ -357,3 +358,27 @@ def test_what_a_step_counts_is_no_part_of_a_checkpoint() -> None:
     assert state.other_values() == {"state[0].calls": 1}
     with pytest.raises(InvalidInputError, match="a checkpoint cannot hold what the estimator keeps"):
         pack_history(state)
+
+
+def test_only_what_has_changed_is_carried_along() -> None:
+    """Numbers that stay are no memory; one that is taken out of a list is."""
+    problem, batch = one_layer(), next(HALVES.enumerate())[0]
+
+    def left(change: Any) -> Any:
+        def step(model: Any, batch: Data, data: Data) -> None:
+            change(model)
+            sum(value.sum() for value in model.parameters()).backward()
+
+        with forked_generators(5):
+            model = Counted()
+        model.todo = [1, 2]
+        estimator = wrap_step(step, model, names=NAMES)
+        state = estimator.init(problem)
+        state.apply(estimator.estimate(problem, state, batch).writes)
+        return state
+
+    kept = left(lambda model: None)
+    assert not kept.other_values()
+    assert not kept.keeps_other
+    assert left(lambda model: model.todo.pop()).other_values() == {"state[0].todo[1]": None}
+    assert left(lambda model: model.todo.append(3)).other_values() == {"state[0].todo[2]": 3}

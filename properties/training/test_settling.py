@@ -16,7 +16,7 @@ from lmc_verify import GAS, GCN, LMC, Clusters, Estimate, Estimator, FMLocal, Gr
 from lmc_verify.estimators import Cost, HistoryWrite
 from lmc_verify.graphs import Batch
 from lmc_verify.objective import exact_pass
-from lmc_verify.training.settling import CLOSE, expected_values, history_transitions, long_run_factor
+from lmc_verify.training.settling import CLOSE, SMALL, _units, expected_values, history_transitions, long_run_factor
 
 NODES = 6
 
@@ -182,3 +182,11 @@ def test_a_node_of_another_size_hides_no_state(size: float) -> None:
     assert moves is not None
     # Each half: not visited, first H alone right (seen before or after the other half), all right; the node: visited.
     assert len(moves) == 12
+
+
+def test_a_row_that_cancels_is_measured_as_other_rows() -> None:
+    table = torch.tensor([[2.0, -3.0], [1e-17, 0.0], [4.0, 1.0], [1e13, 0.0]], dtype=torch.float64)
+    units = _units("embedding", table).flatten().tolist()
+    assert units == [3, SMALL * 3, 4, 1e13]  # the lower median is 3
+    assert float(_units("auxiliary", table)) == 1e13
+    assert float(_units("embedding", torch.zeros(3, 2))) == 1
