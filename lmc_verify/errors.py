@@ -60,6 +60,9 @@ class UnknownNameError(InvalidInputError):
         require_kind(f"the name of the {kind}", name, str)
         super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # from another process it comes as it was made
+        return type(self), (self.kind, self.name, self.known)
+
 
 class PluginError(InvalidInputError):
     """A plug-in that cannot be used: it does not load, is not what its group asks for, or takes a name twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 import tomllib
@@ -38,6 +39,7 @@ from lmc_verify import (
     TrainingRun,
     UniformNodes,
     check_claim,
+    errors,
     exact_gradient,
     exact_pass,
     load_graph,
@@ -278,3 +280,12 @@ def test_installation_asks_for_metis_only_where_it_has_wheels() -> None:
     assert metis.marker.evaluate({"sys_platform": "darwin"})
     assert not metis.marker.evaluate({"sys_platform": "win32"})
     assert any(Requirement(item).name == "pymetis" for item in project["optional-dependencies"]["metis"])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in map(vars(errors).get, errors.__all__) if isinstance(kind, type)])
+def test_errors_come_from_other_processes_as_they_were_made(kind: type[errors.LmcVerifyError]) -> None:
+    made = (
+        kind("claim", "theorem-9", ["b", "a"]) if kind is errors.UnknownNameError else kind("what, limit, what to do")
+    )
+    again = pickle.loads(pickle.dumps(made))
+    assert (type(again), str(again), vars(again), again.exit_code) == (kind, str(made), vars(made), made.exit_code)

@@ -83,8 +83,8 @@ class Planned:
 
     @property
     def statistical(self) -> bool:
-        """Whether its verdict spends error probability."""
-        return find_claim(self.claim).tier != "exact"
+        """Whether its verdict spends error probability of the run; controls have their own."""
+        return self.control is None and find_claim(self.claim).tier != "exact"
 
     @property
     def label(self) -> str:

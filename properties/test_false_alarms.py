@@ -1,0 +1,54 @@
+"""The repetitions of the statistical part of a suite, as `nox -s false-alarms` makes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.runs import load_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "reports" / "false_alarms.py"
+SUITE = """
+name = "small"
+title = "Small"
+alpha_total = 1e-3
+controls = true
+
+[[check]]
+claim = "theorem-1/unbiased-sampled"
+estimator = "backward-sgd"
+dataset = { name = "ring", num_nodes = 8 }
+model = { layers = 2, width = 2 }
+design = { partition = "contiguous", parts = 4, per_batch = 2 }
+sampling = { draws = 2000 }
+expect = "SUPPORTED"
+
+[[check]]
+claim = "theorem-1/unbiased"
+estimator = "backward-sgd"
+dataset = "karate"
+expect = "EXACT"
+"""
+
+
+def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SUITE)
+    command = [sys.executable, str(SCRIPT), "--suite", "small.toml", "--runs", "2", "--first", "7", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [f"repetition {7 + number} done; {number + 1} in all, 0 alarms" for number in range(2)]
+    assert "     2 SUPPORTED     theorem-1/unbiased-sampled backward-sgd on ring" in lines[2]
+    assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions"]
+
+
+def test_the_theorem_check_has_what_can_be_repeated() -> None:
+    planned = load_suite(ROOT / "reports" / "theorem-check.toml").plan(replicate=3)
+    statistical = [item for item in planned if item.statistical]
+    assert {item.kind for item in statistical} == {"claim"}
+    assert {find_claim(item.claim).tier for item in statistical} == {"test", "rate"}
+    assert {item.settings.sampling.replicate for item in statistical} == {3}
+    assert any(item.expected is Outcome.SUPPORTED and not item.optional for item in statistical)
