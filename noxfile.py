@@ -5,6 +5,8 @@ Every session installs what it needs, pinned by constraints.txt. Real data sets 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 from nox.command import CommandFailed
 
@@ -12,8 +14,13 @@ nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "types", "tests", "verify"]
 nox.options.reuse_existing_virtualenvs = True
 
-# Many small tensor operations on few cores: waiting threads must not spin while another process has the core.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = {
+    # Many small tensor operations on few cores: waiting threads must not spin while another process has the core.
+    "OMP_WAIT_POLICY": "passive",
+    # What a process compiles, the next one reads (see `install`), wherever bytecode is not to lie beside the source.
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(Path(".nox/bytecode").resolve()),
+}
 
 # Each process goes through one half in order, so that the tests of a file share what they make; the first to be done
 # takes over half of what the other has left.
