@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -200,3 +201,9 @@ def test_helpers_of_tests_come_from_modules_with_one_meaning() -> None:
         or (isinstance(node, ast.Import) and "conftest" in [name.name for name in node.names])
     ]
     assert not wrong, f"{wrong} import from conftest; put what tests share into properties/common"
+
+
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """Without packages pytest knows a module by its file's name alone, and collects one of two."""
+    names = Counter(file.name for file in (ROOT / "properties").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
