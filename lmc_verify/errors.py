@@ -135,14 +135,14 @@ def require_kind(name: str, value: object, kind: type) -> None:
         )
 
 
-def require_whole(name: str, value: object) -> None:
+def require_whole(name: str, value: Any) -> None:
     """Refuse an argument that is no whole number: of Python's type, NumPy's or torch's.
 
     Raises:
         InvalidInputError: names the argument and its value.
     """
     try:
-        operator.index(value)  # type: ignore[arg-type]  # that is what is asked
+        operator.index(value)
     except TypeError as error:
         raise InvalidInputError(
             f"{name} is {reprlib.repr(value)}, it must be a whole number; look at the order of the arguments"

@@ -153,8 +153,10 @@ def require_read(checked: Sequence[Claim], settings: CaseSettings) -> None:
     Raises:
         InvalidInputError: names the first, and what the first claim does read.
     """
-    given = {"sampling": settings.sampling, "training": settings.training, "histories": settings.histories}
-    first, *others = (unread_settings(claim, **given) for claim in checked)  # type: ignore[arg-type]  # by name
+    first, *others = (
+        unread_settings(claim, sampling=settings.sampling, training=settings.training, histories=settings.histories)
+        for claim in checked
+    )
     for key, words in first.items():
         if all(key in other for other in others):
             raise InvalidInputError(words)

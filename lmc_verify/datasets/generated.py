@@ -46,7 +46,7 @@ class Option:
     minimum: float = 0.0
     maximum: float = math.inf
 
-    def validate(self, label: str, value: object) -> int | float | bool:
+    def validate(self, label: str, value: Any) -> int | float | bool:
         """Return `value` as the type of the default, or raise an error that names the range."""
         if isinstance(self.default, bool):
             if isinstance(value, (bool, np.bool_)):
@@ -57,7 +57,7 @@ class Option:
         try:
             if isinstance(value, (bool, np.bool_, str)):
                 raise TypeError
-            number = operator.index(value) if isinstance(self.default, int) else float(value)  # type: ignore[arg-type]  # refused below
+            number = operator.index(value) if isinstance(self.default, int) else float(value)
         except (TypeError, ValueError):
             raise InvalidInputError(f"{label} must be {kind}, got {value!r}") from None
         if not self.minimum <= number <= self.maximum or math.isinf(number):

@@ -24,7 +24,7 @@ def plain(g: np.ndarray, exact: np.ndarray) -> tuple[float, float, float]:
     return np.sqrt(np.sum((g - exact) ** 2)) / norm, np.sum(g * exact) / norm / own, own / norm
 
 
-def close(got: Comparison, want: tuple[float, float, float]) -> None:
+def assert_close(got: Comparison, want: tuple[float, float, float]) -> None:
     for one, two in zip((got.error, got.cosine, got.norm_ratio), want, strict=True):
         assert one == pytest.approx(two, rel=1e-12, abs=1e-14)
 
@@ -36,13 +36,13 @@ def test_the_measures_are_those_of_the_definitions_at_any_scale(
     g, exact = (np.array(part) for part in pair)
     assume(g.any() and exact.any())
     got = compare([(torch.tensor(g * scale, dtype=torch.float64), torch.tensor(exact * scale, dtype=torch.float64))])
-    close(got, plain(g, exact))
+    assert_close(got, plain(g, exact))
 
 
 def test_gradients_of_several_parameters_are_one_vector() -> None:
     g = [torch.tensor([[1.0, 2.0]]), torch.tensor([3.0])]
     exact = [torch.tensor([[2.0, 2.0]]), torch.tensor([1.0])]
-    close(compare(zip(g, exact, strict=True)), (math.sqrt(5) / 3, 9 / 3 / math.sqrt(14), math.sqrt(14) / 3))
+    assert_close(compare(zip(g, exact, strict=True)), (math.sqrt(5) / 3, 9 / 3 / math.sqrt(14), math.sqrt(14) / 3))
 
 
 def same(one: Comparison, two: Comparison) -> bool:
@@ -72,7 +72,7 @@ def test_very_different_scales_end_in_infinity_and_not_in_an_error() -> None:
 
 def test_half_precision_is_compared_in_double() -> None:
     g = torch.full((4096,), 200.0, dtype=torch.float16)
-    close(compare([(g, g.float())]), (0.0, 1.0, 1.0))
+    assert_close(compare([(g, g.float())]), (0.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_parameters_are_grouped_and_no_gradient_is_zero() -> None:
     overall, layers, parameters = compare_all(given, exact)
     assert list(layers) == ["b.lin", "model"]
     assert list(parameters) == list(given)
-    close(layers["b.lin"], (4 / 5, 3 / 5, 3 / 5))
-    close(layers["model"], (0, 1, 1))
-    close(parameters["b.lin.weight"], (0, 1, 1))
+    assert_close(layers["b.lin"], (4 / 5, 3 / 5, 3 / 5))
+    assert_close(layers["model"], (0, 1, 1))
+    assert_close(parameters["b.lin.weight"], (0, 1, 1))
     assert same(parameters["b.lin.bias"], Comparison(1.0, math.nan, 0.0))
-    close(overall, (4 / math.sqrt(27), math.sqrt(11 / 27), math.sqrt(11 / 27)))
+    assert_close(overall, (4 / math.sqrt(27), math.sqrt(11 / 27), math.sqrt(11 / 27)))

@@ -14,7 +14,7 @@ from lmc_verify import LMC, Clusters, Partition, SamplingSettings, TrainingSetti
 from lmc_verify.cases import CaseSettings, DesignSettings, Workspace, build_case, description
 from lmc_verify.cases import case as case_module
 from lmc_verify.claims import CLAIMS, Outcome, find_claim, require_read
-from lmc_verify.claims.claim import RUN_SETTINGS
+from lmc_verify.claims.claim import RUN_SETTINGS, unread_settings
 from lmc_verify.cli.app import app
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.runs import Suite
@@ -124,21 +124,21 @@ def test_a_step_size_next_to_the_search_for_one_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"step_size is not read with training.largest_step"):
         require_read([rate], both)
     for training in (TrainingSettings(largest_step=True), TrainingSettings(largest_step=False, step_size=0.1)):
-        require_read([rate], CaseSettings(training=training))
+        assert unread_settings(rate, training=training) == {}
 
 
 def test_what_belongs_to_a_run_and_the_defaults_are_never_refused() -> None:
     sampling = SamplingSettings(alpha=1e-9, replicate=2, guarantee="anytime-valid")
     for claim in map(find_claim, CLAIMS):
-        require_read([claim], CaseSettings(sampling=sampling, training=TrainingSettings()))
+        assert unread_settings(claim, sampling=sampling, training=TrainingSettings()) == {}
         if claim.histories is not None:
-            require_read([claim], CaseSettings(histories=claim.histories))
+            assert unread_settings(claim, histories=claim.histories) == {}
 
 
 def test_a_claim_that_does_not_say_what_it_reads_is_left_alone() -> None:
     claim = replace(find_claim("theorem-1/unbiased"), reads=None)
     training, sampling = TrainingSettings(largest_step=True), SamplingSettings(draws=3)
-    require_read([claim], CaseSettings(training=training, sampling=sampling))
+    assert unread_settings(claim, training=training, sampling=sampling) == {}
 
 
 def test_what_is_not_read_is_refused_in_a_suite_and_warned_of_from_python() -> None:

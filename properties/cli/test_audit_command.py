@@ -14,28 +14,19 @@ from typing import Any
 
 import pytest
 from common import loops
+from common.command_line import Command
 
 import lmc_verify as lv
-from lmc_verify import cli
 
 FILE = str(Path(loops.__file__))
 FILES = {"report.html", "report.md", "report.json", "junit.xml", "records.sqlite"}
 
 
 @pytest.fixture
-def audit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def audit(lmc: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run ``lmc-verify audit`` in this process, in an empty folder; return exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path, command: str = "audit") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmc-verify", command, *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
+    return lambda *words, command="audit": lmc(command, *words)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from common.race_helpers import suite_of
 from common.report_helpers import a_report, a_trial
 
-from lmc_verify import cli
 from lmc_verify.cases import Workspace
 from lmc_verify.report import compare_runs
 from lmc_verify.runs import Records, run_suite
@@ -59,19 +57,6 @@ def sound(weight=1.0):
 def wrong():
     return sound(1.5)
 """
-
-
-@pytest.fixture
-def lmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmc-verify", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def ran(folder: Path, text: str, replicate: int = 0) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from common.clusters import Cluster, dask_cluster
+from common.processes import gone
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -85,17 +86,6 @@ def recorded(database: Path) -> int:
             return 0
 
 
-def ended(pid: int, within: float = 20.0) -> bool:
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_a_signal_ends_a_run_on_a_cluster_and_resume_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
     (tmp_path / "loops.py").write_text(LOOPS)
@@ -108,7 +98,7 @@ def test_a_signal_ends_a_run_on_a_cluster_and_resume_goes_on(cluster: Cluster, t
     assert "Traceback" not in err
     assert json.loads(out)["state"] == "interrupted"
     assert [item["trial"].split(":")[-1].split()[0] for item in json.loads(out)["unfinished"]] == ["waits"]
-    assert ended(pid), "what was under way is given up on the cluster too"
+    assert gone(pid, within=20.0), "what was under way is given up on the cluster too"
     assert all(worker.poll() is None for worker in cluster.workers)
     (tmp_path / "go").touch()
     resumed = started(tmp_path, cluster, "--resume")

@@ -30,7 +30,7 @@ def weighted_edges(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return edges, torch.tensor(weights, dtype=draw(DTYPES)), size
 
 
-def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor | None]) -> None:
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor | None]) -> None:
     assert expected[1] is not None
     assert torch.equal(found[0], expected[0])
     assert found[1].dtype == expected[1].dtype
@@ -40,7 +40,7 @@ def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor | None]) -
 @given(weighted_edges())
 def test_every_node_gets_one_self_loop(given_edges: tuple[Tensor, Tensor, int]) -> None:
     edges, weight, size = given_edges
-    same(with_self_loops(edges, weight, size), add_remaining_self_loops(edges, weight, 1.0, size))
+    assert_same(with_self_loops(edges, weight, size), add_remaining_self_loops(edges, weight, 1.0, size))
 
 
 @given(weighted_edges(), st.booleans())
@@ -48,7 +48,7 @@ def test_gcn_is_normalised_as_in_pytorch_geometric(given_edges: tuple[Tensor, Te
     edges, weight, size = given_edges
     own = weight if weighted else None
     expected = gcn_norm(edges, own, size, improved=False, add_self_loops=True, dtype=weight.dtype)
-    same(normalised_edges("gcn", edges, own, size, weight.dtype), expected)
+    assert_same(normalised_edges("gcn", edges, own, size, weight.dtype), expected)
 
 
 @given(weighted_edges())
@@ -56,7 +56,7 @@ def test_loops_are_unit_weights(given_edges: tuple[Tensor, Tensor, int]) -> None
     edges, weight, size = given_edges
     looped, _ = add_self_loops(remove_self_loops(edges)[0], num_nodes=size)
     found = normalised_edges("loops", edges, weight, size, weight.dtype)
-    same(found, (looped, torch.ones(looped.shape[1], dtype=weight.dtype)))
+    assert_same(found, (looped, torch.ones(looped.shape[1], dtype=weight.dtype)))
 
 
 def test_a_self_loop_keeps_its_weight() -> None:
@@ -80,4 +80,6 @@ def test_a_degree_of_zero_gives_no_weight() -> None:
     edges, weight = torch.tensor([[0, 1], [0, 0]]), torch.tensor([0.0, 0.0], dtype=torch.float64)
     _, found = normalised_edges("gcn", edges, weight, 2, torch.float64)
     assert found.tolist() == [0.0, 0.0, 1.0]
-    same(normalised_edges("gcn", edges, weight, 2, torch.float64), gcn_norm(edges, weight, 2, dtype=torch.float64))
+    assert_same(
+        normalised_edges("gcn", edges, weight, 2, torch.float64), gcn_norm(edges, weight, 2, dtype=torch.float64)
+    )

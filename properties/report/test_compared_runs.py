@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from common.documents import places
 from common.race_helpers import a_race, a_run, a_trace, diverged
 from common.report_helpers import CONTROL, a_trial
 from hypothesis import given
@@ -526,16 +527,6 @@ def test_pages_say_what_the_comparison_says(full: Comparison) -> None:
     assert all("aria-label=" in item and 'tabindex="0"' in item for item in scrolled)
 
 
-def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Give the place of every object of a document; of a list, of its first item."""
-    if isinstance(value, dict):
-        yield path
-        for key, item in value.items():
-            yield from objects(item, (*path, key))
-    elif isinstance(value, list) and value:
-        yield from objects(value[0], (*path, 0))
-
-
 FREE = {"settings", "environment", "medians"}
 """Objects whose keys are not fixed."""
 
@@ -551,7 +542,7 @@ def test_the_document_fits_its_schema_which_allows_nothing_else(full: Comparison
     assert document["effects"]
     assert document["times"]["groups"]
     tried = 0
-    for path in objects(document):
+    for path in places(document):
         if set(path) & FREE and path[-1] not in ("a", "b"):
             continue
         changed = json.loads(json.dumps(document))

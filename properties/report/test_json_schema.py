@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from common.documents import places
 from common.report_helpers import CONTROL, a_report, a_trial, bias
 
 from lmc_verify.cases import CaseDescription
@@ -52,16 +52,6 @@ def test_a_report_fits_the_schema(document: Any, validator: Any) -> None:
     assert document["schema"] == SCHEMA == f"lmc-verify/report/{VERSION}"
     assert document["version"] == VERSION == json_schema()["properties"]["version"]["const"]
     assert len(document["answers"][0]["replies"]) == len(Outcome)
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Give the place of every object and of every field of the document."""
-    if isinstance(value, dict):
-        yield path
-        for key, item in value.items():
-            yield from places(item, (*path, key))
-    elif isinstance(value, list) and value:
-        yield from places(value[0], (*path, 0))
 
 
 FREE = {"case", "settings", "environment", "seeds", "hashes", "files", "outcomes"}

@@ -53,13 +53,3 @@ def test_every_name_that_a_template_reads_is_given(tmp_path: Path, monkeypatch: 
     comparison_markdown(made)
     assert set(rendered) == {"report.html.j2", "report.md.j2", "comparison.html.j2", "comparison.md.j2"}
     assert [name for names in rendered.values() for name in names] == []
-
-
-def test_a_cut_markdown_counts_the_answers_that_it_leaves_out(tmp_path: Path) -> None:
-    outcomes = ["EXACT", "SUPPORTED", "REFUTED", "INCONCLUSIVE", "NOT_APPLICABLE"]
-    trials = [a_trial(outcome=outcome, estimator=name) for name in ("lmc", "gas") for outcome in outcomes]
-    report = a_report(tmp_path, trials)
-    whole = render_markdown(report)
-    written = render_markdown(report, limit=len(whole.encode()) - 1)
-    assert "further answer" not in whole
-    assert "further answer" in written

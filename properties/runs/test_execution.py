@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from common.small_suites import CHECK
 
 from lmc_verify import provenance
 from lmc_verify.cases import CaseDescription
@@ -29,14 +30,6 @@ from lmc_verify.runs.searches import FOLDER, FoundExample, PlannedSearch, Search
 from lmc_verify.runs.suite import Suite, load_suite
 from lmc_verify.runs.trials import Trial
 
-CHECK: dict[str, Any] = {
-    "claim": "theorem-1/unbiased",
-    "dataset": "karate",
-    "estimator": ["backward-sgd", "lmc", "gas"],
-    "model": {"layers": 2, "width": 4},
-    "design": {"parts": 3, "per_batch": 1},
-    "expect": {"backward-sgd": "EXACT", "lmc": "EXACT", "gas": "REFUTED"},
-}
 ABSENT = CHECK | {"dataset": "cora"}
 WORKSPACE = Workspace()
 

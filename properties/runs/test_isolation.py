@@ -17,6 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from common.processes import gone
 from pydantic import ValidationError
 
 from lmc_verify.cases.workspace import Workspace
@@ -337,17 +338,6 @@ def waiting(tmp_path: Path, loops: Path, jobs: int) -> tuple[subprocess.Popen[st
     return run, int(file.read_text())
 
 
-def ended(pid: int, within: float = 10.0) -> bool:
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_as_interrupted(number: signal.Signals, loops: Path, tmp_path: Path) -> None:
     run, worker = waiting(tmp_path, loops, jobs=1)
@@ -356,7 +346,7 @@ def test_a_signal_ends_a_run_as_interrupted(number: signal.Signals, loops: Path,
     assert run.returncode == 130
     assert "interrupted; what is done is in" in err
     assert "The run did not finish (2 of 3 planned checks): it was interrupted" in err.replace("; the", ". The")
-    assert ended(worker)
+    assert gone(worker, within=10.0)
     assert (tmp_path / "out" / "junit.xml").exists()
     report = lmc("report", tmp_path / "out", "--json")
     told = json.loads(report.stdout)
@@ -371,7 +361,7 @@ def test_a_killed_run_leaves_no_worker_and_is_not_finished(loops: Path, tmp_path
     assert "still under way" in alive.stdout
     run.kill()
     run.communicate()
-    assert ended(worker)
+    assert gone(worker, within=10.0)
     report = lmc("report", tmp_path / "out")
     assert report.returncode == 5
     assert "the run did not finish (2 of 3 planned checks): its process is gone" in report.stdout

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from common.clusters import Cluster, dask_cluster
+from common.processes import gone
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
 from lmc_verify.workers import cores
@@ -72,17 +73,6 @@ def threads_of() -> tuple[int, str | None]:
 def kill_the_clusters_worker() -> None:
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
-
-
-def gone(pid: int, within: float) -> bool:
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def pids_in(file: Path, within: float = 60.0) -> list[int]:

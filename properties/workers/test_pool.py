@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from common.processes import exists, gone
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
 from lmc_verify.workers import process as process_module
@@ -82,22 +83,6 @@ def talk() -> str:
 
 def imported(*modules: str) -> tuple[bool, ...]:
     return tuple(module in sys.modules for module in modules)
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-def gone(pid: int, within: float) -> bool:
-    end = time.monotonic() + within
-    while exists(pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    return not exists(pid)
 
 
 @pytest.fixture(scope="module")

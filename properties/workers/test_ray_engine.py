@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from common.processes import gone
 
 from lmc_verify.errors import InfrastructureError
 from lmc_verify.workers.engines import connect, ray_cluster, remote
@@ -71,17 +72,6 @@ def test_whatever_a_task_does_ends_its_own_process_only(engine: Any) -> None:
     assert [done[index].result for index in range(4)] == [0, 2, 4, 6]
     for index, words in enumerate(("SystemExit: 0", "SIGSEGV: a segmentation fault", "no result within 0.5 s"), 4):
         assert words in done[index].failure
-
-
-def gone(pid: int, within: float) -> bool:
-    end = time.monotonic() + within
-    while time.monotonic() < end:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 class Enough(Exception):
