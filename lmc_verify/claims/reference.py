@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from lmc_verify.cases import Case
 from lmc_verify.claims.claim import Claim
 from lmc_verify.claims.residuals import Residuals, norm_by_layer, rounding_magnitudes
 from lmc_verify.estimators.base import node_weights
-from lmc_verify.graphs import Batch
+from lmc_verify.graphs import Batch, BatchDesign, Partition
 from lmc_verify.objective import ExactPass, Gradient, Problem, gradient_sum, loss_conditioning, rounding_terms
 
 __all__ = ["SOURCE", "BackwardRows", "Reference", "explained"]
@@ -42,10 +43,13 @@ class BackwardRows:
     Args:
         problem: the problem.
         exact: its exact pass, whose embeddings and auxiliary variables are used.
+        design: what many batches will be drawn from. Where its batches are made of clusters, the gradient of each
+            cluster is kept, and a batch whose weights are alike within each cluster costs no backward pass.
     """
 
-    def __init__(self, problem: Problem, exact: ExactPass) -> None:
+    def __init__(self, problem: Problem, exact: ExactPass, design: BatchDesign | None = None) -> None:
         self.problem = problem
+        self._partition: Partition | None = getattr(design, "partition", None)
         model, graph = problem.model, problem.graph
         self._tapes: list[_Tape] = []
         with torch.enable_grad():
@@ -89,7 +93,21 @@ class BackwardRows:
         graph = self.problem.graph
         weights = torch.zeros(graph.num_nodes, dtype=graph.dtype, device=graph.device)
         weights[batch.nodes.to(graph.device)] = node_weights(self.problem, batch, weighting)
+        if self._partition is not None:
+            clusters, of_node = self._clusters
+            by_cluster = weights.new_zeros(self._partition.num_parts).index_copy(0, of_node, weights)
+            if torch.equal(by_cluster[of_node], weights):  # the gradient is linear in the weights
+                return {name: torch.tensordot(by_cluster, kept, dims=1) for name, kept in clusters.items()}
         return self.gradient(weights)
+
+    @cached_property
+    def _clusters(self) -> tuple[Gradient, Tensor]:
+        """The gradient of every cluster with weight one, [parts, *parameter] by name, and each node's cluster."""
+        assert self._partition is not None
+        of_node = self._partition.assignment.to(self.problem.graph.device)
+        weights = (of_node == part for part in range(self._partition.num_parts))
+        found = [self.gradient(chosen.to(self.problem.graph.dtype)) for chosen in weights]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}, of_node
 
 
 class Reference:

@@ -15,8 +15,9 @@ from lmc_verify.cases.case import assemble_case
 from lmc_verify.claims.reference import BackwardRows, Reference
 from lmc_verify.estimators import LOSS_WEIGHTINGS
 from lmc_verify.estimators.compensated import members
-from lmc_verify.graphs import Clusters, Partition
+from lmc_verify.graphs import Batch, Clusters, Partition
 from lmc_verify.models import GCNII, RecurrentGNN
+from lmc_verify.objective import Gradient
 
 
 @given(testing.problems(), st.data())
@@ -25,6 +26,33 @@ def test_it_is_what_the_engine_computes(problem: Problem, data: st.DataObject) -
     exact, engine = exact_pass(problem), BackwardSGD(weighting=weighting)
     found = engine.estimate(problem, engine.init(problem), batch).gradient
     assert_gradients(f"{engine} on {batch}", found, BackwardRows(problem, exact).on(batch, weighting))
+
+
+@given(testing.problems(), st.data())
+def test_gradients_of_clusters_that_are_kept_add_up_to_those_of_batches(problem: Problem, data: st.DataObject) -> None:
+    """Batches that cut a cluster, or weight it unevenly, are no sums of clusters."""
+    design = data.draw(testing.designs(problem.graph))
+    batch = data.draw(st.sampled_from([batch for batch, _ in design.enumerate()]) | testing.batches(problem.graph))
+    weighting, exact = data.draw(st.sampled_from(LOSS_WEIGHTINGS)), exact_pass(problem)
+    kept, plain = BackwardRows(problem, exact, design), BackwardRows(problem, exact)
+    assert_gradients(f"{batch} of {design}", kept.on(batch, weighting), plain.on(batch, weighting))
+
+
+def test_a_batch_of_clusters_that_are_kept_costs_no_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(path_graph(9), RecurrentGNN(3, 3, 3, num_layers=2, seed=1, dtype=torch.float64).eval())
+    design = Clusters(Partition(torch.arange(9) % 3), 2)
+    rows, passes = BackwardRows(problem, exact_pass(problem), design), list[torch.Tensor]()
+
+    def counted(weights: torch.Tensor) -> Gradient:
+        passes.append(weights)
+        return BackwardRows.gradient(rows, weights)
+
+    monkeypatch.setattr(rows, "gradient", counted)
+    for batch, _ in design.enumerate():
+        rows.on(batch)
+    assert len(passes) == 3
+    rows.on(Batch.of(torch.tensor([0, 4]), 0.5))
+    assert len(passes) == 4
 
 
 @given(testing.problems())

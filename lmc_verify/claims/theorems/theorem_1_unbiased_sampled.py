@@ -305,7 +305,7 @@ def _require_inside(
 
 
 def _difference_of(case: Case) -> Callable[[Batch], Blocks]:
-    reference, state = BackwardRows(case.problem, case.exact), case.initial_state()
+    reference, state = BackwardRows(case.problem, case.exact, case.design), case.initial_state()
 
     def difference(batch: Batch) -> Blocks:
         estimate = case.estimate(state, batch).gradient
