@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lmc_verify as lv
-from benchmarks.pyg import csr_gradient
 from lmc_verify.graphs.sparse import piece_rows
 from lmc_verify.seeds import generator
 
@@ -106,6 +105,8 @@ def problem_on(graph: lv.Graph) -> lv.Problem:
 def prepare(name: str, graph: lv.Graph, partition: lv.Partition | None) -> Work:
     """Return one of the functions that are measured, on its graph: the plain one for PyG, else the arranged one."""
     if name == REFERENCE:
+        from benchmarks.pyg import csr_gradient  # the others need no PyG, and its memory is not theirs
+
         return csr_gradient(problem_on(graph))
     if name in EPOCHS:
         estimator, count = EPOCHS[name]
