@@ -147,9 +147,19 @@ def _unbroken(words: str) -> Markup:
 
 
 def _command(words: str) -> Markup:
-    """Let a command break between its words only, where there is room."""
-    spans = (f"<span>{escape(text.printable(word))}</span>" for word in words.split(" "))
-    return Markup(" ".join(spans))  # nosec B704  # escaped
+    """Let a command break between its words only, and not between an option and its value, where there is room."""
+    groups: list[str] = []
+    for word in words.split(" "):
+        if groups and re.fullmatch(r"--\S+", groups[-1]) and not word.startswith("-"):
+            groups[-1] += f" {word}"
+        else:
+            groups.append(word)
+    return Markup(" ".join(map(_unbreakable, groups)))  # nosec B704  # escaped
+
+
+def _unbreakable(words: str) -> str:
+    shown = escape(text.printable(words))
+    return shown if re.fullmatch(r"\w*", words) else f"<span>{shown}</span>"
 
 
 def _sentence(words: object) -> str:
