@@ -258,7 +258,13 @@ def _draw_intervals(axes: Axes, curve: Curve, low: float, high: float, colour: s
         gap = math.nan  # one line for all intervals, with a gap after each
         places = [place for x_at in x for place in (x_at, x_at, gap)]
         ends = [end for pair in zip(bottom, top, strict=True) for end in (*pair, gap)]
-        look = {"linewidth": 1.2, "marker": "_", "markersize": 34**0.5, "markeredgewidth": 1.2, "solid_capstyle": "butt"}
+        look: dict[str, Any] = {
+            "linewidth": 1.2,
+            "marker": "_",
+            "markersize": 34**0.5,
+            "markeredgewidth": 1.2,
+            "solid_capstyle": "butt",
+        }
         axes.plot(places, ends, color=colour, alpha=0.75, zorder=2, clip_on=False, **look)
 
 

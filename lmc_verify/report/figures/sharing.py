@@ -112,7 +112,7 @@ class Sheet:
 
 
 def _look(marks: Sequence[Element]) -> dict[str, str]:
-    """Return what markers refer to and their class, where it is the same for all; nothing of one, or of what is else."""
+    """Return what several markers refer to and their class, if they have them alike and nothing else; else nothing."""
     looks = [{key: value for key, value in mark.items() if key not in ("x", "y")} for mark in marks]
     alike = len(looks) > 1 and all(mark.tag == "use" for mark in marks) and all(look == looks[0] for look in looks)
     return looks[0] if alike and looks[0].keys() <= {"href", "class"} else {}
