@@ -136,7 +136,7 @@ def test_a_contestant_that_arrives_in_most_runs_has_an_open_interval(tmp_path: P
         return a_trace([0.1, 0.2]) if late else a_trace([0.1, 0.9])
 
     report = report_of(tmp_path, raced(a_race(FIGURES), mostly))
-    rows = table(report, "To 90.00 % validation")
+    rows = table(report, "To 90.00% validation")
     assert rows["gas"][:2] == ("2 of 3", "2.0 s [2.0 s, ∞]")
     (race,) = report.races
     (dots,) = (row for row in race.times if row.label == "gas")
@@ -221,7 +221,7 @@ def test_a_race_without_a_target_is_asked_for_accuracies(tmp_path: Path) -> None
     assert section.record.target.accuracy is None
     assert race_question(section) == "How accurate does each contestant become on karate?"
     answer = race_answer(section)
-    assert answer.startswith("lmc 90.00 [90.00, 90.00] %, gas 60.00 [60.00, 60.00] %")
+    assert answer.startswith("lmc 90.00% [90.00, 90.00], gas 60.00% [60.00, 60.00], full-batch –.")
     assert "Medians over 3 seeds" in answer
 
 

@@ -129,3 +129,33 @@ def test_equal_names_of_different_markers_are_kept_apart() -> None:
     assert 'href="#def-2"' in two
     with pytest.raises(ElementTree.ParseError):
         sheet.share("<svg>")
+
+
+LINE = '<path d="M 0 0 L 1 1" style="stroke: red" />'
+CURVE = LINE.replace("L", "C 2 2 3 3")
+AT_ITS_POINTS = '<use href="#m" x="0" y="0" /><use href="#m" x="1" y="1" />'
+
+
+@pytest.mark.parametrize(
+    ("drawing", "stays"),
+    [
+        (LINE + AT_ITS_POINTS, 0),
+        (f'{LINE}<use href="#m" x="0" y="0" /><use href="#m" x="1" y="2" />', 2),
+        (f'{LINE}<use href="#m" x="0" y="0" /><use href="#n" x="1" y="1" />', 2),
+        (
+            f'{LINE}<use href="#m" x="0" y="0" clip-path="url(#m)" /><use href="#m" x="1" y="1" clip-path="url(#m)" />',
+            2,
+        ),
+        (
+            CURVE + AT_ITS_POINTS,
+            2,
+        ),
+    ],
+    ids=["at its points", "elsewhere", "two markers", "clipped", "a curve"],
+)
+def test_only_the_markers_of_a_line_become_its_own(drawing: str, stays: int) -> None:
+    defined = '<defs><path id="m" d="M 0 0 L 1 0" /><path id="n" d="M 0 0 L 0 1" /></defs>'
+    figure, sheet = f'<svg viewBox="0 0 1 1">{defined}{drawing}</svg>', Sheet()
+    shared = sheet.share(figure)
+    assert shared.count("<use") == stays
+    assert drawn(shared, sheet) == drawn(figure)

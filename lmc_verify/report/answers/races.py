@@ -8,6 +8,7 @@ from lmc_verify.cases.verdict import Outcome
 from lmc_verify.races import RaceRecord, Standing
 from lmc_verify.report.model.race_tables import RaceTable, accuracy_table, statement, target_table
 from lmc_verify.report.model.races import RaceSection
+from lmc_verify.report.model.text import ABSENT
 
 __all__ = ["race_answer", "race_question"]
 
@@ -42,9 +43,9 @@ def race_answer(race: RaceSection) -> str:
 
 
 def _percent(cell: str) -> str:
-    """Return the cell of a column in per cent with its unit, before its interval."""
+    """Return the cell of a column in per cent with its unit, before its interval; an absent value as it is."""
     value, bracket, interval = cell.partition(" [")
-    return f"{value}%{bracket}{interval}"
+    return cell if cell == ABSENT else f"{value}%{bracket}{interval}"
 
 
 def _stability(record: RaceRecord) -> str:
