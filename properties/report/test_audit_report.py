@@ -48,7 +48,7 @@ def test_a_card_asks_answers_and_says_where_and_why(report: Report) -> None:
     card = cards(report)[0]
     for words in (
         "Is the gradient of my_step unbiased? loops:refuted · parts 4",
-        "REFUTED No: the mean over all 4 batches is off by 50% of the gradient's norm ✓ as expected",
+        "REFUTED No: the mean over all 4 batches is off by 50% of the gradient's norm. ✓ as expected",
         "4 batches, each with probability 1/4 Where the bias sits",
         "first.weight biased 80% 40% 40% … 40%",
         "first.bias not shown inf 1.0e-17 0 … 1.0e-15",
