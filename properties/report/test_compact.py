@@ -11,6 +11,7 @@ from common.report_helpers import a_report, a_trial
 
 from lmc_verify.cases.verdict import AssumptionCheck, Evidence
 from lmc_verify.report import Report, render_html
+from lmc_verify.report.formats.breaks import path
 from lmc_verify.runs import Trial
 
 SAME = AssumptionCheck("same", "the loss is smooth", True, "cross entropy")
@@ -125,3 +126,13 @@ def test_a_command_breaks_between_its_words(tmp_path: Path) -> None:
     assert held[:4] == ["lmc-verify", "a/b", "--set estimator.beta=0.4", "--strict"]
     bare = re.sub(r"<span>.*?</span>", "", code).split()
     assert [word for word in bare if not word.isalnum()] == []
+
+
+def test_the_list_of_assumptions_has_the_ids_that_sentences_use(tmp_path: Path) -> None:
+    page = render_html(a_report(tmp_path, [a_trial(assumptions=[SAME])]))
+    assert "<code>same</code>: the loss is smooth" in page
+
+
+def test_a_path_breaks_behind_its_separators() -> None:
+    assert path("loops/gas.py:made") == "loops/<wbr>gas.py:<wbr>made"
+    assert path("a <b>: c/") == "a &lt;b&gt;: c/"
