@@ -85,7 +85,7 @@ def test_a_set_of_assumptions_that_several_cases_share_is_told_once(tmp_path: Pa
         assert [sets[anchor] for anchor in links] == ([] if kind.holds is None else [(kind,)])
         assert ("beta is 0" in body) == (kind.holds is None)
     for anchor, (check,) in sets.items():
-        told = page.split(f'id="{anchor}"')[1].split("</section>")[0]
+        told = page.split(f'id="{anchor}"')[1].split("</div>")[0]
         assert ("fails: fresh values" in told) == (check.holds is False)
 
 
