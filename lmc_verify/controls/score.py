@@ -57,6 +57,6 @@ class MutationScore:
         else:
             line = (
                 f"mutation score: {self.caught} of {self.above} defects above the detectable effect caught "
-                f"({100 * self.caught // self.above} %)"
+                f"({100 * self.caught // self.above}%)"
             )
         return f"{line}; {self.below} below it" if self.below else line

@@ -212,7 +212,7 @@ def test_controls(lmc: Command) -> None:
     plain = lmc("controls", "sound-lmc", "sign-of-one-layer")
     document = lmc("controls", "sound-lmc", "sign-of-one-layer", "--json")
     assert (plain.code, document.code, document.err) == (0, 0, "")
-    assert "1 of 1 defects above the detectable effect caught (100 %)" in plain.out
+    assert "1 of 1 defects above the detectable effect caught (100%)" in plain.out
     assert set(document.json) == {"controls", "mutation_score"}
     assert [item["control"]["passed"] for item in document.json["controls"]] == [True, True]
     assert document.json["mutation_score"] == {"caught": 1, "above": 1, "below": 0}

@@ -647,14 +647,14 @@ GOOD, BAD = result("sound", True, None), result("sound", False, None)
 @pytest.mark.parametrize(
     ("results", "line"),
     [
-        ([CAUGHT] * 27, "mutation score: 27 of 27 defects above the detectable effect caught (100 %)"),
-        ([CAUGHT] * 299 + [MISSED], "mutation score: 299 of 300 defects above the detectable effect caught (99 %)"),
+        ([CAUGHT] * 27, "mutation score: 27 of 27 defects above the detectable effect caught (100%)"),
+        ([CAUGHT] * 299 + [MISSED], "mutation score: 299 of 300 defects above the detectable effect caught (99%)"),
         (
             [CAUGHT, MISSED, MISSED, BELOW],
-            "mutation score: 1 of 3 defects above the detectable effect caught (33 %); 1",
+            "mutation score: 1 of 3 defects above the detectable effect caught (33%); 1",
         ),
-        ([CRASHED, GOOD, BAD], "mutation score: 0 of 1 defects above the detectable effect caught (0 %)"),
-        ([CAUGHT, LUCKY], "mutation score: 1 of 1 defects above the detectable effect caught (100 %); 1 below it"),
+        ([CRASHED, GOOD, BAD], "mutation score: 0 of 1 defects above the detectable effect caught (0%)"),
+        ([CAUGHT, LUCKY], "mutation score: 1 of 1 defects above the detectable effect caught (100%); 1 below it"),
         ([BELOW, GOOD], "mutation score: no defect with an effect above the detectable one; 1 below it"),
         # Passing was not asked for.
         ([result("defect", None, None)], "mutation score: no defect with an effect above the detectable one; 1 below"),
@@ -713,14 +713,14 @@ def test_the_table_shows_effect_and_verdict() -> None:
         "REFUTED",
         "passed",
     ]
-    assert text.splitlines()[-1] == "mutation score: 1 of 1 defects above the detectable effect caught (100 %)"
+    assert text.splitlines()[-1] == "mutation score: 1 of 1 defects above the detectable effect caught (100%)"
 
 
 def test_a_missed_defect_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CLAIMS, "theorem-1/unbiased", blind(CLAIMS["theorem-1/unbiased"]))
     text = printed([trial_of("sign-of-one-layer")])
     assert "sign-of-one-layer (the first layer's gradient negated): FAILED: biased" in text
-    assert "mutation score: 0 of 1 defects above the detectable effect caught (0 %)" in text
+    assert "mutation score: 0 of 1 defects above the detectable effect caught (0%)" in text
 
 
 def test_without_defects_there_is_no_score() -> None:

@@ -519,7 +519,7 @@ def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., 
     assert never.code == 0
     assert "reused" not in never.out
     assert "lmc, seed 1: never reached in 4 steps" in never.out
-    assert "target: 100.00 % validation, given" in never.out
+    assert "target: 100.00% validation, given" in never.out
     assert {item.reached for item in recorded("o")[1].entries} == {None}
 
 

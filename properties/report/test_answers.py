@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Outcome
 from lmc_verify.estimators import ESTIMATORS
 from lmc_verify.report import render_html, render_markdown
-from lmc_verify.report.answers.names import display_name, unusual_settings
+from lmc_verify.report.answers.names import beginning, display_name, unusual_settings
 from lmc_verify.report.answers.sentences import Asked, asked
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case, ClaimSection
@@ -279,3 +279,11 @@ def test_settings_that_are_the_default_are_not_told() -> None:
 )
 def test_sizes_are_short(value: float, unit: str, words: str) -> None:
     assert text.effect(value, unit) == words
+
+
+def test_a_sentence_begins_with_a_capital_and_names_and_ids_stay() -> None:
+    assert beginning("backward-only LMC's and GAS's") == "Backward-only LMC's and GAS's"
+    for words in ("shaDow's", "GAS's", "my-estimator's", "lmc"):
+        assert beginning(words) == words
+    found = said([a_trial(estimator="gas"), a_trial(estimator="lmc-backward-only", outcome="REFUTED")])
+    assert "Backward-only LMC's when its histories are exact? No" in found[1]

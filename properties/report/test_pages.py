@@ -21,6 +21,9 @@ from lmc_verify.cases import CaseDescription
 from lmc_verify.cases.verdict import Evidence, Series
 from lmc_verify.report import Report, build_report, compare_runs, render_html
 from lmc_verify.report.comparison.pages import comparison_html
+from lmc_verify.report.figures.line_plot import line_plot
+from lmc_verify.report.figures.sharing import Sheet
+from lmc_verify.report.model.curves import claim_plots
 from lmc_verify.runs import NotRun, Records, Trial
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser", "chrome")
@@ -153,8 +156,8 @@ def test_a_case_costs_little(tmp_path: Path) -> None:
         folder.mkdir()
         made = [a_trial(seed=n, replicate=n, evidence=evidence, residual=1e-16) for n in range(amount)]
         sizes.append(len(render_html(a_report(folder, made)).encode()))
-    assert sizes[1] - sizes[0] < 200 * 5_500
-    assert sizes[1] < 1_400_000
+    assert sizes[1] - sizes[0] < 200 * 4_900
+    assert sizes[1] < 1_250_000
 
 
 # --- in a browser ---
@@ -340,6 +343,45 @@ def test_paper_shows_every_detail(opened: Any) -> None:
     )
     assert closed > 10
     assert hidden == 0
+
+
+def test_paper_has_no_scroll_bar(opened: Any) -> None:
+    opened.emulate_media(media="print")
+    found = opened.evaluate("[...document.querySelectorAll('.scroll')].map(item => getComputedStyle(item).overflowX)")
+    assert found
+    assert not {"auto", "scroll"} & set(found)
+
+
+def test_a_count_of_zero_has_no_mark_of_a_figure(opened: Any) -> None:
+    words = opened.evaluate(
+        """() => [...document.querySelectorAll('td .zero')].map(item => getComputedStyle(item, '::before').content)"""
+    )
+    assert words
+    assert set(words) == {"none"}
+
+
+def test_a_line_draws_its_markers(browser: Any, tmp_path: Path) -> None:
+    """The pixels of a page's figures are those of the figures as they were drawn."""
+    curves = [
+        Series(name, STEPS, tuple(s**slope for s in STEPS), "t", "x", "y", scale="loglog")
+        for name, slope in (("one", -0.5), ("two", 0.25))
+    ]
+    built = a_report(tmp_path, [a_trial("theorem-3/rate", "SUPPORTED", series=curves)])
+    (plot,) = claim_plots(built.sections[0])
+    sheet = Sheet()
+    figure = line_plot(plot, "one")
+    shared = sheet.share(figure)
+    assert figure.count("<use") - shared.count("<use") == 2 * len(STEPS)
+    variables = "--ink: #000; --muted: #555; --rule: #ccc; --card: #fff; --curve-1: #15a; --curve-2: #b40"
+    rules = f":root {{ {variables} }} * {{ font-family: 'DejaVu Sans' }} svg {{ position: fixed; width: 540px }}"
+    shots = []
+    for style, body in (("", figure), (sheet.style, sheet.definitions + shared)):
+        source = f"<!DOCTYPE html><style>{rules} {style}</style>{body}"
+        shown = open_page(browser, tmp_path / "figure.html", source, 600)
+        shots.append(shown.screenshot())
+        shown.close()
+    assert shots[0] == shots[1]
+    assert len(shots[0]) > 5_000
 
 
 def test_axe_has_no_finding(opened: Any) -> None:

@@ -116,7 +116,7 @@ def test_medians_targets_and_never_are_those_of_the_runs(tmp_path: Path) -> None
     (race,) = report.races
     assert race.record is not None
     assert race.record.target.accuracy == pytest.approx(0.8)
-    rows = table(report, "To 80.00 % validation")
+    rows = table(report, "To 80.00% validation")
     assert rows["lmc"][:4] == ("3 of 3", "4.0 s [4.0 s, 4.0 s]", "2 [2, 2]", "8 [8, 8]")
     assert rows["full-batch"][0] == "3 of 3"
     assert rows["gas"] == ("0 of 3", "never", "never", "never", "never", "never")
@@ -136,7 +136,7 @@ def test_a_contestant_that_arrives_in_most_runs_has_an_open_interval(tmp_path: P
         return a_trace([0.1, 0.2]) if late else a_trace([0.1, 0.9])
 
     report = report_of(tmp_path, raced(a_race(FIGURES), mostly))
-    rows = table(report, "To 90.00 % validation")
+    rows = table(report, "To 90.00% validation")
     assert rows["gas"][:2] == ("2 of 3", "2.0 s [2.0 s, ∞]")
     (race,) = report.races
     (dots,) = (row for row in race.times if row.label == "gas")
@@ -148,7 +148,7 @@ def test_a_contestant_that_arrives_in_most_runs_has_an_open_interval(tmp_path: P
 
 def test_one_seed_has_no_interval_and_no_band(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race(f"{FIGURES}\nseeds = 1"), rising))
-    assert table(report, "To 80.00 %")["lmc"][:2] == ("1 of 1", "4.0 s")
+    assert table(report, "To 80.00%")["lmc"][:2] == ("1 of 1", "4.0 s")
     assert "Medians over 1 seed; too few for an interval." in render_markdown(report)
     (race,) = report.races
     assert all(not curve.series.low for _, plots in race.plots for plot in plots for curve in plot.curves)
@@ -180,7 +180,7 @@ def test_contestants_that_all_diverge_have_a_row_and_no_accuracy(tmp_path: Path)
 
     report = report_of(tmp_path, raced(a_race(FIGURES), gone))
     assert table(report, "Whole runs")["gas"][:2] == ("–", "–")
-    assert table(report, "To 80.00 %")["gas"][0] == "0 of 3"
+    assert table(report, "To 80.00%")["gas"][0] == "0 of 3"
     assert render_html(report)
 
 
@@ -188,7 +188,7 @@ def test_races_alone_are_complete_without_a_control_and_answered_first(tmp_path:
     report = report_of(tmp_path, raced(a_race(FIGURES), rising))
     assert (report.level, report.exit_code) == ("passed", 0)
     assert report.headline == "1 race with 9 training runs; nothing skipped."
-    question = "How long does each contestant train to 80.00 % validation accuracy on karate?"
+    question = "How long does each contestant train to 80.00% validation accuracy on karate?"
     answer = "lmc 4.0 s [4.0 s, 4.0 s], full-batch 4.0 s [4.0 s, 4.1 s], gas never. Medians over 3 seeds"
     page, text = render_html(report), render_markdown(report)
     assert page.index(question) < page.index(answer) < page.index('id="races-summary"') + 6000
@@ -221,7 +221,7 @@ def test_a_race_without_a_target_is_asked_for_accuracies(tmp_path: Path) -> None
     assert section.record.target.accuracy is None
     assert race_question(section) == "How accurate does each contestant become on karate?"
     answer = race_answer(section)
-    assert answer.startswith("lmc 90.00 [90.00, 90.00] %, gas 60.00 [60.00, 60.00] %")
+    assert answer.startswith("lmc 90.00% [90.00, 90.00], gas 60.00% [60.00, 60.00], full-batch –.")
     assert "Medians over 3 seeds" in answer
 
 

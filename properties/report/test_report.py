@@ -1071,11 +1071,11 @@ def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path:
         return replace(trial, control=replace(trial.control, passed=changed[trial.control.name]))
 
     built = make_report(tmp_path, change)
-    words = "utation score: 1 of 2 defects above the detectable effect caught (50 %); 2 below it"
+    words = "utation score: 1 of 2 defects above the detectable effect caught (50%); 2 below it"
     assert shown(built).count(words) == 2  # on the first screen, and above the table of controls
     assert words in render_markdown(built)
     assert json.loads(render_json(built))["mutation_score"] == {"caught": 1, "above": 2, "below": 2}
-    assert "4 of 4 defects above the detectable effect caught (100 %)" in shown(make_report(tmp_path))
+    assert "4 of 4 defects above the detectable effect caught (100%)" in shown(make_report(tmp_path))
     none = make_report(tmp_path, trials=list(some_trials()))
     assert json.loads(render_json(none))["mutation_score"] is None
     assert "utation score" not in shown(none)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lmc_verify.cases import CaseDescription
 from lmc_verify.report.model import text
 
-__all__ = ["display_name", "unusual_settings"]
+__all__ = ["beginning", "display_name", "unusual_settings"]
 
 _NAMES = {
     "full-batch": "full-batch descent",
@@ -35,11 +35,17 @@ _NAMES = {
     "top-krylov": "TOP-Krylov",
 }
 """Names of methods as their papers write them; the name of any other estimator is its own."""
+_COMMON = tuple(name for name in _NAMES.values() if name.split()[0].islower())
 
 
 def display_name(estimator: str) -> str:
     """Return what readers call an estimator."""
     return _NAMES.get(estimator, estimator)
+
+
+def beginning(words: str) -> str:
+    """Return the words of a sentence with a capital first, unless they begin with a proper name or an id."""
+    return f"{words[:1].upper()}{words[1:]}" if words.startswith(_COMMON) else words
 
 
 def unusual_settings(case: CaseDescription) -> str:

@@ -8,6 +8,7 @@ from lmc_verify.cases.verdict import Outcome
 from lmc_verify.races import RaceRecord, Standing
 from lmc_verify.report.model.race_tables import RaceTable, accuracy_table, statement, target_table
 from lmc_verify.report.model.races import RaceSection
+from lmc_verify.report.model.text import ABSENT
 
 __all__ = ["race_answer", "race_question"]
 
@@ -33,12 +34,18 @@ def race_answer(race: RaceSection) -> str:
     timed = record.target.accuracy is not None
     table = target_table(record) if timed else accuracy_table(record)
     told = [
-        (_order(item, timed), f"{row[0]} {_time(row, item) if timed else row[1] + ' %'}")
+        (_order(item, timed), f"{row[0]} {_time(row, item) if timed else _percent(row[1])}")
         for item, row in zip(record.standings, table.rows, strict=True)
     ]
     words = [text for _, text in sorted(told, key=lambda pair: pair[0])]
     more = f", and {len(words) - _MOST} more" if len(words) > _MOST else ""
     return f"{', '.join(words[:_MOST])}{more}. {_note(table)}{_stability(record)}"
+
+
+def _percent(cell: str) -> str:
+    """Return the cell of a column in per cent with its unit, before its interval; an absent value as it is."""
+    value, bracket, interval = cell.partition(" [")
+    return cell if cell == ABSENT else f"{value}%{bracket}{interval}"
 
 
 def _stability(record: RaceRecord) -> str:

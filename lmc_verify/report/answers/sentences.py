@@ -8,7 +8,7 @@ from functools import cached_property
 
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.claims import Answer, Size
-from lmc_verify.report.answers.names import display_name, unusual_settings
+from lmc_verify.report.answers.names import beginning, display_name, unusual_settings
 from lmc_verify.report.model import text
 from lmc_verify.report.model.claims import Case, ClaimSection
 
@@ -121,7 +121,7 @@ class Asked:
             asked = question.ask if "{when}" in question.ask else f"{question.ask}{{when}}"
             return asked.format(estimator=reply.estimators[0], when=reply.condition.replace("{its}", "its")) + "?"
         names = [f"{name}'s" if own else name for name in reply.estimators]
-        return f"{_listed(names)}{reply.condition.replace('{its}', 'its' if len(names) == 1 else 'their')}?"
+        return f"{beginning(_listed(names))}{reply.condition.replace('{its}', 'its' if len(names) == 1 else 'their')}?"
 
 
 def asked(sections: Iterable[ClaimSection]) -> tuple[Asked, ...]:

@@ -15,6 +15,7 @@ from lmc_verify.report.comparison.comparison import Comparison
 from lmc_verify.report.comparison.document import comparison_json
 from lmc_verify.report.comparison.measures import LEVEL
 from lmc_verify.report.comparison.results import Effect, Result
+from lmc_verify.report.formats.breaks import command, path
 from lmc_verify.report.formats.markdown import LIMIT, escape, shortened
 from lmc_verify.report.model import text
 from lmc_verify.report.writing import write_files
@@ -65,7 +66,7 @@ def _environment(*, html: bool) -> Environment:
         finalize=_finalize,
     )
     made.filters.update(md=escape, duration=text.duration, moment=text.moment, effect=_effect, median=_median)
-    made.filters.update(result=_result, brief=_brief)
+    made.filters.update(result=_result, brief=_brief, command=command, path=path)
     return made
 
 
@@ -87,7 +88,7 @@ def _values(made: Comparison) -> dict[str, Any]:
         "other_cases": [item for item in made.changes if item.differences],
         "interval": text.interval,
         "count": text.count,
-        "level": f"{100 * (1 - LEVEL):g} %",
+        "level": f"{100 * (1 - LEVEL):g}%",
     }
 
 

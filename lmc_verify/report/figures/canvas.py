@@ -80,7 +80,8 @@ def canvas(
     figure = Figure(figsize=(width / 72, total / 72), dpi=72)
     FigureCanvasSVG(figure)
     bounds = (left / width, bottom / total, (width - left - right) / width, height / total)
-    axes = figure.add_axes(bounds, facecolor="none")
+    axes = figure.add_axes(bounds)
+    axes.patch.set_visible(False)
     figure.patch.set_visible(False)
     return figure, axes
 
@@ -131,4 +132,4 @@ def svg(draw: Callable[[], Figure], identifier: str, title: str, description: st
 
 
 def _two_digits(match: re.Match[str]) -> str:
-    return f"{float(match[0]):.2f}"
+    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")

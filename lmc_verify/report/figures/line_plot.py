@@ -113,7 +113,7 @@ def _set_axes(figure: Figure, axes: Axes, plot: Plot, low: float, high: float, t
         axis.set_major_locator(FixedLocator(list(places)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(lambda value, _: tick_label(value))
-    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.grid(axis="y", color=RULE, linewidth=0.8, clip_on=False)
     axes.set_xlabel(short(plot.x_label, int(width / CHARACTER)), fontsize=11, color=MUTED, labelpad=5)
     figure.text(
         2.0,
@@ -255,9 +255,17 @@ def _draw_intervals(axes: Axes, curve: Curve, low: float, high: float, colour: s
     if points.banded:
         axes.fill_between(x, bottom, top, color=colour, alpha=0.18, linewidth=0, zorder=1.5)
     else:
-        axes.vlines(x, bottom, top, color=colour, linewidth=1.2, alpha=0.75, zorder=2)
-        for ends in (bottom, top):
-            axes.scatter(x, ends, marker="_", s=34, color=colour, linewidths=1.2, alpha=0.75, zorder=2)
+        gap = math.nan  # one line for all intervals, with a gap after each
+        places = [place for x_at in x for place in (x_at, x_at, gap)]
+        ends = [end for pair in zip(bottom, top, strict=True) for end in (*pair, gap)]
+        look: dict[str, Any] = {
+            "linewidth": 1.2,
+            "marker": "_",
+            "markersize": 34**0.5,
+            "markeredgewidth": 1.2,
+            "solid_capstyle": "butt",
+        }
+        axes.plot(places, ends, color=colour, alpha=0.75, zorder=2, clip_on=False, **look)
 
 
 def _wrapped(label: str) -> list[str]:

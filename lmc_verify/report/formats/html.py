@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from lmc_verify.audits.result import effect
 from lmc_verify.audits.result import percent as share
@@ -21,6 +20,7 @@ from lmc_verify.report.figures.line_plot import curve_key, line_plot
 from lmc_verify.report.figures.pictures import picture_groups, pictures
 from lmc_verify.report.figures.residuals import KINDS, bias_per_layer, residual_strip
 from lmc_verify.report.figures.sharing import Sheet
+from lmc_verify.report.formats.breaks import command, path, unbroken
 from lmc_verify.report.formats.glossary import glossary
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import Plot, case_plots, claim_plots
@@ -58,8 +58,9 @@ def render_html(report: Report) -> str:
         level=text.level,
         e_value=text.e_value,
         tier=text.tier,
-        unbroken=_unbroken,
-        command=_command,
+        unbroken=unbroken,
+        command=command,
+        path=path,
         sentence=_sentence,
         percent=percent,
         share=share,
@@ -141,21 +142,10 @@ def _drawing(search: SearchCase) -> Markup | None:
     return None if drawn is None else Markup(drawn)  # nosec B704  # only what draws is left in
 
 
-def _unbroken(words: str) -> Markup:
-    """Keep powers of ten such as ``1e-6`` on one line."""
-    return Markup(re.sub(r"[\d.]+e-\d+", r'<span class="nowrap">\g<0></span>', str(escape(words))))  # nosec B704  # escaped
-
-
-def _command(words: str) -> Markup:
-    """Let a command break between its words only, where there is room."""
-    spans = (f"<span>{escape(text.printable(word))}</span>" for word in words.split(" "))
-    return Markup(" ".join(spans))  # nosec B704  # escaped
-
-
 def _sentence(words: object) -> str:
-    """Return words as a sentence, with percentages on one line."""
+    """Return words as a sentence."""
     line = str(words)
-    return f"{line[:1].upper()}{line[1:]}.".replace(" %", "\u00a0%")
+    return f"{line[:1].upper()}{line[1:]}{'' if line.endswith(('.', '!', '?')) else '.'}"
 
 
 def _finalize(value: Any) -> Any:

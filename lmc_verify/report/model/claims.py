@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -14,11 +14,11 @@ from lmc_verify.audits import Audit
 from lmc_verify.cases.verdict import AUDIT, AssumptionCheck, Evidence, Outcome, Verdict
 from lmc_verify.claims import Question
 from lmc_verify.report.model import text
-from lmc_verify.report.model.labels import settings_in_words
+from lmc_verify.report.model.labels import common_entries, settings_in_words
 from lmc_verify.runs import NotRun, Trial
 from lmc_verify.statistics.betting import combine
 
-__all__ = ["AUDITS", "Assumption", "Case", "ClaimSection", "ClaimText", "comparable"]
+__all__ = ["AUDITS", "Assumption", "AssumptionSet", "Case", "ClaimSection", "ClaimText", "comparable"]
 
 # Cases that agree in these differ in the estimator and its own settings only.
 _apart = attrgetter(
@@ -232,6 +232,23 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class AssumptionSet:
+    """What several cases of a claim have in common of the assumptions in which its cases differ.
+
+    Attributes:
+        anchor: id to link to.
+        number: its place among the sets of the claim, from 1.
+        checks: the assumptions, each as it was found.
+        amount: how many cases have it.
+    """
+
+    anchor: str
+    number: int
+    checks: tuple[AssumptionCheck, ...]
+    amount: int
+
+
+@dataclass(frozen=True)
 class ClaimSection:
     """A claim with its cases and what was not run of it."""
 
@@ -282,6 +299,26 @@ class ClaimSection:
     def special_assumptions(self, case: Case) -> tuple[AssumptionCheck, ...]:
         """Return the assumptions of a case that the claim's own list does not tell all of."""
         return tuple(item for item in case.verdict.assumptions if (item.id, item.holds, item.detail) not in self._told)
+
+    @cached_property
+    def assumption_sets(self) -> Mapping[tuple[AssumptionCheck, ...], AssumptionSet]:
+        """`special_assumptions` that several cases share, which are told once: themselves -> their set."""
+        amounts = Counter(self.special_assumptions(case) for case in self.cases)
+        shared = [(checks, amount) for checks, amount in amounts.items() if checks and amount > 1]
+        return {
+            checks: AssumptionSet(f"{self.anchor}-set-{number}", number, checks, amount)
+            for number, (checks, amount) in enumerate(shared, start=1)
+        }
+
+    @cached_property
+    def common_hashes(self) -> Mapping[str, str]:
+        """The hashes that all of its cases have; empty of a single case."""
+        return common_entries([case.verdict.hashes for case in self.cases]) if len(self.cases) > 1 else {}
+
+    @cached_property
+    def common_seeds(self) -> Mapping[str, int]:
+        """The seeds that all of its cases have; empty of a single case."""
+        return common_entries([case.verdict.seeds for case in self.cases]) if len(self.cases) > 1 else {}
 
     @property
     def audited(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from lmc_verify.cases import CaseDescription
 from lmc_verify.report.model import text
 
-__all__ = ["common_settings", "distinguishing_labels", "settings_in_words"]
+__all__ = ["common_entries", "common_settings", "distinguishing_labels", "settings_in_words"]
 
 _DERIVED = ("support", "edges", "nodes", "seed")
 """Settings that a label leaves out first when it can."""
@@ -63,6 +63,12 @@ def common_settings(described: Sequence[CaseDescription]) -> tuple[tuple[str, st
     return tuple(
         (text.name(key), text.setting(cases[0][key], key)) for key in text.case_keys(cases[0]) if key not in varying
     )
+
+
+def common_entries(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entries that all tables have alike; none of no tables."""
+    first, *others = tables or [{}]
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def _varying(cases: Sequence[Mapping[str, Any]]) -> list[str]:

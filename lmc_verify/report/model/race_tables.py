@@ -50,7 +50,7 @@ class RaceTable:
 
 def percent(value: float | None) -> str:
     """Return an accuracy as a percentage."""
-    return text.ABSENT if value is None or math.isnan(value) else f"{100 * value:.2f} %"
+    return text.ABSENT if value is None or math.isnan(value) else f"{100 * value:.2f}%"
 
 
 def target_table(record: RaceRecord) -> RaceTable:
