@@ -28,7 +28,9 @@ from lmc_verify.audits.explanation import Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import (
     Deviations,
+    InapplicableError,
     Measured,
+    can_mirror,
     differences,
     is_random,
     mean_gradient,
@@ -273,10 +275,13 @@ class _Auditor:
         for item in INTERVENTIONS:
             if item.context is None or is_random(subject, batch, [item]):
                 continue
-            subject.mirrored = item.id == "dropout"
+            subject.mirrored = item.id == "dropout" and can_mirror(subject, batch)
             self.notes.append(f"the step draws for itself ({item.id}), so that its mean is known from draws only")
             if subject.law.batches is not None:
-                without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                try:
+                    without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                except InapplicableError:
+                    return
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
             return
         self.notes.append(
@@ -431,7 +436,10 @@ def _without_randomness(subject: Subject) -> Control:
     batch = subject.law.batches[0]
     for item in INTERVENTIONS:
         if item.context is not None and not is_random(subject, batch, [item]):
-            return _still_steps(subject, item)
+            try:
+                return _still_steps(subject, item)
+            except InapplicableError:
+                continue
     return control_of(subject)
 
 

@@ -19,6 +19,7 @@ from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.measure import Deviations, differences
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps import mean_loss
+from lmc_verify.steps.hooks import without_backward_hooks
 from lmc_verify.steps.objective import labelled_losses
 from lmc_verify.steps.row_gradients import RowGradients
 
@@ -198,7 +199,7 @@ class _LossParts:
         modes = {module: module.training for module in subject.model.modules()}
         subject.model.eval()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), without_backward_hooks(subject.model):
                 self._rows, self._losses = labelled_losses(subject.model, subject.data)
         finally:
             for module, mode in modes.items():

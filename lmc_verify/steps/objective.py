@@ -14,6 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from lmc_verify.errors import InvalidInputError, NotFiniteError
 from lmc_verify.steps.full_precision import default_dtype
+from lmc_verify.steps.hooks import without_backward_hooks
 
 __all__ = [
     "Objective",
@@ -226,7 +227,7 @@ def _classes(targets: Tensor, count: int) -> Tensor:
 
 
 def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
-    """Return loss and gradient on the whole graph, in evaluation mode and full precision, by autograd.
+    """Return loss and gradient on the whole graph, in evaluation mode and full precision, by autograd without hooks.
 
     Args:
         model: its trainable parameters are differentiated; modes and ``.grad`` are left as they were.
@@ -249,7 +250,12 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device, enabled=False),
+            without_backward_hooks(model),
+        ):
             with default_dtype(dtype):
                 loss = objective(model, data)
             _require_scalar(loss)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmc_verify.seeds import torch_generator
-from lmc_verify.steps.masked_biases import MaskedBiases
+from lmc_verify.steps.modes import MaskedBiases
 
 ROWS, WIDTH = 6, 3
 
