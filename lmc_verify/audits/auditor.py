@@ -43,7 +43,7 @@ from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.statistics.ledger import Guarantee
-from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, describe, mean_loss
+from lmc_verify.steps import Objective, StateLike, Step, StepRunner, call_model, cast, describe, mean_loss
 from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
@@ -214,6 +214,8 @@ class _Auditor:
             self.notes.append(decision.note)
         if decision.outcome is Outcome.INCONCLUSIVE or (self.causes and decision.outcome is Outcome.REFUTED):
             self._note_unknown_nodes(explanation)
+        if decision.outcome is Outcome.REFUTED and not explanation.complete and subject.objective is mean_loss:
+            self._note_the_objective()
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
@@ -401,6 +403,31 @@ class _Auditor:
             "have no control on the same nodes; give nodes= and seeds=, functions of a batch that return the ids of "
             "its rows, and of the nodes that it is about"
         )
+
+    def _note_the_objective(self) -> None:
+        """Say what a step was compared with, where its own loss may be another one."""
+        shares = ""
+        if self._gives_shares():
+            shares = " The model's outputs all lie in [0, 1]: if they are probabilities, they were taken for logits."
+        self.notes.append(
+            "no objective was given: the step was compared with the mean cross entropy (of 0/1 matrices: binary cross "
+            "entropy) of the model's outputs as logits over data.train_mask. If its loss is another one (class "
+            f"weights, smoothed labels, a penalty), give objective=lambda model, data: ...{shares}"
+        )
+
+    def _gives_shares(self) -> bool:
+        """Whether the model's outputs may be probabilities, as behind a softmax or a sigmoid."""
+        subject = self.subject
+        subject.reset()
+        modes = {module: module.training for module in subject.model.modules()}
+        subject.model.eval()
+        try:
+            with torch.no_grad():
+                out = call_model(subject.model, subject.data)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return isinstance(out, torch.Tensor) and bool(((out >= 0) & (out <= 1)).all())
 
     def _note_the_epoch(self, measured: Measured) -> None:
         law = self.subject.law

@@ -25,7 +25,8 @@ def without_backward_hooks(model: nn.Module) -> Iterator[None]:
     tables: list[Any] = [
         table for module in model.modules() for table in (module._backward_hooks, module._backward_pre_hooks)
     ]
-    tables += [value._backward_hooks for value in model.parameters()]
+    for value in model.parameters():
+        tables += [value._backward_hooks, value._post_accumulate_grad_hooks]
     tables = [table for table in tables if table]
     kept = [dict(table) for table in tables]
     for table in tables:  # in place: autograd reads the same table
@@ -62,7 +63,7 @@ def _told(hook: Callable[[Tensor], None], name: str) -> Callable[[Tensor], None]
             hook(value)
         except Exception as error:
             raise ContractError(
-                f"a hook behind the accumulation of {name} raises {type(error).__name__} ({error}) on the private copy "
+                f"a hook behind the accumulation of {name} raises {type(error).__name__} on the private copy "
                 "of the model that a step runs on: it knows the caller's parameters. Remove it from the model for the "
                 "audit if it only steps an optimiser; else call what it does inside the step"
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -259,7 +259,15 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
             with default_dtype(dtype):
                 loss = objective(model, data)
             _require_scalar(loss)
-            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+            try:
+                found: Sequence[Tensor | None] = torch.autograd.grad(
+                    loss.reshape(()), list(named.values()), allow_unused=True
+                )
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                with default_dtype(dtype):  # a reentrant checkpoint, which allows backward() alone
+                    found = _by_backward(objective(model, data), list(named.values()))
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -269,6 +277,19 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
     }
     _require_finite(loss.detach(), gradient)
     return float(loss.detach()), gradient
+
+
+def _by_backward(loss: Tensor, values: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return what ``backward()`` accumulates; ``.grad`` is put back."""
+    given = [value.grad for value in values]
+    try:
+        for value in values:
+            value.grad = None
+        loss.reshape(()).backward()
+        return tuple(value.grad for value in values)
+    finally:
+        for value, grad in zip(values, given, strict=True):
+            value.grad = grad
 
 
 def _require_scalar(loss: Any) -> None:

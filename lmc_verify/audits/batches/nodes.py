@@ -34,7 +34,7 @@ _SEED_IDS = ("seeds", "seed_nodes", "target_nodes")
 _CAST = 1e-6
 """Relative error within which features are the same: single precision rounds by less."""
 
-_BY_CHANCE = 1e-3
+_BY_CHANCE = 0.02
 """Probability from which on the values of some rows may agree by chance with those of other nodes."""
 
 Namer = Callable[[Any], Tensor | Sequence[int]]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import is_undirected
 
-from lmc_verify.audits.control import loss_on, splits
+from lmc_verify.audits.control import LossParts, loss_on, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
-from lmc_verify.steps import induced_data
+from lmc_verify.steps import induced_data, mean_loss
 from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing
 
 __all__ = ["ENACTMENTS", "Enactment", "World", "added_parameters"]
@@ -186,11 +186,21 @@ class World:
         labelled = labelled_nodes(subject.data)
         assert labelled is not None
         chosen = (labelled & mask)[ids]
-        if not bool(chosen.any()):
-            return {name: torch.zeros_like(value) for name, value in subject.exact.items()}
-        part.train_mask = chosen.to(subject.data.train_mask.device)
-        weight = float(self.weights(mask)[ids][chosen].mean()) if scale is None else scale
-        return scaled(subject.gradient_of(part), weight * int(chosen.sum()) / int(labelled.sum()))
+        weights = self.weights(mask)[ids] if scale is None else torch.full(ids.shape, scale, dtype=torch.float64)
+        total: Gradient = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
+        kinds = torch.unique(weights[chosen]).tolist()
+        if len(kinds) > 1 and subject.objective is mean_loss:
+            part.train_mask = chosen.to(subject.data.train_mask.device)
+            with subject.clock.gradient():
+                subject.reset()
+                found = LossParts(subject, part).of(weights)
+            return scaled(found, int(chosen.sum()) / int(labelled.sum()))
+        for weight in kinds:
+            alike = chosen & (weights == weight)
+            part.train_mask = alike.to(subject.data.train_mask.device)
+            share = weight * int(alike.sum()) / int(labelled.sum())
+            total = added(total, subject.gradient_of(part), share)
+        return total
 
 
 def _own_layers(model: nn.Module) -> list[nn.Module]:

@@ -61,7 +61,8 @@ _FACTOR_WORDS = "one global factor"
 _FACTOR_REMEDY = "look for a missing or doubled normalisation of the loss, such as a sum in place of a mean"
 
 FAR = 2.0
-"""How far from one a factor must be to be named beside other causes from draws."""
+"""How far from one a factor must be to be named beside other causes from draws; and how many times the bias of a known
+defect what is left may be along it, at most, or one over that, for the defect to be named."""
 
 _Set = frozenset[str]
 
@@ -241,21 +242,30 @@ class _Search:
         size = _dot(wanted, wanted)
         return _dot(mean, wanted) / size if size else 1.0
 
-    def likeness(self, key: str, ids: _Set) -> float:
-        """Return the cosine of a known defect's bias and what is left without a set of causes; 1 for interventions."""
-        predicted = self.predicted(frozenset({key}))
-        return 1.0 if predicted is None else _cosine(self._left(ids).bias, predicted)
+    def resembles(self, key: str, ids: _Set) -> bool:
+        """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
+
+        What either has along the exact gradient says little: any wrong scale has that.
+        """
+        predicted, left = self.predicted(frozenset({key})), self._left(ids).bias
+        if predicted is None:
+            return True  # an intervention, whose effect is measured
+        exact = self._subject.exact
+        predicted, left = _beside(predicted, exact), _beside(left, exact)
+        size = _dot(predicted, predicted)
+        return _cosine(left, predicted) >= ALIKE and 1 / FAR <= _dot(left, predicted) / size <= FAR
 
     def seen(self, key: str) -> bool:
         """Whether a cause has been seen in the step; weights of batches by some number take a little away by chance."""
         item = self.candidates[key].intervention
-        return key != FACTOR and (item is None or item.count is None or ("/" not in key and key != "node-mean"))
+        return item is None or item.count is None or ("/" not in key and key != "node-mean")
 
     def detail(self, key: str, ids: _Set) -> str:
         """Return what is known of a cause within an explanation, beside its words."""
         if key != FACTOR:
             return ""
-        return f": without the other causes the mean is {self.factor(ids):.4g} times the gradient"
+        beside = "" if len(ids) == 1 else "without the other causes "
+        return f": {beside}the mean is {self.factor(ids):.4g} times the gradient"
 
     def gone(self, ids: _Set) -> bool:
         """Whether the step is unbiased without the causes of a set."""
@@ -369,7 +379,8 @@ def _greedy(search: _Search, whole: float) -> _Set:
     """Return the causes that leave least, one after the other; a known defect must look like what is left."""
     chosen, left = frozenset[str](), whole
     while len(chosen) < MOST_TOGETHER:
-        free = [key for key in search.candidates if key not in chosen and search.likeness(key, chosen) >= ALIKE]
+        free = [key for key in search.candidates if key not in {*chosen, FACTOR}]
+        free = [key for key in free if search.resembles(key, chosen)]
         tried = [(search.rest(chosen | {key}), key) for key in free]
         tried = [(rest, key) for rest, key in tried if search.seen(key) or rest <= HALF * left]
         if not tried or min(tried)[0] > left - WORTH * whole:
@@ -434,6 +445,12 @@ def _all_equal(counts: Sequence[float | None]) -> bool:
 
 def _dot(left: Gradient, right: Gradient) -> float:
     return sum(float((value.double() * right[name].double()).sum()) for name, value in left.items())
+
+
+def _beside(value: Gradient, other: Gradient) -> Gradient:
+    """Return what a gradient has beside the direction of another one."""
+    size = _dot(other, other)
+    return added(value, other, -_dot(value, other) / size) if size else value
 
 
 def _cosine(left: Gradient, right: Gradient) -> float:
