@@ -255,16 +255,14 @@ def _with_graph_rows(change: Callable[[Any, Data, Tensor], Any], subject: Subjec
 def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     """Return the whole graph as a batch: its rows first, in their order, and the rest without labels.
 
-    Its own edges stay as they are, and the graph's that it lacks are added, so that every row has all its neighbours.
-    Returned as it is: a batch that is no ``Data``, whose rows are not known, or with attributes of edges that the data
-    do not have.
+    Every row has all its neighbours, with the graph's attributes of edges: a sampler's weights are for its sample.
+    Edges that the graph does not have stay. Returned as it is: a batch that is no ``Data``, whose rows are not known,
+    or with attributes of edges that the data do not have.
     """
     data, ids = subject.data, _rows_of_graph(subject, batch)
     if ids is None or data.edge_index is None or batch.edge_index is None:
         return batch
-    lacking = torch.ones(data.edge_index.shape[1], dtype=torch.bool)
-    places = _graph_edges(subject).places(ids[batch.edge_index.cpu()])
-    lacking[places[places >= 0]] = False
+    foreign = _graph_edges(subject).places(ids[batch.edge_index.cpu()]) < 0
     count = int(data.num_nodes or 0)
     rest = torch.ones(count, dtype=torch.bool)
     rest[ids] = False
@@ -284,9 +282,9 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
             whole = data.get(key, None)
             if not isinstance(whole, Tensor) or whole.shape[1:] != value.shape[1:]:
                 return batch
-            out[key] = torch.cat([value, whole[lacking.to(whole.device)].to(value)])
-    added = place[data.edge_index.cpu()[:, lacking]]
-    out.edge_index = torch.cat([batch.edge_index, added.to(batch.edge_index.device)], dim=1)
+            out[key] = torch.cat([whole.to(value), value[foreign.to(value.device)]])
+    own = batch.edge_index[:, foreign.to(batch.edge_index.device)]
+    out.edge_index = torch.cat([place[data.edge_index.cpu()].to(own.device), own], dim=1)
     if "n_id" in batch:
         out.n_id = order.to(batch.n_id.device)
     out.num_nodes = None

@@ -17,6 +17,7 @@ from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
 from lmc_verify import Audit, ContractError
+from lmc_verify.audits.causes.enactments import _beyond_chance
 from lmc_verify.seeds import torch_generator
 
 
@@ -336,6 +337,25 @@ def test_a_sampler_that_prefers_some_nodes_is_named() -> None:
     audit = judge(lambda model, batch: mean_of(model, batch, data).backward(), batches=loader, draws=128)
     assert audit.outcome.value == "REFUTED"
     assert explained(audit) == ["unequal-inclusion"], str(audit)
+
+
+def test_a_node_that_a_batch_names_twice_counts_twice() -> None:
+    data = labelled()
+    seeds, batches = data.train_mask.nonzero().flatten(), []
+    for part in seeds.split(6):
+        chosen = torch.cat([part, part[:2], part])[:8]
+        batch: Any = around(data, chosen.unique())
+        batch.mapping = torch.searchsorted(batch.n_id, chosen)
+        batches.append(batch)
+    audit = judge(lambda model, batch: mean_of(model, batch, data).backward(), batches=batches)
+    assert explained(audit)[-1] == "unequal-inclusion", str(audit)
+
+
+def test_nodes_that_come_alike_often_differ_by_chance_only() -> None:
+    counts = torch.bincount(torch.randint(30, (300,), generator=torch_generator(0, "counts")), minlength=30).double()
+    assert not _beyond_chance(counts)
+    assert not _beyond_chance(torch.full((30,), 10.0))
+    assert _beyond_chance(torch.tensor([16.0, 4.0] * 15))
 
 
 def test_a_sampler_without_preference_is_not_blamed() -> None:

@@ -358,15 +358,13 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
 def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool) -> list[Cause]:
     """Return other candidates that take as much of the bias away; where it is not explained, all that take some."""
     least = 1.0 - EQUALLY if complete else WORTH
-    out = dict[str, Cause]()
+    out, told = dict[str, Cause](), {FACTOR, *(item.split("/")[0] for item in ids)}
+    if "changed-edges" in told:  # the whole graph as a batch has its own weights of edges, too
+        told |= {"missing-neighbours", "subgraph-degrees"}
     for key, candidate in search.candidates.items():
         removes = 1.0 - search.rest(frozenset({key})) / whole
         name = key.split("/")[0]
-        if (
-            name == FACTOR
-            or name in {item.split("/")[0] for item in ids}
-            or (name in out and out[name].removes >= removes)
-        ):
+        if name in told or (name in out and out[name].removes >= removes):
             continue
         if not complete and candidate.cosine is not None and candidate.cosine < ALIKE:
             continue  # what takes a little away by chance
