@@ -28,7 +28,9 @@ from lmc_verify.audits.explanation import Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import (
     Deviations,
+    InapplicableError,
     Measured,
+    can_mirror,
     differences,
     is_random,
     mean_gradient,
@@ -41,7 +43,7 @@ from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.statistics.ledger import Guarantee
-from lmc_verify.steps import Objective, StateLike, Step, StepRunner, cast, describe, mean_loss
+from lmc_verify.steps import Objective, StateLike, Step, StepRunner, call_model, cast, describe, mean_loss
 from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
@@ -212,6 +214,8 @@ class _Auditor:
             self.notes.append(decision.note)
         if decision.outcome is Outcome.INCONCLUSIVE or (self.causes and decision.outcome is Outcome.REFUTED):
             self._note_unknown_nodes(explanation)
+        if decision.outcome is Outcome.REFUTED and not explanation.complete and subject.objective is mean_loss:
+            self._note_the_objective()
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
@@ -273,10 +277,13 @@ class _Auditor:
         for item in INTERVENTIONS:
             if item.context is None or is_random(subject, batch, [item]):
                 continue
-            subject.mirrored = item.id == "dropout"
+            subject.mirrored = item.id == "dropout" and can_mirror(subject, batch)
             self.notes.append(f"the step draws for itself ({item.id}), so that its mean is known from draws only")
             if subject.law.batches is not None:
-                without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                try:
+                    without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                except InapplicableError:
+                    return
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
             return
         self.notes.append(
@@ -397,6 +404,31 @@ class _Auditor:
             "its rows, and of the nodes that it is about"
         )
 
+    def _note_the_objective(self) -> None:
+        """Say what a step was compared with, where its own loss may be another one."""
+        shares = ""
+        if self._gives_shares():
+            shares = " The model's outputs all lie in [0, 1]: if they are probabilities, they were taken for logits."
+        self.notes.append(
+            "no objective was given: the step was compared with the mean cross entropy (of 0/1 matrices: binary cross "
+            "entropy) of the model's outputs as logits over data.train_mask. If its loss is another one (class "
+            f"weights, smoothed labels, a penalty), give objective=lambda model, data: ...{shares}"
+        )
+
+    def _gives_shares(self) -> bool:
+        """Whether the model's outputs may be probabilities, as behind a softmax or a sigmoid."""
+        subject = self.subject
+        subject.reset()
+        modes = {module: module.training for module in subject.model.modules()}
+        subject.model.eval()
+        try:
+            with torch.no_grad():
+                out = call_model(subject.model, subject.data)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return isinstance(out, torch.Tensor) and bool(((out >= 0) & (out <= 1)).all())
+
     def _note_the_epoch(self, measured: Measured) -> None:
         law = self.subject.law
         if law.how != "epoch" or law.batches is None or law.per_pass != len(law.batches) or law.per_pass < 2:
@@ -431,7 +463,10 @@ def _without_randomness(subject: Subject) -> Control:
     batch = subject.law.batches[0]
     for item in INTERVENTIONS:
         if item.context is not None and not is_random(subject, batch, [item]):
-            return _still_steps(subject, item)
+            try:
+                return _still_steps(subject, item)
+            except InapplicableError:
+                continue
     return control_of(subject)
 
 

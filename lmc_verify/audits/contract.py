@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.fingerprints import require_values
+from lmc_verify.audits.interventions import reading
 from lmc_verify.audits.subject import Gradient, Subject
 from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.steps.data import tensors_of
@@ -74,6 +75,11 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
     if look.stepped:
         some = ", ".join(sorted(look.stepped)[:3]) + (", ..." if len(look.stepped) > 3 else "")
         notes.append(f"an optimiser steps inside of the step ({some}); every step is judged from the same parameters")
+    if look.moved:
+        notes.append(
+            "the step makes a backward pass after it has moved the parameters: the gradient that it leaves is one at "
+            "other parameters than those at which it is judged"
+        )
     if look.lowered and subject.runner.dtype is torch.float64:
         some = ", ".join(sorted(map(str, look.lowered)))
         notes.append(
@@ -103,6 +109,7 @@ class _Look:
         buffers: names of buffers that the step changes.
         stepped: names of parameters that it changes.
         lowered: precisions of the autocast that it runs under.
+        moved: whether it makes a backward pass after it has moved the parameters.
         kept: paths of what it leaves in the model beside these, and beside its state.
     """
 
@@ -111,11 +118,11 @@ class _Look:
         self.seen: list[tuple[Any, Gradient]] = []
         self.random, self.kept = False, list[str]()
         self.buffers, self.stepped = set[str](), set[str]()
-        self.lowered = set[torch.dtype]()
+        self.lowered, self.moved = set[torch.dtype](), False
         self._private = {name: value.clone() for name, value in tensors_of(subject.data).items()}
 
     def closely(self, batch: Any) -> None:
-        """Run the step three times for a batch, and check all that it may have changed."""
+        """Run the step for a batch, again, and with another seed, and check all that it may have changed."""
         subject = self._subject
         for name, value in tensors_of(batch).items():
             require_values(value, f"batch.{name}")
@@ -139,6 +146,10 @@ class _Look:
             self._raise_memory(f"one batch gives other gradients of {', '.join(differing[:3])}")
         other = self._tried(batch, 2)
         self.random |= any(not torch.equal(one[name], other[name]) for name in one)
+        if not self.seen:
+            with reading(subject, "given"):
+                self._tried(batch, 1)
+            self.moved = subject.runner.moved
         self.seen.append((batch, one))
 
     def again(self, batch: Any) -> None:
@@ -233,9 +244,9 @@ class _Look:
             if "dtype" in str(error) or "Double" in str(error):
                 raise ContractError(
                     f"step mixes precisions ({str(error).rstrip('.')}): model and batches are in "
-                    f"{subject.runner.dtype}. Take what the step reads from its batch, or from its third argument in "
-                    "step(model, batch, data); pass what it keeps between batches as state=; or pass "
-                    "dtype=torch.float32"
+                    f"{subject.runner.dtype}. Use the model that is step's first argument; take what the step reads "
+                    "from its batch, or from its third argument in step(model, batch, data); pass what it keeps "
+                    "between batches as state=; or pass dtype=torch.float32"
                 ) from error
             raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.measure import Deviations, differences
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps import mean_loss
+from lmc_verify.steps.hooks import without_backward_hooks
 from lmc_verify.steps.objective import labelled_losses
 from lmc_verify.steps.row_gradients import RowGradients
 
-__all__ = ["Control", "control_of", "loss_on"]
+__all__ = ["Control", "LossParts", "control_of", "loss_on"]
 
 PASSES = 3
 """Passes of a loader that must each contain every node once for its seeds to count as a partition."""
@@ -178,7 +180,7 @@ def loss_on(subject: Subject, weights: Tensor, *, forward: bool = False) -> Grad
     return total
 
 
-def _parts_of(subject: Subject) -> _LossParts:
+def _parts_of(subject: Subject) -> LossParts:
     """Return the losses of the model as it is.
 
     A step that writes into parameters or buffers, though they are put back, makes earlier ones unusable.
@@ -186,20 +188,25 @@ def _parts_of(subject: Subject) -> _LossParts:
     written = (*subject.model.parameters(), *subject.model.buffers())
     versions = tuple(value._version for value in written)
     if subject.parts is None or subject.parts[0] != versions:
-        subject.parts = (versions, _LossParts(subject))
-    parts: _LossParts = subject.parts[1]
+        subject.parts = (versions, LossParts(subject, subject.data))
+    parts: LossParts = subject.parts[1]
     return parts
 
 
-class _LossParts:
-    """The losses of all labelled nodes from one forward pass, for gradients of weighted sums of them."""
+class LossParts:
+    """The losses of all labelled nodes from one forward pass, for gradients of weighted sums of them.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        subject: its objective must be the usual one.
+        data: the graph, or a part of it.
+    """
+
+    def __init__(self, subject: Subject, data: Any) -> None:
         modes = {module: module.training for module in subject.model.modules()}
         subject.model.eval()
         try:
-            with torch.enable_grad():
-                self._rows, self._losses = labelled_losses(subject.model, subject.data)
+            with torch.enable_grad(), without_backward_hooks(subject.model):
+                self._rows, self._losses = labelled_losses(subject.model, data)
         finally:
             for module, mode in modes.items():
                 module.training = mode

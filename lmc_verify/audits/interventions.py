@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
 from lmc_verify.audits.subject import Subject
 from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
-from lmc_verify.steps.masked_biases import MaskedBiases
+from lmc_verify.steps.modes import MaskedBiases, StepMode
+from lmc_verify.steps.runner import Reading
 
-__all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "whole_graph_batch"]
+__all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "reading", "whole_graph_batch"]
 
 _DROPOUTS: frozenset[Any] = frozenset(
     {
@@ -55,7 +57,7 @@ _MEANS: frozenset[Any] = frozenset(
 _OF_CLASSES: frozenset[Any] = frozenset({F.cross_entropy, F.nll_loss})
 
 
-class _NoDropout(TorchFunctionMode):
+class _NoDropout(StepMode):
     """Every dropout returns its input."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,7 +66,7 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class MirroredDropout(TorchFunctionMode):
+class MirroredDropout(StepMode):
     """Dropout that keeps where a uniform number is above p, or where its mirror image is: each is dropout by itself.
 
     The mean of both has far less noise, because what is linear in the mask cancels.
@@ -88,22 +90,28 @@ class MirroredDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _LossCalls(TorchFunctionMode):
+class _LossCalls(StepMode):
     """Records of how many rows every loss is a mean: what its sum is divided by.
 
     Attributes:
         rows: of each call; rows whose target is ignored do not count, and those of weighted classes count by weight.
+        means: rows of each tensor with a gradient whose mean over everything is taken.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[float] = []
+        self.means: list[float] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = args[0] if args else kwargs.get("input")
         if func in _MEANS and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor) and given.dim():
             self.rows.append(_divisor(given, args, kwargs) if func in _OF_CLASSES else given.shape[0])
+        elif (
+            func in (Tensor.mean, torch.mean) and len(args) == 1 and not kwargs and given.requires_grad and given.dim()
+        ):
+            self.means.append(given.shape[0])
         return func(*args, **kwargs)
 
 
@@ -117,7 +125,7 @@ def _divisor(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> f
     return float(counted.numel() if weight is None else weight[counted].sum())
 
 
-class _FrozenBatchNorm(TorchFunctionMode):
+class _FrozenBatchNorm(StepMode):
     """Every batch norm uses its running statistics, and leaves them as they are."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -147,13 +155,13 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _as_accumulated(subject: Subject) -> Iterator[None]:
-    """Read gradients as backward() leaves them, before a step changes them."""
-    subject.runner.as_accumulated = True
+def reading(subject: Subject, which: Reading) -> Iterator[None]:
+    """Read other gradients than those that a step leaves."""
+    before, subject.runner.reading = subject.runner.reading, which
     try:
         yield
     finally:
-        subject.runner.as_accumulated = False
+        subject.runner.reading = before
 
 
 def inverse_probability(subject: Subject, batch: Any) -> float | None:
@@ -169,7 +177,8 @@ def rows_of_mean(subject: Subject, batch: Any) -> float | None:
     """Return of how many rows the step's loss is a mean, as torch was called; None where it is none, or several."""
     calls = _LossCalls()
     subject.step(batch, 1, [calls])
-    return calls.rows[0] if len(set(calls.rows)) == 1 else (0 if not calls.rows else None)
+    rows = calls.rows or calls.means
+    return rows[0] if len(set(rows)) == 1 else (0 if not rows else None)
 
 
 def labelled_rows_of(subject: Subject, batch: Any) -> int | None:
@@ -217,17 +226,43 @@ def _seeds_in_loss(subject: Subject, batch: Any) -> Any:
     return changed
 
 
+def _rows_of_graph(subject: Subject, batch: Any) -> Tensor | None:
+    """Return the nodes of a batch's rows; None where they are not known, or a node has several rows."""
+    ids = subject.nodes(batch).ids if isinstance(batch, Data) and isinstance(subject.data, Data) else None
+    return None if ids is None or torch.unique(ids).numel() != ids.numel() else ids
+
+
+def _graph_edges(subject: Subject) -> GraphEdges:
+    index = subject.data.edge_index
+    if subject.edges is None or subject.edges[0] is not index:
+        subject.edges = (index, GraphEdges(index, int(subject.data.num_nodes)))
+    found: GraphEdges = subject.edges[1]
+    return found
+
+
+def _with_graph_edges(subject: Subject, batch: Any) -> Any:
+    ids = _rows_of_graph(subject, batch)
+    if ids is None or subject.data.edge_index is None or batch.edge_index is None:
+        return batch
+    return with_graph_edges(batch, subject.data, ids, _graph_edges(subject))
+
+
+def _with_graph_rows(change: Callable[[Any, Data, Tensor], Any], subject: Subject, batch: Any) -> Any:
+    ids = _rows_of_graph(subject, batch)
+    return batch if ids is None else change(batch, subject.data, ids)
+
+
 def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     """Return the whole graph as a batch: its rows first, in their order, and the rest without labels.
 
-    Every row then has all its neighbours, and every degree is the whole graph's. Returned as it is: a batch that is no
-    ``Data``, whose rows are not known, or with attributes of edges that the data do not have.
+    Every row has all its neighbours, with the graph's attributes of edges: a sampler's weights are for its sample.
+    Edges that the graph does not have stay. Returned as it is: a batch that is no ``Data``, whose rows are not known,
+    or with attributes of edges that the data do not have.
     """
-    data, ids = subject.data, subject.nodes(batch).ids
-    if not isinstance(batch, Data) or not isinstance(data, Data) or ids is None or data.edge_index is None:
+    data, ids = subject.data, _rows_of_graph(subject, batch)
+    if ids is None or data.edge_index is None or batch.edge_index is None:
         return batch
-    if torch.unique(ids).numel() != ids.numel():
-        return batch
+    foreign = _graph_edges(subject).places(ids[batch.edge_index.cpu()]) < 0
     count = int(data.num_nodes or 0)
     rest = torch.ones(count, dtype=torch.bool)
     rest[ids] = False
@@ -244,10 +279,12 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
         if key in nodewise:
             out[key] = _extended(value, data.get(key, None), order, ids, count)
         elif batch.is_edge_attr(key):
-            if key not in data or not isinstance(data[key], Tensor):
+            whole = data.get(key, None)
+            if not isinstance(whole, Tensor) or whole.shape[1:] != value.shape[1:]:
                 return batch
-            out[key] = data[key]
-    out.edge_index = place.to(data.edge_index.device)[data.edge_index]
+            out[key] = torch.cat([whole.to(value), value[foreign.to(value.device)]])
+    own = batch.edge_index[:, foreign.to(batch.edge_index.device)]
+    out.edge_index = torch.cat([place[data.edge_index.cpu()].to(own.device), own], dim=1)
     if "n_id" in batch:
         out.n_id = order.to(batch.n_id.device)
     out.num_nodes = None
@@ -258,7 +295,7 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
 def _extended(value: Tensor, whole: Any, order: Tensor, ids: Tensor, count: int) -> Tensor:
     """Return a node attribute of a batch for all nodes: masks of the rest are false, what the data lack is zero."""
     shape = (count - ids.numel(), *value.shape[1:])
-    if value.dtype is not torch.bool and isinstance(whole, Tensor) and whole.shape[0] == count:
+    if value.dtype is not torch.bool and isinstance(whole, Tensor) and whole.shape == (count, *shape[1:]):
         rest = whole[order[ids.numel() :].to(whole.device)].to(value.dtype)
     else:
         rest = torch.zeros(shape, dtype=value.dtype, device=value.device)
@@ -362,6 +399,27 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         count=_seed_count,
     ),
     Intervention(
+        "changed-features",
+        "changed features: rows of a batch have other features than their nodes in the graph",
+        "take a batch's features from the graph; normalise over the whole graph, or let noise and masks be the "
+        "objective's, too",
+        batch=partial(_with_graph_rows, with_graph_features),
+    ),
+    Intervention(
+        "changed-labels",
+        "changed labels: rows of a batch have other targets than their nodes in the graph, or nodes are in its "
+        "train_mask that are not in the graph's",
+        "take a batch's y and train_mask from the graph by the ids of its rows",
+        batch=partial(_with_graph_rows, with_graph_labels),
+    ),
+    Intervention(
+        "changed-edges",
+        "changed edges: a batch has edges that the graph does not have (added, doubled, reversed), or other edge "
+        "weights",
+        "take a batch's edges, with their weights, from the graph, and add self-loops once",
+        batch=_with_graph_edges,
+    ),
+    Intervention(
         "halo-rows-in-loss",
         "halo rows in the loss: labelled nodes that a batch is not about enter its loss, some more often than others",
         "take the loss over the nodes that the batch is about only",
@@ -387,9 +445,16 @@ INTERVENTIONS: tuple[Intervention, ...] = (
     ),
     Intervention(
         "changed-gradients",
-        "gradients are changed behind backward(), such as by clipping, noise or masks",
+        "gradients are changed behind backward(), such as by clipping, noise, masks or hooks",
         "audit the step without; clipping by a norm that batches exceed is biased, and noise has to have mean zero",
-        context=_as_accumulated,
+        context=lambda subject: reading(subject, "accumulated"),
+    ),
+    Intervention(
+        "moved-parameters",
+        "moved parameters: the step takes its gradient after it has moved the parameters (SAM, a closure that an "
+        "optimiser calls again, several optimiser steps in one)",
+        "audit a step of one backward pass at the parameters that it is given, the ascent or the closure left out",
+        context=lambda subject: reading(subject, "given"),
     ),
 )
 """In the order in which they are tried: of two that explain as much, the first is named."""

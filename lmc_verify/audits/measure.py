@@ -24,13 +24,26 @@ from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma
 from lmc_verify.steps import cast
 from lmc_verify.steps.row_gradients import message_passing
 
-__all__ = ["Deviations", "Measured", "differences", "is_random", "mean_gradient", "rounding"]
+__all__ = [
+    "Deviations",
+    "InapplicableError",
+    "Measured",
+    "can_mirror",
+    "differences",
+    "is_random",
+    "mean_gradient",
+    "rounding",
+]
 
 PROBE = 1e-7
 """Relative size of the random changes of parameters and features from which the conditioning is measured."""
 
 WITHIN = 3.0
 """Standard errors within which a bias from draws counts as none when causes are compared."""
+
+
+class InapplicableError(Exception):
+    """A step fails under interventions, or gives no finite gradient, and does not without: they do not apply to it."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +82,61 @@ class Measured:
 def treated(
     subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention], contexts: Sequence[Any] = ()
 ) -> Gradient:
-    """Return the step's gradient for a batch under interventions, without their weights."""
-    with subject.law.loading.timed():
-        for item in chosen:
-            if item.batch is not None:
-                batch = item.batch(subject, batch)
-    own = [item.context(subject) for item in chosen if item.context is not None]
-    own += [item.within(subject, batch) for item in chosen if item.within is not None]
-    return subject.step(batch, seed, [*contexts, *own])
+    """Return the step's gradient for a batch under interventions, without their weights.
+
+    Raises:
+        InapplicableError: the step fails with a batch that an intervention has changed.
+    """
+    try:
+        changed = batch
+        with subject.law.loading.timed():
+            for item in chosen:
+                if item.batch is not None:
+                    changed = item.batch(subject, changed)
+        own = [item.context(subject) for item in chosen if item.context is not None]
+        own += [item.within(subject, changed) for item in chosen if item.within is not None]
+        return subject.step(changed, seed, [*contexts, *own])
+    except Exception as error:
+        if chosen:
+            subject.step(batch, seed, contexts)  # what fails without them, too, is the step's own
+            raise InapplicableError from error
+        raise
 
 
 def is_random(subject: Subject, batch: Any, chosen: Sequence[Intervention] = ()) -> bool:
-    """Whether the step gives another gradient for one batch under another seed."""
-    one, other = (treated(subject, batch, seed, chosen) for seed in (1, 2))
+    """Whether the step gives another gradient for one batch under another seed; so it does where it fails."""
+    try:
+        one, other = (treated(subject, batch, seed, chosen) for seed in (1, 2))
+    except InapplicableError:
+        return True
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
+def can_mirror(subject: Subject, batch: Any) -> bool:
+    """Whether the step runs with dropout's masks mirrored."""
+    try:
+        subject.step(batch, 1, [MirroredDropout(True)])
+    except Exception:
+        return False
+    return True
+
+
 def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> list[float | None]:
-    """Return the number that each weighting intervention takes of a batch, after the others have changed it."""
+    """Return the number that each weighting intervention takes of a batch, after the others have changed it.
+
+    Raises:
+        InapplicableError: the step fails with the changed batch.
+    """
     key = (id(batch), *(item.id for item in chosen))
     if key not in subject.counts:
         changed = batch
         for item in chosen:
-            if item.batch is not None and item.id == "halo-rows-in-loss":
+            if item.batch is not None and item.id in ("halo-rows-in-loss", "changed-labels"):
                 changed = item.batch(subject, changed)
-        counts = [item.count(subject, batch if item.of_draw else changed) for item in chosen if item.count is not None]
+        try:
+            counts = [item.count(subject, batch if item.of_draw else changed) for item in chosen if item.count]
+        except Exception as error:
+            raise InapplicableError from error
         subject.counts[key] = (batch, counts)  # the batch is kept, so that its id is not given to another
     return subject.counts[key][1]
 

@@ -94,6 +94,7 @@ class Subject:
         no_gradient: what was said of the last of them.
         counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
         parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
+        edges: of the whole graph, see `lmc_verify.audits.batches.graph.GraphEdges`.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -108,6 +109,7 @@ class Subject:
         self.counts: dict[tuple[Any, ...], tuple[Any, list[float | None]]] = {}
         self.conditioning: dict[str, float] | None = None
         self.parts: Any = None
+        self.edges: Any = None
         self.without_gradient = 0
         self.no_gradient = ""
         self.mirrored = False

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from lmc_verify.steps.modes import StepMode
 
 __all__ = ["default_dtype", "full_precision", "watched_autocast"]
 
@@ -16,7 +17,7 @@ _LOWER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
 
 
-class _NoCasts(TorchFunctionMode):
+class _NoCasts(StepMode):
     """A cast of a tensor in double precision to a lower one gives the tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

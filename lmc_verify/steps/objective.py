@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from lmc_verify.errors import InvalidInputError, NotFiniteError
 from lmc_verify.steps.full_precision import default_dtype
+from lmc_verify.steps.hooks import without_backward_hooks
 
 __all__ = [
     "Objective",
@@ -226,7 +227,7 @@ def _classes(targets: Tensor, count: int) -> Tensor:
 
 
 def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tuple[float, dict[str, Tensor]]:
-    """Return loss and gradient on the whole graph, in evaluation mode and full precision, by autograd.
+    """Return loss and gradient on the whole graph, in evaluation mode and full precision, by autograd without hooks.
 
     Args:
         model: its trainable parameters are differentiated; modes and ``.grad`` are left as they were.
@@ -249,11 +250,24 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device, enabled=False),
+            without_backward_hooks(model),
+        ):
             with default_dtype(dtype):
                 loss = objective(model, data)
             _require_scalar(loss)
-            found = torch.autograd.grad(loss.reshape(()), list(named.values()), allow_unused=True)
+            try:
+                found: Sequence[Tensor | None] = torch.autograd.grad(
+                    loss.reshape(()), list(named.values()), allow_unused=True
+                )
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                with default_dtype(dtype):  # a reentrant checkpoint, which allows backward() alone
+                    found = _by_backward(objective(model, data), list(named.values()))
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -263,6 +277,19 @@ def objective_gradient(model: nn.Module, data: Any, objective: Objective) -> tup
     }
     _require_finite(loss.detach(), gradient)
     return float(loss.detach()), gradient
+
+
+def _by_backward(loss: Tensor, values: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return what ``backward()`` accumulates; ``.grad`` is put back."""
+    given = [value.grad for value in values]
+    try:
+        for value in values:
+            value.grad = None
+        loss.reshape(()).backward()
+        return tuple(value.grad for value in values)
+    finally:
+        for value, grad in zip(values, given, strict=True):
+            value.grad = grad
 
 
 def _require_scalar(loss: Any) -> None:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lmc_verify.errors import ContractError, InvalidInputError
-from lmc_verify.steps.accumulated import accumulated
 from lmc_verify.steps.data import cast
 from lmc_verify.steps.full_precision import default_dtype
 from lmc_verify.steps.generators import forked_generators
+from lmc_verify.steps.hooks import Accumulated, accumulated, carried_hooks, without_backward_hooks
 from lmc_verify.steps.objective import unwrapped
 from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
-__all__ = ["NoGradientError", "Step", "StepRunner", "takes_data"]
+__all__ = ["NoGradientError", "Reading", "Step", "StepRunner", "takes_data"]
 
 Step = Callable[..., Any]
 """``step(model, batch)`` or ``step(model, batch, data)``: leaves ``.grad``, or returns gradients by parameter."""
+
+Reading = Literal["left", "accumulated", "given"]
+"""Which gradient is read: the one that a step leaves; as the last backward pass accumulates it, without the caller's
+hooks; or behind the last pass at the parameters that the step was given, if there are others."""
 
 
 class NoGradientError(ContractError):
@@ -66,7 +70,9 @@ class StepRunner:
         names: of the trainable parameters, in ``named_parameters()`` order.
         state: what the step keeps.
         changed: the parameters that the last run wrote into, as an optimiser does; they have been put back.
-        as_accumulated: whether gradients are read behind the backward pass, before the step changes ``.grad``.
+        reading: which gradient is read.
+        moved: whether the last run made a backward pass after it had moved the parameters; seen unless the gradient is
+            read as it is left.
 
     Raises:
         InvalidInputError: a model that cannot be copied, has no trainable parameter or uninitialised ones, a step that
@@ -100,7 +106,8 @@ class StepRunner:
         self._given = self.state.snapshot()
         self.state.cast(dtype)
         self.changed: list[str] = []
-        self.as_accumulated = False
+        self.reading: Reading = "left"
+        self.moved = False
         self.modes = {module: module.training for module in self.model.modules()}
 
     def close(self) -> None:
@@ -143,12 +150,15 @@ class StepRunner:
                 forked_generators(seed, "step"),
                 torch.enable_grad(),
                 default_dtype(self.dtype),
-                accumulated(parameters if self.as_accumulated else {}) as behind_backward,
+                self._hooks(),
+                accumulated({} if self.reading == "left" else parameters, kept) as behind_backward,
             ):
                 returned = self.step(*arguments)
+            self.moved = behind_backward.moved
             found = self._returned(returned)
             if found is None:
-                found = {name: behind_backward.get(name, parameters[name].grad) for name in self.names}
+                read = self._read(behind_backward)
+                found = {name: read.get(name, parameters[name].grad) for name in self.names}
             if all(value is None for value in found.values()):
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
@@ -158,6 +168,17 @@ class StepRunner:
                 value.grad = None
                 if name in self.changed:
                     value.data.copy_(kept[name])
+
+    def _hooks(self) -> AbstractContextManager[None]:
+        if self.reading == "accumulated":
+            return without_backward_hooks(self.model)
+        return carried_hooks(self._original, self.model)
+
+    def _read(self, behind: Accumulated) -> Mapping[str, Tensor]:
+        """Return the gradients that are read in place of those that the step leaves."""
+        if self.reading == "given":
+            return behind.given if behind.moved else {}
+        return behind.last
 
     @contextmanager
     def _original_without_gradients(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from torch_geometric.utils import k_hop_subgraph
 import lmc_verify as lv
 from lmc_verify.audits import Audit
 from lmc_verify.audits.causes.enactments import World
-from lmc_verify.audits.causes.search import _Candidate, _Search
+from lmc_verify.audits.causes.search import _Candidate, _greedy, _others, _Search
 from lmc_verify.audits.interventions import INTERVENTIONS
 from lmc_verify.audits.measure import Measured
 from lmc_verify.seeds import torch_generator
@@ -340,3 +340,42 @@ def test_the_halo_of_a_batch_is_around_it_and_not_of_it() -> None:
         mask = torch.zeros(4, dtype=torch.bool)
         mask[batch] = True
         assert world.halo(mask).nonzero().ravel().tolist() == halo
+
+
+@pytest.mark.parametrize(
+    ("left", "like"),
+    [
+        ([5.0, 0.0, 1.0], False),  # alike along the exact gradient alone
+        ([0.0, 1.0, 0.1], True),
+        ([5.0, 1.0, 0.9], True),
+        ([5.0, 3.0, 0.0], False),  # three times as large
+        ([5.0, 0.4, 0.0], False),
+        ([5.0, -1.0, 0.0], False),
+    ],
+)
+def test_a_known_defect_resembles_a_bias_beside_the_exact_gradient(left: list[float], like: bool) -> None:
+    search: Any = _Search.__new__(_Search)
+    search._subject = SimpleNamespace(exact={"weight": torch.tensor([1.0, 0.0, 0.0])})
+    search.predicted = lambda ids: {"weight": torch.tensor([5.0, 1.0, 0.0])}
+    search._left = lambda ids: SimpleNamespace(bias={"weight": torch.tensor(left)})
+    assert search.resembles("known", frozenset()) is like
+
+
+@pytest.mark.parametrize(("key", "seen"), [("batch-mean", True), ("batch-mean/labelled", False), ("node-mean", False)])
+def test_a_count_of_a_batch_is_no_sight_of_a_cause(key: str, seen: bool) -> None:
+    """What is left is hardly less with any weights; that the loss is a mean of so many rows has been seen."""
+    search: Any = _Search.__new__(_Search)
+    item = next(item for item in INTERVENTIONS if item.id == key)
+    search.candidates = {key: _Candidate(key, "", "", intervention=item)}
+    assert search.seen(key) is seen
+    search.rest = lambda ids: 0.8 if ids else 1.0
+    search.resembles = lambda key, ids: True
+    assert _greedy(search, 1.0) == (frozenset({key}) if seen else frozenset())
+
+
+def test_what_takes_a_little_away_by_chance_is_not_listed() -> None:
+    search: Any = _Search.__new__(_Search)
+    search.candidates = {key: _Candidate(key, "", "") for key in ("like", "unlike", "changed", "factor")}
+    search.candidates["like"].cosine, search.candidates["unlike"].cosine = 0.8, 0.3  # "changed" is an intervention
+    search.rest = lambda ids: 0.9
+    assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "changed"}

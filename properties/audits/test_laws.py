@@ -427,20 +427,21 @@ def test_draws_are_a_function_of_the_seed() -> None:
     assert _drawn(law(Fresh())) != _drawn(law(Fresh()), seed=1)
 
 
-@pytest.mark.parametrize("kind", ["torch", "numpy", "random"])
+@pytest.mark.parametrize("kind", ["torch", "numpy", "old numpy", "random"])
 def test_generators_of_a_loader_are_seeded_and_put_back(kind: str) -> None:
     class Shuffled:
         def __init__(self) -> None:
             self.generator: Any = {
                 "torch": torch.Generator().manual_seed(3),
                 "numpy": np.random.default_rng(3),
+                "old numpy": np.random.RandomState(3),
                 "random": random.Random(3),
             }[kind]
 
         def __iter__(self) -> Iterator[Tensor]:
             if kind == "torch":
                 order = torch.randperm(NODES, generator=self.generator).tolist()
-            elif kind == "numpy":
+            elif kind.endswith("numpy"):
                 order = self.generator.permutation(NODES).tolist()
             else:
                 order = self.generator.sample(range(NODES), NODES)

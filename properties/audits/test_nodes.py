@@ -76,6 +76,25 @@ def test_wrong_ids_are_seen_by_targets_where_features_are_the_same() -> None:
     assert ids(read(rows(5, 2, 7, alike=True, n_id=torch.tensor([0, 1, 2])), alike=True)) is None
 
 
+def test_named_ids_are_believed_where_features_or_targets_alone_are_theirs() -> None:
+    """A transform has changed the others, here with its noise."""
+    order = [5, 2, 7, 1]
+    batch = rows(*order, n_id=torch.tensor(order))
+    noisy, relabelled, both = batch.clone(), batch.clone(), batch.clone()
+    noisy.x, relabelled.y = batch.x + 1, batch.y + 1
+    both.x, both.y = noisy.x, relabelled.y
+    assert ids(read(noisy)) == ids(read(relabelled)) == order
+    assert ids(read(both)) is None
+
+
+@pytest.mark.parametrize("order", [[5], [0, 4, 8]])
+def test_targets_that_agree_by_chance_are_not_believed(order: list[int]) -> None:
+    """One row has the target of a node in four of nine; three rows that of nodes of the most frequent class."""
+    batch = rows(*order, n_id=torch.tensor(order))
+    batch.x = batch.x + 1
+    assert ids(read(batch)) is None
+
+
 def test_ids_outside_of_the_graph() -> None:
     with pytest.raises(InvalidInputError, match=r"n_id goes from 2 to 9, nodes are 0 \.\.\. 8.*another graph"):
         read(rows(5, 2, 7, n_id=torch.tensor([5, 2, NODES])))

@@ -1,4 +1,4 @@
-"""Claim: what loops do in practice is judged for what it is: clipping, class weights, autocast, plain tuples."""
+"""Claim: what loops do in practice is judged for what it is: clipping, hooks, SAM, class weights, autocast, tuples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
 from lmc_verify import Audit, ContractError
+from lmc_verify.audits.causes.enactments import _beyond_chance
+from lmc_verify.seeds import torch_generator
 
 
 class Net(nn.Module):
@@ -143,6 +146,308 @@ def test_noise_on_gradients_is_no_bias_and_named_as_randomness() -> None:
     audit = judge(step)
     assert audit.outcome.value == "SUPPORTED"
     assert any("draws for itself (changed-gradients)" in note for note in audit.notes)
+
+
+# Hooks of the caller's model, and gradients at other parameters.
+
+
+def unbiased(model: nn.Module, batch: Any, data: Data) -> None:
+    loss_of(model, batch, data).backward()
+
+
+def clamped(grad: Tensor) -> Tensor:
+    return grad.clamp(-0.01, 0.01)
+
+
+def clamp_in_place(value: Tensor) -> None:
+    assert value.grad is not None
+    value.grad.clamp_(-0.01, 0.01)
+
+
+@pytest.mark.parametrize("where", ["parameter", "accumulation"])
+def test_clipping_in_a_hook_is_named_and_has_the_bias_of_plain_code(where: str) -> None:
+    data = labelled()
+    model = Net(data)
+    for value in model.parameters():
+        if where == "parameter":
+            value.register_hook(clamped)
+        else:
+            value.register_post_accumulate_grad_hook(clamp_in_place)
+
+    def plain(model: nn.Module, batch: Any, data: Data) -> None:
+        unbiased(model, batch, data)
+        clip_grad_value_(model.parameters(), 0.01)
+
+    audit = lv.audit(model, data, khop(data), unbiased)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", ["changed-gradients"])
+    assert audit.bias == pytest.approx(judge(plain, causes=False).bias, rel=1e-12)
+
+
+def test_a_hook_that_does_nothing_is_no_bias() -> None:
+    data, seen = labelled(), list[Tensor]()
+    model = Net(data)
+    for value in model.parameters():
+        value.register_hook(lambda grad: seen.append(grad.detach()))
+    assert lv.audit(model, data, khop(data), unbiased).outcome.value == "EXACT"
+    assert seen
+
+
+def test_a_backward_hook_of_a_module_is_no_part_of_the_objective() -> None:
+    data = labelled()
+    model = Net(data)
+    model.conv2.lin_l.register_full_backward_hook(lambda _, grads, __: tuple(clamped(grad) for grad in grads))
+    audit = lv.audit(model, data, khop(data), unbiased)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", ["changed-gradients"])
+    assert audit.gradient_norm == judge(unbiased).gradient_norm
+
+
+def ascend(model: nn.Module, radius: float) -> list[Tensor]:
+    """Move the parameters along their gradient, and return them as they were."""
+    values = list(model.parameters())
+    old = [value.detach().clone() for value in values]
+    size = torch.stack([value.grad.norm() for value in values if value.grad is not None]).norm()
+    with torch.no_grad():
+        for value in values:
+            assert value.grad is not None
+            value += radius * value.grad / size
+            value.grad = None
+    return old
+
+
+def sharpness_aware(loss: Callable[[nn.Module, Any, Data], Tensor]) -> Callable[..., None]:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        loss(model, batch, data).backward()
+        old = ascend(model, 0.1)
+        loss(model, batch, data).backward()
+        with torch.no_grad():
+            for value, given in zip(model.parameters(), old, strict=True):
+                value.copy_(given)
+
+    return step
+
+
+def mean_of(model: nn.Module, batch: Any, data: Data) -> Tensor:
+    out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+    return F.cross_entropy(out[mask], batch.y[batch.mapping][mask])
+
+
+def quasi_newton(model: nn.Module, batch: Any, data: Data) -> None:
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, batch, data)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("step", "causes"),
+    [
+        (sharpness_aware(loss_of), ["moved-parameters"]),
+        (sharpness_aware(mean_of), ["batch-mean", "moved-parameters"]),
+        (quasi_newton, ["moved-parameters"]),
+    ],
+    ids=["SAM", "SAM on batch means", "L-BFGS"],
+)
+def test_gradients_at_other_parameters_are_named(step: Callable[..., None], causes: list[str]) -> None:
+    audit = judge(step)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", causes)
+    assert any("a backward pass after it has moved the parameters" in note for note in audit.notes)
+
+
+def test_an_optimiser_that_steps_once_moves_nothing_that_is_judged() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        optimizer.zero_grad()
+        unbiased(model, batch, data)
+        optimizer.step()
+
+    audit = judge(step)
+    assert audit.outcome.value == "EXACT"
+    assert not any("moved the parameters" in note for note in audit.notes)
+
+
+class Checkpointed(Net):
+    def __init__(self, data: Data, reentrant: bool) -> None:
+        super().__init__(data)
+        self.reentrant = reentrant
+
+    def forward(self, feats: Tensor, ei: Tensor) -> Tensor:
+        hidden = self.conv1(feats, ei)
+        hidden = checkpoint(
+            lambda value: F.dropout(value.relu(), 0.5, self.training), hidden, use_reentrant=self.reentrant
+        )
+        return self.conv2(hidden, ei)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_dropout_in_a_checkpoint_is_dropout(reentrant: bool) -> None:
+    data = labelled()
+    audit = lv.audit(Checkpointed(data, reentrant), data, khop(data), unbiased, draws=128, causes=False)
+    assert any("draws for itself (dropout)" in note for note in audit.notes)
+    assert any("without that: EXACT" in note for note in audit.notes)
+    assert lv.audit(Checkpointed(data, reentrant).eval(), data, khop(data), unbiased).outcome.value == "EXACT"
+
+
+# Which nodes come, and which are in the loss.
+
+
+def around(data: Data, seeds: Tensor) -> Data:
+    nodes, _, rows, _ = k_hop_subgraph(seeds, 2, data.edge_index, num_nodes=data.num_nodes)
+    batch: Any = data.subgraph(nodes)
+    batch.n_id, batch.mapping = nodes, rows
+    return batch
+
+
+def test_nodes_of_a_dropped_last_batch_are_named() -> None:
+    data = labelled()
+    seeds = data.train_mask.nonzero().flatten()
+    batches = [around(data, part) for part in seeds.split(9) if len(part) == 9]
+    assert len(seeds) % 9
+    audit = judge(lambda model, batch: mean_of(model, batch, data).backward(), batches=batches)
+    assert explained(audit) == ["unequal-inclusion"], str(audit)
+    covered = data.clone()
+    covered.train_mask = torch.zeros_like(data.train_mask)
+    covered.train_mask[seeds[: len(seeds) // 9 * 9]] = True
+
+    def gradient(model: nn.Module, whole: Any) -> list[Tensor]:
+        mask = whole.train_mask
+        loss = F.cross_entropy(model(whole.x, whole.edge_index)[mask], whole.y[mask])
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    right, found = mean_gradient([double(data)], gradient), mean_gradient([double(covered)], gradient)
+    assert audit.bias == pytest.approx(float((found - right).norm() / right.norm()), rel=1e-9)
+
+
+def test_a_sampler_that_prefers_some_nodes_is_named() -> None:
+    data = labelled()
+    seeds = data.train_mask.nonzero().flatten()
+    shares = torch.where(data.y[seeds] == 0, 5.0, 1.0)
+
+    def loader() -> Any:
+        for _ in range(4):
+            chosen = seeds[torch.multinomial(shares, 6, replacement=True)]
+            batch: Any = around(data, chosen.unique())
+            batch.mapping = torch.searchsorted(batch.n_id, chosen)  # a node may be drawn twice
+            yield batch
+
+    audit = judge(lambda model, batch: mean_of(model, batch, data).backward(), batches=loader, draws=128)
+    assert audit.outcome.value == "REFUTED"
+    assert explained(audit) == ["unequal-inclusion"], str(audit)
+
+
+def test_a_node_that_a_batch_names_twice_counts_twice() -> None:
+    data = labelled()
+    seeds, batches = data.train_mask.nonzero().flatten(), []
+    for part in seeds.split(6):
+        chosen = torch.cat([part, part[:2], part])[:8]
+        batch: Any = around(data, chosen.unique())
+        batch.mapping = torch.searchsorted(batch.n_id, chosen)
+        batches.append(batch)
+    audit = judge(lambda model, batch: mean_of(model, batch, data).backward(), batches=batches)
+    assert explained(audit)[-1] == "unequal-inclusion", str(audit)
+
+
+def test_nodes_that_come_alike_often_differ_by_chance_only() -> None:
+    counts = torch.bincount(torch.randint(30, (300,), generator=torch_generator(0, "counts")), minlength=30).double()
+    assert not _beyond_chance(counts)
+    assert not _beyond_chance(torch.full((30,), 10.0))
+    assert _beyond_chance(torch.tensor([16.0, 4.0] * 15))
+
+
+def test_a_sampler_without_preference_is_not_blamed() -> None:
+    """Cut edges are the cause, though nodes come unequally often by chance."""
+    data = labelled()
+
+    def loader() -> Any:
+        for part in torch.randperm(data.num_nodes).split(9)[:-1]:
+            batch: Any = data.subgraph(part)
+            batch.n_id, batch.mapping = part, torch.arange(len(part))
+            yield batch
+
+    audit = judge(unbiased, batches=loader, draws=128)
+    assert audit.outcome.value == "REFUTED"
+    assert "unequal-inclusion" not in {cause.id for cause in audit.causes}, str(audit)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_mask_that_is_forgotten_is_named(reduction: str) -> None:
+    data = labelled()
+    parts = torch.randperm(34, generator=torch_generator(0, "parts")).split(17)
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out = model(batch.x, batch.edge_index)[batch.mapping]
+        loss = F.cross_entropy(out, batch.y[batch.mapping], reduction=reduction)
+        (loss if reduction == "mean" else loss * 2 / data.train_mask.sum()).backward()
+
+    audit = judge(step, batches=[around(data, part) for part in parts])
+    assert explained(audit) == ["unlabelled-nodes-in-loss"], str(audit)
+
+
+# A wrong scale beside other causes, and another loss than the one that is compared with.
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_factor_is_named_beside_cut_edges(drawn: bool) -> None:
+    data = labelled()
+
+    def cut(parts: Any) -> list[Data]:
+        out = []
+        for part in parts:
+            batch: Any = data.subgraph(part)
+            batch.n_id, batch.mapping = part, torch.arange(len(part))
+            out.append(batch)
+        return out
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        (loss_of(model, batch, data) * 4).backward()
+
+    batches: Any = cut(torch.arange(34).split([10, 12, 12]))
+    if drawn:
+        batches = lambda: cut(torch.randperm(34).split([10, 12, 12]))  # noqa: E731
+    audit = judge(step, batches=batches, draws=128)
+    factor = next(cause for cause in audit.causes if cause.id == "factor")
+    if drawn:  # edges that are cut may be within the noise of four times the gradient
+        assert set(explained(audit)) - {"missing-neighbours"} == {"factor"}, str(audit)
+    else:
+        assert explained(audit) == ["factor", "missing-neighbours"], str(audit)
+        assert "the mean is 4 times the gradient" in factor.words
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_another_loss_than_the_usual_objective_is_said(given: bool) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        penalty = sum(value.square().sum() for value in model.parameters())
+        (loss_of(model, batch, data) + 0.01 * penalty).backward()
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        out = model(data.x, data.edge_index)[data.train_mask]
+        return F.cross_entropy(out, data.y[data.train_mask])
+
+    audit = judge(step, objective=objective if given else None)
+    assert audit.outcome.value == "REFUTED"
+    assert any("no objective was given" in note for note in audit.notes) != given
+    assert not any("probabilities" in note for note in audit.notes)
+
+
+def test_outputs_that_are_probabilities_are_said() -> None:
+    class Soft(Net):
+        def forward(self, feats: Tensor, ei: Tensor) -> Tensor:
+            return super().forward(feats, ei).softmax(1)
+
+    data = labelled()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.nll_loss(out[mask].log(), batch.y[batch.mapping][mask], reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    audit = lv.audit(Soft(data), data, khop(data), step)
+    assert any("if they are probabilities, they were taken for logits" in note for note in audit.notes)
+    assert not audit.explanation.complete
 
 
 # Means over classes with weights, and over targets that are not ignored.

@@ -13,6 +13,7 @@ import torch
 from common.step_cases import CLASSES, GCN, NODES, WIDTH, built, ring, training_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data, HeteroData
 
 from lmc_verify.errors import InvalidInputError, NotFiniteError
@@ -362,3 +363,22 @@ def test_a_gradient_that_is_not_finite_is_named(scale: float, words: str) -> Non
 def test_a_loss_that_alone_is_not_finite_is_named() -> None:
     with pytest.raises(NotFiniteError, match="whole graph is inf; look at features"):
         objective_gradient(Echo(lambda: None), None, lambda model, data: model.weight.sum() + float("inf"))
+
+
+def test_a_reentrant_checkpoint_is_differentiated_and_leaves_no_gradient() -> None:
+    with torch.random.fork_rng(devices=[]):
+        model, x = nn.Linear(3, 2).double(), torch.linspace(0, 1, 12, dtype=torch.float64).reshape(4, 3)
+    given = torch.ones_like(model.weight)
+    model.weight.grad = given
+
+    def objective(model: Any, data: Any) -> Tensor:
+        hidden: Tensor = model(data)
+        return checkpoint(lambda value: value.tanh().square(), hidden, use_reentrant=True).sum()
+
+    loss, gradient = objective_gradient(model, x, objective)
+    plain = model(x).tanh().square().sum()
+    want = torch.autograd.grad(plain, [model.weight, model.bias])
+    assert loss == float(plain.detach())
+    torch.testing.assert_close([gradient["weight"], gradient["bias"]], list(want))
+    assert model.weight.grad is given
+    assert model.bias.grad is None

@@ -1,7 +1,8 @@
 """The nodes of a batch: which rows of the whole graph it holds, and which of them it is about.
 
-Loaders name them in different ways. What is named is checked against the data (a row's features must be its node's);
-what is not named is found by the features, if no two nodes have the same.
+Loaders name them in different ways. What is named is checked against the data (a row's features and targets must be its
+node's); what is not named is found by the features, if no two nodes have the same. Where a loader changes one of both,
+the other one tells.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _SEED_IDS = ("seeds", "seed_nodes", "target_nodes")
 
 _CAST = 1e-6
 """Relative error within which features are the same: single precision rounds by less."""
+
+_BY_CHANCE = 0.02
+"""Probability from which on the values of some rows may agree by chance with those of other nodes."""
 
 Namer = Callable[[Any], Tensor | Sequence[int]]
 
@@ -76,6 +80,7 @@ class NodesReader:
         self._data, self._nodes, self._seeds = data, nodes, seeds
         self._count = int(data.num_nodes) if isinstance(data, Data) else 0
         self._by_row: dict[bytes, int] | None = None
+        self._shares: dict[str, Tensor] = {}
 
     def __call__(self, batch: Any) -> Nodes:
         """Return the nodes of a batch."""
@@ -179,7 +184,8 @@ class NodesReader:
                     return torch.as_tensor(value).cpu().long()
             if batch.num_nodes == self._count and self._rows_fit(batch, torch.arange(self._count)):
                 return torch.arange(self._count)
-            return self._by_features(batch)
+            found = self._by_features(batch)
+            return self._believed(batch) if found is None else found
         if self._is_ids(batch):
             return self._given(batch, "batch")
         if hasattr(batch, "nodes") and self._is_ids(batch.nodes):
@@ -201,15 +207,35 @@ class NodesReader:
         """Whether the features and targets of a batch's rows are those of some nodes, as far as both have them."""
         if ids.dtype is torch.bool:
             return False
-        for key in ("x", "y"):
-            own, whole = batch.get(key, None), self._data.get(key, None)
-            if not isinstance(own, Tensor) or not isinstance(whole, Tensor) or own.shape[1:] != whole.shape[1:]:
+        return all(self._fits(batch, key, ids) is not False for key in ("x", "y"))
+
+    def _fits(self, batch: Data, key: str, ids: Tensor) -> bool | None:
+        """Whether an attribute of a batch's rows is that of some nodes; None where they cannot be compared."""
+        own, whole = batch.get(key, None), self._data.get(key, None)
+        if not isinstance(own, Tensor) or not isinstance(whole, Tensor) or own.shape[1:] != whole.shape[1:]:
+            return None
+        if own.shape[:1] != ids.shape or whole.shape[:1] != (self._count,):
+            return None
+        wanted = whole.detach().cpu().double()[ids]
+        return torch.allclose(own.detach().cpu().double(), wanted, rtol=_CAST, atol=0.0, equal_nan=True)
+
+    def _believed(self, batch: Data) -> Tensor | None:
+        """Return named ids where features or targets alone are those of the rows' nodes, and hardly by chance."""
+        for name in _IDS:
+            value: Any = batch.get(name, None)
+            if not self._is_ids(value) or value.numel() != batch.num_nodes or value.dtype is torch.bool:
                 continue
-            if own.shape[0] == ids.numel() and whole.shape[0] == self._count:
-                wanted = whole.detach().cpu().double()[ids]
-                if not torch.allclose(own.detach().cpu().double(), wanted, rtol=_CAST, atol=0.0, equal_nan=True):
-                    return False
-        return True
+            ids: Tensor = value.cpu().long()
+            if any(self._fits(batch, key, ids) and self._chance(key, ids) < _BY_CHANCE for key in ("x", "y")):
+                return ids
+        return None
+
+    def _chance(self, key: str, ids: Tensor) -> float:
+        """Return the probability that rows drawn at random have the values of some nodes."""
+        if key not in self._shares:
+            number, times = self._data[key].detach().cpu().unique(dim=0, return_inverse=True, return_counts=True)[1:]
+            self._shares[key] = times[number].double() / self._count
+        return float(self._shares[key][ids].prod())
 
     def _by_features(self, batch: Data) -> Tensor | None:
         """Find the rows by their features, where no two nodes have the same."""

@@ -206,7 +206,7 @@ def _iterable(make: Callable[[], Any]) -> Iterable[Any]:
     return found
 
 
-_Generator = torch.Generator | np.random.Generator | random.Random
+_Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 
 def _own_generators(loader: Any) -> list[_Generator]:
@@ -223,13 +223,13 @@ def _own_generators(loader: Any) -> list[_Generator]:
 
 
 def _state(item: _Generator) -> Any:
-    if isinstance(item, torch.Generator):
+    if isinstance(item, torch.Generator | np.random.RandomState):
         return item.get_state()
     return item.getstate() if isinstance(item, random.Random) else item.bit_generator.state
 
 
 def _restore(item: _Generator, state: Any) -> None:
-    if isinstance(item, torch.Generator):
+    if isinstance(item, torch.Generator | np.random.RandomState):
         item.set_state(state)
     elif isinstance(item, random.Random):
         item.setstate(state)
@@ -240,7 +240,7 @@ def _restore(item: _Generator, state: Any) -> None:
 def _seed(item: _Generator, seed: int) -> None:
     if isinstance(item, torch.Generator):
         item.manual_seed(seed)
-    elif isinstance(item, random.Random):
+    elif isinstance(item, random.Random | np.random.RandomState):
         item.seed(seed)
     else:
         item.bit_generator.state = type(item.bit_generator)(seed).state

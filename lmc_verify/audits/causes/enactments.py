@@ -6,6 +6,8 @@ computed with the user's model on the whole graph; a bias that equals it, or poi
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import is_undirected
 
-from lmc_verify.audits.control import loss_on, splits
+from lmc_verify.audits.control import LossParts, loss_on, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
-from lmc_verify.steps import induced_data
+from lmc_verify.steps import induced_data, mean_loss
 from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing
 
 __all__ = ["ENACTMENTS", "Enactment", "World", "added_parameters"]
+
+CHANCE = 6.0
+"""Standard deviations of a chi-square statistic from which on nodes are said to come unequally often in draws."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,7 @@ class World:
         self, subject: Subject, batches: Sequence[tuple[Any, float]], reference: Gradient | None = None
     ) -> None:
         self.subject, self.reference = subject, reference or subject.exact
-        self._given = [(subject.nodes(batch).seeds, weight) for batch, weight in batches]
-        self._ids = [subject.nodes(batch).ids for batch, _ in batches]
+        self._found = [(subject.nodes(batch), weight) for batch, weight in batches]
 
     @cached_property
     def sets(self) -> list[tuple[Tensor, float]] | None:
@@ -64,22 +69,22 @@ class World:
         if not isinstance(data, Data) or data.edge_index is None or labelled_nodes(data) is None:
             return None
         out = []
-        for seeds, weight in self._given:
-            if seeds is None:
+        for found, weight in self._found:
+            if found.seeds is None:
                 return None
             mask = torch.zeros(int(data.num_nodes or 0), dtype=torch.bool)
-            mask[seeds] = True
+            mask[found.seeds] = True
             out.append((mask, weight))
         return out if self._splits else None
 
     @cached_property
     def held(self) -> list[Tensor] | None:
         """All rows of each batch, as masks [n]; None where they are not known."""
-        out = [torch.zeros(int(self.subject.data.num_nodes or 0), dtype=torch.bool) for _ in self._ids]
-        for mask, ids in zip(out, self._ids, strict=True):
-            if ids is None:
+        out = [torch.zeros(int(self.subject.data.num_nodes or 0), dtype=torch.bool) for _ in self._found]
+        for mask, (found, _) in zip(out, self._found, strict=True):
+            if found.ids is None:
                 return None
-            mask[ids] = True
+            mask[found.ids] = True
         return out
 
     @cached_property
@@ -100,10 +105,36 @@ class World:
         sets, law = self.sets or [], self.subject.law
         if law.inclusion is not None:
             return law.inclusion
-        if law.batches is None:
+        if law.batches is None and not self.unequal:
             return torch.full((int(self.subject.data.num_nodes),), 1.0 / law.per_pass, dtype=torch.float64)
         total = sum(weight for _, weight in sets)
         return torch.stack([mask.double() * weight for mask, weight in sets]).sum(0) / total
+
+    @cached_property
+    def times(self) -> Tensor | None:
+        """How often a batch is about every node on average, float64 [n]; None where nodes are not known.
+
+        A node counts as often as a batch names rows of it.
+        """
+        if self.sets is None:
+            return None
+        total = torch.zeros(int(self.subject.data.num_nodes), dtype=torch.float64)
+        for found, weight in self._found:
+            rows = found.seeds if found.ids is None or found.rows is None else found.ids[found.rows]
+            if rows is not None:
+                total.index_add_(0, rows, torch.full(rows.shape, weight, dtype=torch.float64))
+        return total / sum(weight for _, weight in self._found)
+
+    @cached_property
+    def unequal(self) -> bool:
+        """Whether batches are about some labelled nodes more often than about others: in draws, beyond chance."""
+        labelled = labelled_nodes(self.subject.data)
+        if labelled is None or self.times is None or not float(self.times[labelled].sum()):
+            return False
+        own = self.times[labelled]
+        if self.subject.law.batches is None:
+            return _beyond_chance(own * len(self._found))
+        return float(own.max() - own.min()) > 1e-9 * float(own.max())
 
     def mean(self, of: Callable[[Tensor], Gradient]) -> Gradient:
         """Return the mean over batches of a gradient, each a function of the batch's mask."""
@@ -155,11 +186,21 @@ class World:
         labelled = labelled_nodes(subject.data)
         assert labelled is not None
         chosen = (labelled & mask)[ids]
-        if not bool(chosen.any()):
-            return {name: torch.zeros_like(value) for name, value in subject.exact.items()}
-        part.train_mask = chosen.to(subject.data.train_mask.device)
-        weight = float(self.weights(mask)[ids][chosen].mean()) if scale is None else scale
-        return scaled(subject.gradient_of(part), weight * int(chosen.sum()) / int(labelled.sum()))
+        weights = self.weights(mask)[ids] if scale is None else torch.full(ids.shape, scale, dtype=torch.float64)
+        total: Gradient = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
+        kinds = torch.unique(weights[chosen]).tolist()
+        if len(kinds) > 1 and subject.objective is mean_loss:
+            part.train_mask = chosen.to(subject.data.train_mask.device)
+            with subject.clock.gradient():
+                subject.reset()
+                found = LossParts(subject, part).of(weights)
+            return scaled(found, int(chosen.sum()) / int(labelled.sum()))
+        for weight in kinds:
+            alike = chosen & (weights == weight)
+            part.train_mask = alike.to(subject.data.train_mask.device)
+            share = weight * int(alike.sum()) / int(labelled.sum())
+            total = added(total, subject.gradient_of(part), share)
+        return total
 
 
 def _own_layers(model: nn.Module) -> list[nn.Module]:
@@ -227,9 +268,34 @@ def _halo_labels(world: World) -> Gradient | None:
     return _less_reference(world, world.mean(one))
 
 
+def _unequal_inclusion(world: World) -> Gradient | None:
+    """Labelled nodes that come unequally often, or never, and count alike whenever they come."""
+    labelled, times = labelled_nodes(world.subject.data), world.times
+    if labelled is None or times is None or not world.unequal:
+        return None
+    return _less_reference(world, loss_on(world.subject, times / times[labelled].mean()))
+
+
+def _beyond_chance(counts: Tensor) -> bool:
+    """Whether numbers of draws differ by more than those of nodes that come alike often (a chi-square statistic)."""
+    mean, size = float(counts.mean()), counts.numel()
+    return mean > 0 and float((counts - mean).square().sum()) / mean > size + CHANCE * math.sqrt(2 * size)
+
+
+def _unlabelled(world: World, *, summed: bool) -> Gradient | None:
+    """All nodes in the loss, whatever the mask says: their mean, or their sum where labelled nodes should be summed."""
+    labelled = labelled_nodes(world.subject.data)
+    if labelled is None or world.times is None or not bool((world.times[~labelled] > 0).any()):
+        return None
+    changed = copy.copy(world.subject.data)
+    changed.train_mask = torch.ones_like(labelled, device=changed.train_mask.device)
+    scale = labelled.numel() / int(labelled.sum()) if summed else 1.0
+    return added(scaled(world.subject.gradient_of(changed), scale), world.subject.exact, -1.0)
+
+
 def _transposed(world: World) -> Gradient | None:
     data = world.subject.data
-    if not isinstance(data, Data) or data.edge_index is None or not data.is_directed():
+    if not isinstance(data, Data) or data.edge_index is None or is_undirected(data.edge_index):
         return None
     changed = data.clone()
     changed.edge_index = data.edge_index.flip(0)
@@ -308,6 +374,22 @@ ENACTMENTS: tuple[Enactment, ...] = (
         "halo rows in the loss: labelled nodes that a batch is not about enter its loss, some more often than others",
         "take the loss over the nodes that the batch is about only",
         _labels_of_all_rows,
+    ),
+    Enactment(
+        "unequal-inclusion",
+        "unequal inclusion: some labelled nodes come in more batches than others, or in none, and count as much each "
+        "time",
+        "weight the loss of a node by one over how often it comes, and leave no labelled node out (drop_last=False)",
+        _unequal_inclusion,
+    ),
+    *(
+        Enactment(
+            id,
+            "unlabelled nodes in the loss: it is taken over all nodes of the batch, not over train_mask",
+            "take outputs and targets at the rows of train_mask alone",
+            partial(_unlabelled, summed=summed),
+        )
+        for id, summed in (("unlabelled-nodes-in-loss", False), ("unlabelled-nodes-in-loss/sum", True))
     ),
     Enactment(
         "transposed-edges",

@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
-from lmc_verify.audits.measure import WITHIN, Measured, counts_of, treated
+from lmc_verify.audits.measure import WITHIN, InapplicableError, Measured, counts_of, treated
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps.row_gradients import message_passing
 
@@ -53,6 +53,16 @@ EFFECT_BATCHES = 4
 
 SAME = 1e-12
 """Relative distance up to which two gradients count as the same when candidates are chosen."""
+
+FACTOR = "factor"
+"""The cause that a mean is a multiple of what it should be: no intervention and no enactment, but a number."""
+
+_FACTOR_WORDS = "one global factor"
+_FACTOR_REMEDY = "look for a missing or doubled normalisation of the loss, such as a sum in place of a mean"
+
+FAR = 2.0
+"""How far from one a factor must be to be named beside other causes from draws; and how many times the bias of a known
+defect what is left may be along it, at most, or one over that, for the defect to be named."""
 
 _Set = frozenset[str]
 
@@ -100,7 +110,10 @@ class _Search:
         counted = list[list[float | None]]()
         for item in self._interventions:
             if item.count is not None:
-                counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+                try:
+                    counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+                except InapplicableError:
+                    continue
                 if None in counts or _all_equal(counts) or counts in counted:
                     continue
                 counted.append(counts)
@@ -111,6 +124,7 @@ class _Search:
     def add_enactments(self) -> None:
         """Take known defects among the candidates, too: each costs an exact gradient for every batch."""
         self.candidates |= {item.id: item for item in self._enacting()}
+        self.candidates[FACTOR] = _Candidate(FACTOR, _FACTOR_WORDS, _FACTOR_REMEDY)
 
     def _enacting(self) -> Iterator[_Candidate]:
         used = [item.intervention.id for item in self.candidates.values() if item.intervention is not None]
@@ -137,7 +151,10 @@ class _Search:
                 continue
             if index not in self._plain:
                 self._plain[index] = treated(self._subject, batch, 1, [])
-            plain, other = self._plain[index], treated(self._subject, batch, 1, [item])
+            try:
+                plain, other = self._plain[index], treated(self._subject, batch, 1, [item])
+            except InapplicableError:
+                return False
             if norm(added(plain, other, -1.0)) > SAME * norm(plain):
                 return True
         return False
@@ -181,12 +198,15 @@ class _Search:
         return self._enacted[enactment.id]
 
     def measured(self, ids: _Set) -> Measured:
-        """Return the mean under the interventions of a set."""
+        """Return the mean under the interventions of a set; as it is where they do not apply to the step."""
         known = {key: item.intervention for key, item in self.candidates.items()}
         chosen = frozenset(key for key in ids if known.get(key) is not None)
         if chosen not in self._measured:
             order = [item for item in self._interventions if any(known[key] is item for key in chosen)]
-            self._measured[chosen] = self._measure(order)
+            try:
+                self._measured[chosen] = self._measure(order)
+            except InapplicableError:
+                self._measured[chosen] = self.measured(frozenset())
         return self._measured[chosen]
 
     def predicted(self, ids: _Set) -> Gradient | None:
@@ -205,16 +225,51 @@ class _Search:
     def _left(self, ids: _Set) -> Measured:
         measured, predicted = self.measured(ids), self.predicted(ids)
         bias = measured.bias if predicted is None else added(measured.bias, predicted, -1.0)
+        if FACTOR in ids:
+            mean, wanted = self._mean_and_wanted(ids)
+            bias = added(mean, wanted, -self.factor(ids))
         return Measured(bias, measured.noise, measured.exact, measured.draws)
 
-    def likeness(self, key: str, ids: _Set) -> float:
-        """Return the cosine of a known defect's bias and what is left without a set of causes; 1 for interventions."""
-        predicted = self.predicted(frozenset({key}))
-        return 1.0 if predicted is None else _cosine(self._left(ids).bias, predicted)
+    def _mean_and_wanted(self, ids: _Set) -> tuple[Gradient, Gradient]:
+        """Return the mean under the interventions of a set, and what it would be with its known defects alone."""
+        predicted, reference = self.predicted(ids), self._world.reference
+        wanted = reference if predicted is None else added(reference, predicted)
+        return added(reference, self.measured(ids).bias), wanted
+
+    def factor(self, ids: _Set) -> float:
+        """Return the number that a mean is a multiple by, as close as can be."""
+        mean, wanted = self._mean_and_wanted(ids)
+        size = _dot(wanted, wanted)
+        return _dot(mean, wanted) / size if size else 1.0
+
+    def resembles(self, key: str, ids: _Set) -> bool:
+        """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
+
+        What either has along the exact gradient says little: any wrong scale has that.
+        """
+        predicted, left = self.predicted(frozenset({key})), self._left(ids).bias
+        if predicted is None:
+            return True  # an intervention, whose effect is measured
+        exact = self._subject.exact
+        predicted, left = _beside(predicted, exact), _beside(left, exact)
+        size = _dot(predicted, predicted)
+        return _cosine(left, predicted) >= ALIKE and 1 / FAR <= _dot(left, predicted) / size <= FAR
+
+    def seen(self, key: str) -> bool:
+        """Whether a cause has been seen in the step; weights of batches by some number take a little away by chance."""
+        item = self.candidates[key].intervention
+        return item is None or item.count is None or ("/" not in key and key != "node-mean")
+
+    def detail(self, key: str, ids: _Set) -> str:
+        """Return what is known of a cause within an explanation, beside its words."""
+        if key != FACTOR:
+            return ""
+        beside = "" if len(ids) == 1 else "without the other causes "
+        return f": {beside}the mean is {self.factor(ids):.4g} times the gradient"
 
     def gone(self, ids: _Set) -> bool:
         """Whether the step is unbiased without the causes of a set."""
-        return self.measured(ids).vanishes(self.predicted(ids))
+        return self._left(ids).vanishes()
 
     def explanation(self, most: int) -> _Set | None:
         """Return the smallest set of at most so many causes without which the step is unbiased; None where none is.
@@ -236,6 +291,8 @@ class _Search:
         return None
 
     def _may_be_tried(self, ids: _Set) -> bool:
+        if FACTOR in ids and not self.measured(ids).exact and 1 / FAR < self.factor(ids) < FAR:
+            return False  # one more number always leaves less of what is noise
         return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
 
 
@@ -263,7 +320,7 @@ def explain(
     found = search.explanation(1)
     if found is None:
         search.add_enactments()
-        found = search.explanation(MOST_TOGETHER if factor is None else 1)
+        found = search.explanation(1 if factor is not None and factor[2] else MOST_TOGETHER)
     if found is not None:
         return _told(search, found, whole, unit, complete=True)
     if factor is not None:
@@ -282,7 +339,7 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
     members = [
         Cause(
             key.split("/")[0],
-            search.candidates[key].words,
+            search.candidates[key].words + search.detail(key, ids),
             search.candidates[key].remedy,
             1.0 - search.rest(frozenset({key})) / whole,
             search.rest(ids - {key}) / unit,
@@ -301,12 +358,16 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
 def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool) -> list[Cause]:
     """Return other candidates that take as much of the bias away; where it is not explained, all that take some."""
     least = 1.0 - EQUALLY if complete else WORTH
-    out = dict[str, Cause]()
+    out, told = dict[str, Cause](), {FACTOR, *(item.split("/")[0] for item in ids)}
+    if "changed-edges" in told:  # the whole graph as a batch has its own weights of edges, too
+        told |= {"missing-neighbours", "subgraph-degrees"}
     for key, candidate in search.candidates.items():
         removes = 1.0 - search.rest(frozenset({key})) / whole
         name = key.split("/")[0]
-        if name in {item.split("/")[0] for item in ids} or (name in out and out[name].removes >= removes):
+        if name in told or (name in out and out[name].removes >= removes):
             continue
+        if not complete and candidate.cosine is not None and candidate.cosine < ALIKE:
+            continue  # what takes a little away by chance
         if removes >= least or (not complete and (candidate.cosine or 0.0) >= LIKE):
             out[name] = Cause(name, candidate.words, candidate.remedy, removes, None, candidate.cosine)
     return sorted(out.values(), key=lambda cause: -cause.removes)
@@ -316,8 +377,10 @@ def _greedy(search: _Search, whole: float) -> _Set:
     """Return the causes that leave least, one after the other; a known defect must look like what is left."""
     chosen, left = frozenset[str](), whole
     while len(chosen) < MOST_TOGETHER:
-        free = [key for key in search.candidates if key not in chosen and search.likeness(key, chosen) >= ALIKE]
+        free = [key for key in search.candidates if key not in {*chosen, FACTOR}]
+        free = [key for key in free if search.resembles(key, chosen)]
         tried = [(search.rest(chosen | {key}), key) for key in free]
+        tried = [(rest, key) for rest, key in tried if search.seen(key) or rest <= HALF * left]
         if not tried or min(tried)[0] > left - WORTH * whole:
             break
         left, best = min(tried)
@@ -338,9 +401,9 @@ def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] |
     if cosine < FACTOR_COSINE or left.size() > FACTOR_REST * whole:
         return None
     cause = Cause(
-        "factor",
-        f"one global factor: the mean is {factor:.4g} times the gradient, cosine {cosine:.4f}",
-        "look for a missing or doubled normalisation of the loss, such as a sum in place of a mean",
+        FACTOR,
+        f"{_FACTOR_WORDS}: the mean is {factor:.4g} times the gradient, cosine {cosine:.4f}",
+        _FACTOR_REMEDY,
         1.0 - left.size() / whole,
         whole / unit,
         None,
@@ -380,6 +443,12 @@ def _all_equal(counts: Sequence[float | None]) -> bool:
 
 def _dot(left: Gradient, right: Gradient) -> float:
     return sum(float((value.double() * right[name].double()).sum()) for name, value in left.items())
+
+
+def _beside(value: Gradient, other: Gradient) -> Gradient:
+    """Return what a gradient has beside the direction of another one."""
+    size = _dot(other, other)
+    return added(value, other, -_dot(value, other) / size) if size else value
 
 
 def _cosine(left: Gradient, right: Gradient) -> float:
