@@ -98,21 +98,22 @@ def _alone(problem: Problem, planned: MeasuredRun, design: BatchDesign) -> float
 
 def _together(problem: Problem, planned: Sequence[MeasuredRun], design: BatchDesign) -> list[float]:
     runs = TrainingRuns(problem, [run.specification for run in planned], design)
+    exact = properties_of(planned[0].specification.estimator).exact  # its estimates are what is measured
     totals, going = [0.0] * len(planned), list(range(len(planned)))
-    while True:
+    while going:
         step = runs.step_count
+        own = runs.step().gradient if exact else None
         due = [place for place, number in enumerate(going) if step in planned[number].measured]
         if due:
-            norms = _norms(runs.exact_gradient(due))
+            norms = _norms(runs.exact_gradient(due) if own is None else {name: part[due] for name, part in own.items()})
             for place, norm in zip(due, norms, strict=True):
                 totals[going[place]] += planned[going[place]].measured[step] * norm
         left = [place for place, number in enumerate(going) if planned[number].length > step]
-        if not left:
-            break
-        if len(left) < len(going):
+        if left and len(left) < len(going):
             runs.keep(left)
-            going = [going[place] for place in left]
-        runs.step()
+        going = [going[place] for place in left]
+        if left and not exact:
+            runs.step()
     return [total / sum(run.measured.values()) for total, run in zip(totals, planned, strict=True)]
 
 
