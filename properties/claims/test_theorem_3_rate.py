@@ -23,6 +23,7 @@ from common.rate_cases import (
     norms_by,
     verdict,
 )
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from lmc_verify import GAS, Graph, InvalidInputError, load_graph, make_estimator
@@ -249,6 +250,18 @@ def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
     assert f"eta = {eta:.3g} at N = 8, 25% of what is stable there for full-batch descent: " in found.summary
     for left, right in zip(found.series, same.series, strict=True):
         assert left.y == pytest.approx(right.y, rel=1e-9)
+
+
+def test_the_part_of_the_largest_step_can_be_chosen_and_is_said() -> None:
+    training = {"lengths": [8, 16, 32], "largest_step": True, "stable_share": 0.75}
+    case = case_of(THREE, LMC_BETA, RATE | {"training": training})
+    first = 0.75 * largest_stable_step(case.problem, 8) * 8 ** (2 / 3)
+    assert convergence.with_step_size(case).training.step_size == pytest.approx(first, rel=1e-12)
+    eta = first * 8 ** (-2 / 3)
+    assert f"eta = {eta:.3g} at N = 8, 75% of what is stable there for full-batch" in CLAIMS[THREE].check(case).summary
+    for share in (0, 1.01, -1):
+        with pytest.raises(ValidationError, match="stable_share"):
+            case_of(THREE, LMC_BETA, RATE | {"training": training | {"stable_share": share}})
 
 
 def test_the_objective_is_bounded_below_by_what_its_loss_is_known_to_be() -> None:

@@ -328,7 +328,7 @@ OTHER: list[dict[str, Any]] = [
     }.items()),
     *({"training": {key: value}} for key, value in {
         "step_size": 0.5, "steps": 7, "lengths": [1, 2, 3], "beta_schedule": "decaying", "repeats": 2,
-        "largest_step": True,
+        "largest_step": True, "stable_share": 0.5,
     }.items()),
     {"histories": "zero"},
     {"histories": "sweeps:1"},

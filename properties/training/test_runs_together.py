@@ -276,7 +276,8 @@ def test_features_are_sparse_where_the_first_layer_reads_few_that_are_not_zero()
         stacked = StackedModel.of(Problem(graph.replaced(x=x), model))
         assert isinstance(stacked, StackedModel)
         assert (stacked.sparse_features is not None) is sparse
-    activated = LayeredModel([ConvLayer(initialised(GCNConv(40, 2, dtype=torch.float64)), before=nn.Tanh())])
+    conv = initialised(GCNConv(40, graph.num_outputs, dtype=torch.float64))
+    activated = LayeredModel([ConvLayer(conv, before=nn.Tanh())])
     stacked = StackedModel.of(Problem(graph.replaced(x=few), activated))
     assert isinstance(stacked, StackedModel)
     assert stacked.sparse_features is None

@@ -54,8 +54,8 @@ EXPLODED = 100.0
 """A mean gradient norm of more than this many times that at the start is divergence, which has no rate."""
 
 STABLE_SHARE = 0.25
-"""Part of the largest stable step size that an eta_0 which is looked for takes: at the limit itself the noise of the
-shortest runs' batches outweighs their gradient, and bends the curve."""
+"""Part of the largest stable step size that an eta_0 which is looked for takes, unless `training.stable_share` is set:
+at the limit itself the noise of small batches outweighs the gradient of the shortest runs, and bends the curve."""
 
 FULL_BATCH_FACTOR = 1.5
 """A last mean of more than this many times full-batch descent's keeps a bias or noise that may be a floor: the rate is
@@ -80,8 +80,13 @@ def with_step_size(case: Case) -> Case:
     if not case.training.largest_step:
         return case
     shortest = case.training.lengths[0]
-    first = STABLE_SHARE * largest_stable_step(case.problem, shortest) / shortest**SCHEDULE
+    first = _share(case) * largest_stable_step(case.problem, shortest) / shortest**SCHEDULE
     return replace(case, training=case.training.model_copy(update={"step_size": first}))
+
+
+def _share(case: Case) -> float:
+    """Return the part of the largest stable step size that the shortest run takes."""
+    return STABLE_SHARE if case.training.stable_share is None else case.training.stable_share
 
 
 def _planned(case: Case, length: int, seed: int, repeat: int) -> MeasuredRun:
@@ -359,7 +364,7 @@ def _words(found: _Measured) -> str:
     if not training.largest_step:
         return words
     eta = training.step_size * lengths[0] ** SCHEDULE
-    stable = f"{STABLE_SHARE:.0%} of what is stable there for full-batch descent"
+    stable = f"{_share(found.case):.0%} of what is stable there for full-batch descent"
     return f"eta = {eta:.3g} at N = {lengths[0]}, {stable}: {words}"
 
 
@@ -430,7 +435,14 @@ RATE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED, BOUNDED_BELOW),
     check=check,
     expect=expect,
-    reads=("sampling.seeds", "training.step_size", "training.largest_step", "training.lengths", "training.repeats"),
+    reads=(
+        "sampling.seeds",
+        "training.step_size",
+        "training.largest_step",
+        "training.stable_share",
+        "training.lengths",
+        "training.repeats",
+    ),
     histories="zero",
     varies=("parameters",),
 )

@@ -20,9 +20,9 @@ from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, re
 
 __all__ = ["MeasuredRun", "advance_together", "mean_gradient_norms", "runs_per_group"]
 
-MOST_ELEMENTS = 2**15
+MOST_ELEMENTS = 2**16
 """Nodes times widths of all layers up to which runs of any estimator are faster together: alone, a step on so small a
-graph is mostly overhead. On larger ones a batch with its halo is less work than the masked whole graph."""
+graph is mostly overhead. On larger ones a small batch with its halo is less work than the masked whole graph."""
 
 GROUP_ELEMENTS = 2**17
 """Nodes times largest width times runs that advance together at most: their values then stay in the cache."""
