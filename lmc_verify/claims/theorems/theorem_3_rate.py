@@ -27,6 +27,8 @@ from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
     MedianInterval,
     detectable_margin,
+    length_to_come_below,
+    length_to_keep_slope,
     loglog_slope,
     median_interval,
     near_floor,
@@ -231,9 +233,15 @@ class _Measured:
         return FloorReading(self.case.training.lengths, self.means, SLOPE, self.alpha)
 
     @cached_property
+    def excesses(self) -> list[float]:
+        """The mean gradient norm of every length, the median over seeds, in units of full-batch descent's."""
+        found: list[float] = (np.median(self.means, axis=0) / np.array(self.reference)).tolist()
+        return found
+
+    @property
     def excess(self) -> float:
-        """The last mean gradient norm, the median over seeds, in units of full-batch descent's."""
-        return float(np.median(self.means[:, -1])) / self.reference[-1]
+        """That of the longest runs."""
+        return self.excesses[-1]
 
     @cached_property
     def unreadable(self) -> str:
@@ -342,9 +350,11 @@ def _decide(found: _Measured) -> tuple[Outcome, str]:
         return _decide_falling(found, words)
     if slope.outside(upper=SLOPE):
         if found.exact_slope > SLOPE:
+            lengths = found.case.training.lengths
+            wanted = length_to_keep_slope(lengths, found.reference, SLOPE)
             return Outcome.INCONCLUSIVE, (
                 f"{words}; not even full-batch gradient descent has this rate here (slope {found.exact_slope:.3f}): "
-                f"the runs are too short, {_longer(found.case)}"
+                f"the runs are too short, {_longer(found.case)}{_about(wanted)}"
             )
         why = explained(found.case, RATE)
         return Outcome.REFUTED, f"{words}; full-batch gradient descent has {found.exact_slope:.3f}{why}"
@@ -374,10 +384,11 @@ def _decide_falling(found: _Measured, words: str) -> tuple[Outcome, str]:
     if reading.clear and found.excess <= FULL_BATCH_FACTOR:
         return Outcome.SUPPORTED, f"{words}; {floor}; not refuted on this range of N"
     if reading.clear:
+        wanted = length_to_come_below(found.case.training.lengths, found.excesses, FULL_BATCH_FACTOR)
         return Outcome.INCONCLUSIVE, (
             f"{words}; the last mean is {found.excess:.2g} times that of full-batch gradient descent, at most "
             f"{FULL_BATCH_FACTOR:g} is allowed: what keeps it there may be a floor that is still to be met; take "
-            "longer runs (training.lengths)"
+            f"longer runs (training.lengths){_about(wanted)}"
         )
     longest = reading.deciding_length()
     advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
@@ -389,6 +400,11 @@ def _longer(case: Case) -> str:
     if case.training.largest_step:
         return "raise training.lengths: training.largest_step leaves no step size to raise"
     return "raise training.step_size or training.lengths"
+
+
+def _about(length: float | None) -> str:
+    """Return up to which number of steps runs would have to reach at the present pace, where that can be said."""
+    return "" if length is None else f": at this pace N up to about {float(f'{length:.2g}'):,.0f} would decide"
 
 
 def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:
