@@ -1,13 +1,15 @@
 """Runs that advance together against one run at a time: how much faster a step of a run is, by size of the graph.
 
 `lmc_verify.training.together.norms` chooses by what this measures. ``python -m benchmarks.bench_together`` prints the
-table of docs/performance.md.
+table of docs/performance.md, ``python -m benchmarks.bench_together digits cora`` that of data sets.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,7 +82,7 @@ class RunsTogether(Benchmark):
         return {**found, "samples": [ratio * scale for ratio in found["samples"]]}
 
 
-def print_table(graphs: tuple[int | str, ...] = (32, 128, 512, 1024, 2048, 4096, "digits", "cora")) -> None:
+def print_table(graphs: Sequence[int | str]) -> None:
     """Print how many times as fast runs are together, by estimator, graph and number of runs."""
     print("| estimator | nodes | nodes times widths |", " | ".join(f"{runs} runs" for runs in RUNS), "|")
     print("| :-- | --: | --: |", " | ".join("--:" for _ in RUNS), "|")
@@ -99,4 +101,4 @@ def print_table(graphs: tuple[int | str, ...] = (32, 128, 512, 1024, 2048, 4096,
 
 
 if __name__ == "__main__":
-    print_table()
+    print_table(sys.argv[1:] or (32, 128, 512, 1024, 2048, 4096))
