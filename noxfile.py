@@ -87,6 +87,14 @@ def family(session: nox.Session) -> None:
     session.run("lmc-verify", "table", "reports/out/family")
 
 
+@nox.session(name="theorem-3")
+def theorem_3(session: nox.Session) -> None:
+    """Check Theorem 3's rate on real graphs, N over two decades (slow; `-- --resume` goes on)."""
+    install(session)
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("lmc-verify", "run", "reports/theorem-3.toml", "--jobs", "2", *session.posargs, env=environment)
+
+
 @nox.session
 def figures(session: nox.Session) -> None:
     """Remake figures 3 to 7 of the paper, quick preset (under 40 minutes on two cores); `-- --preset full` for all."""

@@ -1,13 +1,15 @@
 """Runs that advance together against one run at a time: how much faster a step of a run is, by size of the graph.
 
 `lmc_verify.training.together.norms` chooses by what this measures. ``python -m benchmarks.bench_together`` prints the
-table of docs/performance.md.
+table of docs/performance.md, ``python -m benchmarks.bench_together digits cora`` that of data sets.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +28,13 @@ STEPS = 8
 
 
 @functools.cache
-def make_problem(nodes: int) -> lv.Problem:
-    """Return a GCN of 2 layers, 16 wide, in float64 on a graph with ten messages a node."""
-    graph = lv.load_graph("dcsbm", seed=SEED, num_nodes=nodes, num_edges=5 * nodes, num_features=16).double()
+def make_problem(source: int | str) -> lv.Problem:
+    """Return a GCN of 2 layers, 16 wide, in float64 on a graph with ten messages a node, or on a data set."""
+    if isinstance(source, str):
+        graph = lv.load_graph(source).double()
+    else:
+        made = {"num_nodes": source, "num_edges": 5 * source, "num_features": 16}
+        graph = lv.load_graph("dcsbm", seed=SEED, **made).double()
     model = lv.GCN(graph.num_features, 16, graph.num_outputs, num_layers=2, seed=SEED, dtype=torch.float64)
     return lv.Problem(graph, model)
 
@@ -40,12 +46,13 @@ class RunsTogether(Benchmark):
     param_names = ("estimator", "nodes", "runs")
     unit = "ratio"
 
-    def setup(self, estimator: str, nodes: int, runs: int) -> None:
+    def setup(self, estimator: str, nodes: int | str, runs: int) -> None:
         """Build both sides."""
         self.device, self.timer = "cpu", DeviceTimer("cpu")
         self.problem, self.size = make_problem(nodes), runs
+        count = self.problem.graph.num_nodes
         chosen = lv.make_estimator(estimator, **ESTIMATORS[estimator])
-        design = lv.Clusters(lv.Partition(torch.arange(nodes) * 8 // nodes, "blocks"), 2)
+        design = lv.Clusters(lv.Partition(torch.arange(count) * 8 // count, "blocks"), 2)
         self.alone = lv.TrainingRun(self.problem, chosen, design, step_size=0.1, generator=generator(SEED, "alone"))
         self.together = TrainingRuns(
             self.problem,
@@ -75,21 +82,23 @@ class RunsTogether(Benchmark):
         return {**found, "samples": [ratio * scale for ratio in found["samples"]]}
 
 
-def print_table(nodes: tuple[int, ...] = (32, 128, 512, 1024, 2048, 4096)) -> None:
-    """Print how many times as fast runs are together, by estimator, nodes and number of runs."""
+def print_table(graphs: Sequence[int | str]) -> None:
+    """Print how many times as fast runs are together, by estimator, graph and number of runs."""
     print("| estimator | nodes | nodes times widths |", " | ".join(f"{runs} runs" for runs in RUNS), "|")
     print("| :-- | --: | --: |", " | ".join("--:" for _ in RUNS), "|")
     for estimator in ESTIMATORS:
-        for count in nodes:
+        for graph in graphs:
+            problem = make_problem(graph)
+            count = f"{problem.graph.num_nodes:,}" + (f" ({graph})" if isinstance(graph, str) else "")
             cells = []
             for runs in RUNS:
                 benchmark = RunsTogether()
                 benchmark.ratio_seconds = 2.0
-                benchmark.setup(estimator, count, runs)
+                benchmark.setup(estimator, graph, runs)
                 cells.append(f"{1 / statistics.median(benchmark.track_together_over_alone()['samples']):.1f}")
-            elements = count * sum(make_problem(count).widths[1:])
-            print(f"| {estimator} | {count:,} | {elements:,} |", " | ".join(cells), "|", flush=True)
+            elements = problem.graph.num_nodes * sum(problem.widths[1:])
+            print(f"| {estimator} | {count} | {elements:,} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
-    print_table()
+    print_table(sys.argv[1:] or (32, 128, 512, 1024, 2048, 4096))

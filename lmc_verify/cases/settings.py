@@ -205,6 +205,7 @@ class TrainingSettings(Settings):
         step_size: eta_0. Runs of N steps use ``eta_0 N^(-2/3)`` where a schedule is claimed, else this value itself.
         largest_step: whether a rate in N finds its eta_0 itself and does not read `step_size`: the shortest run takes a
             quarter of the largest step size with which full-batch descent is stable over it.
+        stable_share: another part of that step size, where `largest_step` looks for it; up to 1, all of it.
         steps: steps of a run, where a claim does not take `lengths`.
         lengths: numbers of steps N, ascending, where a rate in N is claimed.
         repeats: independent runs of each length that one seed averages.
@@ -214,6 +215,7 @@ class TrainingSettings(Settings):
 
     step_size: float = Field(0.005, gt=0)
     largest_step: bool = False
+    stable_share: float | None = Field(None, gt=0, le=1)
     steps: Count = 60
     lengths: tuple[Count, ...] = (32, 64, 128, 256, 512)
     repeats: Count = 1

@@ -135,6 +135,9 @@ def unread_settings(
     if training is not None and training.largest_step and "training.step_size" in given:
         words = "training.step_size is not read with training.largest_step, which finds one; leave one of them out"
         unread.setdefault("training.step_size", words)
+    if training is not None and not training.largest_step and "training.stable_share" in given:
+        words = "training.stable_share is read with training.largest_step only; set training.largest_step=true"
+        unread.setdefault("training.stable_share", words)
     if claim.histories is not None and histories not in ("exact", claim.histories):
         unread["histories"] = (
             f"histories is {histories!r} and not read by {claim.id}, whose histories begin as {claim.histories!r}; "

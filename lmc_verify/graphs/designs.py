@@ -120,9 +120,8 @@ class Clusters(_ClusterDesign):
 
     def draw(self, generator: AnyGenerator) -> Batch:
         """Draw `per_batch` clusters."""
-        rng = as_generator(generator)
-        chosen = np.sort(rng.choice(self.partition.num_parts, size=self.per_batch, replace=False))
-        return self._batch(chosen.tolist(), self._inclusion)
+        chosen = as_generator(generator).choice(self.partition.num_parts, size=self.per_batch, replace=False)
+        return self._batch(sorted(chosen.tolist()), self._inclusion)
 
     def enumerate(self) -> Iterator[tuple[Batch, float]]:
         """Yield every combination of clusters."""

@@ -6,10 +6,11 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from lmc_verify.errors import folder_error
-from lmc_verify.report.figures.pictures import pictures, standalone
+from lmc_verify.report.figures.pictures import HEADLINE, claim_pictures, pictures, standalone
 from lmc_verify.report.formats.html import render_html
 from lmc_verify.report.formats.json_document import render_json
 from lmc_verify.report.formats.junit import render_junit
@@ -29,9 +30,9 @@ _FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
 def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     """Write the report in every format and return format -> path.
 
-    Pictures of races are files too, in the folder ``figures``, to which the Markdown refers. All formats are rendered,
-    and written next to their places, before the first file is replaced: what fails on the way leaves an older report as
-    it was.
+    Pictures of races, to which the Markdown refers, and the curves on the first screen are files too, in the folder
+    ``figures``. All formats are rendered, and written next to their places, before the first file is replaced: what
+    fails on the way leaves an older report as it was.
 
     Raises:
         OutputError: the folder cannot be made or written to.
@@ -39,7 +40,8 @@ def write_report(report: Report, out_dir: str | Path) -> dict[str, Path]:
     folder = Path(out_dir)
     paths = {key: folder / file for key, (file, _) in _FILES.items()}
     contents = {paths[key]: render(report, folder) for key, (_, render) in _FILES.items()}
-    for picture in (picture for race in report.races for picture in pictures(race)):
+    first = [section for section in report.sections if section.claim.id == HEADLINE and not section.audited]
+    for picture in chain(*map(pictures, report.races), *map(claim_pictures, first)):
         contents[folder / picture.file] = standalone(picture)
     write_files(folder, contents, "report")
     return paths

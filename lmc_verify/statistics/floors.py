@@ -28,7 +28,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmc_verify.statistics.rates import FLOOR_FACTOR, MedianInterval, detectable_margin, loglog_slope, median_interval
+from lmc_verify.statistics.rates import (
+    EXTENSIONS,
+    FLOOR_FACTOR,
+    MedianInterval,
+    detectable_margin,
+    loglog_slope,
+    median_interval,
+)
 
 __all__ = ["FloorReading", "PowerFit", "fit_power"]
 
@@ -42,9 +49,6 @@ _SHARES = np.concatenate([[0.0], np.linspace(0.05, 0.95, 10), [0.99]])
 """Shares at which the interval is looked for, before refinement to `_RESOLUTION`."""
 
 _RESOLUTION = 1e-3
-
-_EXTENSIONS = 24
-"""Longer runs, each by the ratio of the last two lengths, that are looked at for one that would decide."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ class FloorReading:
         if not math.isfinite(margin) or mean >= self._slope:
             return None
         log_x, ratio = self._log_x, self._log_x[-1] - self._log_x[-2]
-        for _ in range(_EXTENSIONS):
+        for _ in range(EXTENSIONS):
             log_x = np.append(log_x, log_x[-1] + ratio)
             straight = mean * (log_x - log_x[0])
             if float(_Null.of_slope(self._slope).scores(log_x, straight[None])[0]) >= margin:

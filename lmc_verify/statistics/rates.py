@@ -23,11 +23,14 @@ from scipy.special import bdtr, ndtri
 from lmc_verify.statistics.detection import first_that
 
 __all__ = [
+    "EXTENSIONS",
     "FLOOR_FACTOR",
     "DecayFit",
     "MedianInterval",
     "detectable_margin",
     "fit_decay",
+    "length_to_come_below",
+    "length_to_keep_slope",
     "loglog_slope",
     "median_interval",
     "near_floor",
@@ -39,6 +42,9 @@ Vector = npt.NDArray[np.float64]
 
 FLOOR_FACTOR = 5.0
 """A mean up to this multiple of its floor says little about a rate."""
+
+EXTENSIONS = 24
+"""Longer ranges, each by the ratio of the last two abscissae, that are looked at for one that would decide."""
 
 _NO_DECAY = 1e-12
 """An amplitude of at most this part of the floor is rounding."""
@@ -190,8 +196,52 @@ def loglog_slope(x: Sequence[float], y: Sequence[float]) -> float:
         )
     if (abscissa == abscissa[0]).all():
         raise ValueError(f"a slope needs two different abscissae, all are {abscissa[0]}")
-    centred = np.log(abscissa) - np.log(abscissa).mean()
-    return float(centred @ np.log(ordinate) / (centred @ centred))
+    return _least_squares_slope(np.log(abscissa), np.log(ordinate))
+
+
+def _least_squares_slope(x: Vector, y: Vector) -> float:
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred))
+
+
+def length_to_come_below(x: Sequence[float], values: Sequence[float], limit: float) -> float | None:
+    """Return about where values that fall come below a limit, if the power law of the last two goes on.
+
+    Args:
+        x: ascending abscissae above 0.
+        values: positive, the last of them above the limit.
+        limit: positive.
+
+    Returns:
+        The abscissa, or None where the values do not fall, or too slowly for one within `EXTENSIONS` longer ranges.
+    """
+    fall = math.log(values[-2] / values[-1])
+    further = math.log(values[-1] / limit) / fall if fall > 0 else math.inf
+    return float(x[-1] * (x[-1] / x[-2]) ** further) if further <= EXTENSIONS else None
+
+
+def length_to_keep_slope(x: Sequence[float], values: Sequence[float], slope: float) -> float | None:
+    """Return about up to where a curve must reach to have a log-log slope, if it goes on to steepen as it does.
+
+    The slope between neighbours is continued as a straight line in log x, from the last two.
+
+    Args:
+        x: ascending abscissae above 0, at least three.
+        values: positive.
+        slope: the log-log slope that the whole curve is to have, or a steeper one.
+
+    Returns:
+        The abscissa, or None where `EXTENSIONS` longer ranges, each by the ratio of the last two, do not have it.
+    """
+    log_x, log_y = (np.log(np.asarray(given, dtype=np.float64)).tolist() for given in (x, values))
+    local = [(log_y[k + 1] - log_y[k]) / (log_x[k + 1] - log_x[k]) for k in (-3, -2)]
+    step, steepening = log_x[-1] - log_x[-2], (local[1] - local[0]) / ((log_x[-1] - log_x[-3]) / 2)
+    for number in range(1, EXTENSIONS + 1):
+        log_y.append(log_y[-1] + step * (local[1] + steepening * number * step))
+        log_x.append(log_x[-1] + step)
+        if _least_squares_slope(np.asarray(log_x), np.asarray(log_y)) <= slope:
+            return math.exp(log_x[-1])
+    return None
 
 
 def near_floor(means: npt.ArrayLike, floor: float) -> bool:

@@ -106,6 +106,7 @@ TRAINING = {
     "steps": COUNTS,
     "lengths": st.sets(COUNTS, min_size=3, max_size=5).map(sorted),
     "largest_step": st.booleans(),
+    "stable_share": st.floats(0.01, 1.0),
     "repeats": COUNTS,
     "beta_schedule": st.sampled_from(["constant", "decaying"]),
 }

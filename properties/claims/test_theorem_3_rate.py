@@ -23,6 +23,7 @@ from common.rate_cases import (
     norms_by,
     verdict,
 )
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from lmc_verify import GAS, Graph, InvalidInputError, load_graph, make_estimator
@@ -236,6 +237,26 @@ def test_a_curve_far_above_full_batch_descent_s_is_not_supported(monkeypatch: py
         assert ("times that of full-batch gradient descent" in found.summary) == (outcome is Outcome.INCONCLUSIVE)
 
 
+def test_a_curve_that_comes_nearer_to_full_batch_descent_s_is_told_how_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 N^-0.1 times full-batch descent's is 1.5 times it at N = 1,024."""
+    monkeypatch.setattr(convergence, "_full_batch", lambda case: [length**-0.4 for length in case.training.lengths])
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda length, seed: (1 + 1e-4 * seed) * 3 * length**-0.5))
+    found = CLAIMS[THREE].check(case_of(THREE, GAS_))
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.summary.endswith("take longer runs (training.lengths): at this pace N up to about 1,000 would decide")
+
+
+def test_a_range_that_is_too_short_says_which_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where full-batch descent's curve steepens; of one that does not nothing is said."""
+    monkeypatch.setattr(convergence, "_mean_norms", norms_by(lambda length, seed: 1 + 0.01 * seed))
+    steepening, straight = [1.0, 0.9, 0.72], [1.0, 0.9, 0.81]
+    for reference, said in ((steepening, ": at this pace N up to about 4,100 would decide"), (straight, "")):
+        monkeypatch.setattr(convergence, "_full_batch", lambda case, values=reference: values)
+        found = CLAIMS[THREE].check(case_of(THREE, GAS_))
+        assert found.outcome is Outcome.INCONCLUSIVE
+        assert found.summary.endswith(f"raise training.step_size or training.lengths{said}")
+
+
 def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
     """A quarter of the largest stable step of the shortest runs; the rest is as if it had been set."""
     training = {"lengths": [8, 16, 32]}
@@ -249,6 +270,18 @@ def test_the_largest_step_is_found_from_full_batch_descent_and_said() -> None:
     assert f"eta = {eta:.3g} at N = 8, 25% of what is stable there for full-batch descent: " in found.summary
     for left, right in zip(found.series, same.series, strict=True):
         assert left.y == pytest.approx(right.y, rel=1e-9)
+
+
+def test_the_part_of_the_largest_step_can_be_chosen_and_is_said() -> None:
+    training = {"lengths": [8, 16, 32], "largest_step": True, "stable_share": 0.75}
+    case = case_of(THREE, LMC_BETA, RATE | {"training": training})
+    first = 0.75 * largest_stable_step(case.problem, 8) * 8 ** (2 / 3)
+    assert convergence.with_step_size(case).training.step_size == pytest.approx(first, rel=1e-12)
+    eta = first * 8 ** (-2 / 3)
+    assert f"eta = {eta:.3g} at N = 8, 75% of what is stable there for full-batch" in CLAIMS[THREE].check(case).summary
+    for share in (0, 1.01, -1):
+        with pytest.raises(ValidationError, match="stable_share"):
+            case_of(THREE, LMC_BETA, RATE | {"training": training | {"stable_share": share}})
 
 
 def test_the_objective_is_bounded_below_by_what_its_loss_is_known_to_be() -> None:

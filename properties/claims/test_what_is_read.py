@@ -53,8 +53,8 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "design": {"partition": "contiguous", "parts": 4, "per_batch": 1},
     },
 }
-CONDITIONAL = {"sampling.delta", "sampling.draws"}
-"""Read only where a test from draws gets as far."""
+CONDITIONAL = {"sampling.delta", "sampling.draws", "training.stable_share"}
+"""Read only where a test from draws gets as far, or where a step size is looked for."""
 
 
 @pytest.fixture
@@ -123,8 +123,18 @@ def test_a_step_size_next_to_the_search_for_one_is_refused() -> None:
     both = CaseSettings(training=TrainingSettings(largest_step=True, step_size=0.1))
     with pytest.raises(InvalidInputError, match=r"step_size is not read with training.largest_step"):
         require_read([rate], both)
-    for training in (TrainingSettings(largest_step=True), TrainingSettings(largest_step=False, step_size=0.1)):
+    for training in (
+        TrainingSettings(largest_step=True),
+        TrainingSettings(largest_step=False, step_size=0.1),
+        TrainingSettings(largest_step=True, stable_share=0.5),
+    ):
         assert unread_settings(rate, training=training) == {}
+
+
+def test_a_share_without_the_search_for_a_step_size_is_refused() -> None:
+    given = CaseSettings(training=TrainingSettings(step_size=0.1, stable_share=0.5))
+    with pytest.raises(InvalidInputError, match=r"stable_share is read with training.largest_step only; set training"):
+        require_read([find_claim("theorem-3/rate")], given)
 
 
 def test_what_belongs_to_a_run_and_the_defaults_are_never_refused() -> None:

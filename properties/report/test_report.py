@@ -1159,6 +1159,26 @@ def test_many_curves_are_split_by_data_set_and_the_rest_is_counted(tmp_path: Pat
         assert "8 further curves in the list of cases." in plot.notes
 
 
+def test_the_curves_of_the_first_screen_are_files_one_for_each_figure(tmp_path: Path) -> None:
+    """The same as on the page, with colours of their own; curves of other claims are no files."""
+    trials = [
+        a_rate(name, "SUPPORTED", a_curve(y=tuple(map(float, range(n, n + 5)))), dataset=data)
+        for data in ("karate", "digits")
+        for n, name in enumerate(list(ESTIMATORS)[:5])
+    ]
+    built = statistical_report(tmp_path, trials)
+    write_report(built, tmp_path / "out")
+    files = {path.name: path.read_text() for path in (tmp_path / "out" / "figures").iterdir()}
+    assert set(files) == {"theorem-3-rate-1-karate.svg", "theorem-3-rate-2-digits.svg"}
+    for name, plot in zip(sorted(files), claim_plots(built.sections[0]), strict=True):
+        assert ElementTree.fromstring(files[name]).attrib["viewBox"]
+        assert f"Norm against steps · {plot.detail}</text>" in files[name]
+        assert "prefers-color-scheme: dark" in files[name]
+    other = replace(trials[0], verdict=replace(trials[0].verdict, claim="theorem-1/unbiased-sampled"))
+    write_report(statistical_report(tmp_path / "other", [other]), tmp_path / "none")
+    assert not (tmp_path / "none" / "figures").exists()
+
+
 def test_the_markdown_has_short_curves_as_tables(tmp_path: Path) -> None:
     long = a_curve(x=tuple(map(float, range(50))), y=(1.0,) * 50, figure="Long")
     markdown = render_markdown(statistical_report(tmp_path, [a_rate("lmc", "SUPPORTED", a_curve(), long)]))

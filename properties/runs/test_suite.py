@@ -42,9 +42,24 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 
 def test_the_package_ships_its_suites() -> None:
-    assert {"family", "figures", "smoke", "theorem-check"} <= set(suite_names())
+    assert {"family", "figures", "smoke", "theorem-3", "theorem-check"} <= set(suite_names())
     for name in suite_names():
         assert load_suite(name).name == name
+
+
+def test_theorem_3_is_checked_on_real_graphs_over_two_decades() -> None:
+    """Every layer trained, five estimators, eta_0 from full-batch descent; what has no files is not run."""
+    plan = [trial for trial in load_suite("theorem-3").plan() if trial.kind == "claim"]
+    five = ["backward-sgd", "lmc", "gas", "fm", "cluster-gcn"]
+    names = [(trial.settings.dataset.name, trial.settings.estimator.name) for trial in plan]
+    assert names == [(data, name) for data in ("digits", "cora", "karate") for name in five]
+    for trial in plan:
+        training = trial.settings.training
+        assert trial.claim == "theorem-3/rate"
+        assert training.lengths[-1] >= 100 * training.lengths[0]
+        assert training.largest_step
+        assert not trial.settings.model.frozen
+        assert trial.optional == (trial.settings.dataset.name == "cora")
 
 
 SHIPPED = sorted(suite_names())
@@ -328,7 +343,7 @@ OTHER: list[dict[str, Any]] = [
     }.items()),
     *({"training": {key: value}} for key, value in {
         "step_size": 0.5, "steps": 7, "lengths": [1, 2, 3], "beta_schedule": "decaying", "repeats": 2,
-        "largest_step": True,
+        "largest_step": True, "stable_share": 0.5,
     }.items()),
     {"histories": "zero"},
     {"histories": "sweeps:1"},

@@ -26,7 +26,7 @@ from lmc_verify.statistics import (
     seeds_to_detect,
 )
 from lmc_verify.statistics.quadratic import DIMENSION
-from lmc_verify.statistics.rates import FLOOR_FACTOR
+from lmc_verify.statistics.rates import EXTENSIONS, FLOOR_FACTOR, length_to_come_below, length_to_keep_slope
 
 RUNS = 2500
 TEST_ALARM = 1e-6  # a correct implementation fails one of these checks with this probability, were the seeds not fixed
@@ -237,6 +237,43 @@ def test_slope_is_the_least_squares_one() -> None:
 def test_no_slope_without_two_positive_points(x: list[float], y: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         loglog_slope(x, y)
+
+
+@given(st.floats(0.05, 2.0), st.floats(0.1, 10.0), st.floats(1.5, 20.0))
+def test_a_power_law_comes_below_a_limit_where_it_meets_it(exponent: float, factor: float, ratio: float) -> None:
+    x = [10.0, 10.0 * ratio, 10.0 * ratio**2]
+    values = [factor * value**-exponent for value in x]
+    beyond = x[-1] * ratio**3
+    assert length_to_come_below(x, values, factor * beyond**-exponent) == pytest.approx(beyond, rel=1e-6)
+    too_far = factor * (x[-1] * ratio ** (EXTENSIONS + 1)) ** -exponent
+    assert length_to_come_below(x, values, too_far) is None
+
+
+@pytest.mark.parametrize("values", [[2.0, 2.0, 2.0], [3.0, 2.0, 2.5]], ids=["flat", "rising"])
+def test_what_does_not_fall_comes_below_nothing(values: list[float]) -> None:
+    assert length_to_come_below([1, 2, 4], values, 1.0) is None
+
+
+@given(st.floats(0.01, 0.1), st.floats(-0.05, 0.1), st.floats(2.0, 10.0))
+def test_a_parabola_has_a_slope_as_soon_as_its_length_is_reached(bend: float, tilt: float, ratio: float) -> None:
+    """In log-log: the local slope is then a straight line, and its continuation exact."""
+
+    def curve(count: int) -> tuple[list[float], list[float]]:
+        x = [5 * ratio**k for k in range(count)]
+        return x, [math.exp(-bend * math.log(value) ** 2 - tilt * math.log(value)) for value in x]
+
+    count, limit = 3, -0.6
+    while loglog_slope(*curve(count)) > limit:
+        count += 1
+    assume(3 < count <= EXTENSIONS)
+    assume(abs(loglog_slope(*curve(count)) - limit) > 1e-9)
+    assert length_to_keep_slope(*curve(3), limit) == pytest.approx(5 * ratio ** (count - 1), rel=1e-9)
+
+
+def test_a_curve_that_does_not_steepen_never_has_a_steeper_slope() -> None:
+    for bend in (0.0, 0.01):
+        values = [math.exp(-0.1 * k + bend * k**2) for k in range(3)]
+        assert length_to_keep_slope([1, 4, 16], values, -0.2) is None
 
 
 def test_near_floor_looks_at_every_mean() -> None:

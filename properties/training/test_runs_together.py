@@ -55,8 +55,10 @@ from lmc_verify.training import (
     reason_to_run_alone,
 )
 from lmc_verify.training.together import norms
+from lmc_verify.training.together.columns import KeptColumns
 from lmc_verify.training.together.estimate import Tables
 from lmc_verify.training.together.masks import bits, chosen, masked
+from lmc_verify.training.together.stacked import SparseFeatures, StackedModel
 
 ROUNDING = 1e-12
 STEPS = 3
@@ -223,6 +225,103 @@ def test_every_member_on_a_graph_with_loops_weights_and_multi_edges(model: type[
             for place, run in enumerate(single):
                 run.step()
                 assert_same_run(runs, place, run)
+
+
+@pytest.mark.parametrize("model", [GCN, SAGE])
+@pytest.mark.parametrize("estimator", [*EVERY, FullBatch()], ids=lambda item: item.name)
+def test_sparse_features_give_the_numbers_of_dense_ones(model: type[GCN], estimator: Estimator) -> None:
+    """A feature that no node has, a node without any, and unlabelled nodes are among them."""
+    graph = path_graph(9)
+    x = torch.zeros(9, 40, dtype=torch.float64)
+    x[torch.tensor([0, 1, 1, 3, 4, 6, 7, 8]), torch.tensor([2, 0, 39, 7, 7, 12, 30, 2])] = torch.linspace(
+        -1, 2, 8, dtype=torch.float64
+    )
+    labelled = torch.arange(9) % 3 != 1
+    problem = Problem(
+        graph.replaced(x=x, train_mask=labelled), model(40, 4, graph.num_outputs, 2, dtype=torch.float64, seed=3)
+    )
+    runs = TrainingRuns(problem, specifications([estimator] * 3), UniformNodes(9, 4))
+    assert runs._model.sparse_features is not None
+    assert runs._model.labelled.tolist() == [0, 2, 3, 5, 6, 8]
+    single = [alone(problem, own, UniformNodes(9, 4)) for own in specifications([estimator] * 3)]
+    for _ in range(4):
+        exact = runs.exact_gradient()
+        runs.step()
+        for place, run in enumerate(single):
+            assert_gradients("exact", of_run(exact, place), exact_gradient(run.problem)[1], rtol=ROUNDING)
+            run.step()
+            assert_same_run(runs, place, run)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_sparse_features_are_those_of_the_matrix(dtype: torch.dtype) -> None:
+    x = torch.zeros(5, 7, dtype=dtype)
+    x[0, 3], x[2, 3], x[2, 6], x[4, 0] = 2.0, -1.0, 0.5, 3.0
+    matrices, left = (torch.linspace(-1, 1, 42, dtype=dtype).sin().view(3, 2, 7) for _ in range(2))
+    left = torch.linspace(-1, 2, 30, dtype=dtype).cos().view(5, 3, 2)
+    sparse = SparseFeatures(x)
+    for run in range(3):
+        assert_close("times", sparse.times(matrices)[:, run], x @ matrices[run].t(), rtol=1e-6)
+        assert_close("outer", sparse.outer(left)[run], left[:, run].t() @ x, rtol=1e-6)
+
+
+def test_features_are_sparse_where_the_first_layer_reads_few_that_are_not_zero() -> None:
+    graph = path_graph(10)
+    few = torch.zeros(10, 40, dtype=torch.float64)
+    few.view(-1)[:20] = 1.0
+    more = few.clone()
+    more.view(-1)[20] = 1.0
+    for x, settings, sparse in ((few, {}, True), (more, {}, False), (few, {"encoder": True}, False)):
+        model = GCN(40, 4, graph.num_outputs, 2, dtype=torch.float64, **settings)
+        stacked = StackedModel.of(Problem(graph.replaced(x=x), model))
+        assert isinstance(stacked, StackedModel)
+        assert (stacked.sparse_features is not None) is sparse
+    conv = initialised(GCNConv(40, graph.num_outputs, dtype=torch.float64))
+    activated = LayeredModel([ConvLayer(conv, before=nn.Tanh())])
+    stacked = StackedModel.of(Problem(graph.replaced(x=few), activated))
+    assert isinstance(stacked, StackedModel)
+    assert stacked.sparse_features is None
+
+
+def test_columns_of_a_batch_that_comes_again_are_made_once() -> None:
+    made: list[list[int]] = []
+
+    def make(batches: Sequence[Batch]) -> dict[str, Tensor]:
+        made.append([int(batch.nodes[0]) for batch in batches])
+        return {"first": torch.tensor(made[-1], dtype=torch.float64)[None, :, None].expand(4, -1, 1)}
+
+    batches = [Batch.of([number]) for number in range(5)]
+    kept = KeptColumns(make, 3)
+    for wanted, fresh in (
+        ([2, 0, 2], [[2, 0]]),
+        ([0, 0], []),
+        ([1, 2], [[1]]),
+        ([0, 3], [[0, 3]]),  # a fourth: the others are forgotten
+        ([1, 3], [[1]]),
+        ([4, 0, 1, 2], [[4, 0, 1, 2]]),  # more than are kept
+        ([0], []),
+    ):
+        made.clear()
+        found = kept.of([batches[number] for number in wanted])
+        assert found["first"][0, :, 0].tolist() == wanted
+        assert made == fresh
+
+
+@pytest.mark.parametrize("estimator", EVERY, ids=lambda item: f"{item.name}-{EVERY.index(item)}")
+def test_what_is_kept_of_a_batch_is_what_is_made_of_it(estimator: Estimator) -> None:
+    """With as many distinct batches as are kept, and with too many to be kept."""
+    problem = karate()
+    design = striped(problem)
+    runs, others = (TrainingRuns(problem, specifications([estimator] * 3), design) for _ in range(2))
+    for each, most in ((runs, 6), (others, 0)):
+        assert each._memberships is not None
+        assert each._memberships._columns._most == 6
+        each._memberships._columns._most = most
+    for _ in range(8):
+        runs.step()
+        others.step()
+    for name, value in runs.parameters.items():
+        assert torch.equal(value, others.parameters[name])
 
 
 def test_single_precision_is_single_precision() -> None:

@@ -27,6 +27,8 @@ from lmc_verify.statistics.rates import (
     FLOOR_FACTOR,
     MedianInterval,
     detectable_margin,
+    length_to_come_below,
+    length_to_keep_slope,
     loglog_slope,
     median_interval,
     near_floor,
@@ -54,8 +56,8 @@ EXPLODED = 100.0
 """A mean gradient norm of more than this many times that at the start is divergence, which has no rate."""
 
 STABLE_SHARE = 0.25
-"""Part of the largest stable step size that an eta_0 which is looked for takes: at the limit itself the noise of the
-shortest runs' batches outweighs their gradient, and bends the curve."""
+"""Part of the largest stable step size that an eta_0 which is looked for takes, unless `training.stable_share` is set:
+at the limit itself the noise of small batches outweighs the gradient of the shortest runs, and bends the curve."""
 
 FULL_BATCH_FACTOR = 1.5
 """A last mean of more than this many times full-batch descent's keeps a bias or noise that may be a floor: the rate is
@@ -80,8 +82,13 @@ def with_step_size(case: Case) -> Case:
     if not case.training.largest_step:
         return case
     shortest = case.training.lengths[0]
-    first = STABLE_SHARE * largest_stable_step(case.problem, shortest) / shortest**SCHEDULE
+    first = _share(case) * largest_stable_step(case.problem, shortest) / shortest**SCHEDULE
     return replace(case, training=case.training.model_copy(update={"step_size": first}))
+
+
+def _share(case: Case) -> float:
+    """Return the part of the largest stable step size that the shortest run takes."""
+    return STABLE_SHARE if case.training.stable_share is None else case.training.stable_share
 
 
 def _planned(case: Case, length: int, seed: int, repeat: int) -> MeasuredRun:
@@ -226,9 +233,15 @@ class _Measured:
         return FloorReading(self.case.training.lengths, self.means, SLOPE, self.alpha)
 
     @cached_property
+    def excesses(self) -> list[float]:
+        """The mean gradient norm of every length, the median over seeds, in units of full-batch descent's."""
+        found: list[float] = (np.median(self.means, axis=0) / np.array(self.reference)).tolist()
+        return found
+
+    @property
     def excess(self) -> float:
-        """The last mean gradient norm, the median over seeds, in units of full-batch descent's."""
-        return float(np.median(self.means[:, -1])) / self.reference[-1]
+        """That of the longest runs."""
+        return self.excesses[-1]
 
     @cached_property
     def unreadable(self) -> str:
@@ -337,9 +350,11 @@ def _decide(found: _Measured) -> tuple[Outcome, str]:
         return _decide_falling(found, words)
     if slope.outside(upper=SLOPE):
         if found.exact_slope > SLOPE:
+            lengths = found.case.training.lengths
+            wanted = length_to_keep_slope(lengths, found.reference, SLOPE)
             return Outcome.INCONCLUSIVE, (
                 f"{words}; not even full-batch gradient descent has this rate here (slope {found.exact_slope:.3f}): "
-                f"the runs are too short, {_longer(found.case)}"
+                f"the runs are too short, {_longer(found.case)}{_about(wanted)}"
             )
         why = explained(found.case, RATE)
         return Outcome.REFUTED, f"{words}; full-batch gradient descent has {found.exact_slope:.3f}{why}"
@@ -359,7 +374,7 @@ def _words(found: _Measured) -> str:
     if not training.largest_step:
         return words
     eta = training.step_size * lengths[0] ** SCHEDULE
-    stable = f"{STABLE_SHARE:.0%} of what is stable there for full-batch descent"
+    stable = f"{_share(found.case):.0%} of what is stable there for full-batch descent"
     return f"eta = {eta:.3g} at N = {lengths[0]}, {stable}: {words}"
 
 
@@ -369,10 +384,11 @@ def _decide_falling(found: _Measured, words: str) -> tuple[Outcome, str]:
     if reading.clear and found.excess <= FULL_BATCH_FACTOR:
         return Outcome.SUPPORTED, f"{words}; {floor}; not refuted on this range of N"
     if reading.clear:
+        wanted = length_to_come_below(found.case.training.lengths, found.excesses, FULL_BATCH_FACTOR)
         return Outcome.INCONCLUSIVE, (
             f"{words}; the last mean is {found.excess:.2g} times that of full-batch gradient descent, at most "
             f"{FULL_BATCH_FACTOR:g} is allowed: what keeps it there may be a floor that is still to be met; take "
-            "longer runs (training.lengths)"
+            f"longer runs (training.lengths){_about(wanted)}"
         )
     longest = reading.deciding_length()
     advice = f"runs of up to about {longest:,.0f} steps would decide" if longest else "take much longer runs"
@@ -384,6 +400,11 @@ def _longer(case: Case) -> str:
     if case.training.largest_step:
         return "raise training.lengths: training.largest_step leaves no step size to raise"
     return "raise training.step_size or training.lengths"
+
+
+def _about(length: float | None) -> str:
+    """Return up to which number of steps runs would have to reach at the present pace, where that can be said."""
+    return "" if length is None else f": at this pace N up to about {float(f'{length:.2g}'):,.0f} would decide"
 
 
 def _series(case: Case, means: Matrix, reference: list[float]) -> tuple[Series, ...]:
@@ -430,7 +451,14 @@ RATE = Claim(
     assumptions=(UNIFORM, SMOOTH, BOUNDED, BOUNDED_BELOW),
     check=check,
     expect=expect,
-    reads=("sampling.seeds", "training.step_size", "training.largest_step", "training.lengths", "training.repeats"),
+    reads=(
+        "sampling.seeds",
+        "training.step_size",
+        "training.largest_step",
+        "training.stable_share",
+        "training.lengths",
+        "training.repeats",
+    ),
     histories="zero",
     varies=("parameters",),
 )

@@ -1,4 +1,5 @@
-"""The pictures of races, drawn; and pictures as files of their own: SVG that follows the reader's colour scheme."""
+"""The pictures of races and of the claim on the first screen, drawn; and pictures as files of their own: SVG that
+follows the reader's colour scheme."""
 
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from weakref import WeakKeyDictionary
 from lmc_verify.report.figures.dot_plot import dot_plot
 from lmc_verify.report.figures.line_plot import line_plot
 from lmc_verify.report.model import text
-from lmc_verify.report.model.curves import Plot, spans_decades
+from lmc_verify.report.model.claims import ClaimSection
+from lmc_verify.report.model.curves import Plot, claim_plots, spans_decades
 from lmc_verify.report.model.race_curves import FIGURE_TITLES
 from lmc_verify.report.model.race_tables import percent
 from lmc_verify.report.model.races import RaceSection
 
-__all__ = ["FOLDER", "Picture", "picture_groups", "pictures", "standalone"]
+__all__ = ["FOLDER", "HEADLINE", "Picture", "claim_pictures", "picture_groups", "pictures", "standalone"]
+
+HEADLINE = "theorem-3/rate"
+"""The claim whose curves are on the first screen, and not in its card."""
 
 FOLDER = "figures"
 """Folder of the pictures next to a report."""
@@ -64,6 +69,14 @@ def pictures(race: RaceSection) -> tuple[Picture, ...]:
     if race not in _DRAWN:
         _DRAWN[race] = tuple(_drawn(race))
     return _DRAWN[race]
+
+
+def claim_pictures(section: ClaimSection) -> Iterator[Picture]:
+    """Yield the curves of a claim's cases, one picture for each figure of its section."""
+    for number, plot in enumerate(claim_plots(section), start=1):
+        svg, notes = line_plot(plot, f"curves-{section.anchor}-{number}"), " ".join(plot.notes)
+        name = text.slug(f"{section.claim.id} {number} {plot.detail}")
+        yield Picture(name, "curves", plot.title, plot.detail, svg, plot, notes)
 
 
 def picture_groups(race: RaceSection) -> tuple[tuple[str, tuple[Picture, ...]], ...]:

@@ -17,7 +17,7 @@ from lmc_verify.report.answers.sentences import asked
 from lmc_verify.report.figures.canvas import short
 from lmc_verify.report.figures.causes import causes_picture
 from lmc_verify.report.figures.line_plot import curve_key, line_plot
-from lmc_verify.report.figures.pictures import picture_groups, pictures
+from lmc_verify.report.figures.pictures import HEADLINE, picture_groups, pictures
 from lmc_verify.report.figures.residuals import KINDS, bias_per_layer, residual_strip
 from lmc_verify.report.figures.sharing import Sheet
 from lmc_verify.report.formats.breaks import command, path, unbroken
@@ -37,8 +37,6 @@ FIRST_QUESTIONS = 6
 """So many questions with their answers are on the first screen; further ones are closed."""
 FIRST_ANSWERS = 5
 """So many answers to a question are shown; further ones are closed."""
-HEADLINE = "theorem-3/rate"
-"""The claim whose curves are on the first screen, and not in its card."""
 
 
 def render_html(report: Report) -> str:

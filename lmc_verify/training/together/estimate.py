@@ -123,7 +123,7 @@ class _Estimate:
         """Return ``A s W^T + b`` [n, runs, out]; what runs share is multiplied first, so that it stays small."""
         s, weight = self._read[index - 1], self.parameters[layer.weight]
         if s.shape[1] == 1:
-            rows = self._down(layer, masked(times(s, weight), self.rows.local))
+            rows = self._down(layer, masked(self._times(index, s, weight), self.rows.local))
         else:
             self._aggregated[index] = self._down(layer, s)
             rows = times(self._aggregated[index], weight)
@@ -133,7 +133,7 @@ class _Estimate:
         """Return the rows with what the layer makes of each row's own input, ``s R^T``."""
         if layer.root_weight is None:
             return rows
-        return rows.add_(times(self._read[index - 1], self.parameters[layer.root_weight]))
+        return rows.add_(self._times(index, self._read[index - 1], self.parameters[layer.root_weight]))
 
     def _blended(self, table: Tensor | None, batch: Tensor, fresh: Tensor, beta: Tensor | None) -> Tensor:
         """Return batch rows as given, and histories blended with fresh values elsewhere."""
@@ -168,23 +168,24 @@ class _Estimate:
         """Return V^L at the rows that send it, and collect the loss and the gradient of the head."""
         head = self.model.head
         parameters = {} if head is None else self._required(head)
-        h = self._below[self._top].detach().requires_grad_()
+        labelled = self.model.labelled  # the others have no loss
+        h = self._below[self._top].index_select(0, labelled).requires_grad_()
         with torch.enable_grad():
             losses = self._node_losses(h if head is None else head(h, {**self.parameters, **parameters}))
-        (v,) = torch.autograd.grad(losses, [h], torch.ones_like(losses), retain_graph=True)
+        (own,) = torch.autograd.grad(losses, [h], torch.ones_like(losses), retain_graph=True)
         if parameters:
-            weights = self._weighted(torch.ones_like(losses))
+            weights = self._weighted(torch.ones_like(losses), labelled)
             self._add(parameters, torch.autograd.grad(losses, list(parameters.values()), weights))
-        self.loss = self._weighted(losses.detach()).sum(dim=(0, 2))
+        self.loss = self._weighted(losses.detach(), labelled).sum(dim=(0, 2))
+        v = torch.zeros_like(self._below[self._top]).index_copy_(0, labelled, own)
         return masked(v, self.rows.sending)
 
     def _node_losses(self, outputs: Tensor) -> Tensor:
-        """Return ``loss_i / |V_L|`` of every node and run [n, runs, 1], zero at unlabelled nodes."""
-        graph, runs = self.model.problem.graph, outputs.shape[1]
-        targets = graph.y.repeat_interleave(runs, dim=0)
-        losses = node_losses(self.model.problem.loss, outputs.reshape(-1, outputs.shape[2]), targets)
-        losses = losses.view(graph.num_nodes, runs, 1)  # a mask of bits would not be differentiated
-        return torch.where(graph.train_mask[:, None, None], losses, torch.zeros_like(losses)) / graph.num_labelled
+        """Return ``loss_i / |V_L|`` of every labelled node and run [labelled, runs, 1]."""
+        graph, (labelled, runs, width) = self.model.problem.graph, outputs.shape
+        targets = graph.y.index_select(0, self.model.labelled).repeat_interleave(runs, dim=0)
+        losses = node_losses(self.model.problem.loss, outputs.reshape(-1, width), targets)
+        return losses.view(labelled, runs, 1) / graph.num_labelled
 
     def _collect(self, index: int, layer: StackedLayer, weighted: Tensor) -> None:
         """Add the gradients of one layer's parameters, given weighted batch rows of V^l, zero elsewhere."""
@@ -192,11 +193,11 @@ class _Estimate:
         if index in self._aggregated:
             found[layer.weight] = outer(weighted, self._aggregated[index])
         else:
-            found[layer.weight] = outer(masked(self._up(layer, weighted), self.rows.local), s)
+            found[layer.weight] = self._outer(index, masked(self._up(layer, weighted), self.rows.local), s)
         if layer.bias is not None:
             found[layer.bias] = weighted.sum(0)
         if layer.root_weight is not None:
-            found[layer.root_weight] = outer(weighted, s)
+            found[layer.root_weight] = self._outer(index, weighted, s)
         for name, value in found.items():
             if name in self.gradient:
                 self.gradient[name] += value
@@ -221,9 +222,24 @@ class _Estimate:
     def _up(self, layer: StackedLayer, rows: Tensor) -> Tensor:
         return self.aggregation.up(layer.form.operator, rows, self.rows.scales)
 
-    def _weighted(self, rows: Tensor) -> Tensor:
-        """Return batch rows times their weights, zero elsewhere."""
-        return rows if self.rows.weights is None else masked(rows, self.rows.batch) * self.rows.weights
+    def _times(self, index: int, s: Tensor, matrices: Tensor) -> Tensor:
+        """Return what layer `index` makes of its inputs, `times`."""
+        features = self.model.sparse_features if index == 1 else None
+        return times(s, matrices) if features is None else features.times(matrices)
+
+    def _outer(self, index: int, left: Tensor, s: Tensor) -> Tensor:
+        """Return the products over nodes with what layer `index` reads, `outer`."""
+        features = self.model.sparse_features if index == 1 else None
+        return outer(left, s) if features is None else features.outer(left)
+
+    def _weighted(self, rows: Tensor, at: Tensor | None = None) -> Tensor:
+        """Return batch rows times their weights, zero elsewhere; of all nodes, or of those that are named."""
+        batch, weights = self.rows.batch, self.rows.weights
+        if weights is None or batch is None:
+            return rows
+        if at is not None:
+            batch, weights = batch.index_select(0, at), weights.index_select(0, at)
+        return masked(rows, batch) * weights
 
     def _required(self, part: RowWise) -> dict[str, Tensor]:
         return {name: self.parameters[name].detach().requires_grad_() for name in part.parameters}
@@ -256,7 +272,7 @@ class _MomentumEstimate(_Estimate):
         """Return the layer's rows from messages of batch rows alone, with each row's own input, no residual."""
         s, weight = self._read[index - 1], self.parameters[layer.weight]
         if s.shape[1] == 1:
-            rows = self._down(layer, masked(times(s, weight), self.rows.batch))
+            rows = self._down(layer, masked(self._times(index, s, weight), self.rows.batch))
         else:
             rows = times(self._down(layer, masked(s, self.rows.batch)), weight)
         return self._own(index, layer, rows if layer.bias is None else rows.add_(self.parameters[layer.bias]))

@@ -6,6 +6,7 @@ outside of the local set gives batch rows their value, and halo rows what their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,13 @@ from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, HaloP
 from lmc_verify.graphs import CSR, Batch, Graph
 from lmc_verify.objective import Problem
 from lmc_verify.training.together.aggregation import Aggregation, Scales
+from lmc_verify.training.together.columns import KeptColumns
 from lmc_verify.training.together.masks import bits
 
 __all__ = ["Membership", "Memberships"]
+
+_KEPT_ELEMENTS = 2**20
+"""Nodes times distinct batches up to which the columns of all batches are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +66,19 @@ class Memberships:
         policies: the halo policies of every run.
         weighting: their loss weighting.
         aggregation: the graph's operators.
+        support: number of distinct batches; where they are few, what depends on a batch alone is kept.
 
     Raises:
         InvalidInputError: beta per node that does not name every node.
     """
 
     def __init__(
-        self, problem: Problem, policies: Sequence[Policies], weighting: str, aggregation: Aggregation
+        self,
+        problem: Problem,
+        policies: Sequence[Policies],
+        weighting: str,
+        aggregation: Aggregation,
+        support: float = math.inf,
     ) -> None:
         self._problem, self._graph, self._weighting = problem, problem.graph, weighting
         self._aggregation = aggregation
@@ -76,6 +87,8 @@ class Memberships:
             "forward": _alpha(problem.graph, [item.forward for item in policies]),
             "backward": _alpha(problem.graph, [item.backward for item in policies]),
         }
+        few = support * problem.graph.num_nodes <= _KEPT_ELEMENTS
+        self._columns = KeptColumns(self._made, int(support) if few else 0)
 
     def of(self, batches: Sequence[Batch], runs: Tensor) -> Membership:
         """Return the masks of one batch for each of these runs.
@@ -87,30 +100,49 @@ class Memberships:
         Raises:
             InvalidInputError: a batch holds a node that the graph does not have.
         """
-        graph = self._graph
-        batch, weights = self._batch(batches)
-        inside = bits(batch, graph.dtype)[..., None]
+        found = self._columns.of(batches)
+        inside, weights = found["batch"], found["weights"]
         if isinstance(self._policies.forward, Held):
             return Membership(inside, weights=weights)
         if isinstance(self._policies.forward, Cut):
-            scales = self._scales(batch) if self._policies.forward.renormalise else None
-            return Membership(inside, inside, inside, weights, scales=scales)
-        local = batch | (self._structure.neighbours.matmul(batch.to(graph.dtype)) > 0)
-        near = bits(local, graph.dtype)[..., None]
+            kinds = self._kinds if self._policies.forward.renormalise else ()
+            scales = {kind: Scales(found[f"{kind} target"], found.get(f"{kind} source")) for kind in kinds}
+            return Membership(inside, inside, inside, weights, scales=scales or None)
+        near = found["local"]
         return Membership(
             inside,
             near,
             near if self._policies.compensates else inside,
             weights,
-            self._coefficients("forward", self._policies.forward, batch, local, runs),
-            self._coefficients("backward", self._policies.backward, batch, local, runs),
+            self._coefficients("forward", found, runs),
+            self._coefficients("backward", found, runs),
             holds=True,
             compensates=self._policies.compensates,
             writes_halo=self._policies.write_halo,
         )
 
+    def _made(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Return what depends on a batch alone, a column for each [n, batches, 1]."""
+        graph = self._graph
+        batch, weights = self._batch(batches)
+        found = {"batch": bits(batch, graph.dtype), "weights": weights}
+        forward = self._policies.forward
+        if isinstance(forward, Cut) and forward.renormalise:
+            for kind in self._kinds:
+                own = self._aggregation.scales(kind, batch)
+                found[f"{kind} target"] = own.target[..., 0]
+                if own.source is not None:
+                    found[f"{kind} source"] = own.source[..., 0]
+        elif not isinstance(forward, Cut | Held):
+            local = batch | (self._structure.neighbours.matmul(batch.to(graph.dtype)) > 0)
+            found["local"] = bits(local, graph.dtype)
+            for side, policy in (("forward", forward), ("backward", self._policies.backward)):
+                if self._alpha[side] is not None and isinstance(policy, Blend):
+                    found[f"{side} score"], found[f"{side} whole"] = self._scores(policy, batch, local)
+        return {name: column[..., None] for name, column in found.items()}
+
     def _batch(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Return membership [n, runs], and loss weights, zero outside of it [n, runs, 1]."""
+        """Return membership, and loss weights, zero outside of it, each [n, batches]."""
         graph = self._graph
         for batch in batches:
             check_batch(self._problem, batch)
@@ -121,24 +153,32 @@ class Memberships:
         mask[nodes, column] = True
         weights = torch.zeros(mask.shape, dtype=graph.dtype, device=graph.device)
         weights[nodes, column] = torch.cat([node_weights(self._problem, batch, self._weighting) for batch in batches])
-        return mask, weights[..., None]
+        return mask, weights
 
-    def _scales(self, batch: Tensor) -> dict[str, Scales]:
-        kinds = {self._problem.model.layer(index).operator for index in range(1, self._problem.num_layers + 1)}
-        return {kind: self._aggregation.scales(kind, batch) for kind in kinds}
+    @cached_property
+    def _kinds(self) -> tuple[str, ...]:
+        model = self._problem.model
+        return tuple({model.layer(index).operator: None for index in range(1, self._problem.num_layers + 1)})
 
-    def _coefficients(self, side: str, policy: HaloPolicy, batch: Tensor, local: Tensor, runs: Tensor) -> Tensor | None:
-        """Return ``beta_i`` of every run's halo rows, zero elsewhere; see `Blend.coefficients`."""
-        alpha = self._alpha[side]
-        if alpha is None or not isinstance(policy, Blend):
-            return None
-        beta = alpha[:, runs]
+    def _scores(self, policy: Blend, batch: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what beta is multiplied by at halo rows, and what is added, zero elsewhere; see `Blend.coefficients`.
+
+        A fresh value that is taken whole has the coefficient 1 whatever beta is.
+        """
+        halo, score, whole = local & ~batch, torch.ones_like(batch, dtype=self._graph.dtype), torch.zeros_like(batch)
         if policy.scores != (1.0, 1.0) or policy.whole_when_complete:
             ratio = self._ratio(local, count_self_loop=policy.count_self_loop)
-            beta = beta * SCORES[policy.score].of(ratio)
+            score = SCORES[policy.score].of(ratio)
             if policy.whole_when_complete:
-                beta = torch.where(ratio == 1, torch.ones_like(beta), beta)
-        return torch.where(local & ~batch, beta, torch.zeros_like(beta))[..., None]
+                whole = ratio == 1
+        return score * (halo & ~whole), (halo & whole).to(self._graph.dtype)
+
+    def _coefficients(self, side: str, found: Mapping[str, Tensor], runs: Tensor) -> Tensor | None:
+        """Return ``beta_i`` of every run's halo rows, zero elsewhere."""
+        alpha = self._alpha[side]
+        if alpha is None or f"{side} score" not in found:
+            return None
+        return torch.addcmul(found[f"{side} whole"], alpha[:, runs, None], found[f"{side} score"])
 
     def _ratio(self, local: Tensor, *, count_self_loop: bool) -> Tensor:
         """Return the share of every node's in-edges, self-loops left out, that come from its run's local set."""

@@ -20,9 +20,9 @@ from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, re
 
 __all__ = ["MeasuredRun", "advance_together", "mean_gradient_norms", "runs_per_group"]
 
-MOST_ELEMENTS = 2**15
+MOST_ELEMENTS = 2**16
 """Nodes times widths of all layers up to which runs of any estimator are faster together: alone, a step on so small a
-graph is mostly overhead. On larger ones a batch with its halo is less work than the masked whole graph."""
+graph is mostly overhead. On larger ones a small batch with its halo is less work than the masked whole graph."""
 
 GROUP_ELEMENTS = 2**17
 """Nodes times largest width times runs that advance together at most: their values then stay in the cache."""
@@ -98,21 +98,22 @@ def _alone(problem: Problem, planned: MeasuredRun, design: BatchDesign) -> float
 
 def _together(problem: Problem, planned: Sequence[MeasuredRun], design: BatchDesign) -> list[float]:
     runs = TrainingRuns(problem, [run.specification for run in planned], design)
+    exact = properties_of(planned[0].specification.estimator).exact  # its estimates are what is measured
     totals, going = [0.0] * len(planned), list(range(len(planned)))
-    while True:
+    while going:
         step = runs.step_count
+        own = runs.step().gradient if exact else None
         due = [place for place, number in enumerate(going) if step in planned[number].measured]
         if due:
-            norms = _norms(runs.exact_gradient(due))
+            norms = _norms(runs.exact_gradient(due) if own is None else {name: part[due] for name, part in own.items()})
             for place, norm in zip(due, norms, strict=True):
                 totals[going[place]] += planned[going[place]].measured[step] * norm
         left = [place for place, number in enumerate(going) if planned[number].length > step]
-        if not left:
-            break
-        if len(left) < len(going):
+        if left and len(left) < len(going):
             runs.keep(left)
-            going = [going[place] for place in left]
-        runs.step()
+        going = [going[place] for place in left]
+        if left and not exact:
+            runs.step()
     return [total / sum(run.measured.values()) for total, run in zip(totals, planned, strict=True)]
 
 

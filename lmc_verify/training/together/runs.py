@@ -99,7 +99,9 @@ class TrainingRuns:
         stated = [item for item in policies if item is not None]  # none of them where the estimates are exact
         self._policies = stated[0] if stated else None
         self._memberships = (
-            Memberships(problem, stated, found.weighting or "inclusion", self._aggregation) if stated else None
+            Memberships(problem, stated, found.weighting or "inclusion", self._aggregation, design.support_size)
+            if stated
+            else None
         )
         self._generators = [run.generator for run in runs]
         self._numbers = torch.arange(len(runs))

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.models.closed_forms import AffineLayer, affine_layers
+from lmc_verify.graphs import CSR
+from lmc_verify.models.closed_forms import IDENTITY, AffineLayer, affine_layers
 from lmc_verify.models.layered import is_altered
 from lmc_verify.objective import Problem
 
-__all__ = ["RowWise", "StackedLayer", "StackedModel", "outer", "times"]
+__all__ = ["RowWise", "SparseFeatures", "StackedLayer", "StackedModel", "outer", "times"]
+
+MOST_FILLED = 0.05
+"""Part of the features that may differ from zero where they are multiplied as a sparse matrix."""
 
 Stack = Mapping[str, Tensor]
 """Parameters by name, each [runs, ...]."""
@@ -50,6 +55,29 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     if right.shape[1] == 1:
         return (left.reshape(nodes, runs * out).t() @ right[:, 0]).view(runs, out, right.shape[2])
     return torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
+
+
+class SparseFeatures:
+    """Features that runs share and that are zero for the most part, with the products of `times` and `outer`.
+
+    Args:
+        x: the features [n, in].
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        node, feature = x.nonzero(as_tuple=True)
+        self._rows = CSR.from_coo(node, feature, x[node, feature], *x.shape)
+        self._columns = self._rows.transpose()
+
+    def times(self, matrices: Tensor) -> Tensor:
+        """Return ``X M_r^T`` of every run r [n, runs, out], for matrices [runs, out, in]."""
+        runs, out, width = matrices.shape
+        return self._rows.matmul(matrices.reshape(runs * out, width).t()).view(-1, runs, out)
+
+    def outer(self, left: Tensor) -> Tensor:
+        """Return ``left_r^T X`` of every run r [runs, out, in], for rows [n, runs, out]."""
+        nodes, runs, out = left.shape
+        return self._columns.matmul(left.reshape(nodes, runs * out)).t().reshape(runs, out, -1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +137,19 @@ class StackedModel:
     layers: Sequence[StackedLayer]
     encoder: RowWise | None
     head: RowWise | None
+
+    @cached_property
+    def labelled(self) -> Tensor:
+        """Numbers of the nodes that count in the loss [labelled]."""
+        return self.problem.graph.train_mask.nonzero()[:, 0]
+
+    @cached_property
+    def sparse_features(self) -> SparseFeatures | None:
+        """The features, where the first layer reads them as they are and few of them are not zero."""
+        x = self.problem.graph.x
+        if self.encoder is not None or self.layers[0].form.activation is not IDENTITY:
+            return None
+        return SparseFeatures(x) if int(x.count_nonzero()) <= MOST_FILLED * x.numel() else None
 
     @classmethod
     def of(cls, problem: Problem) -> StackedModel | str:
