@@ -78,13 +78,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5, help="how often each import is measured")
     parser.add_argument("--also", action="append", default=[], help="a package that is not declared, to decide about")
     options = parser.parse_args()
-    declared = [*requirements(), *map(Requirement, options.also)]
+    declared, others = requirements(), [Requirement(name) for name in options.also]
     tops = top_modules()
     used = {name: imported_by(words) for name, words in COMMANDS.items()}
-    sizes = {name: size_of(name) for name in closure(declared, installed)}
+    sizes = {name: size_of(name) for name in closure([*declared, *others], installed)}
     print("| dependency | itself, MB | brings, MB | import, s | `import lmc_verify`, s | without it, s | imported by |")
     print("| :-- | --: | --: | --: | --: | --: | :-- |")
-    for item in declared:
+    for item in [*declared, *others]:
         name = canonicalize_name(item.name)
         modules = tops[name]
         own, kept, hidden = import_times(modules, options.runs)
@@ -92,7 +92,8 @@ def main() -> None:
         users = ", ".join(command for command, found in used.items() if found & set(modules)) or "none of these"
         numbers = f"{sizes[name] / 1e6:.1f} | {brought:.1f} | {own:.2f} | {kept:.2f} | {hidden:.2f}"
         print(f"| {item.name} | {numbers} | {users} |", flush=True)
-    print(f"| all of them | | {sum(sizes.values()) / 1e6:.0f} | | | | |")
+    total = sum(sizes[name] for name in closure(declared, installed)) / 1e6
+    print(f"| all that are declared | | {total:.0f} | | | | |")
 
 
 def requirements() -> list[Requirement]:
@@ -125,9 +126,9 @@ def closure(roots: Iterable[Requirement], requires: Requires) -> set[str]:
 
 
 def brings(item: Requirement, declared: Iterable[Requirement], requires: Requires) -> set[str]:
-    """Return the names of what would not be installed if `item` were not declared."""
-    declared = list(declared)
-    return closure(declared, requires) - closure([other for other in declared if other is not item], requires)
+    """Return the names of what is installed if `item` is declared, too, and would not be without it."""
+    rest = [other for other in declared if other is not item]
+    return closure([*rest, item], requires) - closure(rest, requires)
 
 
 def size_of(name: str) -> int:

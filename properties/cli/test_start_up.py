@@ -50,6 +50,28 @@ QUICK = [
     (["run", "smok"], 2, "unknown suite 'smok': did you mean 'smoke'"),
     (["run", "nosuch.toml"], 2, "there is no suite file nosuch.toml"),
     (["exact", "--dataset", "karat"], 2, "did you mean 'karate'"),
+    (["run", "smoke", "--jobs", "0"], 2, "jobs is 0, it must be at least 1"),
+    (["run", "smoke", "--backend", "dusk"], 2, "unknown backend 'dusk': did you mean 'dask'"),
+    (["run", "smoke", "--shard", "9/3"], 2, "shard 9/3 does not exist"),
+    (["controls", "sound-lcm"], 2, "unknown control 'sound-lcm': did you mean 'sound-lmc'"),
+    (["audit", "loops"], 2, "'loops' names no function"),
+    (["audit", "nosuch.py:step"], 2, "No such file or directory"),
+    (["train", "--estimator", "gass"], 2, "did you mean 'gas'"),
+    (["train", "--set", "trainer.epoch=1"], 2, "did you mean 'epochs'"),
+    (["race", "--estimator", "gass"], 2, "did you mean 'gas'"),
+    (["race", "nosuch.toml"], 2, "cannot read nosuch.toml"),
+    *(
+        (words, 2, "no records at nosuch: no such file")
+        for words in (
+            ["report", "nosuch"],
+            ["table", "nosuch"],
+            ["compare", "nosuch", "other"],
+            ["merge", "nosuch", "--out", "merged"],
+            ["reproduce", "nosuch"],
+            ["records", "check", "nosuch"],
+            ["records", "repair", "nosuch"],
+        )
+    ),
 ]
 
 
