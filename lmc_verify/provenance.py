@@ -19,7 +19,7 @@ def code_fingerprint() -> str:
     """Return version and content hash of the package's modules and data: results of other code are never reused."""
     digest = hashlib.blake2b(digest_size=6)
     root = Path(__file__).parent
-    for file in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+    for file in sorted(file for kind in ("py", "json", "gz") for file in root.rglob(f"*.{kind}")):
         digest.update(file.relative_to(root).as_posix().encode())
         digest.update(file.read_bytes())
     return f"{__version__}+{digest.hexdigest()}"

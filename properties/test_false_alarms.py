@@ -45,6 +45,15 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions"]
 
 
+def test_a_repetition_without_verdicts_is_an_alarm(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--suite", "nosuch.toml", "--runs", "1", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "ALARM in repetition 1: no verdicts: " in done.stdout
+    assert "there is no suite file nosuch.toml" in done.stdout
+    assert done.stdout.endswith("1 false alarms in 0 verdicts of 1 repetitions\n")
+
+
 def test_the_theorem_check_has_what_can_be_repeated() -> None:
     planned = load_suite(ROOT / "reports" / "theorem-check.toml").plan(replicate=3)
     statistical = [item for item in planned if item.statistical]

@@ -16,12 +16,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from joblib import Parallel, delayed
-
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.suite import load_suite
+from lmc_verify.workers.pool import Pool, Task
 
 RATE_ALPHA = 0.4
 """Three or four seeds, the fewest whose interval is not the whole line."""
@@ -74,6 +73,15 @@ class Tally:
             if verdict.outcome in (Outcome.REFUTED, Outcome.ERROR):
                 self.alarms += 1
                 print(f"ALARM in repetition {replicate}: {label}: {verdict.outcome.value}: {verdict.summary}")
+        self._count(replicate)
+
+    def fail(self, replicate: int, why: str) -> None:
+        """Count a repetition that has no verdicts as an alarm, and print why."""
+        self.alarms += 1
+        print(f"ALARM in repetition {replicate}: no verdicts: {why}")
+        self._count(replicate)
+
+    def _count(self, replicate: int) -> None:
         self.repetitions += 1
         print(f"repetition {replicate} done; {self.repetitions} in all, {self.alarms} alarms", flush=True)
 
@@ -98,12 +106,15 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     tally, replicates = Tally(), range(options.first, options.first + options.runs)
-    work = (delayed(run)(options.suite, replicate) for replicate in replicates)
+    tasks = [Task(f"repetition {replicate}", run, (options.suite, replicate)) for replicate in replicates]
     try:
-        for replicate, found in zip(
-            replicates, Parallel(n_jobs=options.jobs, return_as="generator")(work), strict=True
-        ):
-            tally.add(replicate, found)
+        with Pool(options.jobs) as pool:
+            for done in pool.run(tasks):
+                replicate = replicates[done.index]
+                if done.failure:
+                    tally.fail(replicate, done.failure)
+                else:
+                    tally.add(replicate, done.result)
     finally:  # what an interrupted run has found is not lost
         print(tally, flush=True)
     return 1 if tally.alarms else 0

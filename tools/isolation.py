@@ -1,9 +1,11 @@
 """What it costs that each trial runs in a worker process: a suite of short trials in a worker, and in this process.
 
     python tools/isolation.py [--trials 200] [--rounds 3]
+    python tools/isolation.py --plan 100000
 
 The two take turns, so that other programs slow both down alike. The worker's start, which a run pays once, is a row of
-its own: it is the import of the package.
+its own: it is the import of the package. ``--plan`` prints what planning so many trials takes, which the process that
+records does before anything runs.
 """
 
 from __future__ import annotations
@@ -46,12 +48,27 @@ def timed(suite: Suite, pool: Pool | None) -> float:
     return seconds
 
 
+def planning(trials: int) -> str:
+    """Return the CPU seconds and the memory of planning a suite of so many trials, in words."""
+    import resource
+
+    suite_of(1).plan()  # imports
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    planned = suite_of(trials).plan()
+    seconds, after = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"planning {len(planned):,} checks: {seconds:.1f} s, {(after - before) / 1024:.0f} MiB"
+
+
 def main() -> None:
     """Print the bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--plan", type=int, metavar="N", help="plan a suite of N trials, and run nothing")
     options = parser.parse_args()
+    if options.plan is not None:
+        print(planning(options.plan))
+        return
     suite, few = suite_of(options.trials), suite_of(1)
     here, there = [], []
     with Pool(1) as pool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from lmc_verify._version import __version__
 from lmc_verify.cli.audit import audit
 from lmc_verify.cli.check import check, check_estimator, controls
 from lmc_verify.cli.compare import compare
+from lmc_verify.cli.completion.install import complete_at_once, installs, take_name
 from lmc_verify.cli.completion.words import rejoin
 from lmc_verify.cli.exact import exact
 from lmc_verify.cli.init import init
@@ -84,6 +86,7 @@ def main() -> None:
     """Entry point: turn the package's errors into one clear line and their exit codes."""
     if os.environ.get("_LMC_VERIFY_COMPLETE") == "complete_bash":
         rejoin(os.environ)
+    take_name(sys.argv[1:], os.environ)
     try:
         app(prog_name="lmc-verify")
     except LmcVerifyError as error:
@@ -94,3 +97,6 @@ def main() -> None:
     except Exception:  # Python's own exit code for it is 1, which says that a claim has an unexpected verdict
         traceback.print_exc()
         sys.exit(5)
+    finally:
+        if installs(sys.argv[1:]):
+            complete_at_once(Path.home())

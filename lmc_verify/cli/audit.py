@@ -15,6 +15,7 @@ from lmc_verify.cli.options import JsonOption, outcome_named, print_json
 from lmc_verify.cli.run import How, run_and_report
 from lmc_verify.errors import InvalidInputError, validated
 from lmc_verify.provenance import environment
+from lmc_verify.runs.functions import refuse_no_function
 
 if TYPE_CHECKING:
     from lmc_verify.cases.verdict import Verdict
@@ -64,6 +65,7 @@ def audit(
         "delta": delta,
         "seed": seed,
     }
+    refuse_no_function(function)
     wanted = outcome_named(expect)
     if cause and wanted is not Outcome.REFUTED:
         raise InvalidInputError("--cause names what explains a bias; give it together with --expect REFUTED")

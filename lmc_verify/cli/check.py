@@ -12,6 +12,7 @@ from lmc_verify import cases, claims, runs
 from lmc_verify import controls as catalogue
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.cli.completion import names
+from lmc_verify.cli.listing.texts import kept
 from lmc_verify.cli.options import (
     DataRootOption,
     DownloadOption,
@@ -23,7 +24,7 @@ from lmc_verify.cli.options import (
     print_json,
 )
 from lmc_verify.cli.print_verdicts import print_controls, print_table, print_verdict
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.provenance import environment
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def controls(
     as_json: JsonOption = False,
 ) -> None:
     """Run the controls: sound estimators must pass, seeded defects must be caught; exit with 4 if one is missed."""
+    for name in names or []:  # before their modules are imported
+        if name not in kept()["controls"]:
+            raise UnknownNameError("control", name, kept()["controls"])
     chosen = [catalogue.find_control(name) for name in names or catalogue.CONTROLS]
     workspace = cases.Workspace()
     trials = [runs.run_planned(runs.Planned.of_control(item), workspace) for item in chosen]

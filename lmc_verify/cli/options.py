@@ -124,8 +124,16 @@ def outcome_named(name: str | None) -> Outcome | None:
 
 
 def records_file(folder: Path) -> Path:
-    """Return the records of an output folder; a records file is its own."""
-    return folder / RECORDS_FILE if folder.is_dir() else folder
+    """Return the records of an output folder, which must be there; a records file is its own.
+
+    Raises:
+        RecordsError: there is no such file.
+    """
+    from lmc_verify.runs.store import require_records  # before what reads them is imported, which takes seconds
+
+    file = folder / RECORDS_FILE if folder.is_dir() else folder
+    require_records(file)
+    return file
 
 
 def print_json(document: Any) -> None:

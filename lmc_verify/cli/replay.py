@@ -13,13 +13,13 @@ from rich.console import Console
 from lmc_verify import cases, claims, runs
 from lmc_verify.cli.completion import names
 from lmc_verify.cli.options import (
-    RECORDS_FILE,
     DataRootOption,
     DownloadOption,
     JsonOption,
     SetOption,
     out_console,
     print_json,
+    records_file,
     writable,
 )
 from lmc_verify.cli.print_verdicts import print_table
@@ -157,7 +157,7 @@ def reproduce(
 
 
 def _recorded(file: Path, number: int | None) -> tuple[Run, list[Trial]]:
-    path = file / RECORDS_FILE if file.is_dir() else file
+    path = records_file(file)
     with runs.Records.open(path) as records:
         run = records.latest_run() if number is None else records.run(number)
         trials = [] if run is None else records.trials(run.id)

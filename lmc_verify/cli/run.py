@@ -114,7 +114,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite, record every trial, counterexample and training run, and write the report."""
-    file = find_suite(suite)  # before what reads it is imported
+    check_backend(backend, scheduler, jobs)  # before what reads a suite is imported
+    share = None if shard is None else runs.Shard.read(shard)
+    file = find_suite(suite)
     chosen = runs.load_suite(file)
     if guarantee is not None:
         chosen = chosen.with_guarantee(guarantee)
@@ -137,7 +139,7 @@ def run(
                 strict,
                 backend,
                 scheduler,
-                None if shard is None else runs.Shard.read(shard),
+                share,
             ),
             replicate=replicate,
             preset=preset,
@@ -252,13 +254,7 @@ def run_and_report(
             engine = pool = stack.enter_context(Pool(how.jobs))
             pool.start(fresh=True, modules=suite.modules())  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
-        planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
-        planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
-        if how.shard is not None:
-            own = how.shard.own((item.kind, item.key) for item in planned)
-            planned = [item for item in planned if item.key in own]
-        kinds = (runs.Planned, runs.PlannedAudit, runs.PlannedSearch, races.PlannedRun)
-        counts: dict[type[AnyPlanned], int] = {kind: sum(isinstance(item, kind) for item in planned) for kind in kinds}
+        counts = _counted(suite, replicate, preset, how.shard)
         if how.backend != LOCAL:
             typer.echo(f"connecting to the {how.backend} cluster {how.scheduler or ''}".rstrip(), err=True)
             engine = stack.enter_context(connect(how.backend, how.scheduler))
@@ -296,6 +292,17 @@ def run_and_report(
             raise Interrupted(None, {}) from None
         report = reports.build_report(records, result.run_id, _claim_texts())
         return result, report, _write(report, folder)
+
+
+def _counted(suite: Suite, replicate: int, preset: str | None, shard: Shard | None) -> dict[type[AnyPlanned], int]:
+    """Return how many parts of each kind a run of a suite has; the plan itself is not kept beside that of the run."""
+    planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
+    planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
+    if shard is not None:
+        own = shard.own((item.kind, item.key) for item in planned)
+        planned = [item for item in planned if item.key in own]
+    kinds = (runs.Planned, runs.PlannedAudit, runs.PlannedSearch, races.PlannedRun)
+    return {kind: sum(isinstance(item, kind) for item in planned) for kind in kinds}
 
 
 def _write(report: Report, folder: Path) -> dict[str, Path]:
@@ -389,7 +396,8 @@ def table(
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only cases on this data set.")] = None,
 ) -> None:
     """Print the latest recorded run as a Markdown table: every claim against every estimator, with its verdicts."""
-    typer.echo(reports.claims_table(_latest_report(folder, None)[0], dataset), nl=False)
+    latest = _latest_report(folder, None)[0]
+    typer.echo(reports.claims_table(latest, dataset), nl=False)
 
 
 def report(
@@ -426,7 +434,8 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every entry of a records file with its hash. Exit with 5 if one is damaged or missing."""
-    found = runs.check_records(records_file(folder))
+    kept = records_file(folder)
+    found = runs.check_records(kept)
     code = 5 if found.problem or found.num_lost else 0
     if as_json:
         print_json({**found.to_dict(), "exit_code": code})
@@ -459,7 +468,8 @@ def repair_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write what is intact in a damaged records file into a new file; the damaged one is left as it is."""
-    found, file, entries = runs.repair_records(records_file(folder), out)
+    kept = records_file(folder)
+    found, file, entries = runs.repair_records(kept, out)
     if as_json:
         print_json({**found.to_dict(), "file": str(file), "saved": entries})
         return

@@ -67,6 +67,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train one model with one estimator; write its trace and a checkpoint. Exit with 1 if the run diverged."""
+    _check_names(dataset, estimator)
     base = {"dataset.name": dataset, "estimator.name": estimator, "seed": seed}
     chosen = training.RunSettings.read(cases.settings_tree(base, settings or []))
     cases.check_names(chosen)
@@ -129,7 +130,10 @@ def race(
     as_json: JsonOption = False,
 ) -> None:
     """Train several estimators once per seed and report when each reaches the target; exit with 5 if a run failed."""
-    chosen = runs.Suite.of_race(races.race_settings(file, estimator or [], dataset, seeds, target, settings or []))
+    for name in estimator or []:
+        _check_names(dataset, name)
+    asked = races.race_settings(file, estimator or [], dataset, seeds, target, settings or [])
+    chosen = runs.Suite.of_race(asked)
     folder = out or Path("reports") / "out" / "race"
     workspace = cases.Workspace(data_root, download)
     how = How(resume, retry, jobs, timeout, in_process)
@@ -146,6 +150,12 @@ def race(
         print_reused(result, console)
         console.print(f"report: {paths['html']}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(result.exit_code)
+
+
+def _check_names(dataset: str | None, estimator: str) -> None:
+    """Refuse names that are unknown, before what reads all other settings is imported."""
+    base = {"estimator.name": estimator, **({} if dataset is None else {"dataset.name": dataset})}
+    cases.check_names(cases.case_settings(base, []))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from lmc_verify.datasets.checked import check_archive, checked_download, checked_pickles
 from lmc_verify.datasets.tables import Tables
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.imports.optional import optional
 from lmc_verify.imports.quiet import import_quietly
 
 if TYPE_CHECKING:
@@ -165,13 +165,7 @@ def import_pandas() -> Any:
     Raises:
         InvalidInputError: it is not installed.
     """
-    try:
-        return import_quietly("pandas")
-    except ImportError:
-        raise InvalidInputError(
-            "the OGB data sets need the extra lmc-verify[ogb], which is not installed: "
-            "run pip install 'lmc-verify[ogb]'"
-        ) from None
+    return optional("pandas", "an OGB data set", "ogb")
 
 
 def _refuse_download(dataset: Any) -> None:

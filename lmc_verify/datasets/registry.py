@@ -1,7 +1,7 @@
 """Node-classification data sets by name, as one `torch_geometric.data.Data` each.
 
-Four families: *embedded* (part of scikit-learn or PyTorch Geometric), *generated* (`lmc_verify.datasets.generated`),
-*pyg* (raw files in the layout of PyTorch Geometric) and *ogb* (raw files in the layout of OGB); plug-ins add others.
+Four families: *embedded* (part of this package), *generated* (`lmc_verify.datasets.generated`), *pyg* (raw files in the
+layout of PyTorch Geometric) and *ogb* (raw files in the layout of OGB); plug-ins add others.
 
 The raw files of the last two are found, downloaded and cached by `lmc_verify.datasets.files`; how they are read is in
 `lmc_verify.datasets.layouts`. The folder `data_root` is only read, and the network is used when `download=True` and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,34 +10,15 @@ from typing import Any, Literal
 
 from lmc_verify.encoding import encode
 from lmc_verify.errors import InvalidInputError, OutputError
+from lmc_verify.imports.optional import optional
 
-__all__ = ["Kind", "imported", "inferred", "make_frame", "one_of", "write_parquet"]
+__all__ = ["Kind", "inferred", "make_frame", "one_of", "write_parquet"]
 
 Kind = Literal["text", "number", "count", "flag"]
 """What a column holds. Texts, counts and flags may be missing (``pandas.NA``), numbers may be NaN."""
 
 _DTYPES: dict[Kind, str] = {"text": "string", "number": "float64", "count": "Int64", "flag": "boolean"}
 _LARGEST = 2**63
-
-
-def imported(module: str, asked_by: str, extra: str) -> Any:
-    """Import a library that is optional.
-
-    Args:
-        module: such as ``"pandas"``.
-        asked_by: what needs it, such as ``"to_frame()"``.
-        extra: of this package, with which it is installed.
-
-    Raises:
-        InvalidInputError: it is not installed; the message says how to.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InvalidInputError(
-            f"{asked_by} needs {module}, which is not installed: pip install 'lmc-verify[{extra}]' "
-            f"(or pip install {module})"
-        ) from error
 
 
 def one_of(value: str, known: Sequence[str]) -> str:
@@ -62,7 +42,7 @@ def make_frame(columns: Mapping[str, Kind], rows: Iterable[Sequence[Any]]) -> An
     Raises:
         InvalidInputError: pandas is not installed.
     """
-    pandas = imported("pandas", "to_frame()", "frames")
+    pandas = optional("pandas", "to_frame()", "frames")
     values: list[list[Any]] = [[] for _ in columns]
     for row in rows:
         for column, value in zip(values, row, strict=True):
@@ -107,7 +87,7 @@ def write_parquet(frame: Any, path: str | Path) -> Path:
         InvalidInputError: PyArrow is not installed.
         OutputError: the file cannot be written.
     """
-    imported("pyarrow", "to_parquet()", "parquet")
+    optional("pyarrow", "to_parquet()", "parquet")
     path = Path(path)
     waiting = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

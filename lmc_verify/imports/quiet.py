@@ -12,7 +12,7 @@ __all__ = ["import_quietly"]
 def import_quietly(module: str) -> Any:
     """Import a module on first use without advancing the global random state.
 
-    Importing rich, which scikit-learn does, draws a number from `random`.
+    Importing rich, which other libraries do, too, draws a number from `random`.
     """
     random = sys.modules.get("random")  # not imported yet: nobody can have seeded it
     if module in sys.modules or random is None:

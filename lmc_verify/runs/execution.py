@@ -228,9 +228,9 @@ def run_suite(
     if engine is not None or jobs > 1 or limited:
         require_sendable(workspace)
     with contextlib.ExitStack() as stack:
-        if engine is None and (jobs > 1 or limited) and not _other_backend():
+        if engine is None and (jobs > 1 or limited):
             engine = stack.enter_context(Pool(jobs))
-        maker: Maker = partial(_over_joblib, jobs=jobs) if jobs > 1 else _here
+        maker: Maker = _here
         if engine is not None:
             maker = partial(_by_engine, engine=engine, timeout=timeout, watch=watch)
         run_id = records.start_run(
@@ -397,34 +397,6 @@ def _received(phase: Phase[Any], made: Any, key: str) -> tuple[Any, str]:
             "was made, or was changed meanwhile; have the same files everywhere, and run it again with --retry"
         )
     return result, ""
-
-
-def _over_joblib(phase: Phase[Any], parts: Sequence[Part[Any]], *, jobs: int) -> Iterator[tuple[Part[Any], Any]]:
-    """Run parts over a backend of joblib that the caller has chosen, such as a cluster; yield them as they end."""
-    from joblib import Parallel, delayed
-
-    calls = [delayed(_attempt)(index, phase.elsewhere, part, phase.context) for index, part in enumerate(parts)]
-    for index, result, failure, seconds in Parallel(n_jobs=jobs, return_as="generator_unordered")(calls):
-        part = parts[index]
-        if not failure:
-            result, failure = _received(phase, result, part.planned.key)
-        yield part, part.crash(failure, seconds) if failure else result
-
-
-def _other_backend() -> bool:
-    from joblib.parallel import get_active_backend
-
-    return type(get_active_backend()[0]).__name__ != "LokyBackend"
-
-
-def _attempt(
-    index: int, function: Callable[..., Any], part: Part[Any], context: tuple[Any, ...]
-) -> tuple[int, Any, str, float]:
-    start = time.monotonic()
-    try:
-        return index, function(part.planned, *context), "", 0.0
-    except BaseException as error:
-        return index, None, describe_error(error), time.monotonic() - start
 
 
 def _watch_here(planned: PlannedRun, watch: Watch | None) -> Callable[[RaceProgress], None] | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 
-__all__ = ["UserFunction", "blamed", "find_function"]
+__all__ = ["UserFunction", "blamed", "find_function", "refuse_no_function"]
 
 _FORMS = "write module:function, such as loops:gas, or path/to/file.py:function"
 
@@ -73,9 +73,8 @@ def find_function(name: str) -> UserFunction:
     Raises:
         InvalidInputError: no such module, file or function, or the module raises an error; the line is named.
     """
+    refuse_no_function(name)
     place, _, attribute = name.rpartition(":")
-    if not place or not attribute:
-        raise InvalidInputError(f"{name!r} names no function; {_FORMS}")
     module, file, digest = _of_file(place, name) if place.endswith(".py") else _of_module(place, name)
     found = getattr(module, attribute, None)
     if found is None:
@@ -83,6 +82,19 @@ def find_function(name: str) -> UserFunction:
     if not callable(found):
         raise InvalidInputError(f"{name} is a {type(found).__name__}, a function is needed")
     return UserFunction(name, found, file, digest)
+
+
+def refuse_no_function(name: str) -> None:
+    """Refuse what names no function, or a file that is not there; nothing is imported.
+
+    Raises:
+        InvalidInputError: the message has the form that a name must have.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise InvalidInputError(f"{name!r} names no function; {_FORMS}")
+    if place.endswith(".py"):
+        _digest(Path(place).resolve(), name)
 
 
 def blamed(error: BaseException, file: Path) -> str:

@@ -27,7 +27,7 @@ from lmc_verify.runs.schema import (
     tables_of,
 )
 
-__all__ = ["RecordStore"]
+__all__ = ["RecordStore", "require_records"]
 
 _BUSY_SECONDS = 30.0
 _Entry = TypeVar("_Entry")
@@ -78,8 +78,7 @@ class RecordStore:
             RecordsError: there is no file, or not a records file that this version reads. It is left as it was.
         """
         path = Path(path)
-        if not path.exists():
-            raise RecordsError(f"no records at {path}: no such file; check the path, or run a suite first")
+        require_records(path)
         refuse_foreign(path)
         if path.stat().st_size == 0:
             raise RecordsError(f"no records at {path}: the file is empty; check the path, or run a suite first")
@@ -285,3 +284,13 @@ def _unwritable(path: Path, error: sqlite3.Error) -> OutputError:
         f"cannot use the records {path}: {error}; "
         "check that its folder exists, is writable and has space, and that no other process holds the file"
     )
+
+
+def require_records(path: Path) -> None:
+    """Refuse a path at which there is no file.
+
+    Raises:
+        RecordsError: there is none.
+    """
+    if not path.exists():
+        raise RecordsError(f"no records at {path}: no such file; check the path, or run a suite first")

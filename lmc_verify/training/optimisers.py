@@ -6,13 +6,14 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
-
-import torch
-from torch import nn
-from torch.optim import lr_scheduler
+from typing import TYPE_CHECKING, Any
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
+
+if TYPE_CHECKING:  # settings that do not fit otherwise are answered without it
+    import torch
+    from torch import nn
+    from torch.optim import lr_scheduler
 
 __all__ = ["build_optimiser", "build_schedule", "check_optimiser", "check_schedule", "total_scale"]
 
@@ -29,12 +30,16 @@ _UNFIT_SCHEDULES = {
     "chainedscheduler": "needs other schedules",
     "reducelronplateau": "reacts to a metric",
 }
+_USUAL = "adam"
+"""The default, which is there: settings that have it are read without torch."""
 _PLAIN = ("none", "theorem-3")
 _SHORT = {"step": "steplr", "cosine": "cosineannealinglr"}
 
 
 @cache
 def _optimisers() -> dict[str, type[torch.optim.Optimizer]]:
+    import torch
+
     found = (getattr(torch.optim, name) for name in dir(torch.optim))
     return {
         item.__name__.lower(): item
@@ -45,6 +50,8 @@ def _optimisers() -> dict[str, type[torch.optim.Optimizer]]:
 
 @cache
 def _schedules() -> dict[str, type[lr_scheduler.LRScheduler]]:
+    from torch.optim import lr_scheduler
+
     found = (getattr(lr_scheduler, name) for name in dir(lr_scheduler) if not name.startswith("_"))
     return {
         item.__name__.lower(): item
@@ -97,7 +104,8 @@ def check_optimiser(name: str, options: Mapping[str, Any]) -> None:
         UnknownNameError: torch.optim has no such class.
         InvalidInputError: it does not fit one estimate per step, or has no such option.
     """
-    _check_options("optimiser", name, _optimiser_class(name), options)
+    if name != _USUAL or options:
+        _check_options("optimiser", name, _optimiser_class(name), options)
 
 
 def check_schedule(name: str, options: Mapping[str, Any]) -> None:
@@ -160,6 +168,9 @@ def build_schedule(
         UnknownNameError: no such class.
         InvalidInputError: its own constructor refuses the options.
     """
+    import torch
+    from torch.optim import lr_scheduler
+
     build: Any = _schedule_class(name)
     if build is None:
         return None

@@ -1,16 +1,19 @@
 """Shells complete commands, options, names and ``--set``; what they offer is what the commands take.
 
-Bash is asked where it is on the machine; what zsh, fish and PowerShell are given is typer's own, from the same words.
+Bash, zsh and fish are asked where they are on the machine; PowerShell gets what typer writes, from the same words.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -239,3 +242,127 @@ def test_bash_shows_what_it_is_told(bash: Complete) -> None:
     assert bash("check", "theorem-2/dec") == ["theorem-2/decay-and-floor"]
     assert bash(*CHECK, "--set", "estimator.score", "=", "qua") == ["quadratic"]
     assert bash(*CHECK, "--set", "trainer") == []
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the program on its path, ``bin``, in which completion for zsh and fish has been installed."""
+    folder = tmp_path_factory.mktemp("home")
+    program = folder / "bin" / "lmc-verify"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom lmc_verify.cli import main\nmain()\n")
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    for shell in ("zsh", "fish", "zsh"):  # twice is once
+        done = subprocess.run(
+            [program, "--install-completion", shell], env=at_home(folder), capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith(f"{shell} completion installed in {folder}")
+    return folder
+
+
+def at_home(home: Path) -> dict[str, str]:
+    own = ("_LMC", "COMP_", "_TYPER", "XDG_", "ZDOTDIR", "FPATH", "fish")
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith(own)},
+        "HOME": str(home),
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "TERM": "xterm",
+        "COLUMNS": "200",
+    }
+
+
+def shell_or_skip(name: str) -> str:
+    found = shutil.which(name)
+    if found is None or os.name != "posix":
+        pytest.skip(f"no {name} on the path")
+    return found
+
+
+def test_a_shell_that_nobody_knows_is_refused(home: Path) -> None:
+    program = home / "bin" / "lmc-verify"
+    done = subprocess.run(
+        [program, "--install-completion=zhs"], env=at_home(home), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "'zhs' is not one of 'bash', 'zsh', 'fish'" in done.stderr
+
+
+def test_fish_shows_names_with_what_they_mean(home: Path) -> None:
+    fish = shell_or_skip("fish")
+
+    def complete(line: str) -> list[str]:
+        done = subprocess.run(
+            [fish, "-c", f"complete -C '{line}'"],
+            cwd=home,
+            env=at_home(home),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    expected = [f"{name}\t{CLAIMS[name].title}" for name in CLAIMS if name.startswith("theorem-1/")]
+    assert sorted(complete("lmc-verify check theorem-1/")) == sorted(expected)
+    assert complete("lmc-verify check theorem-1/unbiased --set model.name=gi") == ["model.name=gin"]
+    assert complete("lmc-verify check theorem-1/unbiased --estimator=gas --histories sw") == [
+        "sweeps:\tsweeps over all batches"
+    ]
+    assert complete("lmc-verify run bi") == ["bin/"]  # a suite may be a file
+
+
+def test_zsh_completes_the_first_time_and_later(home: Path) -> None:
+    lines = {
+        "check theorem-2/dec": "check theorem-2/decay-and-floor ",
+        "check theorem-1/unb": "check theorem-1/unbiased",  # there is unbiased-sampled, too
+        "check theorem-1/unbiased --set estimator.sco": "check theorem-1/unbiased --set estimator.score=",
+        "check theorem-1/unbiased --set estimator.score=li": "check theorem-1/unbiased --set estimator.score=linear ",
+        "check theorem-1/unbiased --expect ref": "check theorem-1/unbiased --expect refuted ",
+        "run bi": "run bin/",
+    }
+    completed = completed_by_zsh(shell_or_skip("zsh"), home, [f"lmc-verify {line}" for line in lines])
+    assert completed == [f"lmc-verify {line}" for line in lines.values()]
+
+
+ASKING = rb"""
+unsetopt menu_complete auto_menu zle_bracketed_paste
+ask() { zle complete-word; print -r -- "<$BUFFER>"; BUFFER= }
+zle -N ask
+bindkey '^X' ask
+print RE''ADY
+"""
+"""Has Control-X complete the word and print the line."""
+
+
+def completed_by_zsh(zsh: str, home: Path, lines: list[str]) -> list[str]:
+    """Return the lines as they are in an interactive shell once the tabulator key was pressed at their end."""
+    import pty
+    import select
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(home)
+        os.execve(zsh, [zsh, "-i"], at_home(home))
+
+    def read(pattern: bytes) -> re.Match[bytes]:
+        got, end = b"", time.monotonic() + 60
+        while time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                got += os.read(terminal, 65536)
+            if found := re.search(pattern, got):
+                return found
+        raise AssertionError(f"zsh has not said {pattern!r}: {got!r}")
+
+    try:
+        os.write(terminal, ASKING)
+        read(rb"READY\r\n")
+        completed = []
+        for line in lines:
+            os.write(terminal, line.encode() + b"\x18")
+            completed.append(read(rb"<(lmc-verify[^>]*)>\r?\n")[1].decode())
+        return completed
+    finally:
+        os.close(terminal)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

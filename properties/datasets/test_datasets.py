@@ -27,6 +27,7 @@ import torch
 from common.helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from lmc_verify.datasets import files as rawfiles
 from lmc_verify.datasets import generated
@@ -283,6 +284,13 @@ def test_digits_is_the_symmetric_nearest_neighbour_graph(neighbors: int) -> None
         for other in np.argsort(squared, kind="stable")[:neighbors].tolist():  # ties: the lower number
             expected |= {(node, other), (other, node)}
     assert expected == set(map(tuple, data.edge_index.t().tolist()))
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    data = load_data("digits")
+    np.testing.assert_array_equal(data.x.numpy() * 16, pixels)
+    np.testing.assert_array_equal(data.y.numpy(), labels)
 
 
 def test_split_is_60_20_20_and_covers_every_node() -> None:

@@ -215,7 +215,7 @@ def test_a_damaged_results_file_is_left_out_and_told_on_standard_error(
 
 def test_without_asv_the_message_says_what_to_install(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "asv.results", None)
-    with pytest.raises(InvalidInputError, match=r"install lmc-verify\[bench\]"):
+    with pytest.raises(InvalidInputError, match=r"install 'lmc-verify\[bench\]'"):
         load_benchmarks(results)
 
 

@@ -201,15 +201,6 @@ def test_results_are_recorded_as_they_come(loops: Path, records: Records, pool: 
     assert [trial.key for trial in records.trials(result.run_id)] == [planned.key for planned in suite.audits()]
 
 
-def test_a_backend_of_joblib_that_was_chosen_is_used(loops: Path, records: Records) -> None:
-    from joblib import parallel_config
-
-    with parallel_config(backend="threading"):
-        result = run_suite(suite_of(loops), records, Workspace(), jobs=2)
-    assert result.exit_code == 0
-    assert len(result.trials) == 3
-
-
 # --- runs that did not finish ---
 
 

@@ -369,9 +369,9 @@ def test_the_code_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
     assert trial_key("a", CaseSettings()) != before
 
 
-def test_the_fingerprint_covers_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_covers_every_module_and_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep").mkdir()
-    files = [tmp_path / "suite.py", tmp_path / "deep" / "other.py"]
+    files = [tmp_path / "suite.py", tmp_path / "deep" / "other.py", tmp_path / "deep" / "data.csv.gz"]
     for file in files:
         file.write_text("x = 1\n")
     monkeypatch.setattr(provenance, "__file__", str(files[0]))
@@ -381,7 +381,7 @@ def test_the_fingerprint_covers_every_module(tmp_path: Path, monkeypatch: pytest
         prints.add(code_fingerprint.__wrapped__())
     files[1].rename(tmp_path / "deep" / "renamed.py")
     prints.add(code_fingerprint.__wrapped__())
-    assert len(prints) == 4
+    assert len(prints) == 5
 
 
 def test_equal_settings_have_one_identity() -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lmc_verify.audits.watching.comparison import Comparison, Record, compare_all
-from lmc_verify.display.frames import imported
 from lmc_verify.errors import InvalidInputError, NotFiniteError, listed
+from lmc_verify.imports.optional import optional
 from lmc_verify.steps import Objective, forked_generators, mean_loss, objective_gradient, unwrapped
 from lmc_verify.steps.snapshot import Snapshot
 
@@ -64,7 +64,7 @@ class Watch:
         Raises:
             InvalidInputError: pandas is not installed.
         """
-        pandas = imported("pandas", "to_frame()", "frames")
+        pandas = optional("pandas", "to_frame()", "frames")
         rows = [
             (record.step, record.seconds, record.loss, kind, name, *(getattr(value, key) for key in MEASURES))
             for record in self.records

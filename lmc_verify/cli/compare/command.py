@@ -47,16 +47,15 @@ def compare(
 
     Exits with 1 on a regression, with 2 where the runs share no case.
     """
-    made = reports.compare_runs(
-        records_file(old), records_file(new), old_run=run_a, new_run=run_b, suite=suite, slower=slower
-    )
+    files = records_file(old), records_file(new)
+    made = reports.compare_runs(*files, old_run=run_a, new_run=run_b, suite=suite, slower=slower)
     paths: dict[str, Path] = {}
     if out is not None:
         writable(out)
         paths = reports.write_comparison(made, out)
     if as_json:
-        files = {key: str(path) for key, path in paths.items()}
-        print_json({**reports.comparison_document(made), "files": files})
+        written = {key: str(path) for key, path in paths.items()}
+        print_json({**reports.comparison_document(made), "files": written})
     else:
         for line in _lines(made):
             typer.echo(shown(line))

@@ -196,7 +196,7 @@ def doctor(data_root: DataRootOption = None, as_json: JsonOption = False) -> Non
     import torch
 
     root = data_root or (Path(os.environ["LMC_VERIFY_DATA_ROOT"]) if os.environ.get("LMC_VERIFY_DATA_ROOT") else None)
-    packages = ("torch", "torch-geometric", "numpy", "scikit-learn", "pymetis", "hypothesis", "joblib")
+    packages = ("torch", "torch-geometric", "numpy", "scipy", "pymetis", "hypothesis", "matplotlib")
     found: dict[str, Any] = {
         "lmc-verify": __version__,
         **{name: _version_of(name) for name in packages},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.imports.optional import optional
 from lmc_verify.report.model import text
 
 __all__ = ["BenchmarkRow", "BenchmarkSection", "Machine", "load_benchmarks"]
@@ -123,23 +124,18 @@ def load_benchmarks(folder: str | Path) -> BenchmarkSection:
     Raises:
         InvalidInputError: asv is not installed, or the folder does not hold results that this version of asv can read.
     """
-    try:
-        from asv.benchmarks import Benchmarks
-        from asv.config import Config
-        from asv.results import iter_results
-        from asv.util import UserError
-    except ImportError as error:
-        raise InvalidInputError(
-            f"benchmark results are read with asv, which cannot be imported ({error}); install lmc-verify[bench]"
-        ) from error
+    kept, settings, recorded, util = (
+        optional(f"asv.{name}", "reading benchmark results", "bench")
+        for name in ("benchmarks", "config", "results", "util")
+    )
     path = Path(folder)
-    config = Config()
+    config = settings.Config()
     config.results_dir = str(path)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # asv tells on standard output which files it leaves out
-            benchmarks = Benchmarks.load(config)
-            results = sorted(iter_results(str(path)), key=_newest_first)
-    except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            benchmarks = kept.Benchmarks.load(config)
+            results = sorted(recorded.iter_results(str(path)), key=_newest_first)
+    except (util.UserError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidInputError(
             f"{path} holds no benchmark results that asv can read: {error}; give the folder that asv.conf.json calls "
             "results_dir, after a run of asv that records results"

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
+from lmc_verify.imports.optional import optional
 from lmc_verify.workers.engines.engine import Engine
 from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
@@ -168,12 +169,7 @@ class DaskEngine(Engine):
             raise self._no_worker()
 
     def _connected(self) -> Any:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise InvalidInputError(
-                f"a Dask cluster needs Dask, which cannot be imported ({error}); install lmc-verify[dask]"
-            ) from error
+        client = optional("distributed", "a Dask cluster", "dask").Client
         where = {"scheduler_file" if self._scheduler.endswith(".json") else "address": self._scheduler}
         if "scheduler_file" in where and not Path(self._scheduler).exists():  # Dask would wait for it for ever
             raise InvalidInputError(
@@ -181,7 +177,7 @@ class DaskEngine(Engine):
             )
         random_state = random.getstate()  # Dask draws from it how long it waits between two attempts
         try:
-            return Client(**where, timeout=_CONNECT_SECONDS, set_as_default=False)
+            return client(**where, timeout=_CONNECT_SECONDS, set_as_default=False)
         except ValueError as error:
             raise InvalidInputError(
                 f"{self._scheduler!r} is no address of a Dask scheduler: {error}; "

@@ -14,7 +14,8 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from lmc_verify.errors import InfrastructureError, InvalidInputError
+from lmc_verify.errors import InfrastructureError
+from lmc_verify.imports.optional import optional
 from lmc_verify.workers.engines.engine import Engine
 from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
@@ -134,12 +135,7 @@ class RayEngine(Engine):
 
     def _connected(self) -> Any:
         with _signals_kept():
-            try:
-                import ray
-            except ImportError as error:
-                raise InvalidInputError(
-                    f"a Ray cluster needs Ray, which cannot be imported ({error}); install lmc-verify[ray]"
-                ) from error
+            ray = optional("ray", "a Ray cluster", "ray")
             if ray.is_initialized():
                 return ray
             try:
