@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
-from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.diagnosis import saturation, worst_parameter
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import rounding_magnitudes, rounding_of_bias
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -257,7 +257,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         outcome = Outcome.INCONCLUSIVE
         summary = (
             f"some floor is rounding (at most {FLOOR_FACTOR * curves.negligible:.0e} of the gradient's norm): a slope "
-            "would show rounding; choose a larger training.step_size or estimator.beta"
+            f"would show rounding; {_larger_floor(case)}"
         )
     else:
         return None
@@ -280,6 +280,18 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         assumptions=claim.checked_assumptions(case),
         draws=len(curves.bias),
     )
+
+
+def _larger_floor(case: Case) -> str:
+    """Say what would lift a floor above rounding."""
+    saturated = saturation(case.problem)
+    if saturated:
+        return (
+            f"{saturated}: derivatives vanish, hardly anything reaches the layers below, and a larger step shows no "
+            "more of it; scale features or initial parameters down, or choose another model.activation or seed"
+        )
+    beta = properties_of(case.estimator).beta
+    return "choose a larger training.step_size" + ("" if beta is None else " or estimator.beta")
 
 
 def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:

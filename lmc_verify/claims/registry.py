@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.plugins import Place, Plugin, Registry
 
@@ -82,6 +83,7 @@ def find_claim(claim_id: str) -> Claim:
     return CLAIMS[claim_id]
 
 
+@typed
 def check_claim(
     claim_id: str,
     problem: Problem,

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,7 +208,7 @@ class Interrupted(KeyboardInterrupt):
 def _print_plan(suite: Suite, preset: str | None, *, as_json: bool) -> None:
     """Print how much a suite plans, and its first parts: those are the ones that are planned."""
     counts = {**suite.counts(), "race run": sum(len(race.runs) for race in suite.races(preset))}
-    lines = list(islice(suite.lines(), _SHOWN))
+    lines = suite.lines(_SHOWN)
     if as_json:
         print_json({"suite": suite.name, "planned": counts, "most_trials": suite.most_trials, "first": lines})
         return
@@ -252,8 +251,9 @@ def run_and_report(
             engine = pool = stack.enter_context(Pool(how.jobs))
             pool.start(fresh=True, modules=suite.modules())  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
-        planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
-        planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
+        planned: list[AnyPlanned] = [*suite.plan(replicate=replicate, workspace=workspace)]
+        planned += [*suite.audits(replicate=replicate, workspace=workspace), *suite.searches()]
+        planned += [run for race in suite.races(preset, workspace=workspace) for run in race.runs]
         if how.shard is not None:
             own = how.shard.own((item.kind, item.key) for item in planned)
             planned = [item for item in planned if item.key in own]

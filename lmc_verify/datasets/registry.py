@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmc_verify.arguments import typed
 from lmc_verify.datasets.builtin import make, own_entries
 from lmc_verify.datasets.files import CACHE_VARIABLE, ROOT_VARIABLE, Place
 from lmc_verify.datasets.generated import Option, Task, check_options
@@ -49,6 +50,7 @@ def dataset_info(name: str) -> DatasetInfo:
     return _entry(name).info
 
 
+@typed
 def load_data(
     name: str,
     *,
@@ -86,6 +88,7 @@ def load_data(
     return _loaded(name, data_root, download, seed, cache_dir, options).to_data()
 
 
+@typed
 def load_graph(
     name: str,
     *,

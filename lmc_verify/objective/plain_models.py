@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, Dataset
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph
 from lmc_verify.graphs.sums import ordered_sum
@@ -31,6 +32,7 @@ _NODES = 50_000
 """Nodes of the data on which they are compared, at most."""
 
 
+@typed
 def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     """Return a plain model as a layered one: the same function, with the same parameters under the same names.
 

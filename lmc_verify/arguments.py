@@ -1,0 +1,195 @@
+"""Arguments that are not of the types that a signature states are refused before they do harm, by name.
+
+`typed` checks the arguments of a function, `require_fields` the fields of a data class, `require_options` keyword
+arguments that are handed on. What an annotation cannot say (a range, a shape, what fits together) is checked where it
+is known. A whole number or a real one may be NumPy's or torch's; NaN is no number, and a truth value is true or false.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+import operator
+import reprlib
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from lmc_verify.errors import InvalidInputError, UnknownNameError
+
+__all__ = ["require_fields", "require_options", "typed"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_Check = Callable[[Any], bool]
+
+_ORDER = "look at the order of the arguments"
+
+
+def typed(function: _Function) -> _Function:
+    """Return a function or method that refuses arguments of other types than its annotations state.
+
+    Annotations whose names are not there when the program runs are passed over, and so is `Any`.
+
+    Raises:
+        InvalidInputError: from the function; names the argument, what was found, and what is needed.
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checking(*given: Any, **named: Any) -> Any:
+        wanted = _wanted(function)
+        for name, value in (*zip(names, given, strict=False), *named.items()):
+            if name in wanted:
+                _require(name, value, wanted[name])
+        return function(*given, **named)
+
+    return cast(_Function, checking)
+
+
+def require_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments of other types than a function's annotations state.
+
+    Raises:
+        InvalidInputError: names the argument, what was found, and what is needed.
+    """
+    wanted = _wanted(inspect.unwrap(getattr(function, "__func__", function)))
+    for name, value in options.items():
+        if name in wanted:
+            _require(name, value, wanted[name])
+
+
+def require_fields(item: Any) -> None:
+    """Refuse fields of a data class that are of other types than the package's classes state.
+
+    Fields that somebody else's class adds are that class's own business.
+
+    Raises:
+        InvalidInputError: names the field, what was found, and what is needed.
+    """
+    kind: Any = type(item)
+    for name, wanted in _fields(kind).items():
+        _require(name, getattr(item, name), wanted)
+
+
+@functools.cache
+def _wanted(function: Callable[..., Any]) -> dict[str, Any]:
+    scope = getattr(function, "__globals__", {})
+    return _resolved(getattr(function, "__annotations__", {}), scope)
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    known = {field.name for field in fields(kind) if field.init and not field.name.startswith("_")}
+    for owner in reversed(kind.__mro__):
+        if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            scope = vars(sys.modules[owner.__module__])
+            found |= _resolved(vars(owner).get("__annotations__", {}), scope)
+    return {name: wanted for name, wanted in found.items() if name in known}
+
+
+def _resolved(annotations: Mapping[str, Any], scope: dict[str, Any]) -> dict[str, Any]:
+    """Return the annotations that can be evaluated and say something."""
+    found: dict[str, Any] = {}
+    for name, wanted in annotations.items():
+        try:
+            value = eval(wanted, scope) if isinstance(wanted, str) else wanted  # nosec B307  # the package's own words
+        except (NameError, TypeError, AttributeError):  # of a name that is imported for type checkers alone
+            continue
+        if name != "return" and value is not Any:
+            found[name] = value
+    return found
+
+
+def _require(name: str, value: Any, wanted: Any) -> None:
+    # Nearly every argument is of the class that is asked for, and hot loops ask thousands of times.
+    if type(value) is wanted and wanted is not float:
+        return
+    choices = _alternatives(wanted)
+    if any(_fits(value, choice) for choice in choices):
+        return
+    literals = [item for choice in choices if get_origin(choice) is Literal for item in get_args(choice)]
+    if literals and isinstance(value, str):
+        raise UnknownNameError(name, value, [item for item in literals if isinstance(item, str)])
+    words = " or ".join(dict.fromkeys(map(_words, choices)))
+    plain = value is None or isinstance(value, str | bytes | numbers.Number)
+    found = reprlib.repr(value) if plain and not any(isinstance(item, type) for item in choices) else None
+    if found is None and plain and any(choice in (int, float, bool, str) for choice in choices):
+        found = reprlib.repr(value)
+    raise InvalidInputError(f"{name} is {found or f'a {type(value).__name__}'}, it must be {words}; {_ORDER}")
+
+
+def _alternatives(wanted: Any) -> tuple[Any, ...]:
+    return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted in _CHECKS:
+        return _CHECKS[wanted](value)
+    origin = get_origin(wanted)
+    if origin is Literal:
+        return any(value is item or (isinstance(value, str) and value == item) for item in get_args(wanted))
+    if origin in (Sequence, Iterable, list, tuple, set, frozenset):
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    kind = origin if isinstance(origin, type) else wanted
+    if not isinstance(kind, type):
+        return True  # a type variable, an alias: nothing can be said
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # a protocol that is not meant to be asked
+        return True
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) != 0:
+        return False
+    try:
+        return not math.isnan(float(value))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    except OverflowError:  # a whole number beyond all floats
+        return True
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool) or (type(value).__name__ in ("bool", "bool_") and type(value).__module__ == "numpy")
+
+
+_CHECKS: Mapping[Any, _Check] = {
+    int: _is_whole,
+    float: _is_number,
+    bool: _is_flag,
+    None: lambda value: value is None,
+    type(None): lambda value: value is None,
+    Any: lambda value: True,
+    Callable: callable,
+}
+
+
+def _words(wanted: Any) -> str:
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", None: "None"}
+    if wanted in (type(None), None):
+        return "None"
+    if wanted in simple:
+        return simple[wanted]
+    if get_origin(wanted) is Literal:
+        return ", ".join(map(repr, get_args(wanted)))
+    name = getattr(get_origin(wanted) or wanted, "__name__", str(wanted))
+    if name == "Callable":
+        return "a function"
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
