@@ -56,8 +56,8 @@ def as_generator(source: np.random.Generator | torch.Generator) -> np.random.Gen
         seed = torch.randint(2**63 - 1, (1,), generator=source, device=source.device).item()
         return np.random.default_rng(int(seed))
     raise InvalidInputError(
-        f"generator is a {type(source).__name__}, it must be a numpy.random.Generator or a torch.Generator; such as "
-        "numpy.random.default_rng(0)"
+        f"a generator is expected, numpy.random.Generator or torch.Generator, got {type(source).__name__}; give for "
+        "instance numpy.random.default_rng(0)"
     )
 
 

@@ -291,7 +291,7 @@ FITS: Mapping[str, frozenset[str]] = {
         frozenset({"a text"}),
     ),
 }
-"""Values of `WRONG` that fit after all. None may fit where it is the default, and a large number wherever numbers do."""
+"""Values of `WRONG` that fit after all. None may fit where it is the default, a large number wherever numbers do."""
 
 LEFT_OUT = frozenset(
     {

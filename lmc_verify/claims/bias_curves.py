@@ -257,7 +257,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         outcome = Outcome.INCONCLUSIVE
         summary = (
             f"some floor is rounding (at most {FLOOR_FACTOR * curves.negligible:.0e} of the gradient's norm): a slope "
-            f"would show rounding; {_larger_floor(case)}"
+            f"would show rounding; {_larger_floor(case, curves)}"
         )
     else:
         return None
@@ -282,16 +282,23 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
     )
 
 
-def _larger_floor(case: Case) -> str:
-    """Say what would lift a floor above rounding."""
-    saturated = saturation(case.problem)
-    if saturated:
-        return (
-            f"{saturated}: derivatives vanish, hardly anything reaches the layers below, and a larger step shows no "
-            "more of it; scale features or initial parameters down, or choose another model.activation or seed"
-        )
-    beta = properties_of(case.estimator).beta
-    return "choose a larger training.step_size" + ("" if beta is None else " or estimator.beta")
+def _larger_floor(case: Case, curves: BiasCurves) -> str:
+    """Say what would lift a floor above rounding.
+
+    Floors grow about in proportion to what is varied: beta, which ends at 1, or a step size, which ends where runs of
+    one seed are too far apart to be compared.
+    """
+    smallest = float(curves.floors.min())
+    missing = FLOOR_FACTOR * curves.negligible / smallest if smallest > 0 else math.inf
+    room = APART / curves.apart if curves.apart > 0 else 1 / max(curves.values)
+    if missing <= room:
+        beta = properties_of(case.estimator).beta
+        return "choose a larger training.step_size" + ("" if beta is None else " or estimator.beta")
+    cause = saturation(case.problem) or "hardly anything of it reaches the layers below the last"
+    return (
+        f"{cause}, and no training.step_size or estimator.beta is large enough to show more: scale features or initial "
+        "parameters down, or choose another model.activation or seed"
+    )
 
 
 def more_seeds(slopes: Sequence[float], alpha: float, *limits: float) -> str:

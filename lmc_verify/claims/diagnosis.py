@@ -71,7 +71,7 @@ def saturation(problem: Problem) -> str:
     share, kind = max(found.values(), default=(0.0, ""))
     if share < MOSTLY:
         return ""
-    return f"{share:.0%} of the units of an activation {kind} have a slope of at most {SATURATED:g}"
+    return f"{share:.0%} of the units of an activation {kind} have a slope of at most {SATURATED:g}, derivatives vanish"
 
 
 _BY_ENTRIES = (nn.ReLU, nn.Tanh, nn.Softplus, nn.Sigmoid, nn.ELU, nn.SELU, nn.GELU, nn.SiLU)

@@ -83,7 +83,7 @@ def find_claim(claim_id: str) -> Claim:
     return CLAIMS[claim_id]
 
 
-@typed
+@typed(besides=("claim_id",))
 def check_claim(
     claim_id: str,
     problem: Problem,

@@ -50,7 +50,7 @@ def dataset_info(name: str) -> DatasetInfo:
     return _entry(name).info
 
 
-@typed
+@typed(besides=("name",))
 def load_data(
     name: str,
     *,
@@ -88,7 +88,7 @@ def load_data(
     return _loaded(name, data_root, download, seed, cache_dir, options).to_data()
 
 
-@typed
+@typed(besides=("name",))
 def load_graph(
     name: str,
     *,

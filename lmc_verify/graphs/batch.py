@@ -77,7 +77,7 @@ class Batch:
             )
 
     @classmethod
-    @typed
+    @typed(besides=("inclusion",))
     def of(
         cls,
         nodes: Sequence[int] | Tensor,
@@ -102,7 +102,11 @@ class Batch:
                 )
             probabilities = inclusion.to(torch.float64)[order]
         else:
-            probabilities = torch.full(ids.shape, float(inclusion), dtype=torch.float64)
+            try:
+                probabilities = torch.full(ids.shape, float(inclusion), dtype=torch.float64)
+            except (TypeError, ValueError) as error:
+                found = reprlib.repr(inclusion)
+                raise InvalidInputError(f"inclusion is {found}, it must be a probability; such as 0.5") from error
         return cls(ids, probabilities, clusters, payload=payload)
 
     @property

@@ -149,7 +149,7 @@ class Graph:
         self._remember()  # copies count from zero again
 
     @classmethod
-    @typed
+    @typed(besides=("split",))
     def from_pyg(
         cls, data: Data | Dataset, *, split: int | None = None, name: str | None = None, snapshot: bool = True
     ) -> Graph:

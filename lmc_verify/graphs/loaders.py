@@ -32,7 +32,7 @@ LOOKED_AT = 2
 """Passes that are gone through, with other seeds, to see whether each holds every node once."""
 
 
-@typed
+@typed(besides=("loader",))
 def design_of_loader(
     loader: Iterable[Any],
     *,

@@ -242,7 +242,7 @@ class Partition:
 PARTITION_METHODS = ("metis", "random", "contiguous")
 
 
-@typed
+@typed(besides=("method",))
 def make_partition(graph: Graph, method: str, num_parts: int, *, seed: int = 0) -> Partition:
     """Partition a graph by the name of a method (see `PARTITION_METHODS`).
 

@@ -312,13 +312,16 @@ def spmm(block: SparseMatrix | CSR, dense: Tensor) -> Tensor:
     require_kind("dense", dense, Tensor)
     if dense.dim() != 2 or dense.shape[0] != csr.num_columns:
         raise InvalidInputError(
-            f"dense is of shape {tuple(dense.shape)}, spmm needs {csr.num_columns} rows (the block's columns); give "
-            "one row for each"
+            f"spmm needs a dense matrix with {csr.num_columns} rows (the block's columns), "
+            f"got shape {tuple(dense.shape)}; give one row for each"
         )
-    if dense.dtype != csr.value.dtype or dense.device != csr.value.device:
+    if dense.dtype != csr.value.dtype:
         raise InvalidInputError(
-            f"dense is {dense.dtype} on {dense.device}, the block {csr.value.dtype} on {csr.value.device}; move one "
-            "of them"
+            f"spmm needs equal dtypes, got block {csr.value.dtype} and dense {dense.dtype}; convert one of them"
+        )
+    if dense.device != csr.value.device:
+        raise InvalidInputError(
+            f"the block is on {csr.value.device} and dense on {dense.device}; move one of them to the other's device"
         )
     product: Any = _SpMM.apply(dense, matrix)  # type: ignore[no-untyped-call]  # untyped in torch
     result: Tensor = product

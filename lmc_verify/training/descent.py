@@ -137,7 +137,7 @@ class TrainingRun:
         step_count: number of steps taken.
     """
 
-    @typed
+    @typed(besides=("estimator",))
     def __init__(
         self,
         problem: Problem,

@@ -31,6 +31,7 @@ from lmc_verify.estimators import (
     properties_of,
     with_beta,
 )
+from lmc_verify.estimators.contract import require_estimator
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
@@ -101,7 +102,7 @@ class Trainer:
         ('finished', 80, True)
     """
 
-    @typed
+    @typed(besides=("estimator",))
     def __init__(
         self,
         problem: Problem,
@@ -112,6 +113,7 @@ class Trainer:
         seed: int = 0,
         description: Mapping[str, Any] | None = None,
     ) -> None:
+        require_estimator(estimator)
         self.settings = settings = settings or TrainerSettings()
         self.problem, self.seed = problem.copy(), seed
         found = properties_of(estimator)
@@ -175,7 +177,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    @typed
+    @typed(besides=("callbacks",))
     def run(
         self,
         *,

@@ -1,14 +1,8 @@
-"""Arguments that are not of the types that a signature states are refused before they do harm, by name.
-
-`typed` checks the arguments of a function, `require_fields` the fields of a data class, `require_options` keyword
-arguments that are handed on. What an annotation cannot say (a range, a shape, what fits together) is checked where it
-is known. A whole number or a real one may be NumPy's or torch's; NaN is no number, and a truth value is true or false.
-"""
+"""Annotations at run time: which can be evaluated, whether a value fits one, and how it is called in a message."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import numbers
 import operator
@@ -17,73 +11,27 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 
-__all__ = ["require_fields", "require_options", "typed"]
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+__all__ = ["of_fields", "of_function", "require"]
 
 _Check = Callable[[Any], bool]
 
 _ORDER = "look at the order of the arguments"
 
 
-def typed(function: _Function) -> _Function:
-    """Return a function or method that refuses arguments of other types than its annotations state.
-
-    Annotations whose names are not there when the program runs are passed over, and so is `Any`.
-
-    Raises:
-        InvalidInputError: from the function; names the argument, what was found, and what is needed.
-    """
-    names = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def checking(*given: Any, **named: Any) -> Any:
-        wanted = _wanted(function)
-        for name, value in (*zip(names, given, strict=False), *named.items()):
-            if name in wanted:
-                _require(name, value, wanted[name])
-        return function(*given, **named)
-
-    return cast(_Function, checking)
-
-
-def require_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse keyword arguments of other types than a function's annotations state.
-
-    Raises:
-        InvalidInputError: names the argument, what was found, and what is needed.
-    """
-    wanted = _wanted(inspect.unwrap(getattr(function, "__func__", function)))
-    for name, value in options.items():
-        if name in wanted:
-            _require(name, value, wanted[name])
-
-
-def require_fields(item: Any) -> None:
-    """Refuse fields of a data class that are of other types than the package's classes state.
-
-    Fields that somebody else's class adds are that class's own business.
-
-    Raises:
-        InvalidInputError: names the field, what was found, and what is needed.
-    """
-    kind: Any = type(item)
-    for name, wanted in _fields(kind).items():
-        _require(name, getattr(item, name), wanted)
-
-
 @functools.cache
-def _wanted(function: Callable[..., Any]) -> dict[str, Any]:
+def of_function(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function's arguments that say something, by name."""
     scope = getattr(function, "__globals__", {})
     return _resolved(getattr(function, "__annotations__", {}), scope)
 
 
 @functools.cache
-def _fields(kind: Any) -> dict[str, Any]:
+def of_fields(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a data class's public fields that the package's own classes declare, by name."""
     found: dict[str, Any] = {}
     known = {field.name for field in fields(kind) if field.init and not field.name.startswith("_")}
     for owner in reversed(kind.__mro__):
@@ -106,7 +54,13 @@ def _resolved(annotations: Mapping[str, Any], scope: dict[str, Any]) -> dict[str
     return found
 
 
-def _require(name: str, value: Any, wanted: Any) -> None:
+def require(name: str, value: Any, wanted: Any) -> None:
+    """Refuse a value that does not fit an annotation.
+
+    Raises:
+        InvalidInputError: names the argument, what was found, and what is needed.
+        UnknownNameError: a text that is none of those that are listed.
+    """
     # Nearly every argument is of the class that is asked for, and hot loops ask thousands of times.
     if type(value) is wanted and wanted is not float:
         return
