@@ -71,11 +71,11 @@ def require(name: str, value: Any, wanted: Any) -> None:
     if literals and isinstance(value, str):
         raise UnknownNameError(name, value, [item for item in literals if isinstance(item, str)])
     words = " or ".join(dict.fromkeys(map(_words, choices)))
-    plain = value is None or isinstance(value, str | bytes | numbers.Number)
-    found = reprlib.repr(value) if plain and not any(isinstance(item, type) for item in choices) else None
-    if found is None and plain and any(choice in (int, float, bool, str) for choice in choices):
-        found = reprlib.repr(value)
-    raise InvalidInputError(f"{name} is {found or f'a {type(value).__name__}'}, it must be {words}; {_ORDER}")
+    simple = any(choice in (int, float, bool, str) for choice in choices)
+    classes = [choice for choice in choices if isinstance(choice, type) and choice not in _CHECKS]
+    shown = isinstance(value, str | bytes | numbers.Number | None) and (simple or not classes)
+    found = reprlib.repr(value) if shown else f"a {type(value).__name__}"
+    raise InvalidInputError(f"{name} is {found}, it must be {words}; {_ORDER}")
 
 
 def _alternatives(wanted: Any) -> tuple[Any, ...]:

@@ -81,8 +81,8 @@ def _saturated(activation: nn.Module, rows: Tensor) -> float:
     """Return the share of entries at which an activation's slope is at most `SATURATED`."""
     with torch.enable_grad():
         given = rows.detach().double().requires_grad_()
-        # Not called, which would run the hook again; of a product, for some activations work in place.
-        (slopes,) = torch.autograd.grad(type(activation).forward(activation, given * 1.0).sum(), given)
+        # Not called, which would run the hook again.
+        (slopes,) = torch.autograd.grad(type(activation).forward(activation, given).sum(), given)
     return float((slopes.abs() <= SATURATED).double().mean()) if slopes.numel() else 0.0
 
 

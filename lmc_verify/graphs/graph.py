@@ -21,7 +21,7 @@ from torch import Tensor
 from lmc_verify.arguments import require_fields, typed
 from lmc_verify.display.markup import facts, paragraph, section
 from lmc_verify.display.text import one_line
-from lmc_verify.errors import InvalidInputError, require_kind
+from lmc_verify.errors import InvalidInputError, require_kind, require_whole
 from lmc_verify.graphs.files import windows
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
 from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges, operator_features
@@ -170,6 +170,8 @@ class Graph:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
         read = read_tensors(one_graph(data), split)
+        if split is not None:
+            require_whole("split", split)
         return cls(**read, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property

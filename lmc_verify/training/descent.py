@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lmc_verify.arguments import typed
+from lmc_verify.arguments import require, typed
 from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
 from lmc_verify.estimators.contract import require_estimator
@@ -137,7 +137,7 @@ class TrainingRun:
         step_count: number of steps taken.
     """
 
-    @typed(besides=("estimator",))
+    @typed(besides=("estimator", "design"))
     def __init__(
         self,
         problem: Problem,
@@ -151,6 +151,7 @@ class TrainingRun:
         for name, value, kind in (("problem", problem, Problem), ("generator", generator, np.random.Generator)):
             require_kind(name, value, kind)
         require_estimator(estimator)
+        require("design", design, BatchDesign)
         if not 0 <= step_size < math.inf:
             raise InvalidInputError(
                 f"step_size is {step_size}, it must be finite and not negative; choose a smaller one"

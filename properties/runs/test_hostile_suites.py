@@ -114,7 +114,7 @@ def test_a_dry_run_lists_what_would_be_run_and_runs_nothing(tmp_path: Path, monk
     shown = RUNNER.invoke(app, ["run", str(file), "--dry-run"])
     assert shown.exit_code == 0
     lines = shown.output.splitlines()
-    assert lines[0] == "check theorem-1/unbiased backward-sgd on digits, histories=sweeps:0 design.parts=2"
+    assert lines[0] == "check theorem-1/unbiased backward-sgd on digits, histories=sweeps:0"
     assert len(set(lines)) == len(lines) == 1002
     assert lines[-2:] == ["... and 999,000 more", "s: 1,000,000 check, 0 audit, 0 counterexample, 4 race run"]
     assert [item.name for item in tmp_path.iterdir()] == ["s.toml"]
