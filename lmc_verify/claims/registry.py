@@ -123,5 +123,5 @@ def check_claim(
     )
     unread = unread_settings(claim, sampling=sampling, training=training, histories=histories)
     for words in unread.values():  # one budget may be meant for many claims
-        warnings.warn(words, stacklevel=2)
+        warnings.warn(words, stacklevel=3)  # behind the wrapper that checks the arguments
     return claim.check(case)

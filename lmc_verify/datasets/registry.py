@@ -192,8 +192,11 @@ def dataset_registry() -> Registry[Entry]:
     return Registry("data set", "lmc_verify.datasets", own, _from_plugin)
 
 
+_ELSEWHERE = "data of your own come from a plug-in, or from a Workspace with a graph of its own"
+
+
 def _entry(name: str) -> Entry:
     registry = dataset_registry()
     if name not in registry:
-        raise UnknownNameError("data set", name, registry)
+        raise UnknownNameError("data set", name, registry, _ELSEWHERE)
     return registry[name]
