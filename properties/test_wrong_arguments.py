@@ -315,6 +315,7 @@ WORDS: Mapping[str, str] = {
     "scalers": "degree scaler",
     "values": "settings",
     "data": "Data",
+    "p": "dropout",
 }
 """How messages name an argument other than by its name."""
 

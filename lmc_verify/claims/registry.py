@@ -83,7 +83,7 @@ def find_claim(claim_id: str) -> Claim:
     return CLAIMS[claim_id]
 
 
-@typed(besides=("claim_id",))
+@typed(besides=("claim_id", "histories"))
 def check_claim(
     claim_id: str,
     problem: Problem,

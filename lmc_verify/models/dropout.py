@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmc_verify.arguments import typed
+from lmc_verify.arguments import require
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.seeds import spawn_key
 
@@ -36,8 +36,9 @@ class Dropout(nn.Dropout):
         InvalidInputError: p outside [0, 1); in `forward`, no key in training mode.
     """
 
-    @typed
     def __init__(self, p: float = 0.5) -> None:
+        if not isinstance(p, float):  # of which the range says more, also where it is NaN
+            require("p", p, float)
         if not 0 <= p < 1:
             raise InvalidInputError(f"dropout is {p}, it must lie in [0, 1)")
         super().__init__(p)

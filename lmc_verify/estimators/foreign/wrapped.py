@@ -82,7 +82,7 @@ class WrappedStep:
         return Estimate(ran.gradient, _exact_loss(problem) if loss is None else loss, _writes(state, ran))
 
 
-@typed
+@typed(besides=("model",))
 def wrap_step(
     step: Step,
     model: nn.Module | None = None,
