@@ -37,8 +37,9 @@ class Dropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5) -> None:
-        if not isinstance(p, float):  # of which the range says more, also where it is NaN
-            require("p", p, float)
+        given: object = p
+        if not isinstance(given, float):  # of which the range says more, also where it is NaN
+            require("p", given, float)
         if not 0 <= p < 1:
             raise InvalidInputError(f"dropout is {p}, it must lie in [0, 1)")
         super().__init__(p)
