@@ -156,7 +156,8 @@ class Partition:
             raise InvalidInputError(
                 "partitions by METIS need pymetis, which is not installed: it has no wheel for every system, such as "
                 "Windows. pip install 'lmc-verify[metis]' builds it, with a C++ compiler; or choose another partition, "
-                "random or contiguous (design.partition). The controls of a suite need METIS: controls = false leaves them out"
+                "random or contiguous (design.partition). The controls of a suite need METIS; controls = false leaves "
+                "them out"
             ) from error
         _check_parts(num_parts, graph.num_nodes)
         require_seed(seed)
