@@ -32,7 +32,7 @@ _NODES = 50_000
 """Nodes of the data on which they are compared, at most."""
 
 
-@typed
+@typed(besides=("model",))
 def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     """Return a plain model as a layered one: the same function, with the same parameters under the same names.
 
@@ -67,7 +67,7 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     graph = data if isinstance(data, Graph) else Graph.from_pyg(data)
     if not isinstance(model, nn.Module) or isinstance(model, LayeredModel):
         kind = "already is layered" if isinstance(model, LayeredModel) else "is no torch.nn.Module"
-        raise InvalidInputError(f"{type(model).__name__} {kind}; give a module with forward(x, edge_index)")
+        raise InvalidInputError(f"model: {type(model).__name__} {kind}; give a module with forward(x, edge_index)")
     tensors = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
     if tensors:
         graph = graph.to(tensors[0].device, tensors[0].dtype)
