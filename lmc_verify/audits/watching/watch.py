@@ -184,7 +184,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 @contextmanager
-@typed
+@typed(besides=("optimizer", "model", "every"))
 def watch(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
