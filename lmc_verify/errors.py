@@ -53,15 +53,23 @@ class InvalidInputError(LmcVerifyError, ValueError):
 
 
 class UnknownNameError(InvalidInputError):
-    """A name that no registry knows; the message lists the nearest known ones."""
+    """A name that no registry knows; the message lists the nearest known ones.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.kind, self.name, self.known = kind, name, sorted(known)
+    Args:
+        kind: of what.
+        name: which is not known.
+        known: names.
+        elsewhere: where others may come from, for a name that is near to none.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], elsewhere: str = "") -> None:
+        self.kind, self.name, self.known, self.elsewhere = kind, name, sorted(known), elsewhere
         require_kind(f"the name of the {kind}", name, str)
-        super().__init__(f"unknown {kind} {name!r}: {suggestion(name, self.known)}")
+        message = f"unknown {kind} {name!r}: {suggestion(name, self.known)}"
+        super().__init__(message if not elsewhere or nearest(name, self.known) else f"{message}; {elsewhere}")
 
     def __reduce__(self) -> tuple[Any, ...]:  # from another process it comes as it was made
-        return type(self), (self.kind, self.name, self.known)
+        return type(self), (self.kind, self.name, self.known, self.elsewhere)
 
 
 class PluginError(InvalidInputError):

@@ -178,7 +178,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         del self._own[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._plugins
+        return isinstance(name, str) and (name in self._own or name in self._plugins)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own

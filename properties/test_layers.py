@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lmc_verify"
 
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "seeds", "encoding", "plugins", "provenance", "imports", "display"),
+    ("_version", "errors", "seeds", "encoding", "plugins", "provenance", "imports", "arguments", "display"),
     ("steps", "workers"),
     ("graphs", "statistics"),
     ("datasets", "models"),

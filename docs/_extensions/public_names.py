@@ -30,7 +30,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "controls": ("controls",),
     "statistics": ("statistics",),
     "steps": ("steps",),
-    "ground": ("errors", "plugins", "seeds", "encoding", "provenance"),
+    "ground": ("arguments", "errors", "plugins", "seeds", "encoding", "provenance"),
 }
 """The pages of the reference, and the modules of the package that each is about."""
 

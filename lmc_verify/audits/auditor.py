@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
+from lmc_verify.arguments import typed
 from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
 from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.batches.nodes import Namer, NodesReader
@@ -52,6 +53,7 @@ CAUSE_UNITS = 32
 """Draws on which causes are compared, where batches are drawn."""
 
 
+@typed
 def audit(
     model: nn.Module,
     data: Any,

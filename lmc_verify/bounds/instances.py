@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.bounds.nodewise import row_norm
 from lmc_verify.bounds.propagation import RowTerm, propagate
 from lmc_verify.bounds.results import ErrorBound, ErrorInterval, NoBound, RangeBound, Unproven, by_layer
@@ -40,6 +41,7 @@ def exact_terms(problem: Problem, exact: ExactPass) -> ExactTerms | NoBound:
         return NoBound(str(unproven))
 
 
+@typed
 def batch_bound(
     problem: Problem,
     exact: ExactPass,
@@ -85,6 +87,7 @@ def batch_bound(
     return ErrorBound(bounds, *by_layer(problem, bounds))
 
 
+@typed
 def range_bound(
     problem: Problem,
     exact: ExactPass,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         case_settings,
         command_line,
         read_command,
+        read_value,
         reproduction_command,
         settings_tree,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "plugins_of",
     "prepared_state",
     "read_command",
+    "read_value",
     "readable_count",
     "reproduction_command",
     "settings_tree",

@@ -18,7 +18,15 @@ from lmc_verify.cases.settings import CaseSettings
 from lmc_verify.encoding import toml_key, toml_value
 from lmc_verify.errors import InvalidInputError, validated
 
-__all__ = ["Command", "case_settings", "command_line", "read_command", "reproduction_command", "settings_tree"]
+__all__ = [
+    "Command",
+    "case_settings",
+    "command_line",
+    "read_command",
+    "read_value",
+    "reproduction_command",
+    "settings_tree",
+]
 
 PROGRAM = "lmc-verify"
 
@@ -159,12 +167,16 @@ def settings_tree(base: Mapping[str, Any], assignments: Sequence[str]) -> dict[s
             path = [tomllib.loads(f"key = {part}")["key"] if part.startswith('"') else part for part in parts]
         except tomllib.TOMLDecodeError as error:
             raise InvalidInputError(f"--set {text!r} has a key that is not TOML: {error}") from error
-        try:
-            value = tomllib.loads(f"value = {match[2]}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = match[2]
-        _put(tree, path, value)
+        _put(tree, path, read_value(match[2]))
     return tree
+
+
+def read_value(text: str) -> Any:
+    """Return a TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from lmc_verify.cases.lookup import check_dataset
 from lmc_verify.cases.settings import DatasetSettings, DesignSettings, ModelSettings
 from lmc_verify.datasets import load_graph
 from lmc_verify.errors import InvalidInputError
@@ -46,8 +47,10 @@ class Workspace:
     An estimator that writes into a graph is an error of its own trial. Nobody else sees what it wrote: a graph that is
     no longer what was loaded is loaded again, and whatever was made of it is made again.
 
-    A subclass may have data sets and models of its own, by `graph` and `problem`. Records and commands know a data set
-    by its name and options alone: give what is yours a name of its own.
+    A subclass may have data sets and models of its own, by `graph` and `problem`: they can be named wherever settings
+    and a workspace are taken, in suites, races and cases. Records and commands know a data set by its name and options
+    alone: give what is yours a name of its own. The command line makes its own workspaces; what is to be known there,
+    too, is a plug-in.
 
     Attributes:
         data_root: folder with raw files of real data sets, or None.
@@ -83,6 +86,29 @@ class Workspace:
     def own_models(self) -> bool:
         """Whether it has a `problem` of its own, which may know other names of models."""
         return type(self).problem is not Workspace.problem
+
+    def check_dataset(self, settings: DatasetSettings) -> None:
+        """Refuse an unknown data set, or an option that it does not have, before anything is loaded.
+
+        What a `graph` of its own knows is its own business.
+
+        Raises:
+            InvalidInputError: the message names it, with the known ones.
+        """
+        if not self.own_data:
+            check_dataset(settings)
+
+    def check_model(self, settings: ModelSettings) -> None:
+        """Refuse an unknown model, or options that it does not have, before it is built.
+
+        What a `problem` of its own knows is its own business.
+
+        Raises:
+            InvalidInputError: the message names it, with the known ones.
+        """
+        if not self.own_models:
+            check_options(settings.name, settings.options)
+            check_jump(settings.name, settings.jump)
 
     def emptied(self) -> Self:
         """Return a workspace with the same data that has made nothing yet, such as for another process.

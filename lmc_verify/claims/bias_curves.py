@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Evidence, Outcome, Series, Verdict
 from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, verdict_of
-from lmc_verify.claims.diagnosis import worst_parameter
+from lmc_verify.claims.diagnosis import saturation, worst_parameter
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import rounding_magnitudes, rounding_of_bias
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
@@ -257,7 +257,7 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         outcome = Outcome.INCONCLUSIVE
         summary = (
             f"some floor is rounding (at most {FLOOR_FACTOR * curves.negligible:.0e} of the gradient's norm): a slope "
-            "would show rounding; choose a larger training.step_size or estimator.beta"
+            f"would show rounding; {_larger_floor(case, curves)}"
         )
     else:
         return None
@@ -279,6 +279,25 @@ def unreadable(case: Case, claim: Claim, curves: BiasCurves, without_bias: Outco
         ],
         assumptions=claim.checked_assumptions(case),
         draws=len(curves.bias),
+    )
+
+
+def _larger_floor(case: Case, curves: BiasCurves) -> str:
+    """Say what would lift a floor above rounding.
+
+    Floors grow about in proportion to what is varied: beta, which ends at 1, or a step size, which ends where runs of
+    one seed are too far apart to be compared.
+    """
+    smallest = float(curves.floors.min())
+    missing = FLOOR_FACTOR * curves.negligible / smallest if smallest > 0 else math.inf
+    room = APART / curves.apart if curves.apart > 0 else 1 / max(curves.values)
+    if missing <= room:
+        beta = properties_of(case.estimator).beta
+        return "choose a larger training.step_size" + ("" if beta is None else " or estimator.beta")
+    cause = saturation(case.problem) or "hardly anything of it reaches the layers below the last"
+    return (
+        f"{cause}, and no training.step_size or estimator.beta is large enough to show more: scale features or initial "
+        "parameters down, or choose another model.activation or seed"
     )
 
 

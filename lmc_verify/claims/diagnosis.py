@@ -1,20 +1,38 @@
-"""What the mean of a biased estimator looks like, in words that lead to the cause.
+"""What the mean of a biased estimator looks like, and why a bias may be rounding, in words that lead to the cause.
 
 Three likenesses are looked for, each with a stated limit: the mean is a multiple of the gradient, and little of the
 bias remains beside the factor (a missing or doubled normalisation), the bias sits in a single parameter (a term that
 leaks into it), or it is as small as rounding in single precision (somebody computes in float32).
+
+Where activations are saturated, hardly anything reaches the layers below them, and what is measured of these is
+rounding at every step size.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 from lmc_verify.cases.verdict import Evidence
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.objective import Gradient, Problem, gradient_norm, gradient_sum
 
-__all__ = ["COSINE", "SINGLE_PRECISION", "UNEXPLAINED", "describe", "likeness", "worst_parameter"]
+__all__ = [
+    "COSINE",
+    "MOSTLY",
+    "SATURATED",
+    "SINGLE_PRECISION",
+    "UNEXPLAINED",
+    "describe",
+    "likeness",
+    "saturation",
+    "worst_parameter",
+]
 
 COSINE = 0.9999
 """Cosine to the exact gradient from which a mean is called a multiple of it."""
@@ -24,6 +42,48 @@ UNEXPLAINED = 0.1
 
 SINGLE_PRECISION = (1e-9, 1e-6)
 """Relative errors that rounding in float32 (6e-8 an operation) gives, and that nothing in float64 does by itself."""
+
+SATURATED = 1e-3
+"""Largest slope of an activation at a unit that is called saturated: what passes through it is lost in that ratio."""
+
+MOSTLY = 0.9
+"""Share of saturated units of one activation from which it is the cause of what is too small to be read."""
+
+
+def saturation(problem: Problem) -> str:
+    """Say which activation is saturated at most of its units, at the problem's parameters; "" where none is.
+
+    The derivative of every module of `torch.nn` that is an activation by entries is taken at what the exact forward
+    pass gives it. Activations that are called as functions are not seen.
+    """
+    model, found = copy.deepcopy(problem.model).eval(), dict[str, tuple[float, str]]()
+    with contextlib.ExitStack() as hooks:
+        for name, part in model.named_modules():
+            if isinstance(part, _BY_ENTRIES):
+
+                def look(part: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
+                    share = _saturated(part, given[0])
+                    found[name] = max(found.get(name, (0.0, "")), (share, type(part).__name__))
+
+                hooks.callback(part.register_forward_pre_hook(look).remove)
+        with torch.no_grad():
+            model(problem.graph)
+    share, kind = max(found.values(), default=(0.0, ""))
+    if share < MOSTLY:
+        return ""
+    return f"{share:.0%} of the units of an activation {kind} have a slope of at most {SATURATED:g}, derivatives vanish"
+
+
+_BY_ENTRIES = (nn.ReLU, nn.Tanh, nn.Softplus, nn.Sigmoid, nn.ELU, nn.SELU, nn.GELU, nn.SiLU)
+
+
+def _saturated(activation: nn.Module, rows: Tensor) -> float:
+    """Return the share of entries at which an activation's slope is at most `SATURATED`."""
+    with torch.enable_grad():
+        given = rows.detach().double().requires_grad_()
+        # Not called, which would run the hook again.
+        (slopes,) = torch.autograd.grad(type(activation).forward(activation, given).sum(), given)
+    return float((slopes.abs() <= SATURATED).double().mean()) if slopes.numel() else 0.0
 
 
 def likeness(bias: Gradient, exact: Gradient) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import UnknownNameError
 from lmc_verify.plugins import Place, Plugin, Registry
 
@@ -82,6 +83,7 @@ def find_claim(claim_id: str) -> Claim:
     return CLAIMS[claim_id]
 
 
+@typed(besides=("claim_id", "histories"))
 def check_claim(
     claim_id: str,
     problem: Problem,
@@ -121,5 +123,5 @@ def check_claim(
     )
     unread = unread_settings(claim, sampling=sampling, training=training, histories=histories)
     for words in unread.values():  # one budget may be meant for many claims
-        warnings.warn(words, stacklevel=2)
+        warnings.warn(words, stacklevel=3)  # behind the wrapper that checks the arguments
     return claim.check(case)

@@ -28,6 +28,7 @@ from lmc_verify.objective import (
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, decide, gamma, require_number
 
 __all__ = [
+    "NOTHING_TO_COMPARE",
     "RESOLUTION_LIMIT",
     "UNIT",
     "Residuals",
@@ -46,6 +47,9 @@ RESOLUTION_LIMIT = 1e-8
 """Largest tolerance, in units of a layer's exact gradient, at which an identity may still be called exact."""
 
 UNIT = "norm of the layer's exact gradient"
+
+NOTHING_TO_COMPARE = "the exact gradient and every estimate vanish: there is nothing to compare"
+"""Why a claim about a gradient that is zero everywhere is not applicable; that 0 equals 0 supports nothing."""
 
 
 def flatten(gradient: Gradient) -> Tensor:
@@ -212,7 +216,7 @@ class Residuals:
     def explanation(self) -> str:
         """Why the outcome is neither EXACT nor REFUTED."""
         if not self.blocks:
-            return "the exact gradient and every estimate vanish: there is nothing to compare"
+            return NOTHING_TO_COMPARE
         if not self.resolution <= RESOLUTION_LIMIT:
             return (
                 f"ill-conditioned here: rounding alone could hide {self.resolution:.1e} of a layer's gradient, at most "

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Outcome
-from lmc_verify.claims.residuals import RESOLUTION_LIMIT, norm_by_layer
+from lmc_verify.claims.residuals import NOTHING_TO_COMPARE, RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.estimators import Blend, Cut, Drop, Held, SampledDesign, Shadow, properties_of
 from lmc_verify.graphs import Batch
 from lmc_verify.models import active_dropout
+from lmc_verify.objective import gradient_norm, summand_sizes
 
 __all__ = [
     "UNKNOWN",
@@ -25,6 +26,7 @@ __all__ = [
     "halo_view",
     "trains_encoder",
     "weights_fail",
+    "where_gradient_vanishes",
 ]
 
 
@@ -41,6 +43,22 @@ class Expectation:
 
 
 UNKNOWN = Expectation(None, "the estimator is not one that theory knows")
+
+
+def where_gradient_vanishes(case: Case, found: Expectation) -> Expectation:
+    """Return what theory says of a comparison with the exact gradient, given what it says where that is not zero.
+
+    Where the gradient of every node vanishes (a network that has died, outputs that fit to the last bit), an estimate
+    from exact values is zero as well. That 0 equals 0 supports nothing, for an estimator that returns zeros would pass:
+    the claim is not applicable. What an estimate from other values is there depends on the case.
+    """
+    if found.outcome is None or gradient_norm(case.exact.gradient) > 0 or any(summand_sizes(case.problem).values()):
+        return found
+    if found.outcome is Outcome.EXACT:
+        return Expectation(Outcome.NOT_APPLICABLE, NOTHING_TO_COMPARE)
+    if found.outcome is Outcome.REFUTED:
+        return Expectation(None, f"{found.reason}, which need not show where the exact gradient vanishes")
+    return found
 
 
 @dataclass(frozen=True)

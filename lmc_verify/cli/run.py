@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,7 +210,7 @@ class Interrupted(KeyboardInterrupt):
 def _print_plan(suite: Suite, preset: str | None, *, as_json: bool) -> None:
     """Print how much a suite plans, and its first parts: those are the ones that are planned."""
     counts = {**suite.counts(), "race run": sum(len(race.runs) for race in suite.races(preset))}
-    lines = list(islice(suite.lines(), _SHOWN))
+    lines = suite.lines(_SHOWN)
     if as_json:
         print_json({"suite": suite.name, "planned": counts, "most_trials": suite.most_trials, "first": lines})
         return
@@ -254,7 +253,7 @@ def run_and_report(
             engine = pool = stack.enter_context(Pool(how.jobs))
             pool.start(fresh=True, modules=suite.modules())  # before planning works on tensors
         # Planning refuses a suite that does not fit, before a folder is made for it.
-        counts = _counted(suite, replicate, preset, how.shard)
+        counts = _counted(suite, workspace, replicate, preset, how.shard)
         if how.backend != LOCAL:
             typer.echo(f"connecting to the {how.backend} cluster {how.scheduler or ''}".rstrip(), err=True)
             engine = stack.enter_context(connect(how.backend, how.scheduler))
@@ -294,10 +293,13 @@ def run_and_report(
         return result, report, _write(report, folder)
 
 
-def _counted(suite: Suite, replicate: int, preset: str | None, shard: Shard | None) -> dict[type[AnyPlanned], int]:
+def _counted(
+    suite: Suite, workspace: Workspace, replicate: int, preset: str | None, shard: Shard | None
+) -> dict[type[AnyPlanned], int]:
     """Return how many parts of each kind a run of a suite has; the plan itself is not kept beside that of the run."""
-    planned: list[AnyPlanned] = [*suite.plan(replicate=replicate), *suite.audits(replicate=replicate)]
-    planned += [*suite.searches(), *(run for race in suite.races(preset) for run in race.runs)]
+    planned: list[AnyPlanned] = [*suite.plan(replicate=replicate, workspace=workspace)]
+    planned += [*suite.audits(replicate=replicate, workspace=workspace), *suite.searches()]
+    planned += [run for race in suite.races(preset, workspace=workspace) for run in race.runs]
     if shard is not None:
         own = shard.own((item.kind, item.key) for item in planned)
         planned = [item for item in planned if item.key in own]

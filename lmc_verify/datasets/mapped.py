@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError, folder_error, require_kind
 from lmc_verify.graphs import Graph, new_file, open_file, windows
 
@@ -26,6 +27,7 @@ _NEEDED = ("edge_index", "x", "y", "train_mask")
 _OPTIONAL = ("edge_weight", "val_mask", "test_mask", "edge_attr")
 
 
+@typed
 def write_graph(graph: Graph, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a graph into mapped files, window by window.
 
@@ -67,6 +69,7 @@ def _write(value: Tensor, path: Path, dtype: torch.dtype | None) -> None:
         file[window] = source[window].to(target)
 
 
+@typed
 def open_graph(folder: str | Path) -> Graph:
     """Return the graph in a folder of mapped files; its tensors are read from there as they are used.
 

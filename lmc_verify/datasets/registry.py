@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmc_verify.arguments import typed
 from lmc_verify.datasets.builtin import make, own_entries
 from lmc_verify.datasets.files import CACHE_VARIABLE, ROOT_VARIABLE, Place
 from lmc_verify.datasets.generated import Option, Task, check_options
@@ -49,6 +50,7 @@ def dataset_info(name: str) -> DatasetInfo:
     return _entry(name).info
 
 
+@typed(besides=("name",))
 def load_data(
     name: str,
     *,
@@ -86,6 +88,7 @@ def load_data(
     return _loaded(name, data_root, download, seed, cache_dir, options).to_data()
 
 
+@typed(besides=("name",))
 def load_graph(
     name: str,
     *,
@@ -189,8 +192,11 @@ def dataset_registry() -> Registry[Entry]:
     return Registry("data set", "lmc_verify.datasets", own, _from_plugin)
 
 
+_ELSEWHERE = "data of your own come from a plug-in, or from a Workspace with a graph of its own"
+
+
 def _entry(name: str) -> Entry:
     registry = dataset_registry()
     if name not in registry:
-        raise UnknownNameError("data set", name, registry)
+        raise UnknownNameError("data set", name, registry, _ELSEWHERE)
     return registry[name]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from lmc_verify.arguments import typed
 from lmc_verify.estimators.base import Cost, Estimate, check_batch
 from lmc_verify.estimators.history import History
 from lmc_verify.graphs import Batch
@@ -27,10 +28,12 @@ class FullBatch:
     name: ClassVar[str] = "full-batch"
     ignores_batch: ClassVar[bool] = True
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return an empty state."""
         return History()
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Return the exact gradient and loss."""
         check_batch(problem, batch)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import map_file, put_rows, take_rows
 from lmc_verify.objective import ExactPass, Problem, same_bits
@@ -143,6 +144,7 @@ class History:
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
+    @typed
     def zeros(
         cls, problem: Problem, *, embeddings: bool = True, auxiliary: bool = True, folder: str | Path | None = None
     ) -> History:
@@ -170,6 +172,7 @@ class History:
         return cls(by_kind.get(EMBEDDING, {}), by_kind.get(AUXILIARY, {}))
 
     @classmethod
+    @typed
     def from_exact(cls, problem: Problem, exact: ExactPass) -> History:
         """Return histories that hold the exact values of both kinds, V^0 included where the encoder needs it."""
         return cls(
@@ -276,6 +279,7 @@ class History:
             exact=True,
         )
 
+    @typed
     def apply(self, writes: Iterable[Write]) -> None:
         """Write rows, in the order given.
 
@@ -323,6 +327,10 @@ class History:
             self._check_rows(write)
         elif isinstance(write, VectorWrite):
             self._check_vector(write)
+        elif not isinstance(write, Refresh | OtherWrite):
+            raise InvalidInputError(
+                f"one of the writes is a {type(write).__name__}; they are what an estimate has, such as HistoryWrite"
+            )
         elif isinstance(write, OtherWrite) and not self.keeps_other:
             raise InvalidInputError(
                 f"cannot write {', '.join(write.tensors) or 'values'}: this state keeps nothing beside its tables; "

@@ -9,7 +9,7 @@ package's own, in its class and on the instance. Of any other estimator what is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from typing import Any, cast
@@ -163,12 +163,18 @@ def properties_of(estimator: Estimator) -> EstimatorProperties:
     )
 
 
-def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass) -> dict[int, Tensor]:
+def exact_histories(estimator: Estimator, problem: Problem, exact: ExactPass | Sequence[Tensor]) -> dict[int, Tensor]:
     """Return what an estimator's histories of H hold where they are exact, by layer 0 ... L, each [n, width].
 
     ``H^l`` itself; for one that states feature momentum, or histories behind the activation, what layer l + 1 reads.
+
+    Args:
+        estimator: the estimator.
+        problem: the problem.
+        exact: its exact pass, or the exact embeddings ``H^0 ... H^L`` alone.
     """
-    found, embeddings = properties_of(estimator), dict(enumerate(exact.embeddings))
+    rows = exact.embeddings if isinstance(exact, ExactPass) else exact
+    found, embeddings = properties_of(estimator), dict(enumerate(rows))
     if found.post_activation:
         return embeddings | read_embeddings(problem, embeddings)
     return held_embeddings(problem, found.policies, embeddings)

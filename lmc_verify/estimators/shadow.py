@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
@@ -57,10 +58,12 @@ class Shadow(Weighted):
         if not isinstance(self.depth, int) or self.depth < 0:
             raise InvalidInputError(f"depth is {self.depth}, it must be a whole number of at least 0")
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return an empty state."""
         return History()
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient of the ego networks' objective from the batch's targets."""
         check_batch(problem, batch)

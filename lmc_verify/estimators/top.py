@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import History
@@ -31,7 +32,7 @@ from lmc_verify.graphs import Batch, Block, LocalSet
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.models import initialise
 from lmc_verify.objective import ExactPass, Problem, evaluating, exact_pass, refuse_dropout
-from lmc_verify.seeds import torch_generator
+from lmc_verify.seeds import require_seed, torch_generator
 
 __all__ = ["TOP", "Invariance", "MessageInvariance"]
 
@@ -91,6 +92,7 @@ class MessageInvariance(Weighted):
     def rows(self, problem: Problem, index: int, h: Tensor, x0: Tensor, block: Block, found: Invariance) -> Tensor:
         """Return ``h^index`` at the batch's rows, from the rows below and their combinations."""
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return a state with the basis."""
         return History(vectors={BASIS: self.basis(problem)})
@@ -112,6 +114,7 @@ class MessageInvariance(Weighted):
         inverse = torch.linalg.pinv(rows, rtol=max(self.tolerance, rounding))
         return Invariance(nodes, halo, basis[halo] @ inverse, basis)
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from the batch."""
         check_batch(problem, batch)
@@ -163,6 +166,7 @@ class TOP(MessageInvariance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_seed(self.seed)
         if not isinstance(self.random_models, int) or self.random_models < 1:
             raise InvalidInputError(f"random_models is {self.random_models}, it must be a whole number of at least 1")
 

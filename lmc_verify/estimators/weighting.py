@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from lmc_verify.arguments import require_fields
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 
 __all__ = ["FORMER_NAME", "LOSS_WEIGHTINGS", "Weighted", "renamed", "stated_weighting"]
@@ -94,6 +95,7 @@ class Weighted(metaclass=_AcceptsFormerName):
     weighting: str = field(default="inclusion", kw_only=True)
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if self.weighting not in LOSS_WEIGHTINGS:
             raise UnknownNameError("loss weighting", self.weighting, LOSS_WEIGHTINGS)
 

@@ -6,6 +6,7 @@ batch, and a design that lists every sample with its probability makes its expec
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import require_fields, typed
 from lmc_verify.errors import InvalidInputError
 
 __all__ = ["Batch", "LayerSample", "Sample", "named_nodes"]
+
+MOST_NODES = 2**36
+"""The most nodes that designs and partitions are made for: beyond it the ids of nodes alone fill a terabyte."""
 
 NAMED = 6
 """Nodes of a batch that a message names."""
@@ -48,9 +53,14 @@ class Batch:
     payload: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        require_fields(self)
+        if self.clusters is not None and not isinstance(self.clusters, tuple):
+            raise InvalidInputError(
+                f"clusters is a {type(self.clusters).__name__}, it must be a tuple of whole numbers"
+            )
         if self.nodes.dim() != 1 or self.nodes.dtype != torch.int64 or self.nodes.numel() == 0:
             raise InvalidInputError(
-                f"a batch needs int64 node ids [size] with at least one node, got {self.nodes.dtype} "
+                f"the nodes of a batch must be int64 ids [size] with at least one node, got {self.nodes.dtype} "
                 f"{tuple(self.nodes.shape)}"
             )
         if self.inclusion.shape != self.nodes.shape:
@@ -67,6 +77,7 @@ class Batch:
             )
 
     @classmethod
+    @typed(besides=("inclusion",))
     def of(
         cls,
         nodes: Sequence[int] | Tensor,
@@ -76,14 +87,26 @@ class Batch:
         payload: Any = None,
     ) -> Batch:
         """Build from node ids in any order and one common (or per-node) inclusion probability."""
-        given = torch.as_tensor(nodes).reshape(-1)
+        try:
+            given = torch.as_tensor(nodes).reshape(-1)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InvalidInputError(f"nodes is {reprlib.repr(nodes)}, it must be node ids; such as [0, 3]") from error
         if given.is_floating_point() and given.numel():
             raise InvalidInputError(f"node ids must be integers, got {given.dtype}; a mask becomes ids with nonzero()")
         ids, order = torch.sort(given.to(torch.int64))
         if isinstance(inclusion, Tensor):
+            if inclusion.shape != ids.shape:
+                raise InvalidInputError(
+                    f"inclusion is of shape {tuple(inclusion.shape)}, a batch of {ids.numel()} nodes needs one "
+                    "probability for all, or one for each"
+                )
             probabilities = inclusion.to(torch.float64)[order]
         else:
-            probabilities = torch.full(ids.shape, float(inclusion), dtype=torch.float64)
+            try:
+                probabilities = torch.full(ids.shape, float(inclusion), dtype=torch.float64)
+            except (TypeError, ValueError) as error:
+                found = reprlib.repr(inclusion)
+                raise InvalidInputError(f"inclusion is {found}, it must be a probability; such as 0.5") from error
         return cls(ids, probabilities, clusters, payload=payload)
 
     @property

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, require_kind, require_whole
-from lmc_verify.graphs.batch import Batch
+from lmc_verify.errors import InvalidInputError, listed, require_kind, require_whole
+from lmc_verify.graphs.batch import MOST_NODES, Batch
 from lmc_verify.graphs.loaders import BatchList, Inclusion, LoaderDesign, NodesOf, design_of_loader
 from lmc_verify.graphs.partition import Partition
-from lmc_verify.seeds import as_generator
+from lmc_verify.seeds import as_generator, require_seed
 
 __all__ = ["BatchDesign", "Clusters", "EpochClusters", "FusedClusters", "OneBatch", "UniformNodes"]
 
@@ -146,6 +146,7 @@ class UniformNodes:
     size: int
 
     def __post_init__(self) -> None:
+        _check_size("num_nodes", self.num_nodes, MOST_NODES, "nodes that anything is made for")
         _check_size("size", self.size, self.num_nodes, "nodes of the graph")
 
     @property
@@ -191,6 +192,8 @@ class EpochClusters(_ClusterDesign):
     def __post_init__(self) -> None:
         require_kind("partition", self.partition, Partition)
         _check_size("per_batch", self.per_batch, self.partition.num_parts, "clusters of the partition")
+        for cluster in listed("seen", self.seen):
+            require_whole("a cluster in seen", cluster)
         bad = sorted(set(self.seen) - set(range(self.partition.num_parts)))
         if bad or len(set(self.seen)) != len(self.seen):
             raise InvalidInputError(
@@ -273,6 +276,7 @@ class FusedClusters(_ClusterDesign):
     def __post_init__(self) -> None:
         require_kind("partition", self.partition, Partition)
         _check_size("per_batch", self.per_batch, self.partition.num_parts, "clusters of the partition")
+        require_seed(self.seed)
 
     @cached_property
     def groups(self) -> Partition:
@@ -336,4 +340,5 @@ class OneBatch:
 def _check_size(name: str, value: int, limit: int, what: str) -> None:
     require_whole(name, value)
     if not 1 <= value <= limit:
-        raise InvalidInputError(f"{name} is {value}, it must be between 1 and the {limit} {what}; ask for fewer")
+        less = "fewer" if value > limit else "at least one"
+        raise InvalidInputError(f"{name} is {value}, it must be between 1 and the {limit} {what}; ask for {less}")

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import require_fields, typed
 from lmc_verify.display.markup import facts, paragraph, section
 from lmc_verify.display.text import one_line
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_kind, require_whole
 from lmc_verify.graphs.files import windows
 from lmc_verify.graphs.memory import DEFAULT_CACHE_BYTES, ByteCache
 from lmc_verify.graphs.operators import Block, LocalSet, block_from_edges, normalised_edges, operator_features
@@ -83,6 +84,8 @@ class Graph:
     snapshot: InitVar[bool] = True
 
     def __post_init__(self, snapshot: bool) -> None:
+        require_fields(self)
+        require_kind("snapshot", snapshot, bool)
         masks = {"train_mask": self.train_mask, "val_mask": self.val_mask, "test_mask": self.test_mask}
         validate_graph(self.x, self.y, self.edge_index, self.edge_weight, masks, self.cache_bytes, self.edge_attr)
         for key in _TENSORS:
@@ -146,6 +149,7 @@ class Graph:
         self._remember()  # copies count from zero again
 
     @classmethod
+    @typed(besides=("split",))
     def from_pyg(
         cls, data: Data | Dataset, *, split: int | None = None, name: str | None = None, snapshot: bool = True
     ) -> Graph:
@@ -166,6 +170,8 @@ class Graph:
             InvalidInputError: something is missing or malformed; the message names value, limit and remedy.
         """
         read = read_tensors(one_graph(data), split)
+        if split is not None:
+            require_whole("split", split)
         return cls(**read, name=name or getattr(data, "name", None) or "graph", snapshot=snapshot)
 
     @property
@@ -214,13 +220,19 @@ class Graph:
         """Dtype of features, weights and operators."""
         return self.x.dtype
 
+    @typed
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Graph:
         """Return the graph on another device or in another floating dtype.
 
         Raises:
             InvalidInputError: a tensor was changed in place (see `check_unchanged`).
         """
-        device = self.device if device is None else torch.device(device)
+        try:
+            device = self.device if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise InvalidInputError(f"device is {device!r}, which torch does not know: {error}") from error
+        if dtype is not None and dtype not in (torch.float32, torch.float64):
+            raise InvalidInputError(f"dtype is {dtype}, it must be torch.float32 or torch.float64")
         dtype = self.dtype if dtype is None else dtype
         self.check_unchanged(content=True)
         if (device, dtype) == (self.device, self.dtype):
@@ -238,6 +250,7 @@ class Graph:
         """Return the graph in float64, the reference precision."""
         return self.to(dtype=torch.float64)
 
+    @typed
     def operator(self, kind: str) -> Block:
         """Return the whole operator [n, n] of this kind (see `OPERATORS`); built once and kept."""
         self.check_unchanged()

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import ContractError, InvalidInputError
-from lmc_verify.graphs.batch import Batch, named_nodes
+from lmc_verify.graphs.batch import MOST_NODES, Batch, named_nodes
 from lmc_verify.seeds import as_generator
 from lmc_verify.steps.generators import forked_generators
 
@@ -31,6 +32,7 @@ LOOKED_AT = 2
 """Passes that are gone through, with other seeds, to see whether each holds every node once."""
 
 
+@typed(besides=("loader",))
 def design_of_loader(
     loader: Iterable[Any],
     *,
@@ -61,7 +63,7 @@ def design_of_loader(
         )
     if not isinstance(loader, Iterable):
         raise InvalidInputError(f"loader is a {type(loader).__name__}; it must be an iterable of batches")
-    count = num_nodes or _stated_nodes(loader, inclusion)
+    count = _stated_nodes(loader, inclusion) if num_nodes is None else num_nodes
     read = nodes_of if nodes is None else nodes
     if isinstance(loader, Sequence):
         return BatchList(loader, count, nodes=read, inclusion=inclusion)
@@ -102,8 +104,8 @@ class _Payloads:
     """
 
     def __init__(self, num_nodes: int, nodes: NodesOf) -> None:
-        if num_nodes < 1:
-            raise InvalidInputError(f"num_nodes is {num_nodes}, a graph has at least 1 node")
+        if not 1 <= num_nodes <= MOST_NODES:
+            raise InvalidInputError(f"num_nodes is {num_nodes}, it must be between 1 and {MOST_NODES:,}")
         self.num_nodes, self._nodes = num_nodes, nodes
         self._inclusion = torch.zeros(0, dtype=torch.float64)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmc_verify.errors import InvalidInputError, UnknownNameError, require_kind, require_whole
+from lmc_verify.arguments import require_fields, typed
+from lmc_verify.errors import InvalidInputError, UnknownNameError, require_whole
+from lmc_verify.graphs.batch import MOST_NODES
 from lmc_verify.graphs.graph import Graph
-from lmc_verify.seeds import generator
+from lmc_verify.seeds import generator, require_seed
 
 __all__ = ["PARTITION_METHODS", "Partition", "make_partition"]
 
@@ -35,10 +38,11 @@ class Partition:
     method: str = "given"
 
     def __post_init__(self) -> None:
+        require_fields(self)
         assignment = self.assignment
         if assignment.dim() != 1 or assignment.dtype != torch.int64 or assignment.numel() == 0:
             raise InvalidInputError(
-                "a partition assigns int64 [nodes] with at least one node, "
+                "the assignment of a partition must be int64 [nodes] with at least one node, "
                 f"got {assignment.dtype} {tuple(assignment.shape)}"
             )
         if int(assignment.min()) < 0:
@@ -75,6 +79,7 @@ class Partition:
         """The nodes cluster by cluster, ascending in each, int64 [n]."""
         return torch.argsort(self.assignment, stable=True)
 
+    @typed
     def arrange(self, graph: Graph) -> tuple[Graph, Partition]:
         """Return the graph with its nodes renamed cluster by cluster, and this partition of it.
 
@@ -96,9 +101,19 @@ class Partition:
         return hashlib.blake2b(self.assignment.numpy().tobytes(), digest_size=8).hexdigest()
 
     @classmethod
+    @typed
     def from_clusters(cls, clusters: Iterable[Sequence[int]], method: str = "given") -> Partition:
         """Build from lists of nodes that together cover ``0 ... n-1`` exactly once."""
-        parts = [torch.as_tensor(cluster, dtype=torch.int64).reshape(-1) for cluster in clusters]
+        try:
+            given = [torch.as_tensor(cluster).reshape(-1) for cluster in clusters]
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InvalidInputError(f"clusters is {reprlib.repr(clusters)}, it must be lists of node ids") from error
+        if not given:
+            raise InvalidInputError("clusters is empty; give at least one cluster, with a node")
+        for part in given:
+            if part.numel() and (part.is_floating_point() or part.dtype is torch.bool):
+                raise InvalidInputError(f"clusters has a list of {part.dtype}, clusters are lists of node ids")
+        parts = [part.to(torch.int64) for part in given]
         empty = [index for index, part in enumerate(parts) if not part.numel()]
         if empty:
             raise InvalidInputError(f"cluster {empty[0]} of {len(parts)} is empty; leave empty clusters out")
@@ -113,11 +128,17 @@ class Partition:
         return cls(assignment, method)
 
     @classmethod
+    @typed
     def from_labels(cls, labels: Tensor, method: str = "given") -> Partition:
         """Build from arbitrary integer labels; used labels are renumbered without gaps."""
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise InvalidInputError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}, they must be whole numbers [nodes]"
+            )
         return cls(torch.unique(labels.cpu().long(), return_inverse=True)[1], method)
 
     @classmethod
+    @typed
     def metis(cls, graph: Graph, num_parts: int, *, seed: int = 0) -> Partition:
         """Partition with METIS (multilevel k-way, minimal edge cut) on the undirected simple graph.
 
@@ -135,9 +156,11 @@ class Partition:
             raise InvalidInputError(
                 "partitions by METIS need pymetis, which is not installed: it has no wheel for every system, such as "
                 "Windows. pip install 'lmc-verify[metis]' builds it, with a C++ compiler; or choose another partition, "
-                "random or contiguous (design.partition)"
+                "random or contiguous (design.partition). The controls of a suite need METIS; controls = false leaves "
+                "them out"
             ) from error
         _check_parts(num_parts, graph.num_nodes)
+        require_seed(seed)
         if num_parts == 1:
             return cls(torch.zeros(graph.num_nodes, dtype=torch.int64), "metis")
         source, destination = graph.edge_index.cpu()
@@ -153,13 +176,14 @@ class Partition:
         offsets = np.concatenate([[0], counts.cumsum(0).numpy()])
         adjacency = pymetis.CSRAdjacency(adj_starts=offsets, adjacent=neighbours)
         options = pymetis.Options()
-        options.seed = seed
+        options.seed = seed % 2**31  # a C int
         _, membership = pymetis.part_graph(num_parts, adjacency=adjacency, options=options)
         if len(set(membership)) < num_parts:  # k-way leaves clusters empty where they are small; bisection seldom does
             _, membership = pymetis.part_graph(num_parts, adjacency=adjacency, options=options, recursive=True)
         return cls.from_labels(torch.tensor(membership), "metis")
 
     @classmethod
+    @typed
     def random(cls, num_nodes: int, num_parts: int, *, seed: int = 0) -> Partition:
         """Assign nodes to clusters uniformly, with sizes that differ by at most one."""
         _check_parts(num_parts, num_nodes)
@@ -169,13 +193,16 @@ class Partition:
         return cls(assignment, "random")
 
     @classmethod
+    @typed
     def contiguous(cls, num_nodes: int, num_parts: int) -> Partition:
         """Cut the node order into consecutive runs whose sizes differ by at most one."""
         _check_parts(num_parts, num_nodes)
         return cls(torch.arange(num_nodes) * num_parts // num_nodes, "contiguous")
 
+    @typed
     def fused(self, per_group: int, *, seed: int = 0) -> Partition:
         """Join randomly chosen clusters into fixed groups of `per_group` (the last group may be smaller)."""
+        require_whole("per_group", per_group)
         if not 1 <= per_group <= self.num_parts:
             raise InvalidInputError(f"per_group is {per_group}, it must be between 1 and the {self.num_parts} clusters")
         order = torch.from_numpy(generator(seed, "fuse").permutation(self.num_parts))
@@ -183,19 +210,31 @@ class Partition:
         group[order] = torch.arange(self.num_parts) // per_group
         return Partition(group[self.assignment], f"{self.method}, fused by {per_group}")
 
-    def save(self, path: Any) -> None:
+    @typed
+    def save(self, path: str | Path) -> None:
         """Write the assignment to a safetensors file."""
         from safetensors.torch import save_file
 
         save_file({"assignment": self.assignment}, path, metadata={"method": self.method})
 
     @classmethod
-    def load(cls, path: Any) -> Partition:
-        """Read what `save` wrote."""
-        from safetensors import safe_open
+    @typed
+    def load(cls, path: str | Path) -> Partition:
+        """Read what `save` wrote.
 
-        with safe_open(path, framework="pt") as file:
-            return cls(file.get_tensor("assignment"), (file.metadata() or {}).get("method", "given"))
+        Raises:
+            InvalidInputError: there is no such file, or it holds no partition.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                assignment, about = file.get_tensor("assignment"), file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise InvalidInputError(
+                f"path is {str(path)!r}, where no partition can be read: {error}; write one with Partition.save"
+            ) from error
+        return cls(assignment, about.get("method", "given"))
 
     def __repr__(self) -> str:
         return f"Partition({self.method}, nodes={self.num_nodes}, parts={self.num_parts}, hash={self.fingerprint})"
@@ -204,14 +243,14 @@ class Partition:
 PARTITION_METHODS = ("metis", "random", "contiguous")
 
 
+@typed(besides=("method",))
 def make_partition(graph: Graph, method: str, num_parts: int, *, seed: int = 0) -> Partition:
     """Partition a graph by the name of a method (see `PARTITION_METHODS`).
 
     Raises:
         InvalidInputError: an argument of another type, an unknown method, or more parts than nodes.
     """
-    require_kind("graph", graph, Graph)
-    require_whole("seed", seed)
+    require_seed(seed)
     if method == "metis":
         return Partition.metis(graph, num_parts, seed=seed)
     if method == "random":
@@ -224,8 +263,10 @@ def make_partition(graph: Graph, method: str, num_parts: int, *, seed: int = 0) 
 def _check_parts(num_parts: int, num_nodes: int) -> None:
     require_whole("num_parts", num_parts)
     require_whole("num_nodes", num_nodes)
+    if not 1 <= num_nodes <= MOST_NODES:
+        raise InvalidInputError(f"num_nodes is {num_nodes}, it must be between 1 and {MOST_NODES:,}")
     if num_parts < 1 or num_parts > num_nodes:
         raise InvalidInputError(
             f"{num_parts} parts of {num_nodes} nodes: the number of parts must be between 1 and the number of nodes; "
-            "ask for fewer parts"
+            "ask for fewer parts (num_parts)"
         )

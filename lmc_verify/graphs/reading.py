@@ -135,7 +135,7 @@ def _edges(data: Any, num_nodes: int) -> _Edges:
             f"data.edge_attr {list(features.shape)} holds one number per edge: it is kept as a feature of the edges, "
             "and not read as a weight; if it is one, set data.edge_weight = data.edge_attr.view(-1)",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,  # behind the wrapper that checks the arguments
         )
     return edge_index, weight, features
 

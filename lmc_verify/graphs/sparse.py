@@ -18,6 +18,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.graphs.files import is_mapped, release_pages
 
 if TYPE_CHECKING:
@@ -300,17 +301,28 @@ def spmm(block: SparseMatrix | CSR, dense: Tensor) -> Tensor:
         The product [rows, width]. Each output row is one sequential sum, so it does not depend on threads.
 
     Raises:
-        ValueError: shapes or dtypes do not match.
+        InvalidInputError: an argument of another kind, or shapes, dtypes or devices that do not match.
     """
     matrix: SparseMatrix = _Pair(block) if isinstance(block, CSR) else block
-    csr = matrix.csr
+    csr = getattr(matrix, "csr", None)
+    if not isinstance(csr, CSR):
+        raise InvalidInputError(
+            f"block is a {type(block).__name__}, it must be a Block or a CSR matrix; look at the order of the arguments"
+        )
+    require_kind("dense", dense, Tensor)
     if dense.dim() != 2 or dense.shape[0] != csr.num_columns:
-        raise ValueError(
+        raise InvalidInputError(
             f"spmm needs a dense matrix with {csr.num_columns} rows (the block's columns), "
-            f"got shape {tuple(dense.shape)}"
+            f"got shape {tuple(dense.shape)}; give one row for each"
         )
     if dense.dtype != csr.value.dtype:
-        raise ValueError(f"spmm needs equal dtypes, got block {csr.value.dtype} and dense {dense.dtype}")
+        raise InvalidInputError(
+            f"spmm needs equal dtypes, got block {csr.value.dtype} and dense {dense.dtype}; convert one of them"
+        )
+    if dense.device != csr.value.device:
+        raise InvalidInputError(
+            f"the block is on {csr.value.device} and dense on {dense.device}; move one of them to the other's device"
+        )
     product: Any = _SpMM.apply(dense, matrix)  # type: ignore[no-untyped-call]  # untyped in torch
     result: Tensor = product
     return result

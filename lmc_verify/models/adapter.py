@@ -26,6 +26,7 @@ from torch_geometric.nn.aggr import (
     VarAggregation,
 )
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.graphs import Block, loops_operator
 from lmc_verify.models.convs import PNA_AGGREGATORS, PNA_DEGREES, PNA_SCALERS
@@ -59,6 +60,7 @@ class PyGConv(Conv):
             edges, reads types of edges, or is declared aggregate-linear with an aggregation that is not.
     """
 
+    @typed
     def __init__(self, conv: nn.Module, *, aggregate_linear: bool = False, edge_features: bool | None = None) -> None:
         super().__init__()
         if not isinstance(conv, MessagePassing):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lmc_verify.arguments import require_fields, require_options, typed
 from lmc_verify.errors import InvalidInputError, UnknownNameError
 from lmc_verify.models.convs import initialise, linear
 from lmc_verify.models.dropout import Dropout
@@ -22,6 +23,14 @@ from lmc_verify.seeds import torch_generator
 __all__ = ["ACTIVATIONS", "ACTIVATION_CUTS", "NORMS", "Architecture", "ArchitectureModel", "Parts"]
 
 ACTIVATION_CUTS = ("pre", "post")
+
+MOST_WIDTH = 2**31 - 1
+"""The largest width: a layer of more columns has no indices."""
+
+MOST_LAYERS = 10_000
+"""The most layers: more take longer to be made than anybody waits."""
+
+_WIDTHS = ("in_channels", "hidden_channels", "out_channels")
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
 """Activations by name. ReLU has a kink, which the smoothness assumptions of convergence theorems exclude."""
@@ -70,9 +79,13 @@ class Architecture:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "hidden_channels", "out_channels", "num_layers"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        require_fields(self)
+        for name, most in (*((name, MOST_WIDTH) for name in _WIDTHS), ("num_layers", MOST_LAYERS)):
+            value = getattr(self, name)
+            if value < 1:
+                raise InvalidInputError(f"{name} is {value}, it must be at least 1")
+            if value > most:
+                raise InvalidInputError(f"{name} is {value:,}, it must be at most {most:,}; ask for fewer")
         if not 0 <= self.dropout < 1:
             raise InvalidInputError(f"dropout is {self.dropout}, it must lie in [0, 1)")
         if self.activation_cut not in ACTIVATION_CUTS:
@@ -160,6 +173,7 @@ class ArchitectureModel(LayeredModel, ABC):
     _own: ClassVar[Mapping[str, Any]] = {}
     __signature__: ClassVar[inspect.Signature | None] = None
 
+    @typed
     def __init__(
         self,
         in_channels: int,
@@ -173,8 +187,16 @@ class ArchitectureModel(LayeredModel, ABC):
     ) -> None:
         shared = {name: settings.pop(name, default) for name, default in self._shared.items()}
         own = {**self._own, **settings}
+        require_options(type(self)._reads_options(), own)
+        if dtype is not None and not dtype.is_floating_point:
+            raise InvalidInputError(f"dtype is {dtype}, parameters must be floating-point; such as torch.float64")
         architecture = Architecture(in_channels, hidden_channels, out_channels, num_layers, **shared)
-        layers, encoder, head = self._parts(architecture, dtype, **own)
+        try:
+            layers, encoder, head = self._parts(architecture, dtype, **own)
+        except (MemoryError, RuntimeError) as error:
+            sizes = {"in_channels": in_channels, "hidden_channels": hidden_channels, "out_channels": out_channels}
+            given = ", ".join(f"{name}={value}" for name, value in {**sizes, "num_layers": num_layers, **own}.items())
+            raise InvalidInputError(f"a {type(self).__name__} with {given} cannot be made: {error}") from error
         super().__init__(layers, encoder=encoder, head=head)
         self.in_channels, self.out_channels = in_channels, out_channels
         self._draw_parameters(torch_generator(seed, "parameters"), own)

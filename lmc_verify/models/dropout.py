@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.arguments import require
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.seeds import spawn_key
 
@@ -36,6 +37,9 @@ class Dropout(nn.Dropout):
     """
 
     def __init__(self, p: float = 0.5) -> None:
+        given: object = p
+        if not isinstance(given, float):  # of which the range says more, also where it is NaN
+            require("p", given, float)
         if not 0 <= p < 1:
             raise InvalidInputError(f"dropout is {p}, it must lie in [0, 1)")
         super().__init__(p)

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.arguments import typed
+from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.graphs import Block, Graph
 from lmc_verify.imports.geometric import classes
 from lmc_verify.models.dropout import Dropout, at_place
@@ -151,6 +152,7 @@ class ConvLayer(PartsLayer):
         residual: whether to add the layer's own input row (`target`) to its result.
     """
 
+    @typed
     def __init__(
         self,
         conv: Conv,
@@ -198,12 +200,16 @@ class LayeredModel(nn.Module):
         InvalidInputError: no layer, or a module that couples rows (batch norm and its relatives).
     """
 
+    @typed
     def __init__(
         self, layers: Sequence[Layer], *, encoder: nn.Module | None = None, head: nn.Module | None = None
     ) -> None:
         super().__init__()
+        layers = list(layers)
         if not layers:
             raise InvalidInputError("a layered model needs at least 1 message-passing layer, got 0")
+        for number, layer in enumerate(layers, start=1):
+            require_kind(f"layer {number} of layers", layer, Layer)
         self.encoder = encoder
         self.layers = nn.ModuleList(layers)
         self.head = head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lmc_verify.errors import InvalidInputError
+from lmc_verify.errors import InvalidInputError, require_whole
 from lmc_verify.graphs import Graph
 from lmc_verify.models.architecture import Architecture, ArchitectureModel, Parts
 from lmc_verify.models.convs import PNA_AGGREGATORS, PNA_DEGREES, PNA_SCALERS, GCNConv, SAGEConv
@@ -120,7 +121,14 @@ class PNA(_Stack):
             )
         from lmc_verify.models.adapter import PNAConv, PyGConv, materialise
 
-        histogram = torch.tensor(list(degrees), dtype=torch.float64)
+        for name, texts in (("aggregators", aggregators), ("scalers", scalers)):
+            if not len(texts) or not all(isinstance(item, str) for item in texts):
+                raise InvalidInputError(f"{name} is {reprlib.repr(texts)}, it must be a list of names, at least one")
+        if not len(degrees):
+            raise InvalidInputError("degrees is empty, it must be a histogram of in-degrees; see PNA.graph_settings")
+        for count in degrees:
+            require_whole("a count of degrees", count)
+        histogram = torch.tensor([int(count) for count in degrees], dtype=torch.float64)
         conv = materialise(
             PNAConv,
             in_channels,

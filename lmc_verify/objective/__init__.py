@@ -7,7 +7,7 @@ from lmc_verify.imports.names import offered
 if TYPE_CHECKING:
     from lmc_verify.objective.closed_work import ClosedWork
     from lmc_verify.objective.conditioning import loss_conditioning, rounding_terms, summand_sizes
-    from lmc_verify.objective.exact import ExactPass, exact_gradient, exact_pass, refuse_dropout
+    from lmc_verify.objective.exact import ExactPass, exact_embeddings, exact_gradient, exact_pass, refuse_dropout
     from lmc_verify.objective.fixed_point import FixedPointPass, fixed_point_pass
     from lmc_verify.objective.plain_models import layered
     from lmc_verify.objective.problem import (
@@ -30,6 +30,7 @@ __all__ = [
     "Problem",
     "euclidean_norm",
     "evaluating",
+    "exact_embeddings",
     "exact_gradient",
     "exact_pass",
     "fixed_point_pass",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.display.markup import Align, paragraph, section, table
 from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.models.closed_forms import affine_layers
@@ -20,7 +21,7 @@ from lmc_verify.objective.exact_autograd import AutogradPass
 from lmc_verify.objective.exact_closed import ClosedPass
 from lmc_verify.objective.problem import Gradient, Problem, gradient_norm
 
-__all__ = ["ExactPass", "exact_gradient", "exact_pass", "refuse_dropout"]
+__all__ = ["ExactPass", "exact_embeddings", "exact_gradient", "exact_pass", "refuse_dropout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,7 @@ class ExactPass:
         )
 
 
+@typed
 def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
     """Compute the exact loss, embeddings, auxiliary variables and gradient.
 
@@ -87,6 +89,7 @@ def exact_pass(problem: Problem, *, chunk_size: int | None = None) -> ExactPass:
     return _exact_pass(problem, chunk_size, closed=True)
 
 
+@typed
 def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[float, Gradient]:
     """Compute the exact loss and gradient, without keeping embeddings and auxiliary variables.
 
@@ -114,6 +117,24 @@ def exact_gradient(problem: Problem, *, chunk_size: int | None = None) -> tuple[
     return closed.loss, closed.gradient
 
 
+@typed
+def exact_embeddings(problem: Problem, *, chunk_size: int | None = None) -> tuple[Tensor, ...]:
+    """Compute the exact embeddings alone, by the forward half of `exact_pass`.
+
+    Args:
+        problem: the problem.
+        chunk_size: see `exact_pass`.
+
+    Returns:
+        ``H^0 ... H^L``, each [n, width].
+
+    Raises:
+        InvalidInputError: see `exact_pass`.
+    """
+    _check(problem, chunk_size)
+    return _kept(problem, _forward(problem, chunk_size, closed=True))
+
+
 def _check(problem: Problem, chunk_size: int | None) -> None:
     require_kind("problem", problem, Problem)
     refuse_dropout(problem)
@@ -125,7 +146,13 @@ def _check(problem: Problem, chunk_size: int | None) -> None:
 
 
 def _exact_pass(problem: Problem, chunk_size: int | None, *, closed: bool) -> ExactPass:
-    """Make the exact pass in closed form where there is one and it is wanted, else layer by layer with autograd."""
+    done = _forward(problem, chunk_size, closed=closed)
+    done.backward()
+    return ExactPass(done.loss, _kept(problem, done), done.auxiliary, done.gradient)
+
+
+def _forward(problem: Problem, chunk_size: int | None, *, closed: bool) -> ClosedPass | AutogradPass:
+    """Make the forward pass in closed form where there is one and it is wanted, else layer by layer with autograd."""
     layers = affine_layers(problem.model) if closed else None
     done: ClosedPass | AutogradPass
     if layers is None:
@@ -133,9 +160,11 @@ def _exact_pass(problem: Problem, chunk_size: int | None, *, closed: bool) -> Ex
     else:
         done = ClosedPass(problem, layers, keep=True, chunk_size=chunk_size)
     done.forward()
-    done.backward()
-    kept = tuple(done.embeddings[index] for index in range(problem.num_layers + 1))
-    return ExactPass(done.loss, kept, done.auxiliary, done.gradient)
+    return done
+
+
+def _kept(problem: Problem, done: ClosedPass | AutogradPass) -> tuple[Tensor, ...]:
+    return tuple(done.embeddings[index] for index in range(problem.num_layers + 1))
 
 
 def refuse_dropout(problem: Problem, *, allow_keyed: bool = False) -> None:

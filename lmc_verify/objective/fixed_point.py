@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs.sums import ordered_sum
 from lmc_verify.objective.exact import refuse_dropout
@@ -52,6 +53,7 @@ class FixedPointPass:
         )
 
 
+@typed
 def fixed_point_pass(problem: Problem, *, tolerance: float = 1e-14, max_steps: int = 10_000) -> FixedPointPass:
     """Solve for the fixed point and its adjoint, and return the gradient at it.
 
@@ -63,6 +65,10 @@ def fixed_point_pass(problem: Problem, *, tolerance: float = 1e-14, max_steps: i
     Raises:
         InvalidInputError: layers of their own, active dropout, or no convergence: f is no contraction.
     """
+    if max_steps < 1:
+        raise InvalidInputError(f"max_steps is {max_steps}, it must be at least 1")
+    if not tolerance > 0:
+        raise InvalidInputError(f"tolerance is {tolerance}, it must be above 0; such as 1e-14")
     refuse_dropout(problem)
     graph, model = problem.graph, problem.model
     layer = model.layer(1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, Dataset
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import Graph
 from lmc_verify.graphs.sums import ordered_sum
@@ -31,6 +32,7 @@ _NODES = 50_000
 """Nodes of the data on which they are compared, at most."""
 
 
+@typed(besides=("model",))
 def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     """Return a plain model as a layered one: the same function, with the same parameters under the same names.
 
@@ -65,7 +67,7 @@ def layered(model: nn.Module, data: Data | Dataset | Graph) -> LayeredModel:
     graph = data if isinstance(data, Graph) else Graph.from_pyg(data)
     if not isinstance(model, nn.Module) or isinstance(model, LayeredModel):
         kind = "already is layered" if isinstance(model, LayeredModel) else "is no torch.nn.Module"
-        raise InvalidInputError(f"{type(model).__name__} {kind}; give a module with forward(x, edge_index)")
+        raise InvalidInputError(f"model: {type(model).__name__} {kind}; give a module with forward(x, edge_index)")
     tensors = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
     if tensors:
         graph = graph.to(tensors[0].device, tensors[0].dtype)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from lmc_verify.arguments import typed
 from lmc_verify.display.markup import facts, paragraph, section, table
 from lmc_verify.errors import InvalidInputError, UnknownNameError, require_kind
 from lmc_verify.graphs import CSR, Block, BufferPool, Graph, normalised_edges, operator_features
@@ -374,6 +375,7 @@ class Problem:
         """Return the problem in float64, the reference precision."""
         return self.to(dtype=torch.float64)
 
+    @typed
     def with_graph(self, graph: Graph) -> Problem:
         """Return the problem of the same model on another graph."""
         return self._checked(Problem(graph, self.model, self.loss, _measured=True))

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lmc_verify.cases import EstimatorSettings, Workspace, build_estimator, check_dataset
+from lmc_verify.cases import EstimatorSettings, Workspace, build_estimator
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
-from lmc_verify.models import MODELS
 from lmc_verify.races.plan import FIGURES, FULL_BATCH, PlannedRace
 from lmc_verify.races.settings import RaceSettings
 
@@ -62,8 +61,16 @@ class RaceTable(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterator[PlannedRace]:
+def expand_race(
+    table: RaceTable, preset: str | None, suite_seed: int, workspace: Workspace | None = None
+) -> Iterator[PlannedRace]:
     """Yield the races of a table under a preset: one for each data set; none if the preset leaves it out.
+
+    Args:
+        table: as written.
+        preset: name of the preset, or None.
+        suite_seed: seed of the suite, from which those of the runs follow where they are a number of seeds.
+        workspace: where data sets and models come from, see `planned_race`.
 
     Raises:
         InvalidInputError: an unknown name or setting, or a setting that does not fit.
@@ -86,7 +93,8 @@ def expand_race(table: RaceTable, preset: str | None, suite_seed: int) -> Iterat
     for dataset in datasets:
         values = {"data_seed": suite_seed, **table.others, "dataset": dataset, "contestants": contestants}
         settings = RaceSettings.read({**values, "seeds": seeds, "figure": figures[0] if figures else None})
-        yield replace(planned_race(settings, figures, optional=table.optional), timeout=table.timeout)
+        race = planned_race(settings, figures, optional=table.optional, workspace=workspace)
+        yield replace(race, timeout=table.timeout)
 
 
 def planned_race(
@@ -108,10 +116,8 @@ def planned_race(
         InvalidInputError: an unknown name or setting, or contestants that are trained alike.
     """
     workspace = workspace or Workspace()
-    if not workspace.own_data:
-        check_dataset(settings.dataset)
-    if not workspace.own_models and settings.model.name not in MODELS:
-        raise UnknownNameError("model", settings.model.name, MODELS)
+    workspace.check_dataset(settings.dataset)
+    workspace.check_model(settings.model)
     for contestant in settings.contestants:
         build_estimator(contestant.estimator)
     if figures is None:

@@ -99,12 +99,14 @@ class PlannedAudit:
         expected: the expected outcome, or None.
         causes: the causes that the explanation should consist of, or None for no expectation.
         timeout: seconds that it may take, in a process of its own; None for what the run allows.
+        apart: settings that tell it from other audits of its suite that have function and arguments in common.
     """
 
     settings: AuditSettings
     expected: Outcome | None = None
     causes: tuple[str, ...] | None = None
     timeout: float | None = None
+    apart: str = ""
 
     kind: ClassVar[Literal["claim"]] = "claim"
     claim: ClassVar[str] = AUDIT
@@ -140,7 +142,8 @@ class PlannedAudit:
     def label(self) -> str:
         """One line for progress displays."""
         given = ", ".join(f"{key}={value}" for key, value in self.settings.arguments.items())
-        return f"audit {self.settings.function}" + (f" ({given})" if given else "")
+        label = f"audit {self.settings.function}" + (f" ({given})" if given else "")
+        return f"{label}, {self.apart}" if self.apart else label
 
     @property
     def command(self) -> str:

@@ -305,8 +305,8 @@ def _phases(
     Raises:
         InvalidInputError: it does not.
     """
-    plan, searches, races = suite.plan(replicate=replicate), suite.searches(), suite.races(preset)
-    audits = suite.audits(replicate=replicate)
+    plan, searches = suite.plan(replicate=replicate, workspace=workspace), suite.searches()
+    audits, races = suite.audits(replicate=replicate, workspace=workspace), suite.races(preset, workspace=workspace)
     absent = _absent_data(plan, workspace)
     empty = workspace.emptied()
     headers, make = check_races(races, empty), run_maker(empty)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from lmc_verify.cases import (
     build_case,
     command_line,
     plugins_of,
+    read_value,
     reproduction_command,
 )
 from lmc_verify.claims import CLAIMS, Outcome, Verdict, find_claim
@@ -25,7 +26,7 @@ from lmc_verify.encoding import toml_value
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.plugins import plugin_versions
 from lmc_verify.provenance import code_fingerprint
-from lmc_verify.runs.audits import PlannedAudit
+from lmc_verify.runs.audits import AuditSettings, PlannedAudit
 from lmc_verify.runs.trials import Trial
 from lmc_verify.workers.worker import describe_error
 
@@ -102,17 +103,23 @@ class Planned:
         return reproduction_command(self.claim, self.settings)
 
 
-def told_apart(planned: Sequence[Planned]) -> list[Planned]:
-    """Return planned checks whose labels differ: those that share one get the fewest settings that tell them apart."""
-    alike: dict[str, list[Planned]] = {}
-    for item in planned:
-        alike.setdefault(item.label, []).append(item)
-    words: dict[str, str] = {}
+_Item = TypeVar("_Item", Planned, PlannedAudit)
+
+
+def told_apart(planned: Sequence[_Item]) -> list[_Item]:
+    """Return planned checks or audits whose labels differ: those that share one get settings that tell them apart.
+
+    They get the fewest that do. No two of them may be the same.
+    """
+    alike: dict[str, list[int]] = {}
+    for place, item in enumerate(planned):
+        alike.setdefault(item.label, []).append(place)
+    words: dict[int, str] = {}
     for group in alike.values():
         if len(group) > 1:
-            settings = [_settings(item.settings) for item in group]
-            words |= zip((item.key for item in group), _apart(settings), strict=True)
-    return [replace(item, apart=words[item.key]) if item.key in words else item for item in planned]
+            settings = [_settings(planned[place].settings) for place in group]
+            words |= zip(group, _apart(settings), strict=True)
+    return [replace(item, apart=words[place]) if place in words else item for place, item in enumerate(planned)]
 
 
 def _apart(listed: Sequence[Mapping[str, str]]) -> list[str]:
@@ -129,15 +136,17 @@ def _apart(listed: Sequence[Mapping[str, str]]) -> list[str]:
     return shown(keys)
 
 
-def _settings(settings: CaseSettings) -> dict[str, str]:
+def _settings(settings: CaseSettings | AuditSettings) -> dict[str, str]:
     """Return every setting that is not the default by its dotted key, as ``--set`` takes it."""
     found: dict[str, str] = {}
-    parts: list[tuple[str, Any, Any]] = [("", settings.model_dump(mode="json"), CaseSettings().model_dump(mode="json"))]
+    usual = CaseSettings() if isinstance(settings, CaseSettings) else AuditSettings(function=settings.function)
+    parts: list[tuple[str, Any, Any]] = [("", settings.model_dump(mode="json"), usual.model_dump(mode="json"))]
     for key, value, usual in parts:  # which grows
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             parts += [(f"{key}.{name}".lstrip("."), value[name], (usual or {}).get(name)) for name in value]
         elif value != usual:
-            found[key] = value if isinstance(value, str) else toml_value(value)
+            plain = isinstance(value, str) and read_value(value) == value
+            found[key] = value if plain else toml_value(value)
     return found
 
 

@@ -48,7 +48,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -63,15 +63,14 @@ from lmc_verify.cases import (
     SamplingSettings,
     Seed,
     TrainingSettings,
+    Workspace,
     build_estimator,
-    check_dataset,
 )
 from lmc_verify.cases.suite_files import find_suite, suite_names
 from lmc_verify.claims import Outcome, find_claim, require_read
 from lmc_verify.controls import CONTROLS, AnyControl, find_control, seeded_subset
 from lmc_verify.encoding import MOST_NESTED, nested
 from lmc_verify.errors import InvalidInputError, UnknownNameError, validated
-from lmc_verify.models import check_jump, check_options
 from lmc_verify.races import PlannedRace, RaceSettings, RaceTable, expand_race, planned_race
 from lmc_verify.runs.audits import AuditSettings, PlannedAudit
 from lmc_verify.runs.planned import Planned, told_apart
@@ -176,13 +175,19 @@ class Suite(BaseModel):
     """The most checks, audits and searches that it may plan: lists multiply, and more are most likely a mistake."""
 
     @classmethod
-    def of_race(cls, settings: RaceSettings) -> Suite:
+    def of_race(cls, settings: RaceSettings, workspace: Workspace | None = None) -> Suite:
         """Return the suite of one race and nothing else, which ``lmc-verify race`` runs.
+
+        Args:
+            settings: of the race.
+            workspace: where data sets and models come from; a subclass may have its own.
 
         Raises:
             InvalidInputError: an unknown name or setting, or contestants that are trained alike.
         """
-        planned_race(settings)  # what does not fit is said without the name of a table that nobody has written
+        planned_race(
+            settings, workspace=workspace
+        )  # what does not fit is said without the name of a table that nobody has written
         title = settings.title or f"Race on {settings.dataset.describe()}"
         return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 
@@ -232,18 +237,20 @@ class Suite(BaseModel):
         """Return the modules that every worker needs for the suite's parts and that take long to import."""
         return ("lmc_verify.runs.execution", *(["lmc_verify.audits.auditor"] if self.audit else []))
 
-    def plan(self, *, replicate: int = 0) -> list[Planned]:
+    def plan(self, *, replicate: int = 0, workspace: Workspace | None = None) -> list[Planned]:
         """Return every planned check of the suite, claims first, in the order of the file; no two have one label.
 
         Statistical checks get their share of `alpha_total`.
 
         Args:
             replicate: number of the repetition: another one repeats the statistical checks with fresh draws.
+            workspace: where data sets and models come from; names that a subclass of it has of its own are not looked
+                up.
 
         Raises:
             InvalidInputError: an unknown name or setting, an expectation that no estimator has, or a check twice.
         """
-        checks = self._checks()
+        checks = self._checks(workspace)
         share = self._share(checks)
         shared = told_apart([_with_share(check, share, replicate) for check in checks])
         planned = {trial.key: trial for trial in shared}
@@ -252,20 +259,21 @@ class Suite(BaseModel):
             planned[trial.key] = trial
         return list(planned.values())
 
-    def audits(self, *, replicate: int = 0) -> list[PlannedAudit]:
+    def audits(self, *, replicate: int = 0, workspace: Workspace | None = None) -> list[PlannedAudit]:
         """Return every audit of the suite, in the order of the file, each with its share of `alpha_total`.
 
         The functions are imported, and their parameters compared with the arguments.
 
         Args:
             replicate: number of the repetition: another one draws afresh.
+            workspace: as of `plan`: the checks have a share of `alpha_total`, too.
 
         Raises:
             InvalidInputError: a function that is not there, arguments or settings that do not fit, or an audit twice.
         """
         if not self.audit:
             return []
-        share = self._share(self._checks())
+        share = self._share(self._checks(workspace))
         seed = self.seed
 
         def expand(table: AuditTable) -> Iterator[PlannedAudit]:
@@ -273,7 +281,7 @@ class Suite(BaseModel):
                 planned.validate()
                 yield planned
 
-        return self._expanded("audit", self.audit, expand)
+        return told_apart(self._expanded("audit", self.audit, expand))
 
     def counts(self) -> dict[str, int]:
         """Return how many checks, audits and searches the tables plan, by kind; counted without planning them."""
@@ -283,18 +291,31 @@ class Suite(BaseModel):
             "counterexample": sum(map(_combinations, self.counterexample)),
         }
 
-    def lines(self) -> Iterator[str]:
-        """Yield one line for each check, audit and search, in the order of the file; none is planned before its turn.
+    def lines(self, most: int) -> list[str]:
+        """Return one line for each of the first checks, audits and searches, in the order of the file.
+
+        No two lines are equal. What comes after the first is not planned.
+
+        Args:
+            most: how many there are at most.
 
         Raises:
-            InvalidInputError: an unknown name or setting; raised when its turn comes.
+            InvalidInputError: an unknown name or setting, or one of them twice.
         """
-        for check in self.check:
-            yield from (f"check {item.label}" for item in _expand(check, self.seed))
-        for table in self.audit:
-            yield from (item.label for item in _expand_audits(table, self.seed, self.alpha_total, 0))
-        for search in self.counterexample:
-            yield from (item.label for item in _expand_searches(search, self.seed))
+        source, lines = Workspace(), list[str]()
+        checks = self._first("check", self.check, lambda table: _expand(table, self.seed, source), most)
+        lines += [f"check {item.label}" for item in told_apart(checks)]
+        audits = self._first(
+            "audit",
+            self.audit,
+            lambda table: _expand_audits(table, self.seed, self.alpha_total, 0),
+            most - len(lines),
+        )
+        lines += [item.label for item in told_apart(audits)]
+        searches = self._first(
+            "counterexample", self.counterexample, lambda table: _expand_searches(table, self.seed), most - len(lines)
+        )
+        return lines + [item.label for item in searches]
 
     def _require_few(self) -> None:
         planned = sum(self.counts().values())
@@ -304,8 +325,9 @@ class Suite(BaseModel):
                 "run: its lists multiply. Look at them with --dry-run; shorten them, or set most_trials in the suite"
             )
 
-    def _checks(self) -> list[Planned]:
-        return self._expanded("check", self.check, lambda check: _expand(check, self.seed))
+    def _checks(self, workspace: Workspace | None) -> list[Planned]:
+        source = workspace or Workspace()
+        return self._expanded("check", self.check, lambda check: _expand(check, self.seed, source))
 
     def _share(self, checks: Iterable[Planned]) -> float:
         """Return the share of `alpha_total` of each statistical check and audit; all of it where there is none."""
@@ -324,11 +346,12 @@ class Suite(BaseModel):
         """
         return self._expanded("counterexample", self.counterexample, lambda table: _expand_searches(table, self.seed))
 
-    def races(self, preset: str | None = None) -> list[PlannedRace]:
+    def races(self, preset: str | None = None, *, workspace: Workspace | None = None) -> list[PlannedRace]:
         """Return every race under a preset, in the order of the file.
 
         Args:
             preset: one of `presets`; by default the first, if the suite has any.
+            workspace: as of `plan`.
 
         Raises:
             InvalidInputError: an unknown preset, name or setting, or a race twice.
@@ -342,7 +365,7 @@ class Suite(BaseModel):
                         f"suite {self.name!r}, [[race]] number {number}: preset {name!r} is not one of the suite's "
                         f"presets ({known})"
                     )
-        return self._expanded("race", self.race, lambda table: expand_race(table, chosen, self.seed))
+        return self._expanded("race", self.race, lambda table: expand_race(table, chosen, self.seed, workspace))
 
     def preset(self, name: str | None = None) -> str | None:
         """Return the preset that is meant: `name`, or the default; None if the suite has none.
@@ -364,10 +387,21 @@ class Suite(BaseModel):
         """Expand every table, each item once; errors name the table."""
         if kind != "race":
             self._require_few()
+        return self._first(kind, tables, expand)
+
+    def _first(
+        self,
+        kind: str,
+        tables: Iterable[_Table],
+        expand: Callable[[_Table], Iterator[_Item]],
+        most: int | None = None,
+    ) -> list[_Item]:
+        """Expand tables until there are so many items, each once; errors name the table."""
         planned: dict[str, _Item] = {}
         for number, table in enumerate(tables, start=1):
+            left = None if most is None else most - len(planned)
             try:
-                for item in expand(table):
+                for item in islice(expand(table), left):
                     if item.key in planned:
                         what = f"{_PLANNED[kind]} {item.label.removeprefix(_PLANNED[kind]).lstrip()}"
                         raise InvalidInputError(f"the {what} is planned twice; remove one of them")
@@ -427,7 +461,7 @@ def _named(value: str | dict[str, Any]) -> dict[str, Any]:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
+def _expand(check: Check, suite_seed: int, workspace: Workspace) -> Iterator[Planned]:
     estimators = [validated(EstimatorSettings, _named(item), at="estimator") for item in _list(check.estimator)]
     if isinstance(check.expect, dict):
         names = {item.name for item in estimators}
@@ -453,10 +487,9 @@ def _expand(check: Check, suite_seed: int) -> Iterator[Planned]:
         estimators,
     )
     for chosen in axes[1]:
-        check_dataset(chosen)
+        workspace.check_dataset(chosen)
     for model in axes[2]:
-        check_options(model.name, model.options)
-        check_jump(model.name, model.jump)
+        workspace.check_model(model)
     if any("alpha" in item or "replicate" in item for item in _list(check.sampling)):
         raise InvalidInputError(
             "sampling.alpha and sampling.replicate belong to the run, not to a check: set the suite's alpha_total, and "

@@ -26,6 +26,11 @@ def induced_data(data: Data, nodes: Tensor, inclusion: Tensor | None = None) -> 
     Raises:
         InvalidInputError: no edges, or nodes that the graph does not have or that are named twice.
     """
+    if not hasattr(data, "edge_index"):
+        raise InvalidInputError(
+            f"data is a {type(data).__name__}, the subgraph of a batch is taken of a torch_geometric Data; give that, "
+            "or batches of your own, such as a loader"
+        )
     if data.edge_index is None:
         raise InvalidInputError("the data have no edge_index, so no subgraph can be taken; convert adj_t to edge_index")
     if nodes.dtype != torch.int64 or nodes.dim() != 1 or not nodes.numel():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lmc_verify.cases import DatasetSettings, Workspace, build_design, build_estimator, check_dataset
+from lmc_verify.cases import DatasetSettings, Workspace, build_design, build_estimator
 from lmc_verify.graphs import Clusters, EpochClusters, FusedClusters, Graph
 from lmc_verify.training.settings import RunSettings
 from lmc_verify.training.trainer import Trainer
@@ -54,8 +54,7 @@ def graph_of(dataset: DatasetSettings, seed: int, dtype: str, workspace: Workspa
     Raises:
         InvalidInputError: an unknown data set, or an option that it does not have.
     """
-    if not workspace.own_data:
-        check_dataset(dataset)
+    workspace.check_dataset(dataset)
     return workspace.graph(dataset, seed, getattr(torch, dtype))
 
 

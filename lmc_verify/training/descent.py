@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lmc_verify.arguments import require, typed
 from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
 from lmc_verify.estimators.contract import require_estimator
@@ -56,6 +57,7 @@ class ConditionalMoments:
     size: float
 
 
+@typed
 def conditional_bias(
     problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
 ) -> tuple[Gradient, ExactPass]:
@@ -64,6 +66,7 @@ def conditional_bias(
     return found.bias, found.exact
 
 
+@typed
 def conditional_moments(
     problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
 ) -> ConditionalMoments:
@@ -80,6 +83,8 @@ def conditional_moments(
         batches: every batch with its probability.
         exact: the exact pass at the present parameters, if it is known.
     """
+    require_estimator(estimator)
+    batches = _weighted(batches)
     exact = exact or exact_pass(problem)
     if state.exact_for is not None and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact)
@@ -89,6 +94,20 @@ def conditional_moments(
         estimate = checked_estimate(estimator, problem, state, batch, finite=finite).gradient
         mean, size = gradient_sum(mean, estimate, probability), size + probability * gradient_norm(estimate)
     return ConditionalMoments(gradient_sum(mean, exact.gradient, -1.0), exact, size)
+
+
+def _weighted(batches: WeightedBatches) -> WeightedBatches:
+    """Return batches with their probabilities as they are, or refuse what is none."""
+    for item in batches:
+        pair = isinstance(item, tuple) and len(item) == 2
+        if not pair or not isinstance(item[0], Batch):
+            raise InvalidInputError(
+                f"one of the batches is a {type(item).__name__}, each must be a pair (batch, probability); such as "
+                "list(design.enumerate())"
+            )
+    if not len(batches):
+        raise InvalidInputError("batches is empty, so that there is no mean; give every batch with its probability")
+    return batches
 
 
 def _healthy(exact: Gradient, state: History) -> bool:
@@ -118,6 +137,7 @@ class TrainingRun:
         step_count: number of steps taken.
     """
 
+    @typed(besides=("estimator", "design"))
     def __init__(
         self,
         problem: Problem,
@@ -131,6 +151,7 @@ class TrainingRun:
         for name, value, kind in (("problem", problem, Problem), ("generator", generator, np.random.Generator)):
             require_kind(name, value, kind)
         require_estimator(estimator)
+        require("design", design, BatchDesign)
         if not 0 <= step_size < math.inf:
             raise InvalidInputError(
                 f"step_size is {step_size}, it must be finite and not negative; choose a smaller one"

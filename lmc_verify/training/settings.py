@@ -46,6 +46,8 @@ class TrainerSettings(Settings):
         steps: length of the run in steps, instead of `epochs`.
         unit: ``"epoch"`` or ``"step"``: what the schedule, `evaluate_every` and `trace_gradient_every` count in.
         evaluate_every: how often the whole graph is evaluated. Also before the first step and after the last.
+        refresh_histories: whether every evaluation, that before the first step included, rewrites the histories of H of
+            all nodes with their exact values, as the code of LMC's authors does; those of V stay what batches wrote.
         patience: evaluations without a better validation accuracy after which the run stops; None never stops early.
         trace_gradient_every: how often the gradient's error is measured; 0 for never. Also before the first step.
         gradient_batches: a design of no more batches than this is enumerated for that; of a larger one, as many
@@ -62,6 +64,7 @@ class TrainerSettings(Settings):
     steps: int | None = Field(None, ge=1, le=MOST_COUNT)
     unit: Literal["epoch", "step"] = "epoch"
     evaluate_every: int = Field(1, ge=1, le=MOST_COUNT)
+    refresh_histories: bool = False
     patience: int | None = Field(None, ge=1, le=MOST_COUNT)
     trace_gradient_every: int = Field(0, ge=0, le=MOST_COUNT)
     gradient_batches: int = Field(64, ge=2, le=MOST_COUNT)

@@ -1,7 +1,7 @@
 """The trainer: any estimator, model, data and batch design with any optimiser, measured while it trains.
 
 Training time is the time of batches, estimates, writes to histories and the optimiser. Evaluations, measurements of the
-gradient's error, checkpoints and progress are excluded.
+gradient's error, checkpoints and progress are excluded; refreshing the histories is not.
 """
 
 from __future__ import annotations
@@ -17,13 +17,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.arguments import typed
 from lmc_verify.encoding import plain
 from lmc_verify.errors import InvalidInputError
-from lmc_verify.estimators import Cost, Estimator, batch_distribution, checked_estimate, properties_of, with_beta
+from lmc_verify.estimators import (
+    EMBEDDING,
+    Cost,
+    Estimator,
+    HistoryWrite,
+    batch_distribution,
+    checked_estimate,
+    exact_histories,
+    properties_of,
+    with_beta,
+)
+from lmc_verify.estimators.contract import require_estimator
 from lmc_verify.estimators.properties import label_of, settings_of
 from lmc_verify.graphs import Batch, BatchDesign, OneBatch, Partition
 from lmc_verify.models import Dropout, active_dropout, key_dropout
-from lmc_verify.objective import Problem, evaluating
+from lmc_verify.objective import Problem, evaluating, exact_embeddings
 from lmc_verify.seeds import generator
 from lmc_verify.training.callbacks.protocol import Callbacks, StepRecord
 from lmc_verify.training.checkpoint import (
@@ -90,6 +102,7 @@ class Trainer:
         ('finished', 80, True)
     """
 
+    @typed(besides=("estimator",))
     def __init__(
         self,
         problem: Problem,
@@ -100,6 +113,7 @@ class Trainer:
         seed: int = 0,
         description: Mapping[str, Any] | None = None,
     ) -> None:
+        require_estimator(estimator)
         self.settings = settings = settings or TrainerSettings()
         self.problem, self.seed = problem.copy(), seed
         found = properties_of(estimator)
@@ -152,6 +166,8 @@ class Trainer:
         self._batch_loss, self._batch_count = 0.0, 0
         self._rate = self._learning_rate()
         self._callbacks = Callbacks()
+        self._told_end: tuple[Any, ...] = ()
+        self._end_owed = False
         self.trace = Trace(
             description=plain({**self._describe(), **(description or {})}),
             metric=metric_of(problem),
@@ -161,6 +177,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ the run
 
+    @typed(besides=("callbacks",))
     def run(
         self,
         *,
@@ -180,7 +197,8 @@ class Trainer:
         Raises:
             InvalidInputError: an object that is no callback.
             InfrastructureError: a callback raised an exception; the run is ``"interrupted"``, and continues when `run`
-                is called again.
+                is called again. Where it had come to its end, and `on_end` failed, `run` called again calls the
+                `on_end` of callbacks that have not taken note of the end.
             OutputError: the checkpoint cannot be written.
         """
         self._callbacks = Callbacks(callbacks)
@@ -188,6 +206,8 @@ class Trainer:
         if self.trace.status == "interrupted":
             self.trace = replace(self.trace, status="running", reason="")
         if self.trace.status != "running":
+            if self._end_owed:
+                self._tell_end(checkpoint)
             return self.trace
         self._callbacks.tell("on_start", self.trace)
         if not self.trace.evaluations:
@@ -211,10 +231,22 @@ class Trainer:
                 saved = time.perf_counter()
             if listen is not None:
                 listen(self)
-        self._callbacks.tell("on_end", self.trace)
-        kept = "it is in trainer.trace" if checkpoint is None else f"it is in {checkpoint}"
-        self._callbacks.raise_failures(f"{kept}, {self._taken()}; mend the callback and call run again")
+        self._told_end = ()
+        self._tell_end(checkpoint)
         return self.trace
+
+    def _tell_end(self, checkpoint: str | Path | None) -> None:
+        """Tell callbacks of the end, those that took note of it before excepted, and raise what they raised."""
+        told, failed = self._callbacks.tell_each("on_end", self.trace, besides=self._told_end)
+        self._told_end, self._end_owed = (*self._told_end, *told), failed
+        kept = "it is in trainer.trace" if checkpoint is None else f"it is in {checkpoint}"
+        if self.trace.status == "interrupted":
+            advice = "mend the callback and call run again"
+        elif failed:
+            advice = f"the run is {self.trace.status!r}; mend the callback and call run again, which calls on_end alone"
+        else:
+            advice = f"the run is {self.trace.status!r}, and what the callback has missed is in the trace"
+        self._callbacks.raise_failures(f"{kept}, {self._taken()}; {advice}")
 
     def _taken(self) -> str:
         return f"after {self.step_count} of {self.trace.planned_steps} steps"
@@ -347,6 +379,26 @@ class Trainer:
                 "stopped early",
                 f"no validation {self.trace.metric}{found} in {self.settings.patience} evaluations",
             )
+        elif self.settings.refresh_histories:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Rewrite the histories of H of all nodes with exact values; the run's time and work, for its steps read them.
+
+        An estimator that holds exact values makes them itself.
+        """
+        if not self.state.embeddings or self.state.exact_for is not None:
+            return
+        started, graph = time.perf_counter(), self.problem.graph
+        with evaluating(self.problem.model):
+            held = exact_histories(self.estimator, self.problem, exact_embeddings(self.problem))
+        nodes = torch.arange(graph.num_nodes, device=graph.device)
+        self.state.apply(HistoryWrite(EMBEDDING, layer, nodes, held[layer]) for layer in self.state.embeddings)
+        if self._nodes is not None and self._messages is not None:
+            self._nodes += graph.num_nodes
+            self._messages += graph.num_edges
+        self._synchronise()
+        self.seconds += time.perf_counter() - started
 
     def _stale(self) -> bool:
         """Whether the best validation accuracy is `patience` evaluations old."""
@@ -360,6 +412,7 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
+    @typed
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, from which `restore` continues; see `lmc_verify.training.checkpoint`.
 
@@ -384,6 +437,7 @@ class Trainer:
         }
         write_checkpoint(path, {**tensors, **pack_history(self.state), **slots}, document)
 
+    @typed
     def restore(self, path: str | Path) -> None:
         """Continue from a checkpoint of the same run: same data, model, estimator, design, settings and seed.
 

@@ -137,6 +137,7 @@ TRAINER = {
     "patience": st.none() | COUNTS,
     "trace_gradient_every": st.integers(0, 99),
     "gradient_batches": st.integers(2, 99),
+    "refresh_histories": st.booleans(),
 }
 RUN = {
     "dataset": named(),

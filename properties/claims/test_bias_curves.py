@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from common.rate_cases import (
     E5,
     RATE,
@@ -13,7 +16,7 @@ from common.rate_cases import (
 )
 
 from lmc_verify import GAS
-from lmc_verify.claims import Outcome, bias_curves
+from lmc_verify.claims import CLAIMS, Outcome, bias_curves
 from lmc_verify.estimators import LMC
 from lmc_verify.objective.exact import exact_pass
 from lmc_verify.objective.problem import gradient_norm
@@ -90,3 +93,56 @@ def test_a_part_of_the_floor_that_stays_is_no_slope(rest: float, outcome: Outcom
     assert slope.outcome(0.5) is outcome
     assert slope.interval.inside(0.5), "the average slope alone would support it"
     assert ("too near for a slope to be read" in slope.words) is (outcome is Outcome.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "apart", "saturated", "words"),
+    [
+        (
+            1e-10,
+            0.01,
+            False,
+            "choose a larger training.step_size or estimator.beta",
+        ),  # 5 times, and there is room for 25
+        (1e-10, 0.01, True, "choose a larger training.step_size or estimator.beta"),
+        (1e-10, 0.24, False, "hardly anything of it reaches the layers below the last, and no training.step_size"),
+        (
+            1e-10,
+            0.24,
+            True,
+            "100% of the units of an activation Tanh have a slope of at most 0.001, derivatives vanish",
+        ),
+        (0.0, 0.01, True, "scale features or initial parameters down, or choose another model.activation or seed"),
+        (1e-10, 0.0, False, "choose a larger training.step_size or estimator.beta"),  # nothing moves: beta up to 1
+        (1e-12, 0.0, False, "no training.step_size or estimator.beta is large enough to show more"),
+    ],
+)
+def test_a_larger_step_is_advised_only_where_there_is_one(
+    smallest: float, apart: float, saturated: bool, words: str
+) -> None:
+    """A floor must grow to `FLOOR_FACTOR` times what rounding may be; runs may not end farther apart than `APART`."""
+    case = case_of(E5, ZERO_BETA, RING | {"model": RING["model"] | {"activation": "tanh"}})
+    if saturated:
+        problem = case.problem.copy()
+        with torch.no_grad():
+            problem.model.get_parameter("layers.0.conv.bias").fill_(30.0)
+        case = replace(case, problem=problem)
+    values = (0.1, 0.05, 0.025)
+    bias = np.full((3, 3, bias_curves.SNAPSHOTS), 1e-3)
+    bias[:, -1] = smallest
+    distances = np.zeros((3, 3))
+    distances[:, 0] = apart
+    curves = bias_curves.BiasCurves(values, (1, 2, 3, 4), bias, np.ones_like(bias), distances)
+    found = bias_curves.unreadable(case, CLAIMS[E5], curves, Outcome.EXACT)
+    assert found is not None
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert "some floor is rounding (at most 5e-10 of the gradient's norm)" in found.summary
+    assert words in found.summary
+    assert ("choose a larger" in found.summary) != ("or choose another" in found.summary)
+
+
+def test_an_estimator_without_beta_is_not_advised_to_have_one() -> None:
+    curves = bias_curves.BiasCurves((0.1,), (1,), np.full((1, 1, 1), 3e-10), np.ones((1, 1, 1)), np.full((1, 1), 1e-3))
+    found = bias_curves.unreadable(case_of(E5, {"name": "gas"}), CLAIMS[E5], curves, Outcome.EXACT)
+    assert found is not None
+    assert found.summary.endswith("choose a larger training.step_size")

@@ -25,7 +25,17 @@ from lmc_verify import (
     Verdict,
     check_claim,
 )
-from lmc_verify.claims.diagnosis import COSINE, SINGLE_PRECISION, UNEXPLAINED, likeness, worst_parameter
+from lmc_verify.claims.diagnosis import (
+    COSINE,
+    MOSTLY,
+    SATURATED,
+    SINGLE_PRECISION,
+    UNEXPLAINED,
+    likeness,
+    saturation,
+    worst_parameter,
+)
+from lmc_verify.models import ConvLayer, GCNConv, LayeredModel
 from lmc_verify.objective import exact_gradient, gradient_norm
 
 DESIGN = Clusters(Partition.contiguous(6, 3), 1)
@@ -180,3 +190,46 @@ def test_the_worst_parameter_is_named_with_its_size() -> None:
     assert both == "; worst parameter a: 50% of its own gradient"
     single = worst_parameter({name: 6e-8 * value for name, value in exact.items()}, exact, 1e-10)
     assert single.startswith("; 6.0e-08 of the gradient is the size of rounding in single precision (1e-09 to 1e-06)")
+
+
+def _activated(rows: torch.Tensor, activation: torch.nn.Module) -> Problem:
+    """Return a problem whose first layer gives the rows themselves to an activation: no edges, and no weights."""
+    graph = path_graph(6).with_edges(torch.zeros(path_graph(6).num_edges, dtype=torch.bool)).replaced(x=rows)
+    with torch.random.fork_rng(devices=[]):
+        convs = [GCNConv(rows.shape[1], rows.shape[1], dtype=torch.float64) for _ in range(2)]
+    with torch.no_grad():
+        for conv in convs:
+            conv.lin.weight.copy_(torch.eye(rows.shape[1]))
+            conv.bias.zero_()
+    return Problem(graph, LayeredModel([ConvLayer(convs[0]), ConvLayer(convs[1], before=activation)]).eval())
+
+
+@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.SiLU()])
+def test_saturated_units_are_counted(activation: torch.nn.Module) -> None:
+    """-30 is where each of these is flat. The share is that of nine or ten of ten units of each row."""
+    most = round(MOSTLY * 10)
+    for flat in (most, most - 1):
+        rows = torch.full((6, 10), 0.5, dtype=torch.float64)
+        rows[:, :flat] = -30.0
+        problem = _activated(rows, activation)
+        found = saturation(problem)
+        assert (found != "") is (flat == most)
+        if found:
+            assert f"90% of the units of an activation {type(activation).__name__} have a slope of at most" in found
+        assert not any(module._forward_pre_hooks for module in problem.model.modules())
+
+
+@pytest.mark.parametrize(("factor", "saturated"), [(0.99, True), (1.01, False)])
+def test_a_saturated_unit_has_a_small_slope(factor: float, saturated: bool) -> None:
+    """The slope of tanh is ``1 - tanh^2``."""
+    place = float(np.arctanh(np.sqrt(1 - factor * SATURATED)))
+    problem = _activated(torch.full((6, 3), place, dtype=torch.float64), torch.nn.Tanh())
+    assert (saturation(problem) != "") is saturated
+
+
+def test_activations_that_are_not_seen_are_not_blamed() -> None:
+    class Flat(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows * 0.0 + 1.0
+
+    assert saturation(_activated(torch.full((6, 3), -30.0, dtype=torch.float64), Flat())) == ""

@@ -655,6 +655,8 @@ def test_fractions_are_written_as_fractions(value: float, words: str) -> None:
 ELSEWHERE = {
     "COSINE",  # decides words alone; see test_diagnosis.py
     "UNEXPLAINED",  # likewise
+    "SATURATED",  # likewise
+    "MOSTLY",  # likewise
     "EXPLODED",  # of divergence; see test_extreme_runs.py
 }
 """Tested from both sides in another file."""

@@ -288,7 +288,7 @@ def test_batches_sort_their_nodes_with_their_probabilities() -> None:
 
 
 def test_other_sources_of_randomness_are_refused() -> None:
-    with pytest.raises(TypeError, match="got int"):
+    with pytest.raises(InvalidInputError, match="got int"):
         UniformNodes(4, 2).draw(3)  # type: ignore[arg-type]
 
 

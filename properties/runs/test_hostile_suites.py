@@ -15,6 +15,7 @@ from lmc_verify.cli.app import app
 from lmc_verify.encoding import MOST_NESTED, nested
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.runs import load_suite
+from lmc_verify.runs.planned import told_apart
 from lmc_verify.runs.suite import MOST_TRIALS
 
 RUNNER = CliRunner()
@@ -101,9 +102,10 @@ def test_what_is_counted_is_what_is_planned(tmp_path: Path) -> None:
     made = load_suite(suite(tmp_path / "s.toml", text))
     assert made.counts() == {"check": len(made.plan()), "audit": 0, "counterexample": len(made.searches())}
     labels = [f"check {item.label}" for item in made.plan()] + [item.label for item in made.searches()]
-    lines = list(made.lines())  # made lazily: what tells a check from others like it is not yet known
-    assert len(lines) == len(labels) <= MOST_TRIALS
-    assert all(label.startswith(line) for line, label in zip(lines, labels, strict=True))
+    assert made.lines(MOST_TRIALS) == labels
+    assert made.lines(5) == [f"check {item.label}" for item in told_apart([*made._checks(None)][:5])]
+    assert made.lines(9)[:7] == labels[:7]
+    assert len(made.lines(9)) == 9
 
 
 def test_a_dry_run_lists_what_would_be_run_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,8 @@ def test_a_dry_run_lists_what_would_be_run_and_runs_nothing(tmp_path: Path, monk
     shown = RUNNER.invoke(app, ["run", str(file), "--dry-run"])
     assert shown.exit_code == 0
     lines = shown.output.splitlines()
-    assert lines[0] == "check theorem-1/unbiased backward-sgd on digits"
+    assert lines[0] == "check theorem-1/unbiased backward-sgd on digits, histories=sweeps:0"
+    assert len(set(lines)) == len(lines) == 1002
     assert lines[-2:] == ["... and 999,000 more", "s: 1,000,000 check, 0 audit, 0 counterexample, 4 race run"]
     assert [item.name for item in tmp_path.iterdir()] == ["s.toml"]
     document = json.loads(RUNNER.invoke(app, ["run", str(file), "--dry-run", "--json"]).output)

@@ -215,6 +215,56 @@ def test_a_diverged_run_is_told_as_such_even_where_a_callback_fails() -> None:
     assert all(math.isfinite(item.loss) for item in recorder.of("on_step"))
 
 
+class Once(Recorder):
+    """Fails in `on_end`, the first times."""
+
+    def __init__(self, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
+
+    def on_end(self, trace: Trace) -> None:
+        super().on_end(trace)
+        self.times -= 1
+        if self.times >= 0:
+            raise ValueError("the server does not answer")
+
+
+def test_an_end_that_a_callback_has_missed_is_told_again_and_nothing_else(whole: Trace) -> None:
+    """Those that took note of it are not told twice, whoever else is given; what is not owed is not told."""
+    trainer, fails, fine = a_trainer(), Once(times=2), Recorder()
+    advice = r"Once\.on_end.*'finished'; mend the callback and call run again, which calls on_end alone"
+    with pytest.raises(InfrastructureError, match=advice):
+        trainer.run(callbacks=[fine, fails])
+    assert trainer.trace.status == "finished"
+    with pytest.raises(InfrastructureError, match=advice):
+        trainer.run(callbacks=[fine, fails])
+    amounts = (len(fine.heard), len(fails.heard))
+    new = Recorder()
+    assert trainer.run(callbacks=[fine, fails, new]).without_times() == whole.without_times()
+    assert (len(fine.heard), len(fails.heard)) == (amounts[0], amounts[1] + 1)
+    assert [name for name, _ in new.heard] == ["on_end"]
+    assert [name for name, _ in fails.heard][-3:] == ["on_end"] * 3
+    trainer.run(callbacks=[fine, fails, new])  # all have been told
+    assert (len(fails.heard), len(new.heard)) == (amounts[1] + 1, 1)
+
+
+def test_the_end_of_an_interrupted_run_is_told_when_it_comes() -> None:
+    trainer, fails = a_trainer(), Once()
+    with pytest.raises(InfrastructureError, match=r"after 1 of 12 steps; mend the callback and call run again$"):
+        trainer.run(callbacks=[fails], stop=lambda: True)
+    trainer.run(callbacks=[fails])
+    assert [trace.status for trace in fails.of("on_end")] == ["interrupted", "finished"]
+
+
+def test_what_is_missed_at_the_last_step_is_in_the_trace() -> None:
+    trainer = a_trainer()
+    with pytest.raises(InfrastructureError, match=r"Fails\.on_step.*the run is 'finished', and what the callback has"):
+        trainer.run(callbacks=[Fails("on_step", 12)])
+    recorder = Recorder()
+    trainer.run(callbacks=[recorder])
+    assert recorder.heard == []
+
+
 def test_an_interrupted_run_is_told_where_it_goes_on() -> None:
     recorder, trainer, left = Recorder(), a_trainer(), iter(range(7, -1, -1))
     trainer.run(stop=lambda: next(left) == 1, callbacks=[recorder])

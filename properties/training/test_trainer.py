@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -587,3 +588,103 @@ def test_settings_come_back_and_lengths_replace_each_other() -> None:
     assert settings.changed(learning_rate=0.5).steps == 7
     with pytest.raises(UnknownNameError):
         build_optimiser("nothing", [], 0.1, {})
+
+
+def rewrite_by_hand(trainer: Trainer) -> None:
+    """Write what each layer of the whole graph gives into the histories of H, node by node."""
+    problem, state = trainer.problem, trainer.state
+    model, graph = problem.model, problem.graph
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        h = [model.encode(graph.x)]
+        for index in range(1, model.num_layers + 1):
+            h.append(model.layer(index)(h[-1], h[-1], h[0], graph.operator(model.layer(index).operator)))
+        momentum = isinstance(trainer.estimator, FM) and type(trainer.estimator) is FM
+        for layer, table in state.embeddings.items():
+            held = model.layer(layer + 1).read(h[layer]) if momentum and layer < model.num_layers else h[layer]
+            for node in range(graph.num_nodes):
+                table[node] = held[node]
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+
+
+REFRESHED: dict[str, Estimator] = {name: FAMILY[name] for name in ("lmc", "gas", "fm", "lmc-forward-only")}
+
+
+@pytest.mark.parametrize("name", REFRESHED)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_refreshed_histories_are_those_that_are_rewritten_by_hand(name: str, dropout: float) -> None:
+    graph = load_graph("karate").double()
+    design = EpochClusters(Partition(torch.arange(34) % 5, "striped"), 2)
+    model = GCN(graph.num_features, 4, graph.num_outputs, 3, seed=1, dropout=dropout, dtype=torch.float64)
+    settings = TrainerSettings(steps=8, unit="step", evaluate_every=3, optimiser="sgd", learning_rate=0.5)
+    estimator = REFRESHED[name]
+    plain = Trainer(Problem(graph, model), estimator, design, settings)
+    ours = Trainer(Problem(graph, model), estimator, design, settings.changed(refresh_histories=True, steps=8))
+    theirs = Trainer(Problem(graph, model), estimator, design, settings)
+    rewrite_by_hand(theirs)
+
+    def after_evaluation(trainer: Trainer) -> None:
+        if trainer.step_count in (3, 6, 8):
+            rewrite_by_hand(trainer)
+
+    theirs.run(listen=after_evaluation)
+    ours.run()
+    plain.run()
+    for kind in ("embedding", "auxiliary"):
+        for layer, table in theirs.state.table(kind).items():
+            assert_close(f"{kind} {layer}", ours.state.table(kind)[layer], table, rtol=1e-11)
+    for (one, other), (_, without) in zip(
+        zip(ours.problem.model.parameters(), theirs.problem.model.parameters(), strict=True),
+        zip(ours.problem.model.parameters(), plain.problem.model.parameters(), strict=True),
+        strict=True,
+    ):
+        assert_close("a parameter", one.detach(), other.detach(), rtol=1e-11)
+        assert not torch.equal(one, without)
+
+
+def test_refreshing_is_work_of_the_run() -> None:
+    """Its rows and messages count with the steps that follow it, its time with theirs; its own evaluation is before."""
+    graph = load_graph("karate")
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, 2))
+    design = EpochClusters(Partition(torch.arange(34) % 4, "striped"), 1)
+    settings = TrainerSettings(epochs=2)
+    plain, ours = (
+        Trainer(problem, LMC(), design, settings.changed(refresh_histories=refreshed)) for refreshed in (False, True)
+    )
+    assert plain.settings.refresh_histories is TrainerSettings().refresh_histories is False
+    before, after = plain.run(), ours.run()
+    for place, (one, other) in enumerate(zip(before.evaluations, after.evaluations, strict=True)):
+        assert None not in (one.nodes, one.messages, other.nodes, other.messages)
+        assert other.nodes - one.nodes == place * graph.num_nodes  # type: ignore[operator]
+        assert other.messages - one.messages == place * graph.num_edges  # type: ignore[operator]
+    assert after.evaluations[0].seconds == 0
+    assert ours.seconds > after.last.seconds
+
+
+@pytest.mark.parametrize("estimator", [FullBatch(), BackwardSGD(), ClusterGCN()])
+def test_refreshing_is_nothing_where_there_are_no_histories_or_exact_ones(estimator: Estimator) -> None:
+    graph = load_graph("karate")
+    problem = Problem(graph, GCN(graph.num_features, 4, graph.num_outputs, 2))
+    design = EpochClusters(Partition(torch.arange(34) % 4, "striped"), 1)
+    traces = [
+        Trainer(problem, estimator, design, TrainerSettings(epochs=2, refresh_histories=refreshed)).run()
+        for refreshed in (False, True)
+    ]
+    one, other = (replace(trace.without_times(), description={}) for trace in traces)
+    assert one == other
+
+
+def test_a_refreshed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    graph = load_graph("karate").double()
+    model = GCN(graph.num_features, 4, graph.num_outputs, 2, dtype=torch.float64)
+    design = EpochClusters(Partition(torch.arange(34) % 4, "striped"), 1)
+    settings = TrainerSettings(epochs=3, refresh_histories=True)
+    whole, first, second = (Trainer(Problem(graph, model), LMC(), design, settings) for _ in range(3))
+    whole.run()
+    left = iter(range(6))
+    first.run(stop=lambda: next(left) == 5, checkpoint=tmp_path / "run.safetensors")
+    second.restore(tmp_path / "run.safetensors")
+    assert second.run().without_times() == whole.trace.without_times()
+    assert second.state.equals(whole.state)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lmc_verify.arguments import typed
 from lmc_verify.audits.watching.comparison import Comparison, Record, compare_all
 from lmc_verify.errors import InvalidInputError, NotFiniteError, listed
 from lmc_verify.imports.optional import optional
@@ -183,6 +184,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 @contextmanager
+@typed(besides=("optimizer", "model", "every"))
 def watch(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,

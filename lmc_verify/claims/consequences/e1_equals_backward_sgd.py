@@ -11,7 +11,7 @@ from lmc_verify.claims.claim import Claim, expect_not_applicable, not_applicable
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import UNIT, Residuals, relative_by_layer
-from lmc_verify.claims.theory import Expectation, expect_from_halo
+from lmc_verify.claims.theory import Expectation, expect_from_halo, where_gradient_vanishes
 from lmc_verify.estimators import properties_of
 
 __all__ = ["EQUALS_BACKWARD_SGD"]
@@ -74,7 +74,8 @@ def expect_equals_backward_sgd(case: Case) -> Expectation:
     whole = all(batch.size == case.graph.num_nodes for batch, _ in case.design.enumerate())
     if properties_of(case.estimator).exact and not whole:
         return Expectation(None, "the exact gradient is Backward SGD's estimate only where no batch differs from it")
-    return expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
+    expected = expect_from_halo(case, (batch for batch, _ in case.design.enumerate()), histories="exact")
+    return where_gradient_vanishes(case, expected)
 
 
 EQUALS_BACKWARD_SGD = Claim(

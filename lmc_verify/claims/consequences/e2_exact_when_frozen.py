@@ -15,7 +15,7 @@ from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, no
 from lmc_verify.claims.question import Answer, Question, last
 from lmc_verify.claims.reference import SOURCE, Reference, explained
 from lmc_verify.claims.residuals import Residuals
-from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps
+from lmc_verify.claims.theory import Expectation, expect_from_halo, frozen_sweeps, where_gradient_vanishes
 from lmc_verify.estimators import AUXILIARY, EMBEDDING, History, HistoryWrite, exact_histories, properties_of
 from lmc_verify.estimators.history import Write
 from lmc_verify.graphs import Batch
@@ -186,7 +186,7 @@ def expect_exact_when_frozen(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, EXACT_WHEN_FROZEN)
     if inapplicable is not None:
         return inapplicable
-    return expect_from_halo(case, sweep_batches(case), histories="exact")
+    return where_gradient_vanishes(case, expect_from_halo(case, sweep_batches(case), histories="exact"))
 
 
 def _keeps_histories(case: Case) -> tuple[bool | None, str]:

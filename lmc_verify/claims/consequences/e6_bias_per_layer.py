@@ -18,7 +18,7 @@ from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE, Reference
 from lmc_verify.claims.residuals import relative_by_layer
-from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder
+from lmc_verify.claims.theory import UNKNOWN, Expectation, trains_encoder, where_gradient_vanishes
 from lmc_verify.estimators import Blend, Held, Momentum, properties_of
 from lmc_verify.models import active_dropout
 
@@ -42,7 +42,9 @@ def check(case: Case) -> Verdict:
         if part not in top
     }
     figures = ", ".join(f"{part} {value:.2g}" for part, value in per_layer.items())
-    if last.outcome is Outcome.REFUTED or Outcome.EXACT in lower.values():
+    if not residuals.blocks:
+        outcome, summary = Outcome.NOT_APPLICABLE, residuals.explanation
+    elif last.outcome is Outcome.REFUTED or Outcome.EXACT in lower.values():
         outcome, summary = Outcome.REFUTED, f"not the pattern that dropping the backward halo gives: {figures}"
         found = properties_of(case.estimator)
         if found.policies is None and not found.known:
@@ -124,7 +126,8 @@ def expect(case: Case) -> Expectation:
     parts = problem.parameters_of(problem.model.layer(problem.num_layers))
     if policies is not None and isinstance(policies.forward, Momentum) and any(".before." in name for name in parts):
         return Expectation(None, "the last layer's norm sees no halo row: histories are behind it")
-    return Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
+    expected = Expectation(Outcome.EXACT, "the last layer needs no halo message backward, every lower layer does")
+    return where_gradient_vanishes(case, expected)
 
 
 LOWER_LAYERS_BIASED = Claim(

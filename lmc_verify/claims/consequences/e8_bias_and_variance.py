@@ -15,6 +15,7 @@ from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, no
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import SOURCE
 from lmc_verify.claims.residuals import (
+    NOTHING_TO_COMPARE,
     RESOLUTION_LIMIT,
     UNIT,
     amplified,
@@ -23,7 +24,7 @@ from lmc_verify.claims.residuals import (
     norm_by_layer,
     unflatten,
 )
-from lmc_verify.claims.theory import UNKNOWN, Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation, where_gradient_vanishes
 from lmc_verify.estimators import BackwardSGD, History, properties_of
 from lmc_verify.graphs import Batch, Clusters, UniformNodes
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum, loss_conditioning, rounding_terms, summand_sizes
@@ -111,10 +112,11 @@ def check(case: Case) -> Verdict:
     found = moments.result()
     bias = norm_by_layer(problem, gradient_sum(unflatten(torch.from_numpy(found.mean), exact), exact, -1.0))
     variance = _squares(case, torch.from_numpy(found.variance), exact)
-    if not any(error.values()) and not any(norms.values()):
-        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, "the exact gradient and every estimate vanish")
     conditioning = loss_conditioning(problem, case.exact)
     summed = {part: max(norms[part], size / units[part]) for part, size in summand_sizes(problem).items()}
+    if not any(error.values()) and not any(summed.values()):
+        assumptions = claim.checked_assumptions(case)
+        return verdict_of(case, claim.id, Outcome.NOT_APPLICABLE, NOTHING_TO_COMPARE, assumptions=assumptions)
     rounding = gamma(rounding_terms(problem, found.atoms))
     identities = [
         _identity(
@@ -220,9 +222,10 @@ def expect(case: Case) -> Expectation:
         return inapplicable
     if _is_backward_sgd(case) and not properties_of(case.estimator).known:
         return UNKNOWN
-    return Expectation(
+    expected = Expectation(
         Outcome.EXACT, "an identity of every random vector, and the variance of a sample without replacement"
     )
+    return where_gradient_vanishes(case, expected)
 
 
 BIAS_AND_VARIANCE = Claim(

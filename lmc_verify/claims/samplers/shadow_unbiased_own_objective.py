@@ -63,10 +63,13 @@ def expect_own_objective(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, UNBIASED_OWN_OBJECTIVE)
     if inapplicable is not None:
         return inapplicable
-    if not properties_of(case.estimator).known:
+    estimator = properties_of(case.estimator).own_objective
+    if estimator is None or not properties_of(case.estimator).known:
         return UNKNOWN
     if case.weighting != "inclusion" or case.conditioned:
         return Expectation(None, "targets are not weighted by their inverse inclusion probabilities")
+    if gradient_norm(estimator.objective(case.problem)[1]) == 0:
+        return Expectation(None, "the gradient of its own objective is zero: whether estimates are depends on the case")
     return Expectation(
         Outcome.EXACT, "the objective is a sum over targets, and each is weighted by its inverse probability"
     )

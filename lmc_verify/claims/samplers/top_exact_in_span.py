@@ -11,7 +11,7 @@ from lmc_verify.claims.claim import Assumption, Claim, expect_not_applicable, no
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals
-from lmc_verify.claims.theory import UNKNOWN, Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation, where_gradient_vanishes
 from lmc_verify.estimators import properties_of
 from lmc_verify.estimators.base import node_weights
 from lmc_verify.graphs import Batch
@@ -134,7 +134,10 @@ def expect_in_span(case: Case) -> Expectation:
         return inapplicable
     if not properties_of(case.estimator).known:
         return UNKNOWN
-    return Expectation(Outcome.EXACT, "the halo's rows are the same function of the parameters as their combinations")
+    expected = Expectation(
+        Outcome.EXACT, "the halo's rows are the same function of the parameters as their combinations"
+    )
+    return where_gradient_vanishes(case, expected)
 
 
 EXACT_IN_SPAN = Claim(

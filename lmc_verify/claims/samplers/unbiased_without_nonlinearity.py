@@ -20,7 +20,7 @@ from lmc_verify.claims.enumerated import bias_evidence, compare_mean
 from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.residuals import relative_by_layer
 from lmc_verify.claims.samplers.unbiased_aggregation import SAMPLES_MESSAGES, WEIGHTED_SUMS
-from lmc_verify.claims.theory import UNKNOWN, Expectation
+from lmc_verify.claims.theory import UNKNOWN, Expectation, where_gradient_vanishes
 from lmc_verify.estimators import properties_of
 from lmc_verify.graphs import Graph
 from lmc_verify.graphs.sums import ordered_sum
@@ -157,7 +157,8 @@ def expect(case: Case) -> Expectation:
         return Expectation(
             None, "one sample serves every layer, and the mean of a product is then not the product of the means"
         )
-    return Expectation(Outcome.EXACT, "the gradient is a product of one unbiased, independent factor per layer")
+    expected = Expectation(Outcome.EXACT, "the gradient is a product of one unbiased, independent factor per layer")
+    return where_gradient_vanishes(_linear_case(case), expected)
 
 
 LINEAR_CONTROL = Claim(

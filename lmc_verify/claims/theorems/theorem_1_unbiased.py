@@ -29,6 +29,7 @@ from lmc_verify.claims.theory import (
     expect_from_sample,
     frozen_sweeps,
     weights_fail,
+    where_gradient_vanishes,
 )
 from lmc_verify.estimators import Cut, Held, properties_of
 from lmc_verify.objective import gradient_norm, rounding_terms
@@ -91,6 +92,10 @@ def expect(case: Case) -> Expectation:
     inapplicable = expect_not_applicable(case, UNBIASED)
     if inapplicable is not None:
         return inapplicable
+    return where_gradient_vanishes(case, _expected(case))
+
+
+def _expected(case: Case) -> Expectation:
     found = properties_of(case.estimator)
     if not found.known:
         return UNKNOWN

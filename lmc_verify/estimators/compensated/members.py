@@ -21,6 +21,7 @@ Sources: LMC and Backward SGD: Shi, Liang and Wang, ICLR 2023. GAS: Fey et al., 
 
 from __future__ import annotations
 
+import reprlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from lmc_verify.arguments import require_fields, typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate, check_batch
 from lmc_verify.estimators.compensated.policies import Blend, Cut, Drop, Held, Momentum, Policies
@@ -69,6 +71,7 @@ class Compensated(Weighted):
     def policies(self) -> Policies:
         """What is put at the halo, forward and backward, and what is written."""
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return histories of zeros, or exact ones where the policies hold exact values."""
         if isinstance(self.policies.forward, Held):
@@ -83,13 +86,21 @@ class Compensated(Weighted):
             zeros.embeddings = {layer: torch.zeros_like(rows) for layer, rows in read.items()}
         return zeros
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch; pure, see `lmc_verify.Estimator`."""
         return estimate_compensated(problem, state, batch, self.policies, self.weighting)
 
 
 def _as_beta(beta: float | Sequence[float]) -> float | tuple[float, ...]:
-    values = np.asarray(beta, dtype=np.float64)
+    try:
+        values = np.asarray(beta, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"beta is {reprlib.repr(beta)}, it must be a number, or one number per node") from error
+    if values.ndim > 1 or not values.size:
+        raise InvalidInputError(
+            f"beta is {reprlib.repr(beta)} of shape {values.shape}, it must be a number, or one number per node"
+        )
     return float(values) if values.ndim == 0 else tuple(values.tolist())
 
 
@@ -154,6 +165,7 @@ class LMC(Compensated):
     count_self_loop: bool = False
 
     def __post_init__(self) -> None:
+        require_fields(self)
         object.__setattr__(self, "beta", _as_beta(self.beta))
         super().__post_init__()
 
@@ -219,6 +231,7 @@ class FM(Compensated):
     beta: float | tuple[float, ...] = 0.3
 
     def __post_init__(self) -> None:
+        require_fields(self)
         object.__setattr__(self, "beta", _as_beta(self.beta))
         super().__post_init__()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import ContractError, InvalidInputError, UnknownNameError
 from lmc_verify.estimators.base import Estimate, check_batch
 from lmc_verify.estimators.compensated.policies import Policies
@@ -81,6 +82,7 @@ class WrappedStep:
         return Estimate(ran.gradient, _exact_loss(problem) if loss is None else loss, _writes(state, ran))
 
 
+@typed(besides=("model",))
 def wrap_step(
     step: Step,
     model: nn.Module | None = None,

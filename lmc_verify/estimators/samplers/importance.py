@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate
 from lmc_verify.estimators.history import AUXILIARY, History, HistoryWrite
@@ -102,6 +103,7 @@ class ImportanceVRGCN(VRGCN):
         if not 0 < self.smoothing <= 1:
             raise InvalidInputError(f"smoothing is {self.smoothing}, it must lie in (0, 1]")
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return histories of zeros: of what layers read, and of ``V^L``, whose rows' norms make q."""
         top, graph = problem.num_layers, problem.graph
@@ -126,6 +128,7 @@ class ImportanceVRGCN(VRGCN):
         """Return the same estimator with uniform nodes."""
         return None if self.smoothing == 1 else replace(self, smoothing=1.0)
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient; the writes hold the batch's rows of ``V^L`` too."""
         self._table(problem, state)

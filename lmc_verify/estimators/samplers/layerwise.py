@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Estimate
 from lmc_verify.estimators.history import History, VectorWrite
@@ -263,6 +264,7 @@ class ASGCN(FastGCN):
         if not 0 <= self.proposal_step < math.inf:
             raise InvalidInputError(f"proposal_step is {self.proposal_step}, it must be finite and not negative")
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return a state with a proposal of zeros: importances of 1."""
         graph = problem.graph
@@ -275,6 +277,7 @@ class ASGCN(FastGCN):
         """Return FastGCN with as many draws."""
         return FastGCN(self.nodes, weighting=self.weighting)
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient, and the proposal's next weights among the writes."""
         estimate, computed = evaluate_sampled(problem, batch, self.weighting, None)

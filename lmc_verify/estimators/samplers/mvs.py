@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import require_fields, typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch
 from lmc_verify.estimators.history import EMBEDDING, History, HistoryWrite, Refresh, VectorWrite, Write
@@ -131,11 +132,13 @@ class MVS:
     uniform: bool = False
 
     def __post_init__(self) -> None:
+        require_fields(self)
         if not isinstance(self.size, int | float) or not 0 < self.size < math.inf:
             raise InvalidInputError(f"size is {self.size}, the expected number of nodes must be above 0 and finite")
         if not isinstance(self.refresh, int) or self.refresh < 1:
             raise InvalidInputError(f"refresh is {self.refresh}, it must be a whole number of at least 1")
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return the state after a checkpoint: exact ``H^1 ... H^{L-1}``, and every node's norm."""
         with evaluating(problem.model):
@@ -163,6 +166,7 @@ class MVS:
         """Return the same estimator with all labelled nodes alike."""
         return None if self.uniform else replace(self, uniform=True)
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch of `sampling`; pure, see `lmc_verify.Estimator`."""
         check_batch(problem, batch)

@@ -247,9 +247,9 @@ class LABOR(NeighbourSampling):
     rounds: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 0:
             raise InvalidInputError(f"rounds is {self.rounds!r}, it must be a whole number of at least 0")
+        super().__post_init__()
 
     def laws(self, problem: Problem) -> tuple[LayerLaw, ...]:
         """Return the distribution of every layer, layer 1 first."""

@@ -36,7 +36,7 @@ from lmc_verify.estimators.samplers.saint_pyg import PygEdgeAtoms, PygNodeAtoms,
 from lmc_verify.estimators.samplers.sampled import Departure, Sampled
 from lmc_verify.graphs import AnyGenerator, Batch, BatchDesign, Block, Graph, LayerSample, Sample
 from lmc_verify.objective import Problem
-from lmc_verify.seeds import torch_generator
+from lmc_verify.seeds import require_seed, torch_generator
 
 __all__ = ["GraphSAINT", "GraphSAINTEdge", "GraphSAINTNode", "GraphSAINTWalk", "Subgraphs"]
 
@@ -271,6 +271,7 @@ class GraphSAINT(Sampled, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_seed(self.seed)
         if self.constants not in ("closed form", "estimated"):
             raise UnknownNameError("constants", self.constants, ("closed form", "estimated"))
         if self.convention not in CONVENTIONS:

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators.base import Cost, Estimate, check_batch, node_weights
 from lmc_verify.estimators.history import EMBEDDING, History, HistoryWrite
@@ -66,6 +67,7 @@ class Sampled(Weighted):
     samples_messages: ClassVar[bool] = True
     """Whether a batch's sample lists the entries of the operators that each layer keeps."""
 
+    @typed
     def init(self, problem: Problem) -> History:
         """Return histories of zeros where the estimator reads any, else an empty state."""
         return corrected_histories(problem) if self.corrected else History()
@@ -74,6 +76,7 @@ class Sampled(Weighted):
     def sampling(self, problem: Problem, state: History, design: BatchDesign) -> BatchDesign:
         """Return the distribution of batches with their samples, on top of a design of batches."""
 
+    @typed
     def estimate(self, problem: Problem, state: History, batch: Batch) -> Estimate:
         """Estimate the gradient from one batch with its sample; pure, see `lmc_verify.Estimator`."""
         return estimate_sampled(problem, batch, self.weighting, state if self.corrected else None)

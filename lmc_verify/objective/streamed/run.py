@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from lmc_verify.arguments import typed
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.graphs import map_operators, release_pages
 from lmc_verify.models.closed_forms import affine_layers
@@ -21,6 +22,7 @@ from lmc_verify.objective.streamed.tables import State, Tables
 __all__ = ["streamed_gradient"]
 
 
+@typed
 def streamed_gradient(
     problem: Problem,
     *,
@@ -52,6 +54,8 @@ def streamed_gradient(
             needed; or `folder` holds a pass of another problem that was to be resumed; or the problem is on a GPU.
         OutputError: the files cannot be written.
     """
+    if memory < 1:
+        raise InvalidInputError(f"memory is {memory}, it must be a number of bytes above 0")
     refuse_dropout(problem)
     problem.graph.check_unchanged(content=True)
     if problem.graph.device.type != "cpu":

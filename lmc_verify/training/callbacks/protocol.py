@@ -42,7 +42,8 @@ class Callback:
     A callback is given copies of numbers: it cannot change the run, and a run with callbacks takes the same steps as
     one without, bit for bit. Its time is no training time. An exception in one stops the run behind that step, as an
     interrupt does, and is raised as an `InfrastructureError` that names the callback; the trace and the checkpoint hold
-    everything up to there, and `Trainer.run` called again goes on.
+    everything up to there, and `Trainer.run` called again goes on. Where the run had come to its end, it calls the
+    `on_end` that failed again, and nothing else.
 
     Example:
         >>> import lmc_verify as lv
@@ -107,12 +108,29 @@ class Callbacks:
 
     def tell(self, method: str, event: Any) -> None:
         """Call a method of all that have it, each with a copy of the event; exceptions are kept."""
-        for item in self._heard[method]:
+        self.tell_each(method, event)
+
+    def tell_each(self, method: str, event: Any, *, besides: Sequence[Any] = ()) -> tuple[tuple[Any, ...], bool]:
+        """Call a method as `tell` does, and say of whom.
+
+        Args:
+            method: name of the method.
+            event: what it is called with a copy of.
+            besides: callbacks that are left out, by identity.
+
+        Returns:
+            Those that were called and raised nothing, and whether another one did.
+        """
+        fine: list[Any] = []
+        wanted = [item for item in self._heard[method] if not any(item is other for other in besides)]
+        for item in wanted:
             try:
                 with _settings_kept():
                     getattr(item, method)(copy.deepcopy(event))
+                fine.append(item)
             except Exception as error:
                 self.failures.append((f"{type(item).__name__}.{method}", error))
+        return tuple(fine), len(fine) < len(wanted)
 
     @property
     def reason(self) -> str:

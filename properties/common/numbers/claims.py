@@ -38,6 +38,8 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.diagnosis:SINGLE_PRECISION": [1e-9, 1e-6],
     "lmc_verify.claims.diagnosis:COSINE": 0.9999,
     "lmc_verify.claims.diagnosis:UNEXPLAINED": 0.1,
+    "lmc_verify.claims.diagnosis:SATURATED": 1e-3,
+    "lmc_verify.claims.diagnosis:MOSTLY": 0.9,
     # What can be listed; which share of batches may be unseen; when draws are of equal chance, or of no size.
     "lmc_verify.claims.assumptions:MAX_SUPPORT": 20_000,
     "lmc_verify.claims.theorems.theorem_1_separate_labels:MOST_PAIRS": 2_000,
