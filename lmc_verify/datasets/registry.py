@@ -121,10 +121,7 @@ def _loaded(
 
     entry = _entry(name)
     checked = check_options(name, entry.options, options)
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise InvalidInputError(f"the seed must be an integer, got {seed!r}") from None
+    seed = operator.index(seed)
     if seed < 0:
         raise InvalidInputError(f"the seed must be at least 0, got {seed}")
     root = data_root if data_root is not None else os.environ.get(ROOT_VARIABLE) or None

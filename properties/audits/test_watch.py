@@ -413,7 +413,7 @@ def test_a_real_frame() -> None:
 
 def test_without_pandas_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(InvalidInputError, match=r"to_frame\(\) needs pandas, .*pip install pandas"):
+    with pytest.raises(InvalidInputError, match=r"to_frame\(\) needs pandas, .*pip install 'lmc-verify\[frames\]'"):
         watched().to_frame()
 
 

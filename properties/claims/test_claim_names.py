@@ -30,6 +30,7 @@ CONTRACT = {
     "reasons",
     "thresholds",
     "unknown_estimators",
+    "vanishing_gradients",
     "what_is_read",
 }
 """Tests in this folder of what all claims have in common, or all of a tier."""

@@ -184,7 +184,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 @contextmanager
-@typed(besides=("optimizer", "model", "every"))
+@typed(besides=("optimizer", "model", "every", "callbacks"))
 def watch(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
