@@ -287,15 +287,19 @@ class Audit:
                 rows,
             ),
             bullets((_told(cause) for cause in self.causes), title="Why", numbered=True),
-            paragraph(self.unexplained) if self.unexplained else "",
+            paragraph(_sentence(self.unexplained)) if self.unexplained else "",
             bullets(escaped(note) for note in self.notes),
         )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _told(cause: Cause) -> str:
     """Return one cause as HTML."""
     remedy = f"<br/>Remedy: {escaped(cause.remedy)}." if cause.explains else ""
-    return f"<b>{escaped(cause.id)}</b>: {escaped(cause.words)}.<br/>{escaped(effect(cause))}.{remedy}"
+    return f"<b>{escaped(cause.id)}</b>: {escaped(cause.words)}.<br/>{escaped(_sentence(effect(cause)))}{remedy}"
 
 
 def _series(values: Mapping[str, Any]) -> Series:

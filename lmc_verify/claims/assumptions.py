@@ -68,7 +68,7 @@ def inclusion_matches(case: Case) -> tuple[bool, str]:
         total[batch.nodes] += probability / batch.inclusion
     worst = float((total - 1).abs().max())
     if worst < INCLUSION_ROUNDING:
-        return True, f"E[1{{j in B}} / pi_j] = 1 at every node, to within {worst:.1e}"
+        return True, "E[1{j in B} / pi_j] = 1 at every node" + (f", to within {worst:.1e}" if worst else "")
     return False, f"E[1{{j in B}} / pi_j] is off 1 by up to {worst:.2g}, at most {INCLUSION_ROUNDING:.0e} is rounding"
 
 

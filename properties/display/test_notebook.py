@@ -73,6 +73,8 @@ def test_the_loop_is_refuted_and_the_causes_are_named() -> None:
     assert (str(found.outcome), found.guarantee) == ("REFUTED", "exact")
     assert [cause.id for cause in found.causes if cause.explains] == ["batch-mean", "missing-neighbours"]
     assert "No: the mean over all 3 batches is off by 70% of the gradient's norm" in text_of("audit")
+    assert "These explain the bias: without them the step is unbiased." in text_of("audit")
+    assert "Put right alone: " in text_of("audit")
 
 
 def test_the_figure_has_every_parameter() -> None:
