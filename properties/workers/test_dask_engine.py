@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from common.clusters import Cluster, dask_cluster
 from common.processes import gone
 
@@ -365,6 +368,20 @@ def test_workers_that_have_left_are_passed_over_and_those_that_hang_are_named() 
         engine_of(FakeClient(told=TimeoutError()))._told(["tcp://a:2", "tcp://a:3"])
     with pytest.raises(InfrastructureError, match="is gone"):
         engine_of(FakeClient(told=OSError("closed")))._told(["tcp://a:2"])
+
+
+def test_a_build_of_torch_that_its_metadata_do_not_name_is_no_other_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.0.0+cu999")
+    installed, host = importlib.metadata.version("torch"), {"python": f"{own_versions()['Python']}.1.final.0"}
+    client = FakeClient(told={"tcp://a:2": own_versions()})
+    engine = engine_of(client)
+    monkeypatch.setattr(engine, "_wait_for_worker", lambda: None)
+    told = {"workers": {"tcp://a:2": {"host": host, "packages": {"torch": installed}}}}
+    monkeypatch.setattr(client, "get_versions", lambda packages: told, raising=False)
+    engine._refuse_other_versions()
+    told["workers"]["tcp://a:2"]["packages"]["torch"] = "1.0"
+    with pytest.raises(InfrastructureError, match=rf"torch 1.0 there, {re.escape(installed)} here"):
+        engine._refuse_other_versions()
 
 
 # --- an order, without a cluster ---

@@ -6,6 +6,7 @@ It is written next to them, in modules that import torch. `texts.json` is a copy
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
 from functools import cache
@@ -58,7 +59,7 @@ def claim_text(claim: Claim) -> dict[str, Any]:
             {"id": item.id, "statement": item.statement, "required": item in claim.required}
             for item in claim.assumptions
         ],
-        "check": (claim.check.__doc__ or "").strip(),
+        "check": inspect.cleandoc(claim.check.__doc__ or ""),  # Python 3.13 takes the indentation away by itself
     }
 
 

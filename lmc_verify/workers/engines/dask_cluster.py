@@ -18,6 +18,7 @@ from typing import Any
 
 from lmc_verify.errors import InfrastructureError, InvalidInputError
 from lmc_verify.imports.optional import optional
+from lmc_verify.provenance import version_of
 from lmc_verify.workers.engines.engine import Engine
 from lmc_verify.workers.engines.remote import Answer, Order, carry_out, done_of, order_of
 from lmc_verify.workers.engines.versions import own_versions, refuse_others
@@ -196,10 +197,12 @@ class DaskEngine(Engine):
         with self._guard():
             self._wait_for_worker()
             found = self._client.get_versions(packages=["torch"])["workers"]
+        # Dask reads the metadata of what is installed, which need not name the build, as torch itself does (+cu130).
+        wanted = self._versions | {"torch": version_of("torch")}
         for place, told in found.items():
             python = ".".join(told["host"]["python"].split(".")[:2])
             versions = {"Python": python, "torch": told["packages"].get("torch")}
-            refuse_others(f"the Dask worker {place}", versions, self._versions)
+            refuse_others(f"the Dask worker {place}", versions, wanted)
         for place, told in self._told(list(found)).items():
             refuse_others(f"the Dask worker {place}", told, self._versions)
 
