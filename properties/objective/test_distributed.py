@@ -172,7 +172,7 @@ def stall(watch: Watch, how: str, problem: Problem) -> Any:
 
         def run(where: str, exchange: Callable[[], Any]) -> Any:
             if where.startswith("backward"):
-                if how == "killed":
+                if how in ("killed", "killed, one looks late"):
                     os.kill(os.getpid(), signal.SIGKILL)
                 if how == "killed inside":
                     watch._meet(where)
@@ -182,15 +182,39 @@ def stall(watch: Watch, how: str, problem: Problem) -> Any:
                 if how == "hangs inside":
                     watch._meet(where)
                     time.sleep(100)
-                if how == "raises":
+                if how in ("raises", "raises, one looks late"):
                     raise MemoryError("no room")
             return meet(where, exchange)
 
         watch.run = run  # type: ignore[method-assign]
+    if watch.rank == 1 and how.endswith("one looks late"):
+        watch.run = late(watch)  # type: ignore[method-assign]
     return distributed_gradient(problem, watch)
 
 
-HOWS = ("killed", "killed inside", "stopped", "hangs inside", "raises")
+def late(watch: Watch) -> Callable[..., Any]:
+    """Let a rank compute, and live, until the one that holds the store has long found who is gone."""
+    meet = watch.run
+
+    def run(where: str, exchange: Callable[[], Any]) -> Any:
+        end = time.monotonic() + (2 * SHORT if where.startswith("backward") else 0)
+        while time.monotonic() < end:
+            time.sleep(0.2)
+            watch.beat()
+        return meet(where, exchange)
+
+    return run
+
+
+HOWS = (
+    "killed",
+    "killed, one looks late",
+    "raises, one looks late",
+    "killed inside",
+    "stopped",
+    "hangs inside",
+    "raises",
+)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +240,7 @@ def test_a_rank_that_does_not_come_is_named_by_the_others(how: str, stalled: tup
         assert isinstance(result, InfrastructureError), repr(result)
         assert "rank 2 of 3" in str(result), str(result)
         assert "backward" in str(result), str(result)
-        if how == "raises":
+        if how.startswith("raises"):
             assert "MemoryError: no room" in str(result)
     # At most the exchange's own limit, then that of a sign of life; and starting takes a while.
     assert time.monotonic() - begun < 2 * SHORT + 30
@@ -235,6 +259,29 @@ def test_the_loss_of_the_rank_that_holds_the_store_is_told() -> None:
         assert "rank 0" in str(result)
     finally:
         ranks.stop()
+
+
+def test_what_ends_the_rank_that_holds_the_store_is_told_to_one_that_looks_late() -> None:
+    ranks = Ranks(2, SHORT)
+    try:
+        ranks.send(full, [(Problem(path_graph(6), GCN(3, 4, 3, 2, dtype=torch.float64)),)] * 2)
+        assert ranks.pipes[1].poll(60)
+        result = ranks.pipes[1].recv()
+        assert isinstance(result, InfrastructureError)
+        assert re.search("rank 0 of 2 failed at .*no space left", str(result)), result
+    finally:
+        ranks.stop()
+
+
+def full(watch: Watch, problem: Problem) -> Any:
+    """Rank 0's disk is full; rank 1 computes for longer than rank 0 needs to end."""
+    if watch.rank == 0:
+        raise InfrastructureError("no space left on the disk")
+    end = time.monotonic() + SHORT / 2
+    while time.monotonic() < end:
+        time.sleep(0.2)
+        watch.beat()
+    return distributed_gradient(problem, watch)
 
 
 def test_a_slow_rank_is_waited_for() -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -32,6 +32,10 @@ _PAUSES = (0.001, 0.1)
 """Seconds between two looks at the others: at first, and later."""
 
 _Result = TypeVar("_Result")
+
+
+class _RankLost(InfrastructureError):
+    """Another rank died, hangs, failed or cannot be reached; every rank may end with the same words."""
 
 
 @dataclass
@@ -77,19 +81,46 @@ class Watch:
             return exchange()
         except RuntimeError as error:
             self._blame(where, error)
-            raise InfrastructureError(
+            raise _RankLost(
                 f"the exchange at {where!r} failed, though every rank lives: {error}; check the network between them"
             ) from error
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Tell the others of an error that ends this rank."""
+        """Tell the others that this rank ends, and why; the rank that holds the store waits until they end, too."""
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, InfrastructureError):  # which names another rank
-                self._tell(f"{type(error).__name__}: {error}")
+            if isinstance(error, _RankLost):
+                self._end(lost=str(error))
+            else:
+                self._end(error=f"{type(error).__name__}: {error}")
+            if isinstance(error, Exception):  # not where a person interrupts
+                self._outlast()
             raise
+        self._end()
+        self._outlast()
+
+    def _end(self, **why: str) -> None:
+        with suppress(_RankLost):  # the store may be gone
+            self._tell(ended=True, **why)
+
+    def _outlast(self) -> None:
+        """Keep the store, if this rank holds it, until each of the others has ended or is silent for too long."""
+        if self.rank != 0 or _agent_holds_the_store():
+            return
+        now = time.monotonic()
+        waiting = [rank for rank, seen in self._seen.items() if now - seen.since <= self.patience]
+        for rank in waiting:
+            self._seen[rank].since = now
+        with suppress(_RankLost):
+            while waiting := [rank for rank in waiting if not self._is_gone(rank)]:
+                time.sleep(_PAUSES[1])
+
+    def _is_gone(self, rank: int) -> bool:
+        self._update(rank)
+        seen = self._seen[rank]
+        return "ended" in seen.status or time.monotonic() - seen.since > self.patience
 
     def _meet(self, where: str) -> None:
         self._meetings += 1
@@ -121,31 +152,36 @@ class Watch:
         """Read the status of every other rank; refuse to wait for one that failed, or is silent for too long."""
         now = time.monotonic()
         for rank, seen in self._seen.items():
-            status = self._read(rank)
-            if status != seen.status:
-                seen.status, seen.since = status, now
+            self._update(rank)
+            status = seen.status
+            if "lost" in status:
+                raise _RankLost(status["lost"])
             if "error" in status:
-                raise InfrastructureError(
+                raise _RankLost(
                     f"rank {rank} of {self.size} failed at {status.get('where')!r}: {status['error']}; "
                     f"rank {self.rank} waited for it at {where!r}"
                 )
             if now - seen.since > patience:
-                raise InfrastructureError(
+                raise _RankLost(
                     f"rank {rank} of {self.size} gave no sign of life for {now - seen.since:.0f} s, last at "
                     f"{status.get('where', 'nowhere')!r}: it died or hangs; rank {self.rank} waited for it at "
                     f"{where!r}. Look at its own output, and start the run again"
                 )
 
+    def _update(self, rank: int) -> None:
+        """Read another rank's status."""
+        status, seen = self._read(rank), self._seen[rank]
+        if status != seen.status:
+            seen.status, seen.since = status, time.monotonic()
+
     def _number(self, rank: int, name: str) -> int:
         value = self._seen[rank].status.get(name, 0)
         return value if isinstance(value, int) else 0
 
-    def _tell(self, error: str | None = None) -> None:
+    def _tell(self, **end: object) -> None:
         self._beats += 1
         self._told = time.monotonic()
-        status = {"beats": self._beats, "meetings": self._meetings, "where": self._where}
-        if error is not None:
-            status["error"] = error
+        status = {"beats": self._beats, "meetings": self._meetings, "where": self._where, **end}
         with self._reaching():
             self._store.set(f"status/{self.rank}", json.dumps(status))
 
@@ -162,12 +198,15 @@ class Watch:
         try:
             yield
         except RuntimeError as error:
-            agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            holder = "torchrun's agent" if agent else "rank 0"
-            raise InfrastructureError(
+            holder = "torchrun's agent" if _agent_holds_the_store() else "rank 0"
+            raise _RankLost(
                 f"rank {self.rank} of {self.size} cannot reach the store, which {holder} holds, at {self._where!r}: "
                 f"{holder} died or hangs ({error}). Look at its own output, and start the run again"
             ) from error
+
+
+def _agent_holds_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 @contextmanager
