@@ -43,6 +43,7 @@ from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.audits.sweeps import sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.objective import evaluating
 from lmc_verify.statistics.ledger import Guarantee
 from lmc_verify.steps import Objective, StateLike, Step, StepRunner, call_model, cast, describe, mean_loss
 from lmc_verify.steps.original import Original
@@ -421,14 +422,8 @@ class _Auditor:
         """Whether the model's outputs may be probabilities, as behind a softmax or a sigmoid."""
         subject = self.subject
         subject.reset()
-        modes = {module: module.training for module in subject.model.modules()}
-        subject.model.eval()
-        try:
-            with torch.no_grad():
-                out = call_model(subject.model, subject.data)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(subject.model), torch.no_grad():
+            out = call_model(subject.model, subject.data)
         return isinstance(out, torch.Tensor) and bool(((out >= 0) & (out <= 1)).all())
 
     def _note_the_epoch(self, measured: Measured) -> None:

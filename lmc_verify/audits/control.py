@@ -19,6 +19,7 @@ from lmc_verify.audits.batches.law import Unit
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.measure import Deviations, differences
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.objective import evaluating
 from lmc_verify.steps import mean_loss
 from lmc_verify.steps.hooks import without_backward_hooks
 from lmc_verify.steps.objective import labelled_losses
@@ -62,7 +63,7 @@ def control_of(subject: Subject) -> Control:
     if labelled is not None and splits(subject, labelled):
         words = "the gradient of the loss on the same nodes"
         controls.append(Control(words, lambda unit: loss_on(subject, weights(unit))))
-    if everywhere and (rows := _rows(subject)).names:
+    if everywhere and (rows := rows_of(subject)).names:
 
         def of(unit: Unit) -> Gradient:
             with subject.clock.gradient():
@@ -82,17 +83,10 @@ def _noise(subject: Subject, pilot: Sequence[Unit], control: Control) -> float:
     return deviations.measured(dict.fromkeys(subject.exact, 0.0)).total_noise()
 
 
-def _rows(subject: Subject) -> RowGradients:
-    modes = {module: module.training for module in subject.model.modules()}
-    subject.model.eval()
-    try:
-        with subject.clock.gradient():
-            return RowGradients(
-                subject.model, subject.data, subject.objective, int(subject.data.num_nodes), subject.exact
-            )
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def rows_of(subject: Subject) -> RowGradients:
+    """Return the parts of the exact gradient by rows."""
+    with evaluating(subject.model), subject.clock.gradient():
+        return RowGradients(subject.model, subject.data, subject.objective, int(subject.data.num_nodes), subject.exact)
 
 
 def _weights(subject: Subject) -> tuple[Callable[[Unit], Tensor], bool] | None:
@@ -202,14 +196,8 @@ class LossParts:
     """
 
     def __init__(self, subject: Subject, data: Any) -> None:
-        modes = {module: module.training for module in subject.model.modules()}
-        subject.model.eval()
-        try:
-            with torch.enable_grad(), without_backward_hooks(subject.model):
-                self._rows, self._losses = labelled_losses(subject.model, data)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(subject.model), torch.enable_grad(), without_backward_hooks(subject.model):
+            self._rows, self._losses = labelled_losses(subject.model, data)
         self._parameters = {name: value for name, value in subject.model.named_parameters() if value.requires_grad}
 
     def of(self, weights: Tensor) -> Gradient:

@@ -20,6 +20,7 @@ from torch_geometric.data import Data
 from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
 from lmc_verify.audits.subject import Subject
+from lmc_verify.objective import evaluating
 from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
 from lmc_verify.steps.modes import MaskedBiases, StepMode
@@ -142,16 +143,15 @@ class _FrozenBatchNorm(StepMode):
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and keep it there whatever a step calls."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-            module.__dict__["train"] = lambda mode=True, module=module: module
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.__dict__.pop("train", None)
-            module.training = mode
+    modules = list(model.modules())
+    with evaluating(model):
+        try:
+            for module in modules:
+                module.__dict__["train"] = lambda mode=True, module=module: module
+            yield
+        finally:
+            for module in modules:
+                module.__dict__.pop("train", None)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lmc_verify.audits.parameters import ParameterBias, draw_bias
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.display.frames import Kind, make_frame
 from lmc_verify.display.markup import Bold, bullets, escaped, most_telling, paragraph, section, table
-from lmc_verify.display.text import one_line
+from lmc_verify.display.text import one_line, sentence
 from lmc_verify.statistics.ledger import Guarantee
 
 if TYPE_CHECKING:
@@ -287,19 +287,15 @@ class Audit:
                 rows,
             ),
             bullets((_told(cause) for cause in self.causes), title="Why", numbered=True),
-            paragraph(_sentence(self.unexplained)) if self.unexplained else "",
+            paragraph(sentence(self.unexplained)) if self.unexplained else "",
             bullets(escaped(note) for note in self.notes),
         )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _told(cause: Cause) -> str:
     """Return one cause as HTML."""
     remedy = f"<br/>Remedy: {escaped(cause.remedy)}." if cause.explains else ""
-    return f"<b>{escaped(cause.id)}</b>: {escaped(cause.words)}.<br/>{escaped(_sentence(effect(cause)))}{remedy}"
+    return f"<b>{escaped(cause.id)}</b>: {escaped(cause.words)}.<br/>{escaped(sentence(effect(cause)))}{remedy}"
 
 
 def _series(values: Mapping[str, Any]) -> Series:

@@ -49,8 +49,10 @@ class BackwardRows:
 
     def __init__(self, problem: Problem, exact: ExactPass, design: BatchDesign | None = None) -> None:
         self.problem = problem
-        self._partition: Partition | None = getattr(design, "partition", None)
         model, graph = problem.model, problem.graph
+        found = getattr(design, "partition", None)  # of a design of one's own it may be anything
+        suits = isinstance(found, Partition) and found.num_nodes == graph.num_nodes
+        self._partition: Partition | None = found if suits else None
         self._tapes: list[_Tape] = []
         with torch.enable_grad():
             encoder = problem.parameters_of(model.encoder)

@@ -1,15 +1,26 @@
-"""Texts on one line, whatever they were made from."""
+"""Texts as they are shown: on one line, whatever they were made from; with a capital; as a sentence."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["one_line", "printable"]
+__all__ = ["capitalised", "one_line", "printable", "sentence"]
 
 
 def printable(text: str) -> str:
     """Replace the characters that XML forbids (control characters, lone surrogates) by U+FFFD."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
+
+
+def capitalised(words: str) -> str:
+    """Return words with a capital first, and the others as they are."""
+    return f"{words[:1].upper()}{words[1:]}"
+
+
+def sentence(words: object) -> str:
+    """Return words as a sentence: with a capital, and a full stop where there is none."""
+    line = capitalised(str(words))
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def one_line(text: object, limit: int = 100) -> str:

@@ -185,9 +185,8 @@ class Suite(BaseModel):
         Raises:
             InvalidInputError: an unknown name or setting, or contestants that are trained alike.
         """
-        planned_race(
-            settings, workspace=workspace
-        )  # what does not fit is said without the name of a table that nobody has written
+        # What does not fit is said without the name of a table that nobody has written.
+        planned_race(settings, workspace=workspace)
         title = settings.title or f"Race on {settings.dataset.describe()}"
         return cls(name="race", title=title, seed=settings.data_seed, controls=False, race=[RaceTable.of(settings)])
 

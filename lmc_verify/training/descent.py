@@ -7,7 +7,7 @@ copy, so that the caller's parameters stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,11 @@ class ConditionalMoments:
 
 @typed
 def conditional_bias(
-    problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
+    problem: Problem,
+    estimator: Estimator,
+    state: History,
+    batches: Iterable[tuple[Batch, float]],
+    exact: ExactPass | None = None,
 ) -> tuple[Gradient, ExactPass]:
     """Return bias and exact pass of `conditional_moments`, whose arguments it takes."""
     found = conditional_moments(problem, estimator, state, batches, exact)
@@ -68,7 +72,11 @@ def conditional_bias(
 
 @typed
 def conditional_moments(
-    problem: Problem, estimator: Estimator, state: History, batches: WeightedBatches, exact: ExactPass | None = None
+    problem: Problem,
+    estimator: Estimator,
+    state: History,
+    batches: Iterable[tuple[Batch, float]],
+    exact: ExactPass | None = None,
 ) -> ConditionalMoments:
     """Return the bias ``E[g | histories] - grad`` of the next estimate, and the mean size of estimates.
 
@@ -84,30 +92,31 @@ def conditional_moments(
         exact: the exact pass at the present parameters, if it is known.
     """
     require_estimator(estimator)
-    batches = _weighted(batches)
+    weighted = _weighted(batches)
     exact = exact or exact_pass(problem)
     if state.exact_for is not None and not state.is_exact_for(problem):
         state = History.from_exact(problem, exact)
     finite = _healthy(exact.gradient, state)  # else the run has diverged, and estimates with it
     mean, size = problem.zero_gradient(), 0.0
-    for batch, probability in batches:
+    for batch, probability in weighted:
         estimate = checked_estimate(estimator, problem, state, batch, finite=finite).gradient
         mean, size = gradient_sum(mean, estimate, probability), size + probability * gradient_norm(estimate)
     return ConditionalMoments(gradient_sum(mean, exact.gradient, -1.0), exact, size)
 
 
-def _weighted(batches: WeightedBatches) -> WeightedBatches:
-    """Return batches with their probabilities as they are, or refuse what is none."""
-    for item in batches:
+def _weighted(batches: Iterable[tuple[Batch, float]]) -> WeightedBatches:
+    """Return batches with their probabilities, or refuse what is none."""
+    found = list(batches)  # of `design.enumerate()`, too, which can be gone through once
+    for item in found:
         pair = isinstance(item, tuple) and len(item) == 2
         if not pair or not isinstance(item[0], Batch):
             raise InvalidInputError(
                 f"one of the batches is a {type(item).__name__}, each must be a pair (batch, probability); such as "
                 "list(design.enumerate())"
             )
-    if not len(batches):
+    if not found:
         raise InvalidInputError("batches is empty, so that there is no mean; give every batch with its probability")
-    return batches
+    return found
 
 
 def _healthy(exact: Gradient, state: History) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -53,6 +54,14 @@ def test_a_batch_of_clusters_that_are_kept_costs_no_backward_pass(monkeypatch: p
     assert len(passes) == 3
     rows.on(Batch.of(torch.tensor([0, 4]), 0.5))
     assert len(passes) == 4
+
+
+@pytest.mark.parametrize("partition", ["metis", Partition(torch.arange(4) % 2)])
+def test_a_design_of_one_s_own_may_call_anything_its_partition(partition: Any) -> None:
+    problem = Problem(path_graph(6), RecurrentGNN(3, 3, 3, num_layers=2, seed=1, dtype=torch.float64).eval())
+    exact, batch = exact_pass(problem), Batch.of(torch.tensor([0, 4]), 0.5)
+    rows = BackwardRows(problem, exact, cast(Any, SimpleNamespace(partition=partition)))
+    assert_gradients("own design", rows.on(batch), BackwardRows(problem, exact).on(batch))
 
 
 @given(testing.problems())

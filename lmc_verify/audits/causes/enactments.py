@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import is_undirected
 
-from lmc_verify.audits.control import LossParts, loss_on, splits
+from lmc_verify.audits.control import LossParts, loss_on, rows_of, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.steps import induced_data, mean_loss
@@ -168,12 +168,7 @@ class World:
     @cached_property
     def rows(self) -> RowGradients:
         """Parts of the exact gradient by rows."""
-        subject = self.subject
-        subject.model.eval()
-        with subject.clock.gradient():
-            return RowGradients(
-                subject.model, subject.data, subject.objective, int(subject.data.num_nodes), subject.exact
-            )
+        return rows_of(self.subject)
 
     def on_subgraph(self, nodes: Tensor, mask: Tensor, scale: float | None = None) -> Gradient:
         """Return the gradient of the loss at a mask's labelled nodes, on the subgraph of some nodes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmc_verify.cases import CaseDescription
+from lmc_verify.display.text import capitalised
 from lmc_verify.report.model import text
 
 __all__ = ["beginning", "display_name", "unusual_settings"]
@@ -45,7 +46,7 @@ def display_name(estimator: str) -> str:
 
 def beginning(words: str) -> str:
     """Return the words of a sentence with a capital first, unless they begin with a proper name or an id."""
-    return f"{words[:1].upper()}{words[1:]}" if words.startswith(_COMMON) else words
+    return capitalised(words) if words.startswith(_COMMON) else words
 
 
 def unusual_settings(case: CaseDescription) -> str:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lmc_verify.audits.result import effect
 from lmc_verify.audits.result import percent as share
 from lmc_verify.cases.verdict import Outcome
+from lmc_verify.display.text import sentence
 from lmc_verify.report.answers.names import display_name
 from lmc_verify.report.answers.races import race_answer, race_question
 from lmc_verify.report.answers.sentences import asked
@@ -59,7 +60,7 @@ def render_html(report: Report) -> str:
         unbroken=unbroken,
         command=command,
         path=path,
-        sentence=_sentence,
+        sentence=sentence,
         percent=percent,
         share=share,
         effect=effect,
@@ -138,12 +139,6 @@ def _drawing(search: SearchCase) -> Markup | None:
     title = f"Counterexample to {search.record.claim} for {search.record.estimator}: {search.size}"
     drawn = inline_drawing(search.found.drawing, f"drawing-{search.anchor}", title)
     return None if drawn is None else Markup(drawn)  # nosec B704  # only what draws is left in
-
-
-def _sentence(words: object) -> str:
-    """Return words as a sentence."""
-    line = str(words)
-    return f"{line[:1].upper()}{line[1:]}{'' if line.endswith(('.', '!', '?')) else '.'}"
 
 
 def _finalize(value: Any) -> Any:

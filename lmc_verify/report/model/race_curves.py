@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmc_verify.cases.curves import Scale, Series
+from lmc_verify.display.text import capitalised
 from lmc_verify.races import ContestantSettings, RaceEntry, RaceRecord, Standing
 from lmc_verify.report.model import text
 from lmc_verify.report.model.curves import Curve, DotRow, Plot, Points
@@ -69,7 +70,7 @@ def convergence_plots(record: RaceRecord, contestants: Sequence[ContestantSettin
     plots = []
     for column, scale, y_label in rows:
         for position, x_label in (("seconds", "training time (s)"), ("epoch", "epochs")):
-            title = f"{y_label[:1].upper()}{y_label[1:]} against {x_label.removesuffix(' (s)')}"
+            title = f"{capitalised(y_label)} against {x_label.removesuffix(' (s)')}"
             series = _series(record, contestants, _evaluations(position, column), title, x_label, y_label, scale)
             plot = _plot(title, detail, x_label, y_label, scale, series)
             plots.append(_without_start(plot) if scale == "linear" else plot)
@@ -139,7 +140,7 @@ def batch_size_plots(record: RaceRecord, contestants: Sequence[ContestantSetting
     sizes = sorted({float(item.design.per_batch) for item in contestants if item.estimator.name != "full-batch"})
     plots = []
     for quantity, y_label in quantities:
-        title = f"{y_label[:1].upper()}{y_label[1:]}"
+        title = capitalised(y_label)
         curves = []
         for estimator in dict.fromkeys(item.estimator.describe() for item in contestants):
             group = [item for item in contestants if item.estimator.describe() == estimator]
