@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from lmc_verify.claims import Outcome, find_claim
+import pytest
+
+from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.runs import load_suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +46,7 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"repetition {7 + number} done; {number + 1} in all, 0 alarms" for number in range(2)]
     assert "     2 SUPPORTED     theorem-1/unbiased-sampled backward-sgd on ring" in lines[2]
+    assert ", level 0.05, largest e-value" in lines[2]
     assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions"]
 
 
@@ -52,6 +57,42 @@ def test_a_repetition_without_verdicts_is_an_alarm(tmp_path: Path) -> None:
     assert "ALARM in repetition 1: no verdicts: " in done.stdout
     assert "there is no suite file nosuch.toml" in done.stdout
     assert done.stdout.endswith("1 false alarms in 0 verdicts of 1 repetitions\n")
+
+
+@pytest.fixture
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPT), run_name="false_alarms")
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    return Verdict("a claim", outcome, "words")
+
+
+@pytest.mark.parametrize(("refuted", "beyond"), [(10, False), (24, False), (40, True)])
+def test_refutations_count_against_what_their_level_allows(script: dict[str, Any], refuted: int, beyond: bool) -> None:
+    """At a level of 0.05, 10 of 200 are expected; 24 or more have probability 7e-5, and 40 or more 6e-14."""
+    tally = script["Tally"]()
+    for number in range(200):
+        outcome = Outcome.REFUTED if number < refuted else Outcome.SUPPORTED
+        tally.add(number, [("one", 0.05, verdict(outcome)), ("other", 0.05, verdict(Outcome.INCONCLUSIVE))])
+    assert tally.alarms == refuted
+    assert tally.failures == 0
+    assert bool(tally.beyond) == beyond
+    assert str(tally).endswith("e-14" if beyond else "of 200 repetitions"), str(tally)
+
+
+def test_a_check_that_crashed_is_a_failure(script: dict[str, Any]) -> None:
+    tally = script["Tally"]()
+    tally.add(0, [("one", 0.05, verdict(Outcome.ERROR))])
+    assert (tally.alarms, tally.failures) == (1, 1)
+
+
+def test_trials_have_levels_at_which_alarms_can_be_seen(script: dict[str, Any]) -> None:
+    for planned in script["repeated"](str(ROOT / "reports" / "theorem-check.toml"), 3):
+        rate = find_claim(planned.claim).tier == "rate"
+        assert planned.settings.sampling.alpha == (0.4 if rate else 0.05)
+        training = planned.settings.training
+        assert not rate or (training.repeats == 1 and len(training.lengths) >= 3 and max(training.lengths) <= 3_200)
 
 
 def test_the_theorem_check_has_what_can_be_repeated() -> None:

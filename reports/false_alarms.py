@@ -1,9 +1,11 @@
 """Repeat the statistical part of a suite with fresh draws on sound estimators, and count false alarms.
 
-A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Tests keep the error level
-that the suite gives them. Rates, which take many training runs at that level, get a far larger one: fewer seeds make
-narrower intervals, so an alarm is more likely here than in the suite. Where an estimator is exactly unbiased the
-expected e-value of a repetition is at most 1; how large they became is printed next to the outcomes.
+A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Every trial gets a level at
+which false alarms would be seen: the suite's own, about 1e-8 a trial, shows none in a lifetime, and takes five times as
+many draws. A sound trial is refuted with at most the probability that its level states, so that the number of its false
+alarms has at most a binomial distribution: a number that this allows with a probability below 1e-6 makes the program
+fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
+large they became is printed next to the outcomes.
 """
 
 from __future__ import annotations
@@ -16,14 +18,25 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from scipy.stats import binom
+
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, Verdict, find_claim
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.suite import load_suite
 from lmc_verify.workers.pool import Pool, Task
 
+TEST_ALPHA = 0.05
+"""Level of tests."""
+
 RATE_ALPHA = 0.4
-"""Three or four seeds, the fewest whose interval is not the whole line."""
+"""Level of rates: three or four seeds, the fewest whose interval is not the whole line."""
+
+MOST_STEPS = 3_200
+"""Longest training run of a rate: what the suite has beyond would take four fifths of the time."""
+
+CHANCE = 1e-6
+"""Probability with which the program fails although every level holds; the trials share it."""
 
 
 def repeated(suite: str, replicate: int) -> list[Planned]:
@@ -32,22 +45,23 @@ def repeated(suite: str, replicate: int) -> list[Planned]:
     for trial in load_suite(suite).plan(replicate=replicate):
         if not trial.statistical or trial.optional or trial.expected is not Outcome.SUPPORTED:
             continue
-        settings = trial.settings
-        if find_claim(trial.claim).tier == "rate":
-            settings = settings.model_copy(
-                update={
-                    "sampling": settings.sampling.model_copy(update={"alpha": RATE_ALPHA}),
-                    "training": settings.training.model_copy(update={"repeats": 1}),
-                }
-            )
-        chosen.append(replace(trial, settings=settings))
+        rate, settings = find_claim(trial.claim).tier == "rate", trial.settings
+        sampling = settings.sampling.model_copy(update={"alpha": RATE_ALPHA if rate else TEST_ALPHA})
+        training = settings.training
+        if rate:
+            lengths = tuple(length for length in training.lengths if length <= MOST_STEPS)
+            training = training.model_copy(update={"repeats": 1, "lengths": lengths})
+        chosen.append(replace(trial, settings=settings.model_copy(update={"sampling": sampling, "training": training})))
     return chosen
 
 
-def run(suite: str, replicate: int) -> list[tuple[str, Verdict]]:
-    """Run one repetition; return label and verdict of every trial."""
+def run(suite: str, replicate: int) -> list[tuple[str, float, Verdict]]:
+    """Run one repetition; return label, level and verdict of every trial."""
     workspace = Workspace()
-    return [(_name(planned), run_planned(planned, workspace).verdict) for planned in repeated(suite, replicate)]
+    return [
+        (_name(planned), planned.settings.sampling.alpha, run_planned(planned, workspace).verdict)
+        for planned in repeated(suite, replicate)
+    ]
 
 
 def _name(planned: Planned) -> str:
@@ -60,26 +74,52 @@ class Tally:
     """What the repetitions so far have found."""
 
     repetitions: int = 0
-    alarms: int = 0
+    failures: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    levels: dict[str, float] = field(default_factory=dict)
     evidence: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, replicate: int, found: list[tuple[str, Verdict]]) -> None:
+    def add(self, replicate: int, found: list[tuple[str, float, Verdict]]) -> None:
         """Count the verdicts of a repetition, and print what is an alarm."""
-        for label, verdict in found:
+        for label, level, verdict in found:
+            self.levels[label] = level
             self.counts[label, verdict.outcome.value] += 1
             if verdict.log_e_value is not None:
                 self.evidence[label].append(verdict.log_e_value / math.log(10))
+            if verdict.outcome is Outcome.ERROR:
+                self.failures += 1
             if verdict.outcome in (Outcome.REFUTED, Outcome.ERROR):
-                self.alarms += 1
                 print(f"ALARM in repetition {replicate}: {label}: {verdict.outcome.value}: {verdict.summary}")
         self._count(replicate)
 
     def fail(self, replicate: int, why: str) -> None:
         """Count a repetition that has no verdicts as an alarm, and print why."""
-        self.alarms += 1
+        self.failures += 1
         print(f"ALARM in repetition {replicate}: no verdicts: {why}")
         self._count(replicate)
+
+    @property
+    def alarms(self) -> int:
+        """Number of false refutations and of failures."""
+        return self.failures + sum(self._refuted(label) for label in self.levels)
+
+    @property
+    def beyond(self) -> list[str]:
+        """One line for each trial that was refuted more often than its level explains."""
+        lines = []
+        for label, level in sorted(self.levels.items()):
+            repeats = sum(number for (name, _), number in self.counts.items() if name == label)
+            refuted = self._refuted(label)
+            chance = float(binom.sf(refuted - 1, repeats, level))
+            if chance < CHANCE / len(self.levels):
+                lines.append(
+                    f"TOO MANY: {label}: {refuted} of {repeats} refuted; level {level:g} allows as many with "
+                    f"probability {chance:.1g}"
+                )
+        return lines
+
+    def _refuted(self, label: str) -> int:
+        return self.counts[label, Outcome.REFUTED.value]
 
     def _count(self, replicate: int) -> None:
         self.repetitions += 1
@@ -90,14 +130,14 @@ class Tally:
         lines = []
         for (label, outcome), number in sorted(self.counts.items()):
             largest = f", largest e-value 10^{max(self.evidence[label]):.1f}" if label in self.evidence else ""
-            lines.append(f"{number:6,} {outcome:13} {label}{largest}")
+            lines.append(f"{number:6,} {outcome:13} {label}, level {self.levels[label]:g}{largest}")
         total = sum(self.counts.values())
         lines.append(f"{self.alarms} false alarms in {total:,} verdicts of {self.repetitions} repetitions")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.beyond])
 
 
 def main() -> int:
-    """Print a table of outcomes; return 1 if a sound estimator was refuted or a check crashed."""
+    """Print a table of outcomes; return 1 if false alarms are more than the levels explain, or a check crashed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=str(Path(__file__).parent / "theorem-check.toml"))
     parser.add_argument("--runs", type=int, default=200)
@@ -117,7 +157,7 @@ def main() -> int:
                     tally.add(replicate, done.result)
     finally:  # what an interrupted run has found is not lost
         print(tally, flush=True)
-    return 1 if tally.alarms else 0
+    return 1 if tally.failures or tally.beyond else 0
 
 
 if __name__ == "__main__":
