@@ -299,9 +299,14 @@ class _Search:
         return _cosine(left, predicted) >= ALIKE and 1 / FAR <= _dot(left, predicted) / size <= FAR
 
     def seen(self, key: str) -> bool:
-        """Whether a cause has been seen in the step; weights of batches by some number take a little away by chance."""
+        """Whether a cause has been seen in the step.
+
+        Weights of batches by some number, and rows without a gradient of biases, take a little away by chance.
+        """
         item = self.candidates[key].intervention
-        return item is None or item.count is None or ("/" not in key and key != "node-mean")
+        if item is None:
+            return True
+        return item.within is None and (item.count is None or ("/" not in key and key != "node-mean"))
 
     def detail(self, key: str, ids: _Set) -> str:
         """Return what is known of a cause within an explanation, beside its words."""
