@@ -339,19 +339,18 @@ def _held(subject: Subject) -> dict[str, Tensor]:
 
 def _reads(subject: Subject, original: Original, look: _Look) -> list[str]:
     """Find out whether the step reads the features that it is given, where the objective depends on features."""
-    batch, found = next(((item, found) for item, found in look.seen if _some(found)), (None, None))
+    batches = [(item, found) for item, found in look.seen if _some(found)]
     x = subject.data.get("x", None) if isinstance(subject.data, Data) else None
-    if found is None or x is None or not _matters(x):
+    if not batches or x is None or not _matters(x):
         return []
     moved: Data = subject.data.clone()
     moved.x = _other_features(x)
     if _equal(subject.gradient_of(moved), subject.exact):
         return []  # the model does not read them
-    changed = _with_other_features(batch)
-    own = changed is not None
-    if own and not _equal(subject.once(changed, 1), found):
+    own = any(_with_other_features(batch) is not None for batch, _ in batches)
+    if any(_reads_batch(subject, batch) for batch, _ in batches):
         return []
-    if _reads_data(subject, None if own else original.data, moved, batch, found):
+    if any(_reads_data(subject, None if own else original.data, moved, batch, found) for batch, found in batches):
         return []
     if own:
         raise ContractError(
@@ -362,6 +361,23 @@ def _reads(subject: Subject, original: Original, look: _Look) -> list[str]:
         "the step reads neither the batch's features nor those of the data that were given, but a copy of its own: the "
         "audit holds if they are the same; take them from the third argument in step(model, batch, data) to be sure"
     ]
+
+
+def _reads_batch(subject: Subject, batch: Any) -> bool:
+    """Whether the step gives another gradient for a batch with other features, or keeps something else.
+
+    What it keeps may be all that changes, where rows come from neighbours alone and their histories are zero.
+    """
+    changed = _with_other_features(batch)
+    if changed is None:
+        return False
+    gradients, kept = list[Gradient](), list[dict[str, Tensor]]()
+    for item in (batch, changed):
+        gradients.append(subject.once(item, 1))
+        kept.append({name: value.detach().clone() for name, value in subject.runner.state.tensors().items()})
+    one, other = kept
+    told = one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    return not told or not _equal(*gradients)
 
 
 def _reads_data(subject: Subject, closed_over: Any, moved: Data, batch: Any, found: Gradient) -> bool:

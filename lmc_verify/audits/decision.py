@@ -83,9 +83,12 @@ def decide_exact(exact: Gradient, measured: Measured) -> Decision:
 
 
 def _own(size: float, own: float, noise: float) -> float:
+    """Return a bias in units of a parameter's own gradient; where both are rounding there is no unit, and no bias."""
+    if size <= noise and own <= noise:
+        return 0.0
     if own:
         return size / own
-    return 0.0 if size <= noise else math.inf
+    return math.inf
 
 
 def _worst(parameters: Iterable[ParameterBias]) -> ParameterBias | None:

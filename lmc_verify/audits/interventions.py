@@ -7,13 +7,13 @@ bias an intervention removes is measured, not derived: it names a cause because 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
@@ -26,7 +26,15 @@ from lmc_verify.steps.full_precision import full_precision
 from lmc_verify.steps.modes import MaskedBiases, StepMode
 from lmc_verify.steps.runner import Reading
 
-__all__ = ["INTERVENTIONS", "Intervention", "MirroredDropout", "labelled_nodes", "reading", "whole_graph_batch"]
+__all__ = [
+    "INTERVENTIONS",
+    "Intervention",
+    "MirroredDropout",
+    "labelled_nodes",
+    "reading",
+    "whole_graph_batch",
+    "without_own_randomness",
+]
 
 _DROPOUTS: frozenset[Any] = frozenset(
     {
@@ -141,17 +149,25 @@ class _FrozenBatchNorm(StepMode):
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and keep it there whatever a step calls."""
-    modules = list(model.modules())
-    with evaluating(model):
+def _evaluation(subject: Subject) -> Iterator[None]:
+    """Let every step begin in evaluation mode, and keep the model there whatever the step calls."""
+    runner, modules = subject.runner, list(subject.model.modules())
+    modes = runner.modes
+    runner.modes = dict.fromkeys(modules, False)
+    with evaluating(subject.model):
         try:
             for module in modules:
                 module.__dict__["train"] = lambda mode=True, module=module: module
             yield
         finally:
+            runner.modes = modes
             for module in modules:
                 module.__dict__.pop("train", None)
+
+
+def without_own_randomness(subject: Subject) -> list[AbstractContextManager[Any]]:
+    """Return contexts in which a step runs in evaluation mode and without dropout."""
+    return [_evaluation(subject), _NoDropout()]
 
 
 @contextmanager
@@ -256,8 +272,9 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     """Return the whole graph as a batch: its rows first, in their order, and the rest without labels.
 
     Every row has all its neighbours, with the graph's attributes of edges: a sampler's weights are for its sample.
-    Edges that the graph does not have stay. Returned as it is: a batch that is no ``Data``, whose rows are not known,
-    or with attributes of edges that the data do not have.
+    Edges that the graph does not have stay. Attributes of edges that the data do not have are left out, but for
+    ``e_id``, the numbers of edges in the data. Returned as it is: a batch that is no ``Data``, whose rows are not
+    known, or with weights or features of edges where the data have none.
     """
     data, ids = subject.data, _rows_of_graph(subject, batch)
     if ids is None or data.edge_index is None or batch.edge_index is None:
@@ -279,9 +296,12 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
         if key in nodewise:
             out[key] = _extended(value, data.get(key, None), order, ids, count)
         elif batch.is_edge_attr(key):
-            whole = data.get(key, None)
+            whole = data.get(key, torch.arange(data.num_edges) if key == "e_id" else None)
             if not isinstance(whole, Tensor) or whole.shape[1:] != value.shape[1:]:
-                return batch
+                if key in ("edge_weight", "edge_attr"):
+                    return batch
+                del out[key]
+                continue
             out[key] = torch.cat([whole.to(value), value[foreign.to(value.device)]])
     own = batch.edge_index[:, foreign.to(batch.edge_index.device)]
     out.edge_index = torch.cat([place[data.edge_index.cpu()].to(own.device), own], dim=1)
@@ -369,7 +389,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "training-mode",
         "modules in training mode compute something else than in evaluation mode",
         "call model.eval() before the step",
-        context=lambda subject: _evaluation(subject.model),
+        context=_evaluation,
     ),
     Intervention(
         "unequal-probabilities",

@@ -95,6 +95,7 @@ class Subject:
         counts: numbers of rows by batch and interventions, see `lmc_verify.audits.measure.counts_of`.
         parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         edges: of the whole graph, see `lmc_verify.audits.batches.graph.GraphEdges`.
+        hops: from how far away messages reach a node, see `lmc_verify.audits.causes.reach.hops_of`.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -110,6 +111,7 @@ class Subject:
         self.conditioning: dict[str, float] | None = None
         self.parts: Any = None
         self.edges: Any = None
+        self.hops: int | None = None
         self.without_gradient = 0
         self.no_gradient = ""
         self.mirrored = False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.steps.data import parts_of, tensors_of
 
-__all__ = ["Original", "put_back", "same"]
+__all__ = ["Original", "put_back", "require_initialised", "same"]
 
 
 class Original:
@@ -21,12 +21,13 @@ class Original:
         data: the caller's data.
 
     Raises:
-        InvalidInputError: the model is no module.
+        InvalidInputError: the model is no module, or has parameters without a shape.
     """
 
     def __init__(self, model: nn.Module, data: Any) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidInputError(f"model is a {type(model).__name__}, a torch.nn.Module is needed")
+        require_initialised(model)
         self.model, self.data = model, data
         named = (*model.named_parameters(), *model.named_buffers())
         self._tensors = {f"model.{name}": value for name, value in named}
@@ -61,6 +62,16 @@ class Original:
                 put_back(value.grad, kept)
         for module, mode in self._modes.items():
             module.training = mode
+
+
+def require_initialised(model: nn.Module) -> None:
+    """Refuse a model with parameters or buffers that get their shape from the first batch only."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, value in tensors if torch.nn.parameter.is_lazy(value)]
+    if lazy:
+        raise InvalidInputError(
+            f"{', '.join(lazy[:3])} of {type(model).__name__} have no shape yet; call the model on a batch once before"
+        )
 
 
 def same(value: Tensor, kept: Tensor) -> bool:

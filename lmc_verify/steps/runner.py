@@ -17,6 +17,7 @@ from lmc_verify.steps.full_precision import default_dtype
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.hooks import Accumulated, accumulated, carried_hooks, without_backward_hooks
 from lmc_verify.steps.objective import unwrapped
+from lmc_verify.steps.original import require_initialised
 from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
@@ -94,7 +95,7 @@ class StepRunner:
             )
         self.step, self.dtype, self._takes_data = step, dtype, takes_data(step)
         self._original = unwrapped(model)
-        _require_initialised(self._original)
+        require_initialised(self._original)
         self.model, copied = _copy(self._original)
         self.model.to(dtype)
         cast_tensors(list(Snapshot(self.model).tensors.values()), dtype)  # plain attributes, which .to() leaves out
@@ -257,15 +258,6 @@ class StepRunner:
         value = value.detach()
         dense: Tensor = value if value.layout is torch.strided else value.to_dense()
         return dense.to(parameter.dtype).clone()
-
-
-def _require_initialised(model: nn.Module) -> None:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    lazy = [name for name, value in tensors if torch.nn.parameter.is_lazy(value)]
-    if lazy:
-        raise InvalidInputError(
-            f"{', '.join(lazy[:3])} of {type(model).__name__} have no shape yet; call the model on a batch once before"
-        )
 
 
 def _copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:

@@ -12,6 +12,7 @@ from common.audit_cases import backward_sgd, cluster_step, make_net, parts, rand
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
+from torch_geometric.nn import SAGEConv
 
 import lmc_verify as lv
 from lmc_verify import Audit, ContractError, InvalidInputError, Outcome
@@ -80,6 +81,20 @@ def test_model_in_half_precision(kind: torch.dtype) -> None:
         judge(model=make_net().to(kind))
     with pytest.raises(InvalidInputError, match=rf"dtype is {kind}.*torch\.float64"):
         judge(dtype=kind)
+
+
+def test_model_whose_parameters_have_no_shape_yet() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = SAGEConv(-1, 3)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            out: Tensor = self.conv(x, edge_index)
+            return out
+
+    with pytest.raises(InvalidInputError, match=r"conv\.lin_l\.weight, .* have no shape yet; call the model"):
+        judge(model=Lazy())
 
 
 def test_empty_and_endless_loaders() -> None:

@@ -361,7 +361,9 @@ def test_a_known_defect_resembles_a_bias_beside_the_exact_gradient(left: list[fl
     assert search.resembles("known", frozenset()) is like
 
 
-@pytest.mark.parametrize(("key", "seen"), [("batch-mean", True), ("batch-mean/labelled", False), ("node-mean", False)])
+@pytest.mark.parametrize(
+    ("key", "seen"), [("batch-mean", True), ("batch-mean/labelled", False), ("node-mean", False), ("bias-leak", False)]
+)
 def test_a_count_of_a_batch_is_no_sight_of_a_cause(key: str, seen: bool) -> None:
     """What is left is hardly less with any weights; that the loss is a mean of so many rows has been seen."""
     search: Any = _Search.__new__(_Search)

@@ -297,6 +297,47 @@ def test_model_that_reads_no_features_is_no_violation() -> None:
     assert found.notes[0].startswith("epoch shuffling")
 
 
+class Remembered(nn.Module):
+    """Two sums over neighbours, without the node itself; the second one reads a history outside of the batch."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.history = torch.zeros(int(data.num_nodes or 0), 5)
+
+    def forward(self, x: Tensor, edge_index: Tensor, own: Tensor | None = None) -> Tensor:
+        def summed(value: Tensor) -> Tensor:
+            return torch.zeros_like(value).index_add(0, edge_index[1], value[edge_index[0]])
+
+        hidden = self.first(summed(x)).tanh()
+        if own is not None:
+            self.history[own] = hidden[own].detach()
+            kept = torch.zeros(len(x), 1, dtype=torch.bool).index_fill(0, own, True)
+            hidden = torch.where(kept, hidden, self.history)
+        out: Tensor = self.second(summed(hidden))
+        return out
+
+
+def test_histories_that_are_zero_do_not_hide_that_features_are_read() -> None:
+    """No batch holds an edge: with histories of zero, features reach the histories and no gradient."""
+    data = random_graph(6)
+    data.edge_index = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]])
+
+    def step(model: nn.Module, batch: Data) -> None:
+        loss = F.cross_entropy(model(batch.x, batch.edge_index, batch.own)[batch.own], batch.y[batch.own])
+        (loss * len(batch.own)).backward()
+
+    batches = []
+    for own in torch.arange(6).reshape(3, 2).T:
+        batch: Any = data.clone()
+        batch.own = batch.seeds = own
+        batches.append(batch)
+    found = judge(step, model=Remembered(data), data=data, batches=batches, state=lambda model: model.history)
+    assert found.outcome is lv.Outcome.REFUTED
+
+
 def test_complete_graphs_do_not_hide_that_features_are_read() -> None:
     """In a pair of linked nodes both rows are the mean of both: exchanging the rows changes nothing."""
     data = random_graph(4)

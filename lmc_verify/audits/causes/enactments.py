@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import is_undirected
 
+from lmc_verify.audits.causes.reach import hops_of
 from lmc_verify.audits.control import LossParts, loss_on, rows_of, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
@@ -126,6 +127,15 @@ class World:
         return total / sum(weight for _, weight in self._found)
 
     @cached_property
+    def sound(self) -> Gradient:
+        """What these batches give without a defect: of labelled nodes that are in none of them, nothing."""
+        labelled = labelled_nodes(self.subject.data)
+        if self.subject.law.batches is None or self.sets is None or labelled is None:
+            return self.reference
+        come = self.inclusion > 0
+        return self.reference if bool(come[labelled].all()) else loss_on(self.subject, come.double())
+
+    @cached_property
     def unequal(self) -> bool:
         """Whether batches are about some labelled nodes more often than about others: in draws, beyond chance."""
         labelled = labelled_nodes(self.subject.data)
@@ -162,7 +172,10 @@ class World:
         source, target = self.subject.data.edge_index.cpu()
         out = mask.clone()
         for _ in range(hops):
+            before = int(out.sum())
             out[source[out[target]]] = True
+            if int(out.sum()) == before:
+                break
         return out
 
     @cached_property
@@ -209,8 +222,8 @@ def _own_layers(model: nn.Module) -> list[nn.Module]:
     return _own_layers(out[0]) if len(out) == 1 else out
 
 
-def _less_reference(world: World, mean: Gradient) -> Gradient:
-    return added(mean, world.reference, -1.0)
+def _less_sound(world: World, mean: Gradient) -> Gradient:
+    return added(mean, world.sound, -1.0)
 
 
 def _dropped_backward(world: World, *, at_inputs: bool = True) -> Gradient | None:
@@ -221,20 +234,20 @@ def _dropped_backward(world: World, *, at_inputs: bool = True) -> Gradient | Non
         with detached_rows(world.convs, mask, at_inputs=at_inputs):
             return loss_on(world.subject, world.weights(mask), forward=True)
 
-    return _less_reference(world, world.mean(one))
+    return _less_sound(world, world.mean(one))
 
 
 def _induced(world: World) -> Gradient | None:
     if world.sets is None:
         return None
-    return _less_reference(world, world.mean(lambda mask: world.on_subgraph(mask, mask)))
+    return _less_sound(world, world.mean(lambda mask: world.on_subgraph(mask, mask)))
 
 
 def _hops(world: World) -> Gradient | None:
     if world.sets is None:
         return None
-    layers = len(world.convs)
-    return _less_reference(world, world.mean(lambda mask: world.on_subgraph(world.around(mask, layers), mask)))
+    hops = hops_of(world.subject)
+    return _less_sound(world, world.mean(lambda mask: world.on_subgraph(world.around(mask, hops), mask)))
 
 
 def _labels_of_all_rows(world: World) -> Gradient | None:
@@ -248,7 +261,7 @@ def _labels_of_all_rows(world: World) -> Gradient | None:
     for (mask, weight), rows in zip(world.sets, world.held, strict=True):
         scale = float(world.weights(mask)[mask].mean())
         total = added(total, world.on_subgraph(rows, rows, scale), weight / weights)
-    return _less_reference(world, total)
+    return _less_sound(world, total)
 
 
 def _halo_labels(world: World) -> Gradient | None:
@@ -260,15 +273,19 @@ def _halo_labels(world: World) -> Gradient | None:
         weight = float(world.weights(mask)[mask].mean())
         return loss_on(world.subject, weight * inside.double())
 
-    return _less_reference(world, world.mean(one))
+    return _less_sound(world, world.mean(one))
 
 
-def _unequal_inclusion(world: World) -> Gradient | None:
-    """Labelled nodes that come unequally often, or never, and count alike whenever they come."""
-    labelled, times = labelled_nodes(world.subject.data), world.times
-    if labelled is None or times is None or not world.unequal:
+def _unequal_inclusion(world: World, *, summed: bool) -> Gradient | None:
+    """Labelled nodes that come unequally often, or never, and count alike whenever they come.
+
+    Their loss is a mean over those that come; or a sum with the weight for nodes that come once in a pass.
+    """
+    labelled, times, law = labelled_nodes(world.subject.data), world.times, world.subject.law
+    if labelled is None or times is None or not world.unequal or (summed and law.batches is None):
         return None
-    return _less_reference(world, loss_on(world.subject, times / times[labelled].mean()))
+    scale = 1 / law.per_pass if summed else times[labelled].mean()
+    return added(loss_on(world.subject, times / scale), world.reference, -1.0)
 
 
 def _beyond_chance(counts: Tensor) -> bool:
@@ -370,12 +387,16 @@ ENACTMENTS: tuple[Enactment, ...] = (
         "take the loss over the nodes that the batch is about only",
         _labels_of_all_rows,
     ),
-    Enactment(
-        "unequal-inclusion",
-        "unequal inclusion: some labelled nodes come in more batches than others, or in none, and count as much each "
-        "time",
-        "weight the loss of a node by one over how often it comes, and leave no labelled node out (drop_last=False)",
-        _unequal_inclusion,
+    *(
+        Enactment(
+            id,
+            "unequal inclusion: some labelled nodes come in more batches than others, or in none, and count as much "
+            "each time",
+            "weight the loss of a node by one over how often it comes, and leave no labelled node out "
+            "(drop_last=False)",
+            partial(_unequal_inclusion, summed=summed),
+        )
+        for id, summed in (("unequal-inclusion", False), ("unequal-inclusion/sum", True))
     ),
     *(
         Enactment(

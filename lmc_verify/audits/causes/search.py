@@ -16,11 +16,11 @@ import torch
 from torch_geometric.data import Data
 
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
+from lmc_verify.audits.causes.reach import hops_of, reads_other_rows
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, InapplicableError, Measured, counts_of, treated
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
-from lmc_verify.steps.row_gradients import message_passing
 
 __all__ = ["explain"]
 
@@ -51,6 +51,9 @@ ALIKE = 0.7
 EFFECT_BATCHES = 4
 """Batches on which it is tried whether an intervention changes anything."""
 
+IN_TRAINING = ("dropout", "batch-norm")
+"""Causes with names of their own among what modules do in training mode."""
+
 SAME = 1e-12
 """Relative distance up to which two gradients count as the same when candidates are chosen."""
 
@@ -59,6 +62,18 @@ FACTOR = "factor"
 
 _FACTOR_WORDS = "one global factor"
 _FACTOR_REMEDY = "look for a missing or doubled normalisation of the loss, such as a sum in place of a mean"
+
+STATISTICS = "batch-statistics"
+"""The cause that rows of a batch depend on its other rows without an edge: the whole graph puts that right, too."""
+
+_STATISTICS_WORDS = (
+    "batch statistics: something is computed over all rows of a batch (a norm, a mean, a virtual node), which are not "
+    "those of the graph"
+)
+_STATISTICS_REMEDY = (
+    "use a norm of single rows, such as LayerNorm(mode='node'), or statistics of the whole graph that are kept fixed"
+)
+_AND_STATISTICS = "; what is computed over all rows, such as a norm, is the batch's, too"
 
 FAR = 2.0
 """How far from one a factor must be to be named beside other causes from draws; and how many times the bias of a known
@@ -110,16 +125,28 @@ class _Search:
         counted = list[list[float | None]]()
         for item in self._interventions:
             if item.count is not None:
-                try:
-                    counts = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
-                except InapplicableError:
-                    continue
-                if None in counts or _all_equal(counts) or counts in counted:
+                counts = self._counts(item)
+                if None in counts or _all_equal(counts) or counts in counted or self._of_all_rows(item, counts):
                     continue
                 counted.append(counts)
                 yield self._named(item)
             elif self._changes_something(item):
                 yield self._named(item)
+
+    def _counts(self, item: Intervention) -> list[float | None]:
+        """Return a number of every batch; None where there is none."""
+        try:
+            return [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+        except InapplicableError:
+            return [None]
+
+    def _of_all_rows(self, item: Intervention, counts: Sequence[float | None]) -> bool:
+        """Whether a mean is one over all nodes that a batch is about, some of which have no label: a node mean."""
+        if item.id != "batch-mean":
+            return False
+        others = {other.id: self._counts(other) for other in self._interventions if other.count is not None}
+        labelled = others.get("batch-mean/seeds", [None])
+        return counts == others.get("node-mean") and None not in labelled and counts != labelled
 
     def add_enactments(self) -> None:
         """Take known defects among the candidates, too: each costs an exact gradient for every batch."""
@@ -146,13 +173,19 @@ class _Search:
         return any(norm(added(bias, other, -1.0)) <= SAME * self._unit for other in same)
 
     def _changes_something(self, item: Intervention) -> bool:
+        """Whether an intervention changes a gradient; evaluation mode, beside what dropout and batch norm do in it."""
+        beside = [other for other in self._interventions if item.id == "training-mode" and other.id in IN_TRAINING]
         for index, (batch, _) in enumerate(self._pairs[:EFFECT_BATCHES]):
             if item.batch is not None and item.batch(self._subject, batch) is batch:
                 continue
-            if index not in self._plain:
-                self._plain[index] = treated(self._subject, batch, 1, [])
             try:
-                plain, other = self._plain[index], treated(self._subject, batch, 1, [item])
+                if beside:
+                    plain = treated(self._subject, batch, 1, beside)
+                else:
+                    if index not in self._plain:
+                        self._plain[index] = treated(self._subject, batch, 1, [])
+                    plain = self._plain[index]
+                other = treated(self._subject, batch, 1, [*beside, item])
             except InapplicableError:
                 return False
             if norm(added(plain, other, -1.0)) > SAME * norm(plain):
@@ -160,8 +193,15 @@ class _Search:
         return False
 
     def _named(self, item: Intervention) -> _Candidate:
-        """Return the candidate; edges that only give degrees have a name of their own."""
-        if item.id == "missing-neighbours" and self._has_all_messages():
+        """Return the candidate; where the whole graph gives no messages, but degrees or rows, it has another name."""
+        if item.id != "missing-neighbours":
+            return _Candidate(item.id, item.cause, item.remedy, intervention=item)
+        complete = self._has_all_messages()
+        if any(reads_other_rows(self._subject, batch) for batch, _ in self._pairs[:EFFECT_BATCHES]):
+            if complete:
+                return _Candidate(STATISTICS, _STATISTICS_WORDS, _STATISTICS_REMEDY, intervention=item)
+            return _Candidate(item.id, item.cause + _AND_STATISTICS, item.remedy, intervention=item)
+        if complete:
             degrees = next(enactment for enactment in ENACTMENTS if enactment.id == "subgraph-degrees")
             return _Candidate(degrees.id, degrees.cause, degrees.remedy, intervention=item)
         return _Candidate(item.id, item.cause, item.remedy, intervention=item)
@@ -174,7 +214,7 @@ class _Search:
         data, found = self._subject.data, self._subject.nodes(batch)
         if not isinstance(batch, Data) or batch.edge_index is None or found.ids is None:
             return False
-        layers, count = len(message_passing(self._subject.model)), int(data.num_nodes)
+        hops, count = hops_of(self._subject), int(data.num_nodes)
         inner = torch.zeros(count, dtype=torch.bool)
         if found.seeds_are_named and found.seeds is not None:
             inner[found.seeds] = True
@@ -183,8 +223,11 @@ class _Search:
         else:
             return False
         source, target = data.edge_index.cpu()
-        for _ in range(layers - 1):
+        for _ in range(hops - 1):
+            before = int(inner.sum())
             inner[source[inner[target]]] = True
+            if int(inner.sum()) == before:
+                break
         there = found.ids[batch.edge_index.cpu()]
         have = torch.bincount(there[1], minlength=count)
         return bool((have[inner] >= torch.bincount(target, minlength=count)[inner]).all())
@@ -256,9 +299,14 @@ class _Search:
         return _cosine(left, predicted) >= ALIKE and 1 / FAR <= _dot(left, predicted) / size <= FAR
 
     def seen(self, key: str) -> bool:
-        """Whether a cause has been seen in the step; weights of batches by some number take a little away by chance."""
+        """Whether a cause has been seen in the step.
+
+        Weights of batches by some number, and rows without a gradient of biases, take a little away by chance.
+        """
         item = self.candidates[key].intervention
-        return item is None or item.count is None or ("/" not in key and key != "node-mean")
+        if item is None:
+            return True
+        return item.within is None and (item.count is None or ("/" not in key and key != "node-mean"))
 
     def detail(self, key: str, ids: _Set) -> str:
         """Return what is known of a cause within an explanation, beside its words."""
