@@ -17,7 +17,7 @@ from lmc_verify.cases.description import CaseDescription, departures
 from lmc_verify.cases.lookup import build_estimator, plugins_of
 from lmc_verify.cases.settings import CaseSettings, SamplingSettings, TrainingSettings, known_histories
 from lmc_verify.cases.workspace import Workspace, build_design
-from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import (
     ContractCheck,
     Estimate,
@@ -25,11 +25,12 @@ from lmc_verify.estimators import (
     History,
     batch_distribution,
     exact_histories,
+    made_state,
     properties_of,
     unwrapped,
 )
 from lmc_verify.estimators.contract import require_estimator
-from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design, require_design
+from lmc_verify.estimators.draws import MOST_BATCHES, check_draws, is_own_design, require_design, require_enumeration
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, Graph, OneBatch, Partition
 from lmc_verify.objective import ExactPass, Problem, exact_pass
 from lmc_verify.seeds import generator
@@ -102,6 +103,12 @@ class Case:
         return bool(getattr(self.base_design, "seen", ()))
 
     @property
+    def rarest(self) -> float:
+        """The smallest inclusion probability of a node that is in some batch."""
+        inclusion = self.design.inclusion_probabilities()
+        return float(inclusion[inclusion > 0].min())
+
+    @property
     def base_design(self) -> BatchDesign:
         """The design of the batches, without the samples of the estimator."""
         return unwrapped(self.design)
@@ -127,6 +134,7 @@ class Case:
 
         Raises:
             ContractError: they are two distributions.
+            InvalidInputError: the samples of an estimator of the user's have no enumeration that is a distribution.
         """
         assert self._follows_enumeration
 
@@ -135,6 +143,10 @@ class Case:
         base = self.base_design
         if not is_own_design(base) and base.support_size <= MOST_BATCHES:
             check_draws(base, f"the batch design {type(base).__name__!r}", seed=self.seed)
+        if base is not self.design and not properties_of(self.estimator).known:
+            size = self.design.support_size
+            if size <= MOST_BATCHES:
+                require_enumeration(self.design, f"{self.estimator.name} with samples")
         return True
 
     def initial_state(self) -> History:
@@ -321,13 +333,7 @@ def prepared_state(case: Case, histories: str) -> History:
     Raises:
         InvalidInputError: sweeps were asked for a design without clusters.
     """
-    made: Any = case.estimator.init(case.problem)
-    if not isinstance(made, History):
-        raise ContractError(
-            f"init() of {case.estimator.name!r} returned a {type(made).__name__}; it must return a "
-            "lmc_verify.History, which is empty, History(), where nothing is remembered"
-        )
-    state: History = made
+    state = made_state(case.estimator, case.problem)
     if properties_of(case.estimator).holds_exact:
         return state
     if histories == "exact":

@@ -23,6 +23,7 @@ from lmc_verify.claims.reference import explained
 from lmc_verify.claims.residuals import rounding_magnitudes, rounding_of_bias
 from lmc_verify.claims.theory import Expectation, expect_from_halo, weights_fail
 from lmc_verify.claims.thresholds import fraction
+from lmc_verify.errors import InvalidInputError
 from lmc_verify.estimators import Estimator, properties_of, with_beta
 from lmc_verify.objective import Gradient, gradient_norm, gradient_sum
 from lmc_verify.seeds import generator
@@ -66,6 +67,9 @@ HALVINGS = 4
 
 NEGLIGIBLE = 1e-10
 """A bias below this part of the gradient's norm is rounding: nothing can be learned from its slope."""
+
+MOST_STEPS = 100_000
+"""Steps after which a run whose histories have not forgotten their start is given up."""
 
 SNAPSHOTS = 4
 """Late snapshots that a floor is averaged over."""
@@ -161,18 +165,29 @@ def mixing_steps(case: Case) -> int:
     """Return the number of steps after which histories at fixed parameters have forgotten their start.
 
     A row is refreshed with probability pi per step, and 2 L layers of histories follow each other; each is given the
-    time in which all rows except a thousandth are refreshed.
+    time in which all rows except a thousandth are refreshed. Rows of nodes that no batch holds keep what they have.
     """
-    missed = 1 - float(case.design.inclusion_probabilities().min())
+    missed = 1 - case.rarest
     if missed <= 0:
         return 2 * case.problem.num_layers
-    return 2 * case.problem.num_layers * math.ceil(math.log(1e-3) / math.log(missed))
+    kept = math.log(missed) if missed < 1 else -case.rarest
+    return 2 * case.problem.num_layers * math.ceil(math.log(1e-3) / kept)
 
 
 def late_steps(case: Case) -> tuple[int, ...]:
-    """Return the steps of the late snapshots, far enough apart for most rows to be refreshed in between."""
-    apart = math.ceil(1 / float(case.design.inclusion_probabilities().min()))
-    return tuple(mixing_steps(case) + apart * index for index in range(SNAPSHOTS))
+    """Return the steps of the late snapshots, far enough apart for most rows to be refreshed in between.
+
+    Raises:
+        InvalidInputError: the first of them is beyond `MOST_STEPS`.
+    """
+    first, apart = mixing_steps(case), math.ceil(1 / case.rarest)
+    if first > MOST_STEPS:
+        raise InvalidInputError(
+            f"some node is in a batch with probability {case.rarest:.1g} only: histories of {case.problem.num_layers} "
+            f"layers need {first:,} steps to forget their start, at most {MOST_STEPS:,} are made; give batches that "
+            "hold every node more often"
+        )
+    return tuple(first + apart * index for index in range(SNAPSHOTS))
 
 
 def measure(

@@ -13,7 +13,8 @@ from lmc_verify.claims.question import Question
 from lmc_verify.claims.residuals import Residuals
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.errors import ContractError, InvalidInputError
-from lmc_verify.estimators import Untouched, require_reading
+from lmc_verify.estimators import require_reading
+from lmc_verify.objective import Untouched
 from lmc_verify.provenance import code_fingerprint
 
 __all__ = [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from lmc_verify.estimators.compensated.policies import SCORES, Blend, Cut, Drop, Held, Momentum, Policies
     from lmc_verify.estimators.compensated.shipped import SHIPPED
-    from lmc_verify.estimators.contract import ContractCheck, Untouched, checked_estimate
+    from lmc_verify.estimators.contract import ContractCheck, checked_estimate, made_state
     from lmc_verify.estimators.foreign import WrappedStep, wrap_step
     from lmc_verify.estimators.full_batch import FullBatch
     from lmc_verify.estimators.history import (
@@ -116,7 +116,6 @@ __all__ = [
     "Sampling",
     "Shadow",
     "TOPKrylov",
-    "Untouched",
     "VectorWrite",
     "WrappedStep",
     "batch_distribution",
@@ -124,6 +123,7 @@ __all__ = [
     "checked_estimate",
     "estimate_compensated",
     "exact_histories",
+    "made_state",
     "make_estimator",
     "node_weights",
     "properties_of",

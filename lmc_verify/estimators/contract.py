@@ -19,12 +19,20 @@ from torch import Tensor
 
 from lmc_verify.errors import ContractError, InvalidInputError
 from lmc_verify.estimators.base import Estimate, Estimator
-from lmc_verify.estimators.history import History, HistoryWrite, OtherWrite, Refresh, VectorWrite, Write
-from lmc_verify.graphs import Batch, changed_content, graph_content, named_nodes
-from lmc_verify.models.layered import HOOKS
-from lmc_verify.objective import Problem, same_bits
+from lmc_verify.estimators.history import (
+    AUXILIARY,
+    EMBEDDING,
+    History,
+    HistoryWrite,
+    OtherWrite,
+    Refresh,
+    VectorWrite,
+    Write,
+)
+from lmc_verify.graphs import Batch, named_nodes
+from lmc_verify.objective import Problem, Untouched, same_bits
 
-__all__ = ["ContractCheck", "Untouched", "checked_estimate", "require_estimator", "same_writes"]
+__all__ = ["ContractCheck", "checked_estimate", "made_state", "require_estimator", "same_writes"]
 
 _ASKED_TWICE = 16
 """The first estimates of a case are made twice, this many; after them every one whose number is a power of two."""
@@ -34,13 +42,55 @@ def require_estimator(estimator: Any) -> None:
     """Refuse what is no estimator.
 
     Raises:
-        InvalidInputError: it has no name, `init` or `estimate`, or is a class.
+        InvalidInputError: it has no name, `init` or `estimate`, its name is no text, or it is a class.
     """
     if isinstance(estimator, type) or not isinstance(estimator, Estimator):
         raise InvalidInputError(
             f"estimator is {estimator!r:.80}, it must be an object with a name, init(problem) and "
             "estimate(problem, state, batch), such as lmc_verify.LMC()"
         )
+    named: object = estimator.name
+    if not isinstance(named, str) or not named:
+        raise InvalidInputError(
+            f"the name of the estimator {type(estimator).__name__} is {named!r}, it must be a text, under which "
+            "verdicts and reports list it"
+        )
+
+
+def made_state(estimator: Estimator, problem: Problem) -> History:
+    """Return the estimator's initial state.
+
+    Raises:
+        ContractError: what `init` returns is no `History` of this problem: another object; tables of layers that there
+            are not, that are no tensors, or without a row for each node.
+    """
+    made: Any = estimator.init(problem)
+    who = f"init() of {estimator.name!r}"
+    if not isinstance(made, History):
+        raise ContractError(
+            f"{who} returned a {type(made).__name__}; it must return a lmc_verify.History, which is empty, History(), "
+            "where nothing is remembered"
+        )
+    nodes, top = problem.graph.num_nodes, problem.num_layers
+    for kind in (EMBEDDING, AUXILIARY):
+        for layer, table in made.table(kind).items():
+            if layer not in range(top + 1):
+                raise ContractError(
+                    f"{who} returned an {kind} history of layer {layer!r}, the model has the layers 1 ... {top}; name "
+                    "tables by layer, as History.zeros(problem) does"
+                )
+            if not isinstance(table, Tensor) or table.dim() != 2 or table.shape[0] != nodes:
+                found = f"of shape {tuple(table.shape)}" if isinstance(table, Tensor) else f"a {type(table).__name__}"
+                raise ContractError(
+                    f"{who} returned an {kind} history of layer {layer} that is {found}; it must be a tensor with a "
+                    f"row for each of the {nodes} nodes, [{nodes}, width]"
+                )
+            if table.dtype != problem.graph.dtype:
+                raise ContractError(
+                    f"{who} returned an {kind} history of layer {layer} in {table.dtype}, the problem is in "
+                    f"{problem.graph.dtype}; make it in problem.graph.dtype, or what is found is rounding"
+                )
+    return made
 
 
 def checked_estimate(
@@ -100,7 +150,7 @@ class _BatchKept:
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
-        self._fields = {key: getattr(batch, key) for key in ("nodes", "inclusion", "sample", "payload")}
+        self._fields = {key: getattr(batch, key) for key in ("nodes", "inclusion", "clusters", "sample", "payload")}
         sample = batch.sample
         layers = () if sample is None else sample.layers
         self._tensors = [batch.nodes, batch.inclusion, *(value for layer in layers for value in vars(layer).values())]
@@ -186,6 +236,14 @@ def _check_writes(who: str, writes: Any, batch: Batch, finite: bool) -> None:
             f"{who} returned {type(writes).__name__} as the writes of its estimate {_on(batch)}; they are a tuple of "
             "lmc_verify.HistoryWrite, which is empty where nothing is to be remembered"
         )
+    for write in writes:
+        for what in ("nodes", "values") if isinstance(write, HistoryWrite) else ("values",):
+            value = getattr(write, what, None)  # others hold tensors of their own
+            if isinstance(write, HistoryWrite | VectorWrite) and not isinstance(value, Tensor):
+                raise ContractError(
+                    f"{who} returned a {type(write).__name__} whose {what} are a {type(value).__name__} {_on(batch)}; "
+                    "they must be a tensor"
+                )
     for write in writes if finite else ():
         if isinstance(write, HistoryWrite):
             _check_finite(who, f"the {write.kind} history of layer {write.layer}", write.values, batch)
@@ -289,6 +347,14 @@ class ContractCheck:
             state.check(write)
         except InvalidInputError as error:
             raise ContractError(f"{self._who} returned a write that its own state refuses: {error}") from error
+        if isinstance(write, HistoryWrite):
+            named, times = write.nodes.unique(return_counts=True)
+            if named.numel() < write.nodes.numel():
+                raise ContractError(
+                    f"{self._who} returned a write of {write.kind} rows of layer {write.layer} that names node "
+                    f"{int(named[times > 1][0])} {int(times[times > 1][0])} times; which of the rows stays is left to "
+                    "chance, write every row once"
+                )
 
     def _compare(self, made: Estimate, again: Estimate, when: str) -> None:
         differing = [name for name, value in made.gradient.items() if not torch.equal(value, again.gradient[name])]
@@ -354,70 +420,3 @@ def _values(write: Write) -> list[Tensor]:
     if isinstance(write, OtherWrite):
         return list(write.tensors.values())
     return [write.values] if isinstance(write, VectorWrite) else list(_tensors(write.tables).values())
-
-
-class Untouched:
-    """What a problem holds, to be compared with later: parameters, buffers, and every tensor of its graph."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self._modes = [module.training for module in problem.model.modules()]
-        self._tensors = {name: value.detach().clone() for name, value in _model_tensors(problem).items()}
-        self._switches = _switches(problem)
-        self._graph = graph_content(problem.graph)
-
-    def changed(self) -> str:
-        """Return what is no longer as it was, in words, or an empty text."""
-        for name, value in _model_tensors(self.problem).items():
-            before = self._tensors.get(name)
-            if before is None or before.shape != value.shape or not same_bits(before, value):
-                return name
-        if [module.training for module in self.problem.model.modules()] != self._modes:
-            return "the model's training mode"
-        if _switches(self.problem) != self._switches:
-            return "which parameters are trained, or the hooks,"
-        changed = changed_content(self._graph, self.problem.graph)
-        return "" if changed is None else f"graph.{changed}"
-
-    def restore_model(self) -> None:
-        """Write parameters and buffers back, and set which are trained and the hooks as they were."""
-        trained, hooks = self._switches
-        for parameter, wanted in zip(self.problem.model.parameters(), trained, strict=True):
-            parameter.requires_grad_(wanted)
-        places = [getattr(module, name) for module in self.problem.model.modules() for name in HOOKS]
-        for place, kept in zip(places, hooks, strict=True):
-            place.clear()
-            place.update(kept)
-        with torch.no_grad():
-            for name, value in _model_tensors(self.problem).items():
-                if name in self._tensors:
-                    value.copy_(self._tensors[name])
-
-    def violation(self, who: str) -> ContractError | None:
-        """Return the error that names what `who` has changed, or None.
-
-        Parameters and buffers are then written back, and what a graph keeps of its operators is dropped.
-        """
-        changed = self.changed()
-        if not changed:
-            return None
-        self.restore_model()
-        self.problem.graph.forget()
-        return ContractError(
-            f"{who} changes {changed} of the problem that it is given; work on copies: estimates must be pure, and "
-            "steps are taken by whoever asked for the estimate"
-        )
-
-
-def _switches(problem: Problem) -> list[Any]:
-    """Return what decides of a model's gradients beside its numbers: requires_grad, and hooks by module."""
-    model = problem.model
-    hooks = [dict(getattr(module, name)) for module in model.modules() for name in HOOKS]
-    return [[parameter.requires_grad for parameter in model.parameters()], hooks]
-
-
-def _model_tensors(problem: Problem) -> dict[str, Tensor]:
-    model = problem.model
-    return {f"parameter {name}": value for name, value in model.named_parameters()} | {
-        f"buffer {name}": value for name, value in model.named_buffers()
-    }

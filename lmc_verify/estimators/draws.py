@@ -32,6 +32,7 @@ __all__ = [
     "draws_flaw",
     "is_own_design",
     "require_design",
+    "require_enumeration",
 ]
 
 MOST_BATCHES = 20_000
@@ -85,16 +86,16 @@ def require_design(design: Any) -> None:
         )
     inclusion = design.inclusion_probabilities()
     fits = isinstance(inclusion, Tensor) and inclusion.dim() == 1 and inclusion.is_floating_point()
-    if not fits or not bool(((inclusion >= 0) & (inclusion <= 1 + TINY)).all()):
+    if not fits or not bool(((inclusion >= 0) & (inclusion <= 1 + TINY)).all() & (inclusion > 0).any()):
         found = f"values from {float(inclusion.min())} to {float(inclusion.max())}" if fits else repr(inclusion)[:80]
         raise InvalidInputError(
             f"inclusion_probabilities() of the batch design {name!r} gives {found}; it must be a float tensor [nodes] "
-            "of probabilities"
+            "of probabilities, of which some are above 0"
         )
     if not isinstance(drawn := design.draw(generator(0, "one draw")), Batch):
         raise InvalidInputError(f"draw() of the batch design {name!r} gives a {type(drawn).__name__}, not a Batch")
     if size <= MOST_BATCHES:
-        _require_enumeration(design, name)
+        require_enumeration(design, name)
     if size == math.inf:
         _require_draws(design, name, drawn, inclusion)
 
@@ -121,8 +122,18 @@ def _require_draws(design: BatchDesign, name: str, drawn: Batch, inclusion: Tens
         )
 
 
-def _require_enumeration(design: BatchDesign, name: str) -> None:
+def require_enumeration(design: BatchDesign, name: str) -> None:
+    """Refuse an enumeration that is none: other pairs, probabilities that do not sum to 1, nodes that there are not.
+
+    Args:
+        design: a design whose batches are few enough to be enumerated.
+        name: how a message names it.
+
+    Raises:
+        InvalidInputError: names the batch or number, and what is needed.
+    """
     who, total, chances = f"enumerate() of the batch design {name!r}", len(list(design.enumerate())), []
+    nodes, last = design.inclusion_probabilities().numel(), None
     for pair in design.enumerate():
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Batch)):
             raise InvalidInputError(f"{who} gives {pair!r:.80}; it must give pairs of a Batch and its probability")
@@ -132,6 +143,18 @@ def _require_enumeration(design: BatchDesign, name: str) -> None:
                 "of probability 0, and convert other numbers with float()"
             )
         chances.append(float(pair[1]))
+        outside = pair[0].nodes[(pair[0].nodes < 0) | (pair[0].nodes >= nodes)]
+        if outside.numel():
+            raise InvalidInputError(
+                f"{who} gives a batch with node {int(outside[0])}, inclusion_probabilities() are of {nodes:,} nodes, 0 "
+                f"... {nodes - 1}; make both of the same graph"
+            )
+        if last is not None and last.changed():
+            raise InvalidInputError(
+                f"{who} writes into the batch {last.label} after it has given it, and who keeps a batch would find "
+                "another one; make every batch anew, of tensors of its own"
+            )
+        last = _Given(pair[0])
     if not len(chances) == total == design.support_size:
         raise InvalidInputError(
             f"{who} gives {total:,} batches, {len(chances):,} when it is called again, and support_size is "
@@ -142,6 +165,19 @@ def _require_enumeration(design: BatchDesign, name: str) -> None:
             f"the probabilities of all batches of the design {name!r} sum to {math.fsum(chances):.14g}, not to 1 in "
             "double precision; divide each by the sum"
         )
+
+
+class _Given:
+    """A batch as it was when a design gave it."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch, self.label = batch, named_nodes(batch.nodes)
+        self._nodes, self._inclusion = batch.nodes.clone(), batch.inclusion.clone()
+
+    def changed(self) -> bool:
+        """Whether it holds other nodes or probabilities by now."""
+        pairs = ((self._batch.nodes, self._nodes), (self._batch.inclusion, self._inclusion))
+        return not all(torch.equal(now, before) for now, before in pairs)
 
 
 class _Form(NamedTuple):

@@ -339,10 +339,15 @@ class History:
 
     def _check_rows(self, write: HistoryWrite) -> None:
         """Raise InvalidInputError if a write does not fit its table."""
-        known = write.kind in (EMBEDDING, AUXILIARY)
+        known = write.kind in (EMBEDDING, AUXILIARY) and isinstance(write.layer, int)
         table = self.table(write.kind).get(write.layer) if known else None
         if table is None:
             problem = "this state has no such table"
+        elif write.nodes.dim() != 1 or write.nodes.dtype not in (torch.int64, torch.int32):
+            problem = (
+                f"nodes are {write.nodes.dtype} {tuple(write.nodes.shape)}, they must be int64 ids [rows]; a mask "
+                "becomes ids with nonzero()[:, 0]"
+            )
         elif write.values.shape != (write.nodes.numel(), table.shape[1]):
             problem = f"the table has rows of width {table.shape[1]}, and {write.nodes.numel()} nodes are named"
         elif write.values.dtype != table.dtype:

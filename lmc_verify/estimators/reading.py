@@ -8,7 +8,7 @@ import torch
 
 from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.estimators.base import Estimate, Estimator, batch_distribution
-from lmc_verify.estimators.contract import checked_estimate, same_writes
+from lmc_verify.estimators.contract import checked_estimate, made_state, same_writes
 from lmc_verify.graphs import Batch, BatchDesign, Graph, OneBatch, Partition
 from lmc_verify.objective import Gradient, Problem, exact_gradient
 from lmc_verify.seeds import generator
@@ -93,7 +93,7 @@ def _asked(
     whole = whole_batch(problem.graph, partition)
     if design is None:
         return whole
-    rng, state = generator(0, "payload"), estimator.init(problem)
+    rng, state = generator(0, "payload"), made_state(estimator, problem)
     for _ in range(_PAYLOADS):
         batch = design.draw(rng)
         if batch.payload is None:
@@ -105,7 +105,7 @@ def _asked(
 
 def _estimate(estimator: Estimator, problem: Problem, asked: Batch) -> Estimate:
     """Return the estimate from a batch and a fresh state, from the same draw of the estimator's own randomness."""
-    state, one = estimator.init(problem), OneBatch(asked, problem.graph.num_nodes)
+    state, one = made_state(estimator, problem), OneBatch(asked, problem.graph.num_nodes)
     batch = batch_distribution(estimator, problem, state, one).draw(generator(0, "reading"))
     return checked_estimate(estimator, problem, state, batch)
 

@@ -476,7 +476,8 @@ class Graph:
         """Drop operators, ``A X`` and kept blocks: they are computed again from the graph's tensors when needed."""
         self._blocks.clear()
         self._aggregated.clear()
-        self.__dict__.pop("cache", None)
+        for kept in ("cache", "num_labelled"):
+            self.__dict__.pop(kept, None)
 
     def __repr__(self) -> str:
         return (
@@ -508,12 +509,16 @@ class Graph:
 def graph_content(graph: Graph) -> dict[str, int | None]:
     """Return a checksum of each tensor of a graph by its name, as it is now (`Graph.fingerprint` is kept).
 
-    Also of the weights of the operators that were built from them so far, and of ``A X``.
+    Also of the operators that were built from them so far, entries and degrees, of ``A X``, and the number of labelled
+    nodes.
     """
-    tensors = {key: getattr(graph, key) for key in _TENSORS}
-    tensors |= {f"operator({kind!r})": block.csr.value for kind, block in graph._blocks.items()}
-    tensors |= {f"aggregated({kind!r})": value for kind, value in graph._aggregated.items()}
-    return {key: None if value is None else _checksum(value) for key, value in tensors.items()}
+    named = {key: getattr(graph, key) for key in _TENSORS}
+    found = {key: None if value is None else _checksum(value) for key, value in named.items()}
+    for kind, block in graph._blocks.items():
+        for name, tensors in block.tensors.items():
+            found[f"{name}({kind!r})"] = _checksum(*tensors)
+    found |= {f"aggregated({kind!r})": _checksum(value) for kind, value in graph._aggregated.items()}
+    return found | {"num_labelled": graph.num_labelled}
 
 
 def changed_content(before: Mapping[str, int | None], graph: Graph) -> str | None:
@@ -522,11 +527,13 @@ def changed_content(before: Mapping[str, int | None], graph: Graph) -> str | Non
     return next((key for key, value in before.items() if now.get(key, value) != value), None)
 
 
-def _checksum(value: Tensor) -> int:
-    """Return a checksum of a tensor's content, faster than a hash and enough to see changes by accident."""
-    content, checksum = _array(value).reshape(-1).view(np.uint8), 0
-    for window in windows(content.size, 1):
-        checksum = zlib.crc32(content[window].data, checksum)
+def _checksum(*values: Tensor) -> int:
+    """Return a checksum of the content of tensors, faster than a hash and enough to see changes by accident."""
+    checksum = 0
+    for value in values:
+        content = _array(value).reshape(-1).view(np.uint8)
+        for window in windows(content.size, 1):
+            checksum = zlib.crc32(content[window].data, checksum)
     return checksum
 
 

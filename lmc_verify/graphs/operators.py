@@ -203,6 +203,14 @@ class Block:
         return self._cache["t"]
 
     @property
+    def tensors(self) -> dict[str, tuple[Tensor, ...]]:
+        """What it is made of, and what it keeps, each under a name for messages."""
+        attr = () if self.edge_attr is None else (self.edge_attr,)
+        named = {"operator": (self.csr.rowptr, self.csr.col, self.csr.value, self.in_degree, *attr)}
+        kept = self._cache.get("t", self.csr)
+        return named if kept is self.csr else named | {"transpose": (kept.rowptr, kept.col, kept.value)}
+
+    @property
     def symmetric(self) -> bool:
         """Whether the matrix equals its transpose, bit for bit."""
         return self.csr_t is self.csr

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         gradient_sum,
         same_bits,
     )
+    from lmc_verify.objective.untouched import Untouched
 else:
     __getattr__, __dir__ = offered(__name__)
 
@@ -28,6 +29,7 @@ __all__ = [
     "FixedPointPass",
     "Gradient",
     "Problem",
+    "Untouched",
     "euclidean_norm",
     "evaluating",
     "exact_embeddings",

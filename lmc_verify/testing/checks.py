@@ -33,7 +33,7 @@ from lmc_verify.estimators.draws import MOST_BATCHES, draws_flaw
 from lmc_verify.estimators.properties import contract_flaw, exact_histories, settings_of
 from lmc_verify.graphs import Batch, Clusters, Graph, Partition, UniformNodes
 from lmc_verify.models import GCN, key_dropout
-from lmc_verify.objective import Gradient, Problem, exact_pass, gradient_norm, gradient_sum
+from lmc_verify.objective import Gradient, Problem, Untouched, exact_pass, gradient_norm, gradient_sum
 from lmc_verify.testing.subjects import Subject
 
 __all__ = [
@@ -190,6 +190,7 @@ def estimate_is_pure(subject: Subject) -> None:
         flags = [(p.requires_grad, p.grad is None) for p in problem.model.parameters()]
         modes = [module.training for module in problem.model.modules()]
         nodes, inclusion, before = batch.nodes.clone(), batch.inclusion.clone(), _global_state()
+        rest = Untouched(problem)
         estimate = subject.estimator.estimate(problem, state, batch)
         changed = [name for name, value in _global_state().items() if value != before[name]]
         _require(not changed, f"it changes {', '.join(changed)}")
@@ -201,6 +202,7 @@ def estimate_is_pure(subject: Subject) -> None:
             "it leaves a .grad, or changes requires_grad; use torch.autograd.grad",
         )
         _require([module.training for module in problem.model.modules()] == modes, "it changes the model's mode")
+        _require(not rest.changed(), f"it changes {rest.changed()} of the problem that it is given")
         _require(torch.equal(batch.nodes, nodes), "it changes the batch")
         _require(torch.equal(batch.inclusion, inclusion), "it changes the batch")
         state.apply(estimate.writes)

@@ -16,7 +16,7 @@ import torch
 from lmc_verify.arguments import require, typed
 from lmc_verify.errors import InvalidInputError, require_kind
 from lmc_verify.estimators import Estimate, Estimator, History, batch_distribution, checked_estimate, properties_of
-from lmc_verify.estimators.contract import require_estimator
+from lmc_verify.estimators.contract import made_state, require_estimator
 from lmc_verify.graphs import Batch, BatchDesign
 from lmc_verify.objective import (
     ExactPass,
@@ -167,7 +167,7 @@ class TrainingRun:
             )
         self.problem = problem.copy()
         self.estimator, self.step_size = estimator, step_size
-        self.state = estimator.init(self.problem) if state is None else state.clone()
+        self.state = made_state(estimator, self.problem) if state is None else state.clone()
         self.design = batch_distribution(estimator, self.problem, self.state, design)
         self._adaptive = properties_of(estimator).adaptive
         self.step_count = 0

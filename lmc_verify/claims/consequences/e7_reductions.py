@@ -14,7 +14,7 @@ from lmc_verify.claims.question import Answer, Question, largest
 from lmc_verify.claims.reference import Reference
 from lmc_verify.claims.residuals import Residuals, norm_by_layer, rounding_magnitudes
 from lmc_verify.claims.theory import UNKNOWN, Expectation
-from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, properties_of, whole_batch
+from lmc_verify.estimators import ASPECTS, Blend, Held, checked_estimate, made_state, properties_of, whole_batch
 from lmc_verify.graphs import Clusters
 from lmc_verify.models import LayeredModel
 from lmc_verify.models.convs import initialise
@@ -86,7 +86,7 @@ def _compare(problem: Problem, estimate: Gradient, exact: ExactPass) -> Residual
 
 def _all_clusters(case: Case) -> Residuals:
     """c = b: the batch is the whole graph and there is no halo."""
-    state = case.estimator.init(case.problem)
+    state = made_state(case.estimator, case.problem)
     return _compare(case.problem, case.estimate(state, whole_batch(case.graph, case.partition)).gradient, case.exact)
 
 
@@ -106,7 +106,7 @@ def _without_edges(case: Case) -> Problem:
 def _expected_on(case: Case, problem: Problem) -> Residuals:
     """Average over single clusters, each of which is closed under messages; histories start from zero."""
     assert case.partition is not None
-    state = case.estimator.init(problem)
+    state = made_state(case.estimator, problem)
     mean = problem.zero_gradient()
     for batch, probability in Clusters(case.partition, 1).enumerate():
         mean = gradient_sum(mean, checked_estimate(case.estimator, problem, state, batch).gradient, probability)
@@ -132,7 +132,7 @@ def _single_layer(case: Case) -> Residuals:
     model = LayeredModel([copy.deepcopy(case.problem.model.layer(1))], head=head)
     problem = Problem(case.graph.replaced(x=inputs), model.eval(), case.problem.loss)
     one_layer = Case(problem, case.design, case.estimator, exact_pass(problem), "zero", case.seed)
-    reference, state = Reference(one_layer), case.estimator.init(problem)
+    reference, state = Reference(one_layer), made_state(case.estimator, problem)
     residuals = Residuals({})
     for batch, _ in Clusters(case.partition, 1).enumerate():
         estimate = checked_estimate(case.estimator, problem, state, batch).gradient

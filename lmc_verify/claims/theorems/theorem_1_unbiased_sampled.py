@@ -132,7 +132,7 @@ def _rounding(case: Case, bounds: Mapping[str, float]) -> dict[str, float]:
     for _ in range(PILOT):
         estimate = reference.on(case.design.draw(rng))
         sizes = {part: max(sizes[part], norm) for part, norm in norm_by_layer(problem, estimate).items()}
-    weight = 1 / float(case.design.inclusion_probabilities().min())
+    weight = 1 / case.rarest
     unit = 2 * REFUTATION_FACTOR * gamma(rounding_terms(problem))
     return {part: unit * (sizes[part] + bound + weight * own[part]) for part, bound in bounds.items()}
 
