@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lmc_verify.errors import ContractError
 from lmc_verify.graphs import changed_content, graph_content
 from lmc_verify.models.layered import HOOKS
+from lmc_verify.objective.exact import exact_embeddings
 from lmc_verify.objective.problem import Problem, same_bits
 
 __all__ = ["Untouched"]
@@ -34,7 +36,8 @@ class Untouched:
 
     Parameters, buffers, every tensor of its graph and of the operators that were built from it; the modules of its
     model, their classes, their plain attributes (numbers, names, functions), hooks, and methods that an instance has of
-    its own. What a module keeps under a name with an underscore is its own affair.
+    its own. What a module keeps under a name with an underscore is its own affair, and so is what it changes when it
+    is called, such as a number of calls.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -53,6 +56,8 @@ class Untouched:
             now = getattr(problem, key)
             if now is not value and (key in ("graph", "model") or now != value):
                 return key
+        if any(kept.settings() for kept in self._modules.values()):
+            self._excuse_the_model()
         for kept in self._modules.values():
             if changed := kept.changed():
                 return changed
@@ -68,6 +73,16 @@ class Untouched:
             return "parameter_names"
         content = changed_content(self._graph, problem.graph)
         return "" if content is None else f"graph.{content}"
+
+    def _excuse_the_model(self) -> None:
+        """Find the settings that the model changes when it is called: no estimator answers for them."""
+        before = {name: _settings(part) for name, part in self.problem.model.named_modules()}
+        with suppress(Exception):  # whatever an estimator made of it
+            exact_embeddings(self.problem)
+        after = {name: _settings(part) for name, part in self.problem.model.named_modules()}
+        for name, kept in self._modules.items():
+            one, other = before.get(name, {}), after.get(name, {})
+            kept.own |= {key for key in one if key not in other or not _same(one[key], other[key])}
 
     def restore(self) -> None:
         """Put everything back but the graph's own tensors; what a graph keeps of its operators is dropped."""
@@ -107,6 +122,20 @@ class _Module:
         self._hooks = {kind: dict(getattr(module, kind)) for kind in HOOKS}
         self._settings = _settings(module)
         self._methods = _own_methods(module)
+        self.own = set[str]()
+        """Settings that the module changes when it is called."""
+
+    def settings(self) -> str:
+        """Return the name of a setting that is no longer as it was, or an empty text."""
+        now = _settings(self._module)
+        return next(
+            (
+                name
+                for name, value in self._settings.items()
+                if name not in self.own and (name not in now or not _same(now[name], value))
+            ),
+            "",
+        )
 
     def changed(self) -> str:
         """Return what is no longer as it was, in words, or an empty text."""
@@ -119,10 +148,8 @@ class _Module:
             same = kind != "_modules" or all(now[name] is part for name, part in before.items() if name in now)
             if list(now) != list(before) or not same:
                 return f"the parts of {self._label}"
-        settings = _settings(module)
-        for name, value in self._settings.items():
-            if name not in settings or not _same(settings[name], value):
-                return "the model's training mode" if name == "training" else f"the setting {name!r} of {self._label}"
+        if name := self.settings():
+            return "the model's training mode" if name == "training" else f"the setting {name!r} of {self._label}"
         for name in _own_methods(module):
             if name not in self._methods:
                 return f"the method {name!r} of {self._label}"
@@ -141,7 +168,7 @@ class _Module:
         for name in _own_methods(module):
             if name not in self._methods:
                 del module.__dict__[name]
-        module.__dict__.update(self._settings)
+        module.__dict__.update({name: value for name, value in self._settings.items() if name not in self.own})
 
 
 class _Parameter:

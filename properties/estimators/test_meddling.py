@@ -15,6 +15,7 @@ from common.helpers import path_graph
 from torch import nn
 
 from lmc_verify import (
+    GAS,
     GCN,
     LMC,
     BackwardSGD,
@@ -27,6 +28,7 @@ from lmc_verify import (
     Problem,
     TrainingSettings,
     check_claim,
+    exact_pass,
 )
 from lmc_verify.errors import ContractError
 from lmc_verify.estimators import HistoryWrite, VectorWrite
@@ -198,6 +200,39 @@ def test_a_problem_is_put_back(change: Callable[[Problem, Batch], None]) -> None
     assert before.changed() == ""
     assert dict(problem.model.named_modules()) == kept
     assert before.violation("nobody") is None
+
+
+class Counting(nn.Tanh):
+    """It counts its calls, as a model of a user's own may; its slope is for others to leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.slope = 0, 1.0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(input * self.slope)
+
+
+def steepens(problem: Problem, batch: Batch) -> None:
+    second(problem).before[1].slope *= 2.0
+
+
+def test_what_a_module_changes_when_it_is_called_is_its_own_affair() -> None:
+    problem, design = problem_of(), design_of()
+    second(problem).before[1] = Counting()
+    assert check_claim("theorem-1/unbiased", problem, design, LMC()).outcome.value == "EXACT"
+    assert check_claim("theorem-1/unbiased", problem, design, GAS()).outcome.value == "REFUTED"
+    with pytest.raises(ContractError, match=rf"changes the setting 'slope' of {OF_LAYER}\.before\.1 \(Counting\)"):
+        check_claim("theorem-1/unbiased", problem, design, meddling(steepens))
+    before, calls = Untouched(problem), second(problem).before[1].calls
+    exact_pass(problem)
+    assert second(problem).before[1].calls > calls
+    assert not before.changed()
+    steepens(problem, Batch.of(torch.tensor([0]), 1.0))
+    assert "'slope'" in before.changed()
+    before.restore()
+    assert second(problem).before[1].slope == 1
 
 
 def test_the_conformance_check_sees_it() -> None:
