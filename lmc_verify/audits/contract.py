@@ -30,6 +30,9 @@ __all__ = ["check_contract"]
 LOOKED_AT = 4
 """Batches on which the contract is checked."""
 
+SWEEPS = 12
+"""Sweeps until which a step with a state has to leave gradients: some for every layer of its histories."""
+
 MORE = 64
 """Further batches, about, for which a step is run to see whether it draws for itself, or remembers."""
 
@@ -197,6 +200,8 @@ class _Look:
                 break
             self.seen.append((batch, self._tried(batch, 1)))
         lacking, some = missing(), any(_some(found) for _, found in self.seen)
+        if lacking and not subject.runner.state.empty:
+            lacking = self._lacking_with_state(lacking)
         if not some and subject.without_gradient:
             raise ContractError(
                 f"step left no gradient for any of {len(self.seen)} batches; "
@@ -207,6 +212,22 @@ class _Look:
                 f"step leaves no gradient of {', '.join(lacking[:3])}, which the objective depends on; is something "
                 "detached, or frozen inside the step? Freeze it on the model (requires_grad_(False)) if that is meant"
             )
+
+    def _lacking_with_state(self, names: list[str]) -> list[str]:
+        """Return which parameters have no gradient after sweeps, either: histories of zero may be why they had none."""
+        subject = self._subject
+        given = subject.kept
+        try:
+            for number in range(SWEEPS):
+                subject.sweep(subject.law.sweep(number), seed=number + 1)
+                for batch, _ in self.seen:
+                    found = self._tried(batch, 1)
+                    names = [name for name in names if not bool(found[name].any())]
+                    if not names:
+                        return names
+            return names
+        finally:
+            subject.kept = given
 
     def without_effect(self) -> list[str]:
         """Say how many batches gave a gradient of zero, where others did not."""

@@ -321,7 +321,7 @@ class Remembered(nn.Module):
 
 
 def test_histories_that_are_zero_do_not_hide_that_features_are_read() -> None:
-    """No batch holds an edge: with histories of zero, features reach the histories and no gradient."""
+    """The first batch holds no edge: with histories of zero, its features reach the histories and no gradient."""
     data = random_graph(6)
     data.edge_index = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]])
 
@@ -330,12 +330,36 @@ def test_histories_that_are_zero_do_not_hide_that_features_are_read() -> None:
         (loss * len(batch.own)).backward()
 
     batches = []
-    for own in torch.arange(6).reshape(3, 2).T:
+    for own in (torch.tensor([0, 2]), torch.tensor([1, 3, 4, 5])):
         batch: Any = data.clone()
         batch.own = batch.seeds = own
         batches.append(batch)
     found = judge(step, model=Remembered(data), data=data, batches=batches, state=lambda model: model.history)
     assert found.outcome is lv.Outcome.REFUTED
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_gradient_that_comes_with_the_first_sweep_is_not_missing(comes: bool) -> None:
+    data, model = random_graph(), make_net()
+    model.warm = torch.zeros(12, dtype=torch.float64)
+
+    def step(model: nn.Module, batch: Tensor, data: Data) -> None:
+        net: Any = model
+        warm = float(net.warm.min())
+        net.warm[batch] = float(comes)
+        hidden = net.first(data.x, data.edge_index)
+        out = net.second((warm * hidden + (1 - warm) * hidden.detach()).relu(), data.edge_index)
+        rows = batch[data.train_mask[batch]]
+        (4 * F.cross_entropy(out[rows], data.y[rows], reduction="sum") / data.train_mask.sum()).backward()
+
+    def judged() -> Audit:
+        return judge(step, model=model, data=data, batches=parts(12, 3), state=lambda model: model.warm)
+
+    if comes:
+        assert judged().outcome is lv.Outcome.EXACT
+    else:
+        with pytest.raises(ContractError, match=r"leaves no gradient of first\."):
+            judged()
 
 
 def test_complete_graphs_do_not_hide_that_features_are_read() -> None:
