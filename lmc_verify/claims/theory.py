@@ -12,7 +12,8 @@ from lmc_verify.cases import Case
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.claims.residuals import NOTHING_TO_COMPARE, RESOLUTION_LIMIT, norm_by_layer
 from lmc_verify.estimators import Blend, Cut, Drop, Held, SampledDesign, Shadow, properties_of
-from lmc_verify.graphs import Batch
+from lmc_verify.estimators.compensated.policies import HaloPolicy
+from lmc_verify.graphs import Batch, Graph, LocalSet
 from lmc_verify.models import active_dropout
 from lmc_verify.objective import gradient_norm, summand_sizes
 
@@ -69,6 +70,12 @@ class HaloView:
         exists: some batch has a halo.
         lacks_source: some halo row has a source outside the local set: its fresh embedding is incomplete.
         lacks_destination: some halo row has a destination outside: its fresh auxiliary variable is incomplete.
+        sender_lacks_source: the same of a source, for a halo row that sends messages to the batch, and into which the
+            estimator mixes its fresh value: with a linear score that needs a source inside.
+        receiver_lacks_source: the same, for a halo row that receives messages from the batch, and sends back what its
+            own Jacobian says.
+        labelled_receiver_lacks_source: the same, for such a row with a loss of its own.
+        receiver_lacks_destination: such a row with a fresh value mixed in lacks a destination that has a loss.
         carries_signal: for every trained part below the last layer, some batch would lose a part of its gradient if
             the messages that the halo sends back to it were dropped. Dead activations on the way can stop them all.
     """
@@ -76,6 +83,10 @@ class HaloView:
     exists: bool = False
     lacks_source: bool = False
     lacks_destination: bool = False
+    sender_lacks_source: bool = False
+    receiver_lacks_source: bool = False
+    labelled_receiver_lacks_source: bool = False
+    receiver_lacks_destination: bool = False
     carries_signal: bool = False
 
 
@@ -167,22 +178,56 @@ class _LostMessages:
 
 def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
     """Look at the halos of some batches."""
-    graph, lost = case.graph, _LostMessages(case)
+    graph, lost, passes = case.graph, _LostMessages(case), properties_of(case.estimator).passes
     source, destination = graph.edge_index
-    exists = lacks_source = lacks_destination = False
+    forward, backward = (None, None) if passes is None else (passes.forward, passes.backward)
+    seen = dict.fromkeys(_LACKS, False)
+    exists = False
     for batch in batches:
-        inside, halo = (torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device) for _ in range(2))
+        inside, halo, sends, receives = torch.zeros(4, graph.num_nodes, dtype=torch.bool, device=graph.device)
         nodes = batch.nodes.to(graph.device)
+        local = LocalSet(torch.cat([nodes, graph.neighbourhood(nodes)]), nodes.numel())
         inside[nodes] = True
-        halo[graph.neighbourhood(nodes)] = True
+        halo[local.halo] = True
         outside = ~(inside | halo)
         exists |= bool(halo.any())
-        lacks_source |= bool((halo[destination] & outside[source]).any())
-        lacks_destination |= bool((halo[source] & outside[destination]).any())
+        sends[source[inside[destination]]] = True
+        receives[destination[inside[source]]] = True
+        no_source, no_destination, no_loss = torch.zeros(3, graph.num_nodes, dtype=torch.bool, device=graph.device)
+        no_source[destination[outside[source]]] = True
+        no_destination[source[outside[destination]]] = True
+        no_loss[source[(outside & graph.train_mask)[destination]]] = True
+        rows = {
+            "lacks_source": halo & no_source,
+            "lacks_destination": halo & no_destination,
+            "sender_lacks_source": _mixed(forward, graph, local) & sends & no_source,
+            "receiver_lacks_source": halo & receives & no_source,
+            "labelled_receiver_lacks_source": halo & receives & no_source & graph.train_mask,
+            "receiver_lacks_destination": _mixed(backward, graph, local) & receives & no_loss,
+        }
+        seen = {name: seen[name] or bool(found.any()) for name, found in rows.items()}
         lost.look(inside, halo)
-        if exists and lacks_source and lacks_destination and lost.everywhere:
+        if exists and all(seen.values()) and lost.everywhere:
             break
-    return HaloView(exists, lacks_source, lacks_destination, lost.everywhere)
+    return HaloView(exists, **seen, carries_signal=lost.everywhere)
+
+
+_LACKS = (
+    "lacks_source",
+    "lacks_destination",
+    "sender_lacks_source",
+    "receiver_lacks_source",
+    "labelled_receiver_lacks_source",
+    "receiver_lacks_destination",
+)
+
+
+def _mixed(policy: HaloPolicy | None, graph: Graph, local: LocalSet) -> Tensor:
+    """Return the halo rows into which a policy mixes fresh values, bool [n]; all of them where it does not say."""
+    rows = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
+    chosen = policy.coefficients(graph, local)[:, 0] != 0 if isinstance(policy, Blend) else True
+    rows[local.halo] = chosen
+    return rows
 
 
 def expect_from_sample(case: Case) -> Expectation:
@@ -256,7 +301,7 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
         return UNKNOWN
     if isinstance(policies.forward, Held):
         return exact
-    view = halo_view(case, batches) if batches is not None else HaloView(True, True, True, False)
+    view = halo_view(case, batches) if batches is not None else HaloView(**dict.fromkeys(("exists", *_LACKS), True))
     if not view.exists:
         return Expectation(Outcome.EXACT, "no message crosses a batch's border")
     if isinstance(policies.forward, Cut):
@@ -273,17 +318,21 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
         reasons.append("messages from the halo are dropped in the backward pass")
     forward_read = layers > 1 or compensates
     backward_read = compensates and layers > (1 if encoder else 2)
-    for policy, read, lacking in (
-        (policies.forward, forward_read, view.lacks_source),
-        (policies.backward, backward_read, view.lacks_destination),
+    for policy, read, lacking, matters in (
+        (policies.forward, forward_read, view.lacks_source, view.sender_lacks_source),
+        (policies.backward, backward_read, view.lacks_destination, view.receiver_lacks_destination),
     ):
         if isinstance(policy, Blend) and read and policy.uses_fresh and lacking:
-            (reasons if policy.blends else unsure).append("incomplete fresh values are mixed into the halo")
+            sure = policy.blends and matters  # other rows are read by the loss alone, or by nobody
+            (reasons if sure else unsure).append("incomplete fresh values are mixed into the halo")
     # Halo Jacobians of layers 2 ... L are read, to get V^1; that of layer 1 only if an encoder is trained.
     read_layers = range(1 if encoder else 2, layers + 1)
     linear = all(case.problem.model.layer(index).aggregate_linear for index in read_layers)
-    if compensates and not linear and view.lacks_source:
-        reasons.append("a layer is not aggregate-linear: halo Jacobians see incomplete aggregates")
+    if compensates and not linear and view.receiver_lacks_source:
+        sure = view.labelled_receiver_lacks_source  # where V vanishes the Jacobian does not show
+        (reasons if sure else unsure).append(
+            "a layer is not aggregate-linear: halo Jacobians see incomplete aggregates"
+        )
     if histories == "zero":
         reasons.append("the histories are not exact")
     elif histories != "exact" and int(histories.removeprefix("sweeps:")) < frozen_sweeps(case) - 1:
