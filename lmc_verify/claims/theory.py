@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -181,8 +182,17 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
     graph, lost, passes = case.graph, _LostMessages(case), properties_of(case.estimator).passes
     source, destination = graph.edge_index
     forward, backward = (None, None) if passes is None else (passes.forward, passes.backward)
-    seen = dict.fromkeys(_LACKS, False)
-    exists = False
+    seen, exists = dict.fromkeys(_LACKS, False), False
+    layers = range(1, case.problem.num_layers + 1)
+    linear = all(case.problem.model.layer(index).aggregate_linear for index in layers)
+    asked = {
+        "lacks_source": True,
+        "lacks_destination": True,
+        "sender_lacks_source": _mixes(forward),
+        "receiver_lacks_source": not linear,
+        "labelled_receiver_lacks_source": not linear,
+        "receiver_lacks_destination": _mixes(backward),
+    }
     for batch in batches:
         inside, halo, sends, receives = torch.zeros(4, graph.num_nodes, dtype=torch.bool, device=graph.device)
         nodes = batch.nodes.to(graph.device)
@@ -207,8 +217,8 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
         }
         seen = {name: seen[name] or bool(found.any()) for name, found in rows.items()}
         lost.look(inside, halo)
-        if exists and all(seen.values()) and lost.everywhere:
-            break
+        if exists and all(seen[name] for name in _LACKS if asked[name]) and lost.everywhere:
+            break  # what is not asked is not worth going through every batch
     return HaloView(exists, **seen, carries_signal=lost.everywhere)
 
 
@@ -222,11 +232,14 @@ _LACKS = (
 )
 
 
+def _mixes(policy: HaloPolicy | None) -> TypeGuard[Blend]:
+    return isinstance(policy, Blend) and policy.uses_fresh
+
+
 def _mixed(policy: HaloPolicy | None, graph: Graph, local: LocalSet) -> Tensor:
     """Return the halo rows into which a policy mixes fresh values, bool [n]; all of them where it does not say."""
     rows = torch.zeros(graph.num_nodes, dtype=torch.bool, device=graph.device)
-    chosen = policy.coefficients(graph, local)[:, 0] != 0 if isinstance(policy, Blend) else True
-    rows[local.halo] = chosen
+    rows[local.halo] = policy.coefficients(graph, local)[:, 0] != 0 if _mixes(policy) else True
     return rows
 
 
