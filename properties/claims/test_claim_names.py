@@ -23,9 +23,11 @@ FOLDERS = ("theorems", "consequences", "samplers")
 CONTRACT = {
     "claims",
     "claim_names",
+    "directed_expectations",
     "extreme_runs",
     "extreme_scales",
     "foreign_estimators",
+    "odd_designs",
     "rate_claims",
     "reasons",
     "thresholds",
