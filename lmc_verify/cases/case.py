@@ -146,7 +146,7 @@ class Case:
         if base is not self.design and not properties_of(self.estimator).known:
             size = self.design.support_size
             if size <= MOST_BATCHES:
-                require_enumeration(self.design, f"{self.estimator.name} with samples")
+                require_enumeration(self.design, f"{self.estimator.name} with samples", counted=False)
         return True
 
     def initial_state(self) -> History:

@@ -122,12 +122,13 @@ def _require_draws(design: BatchDesign, name: str, drawn: Batch, inclusion: Tens
         )
 
 
-def require_enumeration(design: BatchDesign, name: str) -> None:
+def require_enumeration(design: BatchDesign, name: str, *, counted: bool = True) -> None:
     """Refuse an enumeration that is none: other pairs, probabilities that do not sum to 1, nodes that there are not.
 
     Args:
         design: a design whose batches are few enough to be enumerated.
         name: how a message names it.
+        counted: whether `support_size` must be the number of batches; of samples it may be larger.
 
     Raises:
         InvalidInputError: names the batch or number, and what is needed.
@@ -155,7 +156,7 @@ def require_enumeration(design: BatchDesign, name: str) -> None:
                 "another one; make every batch anew, of tensors of its own"
             )
         last = _Given(pair[0])
-    if not len(chances) == total == design.support_size:
+    if len(chances) != total or (counted and total != design.support_size):
         raise InvalidInputError(
             f"{who} gives {total:,} batches, {len(chances):,} when it is called again, and support_size is "
             f"{design.support_size:,}; it must give all of them, each time"
