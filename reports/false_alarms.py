@@ -1,7 +1,7 @@
 """Repeat the statistical part of a suite with fresh draws on sound estimators, and count false alarms.
 
 A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Every trial gets a level at
-which false alarms would be seen: the suite's own, about 1e-8 a trial, shows none in a lifetime, and takes five times as
+which false alarms would be seen: the suite's own, 2.6e-8 a trial, shows none in a lifetime, and takes five times as
 many draws. A sound trial is refuted with at most the probability that its level states, so that the number of its false
 alarms has at most a binomial distribution: a number that this allows with a probability below 1e-6 makes the program
 fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how

@@ -360,6 +360,7 @@ class Intervention:
         batch: a batch from the subject and a batch.
         count: a number of a batch; its gradient is weighted by that number over the mean number.
         of_draw: whether the count is of the batch as it was drawn, whatever other interventions make of it.
+        parts: ids of interventions that this one does, too, and that are causes of their own.
     """
 
     id: str
@@ -370,6 +371,7 @@ class Intervention:
     batch: Callable[[Subject, Any], Any] | None = None
     count: Callable[[Subject, Any], float | None] | None = None
     of_draw: bool = False
+    parts: tuple[str, ...] = ()
 
 
 INTERVENTIONS: tuple[Intervention, ...] = (
@@ -390,6 +392,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "modules in training mode compute something else than in evaluation mode",
         "call model.eval() before the step",
         context=_evaluation,
+        parts=("dropout", "batch-norm"),
     ),
     Intervention(
         "unequal-probabilities",

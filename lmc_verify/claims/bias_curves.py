@@ -167,11 +167,9 @@ def mixing_steps(case: Case) -> int:
     A row is refreshed with probability pi per step, and 2 L layers of histories follow each other; each is given the
     time in which all rows except a thousandth are refreshed. Rows of nodes that no batch holds keep what they have.
     """
-    missed = 1 - case.rarest
-    if missed <= 0:
+    if case.rarest >= 1:
         return 2 * case.problem.num_layers
-    kept = math.log(missed) if missed < 1 else -case.rarest
-    return 2 * case.problem.num_layers * math.ceil(math.log(1e-3) / kept)
+    return 2 * case.problem.num_layers * math.ceil(math.log(1e-3) / math.log1p(-case.rarest))
 
 
 def late_steps(case: Case) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeGuard
 
 import torch
@@ -89,6 +89,11 @@ class HaloView:
     labelled_receiver_lacks_source: bool = False
     receiver_lacks_destination: bool = False
     carries_signal: bool = False
+
+    @classmethod
+    def unknown(cls) -> HaloView:
+        """Return what batches are taken to be like that are too many to look at: with all that can be lacking."""
+        return cls(**{field.name: field.name != "carries_signal" for field in fields(cls)})
 
 
 def trains_encoder(case: Case) -> bool:
@@ -182,7 +187,6 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
     graph, lost, passes = case.graph, _LostMessages(case), properties_of(case.estimator).passes
     source, destination = graph.edge_index
     forward, backward = (None, None) if passes is None else (passes.forward, passes.backward)
-    seen, exists = dict.fromkeys(_LACKS, False), False
     layers = range(1, case.problem.num_layers + 1)
     linear = all(case.problem.model.layer(index).aggregate_linear for index in layers)
     asked = {
@@ -193,6 +197,7 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
         "labelled_receiver_lacks_source": not linear,
         "receiver_lacks_destination": _mixes(backward),
     }
+    seen, exists = dict.fromkeys(asked, False), False
     for batch in batches:
         inside, halo, sends, receives = torch.zeros(4, graph.num_nodes, dtype=torch.bool, device=graph.device)
         nodes = batch.nodes.to(graph.device)
@@ -203,33 +208,23 @@ def halo_view(case: Case, batches: Iterable[Batch]) -> HaloView:
         exists |= bool(halo.any())
         sends[source[inside[destination]]] = True
         receives[destination[inside[source]]] = True
-        no_source, no_destination, no_loss = torch.zeros(3, graph.num_nodes, dtype=torch.bool, device=graph.device)
+        no_source, no_destination, no_label = torch.zeros(3, graph.num_nodes, dtype=torch.bool, device=graph.device)
         no_source[destination[outside[source]]] = True
         no_destination[source[outside[destination]]] = True
-        no_loss[source[(outside & graph.train_mask)[destination]]] = True
+        no_label[source[(outside & graph.train_mask)[destination]]] = True
         rows = {
             "lacks_source": halo & no_source,
             "lacks_destination": halo & no_destination,
             "sender_lacks_source": _mixed(forward, graph, local) & sends & no_source,
             "receiver_lacks_source": halo & receives & no_source,
             "labelled_receiver_lacks_source": halo & receives & no_source & graph.train_mask,
-            "receiver_lacks_destination": _mixed(backward, graph, local) & receives & no_loss,
+            "receiver_lacks_destination": _mixed(backward, graph, local) & receives & no_label,
         }
         seen = {name: seen[name] or bool(found.any()) for name, found in rows.items()}
         lost.look(inside, halo)
-        if exists and all(seen[name] for name in _LACKS if asked[name]) and lost.everywhere:
+        if exists and all(seen[name] for name in asked if asked[name]) and lost.everywhere:
             break  # what is not asked is not worth going through every batch
     return HaloView(exists, **seen, carries_signal=lost.everywhere)
-
-
-_LACKS = (
-    "lacks_source",
-    "lacks_destination",
-    "sender_lacks_source",
-    "receiver_lacks_source",
-    "labelled_receiver_lacks_source",
-    "receiver_lacks_destination",
-)
 
 
 def _mixes(policy: HaloPolicy | None) -> TypeGuard[Blend]:
@@ -314,7 +309,7 @@ def expect_from_halo(case: Case, batches: Iterable[Batch] | None, *, histories: 
         return UNKNOWN
     if isinstance(policies.forward, Held):
         return exact
-    view = halo_view(case, batches) if batches is not None else HaloView(**dict.fromkeys(("exists", *_LACKS), True))
+    view = HaloView.unknown() if batches is None else halo_view(case, batches)
     if not view.exists:
         return Expectation(Outcome.EXACT, "no message crosses a batch's border")
     if isinstance(policies.forward, Cut):

@@ -32,7 +32,7 @@ from lmc_verify.estimators.history import (
 from lmc_verify.graphs import Batch, named_nodes
 from lmc_verify.objective import Problem, Untouched, same_bits
 
-__all__ = ["ContractCheck", "checked_estimate", "made_state", "require_estimator", "same_writes"]
+__all__ = ["BatchKept", "ContractCheck", "checked_estimate", "made_state", "require_estimator", "same_writes"]
 
 _ASKED_TWICE = 16
 """The first estimates of a case are made twice, this many; after them every one whose number is a power of two."""
@@ -111,7 +111,7 @@ def checked_estimate(
         ContractError: what is returned is no estimate of this problem's gradient: names, shapes, dtypes, devices,
             history writes, or numbers that are not finite; or the batch was changed.
     """
-    who, kept = f"estimator {estimator.name!r}", _BatchKept(batch)
+    who, kept = f"estimator {estimator.name!r}", BatchKept(batch)
     switches = (torch.is_grad_enabled(), torch.get_default_dtype())
     estimate: Any = estimator.estimate(problem, state, batch)
     if switches != (torch.is_grad_enabled(), torch.get_default_dtype()):
@@ -145,7 +145,7 @@ def checked_estimate(
     return Estimate(gradient, loss, tuple(estimate.writes), estimate.cost)
 
 
-class _BatchKept:
+class BatchKept:
     """A batch as it was, with its sample."""
 
     def __init__(self, batch: Batch) -> None:
@@ -158,6 +158,7 @@ class _BatchKept:
         self._kept = [(value.clone(), _version(value)) for value in self._tensors]
 
     def changed(self) -> bool:
+        """Whether it is another one by now."""
         # Where the tensors are on a GPU, a comparison of bits would wait for everything that it has still to do.
         return any(getattr(self.batch, key) is not value for key, value in self._fields.items()) or any(
             _version(value) != version or (value.device.type == "cpu" and not torch.equal(value, kept))
@@ -165,6 +166,7 @@ class _BatchKept:
         )
 
     def restore(self) -> None:
+        """Put it back as it was."""
         for key, field in self._fields.items():
             object.__setattr__(self.batch, key, field)
         for value, (kept, _) in zip(self._tensors, self._kept, strict=True):
@@ -272,7 +274,7 @@ class ContractCheck:
         self.count = 0
         self._first: tuple[History, Batch, Estimate] | None = None
         self._by_bits = False
-        self._recent: deque[_BatchKept] = deque(maxlen=_ASKED_TWICE)
+        self._recent: deque[BatchKept] = deque(maxlen=_ASKED_TWICE)
 
     def estimate(self, state: History, batch: Batch) -> Estimate:
         """Return `checked_estimate`, with a gradient of its own memory.
@@ -301,7 +303,7 @@ class ContractCheck:
 
     def _once(self, state: History, batch: Batch, kept: History | None = None) -> Estimate:
         self._check_recent()
-        self._recent.append(_BatchKept(batch))
+        self._recent.append(BatchKept(batch))
         versions = _versions(state)
         kept = state.clone() if kept is None and self._by_bits else kept
         made = checked_estimate(self.estimator, self.problem, state, batch)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmc_verify.errors import ContractError, InvalidInputError
+from lmc_verify.estimators.contract import BatchKept
 from lmc_verify.graphs import Batch, BatchDesign, Clusters, EpochClusters, FusedClusters, UniformNodes, named_nodes
 from lmc_verify.seeds import generator
 from lmc_verify.statistics import FrequencyTest, compare_frequencies
@@ -151,11 +152,12 @@ def require_enumeration(design: BatchDesign, name: str, *, counted: bool = True)
                 f"... {nodes - 1}; make both of the same graph"
             )
         if last is not None and last.changed():
+            last.restore()
             raise InvalidInputError(
-                f"{who} writes into the batch {last.label} after it has given it, and who keeps a batch would find "
+                f"{who} writes into the batch {named_nodes(last.batch.nodes)} after it has given it, and who keeps a batch would find "
                 "another one; make every batch anew, of tensors of its own"
             )
-        last = _Given(pair[0])
+        last = BatchKept(pair[0])
     if len(chances) != total or (counted and total != design.support_size):
         raise InvalidInputError(
             f"{who} gives {total:,} batches, {len(chances):,} when it is called again, and support_size is "
@@ -166,19 +168,6 @@ def require_enumeration(design: BatchDesign, name: str, *, counted: bool = True)
             f"the probabilities of all batches of the design {name!r} sum to {math.fsum(chances):.14g}, not to 1 in "
             "double precision; divide each by the sum"
         )
-
-
-class _Given:
-    """A batch as it was when a design gave it."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch, self.label = batch, named_nodes(batch.nodes)
-        self._nodes, self._inclusion = batch.nodes.clone(), batch.inclusion.clone()
-
-    def changed(self) -> bool:
-        """Whether it holds other nodes or probabilities by now."""
-        pairs = ((self._batch.nodes, self._nodes), (self._batch.inclusion, self._inclusion))
-        return not all(torch.equal(now, before) for now, before in pairs)
 
 
 class _Form(NamedTuple):

@@ -20,6 +20,7 @@ from torch_geometric.utils import k_hop_subgraph
 import lmc_verify as lv
 from lmc_verify.audits import Audit
 from lmc_verify.audits.causes.enactments import World
+from lmc_verify.audits.causes.reach import around
 from lmc_verify.audits.causes.search import _Candidate, _greedy, _others, _Search
 from lmc_verify.audits.interventions import INTERVENTIONS
 from lmc_verify.audits.measure import Measured
@@ -325,11 +326,10 @@ def test_of_causes_within_the_noise_the_one_that_leaves_least_explains(
 
 def test_around_a_batch_are_the_nodes_whose_messages_reach_it() -> None:
     """Against the edges 0 -> 1 -> 2, one step a hop: what a node sends to is not around it."""
-    subject: Any = SimpleNamespace(data=Data(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=3), exact={})
-    world = World(subject, [])
+    data = Data(edge_index=torch.tensor([[0, 1], [1, 2]]), num_nodes=3)
     first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
-    assert [world.around(last, hops).tolist() for hops in (1, 2)] == [[False, True, True], [True, True, True]]
-    assert torch.equal(world.around(first, 2), first)
+    assert [around(data, last, hops).tolist() for hops in (1, 2)] == [[False, True, True], [True, True, True]]
+    assert torch.equal(around(data, first, 2), first)
 
 
 def test_the_halo_of_a_batch_is_around_it_and_not_of_it() -> None:

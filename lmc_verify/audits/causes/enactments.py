@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import is_undirected
 
-from lmc_verify.audits.causes.reach import hops_of
+from lmc_verify.audits.causes.reach import around, hops_of
 from lmc_verify.audits.control import LossParts, loss_on, rows_of, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
@@ -167,17 +167,6 @@ class World:
         out[target[mask[source]]] = True
         return out & ~mask
 
-    def around(self, mask: Tensor, hops: int) -> Tensor:
-        """Return the nodes of a mask, and all from which they can be reached in so many hops."""
-        source, target = self.subject.data.edge_index.cpu()
-        out = mask.clone()
-        for _ in range(hops):
-            before = int(out.sum())
-            out[source[out[target]]] = True
-            if int(out.sum()) == before:
-                break
-        return out
-
     @cached_property
     def rows(self) -> RowGradients:
         """Parts of the exact gradient by rows."""
@@ -246,8 +235,8 @@ def _induced(world: World) -> Gradient | None:
 def _hops(world: World) -> Gradient | None:
     if world.sets is None:
         return None
-    hops = hops_of(world.subject)
-    return _less_sound(world, world.mean(lambda mask: world.on_subgraph(world.around(mask, hops), mask)))
+    data, hops = world.subject.data, hops_of(world.subject)
+    return _less_sound(world, world.mean(lambda mask: world.on_subgraph(around(data, mask, hops), mask)))
 
 
 def _labels_of_all_rows(world: World) -> Gradient | None:

@@ -12,9 +12,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import to_scipy_sparse_matrix
 
 from lmc_verify.audits.batches.nodes import SEED_ROWS
 from lmc_verify.audits.interventions import without_own_randomness
@@ -25,7 +27,7 @@ from lmc_verify.steps import call_model, node_attributes
 from lmc_verify.steps.hooks import without_backward_hooks
 from lmc_verify.steps.row_gradients import message_passing
 
-__all__ = ["hops_of", "reads_other_rows"]
+__all__ = ["around", "hops_of", "reads_other_rows"]
 
 LOOKED_AT = 8
 """Nodes from which it is measured how far away what they depend on is."""
@@ -51,12 +53,12 @@ def _hops(subject: Subject) -> int:
     try:
         pairs = list(_distances(subject, sent))
     except Exception:  # a model that the data alone do not call, or whose features have no gradient
-        return len(sent) or len(message_passing(subject.model)) or count
+        pairs = []
     inside = max((there for there, reach in pairs if there < reach), default=0)
     furthest = max((there for there, _ in pairs), default=0)
     if 0 < inside == furthest:
         return inside
-    return len(sent) or count
+    return len(sent) or len(message_passing(subject.model)) or count
 
 
 def _distances(subject: Subject, sent: list[int]) -> Iterator[tuple[int, int]]:
@@ -79,7 +81,7 @@ def _distances(subject: Subject, sent: list[int]) -> Iterator[tuple[int, int]]:
         (found,) = torch.autograd.grad((out[node] * factors.to(out)).sum(), data.x, retain_graph=True)
         away = _away(data, node)
         depends = found.reshape(len(away), -1).ne(0).any(1).cpu()
-        yield int(away[depends].max()) if bool(depends.any()) else 0, int(away[away < len(away)].max())
+        yield int(away[depends].max()) if bool(depends.any()) else 0, int(away[away.isfinite()].max())
 
 
 @contextmanager
@@ -106,21 +108,21 @@ def _starts(data: Data) -> list[int]:
 
 
 def _away(data: Data, node: int) -> Tensor:
-    """Return how many messages it takes from every node to one, int64 [n]; the number of nodes where none do."""
+    """Return how many messages it takes from every node to one, float64 [n]; infinity where none do."""
+    backwards = to_scipy_sparse_matrix(data.edge_index.flip(0).cpu(), num_nodes=data.num_nodes)
+    return torch.from_numpy(dijkstra(backwards.tocsr(), unweighted=True, indices=node))
+
+
+def around(data: Data, mask: Tensor, hops: int) -> Tensor:
+    """Return the mask of some nodes and of those from which messages reach them within some hops, bool [n]."""
     assert data.edge_index is not None
     source, target = data.edge_index.cpu()
-    count = int(data.num_nodes or 0)
-    out = torch.full((count,), count)
-    reached = torch.zeros(count, dtype=torch.bool)
-    reached[node], out[node] = True, 0
-    for hops in range(1, count):
-        new = torch.zeros_like(reached)
-        new[source[reached[target]]] = True
-        new &= ~reached
-        if not bool(new.any()):
+    out = mask.clone()
+    for _ in range(hops):
+        before = int(out.sum())
+        out[source[out[target]]] = True
+        if int(out.sum()) == before:
             break
-        out[new] = hops
-        reached |= new
     return out
 
 

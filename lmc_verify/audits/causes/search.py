@@ -16,7 +16,7 @@ import torch
 from torch_geometric.data import Data
 
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
-from lmc_verify.audits.causes.reach import hops_of, reads_other_rows
+from lmc_verify.audits.causes.reach import around, hops_of, reads_other_rows
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, InapplicableError, Measured, counts_of, treated
@@ -50,9 +50,6 @@ ALIKE = 0.7
 
 EFFECT_BATCHES = 4
 """Batches on which it is tried whether an intervention changes anything."""
-
-IN_TRAINING = ("dropout", "batch-norm")
-"""Causes with names of their own among what modules do in training mode."""
 
 SAME = 1e-12
 """Relative distance up to which two gradients count as the same when candidates are chosen."""
@@ -116,7 +113,8 @@ class _Search:
         self._pairs = pairs
         self._measured: dict[_Set, Measured] = {}
         self._enacted: dict[str, Gradient | None] = {}
-        self._plain: dict[int, Gradient] = {}
+        self._plain: dict[tuple[Any, ...], Gradient] = {}
+        self._numbers: dict[str, list[float | None]] = {}
         self._unit = norm(subject.exact) or 1.0
         self.candidates: dict[str, _Candidate] = {}
         self.candidates = {item.id: item for item in self._effective()}
@@ -135,18 +133,22 @@ class _Search:
 
     def _counts(self, item: Intervention) -> list[float | None]:
         """Return a number of every batch; None where there is none."""
-        try:
-            return [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
-        except InapplicableError:
-            return [None]
+        if item.id not in self._numbers:
+            try:
+                self._numbers[item.id] = [counts_of(self._subject, batch, [item])[0] for batch, _ in self._pairs]
+            except InapplicableError:
+                self._numbers[item.id] = [None]
+        return self._numbers[item.id]
 
     def _of_all_rows(self, item: Intervention, counts: Sequence[float | None]) -> bool:
         """Whether a mean is one over all nodes that a batch is about, some of which have no label: a node mean."""
         if item.id != "batch-mean":
             return False
-        others = {other.id: self._counts(other) for other in self._interventions if other.count is not None}
-        labelled = others.get("batch-mean/seeds", [None])
-        return counts == others.get("node-mean") and None not in labelled and counts != labelled
+        nodes, labelled = (
+            next((self._counts(other) for other in self._interventions if other.id == id), [None])
+            for id in ("node-mean", "batch-mean/seeds")
+        )
+        return counts == nodes and None not in labelled and counts != labelled
 
     def add_enactments(self) -> None:
         """Take known defects among the candidates, too: each costs an exact gradient for every batch."""
@@ -173,19 +175,16 @@ class _Search:
         return any(norm(added(bias, other, -1.0)) <= SAME * self._unit for other in same)
 
     def _changes_something(self, item: Intervention) -> bool:
-        """Whether an intervention changes a gradient; evaluation mode, beside what dropout and batch norm do in it."""
-        beside = [other for other in self._interventions if item.id == "training-mode" and other.id in IN_TRAINING]
+        """Whether an intervention changes a gradient, beside what its parts do."""
+        parts = [other for other in self._interventions if other.id in item.parts]
         for index, (batch, _) in enumerate(self._pairs[:EFFECT_BATCHES]):
             if item.batch is not None and item.batch(self._subject, batch) is batch:
                 continue
+            key = (index, *item.parts)
             try:
-                if beside:
-                    plain = treated(self._subject, batch, 1, beside)
-                else:
-                    if index not in self._plain:
-                        self._plain[index] = treated(self._subject, batch, 1, [])
-                    plain = self._plain[index]
-                other = treated(self._subject, batch, 1, [*beside, item])
+                if key not in self._plain:
+                    self._plain[key] = treated(self._subject, batch, 1, parts)
+                plain, other = self._plain[key], treated(self._subject, batch, 1, [*parts, item])
             except InapplicableError:
                 return False
             if norm(added(plain, other, -1.0)) > SAME * norm(plain):
@@ -214,7 +213,7 @@ class _Search:
         data, found = self._subject.data, self._subject.nodes(batch)
         if not isinstance(batch, Data) or batch.edge_index is None or found.ids is None:
             return False
-        hops, count = hops_of(self._subject), int(data.num_nodes)
+        count = int(data.num_nodes)
         inner = torch.zeros(count, dtype=torch.bool)
         if found.seeds_are_named and found.seeds is not None:
             inner[found.seeds] = True
@@ -222,15 +221,9 @@ class _Search:
             inner[found.ids[batch.train_mask.cpu()]] = True
         else:
             return False
-        source, target = data.edge_index.cpu()
-        for _ in range(hops - 1):
-            before = int(inner.sum())
-            inner[source[inner[target]]] = True
-            if int(inner.sum()) == before:
-                break
-        there = found.ids[batch.edge_index.cpu()]
-        have = torch.bincount(there[1], minlength=count)
-        return bool((have[inner] >= torch.bincount(target, minlength=count)[inner]).all())
+        inner = around(data, inner, hops_of(self._subject) - 1)
+        have = torch.bincount(found.ids[batch.edge_index[1].cpu()], minlength=count)
+        return bool((have[inner] >= torch.bincount(data.edge_index[1].cpu(), minlength=count)[inner]).all())
 
     def _bias_of(self, enactment: Enactment) -> Gradient | None:
         if enactment.id not in self._enacted:
