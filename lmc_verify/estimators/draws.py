@@ -154,8 +154,8 @@ def require_enumeration(design: BatchDesign, name: str, *, counted: bool = True)
         if last is not None and last.changed():
             last.restore()
             raise InvalidInputError(
-                f"{who} writes into the batch {named_nodes(last.batch.nodes)} after it has given it, and who keeps a batch would find "
-                "another one; make every batch anew, of tensors of its own"
+                f"{who} writes into the batch {named_nodes(last.batch.nodes)} after it has given it, and who keeps a "
+                "batch would find another one; make every batch anew, of tensors of its own"
             )
         last = BatchKept(pair[0])
     if len(chances) != total or (counted and total != design.support_size):
