@@ -118,6 +118,14 @@ def test_hops_are_measured(kind: str) -> None:
     assert hops_of(subject) == 2
 
 
+def test_hops_are_counted_along_the_messages() -> None:
+    """One way round a ring, what is two hops before a node is far behind it."""
+    data, model = ring(), Net("plain").double()
+    data.x, data.edge_index = data.x.double(), torch.stack([torch.arange(NODES), (torch.arange(NODES) + 1) % NODES])
+    subject: Any = SimpleNamespace(data=data, model=model, seed=0, hops=None, reset=lambda: None)
+    assert hops_of(subject) == 2
+
+
 def test_where_everything_is_within_reach_the_messages_that_are_sent_are_counted() -> None:
     """In a complete graph one hop is everything; three convolutions go further than that, and so does plain torch."""
     data = ring()

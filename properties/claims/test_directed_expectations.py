@@ -14,6 +14,7 @@ from lmc_verify.claims import find_claim
 CLAIMS = ("theorem-1/unbiased", "e1/equals-backward-sgd", "e2/exact-when-frozen")
 WAY = ([0, 1, 2, 3, 4], [1, 2, 3, 4, 5])
 TREE = ([0, 0, 2, 1, 5, 5], [1, 5, 5, 0, 0, 2])
+FORK = ([2, 4, 4, 1, 3], [4, 2, 0, 5, 0])
 
 
 def problem_of(edges: tuple[list[int], list[int]], labelled: list[int], kind: Any, **settings: Any) -> Problem:
@@ -31,6 +32,8 @@ CASES = {
     "nothing fresh": (WAY, [0, 2, 3, 4], GCN, {"activation_cut": "post"}, LMC(beta=0.4)),
     # The rows that lack sources have no loss of their own, so that their Jacobians are multiplied by zero.
     "no loss": (TREE, [1, 2, 3], GAT, {}, LMC()),
+    # Only a halo row that receives lacks a source, and with linear aggregation it sends nothing back of its own.
+    "nothing sent": (FORK, [1, 3, 4], GCN, {}, LMC(beta=0.4)),
 }
 
 
@@ -38,7 +41,7 @@ CASES = {
 def test_no_refutation_is_expected_of_what_is_exact(name: str) -> None:
     edges, labelled, kind, settings, estimator = CASES[name]
     problem = problem_of(edges, labelled, kind, **settings)
-    clusters = [0, 1, 1, 0, 2, 2] if edges is WAY else [2, 2, 0, 0, 1, 1]
+    clusters = {"no loss": [2, 2, 0, 0, 1, 1], "nothing sent": [1, 1, 0, 0, 2, 2]}.get(name, [0, 1, 1, 0, 2, 2])
     design = Clusters(Partition(torch.tensor(clusters)), 1)
     for claim in CLAIMS:
         expected = find_claim(claim).expect(assemble_case(problem, design, estimator)).outcome
