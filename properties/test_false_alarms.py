@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.runs import load_suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,9 +51,33 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     assert ", level 0.05, largest e-value" in lines[2]
     assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions"]
 
+    # What a stopped program has written is read, not made again; a line that was cut and one of other code are not.
+    file = tmp_path / "reports" / "out" / "false-alarms.jsonl"
+    first, second = (json.loads(line) for line in file.read_text().splitlines() if line)
+    assert (first["repetition"], second["repetition"]) == (7, 8)
+    first["found"][0][2:] = ["REFUTED", 3.0, "not so"]
+    file.write_text("\n".join([json.dumps(first), json.dumps(second | {"of": "other code"}), json.dumps(second)[:50]]))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ALARM in repetition 7: theorem-1/unbiased-sampled backward-sgd on ring")
+    assert lines[0].endswith("REFUTED: not so")
+    assert lines[-1] == "1 false alarms in 2 verdicts of 2 repetitions"
+    assert [json.loads(line)["repetition"] for line in file.read_text().splitlines()[-1:]] == [8]
+
 
 def test_a_repetition_without_verdicts_is_an_alarm(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--suite", "nosuch.toml", "--runs", "1", "--jobs", "1"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--suite",
+        "nosuch.toml",
+        "--runs",
+        "1",
+        "--jobs",
+        "1",
+        "--out",
+        "out.jsonl",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert "ALARM in repetition 1: no verdicts: " in done.stdout
@@ -64,26 +90,29 @@ def script() -> dict[str, Any]:
     return runpy.run_path(str(SCRIPT), run_name="false_alarms")
 
 
-def verdict(outcome: Outcome) -> Verdict:
-    return Verdict("a claim", outcome, "words")
+@pytest.fixture
+def found(script: dict[str, Any]) -> Callable[[str, Outcome], Any]:
+    return lambda label, outcome: script["Found"](label, 0.05, outcome.value, None, "words")
 
 
 @pytest.mark.parametrize(("refuted", "beyond"), [(10, False), (24, False), (40, True)])
-def test_refutations_count_against_what_their_level_allows(script: dict[str, Any], refuted: int, beyond: bool) -> None:
+def test_refutations_count_against_what_their_level_allows(
+    script: dict[str, Any], found: Callable[[str, Outcome], Any], refuted: int, beyond: bool
+) -> None:
     """At a level of 0.05, 10 of 200 are expected; 24 or more have probability 7e-5, and 40 or more 6e-14."""
     tally = script["Tally"]()
     for number in range(200):
         outcome = Outcome.REFUTED if number < refuted else Outcome.SUPPORTED
-        tally.add(number, [("one", 0.05, verdict(outcome)), ("other", 0.05, verdict(Outcome.INCONCLUSIVE))])
+        tally.add(number, [found("one", outcome), found("other", Outcome.INCONCLUSIVE)])
     assert tally.alarms == refuted
     assert tally.failures == 0
     assert bool(tally.beyond) == beyond
     assert str(tally).endswith("e-14" if beyond else "of 200 repetitions"), str(tally)
 
 
-def test_a_check_that_crashed_is_a_failure(script: dict[str, Any]) -> None:
+def test_a_check_that_crashed_is_a_failure(script: dict[str, Any], found: Callable[[str, Outcome], Any]) -> None:
     tally = script["Tally"]()
-    tally.add(0, [("one", 0.05, verdict(Outcome.ERROR))])
+    tally.add(0, [found("one", Outcome.ERROR)])
     assert (tally.alarms, tally.failures) == (1, 1)
 
 

@@ -6,22 +6,30 @@ many draws. A sound trial is refuted with at most the probability that its level
 alarms has at most a binomial distribution: a number that this allows with a probability below 1e-6 makes the program
 fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
 large they became is printed next to the outcomes.
+
+A repetition takes a minute or two of a core. Each is written to a file when it is done, and those of the same code and
+suite that the file has are not made again: the program can be stopped, killed, and started once more.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import signal
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from scipy.stats import binom
 
 from lmc_verify.cases.workspace import Workspace
-from lmc_verify.claims import Outcome, Verdict, find_claim
+from lmc_verify.claims import Outcome, find_claim
+from lmc_verify.provenance import code_fingerprint
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.suite import load_suite
 from lmc_verify.workers.pool import Pool, Task
@@ -55,13 +63,24 @@ def repeated(suite: str, replicate: int) -> list[Planned]:
     return chosen
 
 
-def run(suite: str, replicate: int) -> list[tuple[str, float, Verdict]]:
-    """Run one repetition; return label, level and verdict of every trial."""
-    workspace = Workspace()
-    return [
-        (_name(planned), planned.settings.sampling.alpha, run_planned(planned, workspace).verdict)
-        for planned in repeated(suite, replicate)
-    ]
+class Found(NamedTuple):
+    """What a trial found in one repetition."""
+
+    label: str
+    level: float
+    outcome: str
+    log_e_value: float | None
+    summary: str
+
+
+def run(suite: str, replicate: int) -> list[tuple[Any, ...]]:
+    """Run one repetition; return what every trial found, as tuples: a worker does not import this file."""
+    workspace, out = Workspace(), []
+    for planned in repeated(suite, replicate):
+        verdict = run_planned(planned, workspace).verdict
+        level, outcome = planned.settings.sampling.alpha, verdict.outcome.value
+        out.append((_name(planned), level, outcome, verdict.log_e_value, verdict.summary))
+    return out
 
 
 def _name(planned: Planned) -> str:
@@ -79,17 +98,17 @@ class Tally:
     levels: dict[str, float] = field(default_factory=dict)
     evidence: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, replicate: int, found: list[tuple[str, float, Verdict]]) -> None:
+    def add(self, replicate: int, found: list[Found]) -> None:
         """Count the verdicts of a repetition, and print what is an alarm."""
-        for label, level, verdict in found:
+        for label, level, outcome, log_e_value, summary in found:
             self.levels[label] = level
-            self.counts[label, verdict.outcome.value] += 1
-            if verdict.log_e_value is not None:
-                self.evidence[label].append(verdict.log_e_value / math.log(10))
-            if verdict.outcome is Outcome.ERROR:
+            self.counts[label, outcome] += 1
+            if log_e_value is not None:
+                self.evidence[label].append(log_e_value / math.log(10))
+            if outcome == Outcome.ERROR.value:
                 self.failures += 1
-            if verdict.outcome in (Outcome.REFUTED, Outcome.ERROR):
-                print(f"ALARM in repetition {replicate}: {label}: {verdict.outcome.value}: {verdict.summary}")
+            if outcome in (Outcome.REFUTED.value, Outcome.ERROR.value):
+                print(f"ALARM in repetition {replicate}: {label}: {outcome}: {summary}")
         self._count(replicate)
 
     def fail(self, replicate: int, why: str) -> None:
@@ -136,16 +155,50 @@ class Tally:
         return "\n".join([*lines, *self.beyond])
 
 
+class Finished:
+    """The file of repetitions that are done, one line of JSON each."""
+
+    def __init__(self, path: Path, suite: str) -> None:
+        self._path = path
+        content = Path(suite).read_bytes() if Path(suite).is_file() else b""
+        script = Path(__file__).read_bytes()
+        self.of = f"{code_fingerprint()}, {hashlib.blake2b(content + script, digest_size=6).hexdigest()}"
+
+    def read(self) -> Iterator[tuple[int, list[Found]]]:
+        """Yield number and verdicts of those that this code has made of this suite."""
+        if not self._path.exists():
+            return
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry: dict[str, Any] = json.loads(line)
+            except json.JSONDecodeError:  # the process was killed as it wrote
+                continue
+            if entry["of"] == self.of:
+                yield entry["repetition"], [Found(*item) for item in entry["found"]]
+
+    def add(self, replicate: int, found: list[Found]) -> None:
+        """Write down what a repetition found."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps({"of": self.of, "repetition": replicate, "found": found}))
+
+
 def main() -> int:
     """Print a table of outcomes; return 1 if false alarms are more than the levels explain, or a check crashed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=str(Path(__file__).parent / "theorem-check.toml"))
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--first", type=int, default=1, help="number of the first repetition, to continue after a stop")
+    parser.add_argument("--first", type=int, default=1, help="number of the first repetition")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("reports/out/false-alarms.jsonl"), help="what is done")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    tally, replicates = Tally(), range(options.first, options.first + options.runs)
+    tally, finished = Tally(), Finished(options.out, options.suite)
+    asked = range(options.first, options.first + options.runs)
+    done_before = {replicate: found for replicate, found in finished.read() if replicate in asked}
+    for replicate, found in done_before.items():
+        tally.add(replicate, found)
+    replicates = [replicate for replicate in asked if replicate not in done_before]
     tasks = [Task(f"repetition {replicate}", run, (options.suite, replicate)) for replicate in replicates]
     try:
         with Pool(options.jobs) as pool:
@@ -154,7 +207,9 @@ def main() -> int:
                 if done.failure:
                     tally.fail(replicate, done.failure)
                 else:
-                    tally.add(replicate, done.result)
+                    found = [Found(*item) for item in done.result]
+                    finished.add(replicate, found)
+                    tally.add(replicate, found)
     finally:  # what an interrupted run has found is not lost
         print(tally, flush=True)
     return 1 if tally.failures or tally.beyond else 0
