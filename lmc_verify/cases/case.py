@@ -327,8 +327,8 @@ def _require_finite(problem: Problem, exact: ExactPass) -> None:
 def prepared_state(case: Case, histories: str) -> History:
     """Return a state of the case's estimator with ``"exact"``, ``"zero"`` or ``"sweeps:k"`` histories.
 
-    Zeros are zeros, and sweeps start from them, whatever the estimator's `init` gives; one that states that it holds
-    exact values has them by definition.
+    Exact values are exact, zeros are zeros, and sweeps start from zeros, whatever the estimator's `init` gives, and
+    whatever it says of that; only an estimator that states that it holds exact values has them by definition.
 
     Raises:
         InvalidInputError: sweeps were asked for a design without clusters.
@@ -337,9 +337,9 @@ def prepared_state(case: Case, histories: str) -> History:
     if properties_of(case.estimator).holds_exact:
         return state
     if histories == "exact":
-        if state.is_exact_for(case.problem):
-            return state
-        return state.filled(case.exact, exact_histories(case.estimator, case.problem, case.exact))
+        filled = state.filled(case.exact, exact_histories(case.estimator, case.problem, case.exact))
+        filled.exact_for = state.exact_for if state.is_exact_for(case.problem) else None
+        return filled
     state = state.zeroed()
     if histories.startswith("sweeps:"):
         rng, samples = generator(case.seed, "samples of sweeps"), properties_of(case.estimator).samples

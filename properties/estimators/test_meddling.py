@@ -327,3 +327,16 @@ def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
     Unnamed.name = name
     with pytest.raises(InvalidInputError, match=r"the name of the estimator Unnamed is .*, it must be a text"):
         check_claim("theorem-1/unbiased", problem_of(), design_of(), Unnamed())
+
+
+def test_histories_that_are_said_to_be_exact_are_so_all_the_same() -> None:
+    """Exact values are what the claim asks for: zeros that `init` calls exact are no bias of the estimator's."""
+
+    class Says(LMC):
+        def init(self, problem: Problem) -> History:
+            return replace(History.zeros(problem), exact_for=(problem, problem.parameter_snapshot()))
+
+    problem = problem_of()
+    assert Says().init(problem).is_exact_for(problem)
+    assert check_claim("theorem-1/unbiased", problem, design_of(), Says()).outcome.value == "EXACT"
+    assert check_claim("theorem-1/unbiased", problem, design_of(), Says(), histories="zero").outcome.value == "REFUTED"
