@@ -17,7 +17,7 @@ from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
 
-__all__ = ["Clock", "Gradient", "Subject", "added", "norm", "scaled"]
+__all__ = ["Clock", "Gradient", "Subject", "added", "dot", "norm", "scaled"]
 
 Gradient = dict[str, Tensor]
 
@@ -44,6 +44,11 @@ def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float
 def scaled(gradient: Mapping[str, Tensor], factor: float) -> Gradient:
     """Return ``factor * gradient``."""
     return {name: factor * value for name, value in gradient.items()}
+
+
+def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """Return the inner product of two gradients, over the parameters of the second."""
+    return sum(float((left[name].double() * value.double()).sum()) for name, value in right.items())
 
 
 @dataclass

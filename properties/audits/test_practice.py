@@ -420,8 +420,10 @@ def test_a_factor_is_named_beside_cut_edges(drawn: bool) -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_another_loss_than_the_usual_objective_is_said(given: bool) -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
-        penalty = sum(value.square().sum() for value in model.parameters())
-        (loss_of(model, batch, data) + 0.01 * penalty).backward()
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        labels = batch.y[batch.mapping][mask]
+        loss = F.cross_entropy(out[mask], labels, reduction="sum", label_smoothing=0.1)
+        (loss * 3 / data.train_mask.sum()).backward()
 
     def objective(model: nn.Module, data: Any) -> Tensor:
         out = model(data.x, data.edge_index)[data.train_mask]
@@ -431,6 +433,66 @@ def test_another_loss_than_the_usual_objective_is_said(given: bool) -> None:
     assert audit.outcome.value == "REFUTED"
     assert any("no objective was given" in note for note in audit.notes) != given
     assert not any("probabilities" in note for note in audit.notes)
+
+
+PENALTIES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "squares": (
+        lambda model: 0.01 * sum(value.square().sum() for value in model.parameters()),
+        "0.02 times the parameters (all)",
+    ),
+    "squares of one layer": (
+        lambda model: 0.01 * model.conv1.lin_l.weight.square().sum(),
+        "0.02 times the parameters (conv1.lin_l.weight)",
+    ),
+    "sizes of weights": (
+        lambda model: 0.01 * sum(value.abs().sum() for name, value in model.named_parameters() if "bias" not in name),
+        "0.01 times the signs of the parameters (conv1.lin_l.weight, conv1.lin_r.weight, conv2.lin_l.weight, "
+        "conv2.lin_r.weight)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_on_parameters_is_named_with_its_size(name: str) -> None:
+    penalty, words = PENALTIES[name]
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        (loss_of(model, batch, data) + penalty(model)).backward()
+
+    def objective(model: nn.Module, data: Any) -> Any:
+        out = model(data.x, data.edge_index)[data.train_mask]
+        return F.cross_entropy(out, data.y[data.train_mask]) + penalty(model)
+
+    audit = judge(step)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", ["penalty"])
+    assert f"the mean has {words} beside the gradient" in audit.causes[0].words
+    assert judge(step, objective=objective).outcome.value == "EXACT"
+    # Beside another cause, which is not blamed on the penalty.
+    audit = judge(step, batches=khop(labelled(), 1))
+    assert explained(audit) == ["missing-neighbours", "penalty"]
+    assert any(words in cause.words for cause in audit.causes)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.05])
+def test_a_penalty_is_named_from_draws_where_it_is_seen(coefficient: float) -> None:
+    data = labelled()
+
+    def batches() -> list[Data]:
+        part = torch.randperm(34)[:12]
+        nodes, _, rows, _ = k_hop_subgraph(part, 2, data.edge_index, num_nodes=34)
+        batch: Any = data.subgraph(nodes)
+        batch.n_id, batch.mapping = nodes, rows
+        return [batch]
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="sum")
+        penalty = coefficient * sum(value.square().sum() for value in model.parameters())
+        ((1 + 3 * (coefficient == 0)) * loss * 34 / 12 / data.train_mask.sum() + penalty).backward()
+
+    audit = judge(step, batches=batches, draws=256)
+    assert audit.outcome.value == "REFUTED"
+    assert explained(audit) == (["penalty"] if coefficient else ["factor"])
 
 
 def test_outputs_that_are_probabilities_are_said() -> None:

@@ -16,11 +16,12 @@ import torch
 from torch_geometric.data import Data
 
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
+from lmc_verify.audits.causes.penalty import PENALTIES, PENALTY_REMEDY, penalty_in
 from lmc_verify.audits.causes.reach import around, hops_of, reads_other_rows
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, InapplicableError, Measured, counts_of, treated
-from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, dot, norm, scaled
 
 __all__ = ["explain"]
 
@@ -71,6 +72,9 @@ _STATISTICS_REMEDY = (
     "use a norm of single rows, such as LayerNorm(mode='node'), or statistics of the whole graph that are kept fixed"
 )
 _AND_STATISTICS = "; what is computed over all rows, such as a norm, is the batch's, too"
+
+_FITTED = {FACTOR, *(id.split("/")[0] for id in PENALTIES)}
+"""Causes with a number that is fitted, which by chance takes a little of any bias away."""
 
 FAR = 2.0
 """How far from one a factor must be to be named beside other causes from draws; and how many times the bias of a known
@@ -153,6 +157,8 @@ class _Search:
     def add_enactments(self) -> None:
         """Take known defects among the candidates, too: each costs an exact gradient for every batch."""
         self.candidates |= {item.id: item for item in self._enacting()}
+        for id, penalty in PENALTIES.items():
+            self.candidates[id] = _Candidate(id, penalty.cause, PENALTY_REMEDY)
         self.candidates[FACTOR] = _Candidate(FACTOR, _FACTOR_WORDS, _FACTOR_REMEDY)
 
     def _enacting(self) -> Iterator[_Candidate]:
@@ -264,6 +270,8 @@ class _Search:
         if FACTOR in ids:
             mean, wanted = self._mean_and_wanted(ids)
             bias = added(mean, wanted, -self.factor(ids))
+        for id in ids & PENALTIES.keys():
+            bias = added(bias, self.penalty(id, ids)[1], -1.0)
         return Measured(bias, measured.noise, measured.exact, measured.draws)
 
     def _mean_and_wanted(self, ids: _Set) -> tuple[Gradient, Gradient]:
@@ -275,8 +283,15 @@ class _Search:
     def factor(self, ids: _Set) -> float:
         """Return the number that a mean is a multiple by, as close as can be."""
         mean, wanted = self._mean_and_wanted(ids)
-        size = _dot(wanted, wanted)
-        return _dot(mean, wanted) / size if size else 1.0
+        size = dot(wanted, wanted)
+        return dot(mean, wanted) / size if size else 1.0
+
+    def penalty(self, id: str, ids: _Set) -> tuple[float, Gradient]:
+        """Return the coefficient of a penalty in what is left by the other causes of a set, and its gradient."""
+        slope = PENALTIES[id].slope
+        slopes = {name: slope(value.detach()) for name, value in self._subject.model.named_parameters()}
+        bias = self._left(ids - {id}).bias
+        return penalty_in(bias, {name: slopes[name].to(value) for name, value in bias.items()})
 
     def resembles(self, key: str, ids: _Set) -> bool:
         """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
@@ -288,8 +303,8 @@ class _Search:
             return True  # an intervention, whose effect is measured
         exact = self._subject.exact
         predicted, left = _beside(predicted, exact), _beside(left, exact)
-        size = _dot(predicted, predicted)
-        return _cosine(left, predicted) >= ALIKE and 1 / FAR <= _dot(left, predicted) / size <= FAR
+        size = dot(predicted, predicted)
+        return _cosine(left, predicted) >= ALIKE and 1 / FAR <= dot(left, predicted) / size <= FAR
 
     def seen(self, key: str) -> bool:
         """Whether a cause has been seen in the step.
@@ -303,6 +318,11 @@ class _Search:
 
     def detail(self, key: str, ids: _Set) -> str:
         """Return what is known of a cause within an explanation, beside its words."""
+        if key in PENALTIES:
+            coefficient, gradient = self.penalty(key, ids)
+            on = [name for name, value in gradient.items() if bool(value.any())]
+            where = "all" if len(on) == len(gradient) else ", ".join(on)
+            return f": the mean has {coefficient:.4g} times {PENALTIES[key].unit} ({where}) beside the gradient"
         if key != FACTOR:
             return ""
         beside = "" if len(ids) == 1 else "without the other causes "
@@ -334,7 +354,16 @@ class _Search:
     def _may_be_tried(self, ids: _Set) -> bool:
         if FACTOR in ids and not self.measured(ids).exact and 1 / FAR < self.factor(ids) < FAR:
             return False  # one more number always leaves less of what is noise
+        fitted = [key for key in ids if key == FACTOR or key in PENALTIES]
+        if len(fitted) > 1 or not all(self._fits(key, ids) for key in fitted):
+            return False
         return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
+
+    def _fits(self, key: str, ids: _Set) -> bool:
+        """Whether what the others of a set leave looks like a penalty: a little of all noise of draws is along one."""
+        if key == FACTOR or self.measured(ids).exact:
+            return True
+        return _cosine(self._left(ids - {key}).bias, self.penalty(key, ids)[1]) >= LIKE
 
 
 def explain(
@@ -399,7 +428,7 @@ def _told(search: _Search, ids: _Set, whole: float, unit: float, *, complete: bo
 def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool) -> list[Cause]:
     """Return other candidates that take as much of the bias away; where it is not explained, all that take some."""
     least = 1.0 - EQUALLY if complete else WORTH
-    out, told = dict[str, Cause](), {FACTOR, *(item.split("/")[0] for item in ids)}
+    out, told = dict[str, Cause](), {*_FITTED, *(item.split("/")[0] for item in ids)}
     if "changed-edges" in told:  # the whole graph as a batch has its own weights of edges, too
         told |= {"missing-neighbours", "subgraph-degrees"}
     for key, candidate in search.candidates.items():
@@ -418,7 +447,7 @@ def _greedy(search: _Search, whole: float) -> _Set:
     """Return the causes that leave least, one after the other; a known defect must look like what is left."""
     chosen, left = frozenset[str](), whole
     while len(chosen) < MOST_TOGETHER:
-        free = [key for key in search.candidates if key not in {*chosen, FACTOR}]
+        free = [key for key in search.candidates if key not in chosen and key.split("/")[0] not in _FITTED]
         free = [key for key in free if search.resembles(key, chosen)]
         tried = [(search.rest(chosen | {key}), key) for key in free]
         tried = [(rest, key) for rest, key in tried if search.seen(key) or rest <= HALF * left]
@@ -436,7 +465,7 @@ def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] |
     unit, size = norm(exact), norm(mean)
     if not unit or not size:
         return None
-    cosine, factor = _cosine(mean, exact), _dot(mean, exact) / unit**2
+    cosine, factor = _cosine(mean, exact), dot(mean, exact) / unit**2
     along = scaled(exact, factor - 1.0)
     left = Measured(added(measured.bias, along, -1.0), measured.noise, measured.exact, measured.draws)
     if cosine < FACTOR_COSINE or left.size() > FACTOR_REST * whole:
@@ -482,16 +511,12 @@ def _all_equal(counts: Sequence[float | None]) -> bool:
     return max(known) - min(known) <= SAME * max(known)
 
 
-def _dot(left: Gradient, right: Gradient) -> float:
-    return sum(float((value.double() * right[name].double()).sum()) for name, value in left.items())
-
-
 def _beside(value: Gradient, other: Gradient) -> Gradient:
     """Return what a gradient has beside the direction of another one."""
-    size = _dot(other, other)
-    return added(value, other, -_dot(value, other) / size) if size else value
+    size = dot(other, other)
+    return added(value, other, -dot(value, other) / size) if size else value
 
 
 def _cosine(left: Gradient, right: Gradient) -> float:
     sizes = norm(left) * norm(right)
-    return _dot(left, right) / sizes if sizes else 0.0
+    return dot(left, right) / sizes if sizes else 0.0
