@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from lmc_verify.audits.subject import Gradient, added, dot, norm
+from lmc_verify.audits.subject import Gradient, dot
 
 __all__ = ["PENALTIES", "PENALTY_REMEDY", "Penalty", "penalty_in"]
 
@@ -52,21 +53,11 @@ def penalty_in(bias: Gradient, slopes: Gradient) -> tuple[float, Gradient]:
         bias: by parameter.
         slopes: the penalty's gradient by parameter, for a coefficient of one.
     """
-    best: tuple[float, float, Gradient] = (norm(bias), 0.0, {name: 0.0 * value for name, value in slopes.items()})
-    for name, slope in slopes.items():
-        size = dot({name: slope}, {name: slope})
-        if not size:
-            continue
-        on = _on(bias, slopes, dot({name: bias[name]}, {name: slope}) / size)
-        if not on:
-            continue
-        coefficient = dot(bias, on) / dot(on, on)
-        gradient = {key: coefficient * on[key] if key in on else 0.0 * value for key, value in slopes.items()}
-        best = min(best, (norm(added(bias, gradient, -1.0)), coefficient, gradient), key=lambda item: item[0])
-    return best[1:]
-
-
-def _on(bias: Gradient, slopes: Gradient, coefficient: float) -> Gradient:
-    """Return the slopes of the parameters of whose bias a coefficient leaves less than there was."""
-    left = added(bias, slopes, -coefficient)
-    return {name: slope for name, slope in slopes.items() if float(left[name].norm()) < float(bias[name].norm())}
+    names = list(slopes)
+    sizes = torch.tensor([dot(slopes, {name: slopes[name]}) for name in names], dtype=torch.float64)
+    along = torch.tensor([dot(bias, {name: slopes[name]}) for name in names], dtype=torch.float64)
+    coefficients = torch.where(sizes > 0, along / sizes, 0.0)[:, None]
+    gains = (coefficients * (2.0 * along - coefficients * sizes)).clamp(min=0.0)  # of squared norms, [coefficient, on]
+    on = gains[gains.sum(1).argmax()] > 0
+    coefficient = float(along[on].sum() / sizes[on].sum()) if bool(on.any()) else 0.0
+    return coefficient, {name: (coefficient if on[place] else 0.0) * slopes[name] for place, name in enumerate(names)}
