@@ -180,12 +180,12 @@ def reading(subject: Subject, which: Reading) -> Iterator[None]:
         subject.runner.reading = before
 
 
-def inverse_probability(subject: Subject, batch: Any) -> float | None:
-    """Return one over the probability of a batch to be drawn; None where batches are not enumerated."""
+def power_of_probability(power: float, subject: Subject, batch: Any) -> float | None:
+    """Return a power of the probability of a batch to be drawn; None where batches are not enumerated."""
     law = subject.law
     if law.batches is None or law.probabilities is None:
         return None
-    found = (1 / p for one, p in zip(law.batches, law.probabilities, strict=True) if one is batch)
+    found = (p**power for one, p in zip(law.batches, law.probabilities, strict=True) if one is batch)
     return next(found, None)
 
 
@@ -394,12 +394,19 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         context=_evaluation,
         parts=("dropout", "batch-norm"),
     ),
-    Intervention(
-        "unequal-probabilities",
-        "unequal probabilities: some batches are drawn more often than others, and their gradients count as much",
-        "divide a batch's gradient by its probability times the number of batches",
-        count=inverse_probability,
-        of_draw=True,
+    *(
+        Intervention(
+            id,
+            f"unequal probabilities: some batches are drawn more often than others, and their gradients {weights}",
+            "divide a batch's gradient by its probability times the number of batches, once",
+            count=partial(power_of_probability, power),
+            of_draw=True,
+        )
+        for id, power, weights in (
+            ("unequal-probabilities", -1, "count as much"),
+            ("unequal-probabilities/twice", 1, "are divided by the probability twice"),
+            ("unequal-probabilities/times", -2, "are multiplied by the probability, not divided by it"),
+        )
     ),
     *(
         Intervention(

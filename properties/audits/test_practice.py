@@ -675,6 +675,25 @@ def test_batches_drawn_unequally_and_not_weighted_are_named() -> None:
     assert audit.explanation.complete
 
 
+@pytest.mark.parametrize(
+    ("power", "words"), [(-2, "are divided by the probability twice"), (1, "are multiplied by the probability")]
+)
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_wrong_weights_of_batches_drawn_unequally_are_named(power: int, words: str, scale: float) -> None:
+    data = labelled()
+    batches = drawn_unequally(data)
+    # With this, and right powers of the probabilities, the mean would be the gradient.
+    size = scale * sum(p**-power for p in CHANCES) / 3
+
+    def weighted(model: nn.Module, batch: Any) -> None:
+        chance = next(p for one, p in batches if one.num_nodes == batch.num_nodes)
+        (loss_of(model, batch, data) * chance**power * size).backward()
+
+    audit = judge(weighted, batches=batches)
+    assert explained(audit) == (["unequal-probabilities"] if scale == 1.0 else ["factor", "unequal-probabilities"])
+    assert any(words in cause.words for cause in audit.causes)
+
+
 def test_batches_drawn_unequally_and_averaged_have_both_causes() -> None:
     def mean(model: nn.Module, batch: Any) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
