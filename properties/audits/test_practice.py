@@ -495,6 +495,29 @@ def test_a_penalty_is_named_from_draws_where_it_is_seen(coefficient: float) -> N
     assert explained(audit) == (["penalty"] if coefficient else ["factor"])
 
 
+def test_a_single_number_is_no_sign_of_a_penalty() -> None:
+    """Any bias of a single number is a multiple of it."""
+
+    class Scaled(Net):
+        def __init__(self, data: Data) -> None:
+            super().__init__(data)
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, feats: Tensor, ei: Tensor, times: float = 1.0) -> Tensor:
+            scale = times * self.scale - (times - 1.0) * self.scale.detach()
+            return scale * super().forward(feats, ei)
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index, 3.0)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    data = labelled()
+    audit = lv.audit(Scaled(data), data, khop(data), step)
+    assert [item.name for item in audit.parameters if item.wrong] == ["scale"]
+    assert (audit.outcome.value, audit.causes) == ("REFUTED", ()), str(audit)
+
+
 def test_outputs_that_are_probabilities_are_said() -> None:
     class Soft(Net):
         def forward(self, feats: Tensor, ei: Tensor) -> Tensor:

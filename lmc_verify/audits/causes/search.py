@@ -73,6 +73,10 @@ _STATISTICS_REMEDY = (
 )
 _AND_STATISTICS = "; what is computed over all rows, such as a norm, is the batch's, too"
 
+FEWEST = 16
+"""Numbers that a penalty is on, at least: that of a single one is any bias, and both biases of two classes are often
+opposite."""
+
 _FITTED = {FACTOR, *(id.split("/")[0] for id in PENALTIES)}
 """Causes with a number that is fitted, which by chance takes a little of any bias away."""
 
@@ -360,10 +364,13 @@ class _Search:
         return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
 
     def _fits(self, key: str, ids: _Set) -> bool:
-        """Whether what the others of a set leave looks like a penalty: a little of all noise of draws is along one."""
-        if key == FACTOR or self.measured(ids).exact:
+        """Whether what the others of a set leave is like a penalty, and not by chance: a few numbers often are."""
+        if key == FACTOR:
             return True
-        return _cosine(self._left(ids - {key}).bias, self.penalty(key, ids)[1]) >= LIKE
+        penalty = self.penalty(key, ids)[1]
+        if sum(int(value.count_nonzero()) for value in penalty.values()) < FEWEST:
+            return False
+        return self.measured(ids).exact or _cosine(self._left(ids - {key}).bias, penalty) >= LIKE
 
 
 def explain(
