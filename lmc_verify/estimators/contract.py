@@ -161,7 +161,7 @@ class BatchKept:
         """Whether it is another one by now."""
         # Where the tensors are on a GPU, a comparison of bits would wait for everything that it has still to do.
         return any(getattr(self.batch, key) is not value for key, value in self._fields.items()) or any(
-            _version(value) != version or (value.device.type == "cpu" and not torch.equal(value, kept))
+            _version(value) != version or (value.device.type == "cpu" and not same_bits(value, kept))
             for value, (kept, version) in zip(self._tensors, self._kept, strict=True)
         )
 

@@ -45,8 +45,8 @@ def planned(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (CHECK + "seed = " + "[" * 5000 + "]" * 5000, "lists in lists"),
-        (CHECK + "model = " + "{a=" * 5000 + "1" + "}" * 5000, "lists in lists"),
+        (CHECK + "seed = " + "[" * 5000 + "]" * 5000, f"more than {MOST_NESTED} deep"),
+        (CHECK + "model = " + "{a=" * 5000 + "1" + "}" * 5000, f"more than {MOST_NESTED} deep"),
         (CHECK + "model.options." + ".".join("a" * 5000) + " = 1", f"more than {MOST_NESTED} deep"),
         (CHECK + "seed = " + "[" * 100 + "]" * 100, f"more than {MOST_NESTED} deep"),
         (CHECK + 'histories = "sweeps:99999999999999999999"', "at most 10,000"),
