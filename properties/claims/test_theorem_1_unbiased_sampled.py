@@ -404,13 +404,13 @@ def test_a_loop_of_gas_on_millions_of_batches_is_refuted_by_layer_within_two_hun
 
 def test_a_loop_of_lmc_is_supported_once_a_share_of_other_batches_is_excluded() -> None:
     case = looped(LMC())
-    verdict = check(case)
+    verdict = check(case, alpha=0.05)
     assert (verdict.outcome, verdict.guarantee) == (Outcome.SUPPORTED, "asymptotic")
-    assert verdict.draws == draws_to_exclude(UNSEEN, 2.5e-7), "each of two layers may miss a share"
+    assert verdict.draws == draws_to_exclude(UNSEEN, 0.0125), "each of two layers may miss a share"
     assert "on batches like those drawn, more than 99.5% of all" in verdict.summary
     upper = next(item for item in verdict.evidence if item.quantity == "bias, upper bound")
     assert upper.value < 1e-6 < upper.tolerance == 0.1  # type: ignore[operator]
-    few = check(case, draws=verdict.draws - 1)
+    few = check(case, alpha=0.05, draws=verdict.draws - 1)
     assert few.outcome is Outcome.INCONCLUSIVE
     assert f"{verdict.draws:,} are needed to exclude" in few.summary
 
@@ -523,15 +523,16 @@ def test_the_numbers_of_a_verdict_fit_together() -> None:
 
 def test_where_the_range_decides_the_level_is_spent_on_the_code() -> None:
     """The range is that of the policies: draws exclude that a share of batches leaves it."""
-    verdict = check(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}))
+    case = karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16})
+    verdict = check(case, alpha=0.05)
     assert verdict.outcome is Outcome.SUPPORTED
-    needed = draws_to_exclude(UNSEEN, 5e-7)
-    assert (verdict.draws, verdict.alpha_spent, verdict.log_e_value) == (needed, 1e-6, 0.0)
-    assert (1 - UNSEEN) ** needed <= 5e-7 < (1 - UNSEEN) ** (needed - 1)
+    needed = draws_to_exclude(UNSEEN, 0.025)
+    assert (verdict.draws, verdict.alpha_spent, verdict.log_e_value) == (needed, 0.05, 0.0)
+    assert (1 - UNSEEN) ** needed <= 0.025 < (1 - UNSEEN) ** (needed - 1)
     assert "more than 99.5% of all" in verdict.summary
     assert verdict.minimum_detectable_effect is not None
     assert 0 < verdict.minimum_detectable_effect < 1e-8
-    few = check(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}), draws=needed - 1)
+    few = check(case, alpha=0.05, draws=needed - 1)
     assert few.outcome is Outcome.INCONCLUSIVE
     assert f"{needed:,} draws are needed to exclude" in few.summary
 
@@ -648,7 +649,7 @@ def test_an_estimate_that_is_set_on_an_instance_is_measured() -> None:
     large = dataclasses.replace(karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16}), estimator=made)
     assert check(large, guarantee="anytime-valid").outcome is Outcome.INCONCLUSIVE
     # Its batches have no clusters, so the method is LMC there, without bias.
-    verdict = check(large)
+    verdict = check(large, alpha=0.05)
     assert (verdict.outcome, verdict.guarantee) == (Outcome.SUPPORTED, "asymptotic")
 
 
