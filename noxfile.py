@@ -51,7 +51,7 @@ def actionlint(session: nox.Session) -> dict[str, str]:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the whole test suite (hypothesis with its deterministic profile); arguments go to pytest."""
+    """Run the tests but the slow ones (hypothesis with its deterministic profile); arguments go to pytest."""
     install(session, "test,bench")
     environment = {**ENVIRONMENT, **actionlint(session), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
     if session.posargs:
@@ -59,7 +59,16 @@ def tests(session: nox.Session) -> None:
         return
     # Autograd looks for devices once, so those that exist in Python only are registered in processes of their own.
     session.run("pytest", *IN_TWO, *EMULATED, env=environment)
-    session.run("pytest", *IN_TWO, "properties", *(f"--ignore={file}" for file in EMULATED), env=environment)
+    others = [f"--ignore={file}" for file in EMULATED]
+    session.run("pytest", *IN_TWO, "-m", "not slow", "properties", *others, env=environment)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests: simulations of error levels, long training runs, every benchmark once."""
+    install(session, "test,bench")
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    session.run("pytest", *IN_TWO, "-m", "slow", *(session.posargs or ["properties"]), env=environment)
 
 
 @nox.session

@@ -83,6 +83,7 @@ def check_result(method: str | Callable[[], Any], result: Any) -> None:
         assert value > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "method", "chosen"), list(benchmarks()))
 def test_benchmark_runs(cls: type | None, method: str | Callable[[], Any], chosen: tuple[Any, ...]) -> None:
     check_result(method, run(cls, method, chosen))

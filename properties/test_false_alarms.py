@@ -40,6 +40,7 @@ expect = "EXACT"
 """
 
 
+@pytest.mark.slow
 def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SUITE)
     command = [sys.executable, str(SCRIPT), "--suite", "small.toml", "--runs", "2", "--first", "7", "--jobs", "1"]
@@ -65,6 +66,7 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     assert [json.loads(line)["repetition"] for line in file.read_text().splitlines()[-1:]] == [8]
 
 
+@pytest.mark.slow
 def test_a_repetition_without_verdicts_is_an_alarm(tmp_path: Path) -> None:
     command = [
         sys.executable,

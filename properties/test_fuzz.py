@@ -19,6 +19,7 @@ _SPEC.loader.exec_module(fuzz)
 MUTANTS = {"suite": 80, "checkpoint": 150, "archive": 60, "pickled-graph": 40, "pickled-features": 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_mutated_files_are_read_or_refused(name: str) -> None:
     found = [item for item in fuzz.fuzz(fuzz.TARGETS[name], 0, mutants=MUTANTS.get(name, 200)) if item is not None]

@@ -479,6 +479,7 @@ def truth_by_pairs(model: nn.Module, data: Data, size: int) -> float:
     return whole({name: mean[name] - exact[name] for name in exact}) / whole(exact)
 
 
+@pytest.mark.slow
 def test_intervals_of_draws_cover_the_truth() -> None:
     """Of 10 intervals more than 5 miss with probability 1.5e-4, if each misses with probability alpha = 0.1."""
     data, model = random_graph(6, seed=3), make_net(hidden=3, seed=3)
@@ -491,6 +492,7 @@ def test_intervals_of_draws_cover_the_truth() -> None:
     assert missed <= 5
 
 
+@pytest.mark.slow
 def test_unbiased_draws_are_not_refuted() -> None:
     """Of 10 audits more than 5 refute with probability 1.5e-4, if each does with probability alpha = 0.1."""
     data, model = random_graph(6, seed=3), make_net(hidden=3, seed=3)
@@ -521,6 +523,7 @@ def test_sampled_audits_are_reproducible() -> None:
     assert one.bias != third.bias
 
 
+@pytest.mark.slow
 def test_anytime_valid_needs_a_bound_and_uses_it() -> None:
     data, model = random_graph(6, seed=3), make_net(hidden=3, seed=3)
     draws = functools.partial(judge, model, data, FreshPairs(6, 2), backward_sgd(2))

@@ -117,6 +117,7 @@ def test_defects_of_the_loss(defects: dict[str, Any], causes: set[str]) -> None:
     assert explained(audit) == (causes, True), str(audit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "defects", "causes"),
     [

@@ -122,6 +122,7 @@ def test_models_in_training_mode(name: str, graph: str) -> None:
     check(audited(name, GRAPHS[graph]()), WITHOUT_CLUSTERS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("name", DRAWN)
 def test_loops_of_drawn_batches(name: str, graph: str) -> None:

@@ -159,6 +159,7 @@ class Reversed:
         return self.base.inclusion_probabilities()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", [KARATE, DIRECTED], ids=["karate", "directed"])
 @pytest.mark.parametrize("model", ["gcn pre", "sage"])
 @pytest.mark.parametrize("claim", [UNBIASED, EQUAL, FROZEN], ids=lambda claim: claim.id)
@@ -282,6 +283,7 @@ def trained(scale: float = 1.0, steps: int = 300) -> Problem:
     return problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0, 4.0, 8.0])
 @pytest.mark.parametrize("biased", ["gas", "cluster-gcn", "lmc beta"])
 def test_nothing_false_is_exact_near_a_perfect_fit(biased: str, scale: float) -> None:

@@ -263,6 +263,7 @@ def test_the_interval_is_the_one_of_the_stated_level() -> None:
     assert found.low == pytest.approx(1 - mean_upper_bound(1 - ratios, 0.01))
 
 
+@pytest.mark.slow
 def test_true_contraction_is_refuted_as_rarely_as_stated() -> None:
     """The level is 0.2; the interval is looked at on the way."""
     cases = [small(GAS(), draws=100, alpha=0.2, replicate=k) for k in range(25)]
@@ -319,6 +320,7 @@ class Explosive(GAS):
         return dataclasses.replace(found, writes=tuple(grown))
 
 
+@pytest.mark.slow
 def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
     """Cut at 1, its ratio left the interval around 1 - c/b: SUPPORTED at level 1e-6."""
     one_of_435 = small(Explosive(rare=frozenset({0, 5})), 30, 2, draws=1000)
@@ -331,6 +333,7 @@ def test_a_factor_of_1e13_from_one_batch_of_many_is_not_supported() -> None:
     assert next(item for item in verdict.assumptions if item.id == "proven-range").holds is False
 
 
+@pytest.mark.slow
 def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.0064 of the batches; where the policies prove the range, draws exclude that so many leave it."""
     case = small(LMC(), 16, 3, draws=1000)  # 560 batches, all looked at

@@ -53,6 +53,7 @@ def case_of(kind: str, step_size: float, estimator: Estimator, clusters: int = 1
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CHECKED)
 @pytest.mark.parametrize(
     ("kind", "step_size"),
@@ -72,6 +73,7 @@ def test_extreme_numbers_neither_crash_nor_refute(claim: str, kind: str, step_si
 
 
 # What several clusters a batch add: estimates that do not vanish one by one, halves of which cancel in the mean.
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", CHECKED)
 @pytest.mark.parametrize("kind", ["small features", "large features", "small parameters"])
 def test_nor_do_they_with_two_clusters_a_batch(claim: str, kind: str) -> None:

@@ -98,6 +98,7 @@ def test_what_is_biased_is_refuted_from_draws(scale: str) -> None:
     assert CLAIMS["theorem-1/unbiased-sampled"].check(case).outcome is Outcome.REFUTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 def test_two_samplers_are_compared(scale: str) -> None:
     """Which of two errors is smaller is for the case; both are numbers."""

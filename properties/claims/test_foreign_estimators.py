@@ -244,6 +244,7 @@ class Blended:
         return LMC(beta=self.beta).estimate(problem, state, batch)
 
 
+@pytest.mark.slow
 def test_the_floor_in_beta_is_measured_of_whatever_has_a_beta() -> None:
     made = with_beta(Blended(0.4), 0.5)
     assert isinstance(made, Blended)
@@ -342,6 +343,7 @@ def test_a_number_that_a_step_keeps_is_a_part_of_its_state(
     assert words in found.summary
 
 
+@pytest.mark.slow
 def test_a_number_that_a_step_keeps_is_carried_along_in_training() -> None:
     settings = {"sampling": SamplingSettings(alpha=0.25), "training": TrainingSettings(step_size=1e-3)}
     problem, claim = one_layer(), "theorem-2/close-to-backward-sgd"

@@ -49,6 +49,7 @@ from lmc_verify.statistics.rates import MedianInterval
 pytestmark = pytest.mark.usefixtures("short_grids")
 
 
+@pytest.mark.slow
 def test_slopes_are_where_theory_puts_them() -> None:
     """LMC: 1 in beta and in the step size, so 2 in eps; GAS: 0. Runs share batches, so little is noise."""
     for claim, estimator, slope in (
@@ -84,6 +85,7 @@ def test_too_few_seeds_decide_nothing_and_the_number_is_named(claim: str) -> Non
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("claim", "limit"), [(E4, 1.2), (E4, 0.8), (E5, 0.5), (CLOSE, 1.0), (TWO, 1.0), (THREE, -1 / 6)]
 )
@@ -227,6 +229,7 @@ def test_verdict_is_a_function_of_the_case(claim: str, estimator: dict[str, Any]
     assert again.to_dict() == verdict(claim, estimator, base).to_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("claim", "estimator"), [(E4, LMC_BETA), (E5, ZERO_BETA), (CLOSE, LMC_BETA), (TWO, LMC_BETA), (THREE, GAS_)]
 )

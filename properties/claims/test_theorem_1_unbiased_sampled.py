@@ -150,6 +150,7 @@ def many(case: Case, monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Ver
         return [check(case, replicate=replicate, **values) for replicate in range(SEEDS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [39, 40], ids=["with replacement", "without replacement"])
 @pytest.mark.parametrize("name", SHIFTS)
 def test_false_alarms_are_as_rare_as_stated(name: str, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +169,7 @@ def test_false_alarms_are_as_rare_as_stated(name: str, draws: int, monkeypatch: 
     assert np.mean(np.exp(np.array(values, dtype=float))) <= 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.02, 0.1])
 def test_support_of_a_bias_above_delta_is_as_rare_as_stated(delta: float, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, design = small(40), singletons(40)
@@ -274,6 +276,7 @@ def test_outcomes_are_what_theory_says(model: dict[str, Any], estimator: dict[st
 # --- power ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gas_is_refuted_within_the_draws_that_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan from the true moments holds with probability 0.9; of ten runs it may miss three."""
     problem = small(6)
@@ -311,6 +314,7 @@ def test_gas_is_refuted_within_the_draws_that_are_promised(monkeypatch: pytest.M
     assert all(run.draws is not None and run.draws <= promised for run in runs)
 
 
+@pytest.mark.slow
 def test_the_advice_is_enough() -> None:
     """An inconclusive verdict says how many draws would decide; so many do."""
     case = karate({"name": "lmc", "beta": 0.4}, {"name": "nodes", "per_batch": 16})
@@ -415,6 +419,7 @@ def test_a_loop_of_lmc_is_supported_once_a_share_of_other_batches_is_excluded() 
     assert f"{verdict.draws:,} are needed to exclude" in few.summary
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_asymptotic_false_alarms_are_as_rare_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Differences without a mean, in 30 runs of 400 draws each at a level of 0.4, half of it for a refutation."""
@@ -620,6 +625,7 @@ def test_a_defect_of_the_engine_on_one_batch_is_seen(name: str, monkeypatch: pyt
     assert verdict.outcome is Outcome.REFUTED, verdict.summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lmc", "backward-sgd"])
 def test_a_defect_of_the_engine_on_few_of_many_batches_supports_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch

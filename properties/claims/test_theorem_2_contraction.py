@@ -123,6 +123,7 @@ def test_full_batch_descent_is_not_close_to_a_batch() -> None:
     assert CLAIM.expect(case).outcome is None
 
 
+@pytest.mark.slow
 def test_layers_that_see_incomplete_aggregates_stay_away_and_say_why() -> None:
     case = small("lmc", model=RING["model"] | {"layers": 3, "activation_cut": "post"})
     found = CLAIM.check(case)
@@ -249,6 +250,7 @@ class Late(Wrapped):
         return replace(made, gradient={name: factor * value for name, value in made.gradient.items()})
 
 
+@pytest.mark.slow
 def test_what_a_state_counts_tells_states_apart_whose_tables_are_equal() -> None:
     found = CLAIM.check(replace(small("lmc"), estimator=Late(make_estimator("lmc"))))
     assert found.outcome is Outcome.REFUTED, found.summary

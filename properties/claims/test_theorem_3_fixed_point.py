@@ -30,6 +30,7 @@ def ratio(verdict: Verdict) -> float:
     return next(item.value for item in verdict.evidence if item.group == "plateau")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [KARATE, RING], ids=["karate", "ring"])
 def test_gas_comes_to_rest_on_a_plateau(base: dict[str, Any]) -> None:
     case = case_of(base, "gas")

@@ -30,6 +30,7 @@ BETAS: dict[str, tuple[dict[str, Any], dict[str, Any], Outcome]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_bias_of_a_constant_beta_outgrows_the_gradient(beta: str) -> None:
     estimator, training, outcome = BETAS[beta]

@@ -185,6 +185,7 @@ def test_the_package_own_estimators_pass_the_same_checks() -> None:
         assert CLAIMS[claim].check(case_of(made)).outcome is Outcome.EXACT, claim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_no_bound_is_proven_where_a_method_is_replaced(way: str) -> None:
     made, problem = WAYS[way](GAS)(), problem_of()

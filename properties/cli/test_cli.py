@@ -869,6 +869,7 @@ def global_state() -> list[Any]:
     return [*settings, *random_states, torch.are_deterministic_algorithms_enabled(), dict(os.environ)]
 
 
+@pytest.mark.slow
 def test_the_library_touches_no_global_state() -> None:
     importlib.import_module("torch_geometric")  # whatever it does when it is imported
     before = global_state()

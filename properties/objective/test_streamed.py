@@ -191,6 +191,7 @@ print(max(0, resident_bytes(peak=True) - before) / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("kind", ["gcn", "gat"])
 def test_memory_stays_within_the_limit(kind: str) -> None:

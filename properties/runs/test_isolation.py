@@ -140,6 +140,7 @@ def test_a_time_limit_of_a_table_is_its_own(loops: Path, records: Records) -> No
     assert "no result within 0.0001 s" in told(result)[2]
 
 
+@pytest.mark.slow
 def test_tables_of_every_kind_have_limits(loops: Path, records: Records) -> None:
     search = {"claim": "theorem-1/unbiased", "estimator": "lmc", "expect": "none", "examples": 10**6}
     race = {"dataset": "karate", "contestants": [{"estimator": "gas", "label": "gas"}], "seeds": 1}

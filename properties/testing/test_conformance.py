@@ -60,7 +60,12 @@ LEFT_OUT: dict[str, set[str]] = {
 """What does not apply, beside what an estimator's own randomness rules out."""
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+QUICK = ("backward-sgd", "gas", "lmc")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ESTIMATORS]
+)
 def test_every_estimator_of_the_package_conforms(name: str) -> None:
     # Theorem 1 is decided by enumeration: with fewer draws there are fewer batches.
     estimator = make_estimator(name, **{"vr-gcn-importance": {"size": 2}, "mvs-gnn": {"size": 100}}.get(name, {}))

@@ -169,6 +169,7 @@ def test_a_share_that_is_asked_for_too_late_is_refused(pytester: pytest.Pytester
     result.stdout.fnmatch_lines(["*test_late asks for lmc_ledger or lmc_audit while it runs*name the fixture among*"])
 
 
+@pytest.mark.slow
 def test_workers_together_spend_no_more_than_the_total(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TAKES.format(count=4))
     result = in_another_process(pytester, "-n2", "--lmc-alpha=0.01")
@@ -262,6 +263,7 @@ def test_the_session_s_guarantee_cannot_be_weakened_by_a_test(pytester: pytest.P
     result.stdout.fnmatch_lines(["*the check is asymptotic, the session accepts anytime-valid or stronger*"])
 
 
+@pytest.mark.slow
 def test_the_page_s_test_file_fails_and_prints_as_the_page_says(pytester: pytest.Pytester) -> None:
     page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if ">>>" not in block)

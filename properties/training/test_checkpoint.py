@@ -100,6 +100,7 @@ def interrupted(trainer: Trainer, steps: int, file: Path) -> Trainer:
 # --- resuming --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @examples(30)
 @given(data=st.data(), first=st.integers(1, 8), second=st.integers(1, 8))
 def test_a_resumed_run_is_the_whole_run(

@@ -63,6 +63,7 @@ def assert_is(call: str, got: float, want: float, scale: float) -> None:
 # --- bias and variance -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_bias_variance_and_error_are_those_of_all_batches(data: st.DataObject) -> None:
     problem = data.draw(problems())

@@ -271,6 +271,7 @@ def test_given_batches_leave_the_generator_alone() -> None:
 # --- the bias --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_conditional_bias_is_the_enumerated_mean_less_the_gradient(data: st.DataObject) -> None:
     problem = data.draw(problems())
