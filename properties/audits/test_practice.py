@@ -473,6 +473,44 @@ def test_a_penalty_on_parameters_is_named_with_its_size(name: str) -> None:
     assert any(words in cause.words for cause in audit.causes)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_class_weights_are_named_with_their_sizes(reduction: str) -> None:
+    data = labelled()
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    own = weight[data.y[data.train_mask]].sum()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], weight=weight.to(out), reduction=reduction)
+        (loss if reduction == "mean" else loss * 3 / data.train_mask.sum()).backward()
+
+    def objective(model: nn.Module, data: Any) -> Any:
+        out, mask = model(data.x, data.edge_index), data.train_mask
+        loss = F.cross_entropy(out[mask], data.y[mask], weight=weight.to(out), reduction="sum")
+        return loss / mask.sum()
+
+    audit = judge(step)
+    assert audit.outcome.value == "REFUTED"
+    assert explained(audit) == (["class-weights"] if reduction == "sum" else ["batch-mean", "class-weights"])
+    words = next(cause.words for cause in audit.causes if cause.id == "class-weights")
+    scale = 1.0 if reduction == "sum" else data.train_mask.sum() / own
+    wanted = ", ".join(f"class {label} counts {scale * value:.4g} times" for label, value in enumerate(weight))
+    assert wanted in words
+    if reduction == "sum":
+        assert judge(step, objective=objective).outcome.value == "EXACT"
+
+
+def test_weights_of_single_nodes_are_no_weights_of_classes() -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        losses = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="none")
+        ((losses * (1.0 + batch.n_id[batch.mapping][mask])).sum() * 3 / data.train_mask.sum()).backward()
+
+    audit = judge(step)
+    assert audit.outcome.value == "REFUTED"
+    assert "class-weights" not in {cause.id for cause in audit.causes}
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 0.05])
 def test_a_penalty_is_named_from_draws_where_it_is_seen(coefficient: float) -> None:
     data = labelled()

@@ -10,11 +10,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch_geometric.data import Data
 
+from lmc_verify.audits.causes.classes import (
+    CLASS_WEIGHTS,
+    CLASS_WEIGHTS_CAUSE,
+    CLASS_WEIGHTS_REMEDY,
+    class_parts,
+    class_weights_in,
+)
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
 from lmc_verify.audits.causes.penalty import PENALTIES, PENALTY_REMEDY, penalty_in
 from lmc_verify.audits.causes.reach import around, hops_of, reads_other_rows
@@ -77,8 +85,11 @@ FEWEST = 16
 """Numbers that a penalty is on, at least: that of a single one is any bias, and both biases of two classes are often
 opposite."""
 
-_FITTED = {FACTOR, *(id.split("/")[0] for id in PENALTIES)}
-"""Causes with a number that is fitted, which by chance takes a little of any bias away."""
+SHOWN = 8
+"""Classes whose weights are told."""
+
+_FITTED = {FACTOR, CLASS_WEIGHTS, *(id.split("/")[0] for id in PENALTIES)}
+"""Causes with numbers that are fitted, which by chance take a little of any bias away."""
 
 FAR = 2.0
 """How far from one a factor must be to be named beside other causes from draws; and how many times the bias of a known
@@ -164,6 +175,8 @@ class _Search:
         for id, penalty in PENALTIES.items():
             self.candidates[id] = _Candidate(id, penalty.cause, PENALTY_REMEDY)
         self.candidates[FACTOR] = _Candidate(FACTOR, _FACTOR_WORDS, _FACTOR_REMEDY)
+        if self._classes:
+            self.candidates[CLASS_WEIGHTS] = _Candidate(CLASS_WEIGHTS, CLASS_WEIGHTS_CAUSE, CLASS_WEIGHTS_REMEDY)
 
     def _enacting(self) -> Iterator[_Candidate]:
         used = [item.intervention.id for item in self.candidates.values() if item.intervention is not None]
@@ -276,6 +289,8 @@ class _Search:
             bias = added(mean, wanted, -self.factor(ids))
         for id in ids & PENALTIES.keys():
             bias = added(bias, self.penalty(id, ids)[1], -1.0)
+        if CLASS_WEIGHTS in ids:
+            bias = added(bias, self.class_weights(ids)[1], -1.0)
         return Measured(bias, measured.noise, measured.exact, measured.draws)
 
     def _mean_and_wanted(self, ids: _Set) -> tuple[Gradient, Gradient]:
@@ -296,6 +311,20 @@ class _Search:
         slopes = {name: slope(value.detach()) for name, value in self._subject.model.named_parameters()}
         bias = self._left(ids - {id}).bias
         return penalty_in(bias, {name: slopes[name].to(value) for name, value in bias.items()})
+
+    @cached_property
+    def _classes(self) -> dict[int, Gradient]:
+        """Parts of the exact gradient by class; only where all batches are known: some of any noise is along them."""
+        if not self.measured(frozenset()).exact:
+            return {}
+        try:
+            return class_parts(self._subject)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError):
+            return {}  # the objective is not one of single nodes
+
+    def class_weights(self, ids: _Set) -> tuple[dict[int, float], Gradient]:
+        """Return the weights of classes in what is left by the other causes of a set, and the bias that they give."""
+        return class_weights_in(self._left(ids - {CLASS_WEIGHTS}).bias, self._classes)
 
     def resembles(self, key: str, ids: _Set) -> bool:
         """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
@@ -327,6 +356,10 @@ class _Search:
             on = [name for name, value in gradient.items() if bool(value.any())]
             where = "all" if len(on) == len(gradient) else ", ".join(on)
             return f": the mean has {coefficient:.4g} times {PENALTIES[key].unit} ({where}) beside the gradient"
+        if key == CLASS_WEIGHTS:
+            weights = self.class_weights(ids)[0]
+            listed = [f"class {label} counts {weight:.4g} times" for label, weight in weights.items()]
+            return ": " + ", ".join([*listed[:SHOWN], *(["..."] if len(listed) > SHOWN else [])])
         if key != FACTOR:
             return ""
         beside = "" if len(ids) == 1 else "without the other causes "
@@ -358,14 +391,14 @@ class _Search:
     def _may_be_tried(self, ids: _Set) -> bool:
         if FACTOR in ids and not self.measured(ids).exact and 1 / FAR < self.factor(ids) < FAR:
             return False  # one more number always leaves less of what is noise
-        fitted = [key for key in ids if key == FACTOR or key in PENALTIES]
+        fitted = [key for key in ids if key.split("/")[0] in _FITTED]
         if len(fitted) > 1 or not all(self._fits(key, ids) for key in fitted):
             return False
         return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
 
     def _fits(self, key: str, ids: _Set) -> bool:
         """Whether what the others of a set leave is like a penalty, and not by chance: a few numbers often are."""
-        if key == FACTOR:
+        if key not in PENALTIES:
             return True
         penalty = self.penalty(key, ids)[1]
         if sum(int(value.count_nonzero()) for value in penalty.values()) < FEWEST:
