@@ -175,7 +175,7 @@ class _Search:
         for id, penalty in PENALTIES.items():
             self.candidates[id] = _Candidate(id, penalty.cause, PENALTY_REMEDY)
         self.candidates[FACTOR] = _Candidate(FACTOR, _FACTOR_WORDS, _FACTOR_REMEDY)
-        if self._classes:
+        if self.measured(frozenset()).exact:
             self.candidates[CLASS_WEIGHTS] = _Candidate(CLASS_WEIGHTS, CLASS_WEIGHTS_CAUSE, CLASS_WEIGHTS_REMEDY)
 
     def _enacting(self) -> Iterator[_Candidate]:
@@ -314,9 +314,7 @@ class _Search:
 
     @cached_property
     def _classes(self) -> dict[int, Gradient]:
-        """Parts of the exact gradient by class; only where all batches are known: some of any noise is along them."""
-        if not self.measured(frozenset()).exact:
-            return {}
+        """Parts of the exact gradient by class: a backward pass for each, made when it comes to them."""
         try:
             return class_parts(self._subject)
         except (ArithmeticError, LookupError, RuntimeError, ValueError):
@@ -397,7 +395,9 @@ class _Search:
         return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
 
     def _fits(self, key: str, ids: _Set) -> bool:
-        """Whether what the others of a set leave is like a penalty, and not by chance: a few numbers often are."""
+        """Whether what the others of a set leave may be along fitted numbers, and not by chance: a little always is."""
+        if key == CLASS_WEIGHTS:  # from draws, some of all noise is along them
+            return self.measured(ids).exact and bool(self._classes)
         if key not in PENALTIES:
             return True
         penalty = self.penalty(key, ids)[1]
