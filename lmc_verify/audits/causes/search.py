@@ -472,9 +472,11 @@ def _others(search: _Search, ids: Iterable[str], whole: float, *, complete: bool
     if "changed-edges" in told:  # the whole graph as a batch has its own weights of edges, too
         told |= {"missing-neighbours", "subgraph-degrees"}
     for key, candidate in search.candidates.items():
-        removes = 1.0 - search.rest(frozenset({key})) / whole
         name = key.split("/")[0]
-        if name in told or (name in out and out[name].removes >= removes):
+        if name in told:
+            continue
+        removes = 1.0 - search.rest(frozenset({key})) / whole
+        if name in out and out[name].removes >= removes:
             continue
         if not complete and candidate.cosine is not None and candidate.cosine < ALIKE:
             continue  # what takes a little away by chance
