@@ -7,8 +7,8 @@ alarms has at most a binomial distribution: a number that this allows with a pro
 fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
 large they became is printed next to the outcomes.
 
-A repetition takes a minute or two of a core. Each is written to a file when it is done, and those of the same code and
-suite that the file has are not made again: the program can be stopped, killed, and started once more.
+Each repetition is written to a file when it is done, and those of the same code and suite that the file has are not
+made again: the program can be stopped, killed, and started once more.
 """
 
 from __future__ import annotations
