@@ -1,7 +1,7 @@
 """Repeat the statistical part of a suite with fresh draws on sound estimators, and count false alarms.
 
 A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a false alarm. Every trial gets a level at
-which false alarms would be seen: the suite's own, 2.6e-8 a trial, shows none in a lifetime, and takes five times as
+which false alarms would be seen: the suite's own, 2.6e-8 a trial, shows none in a lifetime, and takes eight times as
 many draws. A sound trial is refuted with at most the probability that its level states, so that the number of its false
 alarms has at most a binomial distribution: a number that this allows with a probability below 1e-6 makes the program
 fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
@@ -30,11 +30,12 @@ from scipy.stats import binom
 from lmc_verify.cases.workspace import Workspace
 from lmc_verify.claims import Outcome, find_claim
 from lmc_verify.provenance import code_fingerprint
+from lmc_verify.runs.execution import workspace_of_process
 from lmc_verify.runs.planned import Planned, run_planned
 from lmc_verify.runs.suite import load_suite
 from lmc_verify.workers.pool import Pool, Task
 
-TEST_ALPHA = 0.05
+TEST_ALPHA = 0.2
 """Level of tests."""
 
 RATE_ALPHA = 0.4
@@ -75,7 +76,7 @@ class Found(NamedTuple):
 
 def run(suite: str, replicate: int) -> list[tuple[Any, ...]]:
     """Run one repetition; return what every trial found, as tuples: a worker does not import this file."""
-    workspace, out = Workspace(), []
+    workspace, out = workspace_of_process(Workspace()), []
     for planned in repeated(suite, replicate):
         verdict = run_planned(planned, workspace).verdict
         level, outcome = planned.settings.sampling.alpha, verdict.outcome.value
@@ -170,11 +171,12 @@ class Finished:
             return
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                entry: dict[str, Any] = json.loads(line)
-            except json.JSONDecodeError:  # the process was killed as it wrote
+                entry = json.loads(line)
+                repetition, found = int(entry["repetition"]), [Found(*item) for item in entry["found"]]
+            except (ValueError, TypeError, LookupError):  # the process was killed as it wrote
                 continue
-            if entry["of"] == self.of:
-                yield entry["repetition"], [Found(*item) for item in entry["found"]]
+            if entry.get("of") == self.of:
+                yield repetition, found
 
     def add(self, replicate: int, found: list[Found]) -> None:
         """Write down what a repetition found."""

@@ -406,14 +406,19 @@ def _watch_here(planned: PlannedRun, watch: Watch | None) -> Callable[[RaceProgr
     return lambda progress: watch(planned.label, time.monotonic() - start, progress.words)
 
 
+def workspace_of_process(workspace: Workspace) -> Workspace:
+    """Return this process's own copy of a workspace, which keeps what the tasks before have made."""
+    return _kept(cloudpickle.dumps(workspace))
+
+
 @lru_cache(maxsize=1)
-def _workspace_of_process(pickled: bytes) -> Workspace:
+def _kept(pickled: bytes) -> Workspace:
     workspace: Workspace = pickle.loads(pickled)  # nosec B301  # has just been made of an object of this process
     return workspace
 
 
 def _check(planned: Planned, workspace: Workspace) -> Trial:
-    return run_planned(planned, _workspace_of_process(cloudpickle.dumps(workspace)))
+    return run_planned(planned, workspace_of_process(workspace))
 
 
 def _absent_data(plan: Sequence[Planned], workspace: Workspace) -> dict[str, str]:

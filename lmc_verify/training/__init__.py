@@ -17,8 +17,8 @@ if TYPE_CHECKING:
         conditional_moments,
         weighted_batches,
     )
+    from lmc_verify.training.full_batch import full_batch_norms, largest_stable_step
     from lmc_verify.training.settings import RunSettings, TrainerSettings
-    from lmc_verify.training.stability import largest_stable_step
     from lmc_verify.training.together.norms import MeasuredRun, mean_gradient_norms
     from lmc_verify.training.together.runs import RunSpecification, TrainingRuns, reason_to_run_alone
     from lmc_verify.training.trace import STATUSES, Evaluation, GradientError, Trace
@@ -49,6 +49,7 @@ __all__ = [
     "build_trainer",
     "conditional_bias",
     "conditional_moments",
+    "full_batch_norms",
     "graph_of",
     "largest_stable_step",
     "mean_gradient_norms",

@@ -12,7 +12,7 @@ from common.helpers import path_graph
 
 from lmc_verify import GCN, InvalidInputError, Problem, load_graph
 from lmc_verify.objective import exact_pass
-from lmc_verify.training.stability import LARGEST_STEP, SMALLEST_STEP, goes_downhill, largest_stable_step
+from lmc_verify.training.full_batch import LARGEST_STEP, SMALLEST_STEP, goes_downhill, largest_stable_step
 
 
 def karate(activation: str = "tanh", scale: float = 1.0) -> Problem:

@@ -18,7 +18,7 @@ from lmc_verify.claims.question import Answer, Question, measured
 from lmc_verify.claims.reference import explained
 from lmc_verify.claims.theory import Expectation
 from lmc_verify.claims.thresholds import fraction
-from lmc_verify.estimators import Estimator, FullBatch, with_beta
+from lmc_verify.estimators import Estimator, with_beta
 from lmc_verify.objective import gradient_norm
 from lmc_verify.seeds import generator
 from lmc_verify.statistics.floors import FloorReading
@@ -34,7 +34,13 @@ from lmc_verify.statistics.rates import (
     near_floor,
     seeds_needed,
 )
-from lmc_verify.training import MeasuredRun, RunSpecification, largest_stable_step, mean_gradient_norms
+from lmc_verify.training import (
+    MeasuredRun,
+    RunSpecification,
+    full_batch_norms,
+    largest_stable_step,
+    mean_gradient_norms,
+)
 
 __all__ = ["RATE", "SCHEDULE", "scheduled"]
 
@@ -116,13 +122,10 @@ def _mean_norms(case: Case, seeds: int) -> Matrix:
 
 
 def _full_batch(case: Case) -> list[float]:
-    """Return full-batch gradient descent's mean gradient norm over all steps of every length: no sampling error."""
-    runs = []
-    for length in case.training.lengths:
-        _, size = scheduled(case.estimator, case.training.step_size, length)
-        unused = generator(case.seed, "full batch")  # it does not look at its batches
-        runs.append(MeasuredRun(RunSpecification(FullBatch(), size, unused), dict.fromkeys(range(length), 1)))
-    return mean_gradient_norms(case.problem, runs, case.design)
+    """Return full-batch gradient descent's mean gradient norm over all steps of every length."""
+    lengths = case.training.lengths
+    sizes = [scheduled(case.estimator, case.training.step_size, length)[1] for length in lengths]
+    return full_batch_norms(case.problem, case.exact, lengths, sizes)
 
 
 @dataclass(frozen=True)
