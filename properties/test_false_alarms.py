@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,13 +51,13 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     assert lines[:2] == [f"repetition {7 + number} done; {number + 1} in all, 0 alarms" for number in range(2)]
     assert "     2 SUPPORTED     theorem-1/unbiased-sampled backward-sgd on ring" in lines[2]
     assert ", level 0.2, largest e-value" in lines[2]
-    assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions"]
+    assert lines[3:] == ["0 false alarms in 2 verdicts of 2 repetitions, 0 at the suite's own levels"]
 
     # What a stopped program has written is read, not made again; a line that was cut and one of other code are not.
     file = tmp_path / "reports" / "out" / "false-alarms.jsonl"
     first, second = (json.loads(line) for line in file.read_text().splitlines() if line)
     assert (first["repetition"], second["repetition"]) == (7, 8)
-    first["found"][0][2:] = ["REFUTED", 3.0, "not so"]
+    first["found"][0][2:] = ["REFUTED", 3.0, "not so", 1e-8, "INCONCLUSIVE"]
     file.write_text(
         "\n".join([json.dumps(first), json.dumps(second | {"of": "other code"}), json.dumps(second)[:50], "7", "{}"])
     )
@@ -64,7 +65,8 @@ def test_sound_statistical_checks_are_repeated_and_nothing_else(tmp_path: Path) 
     lines = done.stdout.splitlines()
     assert lines[0].startswith("ALARM in repetition 7: theorem-1/unbiased-sampled backward-sgd on ring")
     assert lines[0].endswith("REFUTED: not so")
-    assert lines[-1] == "1 false alarms in 2 verdicts of 2 repetitions"
+    assert lines[1] == "  at the suite's own level, 1e-08: INCONCLUSIVE"
+    assert lines[-1] == "1 false alarms in 2 verdicts of 2 repetitions, 0 at the suite's own levels"
     assert [json.loads(line)["repetition"] for line in file.read_text().splitlines()[-1:]] == [8]
 
 
@@ -86,7 +88,7 @@ def test_a_repetition_without_verdicts_is_an_alarm(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ALARM in repetition 1: no verdicts: " in done.stdout
     assert "there is no suite file nosuch.toml" in done.stdout
-    assert done.stdout.endswith("1 false alarms in 0 verdicts of 1 repetitions\n")
+    assert done.stdout.endswith("1 false alarms in 0 verdicts of 1 repetitions, 1 at the suite's own levels\n")
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def script() -> dict[str, Any]:
 
 @pytest.fixture
 def found(script: dict[str, Any]) -> Callable[[str, Outcome], Any]:
-    return lambda label, outcome: script["Found"](label, 0.05, outcome.value, None, "words")
+    return lambda label, outcome: script["Found"](label, 0.05, outcome.value, None, "words", 1e-8, None)
 
 
 @pytest.mark.parametrize(("refuted", "beyond"), [(10, False), (24, False), (40, True)])
@@ -111,7 +113,7 @@ def test_refutations_count_against_what_their_level_allows(
     assert tally.alarms == refuted
     assert tally.failures == 0
     assert bool(tally.beyond) == beyond
-    assert str(tally).endswith("e-14" if beyond else "of 200 repetitions"), str(tally)
+    assert str(tally).endswith("e-14" if beyond else "at the suite's own levels"), str(tally)
 
 
 def test_a_check_that_crashed_is_a_failure(script: dict[str, Any], found: Callable[[str, Outcome], Any]) -> None:
@@ -120,10 +122,40 @@ def test_a_check_that_crashed_is_a_failure(script: dict[str, Any], found: Callab
     assert (tally.alarms, tally.failures) == (1, 1)
 
 
+def test_what_is_refuted_at_the_suite_s_own_level_is_counted(script: dict[str, Any]) -> None:
+    tally, found = script["Tally"](), script["Found"]
+    for own in ("INCONCLUSIVE", "REFUTED"):
+        tally.add(0, [found("one", 0.2, "REFUTED", 3.0, "words", 1e-8, own)])
+    assert (tally.alarms, tally.failures, tally.at_own_level) == (2, 0, 1)
+    assert str(tally).endswith("2 false alarms in 2 verdicts of 2 repetitions, 1 at the suite's own levels")
+
+
+def test_a_refuted_trial_is_asked_again_at_the_suite_s_own_level(
+    script: dict[str, Any],
+) -> None:
+    suite = str(ROOT / "reports" / "theorem-check.toml")
+    raised, own = script["repeated"](suite, 3)[0]
+    levels = list[float]()
+
+    def run_planned(planned: Any, workspace: Any) -> Any:
+        levels.append(planned.settings.sampling.alpha)
+        outcome = Outcome.REFUTED if levels[-1] == raised.settings.sampling.alpha else Outcome.INCONCLUSIVE
+        return SimpleNamespace(verdict=SimpleNamespace(outcome=outcome, log_e_value=None, summary="words"))
+
+    script["run"].__globals__["run_planned"] = run_planned
+    script["run"].__globals__["repeated"] = lambda *_: [script["Repeated"](raised, own)]
+    assert script["run"](suite, 3) == [
+        (script["_name"](raised), 0.2, "REFUTED", None, "words", own.settings.sampling.alpha, "INCONCLUSIVE")
+    ]
+    assert levels == [0.2, own.settings.sampling.alpha]
+    assert own.settings.sampling.replicate == raised.settings.sampling.replicate == 3
+
+
 def test_trials_have_levels_at_which_alarms_can_be_seen(script: dict[str, Any]) -> None:
-    for planned in script["repeated"](str(ROOT / "reports" / "theorem-check.toml"), 3):
+    for planned, own in script["repeated"](str(ROOT / "reports" / "theorem-check.toml"), 3):
         rate = find_claim(planned.claim).tier == "rate"
         assert planned.settings.sampling.alpha == (0.4 if rate else 0.2)
+        assert own.settings.sampling.alpha < 1e-7
         training = planned.settings.training
         assert not rate or (training.repeats == 1 and len(training.lengths) >= 3 and max(training.lengths) <= 3_200)
 

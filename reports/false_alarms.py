@@ -4,7 +4,8 @@ A trial is repeated if the suite expects SUPPORTED of it, so that REFUTED is a f
 which false alarms would be seen: the suite's own, 2.6e-8 a trial, shows none in a lifetime, and takes eight times as
 many draws. A sound trial is refuted with at most the probability that its level states, so that the number of its false
 alarms has at most a binomial distribution: a number that this allows with a probability below 1e-6 makes the program
-fail, and so does a crash. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
+fail, and so does a crash. A trial that was refuted is asked again, with the same draws, at the suite's own level: an
+alarm there fails, too. Where an estimator is exactly unbiased the expected e-value of a repetition is at most 1; how
 large they became is printed next to the outcomes.
 
 Each repetition is written to a file when it is done, and those of the same code and suite that the file has are not
@@ -48,7 +49,14 @@ CHANCE = 1e-6
 """Probability with which the program fails although every level holds; the trials share it."""
 
 
-def repeated(suite: str, replicate: int) -> list[Planned]:
+class Repeated(NamedTuple):
+    """A trial at the level at which it is repeated, and at the suite's own."""
+
+    raised: Planned
+    own: Planned
+
+
+def repeated(suite: str, replicate: int) -> list[Repeated]:
     """Return the statistical trials of a suite on sound estimators, for one repetition."""
     chosen = []
     for trial in load_suite(suite).plan(replicate=replicate):
@@ -60,7 +68,8 @@ def repeated(suite: str, replicate: int) -> list[Planned]:
         if rate:
             lengths = tuple(length for length in training.lengths if length <= MOST_STEPS)
             training = training.model_copy(update={"repeats": 1, "lengths": lengths})
-        chosen.append(replace(trial, settings=settings.model_copy(update={"sampling": sampling, "training": training})))
+        raised = replace(trial, settings=settings.model_copy(update={"sampling": sampling, "training": training}))
+        chosen.append(Repeated(raised, trial))
     return chosen
 
 
@@ -72,15 +81,22 @@ class Found(NamedTuple):
     outcome: str
     log_e_value: float | None
     summary: str
+    own_level: float
+    own_outcome: str | None
+    """What the suite's own level gives where the raised one refutes; None where it was not asked."""
 
 
 def run(suite: str, replicate: int) -> list[tuple[Any, ...]]:
     """Run one repetition; return what every trial found, as tuples: a worker does not import this file."""
     workspace, out = workspace_of_process(Workspace()), []
-    for planned in repeated(suite, replicate):
-        verdict = run_planned(planned, workspace).verdict
-        level, outcome = planned.settings.sampling.alpha, verdict.outcome.value
-        out.append((_name(planned), level, outcome, verdict.log_e_value, verdict.summary))
+    for raised, own in repeated(suite, replicate):
+        verdict, asked = run_planned(raised, workspace).verdict, None
+        if verdict.outcome is Outcome.REFUTED:
+            asked = run_planned(own, workspace).verdict.outcome.value
+        level, own_level = (item.settings.sampling.alpha for item in (raised, own))
+        out.append(
+            (_name(raised), level, verdict.outcome.value, verdict.log_e_value, verdict.summary, own_level, asked)
+        )
     return out
 
 
@@ -95,13 +111,14 @@ class Tally:
 
     repetitions: int = 0
     failures: int = 0
+    at_own_level: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     levels: dict[str, float] = field(default_factory=dict)
     evidence: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, replicate: int, found: list[Found]) -> None:
         """Count the verdicts of a repetition, and print what is an alarm."""
-        for label, level, outcome, log_e_value, summary in found:
+        for label, level, outcome, log_e_value, summary, own_level, own_outcome in found:
             self.levels[label] = level
             self.counts[label, outcome] += 1
             if log_e_value is not None:
@@ -110,6 +127,9 @@ class Tally:
                 self.failures += 1
             if outcome in (Outcome.REFUTED.value, Outcome.ERROR.value):
                 print(f"ALARM in repetition {replicate}: {label}: {outcome}: {summary}")
+            if own_outcome is not None:
+                print(f"  at the suite's own level, {own_level:.2g}: {own_outcome}")
+                self.at_own_level += own_outcome in (Outcome.REFUTED.value, Outcome.ERROR.value)
         self._count(replicate)
 
     def fail(self, replicate: int, why: str) -> None:
@@ -152,7 +172,10 @@ class Tally:
             largest = f", largest e-value 10^{max(self.evidence[label]):.1f}" if label in self.evidence else ""
             lines.append(f"{number:6,} {outcome:13} {label}, level {self.levels[label]:g}{largest}")
         total = sum(self.counts.values())
-        lines.append(f"{self.alarms} false alarms in {total:,} verdicts of {self.repetitions} repetitions")
+        lines.append(
+            f"{self.alarms} false alarms in {total:,} verdicts of {self.repetitions} repetitions, "
+            f"{self.at_own_level + self.failures} at the suite's own levels"
+        )
         return "\n".join([*lines, *self.beyond])
 
 
@@ -214,7 +237,7 @@ def main() -> int:
                     tally.add(replicate, found)
     finally:  # what an interrupted run has found is not lost
         print(tally, flush=True)
-    return 1 if tally.failures or tally.beyond else 0
+    return 1 if tally.failures or tally.at_own_level or tally.beyond else 0
 
 
 if __name__ == "__main__":
