@@ -2,6 +2,7 @@
 
     python tools/fuzz.py --seconds 60             # each loader for a minute
     python tools/fuzz.py records --mutants 300    # one loader, some hundred mutants
+    python tools/fuzz.py --guided                 # each for ten minutes, guided by coverage; needs atheris
 
 A mutant that gives another exception, takes more than five seconds or more memory than the limit is written to
 ``--finds`` (it becomes a test) and the exit code is 1. Mutants are determined by ``--seed``.
@@ -10,9 +11,12 @@ A mutant that gives another exception, takes more than five seconds or more memo
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
+import re
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -249,6 +253,28 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
+def fuzz_guided(name: str, seconds: int, seed: int, finds: Path) -> bool:
+    """Fuzz a loader guided by coverage, in a process of its own; print what came of it, and return whether it is well.
+
+    Finds are written by that process as it goes; a loader that hangs or takes the process with it leaves one, too.
+    """
+    pattern = f"{name}-guided-*"
+    before = set(finds.glob(pattern))
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_guided.py")), name, "--seconds", str(seconds)]
+    command += ["--seed", str(seed), "--finds", str(finds)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    found = len(set(finds.glob(pattern)) - before)
+    runs = re.search(r"^Done (\d+) runs", done.stderr, flags=re.MULTILINE)
+    if runs is None:
+        print(done.stderr[-2000:], file=sys.stderr)
+        print(f"{name}: ended before its time with exit code {done.returncode}, {found} finds", flush=True)
+        return False
+    reached = re.findall(r" cov: (\d+) ", done.stderr)[-1]
+    print(f"{name}: {int(runs[1]):,} mutants, guided, {reached} places reached, {found} finds", flush=True)
+    print("".join(f"  {line}\n" for line in done.stdout.splitlines() if line.startswith(f"{name}: ")), end="")
+    return not found
+
+
 def main() -> int:
     """Fuzz the loaders that are named, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -257,11 +283,23 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=None, help="of each loader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finds", type=Path, default=Path("finds"), help="folder for what is found")
+    parser.add_argument("--guided", action="store_true", help="guided by coverage, for --seconds (needs atheris)")
     given = parser.parse_args()
+    if given.guided and given.mutants is not None:
+        parser.error("--mutants is a number of unguided mutants; give --seconds with --guided")
     seconds = 600.0 if given.seconds is None and given.mutants is None else given.seconds
     for name in given.targets:
         if name not in TARGETS:
             parser.error(f"unknown loader {name!r}; known are {', '.join(TARGETS)}")
+    if given.guided:
+        if importlib.util.find_spec("atheris") is None:
+            parser.error("--guided needs atheris: pip install atheris")
+        bad = [
+            name
+            for name in given.targets or TARGETS
+            if not fuzz_guided(name, int(seconds or 0), given.seed, given.finds)
+        ]
+        return 1 if bad else 0
     if Path("/proc/self/statm").exists():
         limit_memory()
     failed = 0
