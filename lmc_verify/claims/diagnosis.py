@@ -94,12 +94,15 @@ def likeness(bias: Gradient, exact: Gradient) -> tuple[float, float]:
         exact: the exact gradient.
 
     Returns:
-        ``<mean, exact> / <exact, exact>`` and ``<mean, exact> / (|mean| |exact|)``; NaN where one of them vanishes.
+        ``<mean, exact> / <exact, exact>`` and ``<mean, exact> / (|mean| |exact|)``; NaN for what is not defined, where
+        the exact gradient vanishes or, of the cosine, the mean.
     """
     mean = gradient_sum(bias, exact)
     norm, size = gradient_norm(exact), gradient_norm(mean)
-    if not norm or not size:
+    if not norm:
         return math.nan, math.nan
+    if not size:
+        return 0.0, math.nan
     cosine = math.fsum(
         float((mean[name].double() / size * (value.double() / norm)).sum()) for name, value in exact.items()
     )
@@ -170,9 +173,12 @@ def describe(problem: Problem, bias: Gradient, exact: Gradient, residuals: Resid
         residuals: the bias by parameter with its tolerances; see `lmc_verify.claims.residuals`.
     """
     factor, cosine = likeness(bias, exact)
+    quantities = {
+        "mean estimate as a multiple of the gradient": factor,
+        "cosine of the mean estimate and the gradient": cosine,
+    }
     evidence = [
-        Evidence("mean estimate as a multiple of the gradient", factor, group="likeness"),
-        Evidence("cosine of the mean estimate and the gradient", cosine, group="likeness"),
+        Evidence(quantity, value, group="likeness") for quantity, value in quantities.items() if not math.isnan(value)
     ]
     precision = _single_precision(bias, gradient_norm(exact))
     if precision:

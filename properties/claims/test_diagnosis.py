@@ -35,6 +35,7 @@ from lmc_verify.claims.diagnosis import (
     saturation,
     worst_parameter,
 )
+from lmc_verify.encoding import decode, encode
 from lmc_verify.models import ConvLayer, GCNConv, LayeredModel
 from lmc_verify.objective import exact_gradient, gradient_norm
 
@@ -123,12 +124,25 @@ def test_gas_is_no_factor_and_no_rounding() -> None:
     assert "worst parameter layers.0." in verdict.summary
 
 
+def test_what_is_not_defined_is_no_evidence() -> None:
+    def vanishing(gradient: Gradient, exact: Gradient) -> Gradient:
+        return {name: 0 * value for name, value in gradient.items()}
+
+    verdict = verdict_of(vanishing)
+    assert verdict.outcome.value == "REFUTED"
+    assert [item.value for item in verdict.evidence if item.group == "likeness"] == [0.0]
+    assert Verdict.from_dict(decode(encode(verdict.to_dict()))) == verdict  # NaN would not be equal to itself
+
+
 def test_likeness_by_hand() -> None:
     exact = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
     bias = {"a": torch.tensor([0.0, 5.0]), "b": torch.tensor([0.0])}
     factor, cosine = likeness(bias, exact)
     assert (factor, cosine) == (pytest.approx(1.0), pytest.approx(1 / np.sqrt(2)))
-    assert all(np.isnan(likeness({"a": -exact["a"], "b": -exact["b"]}, exact)))
+    nothing = {name: -value for name, value in exact.items()}  # a mean of zero has no direction
+    factor, cosine = likeness(nothing, exact)
+    assert (factor, np.isnan(cosine)) == (0.0, True)
+    assert all(np.isnan(likeness(exact, {name: 0 * value for name, value in exact.items()})))
     assert 0.999 < COSINE < 1
     assert SINGLE_PRECISION[0] < 2**-24 < SINGLE_PRECISION[1]
 
