@@ -21,7 +21,7 @@ from lmc_verify.arguments import typed
 from lmc_verify.audits.along import MakeOptimizer, follow, looks_of
 from lmc_verify.audits.batches.law import MOST_STRATA, Sampling, Unit, law_of
 from lmc_verify.audits.batches.nodes import Namer, NodesReader
-from lmc_verify.audits.causes.search import explain
+from lmc_verify.audits.causes.explain import explain
 from lmc_verify.audits.contract import LOOKED_AT, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled

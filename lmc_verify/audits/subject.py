@@ -17,7 +17,7 @@ from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
 
-__all__ = ["Clock", "Gradient", "Subject", "added", "dot", "norm", "scaled"]
+__all__ = ["Clock", "Gradient", "Subject", "added", "cosine", "dot", "norm", "scaled"]
 
 Gradient = dict[str, Tensor]
 
@@ -49,6 +49,12 @@ def scaled(gradient: Mapping[str, Tensor], factor: float) -> Gradient:
 def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     """Return the inner product of two gradients, over the parameters of the second."""
     return sum(float((left[name].double() * value.double()).sum()) for name, value in right.items())
+
+
+def cosine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """Return the cosine of the angle between two gradients; 0 where one of them vanishes."""
+    sizes = norm(left) * norm(right)
+    return dot(left, right) / sizes if sizes else 0.0
 
 
 @dataclass

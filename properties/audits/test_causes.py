@@ -19,9 +19,12 @@ from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
 from lmc_verify.audits import Audit
+from lmc_verify.audits.causes.candidates import Candidate
 from lmc_verify.audits.causes.enactments import World
+from lmc_verify.audits.causes.explain import _greedy, _others
+from lmc_verify.audits.causes.fitted import fitted_causes
 from lmc_verify.audits.causes.reach import around
-from lmc_verify.audits.causes.search import _Candidate, _greedy, _others, _Search
+from lmc_verify.audits.causes.search import Search
 from lmc_verify.audits.interventions import INTERVENTIONS
 from lmc_verify.audits.measure import Measured
 from lmc_verify.seeds import torch_generator
@@ -313,8 +316,8 @@ def test_of_causes_within_the_noise_the_one_that_leaves_least_explains(
     left: tuple[float, float], exact: bool, found: int | None
 ) -> None:
     first, second = INTERVENTIONS[:2]
-    search = object.__new__(_Search)
-    search.candidates = {item.id: _Candidate(item.id, "", "", intervention=item) for item in (first, second)}
+    search = object.__new__(Search)
+    search.candidates = {item.id: Candidate(item.id, "", "", intervention=item) for item in (first, second)}
 
     def measured(bias: float) -> Measured:
         return Measured({"w": torch.tensor([bias])}, {"w": 0.25}, exact, 100)
@@ -355,7 +358,7 @@ def test_the_halo_of_a_batch_is_around_it_and_not_of_it() -> None:
     ],
 )
 def test_a_known_defect_resembles_a_bias_beside_the_exact_gradient(left: list[float], like: bool) -> None:
-    search: Any = _Search.__new__(_Search)
+    search: Any = Search.__new__(Search)
     search._subject = SimpleNamespace(exact={"weight": torch.tensor([1.0, 0.0, 0.0])})
     search.predicted = lambda ids: {"weight": torch.tensor([5.0, 1.0, 0.0])}
     search._left = lambda ids: SimpleNamespace(bias={"weight": torch.tensor(left)})
@@ -367,9 +370,9 @@ def test_a_known_defect_resembles_a_bias_beside_the_exact_gradient(left: list[fl
 )
 def test_a_count_of_a_batch_is_no_sight_of_a_cause(key: str, seen: bool) -> None:
     """What is left is hardly less with any weights; that the loss is a mean of so many rows has been seen."""
-    search: Any = _Search.__new__(_Search)
+    search: Any = Search.__new__(Search)
     item = next(item for item in INTERVENTIONS if item.id == key)
-    search.candidates = {key: _Candidate(key, "", "", intervention=item)}
+    search.candidates = {key: Candidate(key, "", "", intervention=item)}
     assert search.seen(key) is seen
     search.rest = lambda ids: 0.8 if ids else 1.0
     search.resembles = lambda key, ids: True
@@ -377,8 +380,10 @@ def test_a_count_of_a_batch_is_no_sight_of_a_cause(key: str, seen: bool) -> None
 
 
 def test_what_takes_a_little_away_by_chance_is_not_listed() -> None:
-    search: Any = _Search.__new__(_Search)
-    search.candidates = {key: _Candidate(key, "", "") for key in ("like", "unlike", "changed", "factor")}
+    search: Any = Search.__new__(Search)
+    search.candidates = {key: Candidate(key, "", "") for key in ("like", "unlike", "changed")}
+    for cause in fitted_causes(None):  # type: ignore[arg-type]  # none is fitted
+        search.candidates[cause.id] = Candidate(cause.id, "", "", fitted=cause)
     search.candidates["like"].cosine, search.candidates["unlike"].cosine = 0.8, 0.3  # "changed" is an intervention
     search.rest = lambda ids: 0.9
     assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "changed"}
