@@ -500,6 +500,32 @@ def test_class_weights_are_named_with_their_sizes(reduction: str) -> None:
         assert judge(step, objective=objective).outcome.value == "EXACT"
 
 
+@pytest.mark.parametrize("name", ["class-weights", "factor", "penalty"])
+def test_two_changes_of_the_objective_are_told_apart(name: str) -> None:
+    """A penalty on squares beside weights of classes, a factor or another penalty: their biases are not orthogonal."""
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0] if name == "class-weights" else [1.0] * 4, dtype=torch.float64)
+    times, sizes = 3.0 if name == "factor" else 1.0, 0.02 if name == "penalty" else 0.0
+    listed = ", ".join(f"class {label} counts {value:.4g} times" for label, value in enumerate(weight))
+    words = {
+        "class-weights": listed,
+        "factor": "without the other causes the mean is 3 times the gradient",
+        "penalty": "0.02 times the signs of the parameters (all)",
+    }
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], weight=weight.to(out), reduction="sum")
+        penalty = sum(0.01 * value.square().sum() + sizes * value.abs().sum() for value in model.parameters())
+        (times * loss * 3 / data.train_mask.sum() + penalty).backward()
+
+    audit = judge(step)
+    assert (audit.outcome.value, explained(audit)) == ("REFUTED", sorted(["penalty", name])), str(audit)
+    assert audit.explanation.complete
+    told = " ".join(cause.words for cause in audit.causes)
+    assert "0.02 times the parameters (all)" in told
+    assert words[name] in told
+
+
 def test_weights_of_single_nodes_are_no_weights_of_classes() -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]

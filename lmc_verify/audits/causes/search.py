@@ -8,7 +8,7 @@ from typing import Any
 
 from lmc_verify.audits.causes.candidates import SAME, Candidate, effective_candidates
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
-from lmc_verify.audits.causes.fitted import Fit, Leftover, fitted_causes
+from lmc_verify.audits.causes.fitted import Fit, Leftover, fit_together, fitted_causes, less
 from lmc_verify.audits.interventions import Intervention
 from lmc_verify.audits.measure import InapplicableError, Measured
 from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm
@@ -21,8 +21,8 @@ MOST_TOGETHER = 3
 MOST_ENACTED = 2
 """Known defects among them whose bias is taken off as it was enacted."""
 
-MOST_FITTED = 1
-"""Causes among them with numbers that are fitted."""
+MOST_FITTED = 2
+"""Causes with numbers of one explanation, and only where nothing is left to chance and no other causes are in it."""
 
 HALF = 0.5
 """Share of a bias from draws that an explanation may leave; its noise may be twice that."""
@@ -55,7 +55,7 @@ class Search:
         self._world = World(subject, pairs, reference)
         self._measured: dict[_Set, Measured] = {}
         self._enacted: dict[str, Gradient | None] = {}
-        self._fits: dict[tuple[str, _Set], Fit] = {}
+        self._found: dict[_Set, dict[str, Fit]] = {}
         self._unit = norm(subject.exact) or 1.0
         self.candidates = {item.id: item for item in effective_candidates(subject, pairs, interventions)}
 
@@ -107,7 +107,7 @@ class Search:
     def predicted(self, ids: _Set) -> Gradient | None:
         """Return the bias that the known defects of a set give; None for none of them."""
         total: Gradient | None = None
-        for key in ids:
+        for key in self._ordered(ids):
             enactment = self.candidates[key].enactment
             if enactment is not None and (bias := self._bias_of(enactment)) is not None:
                 total = bias if total is None else added(total, bias)
@@ -117,26 +117,33 @@ class Search:
         """Return the norm of the bias that is left without the causes of a set."""
         return self._left(ids).size()
 
+    def _ordered(self, ids: _Set) -> list[str]:
+        """Return a set in the order of the candidates: sums have the same bits in every process."""
+        return [key for key in self.candidates if key in ids]
+
     def _left(self, ids: _Set) -> Measured:
+        left = self._unfitted(ids)
+        for fit in self._fits(ids).values():
+            left = less(left, fit.bias)
+        return left
+
+    def _unfitted(self, ids: _Set) -> Measured:
+        """Return what is left without the interventions and known defects of a set."""
         measured, predicted = self.measured(ids), self.predicted(ids)
-        bias = measured.bias if predicted is None else added(measured.bias, predicted, -1.0)
-        for key in self._fitted(ids):
-            bias = added(bias, self._fit(key, ids).bias, -1.0)
-        return Measured(bias, measured.noise, measured.exact, measured.draws)
+        return measured if predicted is None else less(measured, predicted)
 
-    def _fitted(self, ids: _Set) -> list[str]:
-        """Return the causes of a set whose numbers are fitted."""
-        return [key for key in ids if self.candidates[key].fitted is not None]
-
-    def _fit(self, key: str, ids: _Set) -> Fit:
-        """Return the numbers of a cause that leave least of what the others of a set leave."""
-        cause, others = self.candidates[key].fitted, ids - {key}
-        assert cause is not None
-        if (key, others) not in self._fits:
-            predicted, reference = self.predicted(others), self._world.reference
+    def _fits(self, ids: _Set) -> dict[str, Fit]:
+        """Return the numbers of the fitted causes of a set that leave least of what its others leave."""
+        if ids not in self._found:
+            causes = {key: cause for key in self._ordered(ids) if (cause := self.candidates[key].fitted) is not None}
+            left, predicted, reference = self._unfitted(ids), self.predicted(ids), self._world.reference
             wanted = reference if predicted is None else added(reference, predicted)
-            self._fits[key, others] = cause.fit(Leftover(self._left(others), wanted, alone=not others))
-        return self._fits[key, others]
+            leftover = Leftover(left, wanted, alone=len(ids) == 1)
+            if len(causes) > 1:
+                self._found[ids] = fit_together(causes, leftover)
+            else:
+                self._found[ids] = {key: cause.fit(leftover) for key, cause in causes.items()}
+        return self._found[ids]
 
     def resembles(self, key: str, ids: _Set) -> bool:
         """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
@@ -163,7 +170,7 @@ class Search:
 
     def detail(self, key: str, ids: _Set) -> str:
         """Return what is known of a cause within an explanation, beside its words."""
-        return "" if self.candidates[key].fitted is None else self._fit(key, ids).detail
+        return "" if self.candidates[key].fitted is None else self._fits(ids)[key].detail
 
     def gone(self, ids: _Set) -> bool:
         """Whether the step is unbiased without the causes of a set."""
@@ -189,10 +196,13 @@ class Search:
         return None
 
     def _may_be_tried(self, ids: _Set) -> bool:
-        fitted = self._fitted(ids)
-        if len(fitted) > MOST_FITTED or not all(self._fit(key, ids).plausible for key in fitted):
+        items = [self.candidates[key] for key in ids]
+        fitted = sum(item.fitted is not None for item in items)
+        if fitted > 1 and (fitted > MOST_FITTED or fitted < len(ids) or not self.measured(ids).exact):
             return False
-        return sum(self.candidates[key].enactment is not None for key in ids) <= MOST_ENACTED
+        if sum(item.enactment is not None for item in items) > MOST_ENACTED:
+            return False
+        return all(fit.plausible for fit in self._fits(ids).values())
 
 
 def _stands_for(id: str) -> set[str]:
