@@ -266,7 +266,9 @@ def plugin(session: nox.Session) -> None:
 
 def asv(session: nox.Session, *arguments: str) -> None:
     install(session, "bench")
-    session.run("asv", "machine", "--yes", silent=True)
+    # Machines that come and go, such as those of CI, share a name that is given; else it is the host's.
+    name = arguments[arguments.index("--machine") :][:2] if "--machine" in arguments else ()
+    session.run("asv", "machine", "--yes", *name, silent=True)
     session.run("asv", *arguments, env=ENVIRONMENT)
 
 

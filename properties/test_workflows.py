@@ -7,6 +7,7 @@ line reads the commands, and sessions and files that are named are there.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ACTION = ROOT / "action.yml"
 OWN = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 EXAMPLES = [ROOT / "examples" / "clusters" / "github-actions.yml"]
-NAMES = ("benchmarks", "docs", "nightly", "report", "tests")
+NAMES = ("benchmarks", "docs", "history", "nightly", "report", "tests")
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # typer's own group
 BASH = shutil.which("bash")
 
@@ -127,7 +128,9 @@ def test_bash_reads_every_shell_step(written: Path) -> None:
 @pytest.mark.parametrize("file", [*OWN, *EXAMPLES], ids=lambda file: file.name)
 def test_workflows_may_only_read_and_end_by_themselves(file: Path) -> None:
     document = read(file)
-    assert document["permissions"] == {"contents": "read"}
+    publishes = {"actions": "read", "pages": "write", "id-token": "write"} if file.stem == "history" else {}
+    assert document["permissions"] == {"contents": "read", **publishes}
+    assert not publishes or "pull_request" not in document["on"]
     own = [job for name, job in document["jobs"].items() if name != "merge"]  # which only waits for the others
     assert all(int(job["timeout-minutes"]) > 0 for job in own)
     for step in steps(document):  # what a pull request brings is a value, and no part of a script
@@ -164,6 +167,22 @@ def test_a_regression_is_not_lost_in_a_pipe() -> None:
         for step in steps(read(file)):
             if re.search(r"[^|]\|[^|]", step.get("run", "")):
                 assert step.get("shell") == "bash", step["run"]
+
+
+@pytest.mark.parametrize("last", ["", "17"])
+def test_the_history_begins_with_the_results_of_the_last_run(last: str, tmp_path: Path) -> None:
+    if BASH is None:
+        pytest.skip("there is no bash")
+    (step,) = [item for item in steps(read(OWN[NAMES.index("history")])) if "gh run" in item.get("run", "")]
+    gh = tmp_path / "gh"
+    gh.write_text(f'#!{BASH}\n[ "$2" = list ] && echo "{last}" || echo "$@" > downloaded\n')
+    gh.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([BASH, "-eo", "pipefail", "-c", step["run"]], cwd=tmp_path, env=environment, check=True)
+    found = (tmp_path / "downloaded").read_text().split() if last else []
+    results = json.loads((ROOT / "asv.conf.json").read_text(encoding="utf-8"))["results_dir"]
+    assert found == (["run", "download", "17", "--name", "asv-results", "--dir", results] if last else [])
+    assert (tmp_path / "downloaded").exists() == bool(last)
 
 
 def test_the_report_is_made_by_the_action_with_inputs_that_it_has() -> None:
