@@ -5,7 +5,9 @@ Loops are small functions on the karate club, in which each defect is planted on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
-from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.nn import GCN, GCNConv, SAGEConv
 from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
@@ -22,9 +24,9 @@ from lmc_verify.audits import Audit
 from lmc_verify.audits.causes.candidates import Candidate
 from lmc_verify.audits.causes.enactments import World
 from lmc_verify.audits.causes.explain import _greedy, _others
-from lmc_verify.audits.causes.fitted import fitted_causes
+from lmc_verify.audits.causes.fitted import Fit, Leftover, fit_together, fitted_causes
 from lmc_verify.audits.causes.reach import around
-from lmc_verify.audits.causes.search import Search
+from lmc_verify.audits.causes.search import KEPT, Search
 from lmc_verify.audits.interventions import INTERVENTIONS
 from lmc_verify.audits.measure import Measured
 from lmc_verify.seeds import torch_generator
@@ -387,3 +389,64 @@ def test_what_takes_a_little_away_by_chance_is_not_listed() -> None:
     search.candidates["like"].cosine, search.candidates["unlike"].cosine = 0.8, 0.3  # "changed" is an intervention
     search.rest = lambda ids: 0.9
     assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "changed"}
+
+
+def fitted_to(bias: list[float], exact: bool = True) -> dict[str, Fit]:
+    """Return the numbers of a factor and a penalty on squares that are fitted together to a bias of one parameter."""
+    model = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+    subject: Any = SimpleNamespace(model=model)
+    causes = {cause.id: cause for cause in fitted_causes(subject) if cause.id in ("factor", "penalty/squares")}
+    measured = Measured({"weight": torch.tensor(bias, dtype=torch.float64)}, {"weight": 1e-16}, exact, 4)
+    wanted = {"weight": torch.arange(16.0, dtype=torch.float64)}
+    with torch.no_grad():
+        model.weight.copy_(torch.cos(torch.arange(16.0, dtype=torch.float64)).reshape(4, 4))
+    shaped = replace(measured, bias={"weight": measured.bias["weight"].reshape(4, 4)})
+    return fit_together(causes, Leftover(shaped, {"weight": wanted["weight"].reshape(4, 4)}, alone=False))
+
+
+def test_numbers_that_are_fitted_together_are_those_of_both() -> None:
+    step = [2.0 * place - 0.3 * math.cos(place) for place in range(16)]
+    fits = fitted_to(step)
+    assert "the mean is 3 times the gradient" in fits["factor"].detail
+    assert "the mean has -0.3 times the parameters (all)" in fits["penalty/squares"].detail
+    left = torch.tensor(step, dtype=torch.float64) - sum(fit.bias["weight"].flatten() for fit in fits.values())
+    assert float(left.norm()) < 1e-12
+
+
+@pytest.mark.parametrize("bias", [0.0, math.nan, math.inf])
+def test_nothing_and_no_number_are_fitted_without_an_error(bias: float) -> None:
+    fits = fitted_to([bias] * 16)
+    assert set(fits) == {"factor", "penalty/squares"}
+    assert bias or all(not fit.bias["weight"].any() for fit in fits.values())
+
+
+def test_classes_that_are_not_known_have_no_weights() -> None:
+    subject: Any = SimpleNamespace(objective=None, data=SimpleNamespace(y=None), model=nn.Linear(1, 1))
+    (cause,) = [cause for cause in fitted_causes(subject) if cause.id == "class-weights"]
+    left = Leftover(
+        Measured({"weight": torch.ones(2)}, {"weight": 0.0}, True, 4), {"weight": torch.ones(2)}, alone=True
+    )
+    assert cause.columns(left) == []
+    fit = cause.fit(left)
+    assert (fit.plausible, float(fit.bias["weight"].norm())) == (False, 0.0)
+
+
+def test_few_fits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a gradient, and of sets of three there are many."""
+    sizes, original = list[int](), Search._fitted
+
+    def fitted(search: Search, *given: Any) -> dict[str, Fit]:
+        sizes.append(len(search._found))
+        return original(search, *given)
+
+    monkeypatch.setattr(Search, "_fitted", fitted)
+    data = karate()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        losses = F.cross_entropy(model(data.x, data.edge_index), data.y, reduction="none")
+        (losses[batch] * (1.0 + batch)).sum().backward()
+
+    audit = lv.audit(GCN(data.num_features, 8, 2, 4), data, [(nodes, 0.25) for nodes in clusters(data)], step)
+    assert (audit.outcome.value, audit.explanation.complete) == ("REFUTED", False)
+    assert len(sizes) > 2 * KEPT
+    assert max(sizes) < KEPT

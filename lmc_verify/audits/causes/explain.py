@@ -64,7 +64,7 @@ def explain(
         return Explanation(
             (cause, *_others(search, nothing, whole, complete=complete)), complete, left / unit, left / whole
         )
-    leak = _only_added(search, whole)
+    leak = _only_added(search, whole, unit)
     if leak is not None:
         return leak
     return _told(search, _greedy(search, whole), whole, unit, complete=False)
@@ -82,7 +82,7 @@ def _told(search: Search, ids: frozenset[str], whole: float, unit: float, *, com
             search.candidates[key].cosine,
             True,
         )
-        for key in ids
+        for key in search.ordered(ids)
     ]
     members.sort(key=lambda cause: -(cause.returns or 0.0))
     causes = (*members, *_others(search, ids, whole, complete=complete))
@@ -150,7 +150,7 @@ def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] |
     return cause, left.size(), measured.vanishes(along)
 
 
-def _only_added(search: Search, whole: float) -> Explanation | None:
+def _only_added(search: Search, whole: float, unit: float) -> Explanation | None:
     """Name a leak where only parameters that are added to every row are wrong, though it is not of the size enacted."""
     candidate = search.candidates.get("bias-leak")
     if candidate is None:
@@ -160,7 +160,6 @@ def _only_added(search: Search, whole: float) -> Explanation | None:
     leaky = {name for name, value in predicted.items() if bool(value.any())}
     if not wrong or not wrong <= leaky:
         return None
-    unit = norm(search._subject.exact) or 1.0
     cause = Cause(
         candidate.id,
         candidate.words,

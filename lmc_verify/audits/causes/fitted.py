@@ -181,8 +181,9 @@ def fit_together(causes: Mapping[str, FittedCause], left: Leftover) -> dict[str,
     the combination of all columns of both that leaves least, in which every parameter has a coefficient of its own.
     """
     given = _combination(left.measured.bias, {key: cause.columns(left) for key, cause in causes.items()})
-    fits, size = dict[str, Fit](), math.inf
+    best, size = dict[str, Fit](), math.inf
     for _ in range(MOST_ROUNDS):
+        fits, rest = dict[str, Fit](), math.inf
         for key, cause in causes.items():
             beside = left.measured
             for other, bias in given.items():
@@ -190,10 +191,12 @@ def fit_together(causes: Mapping[str, FittedCause], left: Leftover) -> dict[str,
             fits[key] = cause.fit(replace(left, measured=beside))
             given[key] = fits[key].bias
             rest = norm(less(beside, given[key]).bias)
-        if not rest < ENOUGH * size:
+        slow = not rest < ENOUGH * size
+        if not best or rest < size:
+            best, size = fits, rest
+        if slow:
             break
-        size = rest
-    return fits
+    return best
 
 
 def less(measured: Measured, bias: Gradient) -> Measured:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmc_verify.audits.causes.candidates import SAME, Candidate, effective_candidates
 from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
-from lmc_verify.audits.causes.fitted import Fit, Leftover, fit_together, fitted_causes, less
+from lmc_verify.audits.causes.fitted import Fit, FittedCause, Leftover, fit_together, fitted_causes, less
 from lmc_verify.audits.interventions import Intervention
 from lmc_verify.audits.measure import InapplicableError, Measured
 from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm
@@ -23,6 +23,9 @@ MOST_ENACTED = 2
 
 MOST_FITTED = 2
 """Causes with numbers of one explanation, and only where nothing is left to chance and no other causes are in it."""
+
+KEPT = 8
+"""Sets whose numbers are kept at a time: what is asked of one set is asked in succession."""
 
 HALF = 0.5
 """Share of a bias from draws that an explanation may leave; its noise may be twice that."""
@@ -55,7 +58,7 @@ class Search:
         self._world = World(subject, pairs, reference)
         self._measured: dict[_Set, Measured] = {}
         self._enacted: dict[str, Gradient | None] = {}
-        self._found: dict[_Set, dict[str, Fit]] = {}
+        self._found: dict[_Set, dict[str, Fit]] = {}  # of the last sets: each has a gradient
         self._unit = norm(subject.exact) or 1.0
         self.candidates = {item.id: item for item in effective_candidates(subject, pairs, interventions)}
 
@@ -107,7 +110,7 @@ class Search:
     def predicted(self, ids: _Set) -> Gradient | None:
         """Return the bias that the known defects of a set give; None for none of them."""
         total: Gradient | None = None
-        for key in self._ordered(ids):
+        for key in self.ordered(ids):
             enactment = self.candidates[key].enactment
             if enactment is not None and (bias := self._bias_of(enactment)) is not None:
                 total = bias if total is None else added(total, bias)
@@ -117,7 +120,7 @@ class Search:
         """Return the norm of the bias that is left without the causes of a set."""
         return self._left(ids).size()
 
-    def _ordered(self, ids: _Set) -> list[str]:
+    def ordered(self, ids: _Set) -> list[str]:
         """Return a set in the order of the candidates: sums have the same bits in every process."""
         return [key for key in self.candidates if key in ids]
 
@@ -135,15 +138,19 @@ class Search:
     def _fits(self, ids: _Set) -> dict[str, Fit]:
         """Return the numbers of the fitted causes of a set that leave least of what its others leave."""
         if ids not in self._found:
-            causes = {key: cause for key in self._ordered(ids) if (cause := self.candidates[key].fitted) is not None}
-            left, predicted, reference = self._unfitted(ids), self.predicted(ids), self._world.reference
-            wanted = reference if predicted is None else added(reference, predicted)
-            leftover = Leftover(left, wanted, alone=len(ids) == 1)
-            if len(causes) > 1:
-                self._found[ids] = fit_together(causes, leftover)
-            else:
-                self._found[ids] = {key: cause.fit(leftover) for key, cause in causes.items()}
+            causes = {key: cause for key in self.ordered(ids) if (cause := self.candidates[key].fitted) is not None}
+            while len(self._found) >= KEPT:
+                del self._found[next(iter(self._found))]
+            self._found[ids] = self._fitted(ids, causes) if causes else {}
         return self._found[ids]
+
+    def _fitted(self, ids: _Set, causes: dict[str, FittedCause]) -> dict[str, Fit]:
+        predicted, wanted = self.predicted(ids), self._world.reference
+        wanted = wanted if predicted is None else added(wanted, predicted)
+        left = Leftover(self._unfitted(ids), wanted, alone=len(ids) == 1)
+        return (
+            fit_together(causes, left) if len(causes) > 1 else {key: cause.fit(left) for key, cause in causes.items()}
+        )
 
     def resembles(self, key: str, ids: _Set) -> bool:
         """Whether what is left without a set of causes has the direction and the size of a known defect's bias.
