@@ -450,3 +450,20 @@ def test_few_fits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (audit.outcome.value, audit.explanation.complete) == ("REFUTED", False)
     assert len(sizes) > 2 * KEPT
     assert max(sizes) < KEPT
+
+
+@pytest.mark.parametrize(
+    ("others", "exact", "tried"),
+    [((), True, True), ((), False, False), (("item",), True, False), (("third",), True, False)],
+)
+def test_two_fits_are_tried_by_themselves_where_all_batches_are_known(
+    others: tuple[str, ...], exact: bool, tried: bool
+) -> None:
+    search: Any = Search.__new__(Search)
+    causes = dict(zip(("first", "second", "third"), fitted_causes(None), strict=False))  # type: ignore[arg-type]
+    search.candidates = {key: Candidate(key, "", "", fitted=cause) for key, cause in causes.items()}
+    search.candidates["item"] = Candidate("item", "", "", intervention=INTERVENTIONS[0])
+    search.measured = lambda ids: SimpleNamespace(exact=exact)
+    search._fits = lambda ids: {key: SimpleNamespace(plausible=True) for key in ids if key != "item"}
+    assert search._may_be_tried(frozenset({"first", "second", *others})) is tried
+    assert search._may_be_tried(frozenset({"first", "item"}))
