@@ -319,6 +319,7 @@ def test_of_causes_within_the_noise_the_one_that_leaves_least_explains(
 ) -> None:
     first, second = INTERVENTIONS[:2]
     search = object.__new__(Search)
+    search._found = {}
     search.candidates = {item.id: Candidate(item.id, "", "", intervention=item) for item in (first, second)}
 
     def measured(bias: float) -> Measured:
