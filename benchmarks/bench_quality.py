@@ -153,4 +153,4 @@ class TimeToTarget(Benchmark):
 
 
 TimeToTarget.track_steps.unit = "steps"  # type: ignore[attr-defined]  # asv reads the unit off the function
-TimeToTarget.track_seconds.unit = "seconds"  # type: ignore[attr-defined]  # as above
+TimeToTarget.track_seconds.unit = "seconds"  # type: ignore[attr-defined]  # asv reads the unit off the function

@@ -114,6 +114,6 @@ def test_guided_mutants_find_what_a_loader_must_not_do(tmp_path: Path) -> None:
     )
     command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert "broken: KeyError at broken.py:8: 'foreign'" in done.stdout, done.stderr[-2000:]
+    assert "broken: KeyError at broken.py:8: KeyError: 'foreign'" in done.stdout, done.stderr[-2000:]
     (find,) = (tmp_path / "finds").iterdir()
     assert find.read_bytes()[:2] == b"qz"

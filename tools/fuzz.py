@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,30 @@ class Find:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What a loader must not do: its kind, an exception with its place or slowness, and what was seen in words."""
+
+    kind: str
+    words: str
+
+
+def fault(target: Target, file: Path, data: bytes) -> Fault | None:
+    """Let a loader read a mutant; return what was not as it should be."""
+    file.write_bytes(data)
+    start = time.perf_counter()
+    try:
+        target.read(file)
+    except LmcVerifyError:
+        pass
+    except Exception as error:  # the find
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        kind = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+        return Fault(kind, f"{type(error).__name__}: {error}")
+    taken = time.perf_counter() - start
+    return Fault("slow", f"took {taken:.1f} s") if taken > SECONDS else None
+
+
 def fuzz(
     target: Target, seed: int, *, mutants: int | None = None, seconds: float | None = None
 ) -> Iterator[Find | None]:
@@ -233,17 +258,8 @@ def fuzz(
             if rng.random() < 0.3:
                 data = mutant(data, rng)
             data = target.sign(data)
-            file.write_bytes(data)
-            found, start = "", time.perf_counter()
-            try:
-                target.read(file)
-            except LmcVerifyError:
-                pass
-            except Exception as error:  # the find
-                found = f"{type(error).__name__}: {error}"
-            if time.perf_counter() - start > SECONDS:
-                found = found or f"took {time.perf_counter() - start:.1f} s"
-            yield Find(target.name, number, found, data) if found else None
+            found = fault(target, file, data)
+            yield Find(target.name, number, found.words, data) if found else None
             number += 1
 
 

@@ -11,16 +11,12 @@ import random
 import re
 import sys
 import tempfile
-import time
-import traceback
 from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["lmc_verify"]):
-    from fuzz import SECONDS, TARGETS, Target, limit_memory, mutant
-
-    from lmc_verify.errors import LmcVerifyError
+    from fuzz import TARGETS, Target, fault, limit_memory, mutant
 
 HANGS = 60
 """Seconds after which a loader that does not answer is given up, and its process with it."""
@@ -42,27 +38,13 @@ class Judge:
     def __call__(self, data: bytes) -> None:
         """Read one mutant."""
         data = self._target.sign(data)
-        self._file.write_bytes(data)
-        start = time.perf_counter()
-        try:
-            self._target.read(self._file)
-        except LmcVerifyError:
-            pass
-        except Exception as error:  # the find
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            self._found(f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}", str(error), data)
-        taken = time.perf_counter() - start
-        if taken > SECONDS:
-            self._found("slow", f"took {taken:.1f} s", data)
-
-    def _found(self, kind: str, words: str, data: bytes) -> None:
-        if kind in self._kinds:
+        found = fault(self._target, self._file, data)
+        if found is None or found.kind in self._kinds:
             return
-        self._kinds.add(kind)
-        self._finds.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"\W+", "-", kind)
+        self._kinds.add(found.kind)
+        name = re.sub(r"\W+", "-", found.kind)
         (self._finds / f"{self._target.name}-guided-{self._seed}-{name}").write_bytes(data)
-        print(f"{self._target.name}: {kind}: {words[:300]}", flush=True)
+        print(f"{self._target.name}: {found.kind}: {found.words[:300]}", flush=True)
 
 
 def fuzz_here(target: Target, seconds: int, seed: int, finds: Path) -> None:

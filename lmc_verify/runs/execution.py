@@ -45,7 +45,7 @@ from lmc_verify.workers.heartbeat import heartbeat
 from lmc_verify.workers.pool import Pool, Task
 from lmc_verify.workers.worker import describe_error
 
-__all__ = ["RunInterrupted", "RunResult", "exit_code", "run_suite"]
+__all__ = ["RunInterrupted", "RunResult", "exit_code", "run_suite", "workspace_of_process"]
 
 _ROUNDING = 1e-9  # relative: shares are quotients of the total, and their sum may exceed it by rounding
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Candidate:
     intervention: Intervention | None = None
     enactment: Enactment | None = None
     fitted: FittedCause | None = None
-    cosine: float | None = field(default=None)
+    cosine: float | None = None
 
 
 def effective_candidates(

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lmc_verify.audits.causes.fitted import FACTOR, FACTOR_REMEDY, FACTOR_WORDS
+from lmc_verify.audits.causes.fitted import FACTOR, FACTOR_REMEDY, FACTOR_WORDS, excess_of, less
 from lmc_verify.audits.causes.search import ALIKE, HALF, MOST_TOGETHER, Search
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, Measured
-from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, cosine, norm, scaled
 
 __all__ = ["explain"]
 
@@ -133,14 +133,14 @@ def _factor(subject: Subject, measured: Measured) -> tuple[Cause, float, bool] |
     unit, size = norm(exact), norm(mean)
     if not unit or not size:
         return None
-    likeness, factor = cosine(mean, exact), dot(mean, exact) / unit**2
-    along = scaled(exact, factor - 1.0)
-    left = Measured(added(measured.bias, along, -1.0), measured.noise, measured.exact, measured.draws)
+    likeness, excess = cosine(mean, exact), excess_of(measured, exact)
+    along = scaled(exact, excess)
+    left = less(measured, along)
     if likeness < FACTOR_COSINE or left.size() > FACTOR_REST * whole:
         return None
     cause = Cause(
         FACTOR,
-        f"{FACTOR_WORDS}: the mean is {factor:.4g} times the gradient, cosine {likeness:.4f}",
+        f"{FACTOR_WORDS}: the mean is {1.0 + excess:.4g} times the gradient, cosine {likeness:.4f}",
         FACTOR_REMEDY,
         1.0 - left.size() / whole,
         whole / unit,

@@ -28,6 +28,7 @@ __all__ = [
     "Fit",
     "FittedCause",
     "Leftover",
+    "excess_of",
     "fit_together",
     "fitted_causes",
     "less",
@@ -142,14 +143,19 @@ def fitted_causes(subject: Subject) -> list[FittedCause]:
 
 
 def _factor(left: Leftover) -> Fit:
-    size = dot(left.wanted, left.wanted)
-    excess = dot(left.measured.bias, left.wanted) / size if size else 0.0
+    excess = excess_of(left.measured, left.wanted)
     beside = "" if left.alone else "without the other causes "
     return Fit(
         scaled(left.wanted, excess),
         f": {beside}the mean is {1.0 + excess:.4g} times the gradient",
         left.measured.exact or not 1 / FAR < 1.0 + excess < FAR,
     )
+
+
+def excess_of(measured: Measured, wanted: Gradient) -> float:
+    """Return by how much more than once a mean has what it should be, as nearly as can be."""
+    size = dot(wanted, wanted)
+    return dot(measured.bias, wanted) / size if size else 0.0
 
 
 def _penalty(left: Leftover, slopes: Gradient, unit: str) -> Fit:
