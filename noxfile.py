@@ -53,7 +53,7 @@ def actionlint(session: nox.Session) -> dict[str, str]:
 def tests(session: nox.Session) -> None:
     """Run the tests but the slow ones (hypothesis with its deterministic profile); arguments go to pytest."""
     install(session, "test,bench")
-    environment = {**ENVIRONMENT, **actionlint(session), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
     if session.posargs:
         session.run("pytest", *IN_TWO, *session.posargs, env=environment)
         return
@@ -65,9 +65,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow tests: simulations of error levels, long training runs, every benchmark once."""
+    """Run the slow tests: simulations of error levels, training, searches, clusters, every benchmark once."""
     install(session, "test,bench")
-    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    environment = {**ENVIRONMENT, **actionlint(session), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
     session.run("pytest", *IN_TWO, "-m", "slow", *(session.posargs or ["properties"]), env=environment)
 
 

@@ -224,6 +224,7 @@ def test_the_bias_is_that_of_an_enumeration_and_the_error_contains_it() -> None:
     assert run.step_count == quality.WARM_UP_STEPS
 
 
+@pytest.mark.slow
 def test_quality_numbers_repeat() -> None:
     benchmark = MODULES["bench_quality"].GradientError()
     benchmark.setup("lmc", "karate", "cpu", "float64")

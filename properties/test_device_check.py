@@ -176,6 +176,7 @@ def test_without_a_device_no_part_is_tried_again(monkeypatch: pytest.MonkeyPatch
     assert "no device was reached" in TOOL.render(document)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_process_without_a_device_says_so(tmp_path: Path) -> None:
     assert TOOL.main(["--out", str(tmp_path), "--parts", "agreement"]) == 1

@@ -151,6 +151,7 @@ def test_doctests_are_shown_without_their_directives(site: Path) -> None:
     assert "BLANKLINE" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 def test_search_works_from_files(site: Path, tmp_path: Path) -> None:
     log = tmp_path / "net.json"
@@ -193,6 +194,7 @@ document.title = "broken: " + broken.join(" ") + "; width " + document.querySele
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.parametrize("page", ["claims/theorem-1-unbiased", "claims/theorem-2-decay-and-floor", "claims"])
 def test_tables_break_no_id_within_a_word_on_a_narrow_screen(page: str, site: Path, tmp_path: Path) -> None:

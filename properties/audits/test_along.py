@@ -111,6 +111,7 @@ def test_a_history_is_carried_along() -> None:
     assert found.bias == pytest.approx(0.0, abs=1e-9)  # the audit itself is where it started
 
 
+@pytest.mark.slow
 def test_what_is_judged_afterwards_is_where_it_started() -> None:
     batches = subgraphs(random_graph(), 3)
     model = make_net(norm=nn.BatchNorm1d(5))
@@ -119,6 +120,7 @@ def test_what_is_judged_afterwards_is_where_it_started() -> None:
     assert plain.loss == along.loss
 
 
+@pytest.mark.slow
 def test_drawn_batches_are_judged_from_draws() -> None:
     found = curves(judge(backward_sgd(4), FreshPairs(12, 3), along=[0, 2]))
     assert len(found["bias"][1]) == 2

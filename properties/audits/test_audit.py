@@ -96,6 +96,7 @@ def test_unbiased_steps_are_exact(nodes: int, seed: int, size: int, conv: Any, h
     found.assert_unbiased(0.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(5, 12), st.integers(0, 10_000), st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_unbiased_steps_with_probabilities_are_exact(nodes: int, seed: int, shares: list[int]) -> None:
@@ -138,6 +139,7 @@ def test_planted_bias_is_refuted_and_its_parameter_named(nodes: int, seed: int, 
         found.assert_unbiased(0.0)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(6, 14), st.integers(0, 10_000), st.integers(2, 5))
 def test_sizes_by_parameter_are_those_of_a_slow_computation(nodes: int, seed: int, size: int) -> None:
@@ -172,6 +174,7 @@ def test_unequal_batches_count_alike_in_epoch_and_uniform_sampling() -> None:
     assert "uniformly" in uniform.law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_running_statistics_do_not_hide_a_small_bias(training: bool) -> None:
     """A step that changes batch norm's statistics is judged from those at the start, and so is rounding."""
@@ -193,6 +196,7 @@ def test_running_statistics_do_not_hide_a_small_bias(training: bool) -> None:
     assert drawn.outcome is Outcome.REFUTED, str(drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 @pytest.mark.parametrize("kind", ["deep", "layer norm", "batch norm in evaluation"])
 def test_rounding_of_ill_conditioned_models_is_not_called_bias(kind: str, scale: float) -> None:
@@ -308,6 +312,7 @@ def test_any_convolution(name: str) -> None:
     assert found.bias == pytest.approx(whole({k: mean[k] - exact[k] for k in exact}) / whole(exact))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcn", "gat", "pna"])
 def test_draws_with_any_convolution_cover_the_truth(name: str) -> None:
     data, model = random_graph(8), make_net(CONVS[name])
@@ -316,6 +321,7 @@ def test_draws_with_any_convolution_cover_the_truth(name: str) -> None:
     assert found.outcome is Outcome.SUPPORTED, str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcn", "gat", "gatv2"])
 def test_backward_sgd_as_a_control_outlasts_changes_of_the_model(name: str) -> None:
     """A step whose draws equal the control to rounding: parameters are moved meanwhile, to see what rounding does."""
@@ -333,6 +339,7 @@ def test_backward_sgd_as_a_control_outlasts_changes_of_the_model(name: str) -> N
     assert "against Backward SGD on the same nodes: each is equal to rounding" in found.summary
 
 
+@pytest.mark.slow
 def test_shared_parameters() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -443,6 +450,7 @@ def test_class_weights() -> None:
     assert judge(make_net(), data, parts(12, 3), batch_mean, objective=objective).outcome is Outcome.REFUTED
 
 
+@pytest.mark.slow
 def test_model_that_cannot_be_taken_apart_by_rows() -> None:
     """One output for all rows at once, parameters outside of modules, a transposed layout: draws are compared alone."""
 
@@ -516,6 +524,7 @@ def test_bias_of_draws_is_refuted_with_a_lower_end_below_the_truth() -> None:
     assert 0 < found.low <= 1 / 3 + 1e-9 <= found.high
 
 
+@pytest.mark.slow
 def test_sampled_audits_are_reproducible() -> None:
     data, model = random_graph(6), make_net(hidden=3)
     one, other, third = (judge(model, data, FreshPairs(6, 2), biased_by_pairs, seed=seed) for seed in (1, 1, 2))
@@ -566,6 +575,7 @@ def test_both_ends_of_a_proven_range_get_half_of_the_level() -> None:
     assert between > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guarantee", ["exact", "anytime-valid"])
 def test_guarantee_that_draws_cannot_give_is_refused(guarantee: Any) -> None:
     data, model = random_graph(6, seed=3), make_net(hidden=3, seed=3)
@@ -575,6 +585,7 @@ def test_guarantee_that_draws_cannot_give_is_refused(guarantee: Any) -> None:
     assert judge(model, data, parts(6, 2), backward_sgd(2), guarantee=guarantee).outcome is Outcome.REFUTED
 
 
+@pytest.mark.slow
 def test_loader_that_drops_other_nodes_in_every_pass_is_not_supported() -> None:
     """Two of ten nodes are left out of each pass. No labelled one is in the first passes; the bias is 20%."""
 

@@ -90,6 +90,7 @@ def explained(audit: Audit) -> tuple[set[str], bool]:
     return {cause.id for cause in audit.causes if cause.explains}, audit.explanation.complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["mapping", "root_n_id"])
 def test_numbers_of_rows_stay_where_they_are_though_there_are_as_many_as_nodes(key: str) -> None:
     """A cluster with no neighbours: as many numbers of rows as nodes, which are no attribute of nodes."""
@@ -107,6 +108,7 @@ def test_numbers_of_rows_stay_where_they_are_though_there_are_as_many_as_nodes(k
     assert explained(lv.audit(Net(data), data, batches, mean)) == ({"batch-mean", "missing-neighbours"}, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defects", "causes"),
     [
@@ -190,6 +192,7 @@ def gas_step(model: nn.Module, batch: Any, data: Data) -> None:
     (loss * 4 / data.train_mask.sum()).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_before", [True, False])
 @pytest.mark.parametrize("own", [True, False])
 def test_a_dropped_halo_is_named_wherever_the_history_stands(own: bool, norm_before: bool) -> None:
@@ -200,6 +203,7 @@ def test_a_dropped_halo_is_named_wherever_the_history_stands(own: bool, norm_bef
     assert explained(audit) == ({"dropped-halo"}, True), str(audit)
 
 
+@pytest.mark.slow
 def test_a_defect_that_is_not_known_is_not_explained() -> None:
     data = karate()
 
@@ -247,6 +251,7 @@ def test_two_ways_to_put_a_bias_right_are_both_named() -> None:
     assert [item.name for item in audit.parameters if item.wrong] == ["bias"]
 
 
+@pytest.mark.slow
 def test_a_cause_that_only_adds_noise_does_not_explain() -> None:
     """The number of labelled seeds varies a little between batches; the bias is that of sampled neighbours."""
     data = karate()
@@ -268,6 +273,7 @@ def test_a_cause_that_only_adds_noise_does_not_explain() -> None:
     assert explained(audit) == ({"missing-neighbours"}, True), str(audit)
 
 
+@pytest.mark.slow
 def test_what_only_adds_noise_does_not_explain_where_nothing_else_does() -> None:
     """The same with batches that are tuples: neighbours cannot be put back."""
     data = karate()

@@ -179,6 +179,7 @@ def test_a_change_is_named_alone(change: str) -> None:
     assert {item.id for item in audit.causes} == {cause}, "another one is listed beside it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [loops, other_targets, standardised])
 def test_it_is_told_from_edges_that_are_cut(change: Callable[[Any], None]) -> None:
     data = graph()
@@ -187,6 +188,7 @@ def test_it_is_told_from_edges_that_are_cut(change: Callable[[Any], None]) -> No
     assert explained(audit) == {"missing-neighbours", cause}, str(audit)
 
 
+@pytest.mark.slow
 def test_changes_that_are_drawn_are_named() -> None:
     data = graph()
 
@@ -198,6 +200,7 @@ def test_changes_that_are_drawn_are_named() -> None:
     assert explained(audit) == {"changed-features"}, str(audit)
 
 
+@pytest.mark.slow
 def test_a_batch_s_own_mask_and_columns_of_its_own_are_no_change() -> None:
     """A loader may leave labels out, and give a batch more features than the data have."""
     data = graph()
@@ -224,6 +227,7 @@ def test_a_batch_s_own_mask_and_columns_of_its_own_are_no_change() -> None:
     assert "changed-features" not in {cause.id for cause in cut.causes}
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_with_another_batch_is_judged_without_that_intervention() -> None:
     """It finds its rows by sorted ids, which the whole graph as a batch does not have."""
     data = graph()
@@ -238,6 +242,7 @@ def test_a_step_that_fails_with_another_batch_is_judged_without_that_interventio
     assert explained(audit) == {"batch-mean"}, str(audit)
 
 
+@pytest.mark.slow
 def test_labels_that_only_the_halo_has_do_not_end_the_search() -> None:
     """Without its halo's labels a batch has a mean over nothing, which is not finite."""
     data = graph()

@@ -106,6 +106,7 @@ def check(audit: Audit, causes: set[str]) -> None:
     assert audit.explanation.complete == bool(causes), str(audit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("name", ENUMERATED)

@@ -92,6 +92,7 @@ def test_large_design_sweeps_reach_every_node() -> None:
     assert {node for batch in found.sweep(3) for node in ids_of(batch)} == set(range(NODES))
 
 
+@pytest.mark.slow
 def test_design_given_an_epoch_s_history_has_the_inclusion_of_the_next_batch() -> None:
     nodes = 26  # C(12, 4) = 495 and C(13, 4) = 715 batches: the latter are drawn
     partition = Partition.contiguous(nodes, 13)
@@ -153,10 +154,12 @@ class Own:
         return torch.full((NODES,), 0.25, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_own_design_whose_draws_are_its_enumeration_is_taken() -> None:
     assert law(Own()).probabilities == (0.25, 0.25, 0.25, 0.25)
 
 
+@pytest.mark.slow
 def test_own_design_whose_draws_are_others_breaks_its_contract() -> None:
     with pytest.raises(ContractError, match="draws of the batch design 'Own' do not follow its enumeration"):
         law(Own(chances=(0.55, 0.15, 0.15, 0.15)))
@@ -316,6 +319,7 @@ def test_same_object_twice_in_a_list_is_no_change() -> None:
     assert law([batch, batch]).probabilities == (0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_loader_with_a_worker_process() -> None:
     loader = DataLoader(list(torch.arange(8).split(2)), batch_size=None, shuffle=True, num_workers=1)
     found = law(loader)
@@ -476,6 +480,7 @@ def test_units_of_a_step_that_draws_for_itself_hold_all_batches_or_a_sample(size
             assert [ids_of(batch) for batch in unit.batches] == [(index,) for index in range(size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_randomness", [False, True])
 def test_frequencies_of_draws_are_the_probabilities(own_randomness: bool) -> None:
     """Chi-square tests at 1e-6 each: a sound law fails with probability 2e-6."""
@@ -490,6 +495,7 @@ def test_frequencies_of_draws_are_the_probabilities(own_randomness: bool) -> Non
     assert test.pvalue > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["epoch", "uniform"])
 def test_mean_of_draws_of_fresh_passes_is_the_mean_over_an_epoch(sampling: str) -> None:
     """Every pair of nodes is as likely: chi-square at 1e-6, over 66 pairs and 1500 batches."""

@@ -136,6 +136,7 @@ def test_clipping_that_no_batch_reaches_is_no_bias() -> None:
     assert judge(step).outcome.value == "EXACT"
 
 
+@pytest.mark.slow
 def test_noise_on_gradients_is_no_bias_and_named_as_randomness() -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         loss_of(model, batch, data).backward()
@@ -243,6 +244,7 @@ def quasi_newton(model: nn.Module, batch: Any, data: Data) -> None:
     optimizer.step(closure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "causes"),
     [
@@ -283,6 +285,7 @@ class Checkpointed(Net):
         return self.conv2(hidden, ei)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_dropout_in_a_checkpoint_is_dropout(reentrant: bool) -> None:
     data = labelled()
@@ -322,6 +325,7 @@ def test_nodes_of_a_dropped_last_batch_are_named() -> None:
     assert audit.bias == pytest.approx(float((found - right).norm() / right.norm()), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_sampler_that_prefers_some_nodes_is_named() -> None:
     data = labelled()
     seeds = data.train_mask.nonzero().flatten()
@@ -358,6 +362,7 @@ def test_nodes_that_come_alike_often_differ_by_chance_only() -> None:
     assert _beyond_chance(torch.tensor([16.0, 4.0] * 15))
 
 
+@pytest.mark.slow
 def test_a_sampler_without_preference_is_not_blamed() -> None:
     """Cut edges are the cause, though nodes come unequally often by chance."""
     data = labelled()
@@ -390,6 +395,7 @@ def test_a_mask_that_is_forgotten_is_named(reduction: str) -> None:
 # A wrong scale beside other causes, and another loss than the one that is compared with.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [False, True])
 def test_a_factor_is_named_beside_cut_edges(drawn: bool) -> None:
     data = labelled()
@@ -417,6 +423,7 @@ def test_a_factor_is_named_beside_cut_edges(drawn: bool) -> None:
         assert "the mean is 4 times the gradient" in factor.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 def test_another_loss_than_the_usual_objective_is_said(given: bool) -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
@@ -452,6 +459,7 @@ PENALTIES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_penalty_on_parameters_is_named_with_its_size(name: str) -> None:
     penalty, words = PENALTIES[name]
@@ -537,6 +545,7 @@ def test_weights_of_single_nodes_are_no_weights_of_classes() -> None:
     assert "class-weights" not in {cause.id for cause in audit.causes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficient", [0.0, 0.05])
 def test_a_penalty_is_named_from_draws_where_it_is_seen(coefficient: float) -> None:
     data = labelled()

@@ -213,6 +213,7 @@ class Louder(nn.Module):
         return x * (1 + torch.rand_like(x)) if self.draws else 2 * x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [False, True])
 @pytest.mark.parametrize("inside", [False, True])
 def test_modules_that_differ_in_training_mode_are_named(draws: bool, inside: bool) -> None:
@@ -231,6 +232,7 @@ def test_modules_that_differ_in_training_mode_are_named(draws: bool, inside: boo
     assert any("draws for itself (training-mode)" in note for note in audit.notes) == draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.Dropout(0.5)])
 def test_training_mode_is_not_named_beside_what_it_does(norm: nn.Module) -> None:
     data, cause = ring(), "dropout" if isinstance(norm, nn.Dropout) else "batch-norm"

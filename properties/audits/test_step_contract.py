@@ -39,6 +39,7 @@ def snapshot(value: Any) -> dict[str, bytes]:
 # Randomness and memory.
 
 
+@pytest.mark.slow
 def test_own_randomness_is_no_violation() -> None:
     def step(model: nn.Module, batch: Data) -> None:
         model.train()
@@ -48,6 +49,7 @@ def test_own_randomness_is_no_violation() -> None:
     assert any("draws for itself (dropout)" in note for note in found.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["torch", "numpy", "random"])
 def test_randomness_of_the_global_generators_is_seeded(source: str) -> None:
     def step(model: nn.Module, batch: Data) -> None:
@@ -60,6 +62,7 @@ def test_randomness_of_the_global_generators_is_seeded(source: str) -> None:
     assert any("draws for itself" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_randomness_in_a_late_batch_only_is_seen() -> None:
     def step(model: nn.Module, batch: Data) -> None:
         out = model(batch.x, batch.edge_index)
@@ -548,6 +551,7 @@ def everything(model: nn.Module, data: Data, history: Tensor) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["result", "step fails late", "contract", "objective fails", "loader fails"])
 def test_everything_is_as_it_was(end: str) -> None:
     data, model = random_graph(), make_net(norm=nn.BatchNorm1d(5), dropout=0.3)

@@ -289,6 +289,7 @@ def test_watches_can_be_nested_on_one_optimiser() -> None:
     assert [r.overall for r in outer.records[:3:2]] == [r.overall for r in inner.records]
 
 
+@pytest.mark.slow
 def test_compiled_and_parallel_models_are_watched_by_the_names_of_what_they_wrap() -> None:
     for wrap in (lambda model: torch.compile(model, backend="eager"), nn.DataParallel):
         model, data = built(GCN), ring()

@@ -28,6 +28,7 @@ def problem_of(model, graph=None):
     return lv.Problem(path_graph(6) if graph is None else graph, model.eval())
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_lower_bounds_are_never_above_upper_bounds(data):
     problem = data.draw(testing.problems())
@@ -45,6 +46,7 @@ def test_lower_bounds_are_never_above_upper_bounds(data):
             assert low.value <= high.value * (1 + 1e-8) + 1e-8
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_upper_bounds_cover_differences_of_arbitrary_points(data):
     problem = data.draw(testing.problems(kinds=("gcn", "sage")))
@@ -141,6 +143,7 @@ def test_relu_and_attention_have_kinks_and_linear_layers_none():
     assert linear.kinks == ()
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_crossed_kinks_are_counted_where_pre_activations_change_sign(data):
     problem = data.draw(testing.problems(kinds=("gcn",), aggregate_linear=True, plain=True))
@@ -184,6 +187,7 @@ def test_kinks_of_encoder_post_activation_and_head_are_found_with_each_points_ow
 # -------------------------------------------------------------------------------------------------------------- norms
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_tracked_norms_are_the_largest_seen(data):
     problem = data.draw(testing.problems())

@@ -148,6 +148,7 @@ def test_range_bound_covers_every_batch_of_the_design(data):
     assert bound.derivation
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_enumerated_range_is_the_largest_difference_and_below_the_proven_range(data):
     problem = data.draw(problems())
@@ -162,6 +163,7 @@ def test_enumerated_range_is_the_largest_difference_and_below_the_proven_range(d
     assert f"{design.support_size} batches" in found.derivation
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_batch_bound_is_never_above_the_range(data):
     # Both are bounds; the range sees less, so it should not claim more.
@@ -178,6 +180,7 @@ def test_batch_bound_is_never_above_the_range(data):
             assert value <= whole.parameters[name] * (1 + 1e-6) + 1e-9, name
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_total_error_lies_in_its_interval(data):
     problem = data.draw(problems())
@@ -202,6 +205,7 @@ def rounding_level(problem):
     return 1e-2 if normed else 1e-9
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_lmc_with_exact_histories_and_linear_aggregation_has_no_error(data):
     problem = data.draw(testing.problems(kinds=KINDS, jumps=False, aggregate_linear=True))
@@ -212,6 +216,7 @@ def test_lmc_with_exact_histories_and_linear_aggregation_has_no_error(data):
         assert batch_bound(problem, exact, state, batch, LMC()).total < rounding_level(problem)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_gas_with_exact_histories_has_no_error_in_the_last_layer(data):
     problem = data.draw(testing.problems(kinds=KINDS, jumps=False, aggregate_linear=True))
@@ -224,6 +229,7 @@ def test_gas_with_exact_histories_has_no_error_in_the_last_layer(data):
     )
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_nothing_is_lost_when_the_batch_is_the_whole_graph(data):
     problem = data.draw(testing.problems(kinds=KINDS, jumps=False))

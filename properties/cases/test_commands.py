@@ -194,6 +194,7 @@ def same(one: BaseModel, other: BaseModel) -> bool:
 NAMES = {"estimator": "estimator.name", "seed": "seed"}
 
 
+@pytest.mark.slow
 @examples(200)
 @given(CASES)
 def test_a_check_comes_back(case: CaseSettings) -> None:

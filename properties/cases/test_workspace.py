@@ -31,6 +31,7 @@ def test_settings_files_know_every_setting_that_models_have() -> None:
     assert set(Architecture.setting_names()) <= set(ModelSettings.model_fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 @given(data=st.data(), seed=seeds())
 def test_a_model_of_settings_is_that_of_its_class(name: str, data: st.DataObject, seed: int) -> None:

@@ -56,6 +56,7 @@ def test_seeds_are_independent_and_runs_of_a_seed_share_batches() -> None:
     assert len({tuple(row) for row in curves.bias[:, 0]}) > 1
 
 
+@pytest.mark.slow
 def test_late_snapshots_come_when_histories_have_settled() -> None:
     """At fixed parameters and beta = 0, the bias of LMC has gone at the first late snapshot, in all of 30 runs."""
     for base, want in ((RING, 2 * 2 * 7), (RATE, 2 * 2 * 18)):

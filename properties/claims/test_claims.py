@@ -99,6 +99,7 @@ def test_theory_knows_every_design(design: dict[str, Any], estimator: str) -> No
     assert agree(case_of(estimator, design=design)).keys() == IDENTITIES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["node-count", "batch-mean"])
 @pytest.mark.parametrize("estimator", ["backward-sgd", "lmc", "gas"])
 def test_theory_knows_every_weighting(estimator: str, weighting: str) -> None:
@@ -109,6 +110,7 @@ def test_theory_knows_every_weighting(estimator: str, weighting: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [False, True])
 @pytest.mark.parametrize("cut", ["pre", "post"])
 @pytest.mark.parametrize("layers", [1, 2])
@@ -299,6 +301,7 @@ def test_nothing_false_is_exact_near_a_perfect_fit(biased: str, scale: float) ->
             assert max(tolerances(sound).values()) <= RESOLUTION_LIMIT
 
 
+@pytest.mark.slow
 def test_a_gradient_of_zero_proves_nothing() -> None:
     problem = trained(1e4)
     assert gradient_norm(exact_pass(problem).gradient) == 0

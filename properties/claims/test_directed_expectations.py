@@ -50,6 +50,7 @@ def test_no_refutation_is_expected_of_what_is_exact(name: str) -> None:
         assert expected in (None, found)
 
 
+@pytest.mark.slow
 def test_what_is_refuted_is_still_expected() -> None:
     both = (WAY[0] + WAY[1], WAY[1] + WAY[0])
     design = Clusters(Partition.contiguous(6, 3), 1)

@@ -213,6 +213,7 @@ def test_the_factor_is_the_one_of_a_direct_simulation() -> None:
         assert_close("after", module._Errors(case).after(prepared_state(case, "zero"), batch), rows[outside].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Misplaced(), Forgetful(), FM()], ids=lambda estimator: type(estimator).__name__)
 def test_defects_are_refuted_both_ways(estimator: Estimator) -> None:
     if isinstance(estimator, Forgetful):
@@ -233,6 +234,7 @@ def test_one_forgotten_row_of_little_weight_is_seen_by_the_enumeration() -> None
     assert CONTRACTION.check(small(Forgetful(node=int(rows.argmin())))).outcome is Outcome.REFUTED
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_claimed_factor_and_stops_when_it_is_narrow() -> None:
     verdict = CONTRACTION_SAMPLED.check(small(LMC(beta=0.4), 24, 20, draws=3000, alpha=0.05))
     assert verdict.outcome is Outcome.SUPPORTED, verdict.summary
@@ -272,6 +274,7 @@ def test_true_contraction_is_refuted_as_rarely_as_stated() -> None:
     assert Outcome.NOT_APPLICABLE not in found
 
 
+@pytest.mark.slow
 def test_too_few_draws_say_how_many_are_needed() -> None:
     verdict = CONTRACTION_SAMPLED.check(small(LMC(), 24, 20, draws=30, alpha=0.05))
     assert verdict.outcome is Outcome.INCONCLUSIVE
@@ -297,6 +300,7 @@ class Wild(GAS):
         return dataclasses.replace(found, writes=tuple(grown))
 
 
+@pytest.mark.slow
 def test_a_ratio_above_one_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut at 1, the large errors would pass for the claimed factor in a region that is wide enough."""
     monkeypatch.setattr(module, "WIDTH", 0.3)
@@ -355,6 +359,7 @@ def test_a_defect_of_the_engine_on_few_batches_is_seen(monkeypatch: pytest.Monke
     assert "its code does not follow them" in verdict.summary
 
 
+@pytest.mark.slow
 @given(
     testing.problems(testing.graphs(min_nodes=3, max_nodes=7), kinds=("gcn", "sage"), min_layers=2),
     st.sampled_from([0.1, 0.3, 0.9]),
@@ -378,6 +383,7 @@ def test_the_range_with_halo_rows_is_not_exceeded(problem: Problem, beta: float,
         assert error.after(state, batch) <= before * highest * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_an_estimator_without_stated_policies_is_measured() -> None:
     class Foreign:
         name = "foreign"
@@ -395,6 +401,7 @@ def test_an_estimator_without_stated_policies_is_measured() -> None:
     assert CONTRACTION_SAMPLED.check(small(Foreign(), 60, 12, draws=100)).outcome is Outcome.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_an_upper_end_without_a_proven_range_refutes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row of H^1 is written exactly: the mean ratio is 0, but nothing says that no ratio is huge."""
 
@@ -424,6 +431,7 @@ def test_what_the_histories_should_hold_is_computed_once(claim: Any, monkeypatch
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_too_few_draws_exclude_nothing() -> None:
     case = small(LMC(), 60, 12, draws=400, alpha=0.4)
     assert CONTRACTION_SAMPLED.check(case).outcome is Outcome.SUPPORTED

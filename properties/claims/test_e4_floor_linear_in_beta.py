@@ -36,6 +36,7 @@ SURE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "base", "outcome"),
     SURE,

@@ -35,6 +35,7 @@ SURE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "base", "outcome"),
     SURE,
@@ -60,6 +61,7 @@ class NeverWrites(Wrapped):
         return replace(super().estimate(problem, state, batch), writes=())
 
 
+@pytest.mark.slow
 def test_histories_that_are_never_written_refute() -> None:
     case = replace(case_of(E5, ZERO_BETA), estimator=NeverWrites(LMC()))
     assert CLAIMS[E5].check(case).outcome is Outcome.REFUTED

@@ -36,6 +36,7 @@ from lmc_verify.estimators.compensated.step_momentum import read_embeddings
 from lmc_verify.objective.problem import Gradient, gradient_norm, gradient_sum
 
 
+@pytest.mark.slow
 @given(with_batch())
 def test_e6_gas_with_exact_histories_is_exact_in_the_last_layer_and_the_head(drawn: tuple) -> None:
     problem, batch = drawn

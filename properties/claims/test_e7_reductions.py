@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from common.claim_cases import case_of
 from common.helpers import assert_close, assert_gradients, expectation
@@ -39,6 +40,7 @@ EVERY_ESTIMATOR: dict[str, Estimator] = {
 }
 
 
+@pytest.mark.slow
 @given(with_batch(max_layers=1))
 def test_one_layer_needs_no_history(drawn: tuple) -> None:
     # The only input of the layer is node-wise, so exact at every local row. The encoder is below the layer: it hears
@@ -71,6 +73,7 @@ def test_e7_whole_graph_batch_is_exact(problem: Problem) -> None:
         assert_close(f"{name} on the whole graph: loss", got.loss, exact.loss)
 
 
+@pytest.mark.slow
 @given(problems(graphs(max_edges=6)))
 def test_e7_no_cut_edge_makes_all_estimators_equal(problem: Problem) -> None:
     graph = problem.graph
@@ -81,6 +84,7 @@ def test_e7_no_cut_edge_makes_all_estimators_equal(problem: Problem) -> None:
         assert_all_equal_backward_sgd(problem, batch)
 
 
+@pytest.mark.slow
 @given(with_design(graph=graphs(max_edges=0)))
 def test_e7_edgeless_graphs_make_all_estimators_equal(drawn: tuple) -> None:
     problem, design = drawn

@@ -159,6 +159,7 @@ def test_whole_graph_batches_have_neither_bias_nor_variance(estimator: Estimator
     assert verdict.minimum_detectable_effect < 1e-8
 
 
+@pytest.mark.slow
 @given(testing.problems(testing.graphs(min_nodes=3)), st.data())
 def test_the_figures_are_those_of_a_direct_computation(problem: Problem, data: st.DataObject) -> None:
     design = data.draw(testing.designs(problem.graph, max_support=12))
@@ -193,6 +194,7 @@ def test_the_figures_are_those_of_a_direct_computation(problem: Problem, data: s
             assert_close(f"{group}, {part}", got[group], value, rtol=1e-7, scale=scale)
 
 
+@pytest.mark.slow
 @given(with_partition())
 def test_backward_sgd_variance_over_clusters_is_the_formula(drawn: tuple) -> None:
     problem, partition = drawn

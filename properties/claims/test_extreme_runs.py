@@ -97,6 +97,7 @@ def balanced(scale: float, clusters: int, estimator: Estimator) -> Case:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-160, 1e-17])
 def test_a_gradient_that_is_rounding_is_no_unit_of_bias(scale: float) -> None:
     """Sums of order one leave 1e-17, which is many times a gradient of 1e-162 or 1e-18."""
@@ -117,6 +118,7 @@ def test_a_sound_estimator_is_not_refuted_where_the_gradients_of_nodes_cancel(cl
     assert "rounding alone could hide" in found.summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim", ["theorem-2/close-to-backward-sgd", "theorem-2/decay-and-floor", "theorem-3/rate", "e5/floor-in-step-size"]
 )

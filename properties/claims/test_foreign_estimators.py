@@ -101,6 +101,7 @@ OWN: dict[str, tuple[list[Any], Estimator]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "claim",
     ["e1/equals-backward-sgd", "e2/exact-when-frozen", "e3/contraction", BIASED, "theorem-1/unbiased"],
@@ -156,6 +157,7 @@ def test_a_refutation_says_that_dropping_is_not_known() -> None:
     assert "not known" not in stated.summary
 
 
+@pytest.mark.slow
 def test_histories_that_are_not_named_are_no_bias() -> None:
     """What cannot be made exact must not be called wrong where exact histories are assumed."""
     hidden = wrapped(lmc_step(), auxiliary=True, state=None)

@@ -104,6 +104,7 @@ def test_a_design_that_is_none_is_named(name: str) -> None:
             check_claim(claim, problem_of(), make(), BackwardSGD(), sampling=SamplingSettings(draws=5))
 
 
+@pytest.mark.slow
 def test_nodes_that_no_batch_holds_are_a_bias() -> None:
     """And no division by zero."""
     design = Own(PAIRS[:2], (0.5, 0.5))

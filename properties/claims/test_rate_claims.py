@@ -107,6 +107,7 @@ def test_an_interval_on_both_sides_of_the_limit_names_the_seeds_that_would_decid
     assert "sampling.replicate" in found.summary  # fresh seeds: the interval is for a number fixed beforehand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("claim", "estimator"), [(E5, GAS_), (CLOSE, ZERO_BETA), (TWO, ZERO_BETA)])
 def test_runs_that_end_far_apart_are_not_compared(claim: str, estimator: dict[str, Any]) -> None:
     found = CLAIMS[claim].check(case_of(claim, estimator, RING | {"training": {"step_size": 1.0}}))
@@ -117,6 +118,7 @@ def test_runs_that_end_far_apart_are_not_compared(claim: str, estimator: dict[st
     assert apart.value > apart.tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [E4, E5])
 def test_floors_of_rounding_are_refused(claim: str) -> None:
     tiny = {"name": "lmc", "beta": 5e-8} if claim == E4 else ZERO_BETA
@@ -142,6 +144,7 @@ def dead(claim: str, estimator: dict[str, Any]) -> Case:
     return replace(case, problem=problem, exact=exact_pass(problem))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_a_dead_network_shows_nothing(claim: str) -> None:
     for estimator in (LMC_BETA, BACKWARD) if claim == E5 else (LMC_BETA,):
@@ -195,6 +198,7 @@ class Unknown:
         return LMC(beta=self.beta).estimate(problem, state, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_theory_expects_nothing_of_a_users_estimator(claim: str) -> None:
     case = replace(case_of(claim, LMC_BETA), estimator=Unknown())
@@ -221,6 +225,7 @@ def test_intervals_of_a_check_share_its_level(claim: str, monkeypatch: pytest.Mo
     assert found.alpha_spent == 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("claim", "estimator"), [(E4, LMC_BETA), (CLOSE, LMC_BETA), (TWO, LMC_BETA), (THREE, GAS_)])
 def test_verdict_is_a_function_of_the_case(claim: str, estimator: dict[str, Any]) -> None:
     """In a fresh workspace, after other checks: the same verdict, number by number."""
@@ -244,6 +249,7 @@ def test_another_replicate_draws_afresh_on_the_same_case(claim: str, estimator: 
     assert other.outcome is first.outcome or claim == THREE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [E5, TWO])
 def test_a_refutation_names_the_parameter_and_the_assumptions_that_fail(claim: str) -> None:
     found = verdict(claim, GAS_, RING)
@@ -253,6 +259,7 @@ def test_a_refutation_names_the_parameter_and_the_assumptions_that_fail(claim: s
     assert "assumptions that fail: smooth" in found.summary
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_refuted_names_the_assumptions_that_fail() -> None:
     assert "assumptions that fail: smooth" in verdict(THREE, GAS_).summary
 

@@ -21,6 +21,7 @@ from lmc_verify.models import GCNII, RecurrentGNN
 from lmc_verify.objective import Gradient
 
 
+@pytest.mark.slow
 @given(testing.problems(), st.data())
 def test_it_is_what_the_engine_computes(problem: Problem, data: st.DataObject) -> None:
     batch, weighting = data.draw(testing.batches(problem.graph)), data.draw(st.sampled_from(LOSS_WEIGHTINGS))
@@ -29,6 +30,7 @@ def test_it_is_what_the_engine_computes(problem: Problem, data: st.DataObject) -
     assert_gradients(f"{engine} on {batch}", found, BackwardRows(problem, exact).on(batch, weighting))
 
 
+@pytest.mark.slow
 @given(testing.problems(), st.data())
 def test_gradients_of_clusters_that_are_kept_add_up_to_those_of_batches(problem: Problem, data: st.DataObject) -> None:
     """Batches that cut a cluster, or weight it unevenly, are no sums of clusters."""

@@ -32,6 +32,7 @@ def small(estimator: str | dict[str, Any] = "backward-sgd", **settings: Any) -> 
     return case_of(estimator, **(BASE | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "outcome"),
     [
@@ -54,12 +55,14 @@ def test_verdict_is_what_theory_says(estimator: Any, outcome: str) -> None:
     assert str(theory.outcome) == outcome, theory.reason
 
 
+@pytest.mark.slow
 def test_gas_is_unbiased_in_the_head_and_the_last_layer() -> None:
     bias = {item.quantity: item.value for item in CLAIM.check(small("gas")).evidence if item.group == "bias per layer"}
     assert max(bias["head"], bias["layer 2"]) < 1e-12
     assert min(bias["layer 1"], bias["encoder"]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["inclusion", "node-count", "batch-mean"])
 def test_the_mean_is_that_over_all_pairs(weighting: str) -> None:
     """The head from every s labelled nodes, by weights written out here, the layers from every batch."""
@@ -116,6 +119,7 @@ class OwnHead(Wrapped):
         return super().estimate(problem, state, batch)
 
 
+@pytest.mark.slow
 def test_weights_of_the_wrong_population_refute_in_the_head_alone() -> None:
     base = small()
     case = assemble_case(base.problem, base.design, OwnHead(make_estimator("backward-sgd")))

@@ -48,6 +48,7 @@ def test_backward_sgd_is_unbiased_under_every_design(drawn: tuple) -> None:
     assert_close(f"E[loss] under {design}", loss, exact.loss)
 
 
+@pytest.mark.slow
 @given(with_design())
 @example((witness()[0], Clusters(witness()[1], 1)))
 @example((witness()[0], Clusters(witness()[1], 2)))
@@ -94,6 +95,7 @@ def test_epoch_shuffling_is_unbiased_at_a_random_position_and_biased_given_the_p
         assert bias(problem, BackwardSGD(), EpochClusters(partition, 1).after(*seen)) > WITNESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [False, True])
 @pytest.mark.parametrize("parts", [2, 12], ids=["two clusters", "twelve clusters"])
 def test_theory_knows_how_many_sweeps_are_needed(parts: int, encoder: bool) -> None:
@@ -121,6 +123,7 @@ def test_theory_knows_how_many_sweeps_are_needed(parts: int, encoder: bool) -> N
         assert first < 4 + encoder
 
 
+@pytest.mark.slow
 def test_an_astronomic_design_is_counted_in_powers_of_ten() -> None:
     case = case_of("gas", dataset={"name": "sbm", "num_nodes": 20000}, design={"name": "nodes", "per_batch": 10000})
     verdict = UNBIASED.check(case)
@@ -153,6 +156,7 @@ class Skewed:
         return torch.where(first, self.probability, 1 - self.probability).double()
 
 
+@pytest.mark.slow
 def test_the_mean_is_taken_with_the_probabilities_of_the_design() -> None:
     problem = case_of("backward-sgd").problem
     case = assemble_case(problem, Skewed(problem.graph.num_nodes), BackwardSGD())

@@ -220,6 +220,7 @@ def cases(draw: st.DrawFn) -> Case:
     return sampling(case, delta=delta, draws=draws, alpha=1e-3)
 
 
+@pytest.mark.slow
 @given(cases())
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_a_verdict_never_contradicts_the_enumeration(case: Case) -> None:
@@ -326,6 +327,7 @@ def test_the_advice_is_enough() -> None:
     assert check(case, draws=2 * needed, alpha=0.01, delta=0.3).outcome in (Outcome.SUPPORTED, Outcome.REFUTED)
 
 
+@pytest.mark.slow
 def test_the_advice_on_a_bias_asks_for_one_layer_only() -> None:
     """GAS has no bias in its last layer, where no number of draws would show one."""
     case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
@@ -342,6 +344,7 @@ def test_the_advice_on_a_bias_asks_for_one_layer_only() -> None:
 # --- ranges --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_proven_range_nothing_is_decided_where_an_asymptotic_guarantee_is_refused() -> None:
     problem = karate({"name": "gas"}).problem
     case = assemble_case(problem, UniformNodes(34, 10), Halved())
@@ -383,6 +386,7 @@ def looped(step: Estimator) -> Case:
     return assemble_case(problem, design, Loop(step))
 
 
+@pytest.mark.slow
 def test_a_loop_of_gas_on_millions_of_batches_is_refuted_by_layer_within_two_hundred_draws() -> None:
     """Paired with Backward SGD on the same nodes; GAS drops messages in the first layer, and none in the last."""
     case = looped(GAS())
@@ -406,6 +410,7 @@ def test_a_loop_of_gas_on_millions_of_batches_is_refuted_by_layer_within_two_hun
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
+@pytest.mark.slow
 def test_a_loop_of_lmc_is_supported_once_a_share_of_other_batches_is_excluded() -> None:
     case = looped(LMC())
     verdict = check(case, alpha=0.05)
@@ -454,6 +459,7 @@ def halved(case: Case) -> RangeBound:
     return RangeBound(found.parameters, layers, found.total / 2, derivation="halved")
 
 
+@pytest.mark.slow
 def test_a_range_of_the_policies_that_is_broken_gives_way_to_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     case = karate({"name": "gas"})
     monkeypatch.setattr(module, "look_at_all", lambda *_: False)
@@ -478,6 +484,7 @@ def test_an_enumerated_maximum_that_is_broken_is_a_broken_contract(monkeypatch: 
         check(case, delta=1e-6)
 
 
+@pytest.mark.slow
 def test_a_design_that_misstates_its_weights_has_no_reference() -> None:
     case = assemble_case(small(6), Lopsided(Partition(torch.arange(6) % 3, "thirds"), 1), BackwardSGD())
     verdict = check(case)
@@ -489,6 +496,7 @@ def test_a_design_that_misstates_its_weights_has_no_reference() -> None:
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_replicate_draws_afresh_and_changes_nothing_else() -> None:
     case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
     first, again, other = (check(case, draws=60, delta=1e-3, replicate=k) for k in (0, 0, 1))
@@ -499,6 +507,7 @@ def test_a_replicate_draws_afresh_and_changes_nothing_else() -> None:
     assert other.evidence[1:3] == first.evidence[1:3]  # the ranges
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_verdict_fit_together() -> None:
     alpha = 1e-3
     case = karate({"name": "gas"}, {"name": "nodes", "per_batch": 16})
@@ -526,6 +535,7 @@ def test_the_numbers_of_a_verdict_fit_together() -> None:
     }
 
 
+@pytest.mark.slow
 def test_where_the_range_decides_the_level_is_spent_on_the_code() -> None:
     """The range is that of the policies: draws exclude that a share of batches leaves it."""
     case = karate({"name": "lmc"}, {"name": "nodes", "per_batch": 16})
@@ -641,6 +651,7 @@ def test_a_defect_of_the_engine_on_few_of_many_batches_supports_nothing(
     assert "its code does not follow them" in verdict.summary
 
 
+@pytest.mark.slow
 def test_an_estimate_that_is_set_on_an_instance_is_measured() -> None:
     made, kept = LMC(), LMC()
 
@@ -670,6 +681,7 @@ def test_a_census_refutes_with_certainty() -> None:
     assert exact.atoms == 15
 
 
+@pytest.mark.slow
 def test_the_last_draw_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound that is reached by the last draw counts, though no look was due."""
     case = karate({"name": "lmc", "beta": 0.4}, {"name": "nodes", "per_batch": 16})

@@ -34,6 +34,7 @@ ESTIMATORS: list[Estimator] = [
 ]
 
 
+@pytest.mark.slow
 @given(testing.problems(testing.graphs(min_nodes=2), kinds=("gcn", "sage")), st.data())
 def test_the_bound_is_never_exceeded(problem: Problem, data: st.DataObject) -> None:
     design = data.draw(testing.designs(problem.graph, max_support=12))
@@ -61,6 +62,7 @@ def test_the_curves_are_the_measured_error_and_its_bound(estimator: Estimator) -
     assert counts == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_the_error_falls_and_the_bound_with_it() -> None:
     """At parameters that hardly move LMC's histories become exact; GAS goes on dropping messages."""
     for estimator, falls in ((LMC(), True), (GAS(), False)):
@@ -71,6 +73,7 @@ def test_the_error_falls_and_the_bound_with_it() -> None:
         assert verdict.outcome is Outcome.SUPPORTED, verdict.summary
 
 
+@pytest.mark.slow
 def test_whole_graph_batches_have_no_error_to_bound() -> None:
     for estimator in ESTIMATORS:
         verdict = POSTERIOR_BOUND.check(small(estimator, per_batch=4))
@@ -78,6 +81,7 @@ def test_whole_graph_batches_have_no_error_to_bound() -> None:
         assert "no error to bound" in verdict.summary
 
 
+@pytest.mark.slow
 def test_an_artificially_small_bound_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     case = karate({"name": "gas"})
     sound = POSTERIOR_BOUND.check(case)
@@ -116,6 +120,7 @@ def test_a_total_error_outside_of_its_interval_is_refuted(monkeypatch: pytest.Mo
     assert "exceeded on 0 of 20 steps; total error outside its interval on" in verdict.summary
 
 
+@pytest.mark.slow
 def test_a_loose_bound_is_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
     case = karate({"name": "gas"})
     slack = next(item.value for item in POSTERIOR_BOUND.check(case).evidence if item.quantity.startswith("typical"))

@@ -87,6 +87,7 @@ def test_a_smooth_model_is_supported(estimator: Estimator) -> None:
     assert ASSUMPTIONS.check(small(estimator, smooth_model(nn.ReLU), steps=40)).outcome is not Outcome.SUPPORTED
 
 
+@pytest.mark.slow
 @given(testing.problems(testing.graphs(min_nodes=2)), st.sampled_from([0.1, 2.0]), testing.seeds())
 def test_lower_ends_are_below_upper_ends(problem: Problem, step_size: float, seed: int) -> None:
     design = Clusters(Partition(torch.arange(problem.graph.num_nodes) % 2, "halves"), 1)

@@ -113,6 +113,7 @@ class Scaled(Wrapped):
         return replace(estimate, gradient={name: 1.1 * value for name, value in estimate.gradient.items()})
 
 
+@pytest.mark.slow
 def test_a_gradient_off_by_a_factor_refutes() -> None:
     case = replace(case_of(CLOSE, BACKWARD), estimator=Scaled(make_estimator("backward-sgd")))
     found = CLAIM.check(case)

@@ -37,6 +37,7 @@ def left(found: Verdict) -> dict[str, float]:
     return {item.quantity: item.value for item in found.evidence if item.group.endswith("per layer")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("design", "factor"),
     [

@@ -39,6 +39,7 @@ SURE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "base", "outcome"),
     SURE,
@@ -97,6 +98,7 @@ class Scaled(Wrapped):
         return replace(estimate, gradient={name: 1.1 * value for name, value in estimate.gradient.items()})
 
 
+@pytest.mark.slow
 def test_a_gradient_off_by_a_factor_refutes() -> None:
     case = replace(case_of(TWO, FULL), estimator=Scaled(make_estimator("full-batch")))
     found = CLAIMS[TWO].check(case)

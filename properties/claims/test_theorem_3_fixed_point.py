@@ -45,6 +45,7 @@ def test_gas_comes_to_rest_on_a_plateau(base: dict[str, Any]) -> None:
     assert gradient.y[-1] > 0.5 * gradient.y[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [KARATE, RING], ids=["karate", "ring"])
 def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     case = case_of(base, "lmc", training={"step_size": 1.0, "steps": 40})
@@ -56,6 +57,7 @@ def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     assert verdict.minimum_detectable_effect < 1e-8
 
 
+@pytest.mark.slow
 def test_where_the_gradient_vanishes_there_is_no_plateau() -> None:
     """With all layers trained GAS fits the ring: gradient and update vanish together, at whatever ratio."""
     base = RING | {"model": {"layers": 2, "width": 8}}
@@ -67,6 +69,7 @@ def test_where_the_gradient_vanishes_there_is_no_plateau() -> None:
     assert "not on a plateau" in verdict.summary
 
 
+@pytest.mark.slow
 def test_the_path_is_that_of_the_mean_update() -> None:
     """Of an unbiased estimator it is gradient descent, computed here step by step."""
     for estimator in (BackwardSGD(), LMC(), FullBatch()):
@@ -95,6 +98,7 @@ def test_a_bias_without_a_plateau_refutes_nothing() -> None:
     assert "lower training.step_size" in away.summary
 
 
+@pytest.mark.slow
 def test_wrong_weights_are_not_expected_to_be_exact() -> None:
     partition = Partition(torch.tensor([0, 0, 0, 1, 1, 2]), "unequal")
     case = small(BackwardSGD(weighting="node-count"), Clusters(partition, 1))

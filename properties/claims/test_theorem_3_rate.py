@@ -101,6 +101,7 @@ def test_rate_averages_the_exact_gradient_over_uniform_steps() -> None:
             assert len(set(found)) == 8
 
 
+@pytest.mark.slow
 def test_repeats_of_a_seed_are_independent_runs_and_averaged() -> None:
     three = case_of(THREE, GAS_, RATE | {"training": {"step_size": 24, "repeats": 3}})
     length = three.training.lengths[0]

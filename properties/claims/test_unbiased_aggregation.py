@@ -87,6 +87,7 @@ def test_a_bias_of_the_weights_is_found_from_draws(monkeypatch: pytest.MonkeyPat
     assert verdict.draws < 500
 
 
+@pytest.mark.slow
 def test_unbiased_aggregates_are_refuted_as_rarely_as_stated() -> None:
     """The level is 0.4, half of it for a refutation; the verdict looks after every draw."""
     found = [SAMPLED.check(drawn(LADIES(nodes=1), draws=40, alpha=0.4, replicate=k)).outcome for k in range(25)]

@@ -156,6 +156,7 @@ def test_theory_expects_nothing_of_a_changed_top(way: str) -> None:
     assert expected == [Outcome.EXACT, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_stated_is_still_checked_and_refuted(way: str) -> None:
     build = WAYS[way]

@@ -77,6 +77,7 @@ def test_the_exit_code_says_what_was_found(words: list[str], code: int, audit: A
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_it_prints_the_audit_the_expectation_and_the_command(audit: Any) -> None:
     code, out, _ = audit(f"{FILE}:cut", "--set", "parts=2", "--seed", "3", "--expect", "EXACT")
     assert code == 1
@@ -122,6 +123,7 @@ def test_errors_are_one_line(name: str, words: str, audit: Any) -> None:
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_out_writes_records_and_report_which_can_be_replayed(audit: Any, tmp_path: Path) -> None:
     code, out, _ = audit(f"{FILE}:cut", "--out", "out", "--expect", "REFUTED", "--alpha", "0.001")
     assert code == 0
@@ -138,6 +140,7 @@ def test_out_writes_records_and_report_which_can_be_replayed(audit: Any, tmp_pat
     assert out.startswith("ERROR: ContractError: step returned gradients of extra")
 
 
+@pytest.mark.slow
 def test_a_suite_of_audits_is_run_and_told(audit: Any, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         f"""
@@ -169,6 +172,7 @@ def test_a_suite_of_audits_is_run_and_told(audit: Any, tmp_path: Path) -> None:
     assert f"[1/4] REFUTED         as expected    audit {FILE}:cut (parts=2)" in errors
 
 
+@pytest.mark.slow
 def test_the_program_finds_modules_in_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "my_loops.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(FILE).parents[1])!r})\n")
     with (tmp_path / "my_loops.py").open("a") as stream:

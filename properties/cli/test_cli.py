@@ -209,6 +209,7 @@ def test_doctor(lmc: Command, tmp_path: Path) -> None:
     assert {"torch", "numpy", "python", "platform", "cuda", "code"} <= set(document.json)
 
 
+@pytest.mark.slow
 def test_controls(lmc: Command) -> None:
     plain = lmc("controls", "sound-lmc", "sign-of-one-layer")
     document = lmc("controls", "sound-lmc", "sign-of-one-layer", "--json")
@@ -293,6 +294,7 @@ expect = { lmc = "SUPPORTED", gas = "REFUTED", fm = "REFUTED" }
 """
 
 
+@pytest.mark.slow
 def test_the_error_ledger_is_printed_and_another_replicate_draws_again(tiny: Path, lmc: Command) -> None:
     plain = lmc("run", tiny)
     assert "error ledger" not in plain.out
@@ -326,6 +328,7 @@ expect = "REFUTED"
 """
 
 
+@pytest.mark.slow
 def test_an_asymptotic_guarantee_is_counted_apart_and_can_be_refused(tiny: Path, lmc: Command) -> None:
     """GAT has no proven range, and a design of nodes is too large to look at every batch."""
     tiny.write_text(SUITE + NO_RANGE)
@@ -345,6 +348,7 @@ def test_an_asymptotic_guarantee_is_counted_apart_and_can_be_refused(tiny: Path,
     assert "guarantee" in wrong.err
 
 
+@pytest.mark.slow
 def test_check_takes_a_guarantee(lmc: Command) -> None:
     words = ["check", "theorem-1/unbiased-sampled", "--estimator", "gas", "--dataset", "karate"]
     for setting in ("model.name=gat", "model.layers=2", "model.width=3", "design.name=nodes", "design.per_batch=16"):
@@ -357,6 +361,7 @@ def test_check_takes_a_guarantee(lmc: Command) -> None:
     assert "'sampling.guarantee=\"anytime-valid\"'" in refused.json["command"]
 
 
+@pytest.mark.slow
 def test_more_error_probability_than_there_is_is_1(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     original = CLAIMS["theorem-1/unbiased"]
     wasteful = lambda case: dataclasses.replace(original.check(case), alpha_spent=1e-6)  # noqa: E731
@@ -367,6 +372,7 @@ def test_more_error_probability_than_there_is_is_1(tiny: Path, lmc: Command, mon
     assert "spent an error level of 2e-6, more than 1e-6" in result.out
 
 
+@pytest.mark.slow
 def test_table(tiny: Path, lmc: Command) -> None:
     assert lmc("run", tiny, "--out", "out").code == 0
     result = lmc("table", "out", "--dataset", "karate")
@@ -393,6 +399,7 @@ expect = "none"
 """
 
 
+@pytest.mark.slow
 def test_a_suite_finds_counterexamples(
     tiny: Path, lmc: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +466,7 @@ def test_counterexample_and_reproduce(lmc: Command, tmp_path: Path) -> None:
     assert "damaged or was changed" in tampered.err
 
 
+@pytest.mark.slow
 def test_a_search_that_finds_nothing_says_so(lmc: Command, tmp_path: Path) -> None:
     words = ["counterexample", "theorem-1/unbiased", "--estimator", "lmc", "--examples", "10", "--seed", "1"]
     plain, document = lmc(*words), lmc(*words, "--json")
@@ -480,6 +488,7 @@ def test_the_loss_weighting_alone_is_printed_under_its_present_name() -> None:
     assert line in printed.getvalue()
 
 
+@pytest.mark.slow
 def test_settings_reach_the_search(lmc: Command) -> None:
     words = ["counterexample", "theorem-1/unbiased", "--estimator", "backward-sgd", "--max-nodes", "3"]
     settings = ["--set", "estimator.weighting=node-count", "--set", "model.name=sage", "--set", "model.layers=1"]
@@ -489,6 +498,7 @@ def test_settings_reach_the_search(lmc: Command) -> None:
     assert (values["verdict"]["case"]["model"], values["verdict"]["case"]["layers"]) == ("sage", 1)
 
 
+@pytest.mark.slow
 def test_recorded_trials_are_reproduced(tiny: Path, lmc: Command, tmp_path: Path) -> None:
     assert lmc("run", tiny, "--out", "out").code == 0
     listing, document = lmc("reproduce", "out"), lmc("reproduce", "out/records.sqlite", "--json")
@@ -508,6 +518,7 @@ def test_recorded_trials_are_reproduced(tiny: Path, lmc: Command, tmp_path: Path
     assert "no run 7" in lmc("reproduce", "out", "--run", "7").err
 
 
+@pytest.mark.slow
 def test_a_replay_that_differs_is_1_and_names_the_numbers(
     tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +540,7 @@ def test_a_replay_that_differs_is_1_and_names_the_numbers(
     assert [item["identical"] for item in document.json["replays"]] == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_trials_of_another_version_s_commands_are_named(
     tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -551,6 +563,7 @@ def test_trials_of_another_version_s_commands_are_named(
         assert every.out.count("not replayed: ") == 2
 
 
+@pytest.mark.slow
 def test_a_control_whose_defect_is_refused_is_replayed_and_reused_as_any_other(tiny: Path, lmc: Command) -> None:
     """Its outcome is ERROR, and it passes: nothing has crashed."""
     tiny.write_text(tiny.read_text().replace('"sign-of-one-layer"', '"gradient-accumulated"'))
@@ -593,6 +606,7 @@ def test_not_applicable_may_be_expected_with_a_dash(lmc: Command) -> None:
     assert lmc("check", "e6/bias-per-layer", "--estimator", "lmc", "--expect", "not-applicable", *SMALL).code == 0
 
 
+@pytest.mark.slow
 def test_inconclusive_is_3_when_strict(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged("theorem-1/unbiased", monkeypatch, Outcome.INCONCLUSIVE)
     words = ["check", "theorem-1/unbiased", *SMALL]
@@ -615,6 +629,7 @@ def test_what_is_not_decided_does_not_contradict_theory(lmc: Command, monkeypatc
     assert lmc(*words, "--strict").code == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [[], ["--strict"]])
 def test_who_asks_for_an_outcome_asks_for_a_decision(
     strict: list[str], tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch
@@ -637,6 +652,7 @@ def test_every_other_outcome_contradicts_theory(
     assert "unexpected (expected EXACT): " in result.out
 
 
+@pytest.mark.slow
 def test_an_unexpected_verdict_of_a_suite_is_1(tiny: Path, lmc: Command) -> None:
     tiny.write_text(SUITE.replace('gas = "REFUTED"', 'gas = "EXACT"'))
     assert lmc("run", tiny, "--json").json["exit_code"] == 1
@@ -646,6 +662,7 @@ def test_an_unexpected_verdict_of_a_suite_is_1(tiny: Path, lmc: Command) -> None
     assert "expected EXACT" in result.out
 
 
+@pytest.mark.slow
 def test_a_control_that_fails_is_4(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged("theorem-1/unbiased", monkeypatch, Outcome.EXACT)
     assert lmc("controls", "sign-of-one-layer").code == 4
@@ -654,6 +671,7 @@ def test_a_control_that_fails_is_4(tiny: Path, lmc: Command, monkeypatch: pytest
     assert "sign-of-one-layer: FAILED" in result.out
 
 
+@pytest.mark.slow
 def test_a_crash_is_5(tiny: Path, lmc: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(case: Any) -> Verdict:
         raise MemoryError("no memory [left]")
@@ -679,6 +697,7 @@ def test_a_defect_of_the_program_is_5_and_not_1(lmc: Command, monkeypatch: pytes
     assert "ZeroDivisionError: a defect in the theory" in result.err
 
 
+@pytest.mark.slow
 def test_nothing_checked_is_6(tiny: Path, lmc: Command) -> None:
     text = SUITE.replace('"karate"', '"cora"').replace("expect =", "optional = true\nexpect =")
     tiny.write_text(re.sub("controls = .*", "controls = false", text))
@@ -820,6 +839,7 @@ def test_a_file_that_is_not_ours_is_left_alone(
     assert {item.name for item in (tmp_path / "out").iterdir()} == {"records.sqlite"}
 
 
+@pytest.mark.slow
 def test_records_damaged_after_the_run_are_named(tiny: Path, lmc: Command, tmp_path: Path) -> None:
     assert lmc("run", tiny, "--out", "out").code == 0
     file = tmp_path / "out" / "records.sqlite"
@@ -831,6 +851,7 @@ def test_records_damaged_after_the_run_are_named(tiny: Path, lmc: Command, tmp_p
     assert len(file.read_bytes()) == len(whole) // 2
 
 
+@pytest.mark.slow
 def test_a_file_in_the_way_of_the_output_is_named(tiny: Path, lmc: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     for folder in ("taken", "taken/below"):
@@ -852,6 +873,7 @@ def test_a_suite_that_is_refused_leaves_no_folder(tiny: Path, lmc: Command, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_report_of_a_suite_that_was_not_run(tiny: Path, lmc: Command) -> None:
     assert lmc("run", tiny, "--out", "out").code == 0
     result = lmc("report", "out", "--suite", "other")

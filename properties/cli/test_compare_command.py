@@ -67,6 +67,7 @@ def ran(folder: Path, text: str, replicate: int = 0) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_real_run_is_the_same_when_the_suite_plans_more(tmp_path: Path, lmc: Command) -> None:
     old = ran(tmp_path / "a", CHECK + SAMPLED)
     more = SAMPLED.replace('["gas"]', '["gas", "fm"]')  # every statistical check gets a smaller share

@@ -97,6 +97,7 @@ def test_what_is_offered_begins_with_what_is_typed(complete: Complete) -> None:
     assert "theorem-1/unbiased" not in complete("che")
 
 
+@pytest.mark.slow
 def test_keys_are_those_of_the_command(complete: Complete) -> None:
     for command in ("check", "train", "check-estimator"):
         before = CHECK if command == "check" else (command,)
@@ -238,6 +239,7 @@ def bash(tmp_path: Path) -> Complete:
     return call
 
 
+@pytest.mark.slow
 def test_bash_shows_what_it_is_told(bash: Complete) -> None:
     assert bash("check", "theorem-2/dec") == ["theorem-2/decay-and-floor"]
     assert bash(*CHECK, "--set", "estimator.score", "=", "qua") == ["quadratic"]
@@ -279,6 +281,7 @@ def shell_or_skip(name: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_a_shell_that_nobody_knows_is_refused(home: Path) -> None:
     program = home / "bin" / "lmc-verify"
     done = subprocess.run(

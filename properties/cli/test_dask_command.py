@@ -86,6 +86,7 @@ def recorded(database: Path) -> int:
             return 0
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_on_a_cluster_and_resume_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text(SUITE)
     (tmp_path / "loops.py").write_text(LOOPS)

@@ -97,6 +97,7 @@ def hidden_modules() -> set[str]:
     return {module for module, names in found if not kept & {canonicalize_name(name) for name in names}}
 
 
+@pytest.mark.slow
 def test_every_command_works_with_what_is_declared(tmp_path: Path) -> None:
     hidden = hidden_modules()
     assert {"sklearn", "dask", "pandas", "pytest"} & hidden

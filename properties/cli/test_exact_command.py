@@ -23,6 +23,7 @@ def run(*words: str) -> dict[str, object]:
     return document
 
 
+@pytest.mark.slow
 def test_every_way_gives_the_same_numbers(tmp_path: Path) -> None:
     whole = run(*KARATE, "--out", str(tmp_path / "whole"))
     streamed = run(*KARATE, "--memory", "8GiB", "--out", str(tmp_path / "streamed"))

@@ -69,6 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_a_planted_leak_turns_the_written_test_red_and_mended_it_is_green(project: Path, lmc: Command) -> None:
     code, out, err = lmc("init")
     assert (code, err) == (0, "")
@@ -92,6 +93,7 @@ def test_a_planted_leak_turns_the_written_test_red_and_mended_it_is_green(projec
     assert "test_the_gradient_is_unbiased: step EXACT (exact)" in out
 
 
+@pytest.mark.slow
 def test_the_written_suite_tells_the_loop_from_a_leaking_one(project: Path, lmc: Command) -> None:
     write_files(project)
     suite = (project / "lmc-verify.toml").read_text(encoding="utf-8")

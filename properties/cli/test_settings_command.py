@@ -87,6 +87,7 @@ def keys_of(out: str) -> list[str]:
     return [line for line in out.splitlines() if not line.startswith(" ")]
 
 
+@pytest.mark.slow
 def test_a_prefix_and_a_command_narrow_the_list(lmc: Command) -> None:
     every = keys_of(lmc("settings")[1])
     assert every == [item.setting.key for item in all_keys()]

@@ -90,6 +90,7 @@ def test_files_are_written_without_a_library(tmp_path: Path) -> None:
     assert not {*LIBRARIES, "numpy"} & modules
 
 
+@pytest.mark.slow
 def test_a_check_imports_torch_and_no_library_that_it_does_not_use() -> None:
     code, modules, printed = imported(
         "check", "theorem-1/unbiased", "--estimator", "gas", "--dataset", "karate", OMP_NUM_THREADS="1"
@@ -101,6 +102,7 @@ def test_a_check_imports_torch_and_no_library_that_it_does_not_use() -> None:
     assert "lmc_verify.estimators.foreign.host" not in modules
 
 
+@pytest.mark.slow
 def test_libraries_are_imported_where_they_are_used() -> None:
     # The list above would mean nothing if these names could not be found.
     code = (

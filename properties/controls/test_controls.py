@@ -118,6 +118,7 @@ def test_defects_that_break_the_contract_are_refused(name: str) -> None:
     assert "randomness of its own" in result.verdict.summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_defects_are_caught(name: str) -> None:
     control, result = CONTROLS[name], checked(name)
@@ -414,6 +415,7 @@ def blind(claim: Claim, outcome: Outcome = Outcome.EXACT) -> Claim:
     return dataclasses.replace(claim, check=check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_a_blinded_verifier_fails_every_defect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = CONTROLS[name].claim
@@ -467,6 +469,7 @@ def test_a_tolerance_that_has_grown_fails_the_control(name: str, factor: int, mo
     assert "1.0e-10 must be detected" in result.verdict.summary
 
 
+@pytest.mark.slow
 def test_a_refutation_factor_of_1e5_fails_the_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("claims.residuals", "statistics.rounding", "claims.consequences.e8_bias_and_variance"):
         monkeypatch.setattr(f"lmc_verify.{module}.REFUTATION_FACTOR", 1e5)
@@ -678,6 +681,7 @@ def test_the_catalogue_scores_full_marks() -> None:
     assert score == MutationScore(len(DEFECTS), len(DEFECTS), 0)
 
 
+@pytest.mark.slow
 def test_a_blinded_verifier_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for claim_id in {CONTROLS[name].claim for name in DEFECTS}:
         monkeypatch.setitem(CLAIMS, claim_id, blind(CLAIMS[claim_id]))

@@ -46,6 +46,7 @@ def leaves(value: Any) -> list[Any]:
     return [leaf for item in value for leaf in leaves(item)] if isinstance(value, list) else [value]
 
 
+@pytest.mark.slow
 def test_the_file_is_what_the_oracle_makes() -> None:
     """Else run python tools/reference_numbers.py, after finding out which of the two is right."""
     pinned, made = (flattened(item) for item in (json.loads(FILE.read_text(encoding="utf-8")), document()))

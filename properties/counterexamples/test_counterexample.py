@@ -105,6 +105,7 @@ def assert_minimal_and_plain(example: Counterexample, nodes: int) -> None:
         assert set(tensor.flatten().tolist()) <= {0.0, 1.0, -1.0, 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [UNBIASED, EQUAL, "e2/exact-when-frozen"])
 def test_gas_is_refuted_by_two_nodes_and_one_undirected_edge(claim: str, gas: Counterexample) -> None:
     example = gas if claim == UNBIASED else found(claim, lv.GAS())
@@ -139,6 +140,7 @@ def test_the_independent_oracle_finds_the_same_bias(gas: Counterexample) -> None
 BIASED = {"gas": 2, "fm": 2, "cluster-gcn": 2, "lmc-forward-only": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full-batch", *COMPENSATED_FAMILY])
 def test_every_estimator_behaves_as_theory_says(name: str) -> None:
     search = find_counterexample(UNBIASED, lv.make_estimator(name), examples=50)
@@ -162,6 +164,7 @@ CAREFUL: dict[str, tuple[lv.Estimator, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CAREFUL)
 def test_refutations_that_need_care(what: str) -> None:
     estimator, options, nodes = CAREFUL[what]
@@ -174,6 +177,7 @@ def test_refutations_that_need_care(what: str) -> None:
     assert example.verdict.summary in caption(example)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["halo-leak-into-bias", "last-row-forgotten", "transposed-operator"])
 def test_seeded_defects_have_counterexamples(name: str, tmp_path: Path) -> None:
     control = CONTROLS[name]
@@ -240,6 +244,7 @@ def test_an_impure_estimator_is_named(found: str, monkeypatch: pytest.MonkeyPatc
 # --- where it looks ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_settings_can_be_pinned() -> None:
     space = SearchSpace(
         max_nodes=4, model={"name": "sage", "layers": 3, "width": 2}, design={"parts": 3, "per_batch": 2}
@@ -254,6 +259,7 @@ def test_settings_can_be_pinned() -> None:
     assert isinstance(single.instance.design, lv.UniformNodes)
 
 
+@pytest.mark.slow
 def test_an_activation_can_be_pinned(tmp_path: Path) -> None:
     space = SearchSpace(max_nodes=2, model={"activation": "tanh", "name": "gcn"})
     example = found(UNBIASED, lv.GAS(), space=space)
@@ -265,6 +271,7 @@ def test_an_activation_can_be_pinned(tmp_path: Path) -> None:
     assert load_counterexample(file).replay()[0] == example.verdict
 
 
+@pytest.mark.slow
 def test_graphs_are_undirected_unless_asked_for(gas: Counterexample, one_way: Counterexample) -> None:
     def reversed_too(example: Counterexample) -> bool:
         edges = set(map(tuple, example.instance.graph.edge_index.T.tolist()))
@@ -324,6 +331,7 @@ def run_python(code: str, *words: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_search_leaves_nothing_behind(tmp_path: Path) -> None:
     code = (
         "import lmc_verify as lv; from lmc_verify.counterexamples import find_counterexample\n"
@@ -351,6 +359,7 @@ def test_a_seed_gives_one_result_and_one_sequence_of_bytes(gas: Counterexample, 
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_replays_every_number(tmp_path: Path) -> None:
     instance = path(4, [0, 0, 1, 1])  # numbers that are not round
     example = dataclasses.replace(
@@ -496,6 +505,7 @@ def test_files_that_cannot_be_written_are_named(gas: Counterexample, tmp_path: P
 # --- drawings ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_messages_that_are_drawn_are_those_that_the_estimate_lacks() -> None:
     # 0 - 1 - 2 - 3 - 4 in three clusters; the halo of {2} is {1, 3}, and 0 and 4 are outside.
     def lost(estimator: lv.Estimator, instance: Instance | None = None) -> tuple[Any, set[Any], str]:

@@ -311,6 +311,7 @@ def test_karate_keeps_its_training_nodes() -> None:
     assert [int(data[mask].sum()) for mask in MASKS] == [4, 15, 15]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in GENERATED if name not in ("directed",)])
 def test_undirected_generators_give_simple_graphs(name: str) -> None:
     data = load_data(name, seed=3)
@@ -579,6 +580,7 @@ def test_losing_the_race_for_a_cache_entry_is_harmless(
     assert [path.name for path in (tmp_path / "cache" / "processed").iterdir()] == [winners[0].name]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(small_root: Path, tmp_path: Path) -> None:
     # In a fresh process the libraries are imported during the load, which must not show in `random` either.
     code = (

@@ -182,6 +182,7 @@ def test_figures_can_be_pickled() -> None:
     assert len(figure.axes) == 2
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_imported() -> None:
     code = (
         "import sys\n"

@@ -215,6 +215,7 @@ def test_every_result_becomes_a_frame(made: Any) -> None:
         assert all(a == b or a != a for a, b in zip(sizes, frame["size"], strict=True))
 
 
+@pytest.mark.slow
 @given(st.lists(verdicts, max_size=3))
 def test_every_frame_of_verdicts_comes_back_from_parquet(made: list[Verdict]) -> None:
     import tempfile

@@ -56,6 +56,7 @@ def test_nothing_is_stored_but_the_cells() -> None:
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_only_frames_need_pandas() -> None:
     assert {cell["id"] for cell in CODE if ".to_frame()" in "".join(cell["source"])} == NEEDS_PANDAS
     refused = {cell for cell, shown in displayed().items() if isinstance(shown, InvalidInputError)}

@@ -58,6 +58,7 @@ def test_every_graph_has_a_short_line_and_shows_its_name(graph: lv.Graph, name: 
     assert [str(graph.num_nodes)] == [cells[1] for cells in Shown(named._repr_html_()).rows if cells[0] == "nodes"]
 
 
+@pytest.mark.slow
 @given(problems(kinds=("gcn", "sage")), texts)
 def test_every_problem_and_exact_pass_has_a_short_line(problem: lv.Problem, name: str) -> None:
     named = lv.Problem(problem.graph.replaced(name=name), problem.model, problem.loss)

@@ -294,6 +294,7 @@ def test_samples_may_not_be_changed() -> None:
         check_claim("theorem-1/unbiased", problem_of(), UniformNodes(NODES, 1), Doubles(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [NeighbourSampling(1), LABOR(1), GraphSAINTNode(2)], ids=lambda item: item.name)
 def test_samplers_are_asked_with_samples(estimator: Any) -> None:
     for claim in ("theorem-3/fixed-point", "theorem-2/assumptions"):
@@ -385,6 +386,7 @@ RIGHT: dict[str, Callable[[Estimate], Estimate]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_in_another_form_is_right(name: str) -> None:
     odd = altered(lambda problem, state, batch, made: RIGHT[name](made), "backward-sgd")
@@ -490,6 +492,7 @@ def test_gradients_under_exchanged_names_are_refuted() -> None:
     assert verdict.outcome.value == "REFUTED"
 
 
+@pytest.mark.slow
 def test_who_is_broken_spoils_nobody_else() -> None:
     problem = problem_of()
     for make, _ in BROKEN.values():

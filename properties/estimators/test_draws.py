@@ -165,6 +165,7 @@ def test_other_draws_than_those_enumerated_are_found(wrong: Any) -> None:
     assert flaw == draws_flaw(wrong()), "the same seed finds the same"
 
 
+@pytest.mark.slow
 def test_rare_batches_are_found_by_what_they_have_in_common() -> None:
     """Of 2,002 batches half are never drawn: each of them alone is too rare to be missed."""
     assert Halves().support_size == 2002
@@ -178,6 +179,7 @@ def test_draws_that_depend_on_each_other_are_found() -> None:
     assert "of 2,000 draws, where 400 are expected" in flaw
 
 
+@pytest.mark.slow
 def test_sound_designs_are_rejected_as_rarely_as_stated() -> None:
     runs, alpha = 200, 0.2
     rejected = sum(bool(draws_flaw(Wrapped(), draws=60, alpha=alpha, seed=seed)) for seed in range(runs))
@@ -188,6 +190,7 @@ def test_sound_designs_are_rejected_as_rarely_as_stated() -> None:
 # --- batches with samples --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_that_are_rounded_in_another_way_are_the_same() -> None:
     class Rounded(Wrapped):
         def draw(self, generator: Any) -> Batch:
@@ -202,6 +205,7 @@ class WrappedSamples(Wrapped):
     carries_samples = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [NeighbourSampling(1), LADIES(2), ImportanceVRGCN(1, 2)], ids=lambda item: item.name
 )

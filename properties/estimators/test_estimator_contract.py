@@ -200,6 +200,7 @@ def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> N
     assert_same_bits(f"{estimator} with other halo labels", {n: second[n] for n in names}, {n: first[n] for n in names})
 
 
+@pytest.mark.slow
 @EVERY
 @SHARED
 @given(drawn=steps(), data=st.data())

@@ -250,6 +250,7 @@ def joint_gradient(
     return gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPENSATED)
 @given(data=st.data())
 def test_every_model_follows_the_definition(name: str, data: st.DataObject) -> None:

@@ -36,6 +36,7 @@ def test_estimate_is_the_gradient_by_autograd(data: st.DataObject) -> None:
     assert estimate.writes == ()
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_batch_and_histories_are_not_looked_at(data: st.DataObject) -> None:
     problem = data.draw(problems())
@@ -47,6 +48,7 @@ def test_batch_and_histories_are_not_looked_at(data: st.DataObject) -> None:
     assert_same_bits("exact pass", want.gradient, exact_pass(problem).gradient)
 
 
+@pytest.mark.slow
 @given(problems())
 def test_every_message_of_the_graph_is_paid_for(problem: Problem) -> None:
     cost = FullBatch().estimate(problem, History(), Batch.of([0])).cost
@@ -57,6 +59,7 @@ def test_every_message_of_the_graph_is_paid_for(problem: Problem) -> None:
     assert cost.history_bytes == 0
 
 
+@pytest.mark.slow
 @given(problems())
 def test_state_is_empty(problem: Problem) -> None:
     state = FullBatch().init(problem)
@@ -73,6 +76,7 @@ def test_estimator_is_known_by_name_and_has_no_settings() -> None:
         make_estimator("full-batch", beta=0.1)
 
 
+@pytest.mark.slow
 @given(problems())
 def test_foreign_batches_are_refused(problem: Problem) -> None:
     size = problem.graph.num_nodes

@@ -38,6 +38,7 @@ def test_gradient_loss_and_histories_equal_the_oracle(data: st.DataObject) -> No
         assert_close(f"{call}: history {layer}", state.embeddings[layer], table)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_with_beta_zero_it_is_gas_on_every_model(data: st.DataObject) -> None:
     """What a history of H makes the layers read is what FM's history holds, so both give one gradient.

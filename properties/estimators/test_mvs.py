@@ -42,6 +42,7 @@ def with_weights(batch: Batch) -> Batch:
     return replace(batch, sample=Sample((), batch.inclusion.reciprocal()))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_gradient_loss_writes_and_norms_equal_the_oracle(data: st.DataObject) -> None:
     problem = data.draw(problems(graphs(min_nodes=3), kinds=("gcn",), plain=True, min_layers=2))

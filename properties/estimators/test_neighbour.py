@@ -85,6 +85,7 @@ def test_the_law_is_the_definition_s(name: str, graph: Graph, fan_out: int, kind
     assert_close("probabilities", [got[k] for k in wanted], list(wanted.values()))
 
 
+@pytest.mark.slow
 @given(
     problem=problems(
         graphs(max_nodes=3, max_edges=4, multi_label=False),

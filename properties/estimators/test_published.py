@@ -192,6 +192,7 @@ def bias_of(problem: Problem, design: UniformNodes, code: str, nodes: int) -> fl
     return off / whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "low", "high"), [("ladies", 0.6, 0.7), ("fastgcn of ladies", 0.7, 0.8), ("fastgcn", 6, 7)]
 )
@@ -223,6 +224,7 @@ def test_expectations_follow_from_row_sums(code: str) -> None:
     assert CLAIMS["sampling/unbiased-without-nonlinearity"].expect(case).outcome is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CODE)
 def test_the_gradient_is_biased_even_without_nonlinearity(code: str) -> None:
     found = check_claim("sampling/unbiased-without-nonlinearity", karate(), UniformNodes(34, 1), build(code, 2))

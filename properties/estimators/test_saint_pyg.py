@@ -161,6 +161,7 @@ def loader_of(name: str, graph: Graph, monkeypatch: pytest.MonkeyPatch, **change
     )
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_loaders_draw_what_is_enumerated(estimator: GraphSAINT, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pearson's test at 1e-6 with a fixed seed; the paper's probabilities are refuted by the same draws."""

@@ -174,6 +174,7 @@ def on_sampled_operators(problem: Problem, state: History, batch: Batch, *, corr
     return weights @ problem.node_losses(model.predict(h))[batch.nodes]
 
 
+@pytest.mark.slow
 @EVERY
 @FEW
 @given(data=st.data())

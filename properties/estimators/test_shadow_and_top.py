@@ -26,6 +26,7 @@ from lmc_verify.testing import batches, graphs, problems
 small = problems(graphs(max_nodes=5, max_edges=8), max_layers=2)
 
 
+@pytest.mark.slow
 @examples(25)
 @given(data=st.data(), problem=small)
 def test_estimates_are_pure(data: st.DataObject, problem: Problem) -> None:
@@ -98,6 +99,7 @@ def test_a_batch_that_comes_again_is_fitted_again_only_for_another_basis() -> No
     assert not all(torch.equal(first[name], there[name]) for name in first)
 
 
+@pytest.mark.slow
 @examples(25)
 @given(data=st.data(), problem=problems(graphs(max_nodes=5, max_edges=8), kinds=("sage",), max_layers=2))
 def test_messages_are_those_of_the_edges_one_by_one(data: st.DataObject, problem: Problem) -> None:

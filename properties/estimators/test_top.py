@@ -62,6 +62,7 @@ def test_combinations_gradient_and_loss_equal_the_oracle(data: st.DataObject) ->
     assert_close(f"{call}.loss", got.loss, loss, rtol=1e-9)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_both_cuts_of_a_model_are_one(data: st.DataObject) -> None:
     """R acts behind the activation wherever the layers are cut, and the basis does not depend on the cut."""

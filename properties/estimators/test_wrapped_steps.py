@@ -241,6 +241,7 @@ def test_a_step_is_handed_the_induced_subgraph_or_the_payload() -> None:
         assert payload[key].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_payloads_of_a_loader_go_through_the_claims() -> None:
     """Fixed batches in a list, read by the step instead of the induced subgraph."""
     data = graph_data(GRAPH)

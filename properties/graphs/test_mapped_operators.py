@@ -206,6 +206,7 @@ print((resident_bytes() - before) / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_steps_from_files_do_not_fill_the_memory(tmp_path: Path) -> None:
     # Twelve batches read and write rows near most pages of 40 MiB of features and 160 MiB of histories.

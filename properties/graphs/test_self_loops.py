@@ -65,6 +65,7 @@ def test_a_self_loop_keeps_its_weight() -> None:
     assert weight.tolist() == [2.0, 4.0, 1.0, 3.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gcn", "mean", "sum", "loops"])
 def test_no_operator_needs_pytorch_geometric(kind: str) -> None:
     code = (

@@ -80,12 +80,14 @@ def test_a_bare_import_imports_no_library() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_name_imports_its_own_module_and_no_more_than_it_needs() -> None:
     code = "import sys, lmc_verify as lv; lv.{}; print(*(name in sys.modules for name in ('torch', 'torch_geometric')))"
     assert fresh(code.format("UnknownNameError")) == ["False False"]
     assert fresh(code.format("Graph")) == ["True False"]
 
 
+@pytest.mark.slow
 def test_modules_are_attributes_without_an_import_of_their_own() -> None:
     assert fresh("import lmc_verify as lv; print(lv.statistics.rates.__name__, lv.graphs.Graph.__name__)") == [
         "lmc_verify.statistics.rates Graph"
@@ -173,6 +175,7 @@ def test_names_are_found_where_pytest_rewrites_assertions(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_classes_are_pickled_by_the_place_that_they_are_in() -> None:
     for dumps in (pickle.dumps, cloudpickle.dumps):
         content = dumps((lmc_verify.GAS(), lmc_verify.Outcome.EXACT, lmc_verify.Graph))

@@ -78,6 +78,7 @@ def test_the_help_explains_every_argument_once(name: str) -> None:
     assert text.count("Args:") == text.count("Raises:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OWN))
 @given(seed=seeds(), data=st.data())
 def test_every_way_to_build_a_model_gives_the_same_one(name: str, seed: int, data: st.DataObject) -> None:

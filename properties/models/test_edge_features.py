@@ -122,6 +122,7 @@ def plain_gradient(problem: Problem, plain: list[nn.Module]) -> tuple[float, dic
     return float(loss.detach()), gradient
 
 
+@pytest.mark.slow
 @READER
 @examples(15)
 @given(graph=graphs(edge_features=WIDTH, multi_label=False), seed=st.integers(0, 9), chunk=st.integers(1, 3))
@@ -167,6 +168,7 @@ def featured(num_nodes: int = 6, **changes: Any) -> Graph:
     return graph.replaced(edge_attr=torch.randn(graph.num_edges, WIDTH, generator=generator, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @READER
 def test_estimators_are_judged_with_them(name: str) -> None:
     problem, _ = stack(name, featured(), 0)
@@ -174,6 +176,7 @@ def test_estimators_are_judged_with_them(name: str) -> None:
     assert check_claim("e7/reductions", problem, DESIGN, GAS()).outcome.value == "EXACT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINEAR)
 def test_lmc_compensates_linear_messages_exactly(name: str) -> None:
     graph = featured()
@@ -240,6 +243,7 @@ class Scaled(Conv):
         return source.new_zeros(target.shape[0], source.shape[1]).index_add(0, row, messages)
 
 
+@pytest.mark.slow
 def test_what_histories_correct_carries_them_as_well() -> None:
     """VR-GCN with exact histories is unbiased: each message, sampled or not, has the features of its own edge."""
     head = seeded(lambda: nn.Linear(3, 3))
@@ -359,6 +363,7 @@ def test_types_of_edges_are_left_out_only_if_that_is_said() -> None:
     assert_close("sums", exact_pass(problem).embeddings[1], problem.graph.operator("sum").csr.matmul(problem.graph.x))
 
 
+@pytest.mark.slow
 @examples(20)
 @given(graph=graphs(multi_label=False), normalised=st.booleans(), seed=seeds())
 def test_gcnconv_is_normalised_by_the_whole_graph(graph: Graph, normalised: bool, seed: int) -> None:
@@ -383,6 +388,7 @@ def test_gcnconv_is_normalised_by_the_whole_graph(graph: Graph, normalised: bool
                 assert_close(name, exact.gradient[name], parameter.grad)
 
 
+@pytest.mark.slow
 def test_lmc_is_exact_with_an_adapted_gcnconv() -> None:
     weight = torch.linspace(0.5, 2.0, 10, dtype=torch.float64)
     graph = path_graph(6, edge_weight=torch.cat([weight[:5], weight[:5]]))

@@ -48,6 +48,7 @@ def problem_of(graph: Graph, kind: str, jump: str, layers: int, seed: int, **set
     return Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
 
 
+@pytest.mark.slow
 @JUMP
 @given(
     graph=graphs(),
@@ -93,6 +94,7 @@ def test_lower_layers_have_a_direct_term(jump: str) -> None:
     assert bool(carried.abs().sum() > 0), "the direct term"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", ["e1/equals-backward-sgd", "e2/exact-when-frozen"])
 @pytest.mark.parametrize("model", ["gcn", "sage", "gin", "gcnii"])
 @JUMP

@@ -74,6 +74,7 @@ def cotangent(value: Tensor) -> Tensor:
 # --- the same functions as PyTorch Geometric ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gcn", "sage"])
 @given(graph=graphs(), hidden=st.integers(1, 4), layers=st.integers(1, 3), seed=seeds())
 def test_native_stacks_are_pyg_stacks(kind: str, graph: Graph, hidden: int, layers: int, seed: int) -> None:
@@ -97,6 +98,7 @@ def test_native_stacks_are_pyg_stacks(kind: str, graph: Graph, hidden: int, laye
     assert_gradients(f"gradient of {call}", named, {name: want[name] for name in named}, rtol=RTOL)
 
 
+@pytest.mark.slow
 @given(graph=graphs(), heads=st.integers(1, 3), seed=seeds())
 def test_gat_is_pyg_gat(graph: Graph, heads: int, seed: int) -> None:
     model = GAT(graph.num_features, 4, 3, 2, heads=heads, seed=seed, dtype=graph.dtype)
@@ -135,6 +137,7 @@ def test_adapter_is_the_plain_module(name: str, graph: Graph, width: int, seed: 
     assert_gradients(f"gradient of {call}", mine, theirs, rtol=RTOL)
 
 
+@pytest.mark.slow
 @CONV
 @given(graph=graphs(), data=st.data())
 def test_adapter_gives_complete_rows_on_any_piece(name: str, graph: Graph, data: st.DataObject) -> None:
@@ -142,6 +145,7 @@ def test_adapter_gives_complete_rows_on_any_piece(name: str, graph: Graph, data:
     assert_rows_of_the_whole(ConvLayer(conv), graph, data)
 
 
+@pytest.mark.slow
 @given(problem=problems(), data=st.data())
 def test_stacks_give_complete_rows_on_any_piece(problem: Problem, data: st.DataObject) -> None:
     layer, x0 = problem.model.layer(1), problem.model.encode(problem.graph.x).detach()
@@ -163,6 +167,7 @@ def assert_rows_of_the_whole(layer: Any, graph: Graph, data: st.DataObject, x: T
 # --- cuts -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     graph=graphs(),
     kind=st.sampled_from(sorted(KINDS)),
@@ -211,6 +216,7 @@ DEPENDENT = 1e-3
 """Where a Jacobian depends on the aggregate, some witness shows at least this; rounding is below 1e-10."""
 
 
+@pytest.mark.slow
 @given(problem=problems(aggregate_linear=True), data=st.data())
 def test_declared_aggregate_linear_layers_are(problem: Problem, data: st.DataObject) -> None:
     graph = problem.graph
@@ -240,6 +246,7 @@ OTHERS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 @given(sources=st.integers(2, 6), seed=st.integers(0, 99))
 def test_other_layers_are_not(name: str, sources: int, seed: int) -> None:
@@ -272,6 +279,7 @@ def test_a_derivative_that_falls_depends_on_the_aggregate_like_one_that_grows(ot
     assert found == pytest.approx(change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SAGEConv", "GINConv sum", "GraphConv", "GraphConv, mean"])
 @given(graph=graphs(), data=st.data())
 def test_adapted_sums_and_means_may_be_declared_aggregate_linear(name: str, graph: Graph, data: st.DataObject) -> None:

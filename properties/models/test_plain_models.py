@@ -336,6 +336,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_model(name: str) -> None:
     assert_same(made, model, graph, reference(model, graph))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_backward_sgd_is_exact_on_every_model(name: str) -> None:
     graph = graph_of(3)
@@ -349,6 +350,7 @@ def test_backward_sgd_is_exact_on_every_model(name: str) -> None:
         assert list(estimate.gradient) == list(problem.parameter_names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", ["e1/equals-backward-sgd", "e2/exact-when-frozen"])
 @pytest.mark.parametrize(
     "name", ["PyG GCN", "PyG GCN, cat", "loop, residual", "initial residual", "tied", "jumping, max"]
@@ -362,6 +364,7 @@ def test_lmc_is_exact_where_layers_are_aggregate_linear(name: str, claim: str) -
     assert lv.check_claim(claim, problem, design, lv.GAS()).outcome is lv.Outcome.REFUTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "options"), [(Weighted, {"weights": True}), (Featured, {"attributes": 2})])
 def test_weights_and_features_of_edges_are_those_of_the_data(
     make: Callable[[], nn.Module], options: dict[str, Any]
@@ -499,6 +502,7 @@ def test_attention_is_not_taken_for_linear_where_the_activation_before_it_is_zer
     assert not any(made.layer(index).aggregate_linear for index in (1, 2, 3))
 
 
+@pytest.mark.slow
 def test_a_plain_model_is_trained_with_its_dropout() -> None:
     graph = graph_of(1)
     design = lv.EpochClusters(lv.Partition.random(graph.num_nodes, 4), per_batch=1)
@@ -777,6 +781,7 @@ WIDTH = 4
 programs = st.lists(st.tuples(st.sampled_from(Program.KINDS), st.integers(0, 3), st.integers(0, 3)), max_size=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(steps=programs, seed=st.integers(0, 99))
 def test_random_programs_are_the_same_function(steps: list[tuple[str, int, int]], seed: int) -> None:

@@ -72,6 +72,7 @@ def test_gin_conv_is_pyg_s(graph: Graph, eps: float, train: bool, hidden: int, s
     assert_same_function("GINConv", model, graph, plain(graph.x, graph.edge_index), named("layers.0.conv", plain))
 
 
+@pytest.mark.slow
 @given(
     graph=graphs(),
     hidden=st.integers(1, 4),
@@ -158,6 +159,7 @@ def histogram(graph: Graph) -> Tensor:
     return torch.tensor(graph_settings("pna", graph)["degrees"])
 
 
+@pytest.mark.slow
 @given(graph=graphs(), hidden=st.integers(1, 3), layers=st.integers(1, 2), seed=seeds())
 def test_pna_is_a_stack_of_pyg_s(graph: Graph, hidden: int, layers: int, seed: int) -> None:
     if graph.num_edges == 0:

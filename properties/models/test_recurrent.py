@@ -69,6 +69,7 @@ def solved(problem: Problem) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return h.view(-1, width), v.view(-1, width), autograd_gradient(problem, total)
 
 
+@pytest.mark.slow
 @given(
     graph=graphs(directed=False),
     cut=st.sampled_from(["pre", "post"]),
@@ -85,6 +86,7 @@ def test_fixed_point_adjoint_and_gradient_are_the_oracle_s(graph: Graph, cut: st
     assert found.loss == pytest.approx(problem.node_losses(problem.model.predict(h)).sum().item(), rel=1e-10)
 
 
+@pytest.mark.slow
 @given(graph=graphs(directed=False), seed=seeds())
 def test_a_linear_layer_s_fixed_point_solves_one_linear_system(graph: Graph, seed: int) -> None:
     # H = A H W^T + 1 b^T + X: (I - W (x) A) vec(H) = vec(1 b^T + X), column by column.

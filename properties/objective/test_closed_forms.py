@@ -91,6 +91,7 @@ def affine_problems(draw: st.DrawFn, min_layers: int = 1) -> Problem:
     return Problem(graph, model.eval(), "bce" if graph.multi_label else "cross_entropy")
 
 
+@pytest.mark.slow
 @ways_apart
 @given(affine_problems(), st.sampled_from([None, 1, 2, 3]))
 def test_the_exact_pass_in_closed_form_is_the_exact_pass(problem: Problem, chunk_size: int | None) -> None:
@@ -107,6 +108,7 @@ def test_the_exact_pass_in_closed_form_is_the_exact_pass(problem: Problem, chunk
     assert_gradients("gradient", got.gradient, want.gradient)
 
 
+@pytest.mark.slow
 @ways_apart
 @given(affine_problems())
 def test_nothing_is_written_into_what_the_user_gave(problem: Problem) -> None:
@@ -121,6 +123,7 @@ def test_nothing_is_written_into_what_the_user_gave(problem: Problem) -> None:
     assert [tensor._version for tensor in (*given_tensors, *tables)] == before
 
 
+@pytest.mark.slow
 @ways_apart
 @given(affine_problems(), st.sampled_from([None, 1, 2, 3]))
 def test_the_exact_gradient_is_that_of_the_objective(problem: Problem, chunk_size: int | None) -> None:
@@ -145,6 +148,7 @@ def compensated(draw: st.DrawFn, graph: Graph) -> Compensated:
     return kind(beta, score, draw(st.booleans()), weighting=weighting)
 
 
+@pytest.mark.slow
 @ways_apart
 @given(st.data())
 def test_an_estimate_in_closed_form_is_the_estimate(data: st.DataObject) -> None:
@@ -305,6 +309,7 @@ def test_float32_stays_close_to_float64() -> None:
     assert all(value.dtype == torch.float32 for value in gradient.values())
 
 
+@pytest.mark.slow
 @ways_apart
 @given(st.data())
 def test_gradients_of_all_batches_are_their_estimates(data: st.DataObject) -> None:
@@ -327,6 +332,7 @@ def test_weights_of_whole_batches_are_no_sums_over_clusters() -> None:
         next(reference.gradients(problem, reference.init(problem), Clusters(Partition.contiguous(34, 4), 2)))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_an_arranged_graph_is_the_same_problem(data: st.DataObject) -> None:
     problem = data.draw(affine_problems())

@@ -131,6 +131,7 @@ def test_a_copied_problem_has_names_of_its_own_parameters() -> None:
         assert_same_bits("copied", exact_gradient(other)[1], want[1])
 
 
+@pytest.mark.slow
 def test_ranks_with_different_problems_are_refused() -> None:
     graph = path_graph(5)
     model = GCN(3, 4, 3, 2, dtype=torch.float64)
@@ -147,6 +148,7 @@ def test_ranks_with_different_problems_are_refused() -> None:
             assert f"its {name} differs" in str(result)
 
 
+@pytest.mark.slow
 def test_an_owner_that_does_not_fit_is_refused() -> None:
     problem = Problem(path_graph(4), GCN(3, 4, 3, 2, dtype=torch.float64))
     for owner, words in (
@@ -231,6 +233,7 @@ def stalled() -> Iterator[tuple[float, dict[str, Ranks]]]:
             ranks.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HOWS)
 def test_a_rank_that_does_not_come_is_named_by_the_others(how: str, stalled: tuple[float, dict[str, Ranks]]) -> None:
     begun, groups = stalled
@@ -246,6 +249,7 @@ def test_a_rank_that_does_not_come_is_named_by_the_others(how: str, stalled: tup
     assert time.monotonic() - begun < 2 * SHORT + 30
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_rank_that_holds_the_store_is_told() -> None:
     problem = Problem(path_graph(6), GCN(3, 4, 3, 2, dtype=torch.float64))
     ranks = Ranks(2, SHORT)
@@ -261,6 +265,7 @@ def test_the_loss_of_the_rank_that_holds_the_store_is_told() -> None:
         ranks.stop()
 
 
+@pytest.mark.slow
 def test_what_ends_the_rank_that_holds_the_store_is_told_to_one_that_looks_late() -> None:
     ranks = Ranks(2, SHORT)
     try:
@@ -284,6 +289,7 @@ def full(watch: Watch, problem: Problem) -> Any:
     return distributed_gradient(problem, watch)
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_waited_for() -> None:
     problem = Problem(path_graph(6), GCN(3, 4, 3, 2, dtype=torch.float64))
     ranks = Ranks(2, SHORT)

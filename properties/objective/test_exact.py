@@ -122,6 +122,7 @@ def test_exact_pass_is_plain_autograd(problem: Problem) -> None:
     assert sorted(exact.auxiliary) == list(levels)
 
 
+@pytest.mark.slow
 @given(problems(kinds=("gcn",), plain=True, max_layers=4))
 def test_exact_pass_is_the_oracle(problem: Problem) -> None:
     got, want = exact_pass(problem), oracles.exact(oracle_problem(problem))
@@ -133,6 +134,7 @@ def test_exact_pass_is_the_oracle(problem: Problem) -> None:
         assert_close(f"{call}: V^{layer}", got.auxiliary[layer], want.V[layer])
 
 
+@pytest.mark.slow
 @given(problems(), st.integers(1, 9))
 def test_chunks_change_nothing(problem: Problem, chunk_size: int) -> None:
     whole, parts = exact_pass(problem), exact_pass(problem, chunk_size=chunk_size)
@@ -145,6 +147,7 @@ def test_chunks_change_nothing(problem: Problem, chunk_size: int) -> None:
         assert_close(f"{call}: V^{layer}", parts.auxiliary[layer], value)
 
 
+@pytest.mark.slow
 @given(problems())
 def test_exact_pass_leaves_the_problem_alone(problem: Problem) -> None:
     sentinel = {name: torch.full_like(p, 7.0) for name, p in problem.model.named_parameters()}
@@ -189,6 +192,7 @@ def test_special_models_obey_e1_and_theorem_1(name: str) -> None:
     assert_gradients(f"E[Backward SGD] on {name}", total, exact.gradient)
 
 
+@pytest.mark.slow
 @given(problems(graphs(multi_label=True), kinds=("gcn", "sage")))
 def test_multi_label_loss_is_the_mean_over_tasks(problem: Problem) -> None:
     graph = problem.graph

@@ -60,11 +60,13 @@ def test_the_streamed_gradient_is_the_exact_gradient(problem: Problem, rows: int
     assert_streamed(problem, None if rows is None else tight(problem, rows))
 
 
+@pytest.mark.slow
 @given(problems(kinds=("gcn", "sage"), max_layers=4), st.sampled_from([1, 2, 5]))
 def test_tables_may_be_read_slab_by_slab(problem: Problem, rows: int) -> None:
     assert_streamed(problem, tight(problem, rows))
 
 
+@pytest.mark.slow
 @given(problems(max_layers=3), st.data())
 def test_a_pass_goes_on_after_any_step(problem: Problem, data: st.DataObject) -> None:
     class Killed(BaseException):
@@ -127,6 +129,7 @@ def test_two_tables_are_in_memory_side_by_side() -> None:
         assert_streamed(Problem(path_graph(7), GCN(3, 8, 3, 3, dtype=torch.float64)), None)
 
 
+@pytest.mark.slow
 def test_kept_memory_counts_as_free_and_goes_where_it_is_too_much() -> None:
     problem = Problem(path_graph(3000), GCN(3, 64, 3, 2, dtype=torch.float64))
     clean = Budget.of(problem, ROOMY).work

@@ -259,6 +259,7 @@ def test_a_seed_without_last_epochs_leaves_every_statement_open(side: str) -> No
 # --- how often it is wrong -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wrong_decisions_are_as_rare_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """1200 races of two contestants whose runs have one distribution, skewed, and with levels that differ by seed.
 
@@ -312,6 +313,7 @@ def whole() -> RaceRecord:
     return run_race(settings(7, model={"layers": 2, "width": 4}, **changes))
 
 
+@pytest.mark.slow
 def test_contestants_that_train_alike_up_to_rounding_are_not_told_apart(whole: RaceRecord) -> None:
     assert {item.outcome for item in whole.comparisons} == {Outcome.SUPPORTED}
     assert {item.difference.value for item in whole.comparisons} == {0.0}

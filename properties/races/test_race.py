@@ -245,6 +245,7 @@ def test_diverged_runs_are_recorded() -> None:
     assert "diverged: the loss was" in item.reason or "diverged: the objective was" in item.reason
 
 
+@pytest.mark.slow
 def test_processes_make_the_same_race_in_whatever_order_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small(seeds=[0, 1])
     one = run_race(settings)
@@ -428,6 +429,7 @@ def lmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 TRAIN = ["train", "--dataset", "karate", "--set", "design.parts=4", "--set", "trainer.epochs=4", "--out", "o"]
 
 
+@pytest.mark.slow
 def test_train_writes_its_trace_and_goes_on(lmc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     done = lmc(*TRAIN, "--set", "trainer.trace_gradient_every=2", "--set", "model.dropout=0.2")
     assert done.code == 0
@@ -490,6 +492,7 @@ def recorded(folder: str) -> tuple[str, RaceRecord]:
     return latest.status, race_record(header.settings, [run.entry for run in runs])
 
 
+@pytest.mark.slow
 def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., Result]) -> None:
     done = lmc(*RACE)
     assert done.code == 0
@@ -523,6 +526,7 @@ def test_race_prints_standings_and_is_recorded_as_a_suite_is(lmc: Callable[..., 
     assert {item.reached for item in recorded("o")[1].entries} == {None}
 
 
+@pytest.mark.slow
 def test_a_race_table_takes_over_the_runs_of_a_race(lmc: Callable[..., Result]) -> None:
     assert lmc(*RACE).code == 0
     Path("s.toml").write_text(
@@ -537,6 +541,7 @@ def test_a_race_table_takes_over_the_runs_of_a_race(lmc: Callable[..., Result]) 
         assert [(run.suite, run.settings["jobs"]) for run in records.runs()] == [("race", 1), ("s", 1), ("race", 2)]
 
 
+@pytest.mark.slow
 def test_a_race_that_is_interrupted_keeps_its_runs_and_goes_on(
     lmc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,11 +570,13 @@ def test_a_race_that_is_interrupted_keeps_its_runs_and_goes_on(
     assert recorded("o")[0] == "finished"
 
 
+@pytest.mark.slow
 def test_a_race_that_could_not_begin_is_not_in_the_way_of_the_next(lmc: Callable[..., Result]) -> None:
     assert "99" in lmc(*RACE, "--set", "design.parts=99").err
     assert lmc(*RACE).code == 0
 
 
+@pytest.mark.slow
 def test_race_says_with_its_exit_code_that_a_run_failed(
     lmc: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

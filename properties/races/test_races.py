@@ -341,6 +341,7 @@ def test_the_command_of_a_run_gives_its_settings_back(run: RunSettings) -> None:
     assert parsed(run_command(run)) == run
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_figures_give_their_runs_back() -> None:
     for preset in ("quick", "full"):
         for race in load_suite("figures").races(preset):
@@ -393,6 +394,7 @@ def timeless(items: tuple[RaceRun, ...]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_runs_in_the_same_order(records: Records) -> None:
     suite = suite_of(TINY)
     one = run_suite(suite, records, Workspace())
@@ -576,6 +578,7 @@ def runs_of(draw: st.DrawFn) -> RaceRun:
     return RaceRun(draw(st.text("0123456789abcdef", min_size=8, max_size=8)), made.race, made.entry, "c", made.seconds)
 
 
+@pytest.mark.slow
 @given(st.lists(runs_of(), max_size=4, unique_by=lambda item: item.key))
 @settings(deadline=None)
 def test_races_and_their_runs_come_back_as_they_were(
@@ -615,6 +618,7 @@ def test_records_of_races_cannot_be_repeated_or_added_to_a_closed_run(records: R
 # --- the command line ---
 
 
+@pytest.mark.slow
 def test_a_race_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(f'name = "tiny"\ntitle = "Tiny"\ncontrols = false\npresets = ["quick"]\n{TINY}')

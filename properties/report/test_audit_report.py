@@ -67,6 +67,7 @@ def test_a_card_asks_answers_and_says_where_and_why(report: Report) -> None:
     assert "turn it off" not in card  # what explains nothing needs no remedy
 
 
+@pytest.mark.slow
 def test_every_audit_has_a_card_and_the_failures_say_why(report: Report) -> None:
     _, other, exact, drawn, broken = cards(report)
     assert "✗ expected REFUTED by batch-mean" in other
@@ -206,6 +207,7 @@ def test_the_document_holds_the_audit_and_the_asymptotic_level_apart(report: Rep
     assert not ledger["overspent"]
 
 
+@pytest.mark.slow
 def test_the_ledger_says_what_is_asymptotic(tmp_path: Path) -> None:
     for made, said in ((DRAWN, True), (replace(DRAWN, guarantee="anytime-valid"), False), (EXACT, False)):
         built = make_report(tmp_path / made.guarantee / str(said), a_trial(made, "loops:one", None))

@@ -399,6 +399,7 @@ def test_the_ratio_of_times_is_the_median_with_its_interval() -> None:
     assert time_ratio("x", [(0.0, 1.0), (1.0, float("inf"))]) is None
 
 
+@pytest.mark.slow
 def test_times_decide_only_where_they_are_asked(compare: Callable[..., Comparison]) -> None:
     trials = on(*"abcdefg")
     slow = [replace(trial, seconds=3 * trial.seconds) for trial in trials]

@@ -81,6 +81,7 @@ def test_the_summary_is_added_to_what_the_step_has_said(tmp_path: Path) -> None:
     assert stream.getvalue().splitlines() == annotation_lines(built)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [30_000, 2_500, 100])
 def test_the_summary_of_a_step_stays_within_its_limit(tmp_path: Path, room: int) -> None:
     file, stream = tmp_path / "summary.md", io.StringIO()

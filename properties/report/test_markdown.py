@@ -31,6 +31,7 @@ def test_a_small_run_is_told_in_full(tmp_path: Path) -> None:
     assert "Is LMC's gradient unbiased when its histories are exact? **Yes, to rounding, on 1 case.**" in written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0, 1, 200])
 def test_a_large_run_is_cut_and_its_failures_are_not(tmp_path: Path, wrong: int) -> None:
     trials = [
@@ -50,6 +51,7 @@ def test_a_large_run_is_cut_and_its_failures_are_not(tmp_path: Path, wrong: int)
         assert f"and {wrong - 12} more, in the HTML report" in written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [2_000, 700])
 def test_the_limit_holds_whatever_it_is(tmp_path: Path, limit: int) -> None:
     built = a_report(tmp_path, [a_trial(seed=n, summary=LONG, expected="REFUTED") for n in range(50)])

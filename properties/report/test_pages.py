@@ -93,6 +93,7 @@ class Tree(HTMLParser):
 # --- without a browser ---
 
 
+@pytest.mark.slow
 def test_the_first_screen_has_its_parts_in_the_order_of_a_reviewer(page: str) -> None:
     parts = ['class="result', 'class="meaning', 'id="asked"', 'id="matrix"', 'id="rate"', 'id="not-run"', 'id="claims"']
     places = [page.index(part) for part in parts]
@@ -147,6 +148,7 @@ def test_cards_use_the_words_of_the_glossary(page: str) -> None:
         assert word not in page
 
 
+@pytest.mark.slow
 def test_a_case_costs_little(tmp_path: Path) -> None:
     """The theorem check has 250 cases, with up to 30 rows of evidence, and stays below 2 MB."""
     evidence = [Evidence(f"layers.{n}.conv.lin.weight", 0.1234, 1e-13) for n in range(30)]

@@ -102,6 +102,7 @@ def _at_times(trace: Trace) -> list[tuple[float, float, float | None]]:
     return [(item.step, item.seconds, item.validation) for item in trace.evaluations]
 
 
+@pytest.mark.slow
 def test_crashed_runs_are_left_out_of_whole_runs_and_said_to_be(tmp_path: Path) -> None:
     def traces(planned: PlannedRun) -> Trace | None:
         return None if planned.contestant.label == "lmc" and planned.seed else rising(planned)
@@ -111,6 +112,7 @@ def test_crashed_runs_are_left_out_of_whole_runs_and_said_to_be(tmp_path: Path) 
     assert "those that did not crash" not in render_markdown(report_of(tmp_path, raced(a_race(FIGURES), rising)))
 
 
+@pytest.mark.slow
 def test_medians_targets_and_never_are_those_of_the_runs(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race(FIGURES), rising))
     (race,) = report.races
@@ -130,6 +132,7 @@ def test_medians_targets_and_never_are_those_of_the_runs(tmp_path: Path) -> None
     assert "misses its median with probability 0.25" in text
 
 
+@pytest.mark.slow
 def test_a_contestant_that_arrives_in_most_runs_has_an_open_interval(tmp_path: Path) -> None:
     def mostly(planned: PlannedRun) -> Trace:
         late = planned.contestant.label == "gas" and planned.seed == 2
@@ -154,6 +157,7 @@ def test_one_seed_has_no_interval_and_no_band(tmp_path: Path) -> None:
     assert all(not curve.series.low for _, plots in race.plots for plot in plots for curve in plot.curves)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_drawn_as_far_as_it_came_and_named(tmp_path: Path) -> None:
     def mixed(planned: PlannedRun) -> Trace:
         gone = planned.contestant.label == "gas" and planned.seed == 1
@@ -174,6 +178,7 @@ def test_a_run_that_diverges_is_drawn_as_far_as_it_came_and_named(tmp_path: Path
     assert not any(math.isnan(value) for value in curve.series.y)
 
 
+@pytest.mark.slow
 def test_contestants_that_all_diverge_have_a_row_and_no_accuracy(tmp_path: Path) -> None:
     def gone(planned: PlannedRun) -> Trace:
         return rising(planned) if planned.contestant.label != "gas" else diverged([None])
@@ -184,6 +189,7 @@ def test_contestants_that_all_diverge_have_a_row_and_no_accuracy(tmp_path: Path)
     assert render_html(report)
 
 
+@pytest.mark.slow
 def test_races_alone_are_complete_without_a_control_and_answered_first(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race(FIGURES), rising))
     assert (report.level, report.exit_code) == ("passed", 0)
@@ -225,6 +231,7 @@ def test_a_race_without_a_target_is_asked_for_accuracies(tmp_path: Path) -> None
     assert "Medians over 3 seeds" in answer
 
 
+@pytest.mark.slow
 def test_a_crash_fails_the_report_and_is_an_error_in_junit(tmp_path: Path) -> None:
     def crashing(planned: PlannedRun) -> Trace | None:
         return None if (planned.contestant.label, planned.seed) == ("gas", 2) else rising(planned)
@@ -244,6 +251,7 @@ def test_a_crash_fails_the_report_and_is_an_error_in_junit(tmp_path: Path) -> No
     assert json.loads(render_json(report))["result"]["race_runs_crashed"] == 1
 
 
+@pytest.mark.slow
 def test_a_race_that_was_not_run_says_why_in_every_format(tmp_path: Path) -> None:
     races = a_race(FIGURES), a_race('title = "absent"\ndataset = "digits"')
     report = report_of(tmp_path, raced(races[0], rising), (races[1], []), reason="no raw files <here>")
@@ -261,6 +269,7 @@ def test_a_run_of_nothing_fails(tmp_path: Path) -> None:
     assert report.level == "failed"
 
 
+@pytest.mark.slow
 def test_an_unfinished_race_shows_what_there_is(tmp_path: Path) -> None:
     race = a_race(FIGURES)
     report = report_of(tmp_path, (race, raced(race, rising)[1][:2]))
@@ -372,6 +381,7 @@ def test_layers_share_a_scale(tmp_path: Path) -> None:
     assert labels[0] == labels[1] == labels[2]
 
 
+@pytest.mark.slow
 def test_a_vanishing_gradient_is_infinite_and_still_drawn(tmp_path: Path) -> None:
     def flat(planned: PlannedRun) -> Trace:
         points = [replace(a_gradient(0), gradient=dict.fromkeys(("layer 1", "layer 2", "all"), 0.0)), a_gradient(4)]
@@ -382,6 +392,7 @@ def test_a_vanishing_gradient_is_infinite_and_still_drawn(tmp_path: Path) -> Non
     json.loads(render_json(report), parse_constant=lambda name: pytest.fail(f"not strict: {name}"))
 
 
+@pytest.mark.slow
 def test_drawn_batches_are_said_to_have_a_noise(tmp_path: Path) -> None:
     def drawn(planned: PlannedRun) -> Trace:
         return a_trace([0.1, 0.9], gradients=[a_gradient(0, method="drawn")])
@@ -404,6 +415,7 @@ def test_dots_hold_any_numbers(log: bool) -> None:
     dot_plot(rows[:1], "d", "nothing to draw", "seconds", log=log)
 
 
+@pytest.mark.slow
 def test_pictures_are_files_that_need_no_page(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race(FIGURES), rising))
     out = tmp_path / "out"
@@ -424,6 +436,7 @@ def test_pictures_are_files_that_need_no_page(tmp_path: Path) -> None:
         assert root.attrib["viewBox"]
 
 
+@pytest.mark.slow
 def test_races_with_one_title_and_data_set_have_pictures_of_their_own(tmp_path: Path) -> None:
     races = a_race(FIGURES), a_race(f"{FIGURES}\nmodel = {{ width = 3 }}")
     report = report_of(tmp_path, *(raced(race, rising) for race in races))
@@ -436,6 +449,7 @@ def test_races_with_one_title_and_data_set_have_pictures_of_their_own(tmp_path: 
 # --- beside the paper ---
 
 
+@pytest.mark.slow
 def test_reported_values_are_labelled_and_never_among_the_measured(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race(FIGURES), rising))
     text = render_markdown(report)
@@ -448,6 +462,7 @@ def test_reported_values_are_labelled_and_never_among_the_measured(tmp_path: Pat
     assert {item["dataset"] for item in json.loads(render_json(report))["reported"]} >= {"Reddit", "Flickr"}
 
 
+@pytest.mark.slow
 def test_races_without_reported_values_have_no_such_table(tmp_path: Path) -> None:
     report = report_of(tmp_path, raced(a_race('figure = "gradient-errors"'), rising))
     assert "Reported by the paper" not in render_html(report) + render_markdown(report)

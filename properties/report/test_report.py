@@ -349,6 +349,7 @@ def test_the_page_is_well_formed_and_every_link_leads_somewhere(which: str, requ
             assert used in page.ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["report", "hostile"])
 def test_the_page_needs_nothing_from_elsewhere(which: str, request: pytest.FixtureRequest) -> None:
     source = render_html(request.getfixturevalue(which))
@@ -404,6 +405,7 @@ def test_figures_hold_any_script_and_follow_no_private_settings(tmp_path: Path) 
         assert render_html(built) == source
 
 
+@pytest.mark.slow
 def test_figures_show_zero_infinite_and_unmeasured_residuals(tmp_path: Path) -> None:
     def residual(number: int, value: float | None) -> Trial:
         trial = a_trial("e7/reductions", "EXACT", "EXACT", number, parts=number)
@@ -419,6 +421,7 @@ def test_figures_show_zero_infinite_and_unmeasured_residuals(tmp_path: Path) -> 
     assert "<figure>" not in render_html(make_report(tmp_path, trials=none))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [13, 150])
 def test_many_cases_are_folded_and_the_failures_are_not(tmp_path: Path, many: int) -> None:
     trials = [a_trial("e7/reductions", "EXACT", "EXACT", number, seed=number) for number in range(many)]
@@ -478,6 +481,7 @@ def test_a_run_as_expected_says_so(tmp_path: Path) -> None:
     assert built.headline == f"{claims} of {claims} verdicts as expected; 5 of 5 controls passed; nothing skipped."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "level", "words"),
     [
@@ -599,6 +603,7 @@ def test_a_counterexample_of_other_settings_explains_nothing(tmp_path: Path) -> 
     assert exact.counterexamples_to(exact.cases[0]) == ()
 
 
+@pytest.mark.slow
 def test_unexpected_searches_are_linked_from_the_first_screen(tmp_path: Path) -> None:
     built = make_report(tmp_path, searches=(a_search(), a_search(estimator="lmc", expected="none")))
     (search,) = built.unexpected_searches
@@ -634,6 +639,7 @@ def test_drawings_keep_their_own_ids_and_bring_nothing_else() -> None:
         assert inline_drawing(broken, "h", "") is None
 
 
+@pytest.mark.slow
 def test_links_to_drawings_lead_there_from_wherever_the_report_lies(tmp_path: Path) -> None:
     built = make_report(tmp_path, searches=SEARCHES)
     folder = tmp_path / "counterexamples"
@@ -760,6 +766,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(item.name for item in (tmp_path / "a").iterdir()) == sorted(item.name for item in first.values())
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_older_report(tmp_path: Path, report: Report, monkeypatch: Any) -> None:
     paths = write_report(report, tmp_path)
     before = {path: path.read_bytes() for path in paths.values()}
@@ -775,6 +782,7 @@ def test_a_failed_write_leaves_the_older_report(tmp_path: Path, report: Report, 
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path, report: Report) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -910,6 +918,7 @@ def shown(report: Report) -> str:
     return re.sub(r" (?=[.;,])", "", words)
 
 
+@pytest.mark.slow
 def test_a_statistical_verdict_shows_interval_error_level_and_draws(tmp_path: Path) -> None:
     built = statistical_report(tmp_path, [a_rate("lmc"), a_sampled("gas", 21.2)])
     page, markdown = shown(built), render_markdown(built)
@@ -948,6 +957,7 @@ def test_an_enumerated_verdict_has_error_level_zero(report: Report) -> None:
     assert "none can be wrong by chance" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_can_be_shown_without_a_residual(tmp_path: Path, outcome: Outcome) -> None:
     built = statistical_report(tmp_path, [a_rate("lmc", outcome.value)])
@@ -961,6 +971,7 @@ def test_every_outcome_can_be_shown_without_a_residual(tmp_path: Path, outcome: 
 # --- the error ledger ---
 
 
+@pytest.mark.slow
 def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     spending = a_sampled("gas", 21.2)
     control = replace(
@@ -1063,6 +1074,7 @@ def test_a_product_of_zero_and_infinity_is_undefined(tmp_path: Path) -> None:
 # --- the score of the controls ---
 
 
+@pytest.mark.slow
 def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path: Path) -> None:
     def change(trial: Trial) -> Trial:
         changed = {"float16-cast": None, "wrong-weighting": None, "sign-flipped": False}
@@ -1159,6 +1171,7 @@ def test_many_curves_are_split_by_data_set_and_the_rest_is_counted(tmp_path: Pat
         assert "8 further curves in the list of cases." in plot.notes
 
 
+@pytest.mark.slow
 def test_the_curves_of_the_first_screen_are_files_one_for_each_figure(tmp_path: Path) -> None:
     """The same as on the page, with colours of their own; curves of other claims are no files."""
     trials = [
@@ -1247,6 +1260,7 @@ def drawn_numbers(svg: str) -> list[tuple[float, float]]:
     return found
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.lists(any_series(), min_size=1, max_size=3))
 @example([a_curve(low=(-math.inf, math.nan, 0.0, 1e308, 1.0), high=(math.inf,) * 5, scale="linear")])

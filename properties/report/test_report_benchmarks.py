@@ -219,6 +219,7 @@ def test_without_asv_the_message_says_what_to_install(results: Path, monkeypatch
         load_benchmarks(results)
 
 
+@pytest.mark.slow
 def test_the_command_line_adds_the_section(report: Report, results: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     out = tmp_path / "out"

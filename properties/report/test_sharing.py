@@ -80,6 +80,7 @@ def drawn(figure: str, sheet: Sheet | None = None) -> Counter[tuple[str, str, st
     return found
 
 
+@pytest.mark.slow
 @examples(30)
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_nothing_that_is_drawn_is_lost_or_changed(curves: list[list[float]]) -> None:

@@ -239,6 +239,7 @@ def test_entries_of_a_lost_run_are_left_out(copy: Path) -> None:
         assert records.find("1-0") is None
 
 
+@pytest.mark.slow
 def test_what_is_on_other_pages_than_the_damaged_one_is_saved(intact: Path, copy: Path) -> None:
     """Each page is overwritten in turn; whatever is saved is what was recorded."""
     with Records.open(intact) as records:
@@ -266,6 +267,7 @@ def test_nothing_is_saved_without_hashes(tmp_path: Path) -> None:
         repair_records(path)
 
 
+@pytest.mark.slow
 def test_whatever_is_damaged_in_the_header_everything_is_saved(intact: Path, copy: Path) -> None:
     data, expected = intact.read_bytes(), content(intact)
     refused = 0

@@ -89,6 +89,7 @@ class Elsewhere:
             yield Done(index, self.change(task.function(*task.arguments)), "", 0.1)
 
 
+@pytest.mark.slow
 def test_the_result_of_another_identity_is_an_error_of_its_part(tmp_path: Path) -> None:
     suite = SUITE.model_copy(update={"audit": [], "counterexample": [], "race": []})
     with Records.create_or_open(tmp_path / "records.sqlite") as records:

@@ -102,6 +102,7 @@ def test_every_trial_is_recorded_and_told(records: Records) -> None:
         assert (trial.control is None) == (trial.kind == "claim")
 
 
+@pytest.mark.slow
 def test_a_run_twice_gives_the_same_bits(records: Records) -> None:
     first, second = (run_suite(TINY, records, Workspace()) for _ in range(2))
     assert [trial.verdict for trial in first.trials] == [trial.verdict for trial in second.trials]
@@ -139,6 +140,7 @@ def test_without_resume_nothing_is_reused(records: Records, monkeypatch: pytest.
     assert all("something was computed" in trial.verdict.summary for trial in again.trials)
 
 
+@pytest.mark.slow
 def test_results_of_other_code_are_not_reused(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     run_suite(TINY, records, WORKSPACE)
     monkeypatch.setattr(planned_module, "code_fingerprint", lambda: "9.9.9+other")
@@ -225,6 +227,7 @@ def test_what_is_on_record_needs_no_data(records: Records, monkeypatch: pytest.M
     assert heard == [(None, "no raw files")] * 3 == [(None, reason) for _, reason in afresh.not_run]
 
 
+@pytest.mark.slow
 def test_another_replicate_reuses_what_draws_nothing(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     both = suite_of(CHECK, SAMPLED, controls=["sound-lmc"])
     first = run_suite(both, records, WORKSPACE)
@@ -257,6 +260,7 @@ def files_of(records: Records) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())} if folder.exists() else {}
 
 
+@pytest.mark.slow
 def test_searches_are_run_recorded_and_kept_as_files(records: Records) -> None:
     heard: list[tuple[Any, Any, str]] = []
     suite = with_searches(GAS_SEARCH, LMC_SEARCH, check=[CHECK])
@@ -283,6 +287,7 @@ def test_searches_are_run_recorded_and_kept_as_files(records: Records) -> None:
         assert search.seconds > 0
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(tmp_path: Path) -> None:
     suite = with_searches(GAS_SEARCH, LMC_SEARCH)
     kept = []
@@ -356,6 +361,7 @@ def test_a_search_that_crashes_is_an_error_and_made_again_if_asked_for(
     assert (again.reused, again.exit_code) == (3, 0)
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_way_of_counterexamples_is_named(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("mine")
     (search,) = with_searches(GAS_SEARCH).searches()

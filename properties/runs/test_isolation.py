@@ -124,12 +124,14 @@ def test_here_too_only_an_interrupt_ends_the_run(
     assert result.exit_code == 5
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_where_they_are_made(loops: Path, records: Records, pool: Pool) -> None:
     here = run_suite(suite_of(loops), records, Workspace())
     there = run_suite(suite_of(loops), records, Workspace(), engine=pool)
     assert [trial.verdict for trial in here.trials] == [trial.verdict for trial in there.trials]
 
 
+@pytest.mark.slow
 def test_a_time_limit_of_a_table_is_its_own(loops: Path, records: Records) -> None:
     limited = CHECK | {"timeout": 1e-4, "estimator": "gas"}
     suite = suite_of(loops, check=[CHECK, limited])
@@ -185,6 +187,7 @@ def test_a_time_limit_is_a_number_of_seconds(timeout: float, loops: Path, record
             suite_of(loops, **{table: [{"timeout": timeout}]})
 
 
+@pytest.mark.slow
 def test_results_are_recorded_as_they_come(loops: Path, records: Records, pool: Pool, tmp_path: Path) -> None:
     file, seen = tmp_path / "begun", []
     suite = suite_of(loops, "waits", "exits", arguments={}, check=[], controls=False)
@@ -330,6 +333,7 @@ def waiting(tmp_path: Path, loops: Path, jobs: int) -> tuple[subprocess.Popen[st
     return run, int(file.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_as_interrupted(number: signal.Signals, loops: Path, tmp_path: Path) -> None:
     run, worker = waiting(tmp_path, loops, jobs=1)
@@ -346,6 +350,7 @@ def test_a_signal_ends_a_run_as_interrupted(number: signal.Signals, loops: Path,
     assert [item["trial"].split(":")[-1].split()[0] for item in told["unfinished"]] == ["waits"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker_and_is_not_finished(loops: Path, tmp_path: Path) -> None:
     run, worker = waiting(tmp_path, loops, jobs=2)
     alive = lmc("report", tmp_path / "out")
@@ -361,6 +366,7 @@ def test_a_killed_run_leaves_no_worker_and_is_not_finished(loops: Path, tmp_path
     assert root.get("errors") == "1"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_no_usage_error(tmp_path: Path) -> None:
     closed = Path("/proc/lmc-verify")  # not even root may write there
     if not closed.parent.exists():

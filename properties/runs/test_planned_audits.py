@@ -107,6 +107,7 @@ def test_the_verdict_comes_back_from_its_record(cut: Trial) -> None:
     assert "expected_causes" not in dataclasses.replace(cut, expected_causes=None).to_dict()
 
 
+@pytest.mark.slow
 def test_an_audit_from_draws_spends_its_alpha_asymptotically() -> None:
     settings = AuditSettings(
         function=f"{FILE}:cut", arguments={"parts": 2, "dropout": 0.1}, draws=64, alpha=0.01, delta=0.5
@@ -153,6 +154,7 @@ def test_only_causes_of_the_explanation_count(cut: Trial) -> None:
 # --- the user's function -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_function_is_called_with_seeded_generators_which_are_put_back() -> None:
     settings = AuditSettings(function=f"{FILE}:cut", arguments={"parts": 3})
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
@@ -170,6 +172,7 @@ def test_a_tuple_is_model_data_batches_and_step() -> None:
     assert (made.outcome, made.name) == (Outcome.EXACT, "loss_step")
 
 
+@pytest.mark.slow
 def test_what_is_given_overrides_what_the_function_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     original = loops.cut
     monkeypatch.setattr(loops, "cut", lambda: original() | {"seed": 5, "delta": 0.3, "alpha": 0.2})
@@ -349,6 +352,7 @@ def test_the_command_says_it_all() -> None:
 # --- running -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_audits_are_run_recorded_and_held_against_their_expectation(records: Records) -> None:
     told: list[str] = []
     result = run(
@@ -370,6 +374,7 @@ def test_an_audit_that_crashes_ends_no_run(name: str, code: int, records: Record
     assert result.exit_code == code
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits(tmp_path: Path) -> None:
     suite = suite_of(CUT, WHOLE, {"function": f"{FILE}:histories", "expect": "REFUTED"})
     results = []

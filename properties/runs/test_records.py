@@ -193,6 +193,7 @@ def test_a_trial_is_rebuilt_from_its_dict(trial: Trial) -> None:
     assert Trial.from_dict(trial.to_dict()) == trial
 
 
+@pytest.mark.slow
 @examples(40, deadline=None)
 @given(st.lists(searches(), max_size=4, unique_by=lambda search: search.key))
 def test_searches_come_back_equal_and_in_order(added: list[SearchRecord]) -> None:
@@ -380,6 +381,7 @@ def test_resuming_finds_the_newest_trial_that_did_not_crash(path: Path) -> None:
         assert records.find_search("a") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["before", "after"])
 def test_a_killed_process_loses_at_most_the_trial_under_way(path: Path, inside: str) -> None:
     with Records.create_or_open(path) as records:

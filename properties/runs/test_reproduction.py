@@ -79,6 +79,7 @@ def test_what_is_unchanged_is_identical(trial: Trial, example: Counterexample, t
     assert replay_counterexample(example).identical
 
 
+@pytest.mark.slow
 def test_one_bit_of_any_number_is_seen(trial: Trial, example: Counterexample) -> None:
     evidence = trial.verdict.evidence
     nudged = dataclasses.replace(evidence[2], value=next_up(evidence[2].value))
@@ -139,6 +140,7 @@ def test_the_machine_and_the_code_are_stated_and_do_not_count(trial: Trial, exam
         assert replay.to_dict()["environment"][0].keys() == {"where", "recorded", "replayed"}
 
 
+@pytest.mark.slow
 def test_controls_are_replayed_with_their_effect() -> None:
     control = find_control("sign-of-one-layer")
     planned = Planned("control", control.claim, control.broken or control.sound, control.expected, control=control)

@@ -222,6 +222,7 @@ def test_the_order_does_not_matter_and_twice_is_once(made: dict[str, Path], tmp_
         assert len(records.runs()) == 2, "what was there stays"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_twice_with_other_times_is_one(made: dict[str, Path], tmp_path: Path) -> None:
     again = run(suite_of(), tmp_path / "again")
     one, two = tmp_path / "1.sqlite", tmp_path / "2.sqlite"
@@ -265,6 +266,7 @@ def test_half_a_shard_is_said_and_can_be_made_whole(made: dict[str, Path], tmp_p
     assert contents(out) == contents(made["whole"])
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_where_shards_are_not_known(tmp_path: Path) -> None:
     """Shards of two numbers, a merged run or a whole one among the sources: the parts are named, and why."""
     half = run(SMALL, tmp_path / "half", shard=Shard(1, 2))
@@ -306,6 +308,7 @@ def test_a_whole_run_that_stopped_says_what_is_missing(tmp_path: Path) -> None:
     assert f"{tmp_path / 'records.sqlite'} (run 1) is no shard; run the suite" in mixed
 
 
+@pytest.mark.slow
 def test_many_missing_parts_are_counted(made: dict[str, Path], tmp_path: Path) -> None:
     one = run(suite_of(), tmp_path, shard=Shard(1, 9))
     merge_records([one], tmp_path / "one.sqlite")
@@ -433,6 +436,7 @@ def test_times_contradict_nothing(made: dict[str, Path], tmp_path: Path) -> None
     assert timeless({"a_seconds": 1, "secondsa": 2, "b": [{"seconds": [3]}, 4]}) == {"secondsa": 2, "b": [{}, 4]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
@@ -517,6 +521,7 @@ def test_records_without_a_run_or_a_plan_are_refused(tmp_path: Path) -> None:
 # --- the command line ---
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text(

@@ -138,6 +138,7 @@ def test_theorem_check_leaves_nothing_out() -> None:
     assert {trial.settings.model.name for trial in plan} == {"gcn", "sage", "gat"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smoke", "theorem-check", "matrix"])
 def test_expected_outcomes_are_those_of_theory(name: str) -> None:
     """Building digits is slow: theorem-check is compared on its small data sets."""

@@ -45,6 +45,7 @@ def follow(
 # --- level ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_the_table_of_the_page_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     """300 streams of each: no end fails more often than its half of alpha, but where a rare draw is unseen."""
@@ -65,6 +66,7 @@ def test_the_table_of_the_page_is_what_its_command_prints(capsys: pytest.Capture
         assert known > 0.9 or not label.startswith("| normal ")
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("name", ["normal", "exponential", "log-normal", "correlated", "t"])
 def test_level_in_fifty_dimensions(name: str) -> None:
@@ -157,6 +159,7 @@ def test_a_bias_that_is_nothing_but_a_shift_is_found_at_the_first_look() -> None
 # --- ends against slow ones ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal", "log-normal, less its mean", "exponential"])
 def test_the_simulation_of_the_table_is_the_class(name: str) -> None:
     report = runpy.run_path(str(ROOT / "reports" / "asymptotic.py"))
@@ -170,6 +173,7 @@ def test_the_simulation_of_the_table_is_the_class(name: str) -> None:
     assert np.logical_or(tested, ~failures).all(), "the class looks after every draw, the simulation at some"
 
 
+@pytest.mark.slow
 def test_the_lower_end_is_what_a_scan_of_all_norms_excludes() -> None:
     rng = np.random.default_rng(7)
     values = 0.6 + rng.standard_exponential(150) - 0.4 * rng.standard_normal(150)

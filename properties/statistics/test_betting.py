@@ -457,6 +457,7 @@ def test_a_detectable_bias_is_detected_where_its_direction_must_be_learned(width
     assert not at_least(found[1], runs, power)
 
 
+@pytest.mark.slow
 @given(
     st.floats(0.01, 1.0),
     st.floats(0.0, 1.0),

@@ -36,6 +36,7 @@ def supported(curves: Curves, alpha: float, x: Any = LENGTHS) -> tuple[bool, boo
     return slope, slope and FloorReading(x, curves, LIMIT, alpha).clear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exponent", "floor"), [(0.5, 1 / 3), (0.75, 1 / 3), (1.0, 1 / 3), (0.75, 0.5)])
 @pytest.mark.parametrize("kind", ["factor", "term"])
 def test_a_decay_onto_a_plateau_keeps_no_rate(exponent: float, floor: float, kind: str) -> None:
@@ -48,6 +49,7 @@ def test_a_decay_onto_a_plateau_keeps_no_rate(exponent: float, floor: float, kin
     assert found[1] <= alpha
 
 
+@pytest.mark.slow
 def test_level_on_the_boundary_of_the_null_hypothesis() -> None:
     """Curves whose slope at the end is the limit itself: it is called steeper with at most alpha / 2, simulated."""
     rng, alpha, count, hits = np.random.default_rng(1), 0.2, 1_000, 0
@@ -72,6 +74,7 @@ def test_power_at_a_true_rate_without_a_floor(
     assert np.mean([both for _, both in found]) >= power
 
 
+@pytest.mark.slow
 def test_interval_holds_the_true_share_at_its_level() -> None:
     rng, alpha, count, missed = np.random.default_rng(3), 0.2, 120, 0
     for index in range(count):
@@ -114,6 +117,7 @@ def test_fit_agrees_with_a_general_optimiser() -> None:
         assert fast.floor == pytest.approx(slow.x[1], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     """To within three verdicts of 300: fits may end differently in the last bit."""
     runpy.run_path(str(ROOT / "reports" / "floors.py"))["main"]([])

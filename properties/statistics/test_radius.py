@@ -111,6 +111,7 @@ def test_the_expected_capital_against_the_mean_of_a_population_is_one(points: li
         assert np.mean(capitals) == pytest.approx(1.0, rel=1e-9)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans(), st.sampled_from([0.05, 1e-6]))
 def test_an_interval_is_what_the_capital_leaves(seed: int, draws: int, replace: bool, alpha: float) -> None:
     values, _ = beta(np.random.default_rng(seed), (draws,))
@@ -165,6 +166,7 @@ def test_before_the_first_draw_the_interval_is_the_range() -> None:
     assert math.isnan(MeanInterval(0.05).mean)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("law", [rare, coin, beta])
 def test_an_interval_is_as_narrow_as_planned(law: Callable) -> None:
@@ -295,6 +297,7 @@ def test_the_expected_mixture_is_at_most_one(support: list[tuple[float, float]],
     assert fast == pytest.approx(log_mixture(float(sums[0]), np.full(draws, variance)), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("law", "size"), [(cluster, 0.0), (shifted, 0.7)])
 @pytest.mark.parametrize("population", [None, 40])
@@ -446,6 +449,7 @@ def test_a_radius_is_as_small_as_planned(law: Callable) -> None:
     assert planned < 2 * np.median(reached)
 
 
+@pytest.mark.slow
 @given(st.floats(0.02, 0.9), st.floats(0, 1), st.sampled_from([0.05, 1e-6]))
 def test_draws_and_bound_are_inverse(target: float, share: float, alpha: float) -> None:
     bound = 5.0

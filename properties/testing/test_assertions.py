@@ -94,6 +94,7 @@ def test_an_rtol_that_cannot_fail_is_refused(model: nn.Module, data: Data, rtol:
             call()
 
 
+@pytest.mark.slow
 def test_a_refused_guarantee_lets_no_rtol_pass(model: nn.Module, data: Data) -> None:
     def noisy(model: nn.Module, batch: Data) -> None:
         off_by(0.9 if torch.rand(()) < 0.5 else 1.1)(model, batch)
@@ -131,6 +132,7 @@ def test_a_full_batch_step_is_compared_with_the_exact_gradient(model: nn.Module,
         assert_matches_exact(model, data, off_by(1 + 1e-9))
 
 
+@pytest.mark.slow
 def test_a_step_with_dropout_is_no_one_gradient(data: Data) -> None:
     model = make_model(data, dropout=0.5)
     with pytest.raises(AssertionError, match=r"draws for itself has no one gradient.*\(dropout\).*model\.eval\(\)"):

@@ -87,6 +87,7 @@ def test_every_estimator_of_the_package_conforms(name: str) -> None:
     assert len({result.case for result in results}) == 2
 
 
+@pytest.mark.slow
 def test_other_settings_conform_too() -> None:
     # batch-mean weights do not reduce to the exact gradient: there E7 does not apply.
     results = check_estimator(LMC(beta=0.4, weighting="batch-mean"))
@@ -94,6 +95,7 @@ def test_other_settings_conform_too() -> None:
     assert {r.status for r in results if r.check == "claim e7/reductions"} == {Status.NOT_APPLICABLE}
 
 
+@pytest.mark.slow
 def test_shadow_is_held_to_its_own_objective_and_to_the_whole_graph_s_where_that_is_the_same() -> None:
     own = check_estimator(Shadow(), claims={"shadow/unbiased-own-objective": "EXACT"})
     assert of_claim(own, "shadow/unbiased-own-objective") == {Status.PASSED}
@@ -479,6 +481,7 @@ def test_a_wrong_estimator_fails_the_check_that_is_about_it(wrong: type) -> None
     assert all(result.detail for result in results if result.status is Status.FAILED)
 
 
+@pytest.mark.slow
 def test_a_sound_wrapper_passes() -> None:
     # What the wrong ones have in common is not what makes them fail.
     assert Census.of(check_estimator(Wrapped())).failed == 0
@@ -503,6 +506,7 @@ def of_claim(results: list[CheckResult], claim: str) -> set[Status]:
     return {result.status for result in results if result.check == f"claim {claim}"}
 
 
+@pytest.mark.slow
 def test_declared_claims_are_checked() -> None:
     unbiased, equal = "theorem-1/unbiased", "e1/equals-backward-sgd"
     names = [f"claim {unbiased}", f"claim {equal}", "claim e7/reductions"]
@@ -565,6 +569,7 @@ def test_the_parametrisation_fails_skips_and_names_its_checks() -> None:
         calls[f"wrapped-claim_theorem-1/unbiased-{case}"]()
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_census_and_exits_with_1_on_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     good = CliRunner().invoke(app, ["check-estimator", "gas", "--set", "estimator.weighting=node-count"])
     assert good.exit_code == 0, good.output

@@ -67,6 +67,7 @@ def by_status(results: list[CheckResult]) -> dict[Status, set[tuple[str, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_problem_of_one_s_own_shows_what_the_built_in_cases_do_not(problem: Problem) -> None:
     only = [REDUCES, PURE]
     assert Census.of(check_estimator(WrongOnLargeGraphs(), only=only)).failed == 0

@@ -113,6 +113,7 @@ WRONG: dict[type, tuple[set[str], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda kind: kind.__name__)
 def test_a_wrong_design_fails_the_check_that_is_about_it(wrong: Any) -> None:
     failed = {result.check: result.detail for result in check_design(wrong()) if result.status is Status.FAILED}
@@ -120,6 +121,7 @@ def test_a_wrong_design_fails_the_check_that_is_about_it(wrong: Any) -> None:
     assert all(re.search(WRONG[wrong][1], detail) for detail in failed.values()), failed
 
 
+@pytest.mark.slow
 def test_a_sound_design_passes() -> None:
     assert isinstance(Sound(), BatchDesign)
     assert {result.status for result in check_design(Sound())} == {Status.PASSED}

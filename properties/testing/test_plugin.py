@@ -201,6 +201,7 @@ def test_workers_that_run_the_same_tests_divide_the_shares(pytester: pytest.Pyte
 # ------------------------------------------------------------------------------------------------------- the audit
 
 
+@pytest.mark.slow
 def test_audits_are_listed_with_outcome_guarantee_bias_and_what_they_spent(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         AUDITS
@@ -243,6 +244,7 @@ def test_audits_are_listed_with_outcome_guarantee_bias_and_what_they_spent(pytes
     }
 
 
+@pytest.mark.slow
 def test_the_session_s_guarantee_cannot_be_weakened_by_a_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         AUDITS

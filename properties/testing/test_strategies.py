@@ -102,6 +102,7 @@ def test_graphs_reach(feature: str) -> None:
     assert GRAPH_FEATURES[feature](find(graphs(), GRAPH_FEATURES[feature], settings=ANY))
 
 
+@pytest.mark.slow
 def test_graphs_shrink_to_the_smallest_witness() -> None:
     trivial = find(graphs(), lambda g: True, settings=SMALLEST)
     assert (trivial.num_nodes, trivial.num_edges, trivial.num_features) == (1, 0, 1)
@@ -151,6 +152,7 @@ def test_partitions_reach(feature: str) -> None:
     assert PARTITION_FEATURES[feature](find(graph_and(partitions), PARTITION_FEATURES[feature], settings=ANY))
 
 
+@pytest.mark.slow
 def test_partitions_shrink_to_the_smallest_witness() -> None:
     graph, partition = find(graph_and(partitions), label_free, settings=SMALLEST)
     assert (graph.num_nodes, partition.num_parts) == (2, 2)
@@ -209,6 +211,7 @@ def test_models_reach_every_node_wise_part() -> None:
     assert rich(find(graph_and(models), rich, settings=ANY))
 
 
+@pytest.mark.slow
 def test_models_of_every_kind_and_with_jumping_knowledge_are_drawn() -> None:
     for kind in KINDS:
         name = type(make_model(kind, 2, 2, 2)).__name__
@@ -218,6 +221,7 @@ def test_models_of_every_kind_and_with_jumping_knowledge_are_drawn() -> None:
     )
 
 
+@pytest.mark.slow
 @given(problems())
 def test_problems_have_finite_exact_passes(problem: Problem) -> None:
     exact = exact_pass(problem)

@@ -33,6 +33,7 @@ def size(made: Estimate) -> float:
     return float(sum(value.square().sum() for value in made.gradient.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "layers", "per_batch"),
     [(LMC(), 2, 1), (LMC(), 2, 2), (LMC(), 3, 2), (GAS(), 2, 1), (LMC(beta=0.4), 2, 1), (FMLocal(beta=0.4), 2, 2)],

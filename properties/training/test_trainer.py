@@ -348,6 +348,7 @@ def test_evaluation_is_of_the_whole_model() -> None:
         assert value == right / int(mask.sum())
 
 
+@pytest.mark.slow
 @given(problems(), st.integers(0, 99))
 def test_multi_label_accuracy_is_micro_f1(problem: Problem, seed: int) -> None:
     graph = problem.graph
@@ -488,6 +489,7 @@ def test_gradients_are_taken_by_name(broken: str) -> None:
     assert [item.bias for item in got.trace.gradients] == [item.bias for item in want.trace.gradients]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 11))
 def test_an_interrupted_run_goes_on(steps: int) -> None:
     whole = trained(LMC(beta=0.2), EpochClusters(striped(5), 2), steps=12, unit="step", evaluate_every=5)
@@ -508,6 +510,7 @@ def test_listeners_hear_of_every_evaluation() -> None:
     assert {(2, 2), (4, 3), (6, 4)} <= set(heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["full-batch", "lmc", "gas"])
 def test_digits_are_learned(estimator: str) -> None:
     graph = load_graph("digits")

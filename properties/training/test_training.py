@@ -378,6 +378,7 @@ def fresh(batch: Batch) -> Batch:
     return Batch(batch.nodes.clone(), batch.inclusion.clone(), batch.clusters)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(st.data())
 def test_a_used_batch_gives_the_bits_of_a_fresh_one(data: st.DataObject) -> None:

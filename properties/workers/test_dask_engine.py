@@ -109,6 +109,7 @@ def engine(cluster: Cluster) -> Iterator[Any]:
 # --- tasks ---
 
 
+@pytest.mark.slow
 def test_results_come_with_the_place_of_their_task_and_from_processes_of_their_own(
     engine: Any, cluster: Cluster
 ) -> None:
@@ -148,6 +149,7 @@ def test_whatever_a_task_does_ends_its_own_process_only(engine: Any, cluster: Cl
     assert all(worker.poll() is None for worker in cluster.workers)
 
 
+@pytest.mark.slow
 def test_long_tasks_are_told_of(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, float, str]] = []
     (done,) = engine.run([Task("slow", wait, (7.0,))], lambda task, *words: heard.append((task.name, *words)))
@@ -156,6 +158,7 @@ def test_long_tasks_are_told_of(engine: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert 4.5 < heard[0][1] < 8
 
 
+@pytest.mark.slow
 def test_what_nobody_waits_for_is_ended(engine: Any, tmp_path: Path) -> None:
     tasks = engine.run([Task("hang", wait, (600.0, str(tmp_path / "pid"))), Task("quick", double, (1,))])
     assert next(tasks).result == 2
@@ -168,6 +171,7 @@ def test_what_nobody_waits_for_is_ended(engine: Any, tmp_path: Path) -> None:
 # --- the cluster ---
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_no_task(tmp_path: Path) -> None:
     with dask_cluster(tmp_path, workers=1) as cluster, connect("dask", cluster.address) as engine:
         tasks = engine.run([Task("slow", wait, (3.0, str(tmp_path / "pid"))), Task("other", double, (2,))])
@@ -182,6 +186,7 @@ def test_a_lost_worker_costs_no_task(tmp_path: Path) -> None:
         assert {item.index: (item.result, item.failure) for item in ended} == {0: ("waited", ""), 1: (4, "")}
 
 
+@pytest.mark.slow
 def test_a_task_that_loses_every_worker_is_its_own_failure(tmp_path: Path) -> None:
     variables = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
     with pytest.MonkeyPatch.context() as patched:
@@ -196,6 +201,7 @@ def test_a_task_that_loses_every_worker_is_its_own_failure(tmp_path: Path) -> No
     assert done[0].failure.startswith("every Dask worker that it was given to was lost: ")
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
     with dask_cluster(tmp_path, workers=1) as cluster, connect("dask", cluster.address) as engine:
         tasks = engine.run([Task("quick", double, (1,)), Task("slow", wait, (600.0, str(tmp_path / "pid")))])
@@ -237,6 +243,7 @@ def test_a_worker_with_other_code_is_refused_before_anything_runs(
         connect("dask", str(cluster.file))
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_later_with_other_code_is_refused_by_its_first_task(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +253,7 @@ def test_a_worker_that_joins_later_with_other_code_is_refused_by_its_first_task(
         list(engine.run([Task("any", double, (1,))]))
 
 
+@pytest.mark.slow
 def test_a_busy_cluster_is_no_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import Client
 
@@ -268,6 +276,7 @@ def test_a_busy_cluster_is_no_lost_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert [done.result for done in ended] == [4]
 
 
+@pytest.mark.slow
 def test_a_worker_without_the_package_is_refused_before_anything_runs(tmp_path: Path) -> None:
     broken = tmp_path / "broken" / "lmc_verify"
     broken.mkdir(parents=True)
@@ -387,6 +396,7 @@ def test_a_build_of_torch_that_its_metadata_do_not_name_is_no_other_version(monk
 # --- an order, without a cluster ---
 
 
+@pytest.mark.slow
 def test_a_process_has_one_thread_as_it_has_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(**variables: str) -> tuple[int, str | None]:
         with monkeypatch.context() as patched:
@@ -403,6 +413,7 @@ def test_a_process_has_one_thread_as_it_has_one_core(monkeypatch: pytest.MonkeyP
     assert told(OMP_NUM_THREADS="2") == (2, "2"), "who says it has it so"
 
 
+@pytest.mark.slow
 def test_a_process_lives_on_from_order_to_order_and_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_IDLE_SECONDS", 1.0)
     (one, _, _), (two, _, _) = (done_of(0, carry_out(order_of(Task("where", where))), "here").result for _ in range(2))
@@ -410,6 +421,7 @@ def test_a_process_lives_on_from_order_to_order_and_ends_when_idle(monkeypatch: 
     assert gone(one, 10)
 
 
+@pytest.mark.slow
 def test_an_order_that_nobody_waits_for_is_given_up(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     answer = carry_out(order_of(Task("hang", wait, (600.0, str(file)))), wanted=lambda: not file.exists())

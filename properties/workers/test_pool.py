@@ -159,6 +159,7 @@ def test_an_end_is_heard_of_although_a_child_holds_the_pipe(pool: Pool, tmp_path
     assert gone(int(file.read_text()), 5), "what a task started ends with its worker"
 
 
+@pytest.mark.slow
 def test_streams_are_no_answers_and_progress_is_told(pool: Pool, capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[tuple[str, float, str]] = []
     (done,) = pool.run([Task("talk", talk)], lambda task, seconds, words: heard.append((task.name, seconds, words)))
@@ -170,12 +171,14 @@ def test_streams_are_no_answers_and_progress_is_told(pool: Pool, capfd: pytest.C
     report_progress("nothing outside of a worker")
 
 
+@pytest.mark.slow
 def test_a_slow_task_holds_no_other_back() -> None:
     with Pool(2) as pool:
         tasks = [Task("slow", pid_after, (3.0,)), *(Task(str(number), double, (number,)) for number in range(6))]
         assert [item.index for item in pool.run(tasks)][-1] == 0
 
 
+@pytest.mark.slow
 def test_modules_of_the_tasks_are_imported_before_a_worker_is_ready() -> None:
     # The time for it must not count against the limit of the first task.
     from lmc_verify.statistics.detection import smallest_detectable_bias  # not above: a worker imports this file
@@ -195,6 +198,7 @@ def test_a_worker_in_the_place_of_one_that_ended_has_the_modules_too() -> None:
         assert only(pool, Task("look", imported, (name,))).result == (True,)
 
 
+@pytest.mark.slow
 def test_a_copy_shares_what_was_imported_for_it() -> None:
     program = COPIES.format(folder=str(Path(__file__).parent.parent))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -214,6 +218,7 @@ with Pool(1) as pool:
 """
 
 
+@pytest.mark.slow
 def test_workers_live_on_and_are_no_more_than_jobs() -> None:
     with Pool(2) as pool:
         pids = {item.result for item in pool.run([Task(str(number), pid_after, (0.05,)) for number in range(30)])}
@@ -273,6 +278,7 @@ def stubborn(seconds: float) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("function", ["pid_after", "stubborn"])
 def test_workers_end_when_their_parent_is_gone(fresh: bool, function: str) -> None:
