@@ -24,9 +24,9 @@ from lmc_verify.bounds import (
     exact_terms,
     range_bound,
 )
-from lmc_verify.bounds.instances import _largest_weight
+from lmc_verify.bounds.instances import _largest_weight, _on_groups
 from lmc_verify.bounds.nodewise import Activation, error_table, flipped, row_norm
-from lmc_verify.bounds.propagation import RowTerms
+from lmc_verify.bounds.propagation import RowTerm, RowTerms
 from lmc_verify.bounds.scopes import BatchScope, DesignScope, Groups
 from lmc_verify.bounds.terms import LinearTerms, spectral_norm
 from lmc_verify.errors import InvalidInputError
@@ -563,6 +563,22 @@ def test_groups_are_as_many_as_batches_hold(design):
     assert (groups.least, groups.most) == (min(map(len, held)), max(map(len, held)))
     assert set(groups.open) == {group for own in held for group in own}
     assert groups.inclusion == pytest.approx(float(design.inclusion_probabilities()[0]))
+
+
+def test_a_range_is_over_as_many_groups_as_a_batch_holds_of_those_that_it_can_hold():
+    """Rows of 1, 2 | 3, 4 | 5; where rows are orthogonal, those of a group add up by squares: sqrt(5), 5, 5."""
+    assignment, errors = torch.tensor([0, 0, 1, 1, 2]), torch.arange(1.0, 6.0, dtype=torch.float64)
+    plain, rows = RowTerm(errors), RowTerm(errors, torch.eye(5, dtype=torch.float64))
+    for open_groups, most, direct, squares in [
+        ((0, 1, 2), 1, 7.0, 25.0),
+        ((0, 1, 2), 2, 12.0, 50.0),
+        ((0, 1, 2), 3, 15.0, 55.0),
+        ((0, 2), 1, 5.0, 25.0),
+        ((0, 2), 2, 8.0, 30.0),
+    ]:
+        groups = Groups(assignment, 3, open_groups, most, most, 0.5)
+        assert _on_groups(plain, groups) == direct
+        assert _on_groups(rows, groups) == pytest.approx(math.sqrt(squares))
 
 
 @pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)

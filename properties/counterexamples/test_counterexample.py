@@ -41,7 +41,7 @@ from lmc_verify.counterexamples.drawing import caption, drawing_svg, lost_messag
 from lmc_verify.counterexamples.example import measured_tensors
 from lmc_verify.counterexamples.instance import build_design, describe_design
 from lmc_verify.counterexamples.search import _degenerate
-from lmc_verify.counterexamples.simplify import _without_edges, _without_node
+from lmc_verify.counterexamples.simplify import _without_edges, _without_node, simplify
 from lmc_verify.report.formats.table import COMPENSATED_FAMILY
 
 UNBIASED, EQUAL = "theorem-1/unbiased", "e1/equals-backward-sgd"
@@ -103,6 +103,15 @@ def assert_minimal_and_plain(example: Counterexample, nodes: int) -> None:
     assert graph.num_labelled == 1
     for tensor in (graph.x, *example.instance.parameters.values()):
         assert set(tensor.flatten().tolist()) <= {0.0, 1.0, -1.0, 2.0}
+
+
+def test_where_everything_is_a_counterexample_the_plainest_is_left() -> None:
+    """One node, features and weights of 1, which pass messages on, biases of 0, which leave them alone."""
+    plainest = simplify(path(5, [0, 0, 1, 1, 2], hidden_channels=2), lambda _: True)
+    assert_minimal_and_plain(Counterexample(UNBIASED, lv.GAS(), plainest, "exact", 0, None, {}), nodes=1)
+    assert set(plainest.graph.x.flatten().tolist()) == {1.0}
+    for name, value in plainest.parameters.items():
+        assert set(value.flatten().tolist()) == ({1.0} if value.dim() > 1 else {0.0}), name
 
 
 @pytest.mark.slow
