@@ -67,7 +67,7 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow tests: simulations of error levels, training, searches, clusters, every benchmark once."""
     install(session, "test,bench")
-    environment = {**ENVIRONMENT, **actionlint(session), "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
     session.run("pytest", *IN_TWO, "-m", "slow", *(session.posargs or ["properties"]), env=environment)
 
 

@@ -73,20 +73,17 @@ def actionlint(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, str(file)], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("file", [*OWN, *EXAMPLES], ids=lambda file: file.name)
 def test_actionlint_finds_nothing_in_the_workflows(file: Path) -> None:
     done = actionlint(file)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_actionlint_finds_nothing_in_what_init_writes(written: Path) -> None:
     done = actionlint(written)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "says"),
     [

@@ -14,10 +14,7 @@ from lmc_verify.cases.verdict import Outcome
 from lmc_verify.errors import ContractError
 from lmc_verify.statistics.ledger import Guarantee
 
-EXACT = {
-    "weight": torch.tensor([[3.0, 0.0], [0.0, 0.0]], dtype=torch.float64),
-    "bias": torch.tensor([4.0, 0.0]).double(),
-}
+EXACT = {"weight": torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double(), "bias": torch.tensor([4.0, 0.0]).double()}
 NOISE = {"weight": 1e-10, "bias": 1e-10}
 COUNT, ALPHA = 20, 0.05
 
