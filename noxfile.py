@@ -54,13 +54,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests but the slow ones (hypothesis with its deterministic profile); arguments go to pytest."""
     install(session, "test,bench")
     environment = {**ENVIRONMENT, "HYPOTHESIS_PROFILE": "ci", "OMP_NUM_THREADS": "1"}
+    quick = ("-m", "not slow")
     if session.posargs:
-        session.run("pytest", *IN_TWO, *session.posargs, env=environment)
+        session.run("pytest", *IN_TWO, *quick, *session.posargs, env=environment)
         return
     # Autograd looks for devices once, so those that exist in Python only are registered in processes of their own.
     session.run("pytest", *IN_TWO, *EMULATED, env=environment)
     others = [f"--ignore={file}" for file in EMULATED]
-    session.run("pytest", *IN_TWO, "-m", "not slow", "properties", *others, env=environment)
+    session.run("pytest", *IN_TWO, *quick, "properties", *others, env=environment)
 
 
 @nox.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ EXACT = {"weight": torch.tensor([[3.0, 0.0], [0.0, 0.0]]).double(), "bias": torc
 NOISE = {"weight": 1e-10, "bias": 1e-10}
 COUNT, ALPHA = 20, 0.05
 
+near = partial(pytest.approx, rel=1e-9, abs=0.0)
+
 
 def decide(
     sizes: list[float], *, guarantee: Guarantee = "asymptotic", bound: float | None = None, delta: float = 1e-3
@@ -26,7 +29,7 @@ def decide(
 
     def draws() -> Iterator[tuple[Gradient, int]]:
         for size in sizes:
-            yield {"weight": torch.zeros(2, 2).double(), "bias": torch.tensor([0.0, size]).double()}, 3
+            yield {"weight": torch.zeros(2, 2).double(), "bias": torch.tensor([0.0, size], dtype=torch.float64)}, 3
 
     return decide_sampled(
         EXACT, draws(), len(sizes), NOISE, guarantee=guarantee, bound=bound, alpha=ALPHA, delta=delta, control="its own"
@@ -38,8 +41,8 @@ def test_draws_that_are_all_equal_to_rounding_support_and_say_what_share_is_not_
     assert found.outcome is Outcome.SUPPORTED
     assert found.draws == 3 * COUNT
     assert f"{100 * math.log(1 / ALPHA) / COUNT:.0f}%" in found.summary
-    assert found.high == pytest.approx(math.hypot(*NOISE.values()) / 5)
-    assert [item.high for item in found.parameters] == pytest.approx([1e-10 / 5] * 2)
+    assert found.high == near(math.hypot(*NOISE.values()) / 5)
+    assert [item.high for item in found.parameters] == near([1e-10 / 5] * 2)
 
 
 @pytest.mark.parametrize("place", [0, 7, COUNT - 1], ids=["first", "in between", "last"])
@@ -49,7 +52,7 @@ def test_one_draw_that_is_off_is_not_called_rounding(place: int, size: float) ->
     sizes[place] = size
     found = decide(sizes, delta=1e-12)
     assert found.outcome is Outcome.INCONCLUSIVE
-    assert found.bias == pytest.approx(size / COUNT / 5)
+    assert found.bias == near(size / COUNT / 5)
     assert [item.wrong for item in found.parameters] == [False, False]
 
 
@@ -60,8 +63,19 @@ def test_a_bias_in_every_draw_is_refuted_and_belongs_to_its_parameter(
     found = decide([20.0 + 0.1 * (draw % 2) for draw in range(200)], guarantee=guarantee, bound=bound)
     assert found.outcome is Outcome.REFUTED
     assert found.guarantee == guarantee
-    assert found.bias == pytest.approx(20.05 / 5)
-    assert {item.name: item.wrong for item in found.parameters} == {"weight": False, "bias": True}
+    assert found.bias == near(20.05 / 5)
+    assert 0 < found.low <= found.bias <= found.high
+    weight, bias = found.parameters
+    assert (weight.own, weight.wrong) == (0.0, False)
+    assert (bias.own, bias.wrong) == (near(20.05 / 4), True)
+
+
+def test_draws_that_are_off_to_and_fro_are_supported_once_the_radius_is_below_what_is_asked_for() -> None:
+    found = decide([0.1, -0.1] * 200, guarantee="anytime-valid", bound=0.1, delta=0.05)
+    assert (found.outcome, found.guarantee) == (Outcome.SUPPORTED, "anytime-valid")
+    assert 0.0 < found.high <= 0.05
+    assert "each is equal to rounding" not in found.summary
+    assert decide([0.1, -0.1] * 200, guarantee="anytime-valid", bound=0.1, delta=1e-6).outcome is Outcome.INCONCLUSIVE
 
 
 @pytest.mark.parametrize("guarantee", ["exact", "anytime-valid"])

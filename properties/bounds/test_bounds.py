@@ -579,6 +579,9 @@ def test_a_range_is_over_as_many_groups_as_a_batch_holds_of_those_that_it_can_ho
         groups = Groups(assignment, 3, open_groups, most, most, 0.5)
         assert _on_groups(plain, groups) == direct
         assert _on_groups(rows, groups) == pytest.approx(math.sqrt(squares))
+    # Rows of the first group are three times as long: what other groups give is not three times as large.
+    longer = RowTerm(errors, torch.diag(torch.tensor([3.0, 3.0, 1.0, 1.0, 1.0], dtype=torch.float64)))
+    assert _on_groups(longer, Groups(assignment, 3, (1, 2), 1, 1, 0.5)) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)

@@ -61,7 +61,6 @@ class NeverWrites(Wrapped):
         return replace(super().estimate(problem, state, batch), writes=())
 
 
-@pytest.mark.slow
 def test_histories_that_are_never_written_refute() -> None:
     case = replace(case_of(E5, ZERO_BETA), estimator=NeverWrites(LMC()))
     assert CLAIMS[E5].check(case).outcome is Outcome.REFUTED

@@ -45,7 +45,6 @@ def test_gas_comes_to_rest_on_a_plateau(base: dict[str, Any]) -> None:
     assert gradient.y[-1] > 0.5 * gradient.y[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("base", [KARATE, RING], ids=["karate", "ring"])
 def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     case = case_of(base, "lmc", training={"step_size": 1.0, "steps": 40})
@@ -57,7 +56,6 @@ def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     assert verdict.minimum_detectable_effect < 1e-8
 
 
-@pytest.mark.slow
 def test_where_the_gradient_vanishes_there_is_no_plateau() -> None:
     """With all layers trained GAS fits the ring: gradient and update vanish together, at whatever ratio."""
     base = RING | {"model": {"layers": 2, "width": 8}}

@@ -508,7 +508,6 @@ BOUNDARIES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("short_grids")
 @pytest.mark.parametrize("row", BOUNDARIES, ids=str)
 def test_the_outcome_and_the_limit_that_is_shown_move_with_the_constant(

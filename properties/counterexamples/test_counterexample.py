@@ -105,10 +105,14 @@ def assert_minimal_and_plain(example: Counterexample, nodes: int) -> None:
         assert set(tensor.flatten().tolist()) <= {0.0, 1.0, -1.0, 2.0}
 
 
-def test_where_everything_is_a_counterexample_the_plainest_is_left() -> None:
-    """One node, features and weights of 1, which pass messages on, biases of 0, which leave them alone."""
-    plainest = simplify(path(5, [0, 0, 1, 1, 2], hidden_channels=2), lambda _: True)
-    assert_minimal_and_plain(Counterexample(UNBIASED, lv.GAS(), plainest, "exact", 0, None, {}), nodes=1)
+def test_where_everything_of_three_nodes_is_a_counterexample_the_plainest_is_left() -> None:
+    """No edge and one label; features and weights of 1 pass messages on, biases of 0 leave them alone."""
+    rich = path(5, [0, 0, 1, 1, 2], layers=3, hidden_channels=2, encoder=True, head=True, residual=True)
+    rich = dataclasses.replace(rich, graph=rich.graph.replaced(edge_weight=torch.linspace(0.5, 1.5, 8).double()))
+    plainest = simplify(rich, lambda instance: instance.graph.num_nodes >= 3)
+    assert_minimal_and_plain(Counterexample(UNBIASED, lv.GAS(), plainest, "exact", 0, None, {}), nodes=3)
+    assert plainest.graph.num_edges == 0
+    assert plainest.model.settings["num_layers"] == 1
     assert set(plainest.graph.x.flatten().tolist()) == {1.0}
     for name, value in plainest.parameters.items():
         assert set(value.flatten().tolist()) == ({1.0} if value.dim() > 1 else {0.0}), name
@@ -253,7 +257,6 @@ def test_an_impure_estimator_is_named(found: str, monkeypatch: pytest.MonkeyPatc
 # --- where it looks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_settings_can_be_pinned() -> None:
     space = SearchSpace(
         max_nodes=4, model={"name": "sage", "layers": 3, "width": 2}, design={"parts": 3, "per_batch": 2}

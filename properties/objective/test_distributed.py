@@ -131,7 +131,6 @@ def test_a_copied_problem_has_names_of_its_own_parameters() -> None:
         assert_same_bits("copied", exact_gradient(other)[1], want[1])
 
 
-@pytest.mark.slow
 def test_ranks_with_different_problems_are_refused() -> None:
     graph = path_graph(5)
     model = GCN(3, 4, 3, 2, dtype=torch.float64)
@@ -148,7 +147,6 @@ def test_ranks_with_different_problems_are_refused() -> None:
             assert f"its {name} differs" in str(result)
 
 
-@pytest.mark.slow
 def test_an_owner_that_does_not_fit_is_refused() -> None:
     problem = Problem(path_graph(4), GCN(3, 4, 3, 2, dtype=torch.float64))
     for owner, words in (

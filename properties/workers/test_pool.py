@@ -159,7 +159,6 @@ def test_an_end_is_heard_of_although_a_child_holds_the_pipe(pool: Pool, tmp_path
     assert gone(int(file.read_text()), 5), "what a task started ends with its worker"
 
 
-@pytest.mark.slow
 def test_streams_are_no_answers_and_progress_is_told(pool: Pool, capfd: pytest.CaptureFixture[str]) -> None:
     heard: list[tuple[str, float, str]] = []
     (done,) = pool.run([Task("talk", talk)], lambda task, seconds, words: heard.append((task.name, seconds, words)))
