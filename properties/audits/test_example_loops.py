@@ -144,6 +144,7 @@ def test_every_function_of_every_loop_is_in_a_table() -> None:
     assert found == known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(file.stem for file in LOOPS.glob("*.py")))
 def test_loops_train(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.random.fork_rng(devices=[]):

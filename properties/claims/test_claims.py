@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from common.claim_cases import DIRECTED, ESTIMATORS, KARATE, MODELS, case_of
+from common.crossed import crossed
 
 from lmc_verify.cases.case import Case, assemble_case, build_case
 from lmc_verify.cases.settings import CaseSettings
@@ -52,11 +53,9 @@ def agree(case: Case) -> dict[str, Verdict]:
     return verdicts
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("dataset", [KARATE, DIRECTED], ids=["karate", "directed"])
-def test_every_verdict_is_what_theory_says(dataset: dict[str, Any], model: str, estimator: str) -> None:
-    case = case_of(estimator, dataset=dataset, model=MODELS[model])
+@pytest.mark.parametrize(("dataset", "model", "estimator"), crossed(["karate", "directed"], MODELS, ESTIMATORS))
+def test_every_verdict_is_what_theory_says(dataset: str, model: str, estimator: str) -> None:
+    case = case_of(estimator, dataset=KARATE if dataset == "karate" else DIRECTED, model=MODELS[model])
     for claim, verdict in agree(case).items():
         assert verdict.claim == claim
         assert verdict.summary
@@ -83,18 +82,20 @@ def test_every_verdict_is_what_theory_says(dataset: dict[str, Any], model: str, 
 
 
 @pytest.mark.parametrize(
-    "design",
-    [
-        {"parts": 5, "per_batch": 5},  # c = b: there is no halo, whatever the estimator
-        {"parts": 1, "per_batch": 1},
-        {"name": "nodes", "per_batch": 1},
-        {"name": "epoch", "parts": 5, "per_batch": 2},
-        {"name": "epoch", "parts": 5, "per_batch": 1, "seen": [0, 3]},
-        {"name": "fused", "parts": 6, "per_batch": 2},
-    ],
-    ids=lambda design: " ".join(map(str, design.values())),
+    ("design", "estimator"),
+    crossed(
+        [
+            {"parts": 5, "per_batch": 5},  # c = b: there is no halo, whatever the estimator
+            {"parts": 1, "per_batch": 1},
+            {"name": "nodes", "per_batch": 1},
+            {"name": "epoch", "parts": 5, "per_batch": 2},
+            {"name": "epoch", "parts": 5, "per_batch": 1, "seen": [0, 3]},
+            {"name": "fused", "parts": 6, "per_batch": 2},
+        ],
+        ["backward-sgd", "lmc", "gas", "cluster-gcn"],
+    ),
+    ids=lambda item: item if isinstance(item, str) else " ".join(map(str, item.values())),
 )
-@pytest.mark.parametrize("estimator", ["backward-sgd", "lmc", "gas", "cluster-gcn"])
 def test_theory_knows_every_design(design: dict[str, Any], estimator: str) -> None:
     assert agree(case_of(estimator, design=design)).keys() == IDENTITIES.keys()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from common import oracles
+from common.crossed import crossed
 from common.helpers import assert_close, oracle_problem, oracle_tables, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,11 +106,9 @@ def small(estimator: Estimator, nodes: int = 6, per_batch: int = 2, **changes: A
     return assemble_case(problem, design, estimator, sampling=SamplingSettings(**changes))
 
 
-@pytest.mark.parametrize("dataset", [{"name": "karate"}, DIRECTED], ids=["karate", "directed"])
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("estimator", LMCS)
-def test_the_history_contracts_exactly(estimator: str, design: str, dataset: dict[str, Any]) -> None:
-    case = case_of(LMCS[estimator], design, dataset)
+@pytest.mark.parametrize(("estimator", "design", "dataset"), crossed(LMCS, DESIGNS, ["karate", "directed"]))
+def test_the_history_contracts_exactly(estimator: str, design: str, dataset: str) -> None:
+    case = case_of(LMCS[estimator], design, DIRECTED if dataset == "directed" else {"name": dataset})
     verdict = CONTRACTION.check(case)
     assert verdict.outcome is Outcome.EXACT, verdict.summary
     assert CONTRACTION.expect(case).outcome is Outcome.EXACT

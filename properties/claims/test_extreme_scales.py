@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import path_graph
 
 from lmc_verify.cases import Case, SamplingSettings, assemble_case
@@ -67,9 +68,13 @@ def case_at(scale: str, estimator: Estimator) -> Case:
     return assemble_case(problem(**SCALES[scale]), DESIGN, estimator, sampling=SAMPLING)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("claim", "estimator"), HOLDS, ids=lambda item: getattr(item, "name", item))
-def test_what_holds_is_not_refuted(claim: str, estimator: Estimator, scale: str) -> None:
+def name_of(item: str | tuple[str, Estimator]) -> str:
+    return item if isinstance(item, str) else f"{item[0]} {item[1].name}"
+
+
+@pytest.mark.parametrize(("held", "scale"), crossed(HOLDS, SCALES), ids=name_of)
+def test_what_holds_is_not_refuted(held: tuple[str, Estimator], scale: str) -> None:
+    claim, estimator = held
     case = case_at(scale, estimator)
     verdict = CLAIMS[claim].check(case)
     assert verdict.outcome is not Outcome.REFUTED, verdict.summary

@@ -77,7 +77,12 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
+LONG = {"theorem-2/decay-and-floor", "e4/floor-linear-in-beta", "e5/floor-in-step-size"}
+
+
+@pytest.mark.parametrize(
+    "claim", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CLAIMS]
+)
 def test_a_claim_says_what_it_reads(claim: str, read: set[str]) -> None:
     chosen = find_claim(claim)
     settings = CaseSettings.model_validate({**SMALL, **CASES.get(claim, {})})

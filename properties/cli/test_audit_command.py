@@ -54,9 +54,15 @@ def audit(lmc: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         ),
         (["cut", "--expect", "REFUTED", "--cause", "batch-mean"], 1),
         (["cut", "--expect", "EXACT", "--strict"], 1),
-        (["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2"], 0),
+        pytest.param(
+            ["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2"], 0, marks=pytest.mark.slow
+        ),
         (["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--strict"], 3),
-        (["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--expect", "REFUTED"], 1),
+        pytest.param(
+            ["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--expect", "REFUTED"],
+            1,
+            marks=pytest.mark.slow,
+        ),
         (["broken"], 5),
         (["crashing"], 5),
         (["not_audited"], 2),

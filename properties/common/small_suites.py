@@ -19,7 +19,13 @@ SAMPLED = CHECK | {
     "expect": {"backward-sgd": "SUPPORTED", "lmc": "SUPPORTED", "gas": "REFUTED"},
 }
 AUDIT = {"function": f"{loops.__file__}:whole", "expect": "EXACT"}
-SEARCH = {"claim": "theorem-1/unbiased", "estimator": "gas", "max_nodes": 2}
+SEARCH = {
+    "claim": "theorem-1/unbiased",
+    "estimator": "gas",
+    "max_nodes": 2,
+    "model": {"layers": 2, "width": 1},
+    "design": {"parts": 2, "per_batch": 1},
+}
 RACE = {
     "title": "Race",
     "dataset": "karate",

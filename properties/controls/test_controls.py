@@ -100,6 +100,7 @@ def test_sound_controls_pass(name: str) -> None:
     assert (result.passed, result.effect, result.detectable) == (True, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEFECTS)
 def test_without_its_defect_every_case_passes(name: str) -> None:
     """What is refuted is the defect, and not the case it is planted in."""

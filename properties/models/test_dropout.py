@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,9 +183,7 @@ def test_masks_stay_behind_when_the_module_travels() -> None:
 # --- estimates -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", ["pre", "post"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("estimator", "model", "cut"), crossed(ESTIMATORS, MODELS, ["pre", "post"]))
 def test_estimates_are_pure_while_units_are_dropped(estimator: str, model: str, cut: str) -> None:
     problem, method = dropping(model, cut), ESTIMATORS[estimator]
     problem.model.eval()
@@ -203,9 +202,7 @@ def test_estimates_are_pure_while_units_are_dropped(estimator: str, model: str, 
     assert_same_bits("the key again", method.estimate(problem, state, batch).gradient, first.gradient)
 
 
-@pytest.mark.parametrize("cut", ["pre", "post"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("estimator", "model", "cut"), crossed(ESTIMATORS, MODELS, ["pre", "post"]))
 def test_a_batch_of_all_nodes_gives_the_gradient_of_the_model_with_these_units(
     estimator: str, model: str, cut: str
 ) -> None:
@@ -367,9 +364,11 @@ def sampled(name: str, settings: dict[str, Any], problem: Problem) -> tuple[Esti
     return method, state, batch_distribution(method, problem, state, design).draw(np.random.default_rng(2))
 
 
-@pytest.mark.parametrize(("model", "cut"), SUMS)
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_are_pure_while_units_are_dropped(name: str, model: str, cut: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "summed"), crossed(SAMPLERS, SUMS), ids=lambda item: item if isinstance(item, str) else " ".join(item)
+)
+def test_samplers_are_pure_while_units_are_dropped(name: str, summed: tuple[str, str]) -> None:
+    model, cut = summed
     problem = dropping(model, cut)
     method, state, batch = sampled(name, SAMPLERS[name], problem)
     before = state.clone()

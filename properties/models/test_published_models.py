@@ -347,6 +347,7 @@ def test_lmc_is_exact_for_aggregate_linear_models(claim: str, model: str) -> Non
     assert verdict_of(claim, model, LINEAR[model], "gas").outcome is Outcome.REFUTED
 
 
+@pytest.mark.slow
 @EXACTNESS
 @pytest.mark.parametrize("model", OTHERS)
 def test_lmc_keeps_a_floor_for_others_and_the_verdict_names_the_assumption(claim: str, model: str) -> None:

@@ -15,6 +15,8 @@ from lmc_verify.cases.verdict import AssumptionCheck, Evidence, Series
 from lmc_verify.report import render_html
 from lmc_verify.runs import Trial
 
+pytestmark = pytest.mark.slow  # all need the one report
+
 CASES, FIGURES, ROWS = 283, 90, 12
 LIMIT = 1_750_000
 PARAMETERS = tuple(f"layers.{layer}.conv.{name}" for layer in range(3) for name in ("bias", "lin.weight"))

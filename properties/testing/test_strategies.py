@@ -97,6 +97,7 @@ GRAPH_FEATURES: dict[str, Callable[[Graph], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature", GRAPH_FEATURES)
 def test_graphs_reach(feature: str) -> None:
     assert GRAPH_FEATURES[feature](find(graphs(), GRAPH_FEATURES[feature], settings=ANY))
@@ -165,6 +166,7 @@ def test_partitions_cover_every_node_once(pair: tuple[Graph, Partition]) -> None
     assert int(partition.sizes.min()) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Clusters, UniformNodes, EpochClusters, FusedClusters])
 def test_designs_reach_every_kind_with_several_batches(kind: type) -> None:
     wanted = find(graph_and(designs), lambda pair: isinstance(pair[1], kind) and pair[1].support_size > 2, settings=ANY)
@@ -192,6 +194,7 @@ def test_batches_reach(feature: Callable[[tuple[Graph, Batch]], bool]) -> None:
     assert feature(find(graph_and(batches), feature, settings=ANY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GCN", "SAGE", "GAT"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_models_reach_every_kind_and_depth(name: str, layers: int) -> None:
