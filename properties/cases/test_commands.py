@@ -207,6 +207,7 @@ def test_a_check_comes_back(case: CaseSettings) -> None:
     assert same(case_of(given, {**NAMES, "dataset": "dataset.name", "histories": "histories"}), case)
 
 
+@pytest.mark.slow
 @given(SEARCHES)
 def test_a_search_comes_back(search: PlannedSearch) -> None:
     command = read_command(search.command)

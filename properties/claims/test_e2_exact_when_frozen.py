@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from common.claim_cases import case_of
+from common.crossed import crossed
 from common.helpers import assert_close, assert_gradients, path_graph, relative_error, sweep
 from common.identities import WITNESS, cluster_batches, with_partition, witness
 from hypothesis import example, given
@@ -87,8 +88,7 @@ def errors_by_sweep(case: Case, sweeps: int) -> list[float]:
     return out
 
 
-@pytest.mark.parametrize("encoder", [False, True], ids=["no encoder", "encoder"])
-@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize(("layers", "encoder"), crossed([1, 2, 3, 4], [False, True]))
 def test_the_deadline_of_e2_is_met_and_not_earlier(layers: int, encoder: bool) -> None:
     """On a path whose clusters are visited in order, a message down the order waits a whole sweep for every hop."""
     columns = 2 * layers + 2

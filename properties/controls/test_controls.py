@@ -144,6 +144,7 @@ def gradients(case: Case, histories: str, batches: list[Batch]) -> list[Gradient
     return [case.estimator.estimate(case.problem, state, batch).gradient for batch in batches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_effect_is_measured_apart_from_the_check(name: str) -> None:
     """The largest difference of one batch, or that of the means: computed here once more."""

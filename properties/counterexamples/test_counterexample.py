@@ -363,6 +363,7 @@ def saved_bytes(example: Counterexample, folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in example.save(folder)]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_result_and_one_sequence_of_bytes(gas: Counterexample, tmp_path: Path) -> None:
     again = found(UNBIASED, lv.GAS())
     assert saved_bytes(gas, tmp_path / "one") == saved_bytes(again, tmp_path / "two")

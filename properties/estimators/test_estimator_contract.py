@@ -63,7 +63,10 @@ FAMILY: dict[str, Estimator] = {
     "lmc-forward-only": LMCForwardOnly(beta=0.3, score="sine"),
     "lmc-backward-only": LMCBackwardOnly(beta=0.3, score="concave"),
 }
-EVERY = pytest.mark.parametrize("name", FAMILY)
+QUICK = ("backward-sgd", "cluster-gcn", "fm", "gas", "lmc")
+EVERY = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILY]
+)
 SHARED = examples(20)
 """The same problems are drawn for every estimator, and all are two policies over one engine: 20 make 200 and more."""
 

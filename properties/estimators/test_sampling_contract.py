@@ -341,6 +341,7 @@ def test_categories_are_drawn_in_proportion(most: int, monkeypatch: pytest.Monke
     assert torch.equal(laws.draw_categories(weights, 60_000, torch.Generator().manual_seed(0)), drawn)
 
 
+@pytest.mark.slow
 @EVERY
 def test_draws_have_the_enumerated_frequencies(name: str) -> None:
     """Pearson's test at 1e-6 on 1000 draws with a fixed seed: it passes or fails for good."""

@@ -184,6 +184,7 @@ def test_classes_are_pickled_by_the_place_that_they_are_in() -> None:
         assert pickle.loads(content)[2] is lmc_verify.Graph
 
 
+@pytest.mark.slow
 def test_the_global_random_state_is_left_alone() -> None:
     code = (
         "import random, lmc_verify as lv; random.seed(3); a = random.getstate(); "

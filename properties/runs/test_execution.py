@@ -109,6 +109,7 @@ def test_a_run_twice_gives_the_same_bits(records: Records) -> None:
     assert first.run_id != second.run_id
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_in_the_same_order(records: Records) -> None:
     one = run_suite(TINY, records, WORKSPACE)
     two = run_suite(TINY, records, WORKSPACE, jobs=2)

@@ -422,6 +422,7 @@ def symmetric(generator: np.random.Generator, shape: tuple[int, ...], mean: floa
     return mean + deviation * rademacher(generator, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("deviation", "draws"), [(0.05, 60), (0.3, 200), (0.6, 400)])
 @pytest.mark.parametrize("law", [two_point, symmetric])
@@ -439,6 +440,7 @@ def test_a_detectable_bias_is_detected(law: Callable, deviation: float, draws: i
     assert not at_least(found[1], RUNS, power)  # the promise is not an empty one
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("width", "draws"), [(2, 200), (20, 400)])
 def test_a_detectable_bias_is_detected_where_its_direction_must_be_learned(width: int, draws: int) -> None:

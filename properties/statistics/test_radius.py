@@ -434,6 +434,7 @@ def test_a_radius_without_a_meaning_is_refused() -> None:
             filled(np.zeros((0, 2)), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("law", [cluster, signs, sphere, nearly_zero])
 def test_a_radius_is_as_small_as_planned(law: Callable) -> None:

@@ -123,6 +123,7 @@ def test_results_come_with_the_place_of_their_task_and_from_processes_of_their_o
     assert folder == os.getcwd(), "names of files mean the same there"
 
 
+@pytest.mark.slow
 def test_whatever_a_task_does_ends_its_own_process_only(engine: Any, cluster: Cluster) -> None:
     tasks = [
         Task("before", double, (1,)),
