@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,14 @@ def test_what_is_refuted_at_the_suite_s_own_level_is_counted(script: dict[str, A
         tally.add(0, [found("one", 0.2, "REFUTED", 3.0, "words", 1e-8, own)])
     assert (tally.alarms, tally.failures, tally.at_own_level) == (2, 0, 1)
     assert str(tally).endswith("2 false alarms in 2 verdicts of 2 repetitions, 1 at the suite's own levels")
+
+
+def test_a_trial_s_histories_are_named_once(script: dict[str, Any]) -> None:
+    trials = [raised for raised, _ in script["repeated"](str(ROOT / "reports" / "theorem-check.toml"), 3)]
+    swept = [item.settings.histories != "exact" for item in trials]
+    assert any(swept)
+    assert [script["_name"](item).count("histories=") for item in trials] == [int(value) for value in swept]
+    assert script["_name"](replace(trials[swept.index(True)], apart="")).endswith(" histories=sweeps:2")
 
 
 def test_a_refuted_trial_is_asked_again_at_the_suite_s_own_level(

@@ -102,7 +102,8 @@ def run(suite: str, replicate: int) -> list[tuple[Any, ...]]:
 
 def _name(planned: Planned) -> str:
     histories = planned.settings.histories
-    return planned.label if histories == "exact" else f"{planned.label} histories={histories}"
+    told = histories == "exact" or "histories=" in planned.apart
+    return planned.label if told else f"{planned.label} histories={histories}"
 
 
 @dataclass
