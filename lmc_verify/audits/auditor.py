@@ -50,6 +50,9 @@ from lmc_verify.steps.original import Original
 
 __all__ = ["audit"]
 
+SINGLE = 1e-5
+"""A bias of so many gradient norms at most may be the rounding of numbers in single precision."""
+
 CAUSE_UNITS = 32
 """Draws on which causes are compared, where batches are drawn."""
 
@@ -217,8 +220,16 @@ class _Auditor:
             self.notes.append(decision.note)
         if decision.outcome is Outcome.INCONCLUSIVE or (self.causes and decision.outcome is Outcome.REFUTED):
             self._note_unknown_nodes(explanation)
-        if decision.outcome is Outcome.REFUTED and not explanation.complete and subject.objective is mean_loss:
-            self._note_the_objective()
+        if decision.outcome is Outcome.REFUTED and not explanation.complete:
+            left = explanation.rest if self.causes else decision.bias
+            if left <= SINGLE and subject.runner.dtype is torch.float64:
+                self.notes.append(
+                    f"a bias of {percent(left)} of the gradient may be rounding: of numbers that were made in single "
+                    "precision before the audit (weights of edges in the data, say), and are made in double precision "
+                    "by the step or the objective; make them of doubles to see what is left"
+                )
+            elif subject.objective is mean_loss:
+                self._note_the_objective()
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"

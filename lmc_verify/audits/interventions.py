@@ -232,6 +232,11 @@ def _seed_count(subject: Subject, batch: Any) -> int | None:
     return None if found.ids is None else int(found.ids.numel())
 
 
+def _row_count(subject: Subject, batch: Any) -> int | None:
+    found = subject.nodes(batch)
+    return None if found.ids is None else int(found.ids.numel())
+
+
 def _seeds_in_loss(subject: Subject, batch: Any) -> Any:
     """Return a batch whose rows other than its seeds have no label."""
     rows = subject.nodes(batch).seed_rows() if subject.nodes(batch).seeds_are_named else None
@@ -422,11 +427,17 @@ INTERVENTIONS: tuple[Intervention, ...] = (
             ("batch-mean/seeds", labelled_seeds_of),
         )
     ),
-    Intervention(
-        "node-mean",
-        "node mean: the loss is divided by the batch's number of nodes, and batches have different sizes",
-        "divide by the same number for every batch",
-        count=_seed_count,
+    *(
+        Intervention(
+            id,
+            f"node mean: the loss is divided by the batch's number of {what}, and batches have different sizes",
+            "divide by the same number for every batch",
+            count=count,
+        )
+        for id, what, count in (
+            ("node-mean", "nodes", _seed_count),
+            ("node-mean/rows", "rows, its neighbours among them", _row_count),
+        )
     ),
     Intervention(
         "changed-features",

@@ -85,9 +85,10 @@ def call_model(model: nn.Module, data: Any) -> Any:
 def _needed(model: nn.Module, data: Any, name: str) -> Any:
     value = _field(data, name)
     if value is None:
-        keys = data.keys() if isinstance(data, BaseData) else []
+        keys = list(data.keys()) if isinstance(data, BaseData) else []
+        reason = "which is not given to a model by its name" if name in keys else "which the data do not have"
         raise InvalidInputError(
-            f"forward() of {type(model).__name__} needs {name!r}, which the data do not have "
+            f"forward() of {type(model).__name__} needs {name!r}, {reason} "
             f"({type(data).__name__} with {', '.join(map(str, keys)) or 'no fields'}); give objective=lambda model, "
             "data: ..."
         )

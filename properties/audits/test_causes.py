@@ -398,6 +398,16 @@ def test_what_takes_a_little_away_by_chance_is_not_listed() -> None:
     assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "changed"}
 
 
+@pytest.mark.parametrize("key", ["batch-mean/labelled", "node-mean", "bias-leak"])
+@pytest.mark.parametrize(("rest", "listed"), [(0.75, False), (0.25, True)])
+def test_a_cause_that_was_not_seen_is_listed_where_it_takes_half_away(key: str, rest: float, listed: bool) -> None:
+    search: Any = Search.__new__(Search)
+    item = next(item for item in INTERVENTIONS if item.id == key)
+    search.candidates = {key: Candidate(key, "", "", intervention=item)}
+    search.rest = lambda ids: rest
+    assert bool(_others(search, (), 1.0, complete=False)) is listed
+
+
 def fitted_to(bias: list[float], exact: bool = True) -> dict[str, Fit]:
     """Return the numbers of a factor and a penalty on squares that are fitted together to a bias of one parameter."""
     model = nn.Linear(4, 4, bias=False, dtype=torch.float64)

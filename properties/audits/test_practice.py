@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from common.helpers import seeded
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
-from torch_geometric.nn import SAGEConv
+from torch_geometric.nn import SAGEConv, SGConv
 from torch_geometric.utils import k_hop_subgraph
 
 import lmc_verify as lv
@@ -834,3 +835,135 @@ def test_a_known_defect_that_looks_unlike_the_bias_is_not_named() -> None:
     assert audit.outcome is lv.Outcome.REFUTED
     assert not [cause.id for cause in audit.causes if cause.explains]
     assert not audit.explanation.complete
+
+
+def test_weights_of_classes_are_found_where_labels_are_a_column() -> None:
+    data = labelled()
+    data.y = data.y[:, None]
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
+        targets = batch.y[batch.mapping][mask].squeeze(1)
+        loss = F.cross_entropy(out[mask], targets, weight=weight.to(out), reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    audit = lv.audit(Net(data), data, khop(data), step)
+    assert (audit.outcome, explained(audit)) == (lv.Outcome.REFUTED, ["class-weights"])
+    assert "class 0 counts 1 times, class 1 counts 2 times, class 2 counts 0.5 times" in audit.causes[0].words
+
+
+def test_weights_of_two_classes_are_not_any_bias_of_a_few_parameters() -> None:
+    """Two numbers make up every bias of a model of one feature and two classes."""
+    data = labelled()
+    data.x, data.y = data.x.sum(1, keepdim=True) + torch.arange(34.0)[:, None] / 34, (data.y > 0).long()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, mask = model(batch.x, batch.edge_index).roll(1, 0)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    audit = lv.audit(seeded(lambda: SGConv(1, 2)), data, khop(data), step)
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert not audit.explanation.complete
+    assert "class-weights" not in {cause.id for cause in audit.causes}
+
+
+def few_hops() -> tuple[Data, list[Data]]:
+    """Return a ring with its labelled nodes, and clusters of unequal sizes with two hops around each."""
+    count = 40
+    index = torch.arange(count)
+    pair = torch.stack([index, (index + 1) % count])
+    data = Data(
+        x=torch.eye(count)[:, :8] + torch.sin(torch.arange(count * 8.0)).reshape(count, 8),
+        y=index % 4,
+        edge_index=torch.cat([pair, pair.flip(0)], 1),
+        train_mask=index % 3 > 0,
+    )
+    out = []
+    for cluster in index.split([5, 11, 24]):
+        nodes, _, rows, _ = k_hop_subgraph(cluster, 2, data.edge_index, num_nodes=count)
+        batch: Any = data.subgraph(nodes)
+        batch.n_id, batch.mapping = nodes, rows
+        out.append(batch)
+    return data, out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_mean_over_all_rows_of_a_batch_is_a_node_mean(masked: bool) -> None:
+    data, batches = few_hops()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out, own = model(batch.x, batch.edge_index), batch.train_mask.clone()
+        own[~torch.isin(torch.arange(batch.num_nodes), batch.mapping)] = False
+        if masked:
+            loss = (F.cross_entropy(out, batch.y, reduction="none") * own).mean()
+        else:
+            loss = F.cross_entropy(out[own], batch.y[own], reduction="sum") / batch.num_nodes
+        (loss * sum(item.num_nodes for item in batches) / data.train_mask.sum()).backward()
+
+    audit = lv.audit(Net(data), data, batches, step)
+    assert (audit.outcome, explained(audit)) == (lv.Outcome.REFUTED, ["node-mean"])
+    assert "rows" in audit.causes[0].words
+
+
+class Weighted(Net):
+    """Edges count by what is given of them: one weight each, or features."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Any = None, edge_attr: Any = None) -> Tensor:
+        def sent(h: Tensor) -> Tensor:
+            own = h[edge_index[0]]
+            own = own if edge_weight is None else own * edge_weight[:, None]
+            own = own if edge_attr is None else own * edge_attr.sum(1, keepdim=True)
+            return torch.zeros_like(h).index_add(0, edge_index[1], own)
+
+        return self.conv2.lin_l(sent(self.conv1.lin_l(sent(x)).relu()))
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("fields", [("edge_weight",), ("edge_attr",), ("edge_weight", "edge_attr")])
+def test_weights_of_edges_that_the_step_does_not_give_to_its_model_are_named(
+    fields: tuple[str, ...], mean: bool
+) -> None:
+    data = labelled()
+    data.edge_weight = torch.linspace(0.5, 1.5, data.num_edges)
+    data.edge_attr = torch.linspace(-1.0, 1.0, 2 * data.num_edges).reshape(-1, 2).flip(0)
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        given = {key: batch[key] for key in ("edge_weight", "edge_attr") if key not in fields}
+        out, mask = model(batch.x, batch.edge_index, **given)[batch.mapping], batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[mask], batch.y[batch.mapping][mask], reduction="mean" if mean else "sum")
+        (loss if mean else loss * 3 / data.train_mask.sum()).backward()
+
+    model = Weighted(data)
+    model.conv1.lin_r, model.conv2.lin_r = nn.Identity(), nn.Identity()
+    audit = lv.audit(model, data, khop(data), step)
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert explained(audit) == [*(["batch-mean"] if mean else []), "dropped-edge-weights"]
+    words = next(cause.words for cause in audit.causes if cause.id == "dropped-edge-weights")
+    assert f"gets the data's {' and '.join(fields)}, the step's does not" in words
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_rounding_of_what_the_data_bring_is_said(single: bool) -> None:
+    """Weights of edges that the data have in single precision, and the step makes for itself in double precision."""
+    data = labelled()
+    weight = 1.0 / (1.0 + torch.arange(data.num_edges, dtype=torch.float64))
+    data.edge_weight, data.edge_attr = weight.float() if single else weight, 1.0 + torch.arange(data.num_edges)[:, None]
+
+    class One(Weighted):
+        def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor) -> Tensor:
+            return super().forward(x, edge_index, edge_weight)
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out = model(batch.x, batch.edge_index, 1.0 / batch.edge_attr[:, 0].to(batch.x))
+        mask = batch.train_mask[batch.mapping]
+        loss = F.cross_entropy(out[batch.mapping][mask], batch.y[batch.mapping][mask], reduction="sum")
+        (loss * 3 / data.train_mask.sum()).backward()
+
+    model = One(data)
+    model.conv1.lin_r, model.conv2.lin_r = nn.Identity(), nn.Identity()
+    audit = lv.audit(model, data, khop(data), step)
+    assert audit.outcome is (lv.Outcome.REFUTED if single else lv.Outcome.EXACT)
+    assert any("may be rounding" in note for note in audit.notes) is single
+    assert not any("no objective was given" in note for note in audit.notes)

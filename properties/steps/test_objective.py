@@ -152,6 +152,13 @@ def test_an_argument_that_the_data_do_not_have_is_named(
         call_model(Echo(forward), make())
 
 
+def test_a_field_of_the_data_that_no_model_is_given_is_not_called_missing() -> None:
+    data = ring()
+    data.n_id = torch.arange(data.num_nodes or 0)
+    with pytest.raises(InvalidInputError, match="needs 'n_id', which is not given to a model by its name"):
+        call_model(Echo(lambda n_id, edge_index: n_id), data)
+
+
 # ------------------------------------------------------------------------------------------------- which loss is meant
 
 

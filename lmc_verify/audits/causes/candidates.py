@@ -98,14 +98,14 @@ class _Effective:
         return self._numbers[item.id]
 
     def _of_all_rows(self, item: Intervention, counts: Sequence[float | None]) -> bool:
-        """Whether a mean is one over all nodes that a batch is about, some of which have no label: a node mean."""
+        """Whether a mean is one over all nodes, or rows, of a batch, some of which have no label: a node mean."""
         if item.id != "batch-mean":
             return False
-        nodes, labelled = (
-            next((self._counts(other) for other in self._interventions if other.id == id), [None])
-            for id in ("node-mean", "batch-mean/seeds")
+        known = {other.id: self._counts(other) for other in self._interventions if other.count is not None}
+        return any(
+            counts == known.get(all_) and None not in (own := known.get(labelled, [None])) and counts != own
+            for all_, labelled in (("node-mean", "batch-mean/seeds"), ("node-mean/rows", "batch-mean/labelled"))
         )
-        return counts == nodes and None not in labelled and counts != labelled
 
     def _changes_something(self, item: Intervention) -> bool:
         """Whether an intervention changes a gradient, beside what its parts do."""

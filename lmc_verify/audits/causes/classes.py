@@ -25,10 +25,10 @@ NODES_OF_A_CLASS = 4
 def class_parts(subject: Subject) -> dict[int, Gradient]:
     """Return each class's part of the exact gradient; nothing where the objective is not the usual one of classes."""
     labelled, labels = labelled_nodes(subject.data), getattr(subject.data, "y", None)
-    if subject.objective is not mean_loss or labelled is None or labels is None or labels.dim() != 1:
+    if subject.objective is not mean_loss or labelled is None or labels is None:
         return {}
-    labels = labels.cpu()
-    if labels.is_floating_point() or labels.numel() != labelled.numel():
+    labels = labels.cpu().reshape(-1) if labels.shape[1:] == (1,) else labels.cpu()
+    if labels.is_floating_point() or labels.shape != labelled.shape:
         return {}
     classes = labels[labelled].unique().tolist()
     if not 2 <= len(classes) <= min(MOST_CLASSES, int(labelled.sum()) // NODES_OF_A_CLASS):

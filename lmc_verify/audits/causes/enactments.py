@@ -303,6 +303,20 @@ def _transposed(world: World) -> Gradient | None:
     return added(world.subject.gradient_of(changed), world.subject.exact, -1.0)
 
 
+def _unweighted(world: World, *, fields: Sequence[str]) -> Gradient | None:
+    """The graph's weights or features of edges, which a step does not give to its model."""
+    data = world.subject.data
+    if not isinstance(data, Data) or any(data.get(field, None) is None for field in fields):
+        return None
+    changed = copy.copy(data)
+    for field in fields:
+        changed[field] = None
+    try:
+        return added(world.subject.gradient_of(changed), world.subject.exact, -1.0)
+    except (AttributeError, TypeError):  # an objective that needs them
+        return None
+
+
 def _bias_leak(world: World) -> Gradient | None:
     """The halo's rows in the gradient of every parameter that is added to all rows alike."""
     if world.sets is None:
@@ -395,6 +409,16 @@ ENACTMENTS: tuple[Enactment, ...] = (
             partial(_unlabelled, summed=summed),
         )
         for id, summed in (("unlabelled-nodes-in-loss", False), ("unlabelled-nodes-in-loss/sum", True))
+    ),
+    *(
+        Enactment(
+            "dropped-edge-weights" + "/".join(["", *fields]),
+            f"dropped edge weights: the objective's model gets the data's {' and '.join(fields)}, the step's does not",
+            "give the model the weights of a batch's edges; where none are meant, take them out of the data, or state "
+            "objective=lambda model, data: ...",
+            partial(_unweighted, fields=fields),
+        )
+        for fields in (("edge_weight",), ("edge_attr",), ("edge_weight", "edge_attr"))
     ),
     Enactment(
         "transposed-edges",

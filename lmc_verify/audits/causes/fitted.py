@@ -44,8 +44,8 @@ FAR = 2.0
 """How far from one a factor must be to be named from draws: one more number always leaves less of what is noise."""
 
 FEWEST = 16
-"""Numbers that a penalty is on, at least: that of a single one is any bias, and both biases of two classes are often
-opposite."""
+"""Numbers that a penalty is on, or that weights of classes move, at least: that of a single one is any bias, and both
+biases of two classes are often opposite."""
 
 LIKE = 0.95
 """Cosine with a penalty's gradient from which on a bias from draws is said to be one."""
@@ -176,8 +176,9 @@ def _class_weights(left: Leftover, parts: Callable[[], dict[int, Gradient]]) -> 
     if not left.measured.exact or not parts():  # from draws, some of all noise is along them
         return Fit(scaled(bias, 0.0), "", False)
     weights, given = class_weights_in(bias, parts())
+    enough = sum(int(value.count_nonzero()) for value in given.values()) >= FEWEST
     listed = [f"class {label} counts {weight:.4g} times" for label, weight in weights.items()]
-    return Fit(given, ": " + ", ".join([*listed[:SHOWN], *(["..."] if len(listed) > SHOWN else [])]), True)
+    return Fit(given, ": " + ", ".join([*listed[:SHOWN], *(["..."] if len(listed) > SHOWN else [])]), enough)
 
 
 def fit_together(causes: Mapping[str, FittedCause], left: Leftover) -> dict[str, Fit]:
