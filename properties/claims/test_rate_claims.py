@@ -207,6 +207,7 @@ def test_theory_expects_nothing_of_a_users_estimator(claim: str) -> None:
         assert CLAIMS[claim].check(case).outcome is Outcome.SUPPORTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
 def test_intervals_of_a_check_share_its_level(claim: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spent: list[float] = []

@@ -426,7 +426,13 @@ def test_a_blinded_verifier_fails_every_defect(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", SOUND)
-@pytest.mark.parametrize("outcome", [Outcome.REFUTED, Outcome.INCONCLUSIVE, Outcome.NOT_APPLICABLE])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome.REFUTED,
+        *(pytest.param(o, marks=pytest.mark.slow) for o in (Outcome.INCONCLUSIVE, Outcome.NOT_APPLICABLE)),
+    ],
+)
 def test_a_verifier_that_cries_wolf_fails_the_sound_controls(
     name: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_file_is_small() -> None:
     assert len(gzip.compress(FILE.read_bytes())) < 100_000
 
 
+@pytest.mark.slow  # the smoke suite compares them, too
 @pytest.mark.parametrize("group", list(GROUPS))
 def test_every_number_of_the_package_is_the_pinned_one(group: str) -> None:
     found = list(deviations(group))

@@ -90,6 +90,7 @@ def told(result: RunResult) -> list[str]:
 # --- isolation ---
 
 
+@pytest.mark.slow
 def test_whatever_a_trial_does_is_its_own_error(loops: Path, records: Records, pool: Pool) -> None:
     names = ("exits", "vanishes", "segfaults", "hangs", "raises")
     suite = suite_of(loops, *names)

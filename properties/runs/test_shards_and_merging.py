@@ -132,6 +132,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
     assert str(Shard.read("2/4")) == "2/4"
 
 
+@pytest.mark.slow
 def test_shards_together_are_the_whole_plan(made: dict[str, Path]) -> None:
     whole = contents(made["whole"])
     parts = [contents(made[number]) for number in "123"]

@@ -60,7 +60,7 @@ LEFT_OUT: dict[str, set[str]] = {
 """What does not apply, beside what an estimator's own randomness rules out."""
 
 
-QUICK = ("backward-sgd", "gas", "lmc")
+QUICK = ("gas", "lmc")
 
 
 @pytest.mark.parametrize(

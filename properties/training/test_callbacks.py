@@ -161,6 +161,7 @@ def whole() -> Trace:
 FAILURES = [(method, step) for method in METHODS for step in ((1, 5, 7, 12) if method == "on_step" else (1, 12))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "step"), FAILURES)
 def test_a_callback_that_fails_loses_nothing(method: str, step: int, whole: Trace) -> None:
     trainer, other = a_trainer(), Recorder()
