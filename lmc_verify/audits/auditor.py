@@ -224,9 +224,9 @@ class _Auditor:
             left = explanation.rest if self.causes else decision.bias
             if left <= SINGLE and subject.runner.dtype is torch.float64:
                 self.notes.append(
-                    f"a bias of {percent(left)} of the gradient may be rounding: of numbers that were made in single "
-                    "precision before the audit (weights of edges in the data, say), and are made in double precision "
-                    "by the step or the objective; make them of doubles to see what is left"
+                    f"a bias of {percent(left)} of the gradient may be rounding: numbers that the data have in single "
+                    "precision (such as edge weights) are off by as much where the step or the objective makes them "
+                    "anew in double precision; put them into the data in double precision to see what is left"
                 )
             elif subject.objective is mean_loss:
                 self._note_the_objective()

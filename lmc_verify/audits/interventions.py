@@ -225,16 +225,14 @@ def labelled_nodes(data: Any) -> Tensor | None:
     return out
 
 
-def _seed_count(subject: Subject, batch: Any) -> int | None:
-    found = subject.nodes(batch)
-    if found.seeds is not None:
-        return int(found.seeds.numel())
-    return None if found.ids is None else int(found.ids.numel())
-
-
 def _row_count(subject: Subject, batch: Any) -> int | None:
-    found = subject.nodes(batch)
-    return None if found.ids is None else int(found.ids.numel())
+    ids = subject.nodes(batch).ids
+    return None if ids is None else int(ids.numel())
+
+
+def _seed_count(subject: Subject, batch: Any) -> int | None:
+    seeds = subject.nodes(batch).seeds
+    return _row_count(subject, batch) if seeds is None else int(seeds.numel())
 
 
 def _seeds_in_loss(subject: Subject, batch: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -510,7 +511,7 @@ def test_mean_of_draws_of_fresh_passes_is_the_mean_over_an_epoch(sampling: str) 
     assert stats.chisquare(list(counts.values())).pvalue > 1e-6
 
 
-@pytest.mark.parametrize("draws", [2, 128, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", slow_but({2, 128}, [2, 128, 1000]))
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_about_as_many_batches_are_drawn_as_asked_for(draws: int, size: int) -> None:
     """Also where a pass, or a law, has few batches; 128 draws at least, of 4 batches at most where all are known."""

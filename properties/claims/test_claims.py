@@ -41,6 +41,7 @@ IDENTITIES = {
         "e7/reductions",
     )
 }
+DATASETS = {"karate": KARATE, "directed": DIRECTED}
 UNBIASED, EQUAL, FROZEN, LAYERS, REDUCTIONS = IDENTITIES.values()
 
 
@@ -53,9 +54,9 @@ def agree(case: Case) -> dict[str, Verdict]:
     return verdicts
 
 
-@pytest.mark.parametrize(("dataset", "model", "estimator"), crossed(["karate", "directed"], MODELS, ESTIMATORS))
+@pytest.mark.parametrize(("dataset", "model", "estimator"), crossed(DATASETS, MODELS, ESTIMATORS))
 def test_every_verdict_is_what_theory_says(dataset: str, model: str, estimator: str) -> None:
-    case = case_of(estimator, dataset=KARATE if dataset == "karate" else DIRECTED, model=MODELS[model])
+    case = case_of(estimator, dataset=DATASETS[dataset], model=MODELS[model])
     for claim, verdict in agree(case).items():
         assert verdict.claim == claim
         assert verdict.summary

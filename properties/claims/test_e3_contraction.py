@@ -47,6 +47,7 @@ from lmc_verify.statistics.intervals import mean_upper_bound
 
 WORKSPACE = Workspace()
 DIRECTED = {"name": "directed", "num_nodes": 30, "num_edges": 120, "num_isolated": 2, "num_self_loops": 2}
+DATASETS = {"karate": {"name": "karate"}, "directed": DIRECTED}
 DESIGNS: dict[str, dict[str, Any]] = {
     "clusters": {"parts": 6, "per_batch": 2},
     "unequal": {"partition": "random", "parts": 5, "per_batch": 3},
@@ -106,9 +107,9 @@ def small(estimator: Estimator, nodes: int = 6, per_batch: int = 2, **changes: A
     return assemble_case(problem, design, estimator, sampling=SamplingSettings(**changes))
 
 
-@pytest.mark.parametrize(("estimator", "design", "dataset"), crossed(LMCS, DESIGNS, ["karate", "directed"]))
+@pytest.mark.parametrize(("estimator", "design", "dataset"), crossed(LMCS, DESIGNS, DATASETS))
 def test_the_history_contracts_exactly(estimator: str, design: str, dataset: str) -> None:
-    case = case_of(LMCS[estimator], design, DIRECTED if dataset == "directed" else {"name": dataset})
+    case = case_of(LMCS[estimator], design, DATASETS[dataset])
     verdict = CONTRACTION.check(case)
     assert verdict.outcome is Outcome.EXACT, verdict.summary
     assert CONTRACTION.expect(case).outcome is Outcome.EXACT

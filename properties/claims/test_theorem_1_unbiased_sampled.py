@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from common.helpers import path_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -624,7 +625,7 @@ def defective(monkeypatch: pytest.MonkeyPatch, hits: Callable[[Batch], bool], fa
 ONE_OF_435 = {"partition": "random", "parts": 30, "per_batch": 2}
 
 
-@pytest.mark.parametrize("name", ["lmc", pytest.param("backward-sgd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow_but({"lmc"}, ["lmc", "backward-sgd"]))
 def test_a_defect_of_the_engine_on_one_batch_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch of 435, and the reference runs through the same engine; the verdict was SUPPORTED after 25 draws."""
     case = karate({"name": name}, ONE_OF_435)

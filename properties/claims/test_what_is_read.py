@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from common.crossed import slow_but
 from typer.testing import CliRunner
 
 from lmc_verify import LMC, Clusters, Partition, SamplingSettings, TrainingSettings, check_claim
@@ -80,9 +81,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 LONG = {"theorem-2/decay-and-floor", "e4/floor-linear-in-beta", "e5/floor-in-step-size"}
 
 
-@pytest.mark.parametrize(
-    "claim", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CLAIMS]
-)
+@pytest.mark.parametrize("claim", slow_but({*CLAIMS} - LONG, CLAIMS))
 def test_a_claim_says_what_it_reads(claim: str, read: set[str]) -> None:
     chosen = find_claim(claim)
     settings = CaseSettings.model_validate({**SMALL, **CASES.get(claim, {})})

@@ -1,13 +1,18 @@
-"""Combinations of many values, of which some are enough for a quick answer."""
+"""Many cases, of which some are enough for a quick answer: the others are marked slow."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
+
+
+def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
+    """Return every value; slow are those that are not among the quick ones."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def crossed(*axes: Collection[Any]) -> list[Any]:

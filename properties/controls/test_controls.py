@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -427,11 +428,7 @@ def test_a_blinded_verifier_fails_every_defect(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", SOUND)
 @pytest.mark.parametrize(
-    "outcome",
-    [
-        Outcome.REFUTED,
-        *(pytest.param(o, marks=pytest.mark.slow) for o in (Outcome.INCONCLUSIVE, Outcome.NOT_APPLICABLE)),
-    ],
+    "outcome", slow_but({Outcome.REFUTED}, [Outcome.REFUTED, Outcome.INCONCLUSIVE, Outcome.NOT_APPLICABLE])
 )
 def test_a_verifier_that_cries_wolf_fails_the_sound_controls(
     name: str, outcome: Outcome, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from common.helpers import assert_close, assert_gradients, assert_same_bits, examples, path_graph
 from common.random_states import random_state
 from hypothesis import given
@@ -64,9 +65,7 @@ FAMILY: dict[str, Estimator] = {
     "lmc-backward-only": LMCBackwardOnly(beta=0.3, score="concave"),
 }
 QUICK = ("backward-sgd", "cluster-gcn", "fm", "gas", "lmc")
-EVERY = pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILY]
-)
+EVERY = pytest.mark.parametrize("name", slow_but(QUICK, FAMILY))
 SHARED = examples(20)
 """The same problems are drawn for every estimator, and all are two policies over one engine: 20 make 200 and more."""
 

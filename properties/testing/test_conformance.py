@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -63,9 +64,7 @@ LEFT_OUT: dict[str, set[str]] = {
 QUICK = ("gas", "lmc")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ESTIMATORS]
-)
+@pytest.mark.parametrize("name", slow_but(QUICK, ESTIMATORS))
 def test_every_estimator_of_the_package_conforms(name: str) -> None:
     # Theorem 1 is decided by enumeration: with fewer draws there are fewer batches.
     estimator = make_estimator(name, **{"vr-gcn-importance": {"size": 2}, "mvs-gnn": {"size": 100}}.get(name, {}))

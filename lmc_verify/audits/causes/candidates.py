@@ -103,8 +103,8 @@ class _Effective:
             return False
         known = {other.id: self._counts(other) for other in self._interventions if other.count is not None}
         return any(
-            counts == known.get(all_) and None not in (own := known.get(labelled, [None])) and counts != own
-            for all_, labelled in (("node-mean", "batch-mean/seeds"), ("node-mean/rows", "batch-mean/labelled"))
+            counts == known.get(rows) and None not in (own := known.get(labelled, [None])) and counts != own
+            for rows, labelled in (("node-mean", "batch-mean/seeds"), ("node-mean/rows", "batch-mean/labelled"))
         )
 
     def _changes_something(self, item: Intervention) -> bool:

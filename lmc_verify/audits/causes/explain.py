@@ -104,10 +104,9 @@ def _others(search: Search, ids: Iterable[str], whole: float, *, complete: bool)
         removes = 1.0 - search.rest(frozenset({key})) / whole
         if name in out and out[name].removes >= removes:
             continue
-        if not complete and candidate.cosine is not None and candidate.cosine < ALIKE:
+        unlike = candidate.cosine is not None and candidate.cosine < ALIKE
+        if not complete and (unlike or (removes < HALF and not search.seen(key))):
             continue  # what takes a little away by chance
-        if not complete and removes < HALF and not search.seen(key):
-            continue
         if removes >= least or (not complete and (candidate.cosine or 0.0) >= LIKE):
             out[name] = Cause(name, candidate.words, candidate.remedy, removes, None, candidate.cosine)
     return sorted(out.values(), key=lambda cause: -cause.removes)
