@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from lmc_verify.audits.measure import (
 )
 from lmc_verify.audits.result import Audit, Cost, percent
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
-from lmc_verify.audits.sweeps import sweep_until_still
+from lmc_verify.audits.sweeps import at_rest_under, sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.objective import evaluating
@@ -220,16 +220,8 @@ class _Auditor:
             self.notes.append(decision.note)
         if decision.outcome is Outcome.INCONCLUSIVE or (self.causes and decision.outcome is Outcome.REFUTED):
             self._note_unknown_nodes(explanation)
-        if decision.outcome is Outcome.REFUTED and not explanation.complete:
-            left = explanation.rest if self.causes else decision.bias
-            if left <= SINGLE and subject.runner.dtype is torch.float64:
-                self.notes.append(
-                    f"a bias of {percent(left)} of the gradient may be rounding: numbers that the data have in single "
-                    "precision (such as edge weights) are off by as much where the step or the objective makes them "
-                    "anew in double precision; put them into the data in double precision to see what is left"
-                )
-            elif subject.objective is mean_loss:
-                self._note_the_objective()
+        if decision.outcome is Outcome.REFUTED:
+            self._note_what_is_left(decision, explanation)
         if subject.without_gradient:
             self.notes.append(
                 f"{subject.without_gradient} calls of the step left no gradient; they count as a gradient of zero"
@@ -289,10 +281,11 @@ class _Auditor:
         subject = self.subject
         batch = subject.law.first(1, subject.seed)[0]
         for item in INTERVENTIONS:
-            if item.context is None or is_random(subject, batch, [item]):
+            if not item.changes_the_run or is_random(subject, batch, [item]):
                 continue
             subject.mirrored = item.id == "dropout" and can_mirror(subject, batch)
-            self.notes.append(f"the step draws for itself ({item.id}), so that its mean is known from draws only")
+            name = item.id.split("/")[0]
+            self.notes.append(f"the step draws for itself ({name}), so that its mean is known from draws only")
             if subject.law.batches is not None:
                 try:
                     without = decide_exact(subject.exact, mean_gradient(subject, [item]))
@@ -301,7 +294,8 @@ class _Auditor:
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
             return
         self.notes.append(
-            "the step draws for itself (not by dropout, nor in training mode only): its mean is known from draws only"
+            "the step draws for itself (not by dropout, in training mode only, or in what it gives to its model): its "
+            "mean is known from draws only"
         )
 
     def _control(self, random: bool) -> Control:
@@ -317,21 +311,24 @@ class _Auditor:
         controls = _Controls(self._control(random)) if drawn else _Controls(Control("", lambda _: subject.exact))
         units = self._enough(drawn, controls)
 
-        def measure(chosen: Sequence[Intervention]) -> Measured:
-            if law.batches is not None and not (units and is_random(subject, law.batches[0], chosen)):
-                return mean_gradient(subject, chosen)
-            return _from_draws(subject, units, chosen, controls)
-
         if law.batches is not None and law.probabilities is not None:
-            pairs = list(zip(law.batches, law.probabilities, strict=True))
-            return explain(subject, measure, pairs, interventions=self._interventions())
-        pairs = [
-            (batch, weight / len(units))
-            for unit in units
-            for batch, weight in zip(unit.batches, unit.weights, strict=True)
-        ]
-        used = [controls.of(unit) for unit in units]
-        reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
+            pairs, reference = list(zip(law.batches, law.probabilities, strict=True)), None
+        else:
+            pairs = [
+                (batch, weight / len(units))
+                for unit in units
+                for batch, weight in zip(unit.batches, unit.weights, strict=True)
+            ]
+            used = [controls.of(unit) for unit in units]
+            reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
+
+        def measure(chosen: Sequence[Intervention]) -> Measured:
+            still = not (random and is_random(subject, pairs[0][0], chosen))
+            with at_rest_under(subject, chosen) if still and self.sweeps is None else nullcontext():
+                if law.batches is not None and still:
+                    return mean_gradient(subject, chosen)
+                return _from_draws(subject, units, chosen, controls)
+
         return explain(subject, measure, pairs, reference, self._interventions())
 
     def _interventions(self) -> tuple[Intervention, ...]:
@@ -418,6 +415,22 @@ class _Auditor:
             "its rows, and of the nodes that it is about"
         )
 
+    def _note_what_is_left(self, decision: Decision, explanation: Explanation) -> None:
+        """Say what a bias without a known cause may be."""
+        subject, left = self.subject, explanation.rest if self.causes else decision.bias
+        if explanation.complete:
+            # Values that the step makes anew are other values, by their rounding.
+            anew = all(cause.id.startswith("changed-") for cause in explanation.causes if cause.explains)
+            left = decision.bias if anew else math.inf
+        if left <= SINGLE and subject.runner.dtype is torch.float64:
+            self.notes.append(
+                f"a bias of {percent(left)} of the gradient may be rounding: numbers that the data have in single "
+                "precision (such as edge weights) are off by as much where the step or the objective makes them "
+                "anew in double precision; put them into the data in double precision to see what is left"
+            )
+        elif not explanation.complete and subject.objective is mean_loss:
+            self._note_the_objective()
+
     def _note_the_objective(self) -> None:
         """Say what a step was compared with, where its own loss may be another one."""
         shares = ""
@@ -470,7 +483,7 @@ def _without_randomness(subject: Subject) -> Control:
     assert subject.law.batches is not None
     batch = subject.law.batches[0]
     for item in INTERVENTIONS:
-        if item.context is not None and not is_random(subject, batch, [item]):
+        if item.changes_the_run and not is_random(subject, batch, [item]):
             try:
                 return _still_steps(subject, item)
             except InapplicableError:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
+from lmc_verify.audits.batches.inputs import own_edges, own_features
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
 from lmc_verify.audits.subject import Subject
 from lmc_verify.objective import evaluating
@@ -112,16 +113,48 @@ class _LossCalls(StepMode):
         self.rows: list[float] = []
         self.means: list[float] = []
 
+    @property
+    def counted(self) -> list[float]:
+        """Rows of each loss; of each mean where there is none."""
+        return self.rows or self.means
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = args[0] if args else kwargs.get("input")
-        if func in _MEANS and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor) and given.dim():
-            self.rows.append(_divisor(given, args, kwargs) if func in _OF_CLASSES else given.shape[0])
-        elif (
-            func in (Tensor.mean, torch.mean) and len(args) == 1 and not kwargs and given.requires_grad and given.dim()
-        ):
-            self.means.append(given.shape[0])
+        if (rows := _rows_of_loss(func, args, kwargs)) is not None:
+            self.rows.append(rows)
+        elif (rows := _rows_of_tensor(func, args, kwargs)) is not None:
+            self.means.append(rows)
         return func(*args, **kwargs)
+
+
+class _EvenMeans(StepMode):
+    """Every mean loss is the sum over its rows, divided by one number for all."""
+
+    def __init__(self, divisor: float, rows_of: Callable[..., float | None]) -> None:
+        super().__init__()
+        self._divisor, self._rows_of = divisor, rows_of
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rows, out = self._rows_of(func, args, kwargs), func(*args, **kwargs)
+        return out if rows is None else out * (rows / self._divisor)
+
+
+def _rows_of_loss(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """Return over how many rows a call of a loss takes the mean; None where it takes none."""
+    given = args[0] if args else kwargs.get("input")
+    if func not in _MEANS or kwargs.get("reduction", "mean") != "mean":
+        return None
+    if not isinstance(given, Tensor) or not given.dim():
+        return None
+    return _divisor(given, args, kwargs) if func in _OF_CLASSES else given.shape[0]
+
+
+def _rows_of_tensor(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
+    """Return the rows of a tensor with a gradient whose mean over everything a call takes; None where it does not."""
+    if func not in (Tensor.mean, torch.mean) or len(args) != 1 or kwargs:
+        return None
+    return args[0].shape[0] if args[0].requires_grad and args[0].dim() else None
 
 
 def _divisor(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
@@ -132,6 +165,16 @@ def _divisor(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> f
         return float(given.shape[0])
     counted = target[target != named.get("ignore_index", -100)]
     return float(counted.numel() if weight is None else weight[counted].sum())
+
+
+class _PlainTargets(StepMode):
+    """Cross entropy without smoothed labels."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.cross_entropy and kwargs.get("label_smoothing"):
+            kwargs["label_smoothing"] = 0.0
+        return func(*args, **kwargs)
 
 
 class _FrozenBatchNorm(StepMode):
@@ -191,10 +234,35 @@ def power_of_probability(power: float, subject: Subject, batch: Any) -> float | 
 
 def rows_of_mean(subject: Subject, batch: Any) -> float | None:
     """Return of how many rows the step's loss is a mean, as torch was called; None where it is none, or several."""
+    rows = _loss_calls(subject, batch).counted
+    return rows[0] if len(set(rows)) == 1 else (0 if not rows else None)
+
+
+def _loss_calls(subject: Subject, batch: Any) -> _LossCalls:
     calls = _LossCalls()
     subject.step(batch, 1, [calls])
-    rows = calls.rows or calls.means
-    return rows[0] if len(set(rows)) == 1 else (0 if not rows else None)
+    return calls
+
+
+def _even_means(subject: Subject, _: Any) -> _EvenMeans:
+    """Let the means that a step adds up, over different numbers of rows, have one divisor.
+
+    Raises:
+        LookupError: the step takes one mean for every batch, or batches are drawn.
+    """
+    law = subject.law
+    if law.batches is None or law.probabilities is None:
+        raise LookupError("the batches of this law are drawn, their mean number of rows is not known")
+    if subject.mean_rows is None:
+        calls = [_loss_calls(subject, batch) for batch in law.batches]
+        total = sum(p * sum(each.counted) for p, each in zip(law.probabilities, calls, strict=True))
+        number = sum(p * len(each.counted) for p, each in zip(law.probabilities, calls, strict=True))
+        several = any(len(set(each.counted)) > 1 for each in calls)
+        subject.mean_rows = (total / number if several else 0.0, any(each.rows for each in calls))
+    divisor, of_losses = subject.mean_rows
+    if not divisor:
+        raise LookupError("the step takes one mean for every batch")
+    return _EvenMeans(divisor, _rows_of_loss if of_losses else _rows_of_tensor)
 
 
 def labelled_rows_of(subject: Subject, batch: Any) -> int | None:
@@ -376,6 +444,11 @@ class Intervention:
     of_draw: bool = False
     parts: tuple[str, ...] = ()
 
+    @property
+    def changes_the_run(self) -> bool:
+        """Whether the step runs in another way, so that what it draws for itself may go."""
+        return self.context is not None or self.within is not None
+
 
 INTERVENTIONS: tuple[Intervention, ...] = (
     Intervention(
@@ -425,6 +498,12 @@ INTERVENTIONS: tuple[Intervention, ...] = (
             ("batch-mean/seeds", labelled_seeds_of),
         )
     ),
+    Intervention(
+        "batch-mean/several",
+        "batch mean: the step adds up means over different numbers of labelled nodes",
+        "sum the losses and divide by the same number for every part of every batch",
+        within=_even_means,
+    ),
     *(
         Intervention(
             id,
@@ -438,11 +517,24 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         )
     ),
     Intervention(
+        "smoothed-labels",
+        "smoothed labels: the step's cross entropy has label_smoothing, the objective's does not",
+        "leave label_smoothing out, or state it in objective=lambda model, data: ...",
+        context=lambda _: _PlainTargets(),
+    ),
+    Intervention(
         "changed-features",
         "changed features: rows of a batch have other features than their nodes in the graph",
         "take a batch's features from the graph; normalise over the whole graph, or let noise and masks be the "
         "objective's, too",
         batch=partial(_with_graph_rows, with_graph_features),
+    ),
+    Intervention(
+        "changed-features/step",
+        "changed features: the step gives its model other features than its batch has (masked, normalised, with noise)",
+        "give the model the batch's features as they are; normalise over the whole graph, or let noise and masks be "
+        "the objective's, too",
+        within=lambda subject, batch: own_features(subject.model, batch),
     ),
     Intervention(
         "changed-labels",
@@ -457,6 +549,13 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "weights",
         "take a batch's edges, with their weights, from the graph, and add self-loops once",
         batch=_with_graph_edges,
+    ),
+    Intervention(
+        "changed-edges/step",
+        "changed edges: the step gives its model other edges than its batch has (dropped, added, reversed), or other "
+        "weights of theirs",
+        "give the model the batch's edges as they are, or let what changes them be the objective's, too",
+        within=lambda subject, batch: own_edges(subject.model, batch),
     ),
     Intervention(
         "halo-rows-in-loss",

@@ -32,7 +32,9 @@ __all__ = [
     "differences",
     "is_random",
     "mean_gradient",
+    "prepared",
     "rounding",
+    "treated",
 ]
 
 PROBE = 1e-7
@@ -79,6 +81,17 @@ class Measured:
         return all(float(value.norm()) <= limit * self.noise[name] for name, value in rest.items())
 
 
+def prepared(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> tuple[Any, list[Any]]:
+    """Return a batch as interventions change it, and the contexts that the step runs in."""
+    changed = batch
+    with subject.law.loading.timed():
+        for item in chosen:
+            if item.batch is not None:
+                changed = item.batch(subject, changed)
+    contexts = [item.context(subject) for item in chosen if item.context is not None]
+    return changed, contexts + [item.within(subject, changed) for item in chosen if item.within is not None]
+
+
 def treated(
     subject: Subject, batch: Any, seed: int, chosen: Sequence[Intervention], contexts: Sequence[Any] = ()
 ) -> Gradient:
@@ -88,13 +101,7 @@ def treated(
         InapplicableError: the step fails with a batch that an intervention has changed.
     """
     try:
-        changed = batch
-        with subject.law.loading.timed():
-            for item in chosen:
-                if item.batch is not None:
-                    changed = item.batch(subject, changed)
-        own = [item.context(subject) for item in chosen if item.context is not None]
-        own += [item.within(subject, changed) for item in chosen if item.within is not None]
+        changed, own = prepared(subject, batch, chosen)
         return subject.step(changed, seed, [*contexts, *own])
     except Exception as error:
         if chosen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,11 @@ from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
 
-__all__ = ["Clock", "Gradient", "Subject", "added", "cosine", "dot", "norm", "scaled"]
+__all__ = ["Clock", "Gradient", "Prepared", "Subject", "added", "cosine", "dot", "norm", "scaled"]
 
 Gradient = dict[str, Tensor]
+
+Prepared = Callable[[Any], tuple[Any, Sequence[Any]]]
 
 REPEATED = 16
 """Calls of a step after which the first one is repeated, and again after twice as many, and so on, and at the end."""
@@ -107,6 +109,8 @@ class Subject:
         parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         edges: of the whole graph, see `lmc_verify.audits.batches.graph.GraphEdges`.
         hops: from how far away messages reach a node, see `lmc_verify.audits.causes.reach.hops_of`.
+        mean_rows: of the losses of all batches, and whether torch's losses take them; see
+            `lmc_verify.audits.interventions`.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -123,6 +127,7 @@ class Subject:
         self.parts: Any = None
         self.edges: Any = None
         self.hops: int | None = None
+        self.mean_rows: tuple[float, bool] | None = None
         self.without_gradient = 0
         self.no_gradient = ""
         self.mirrored = False
@@ -251,17 +256,36 @@ class Subject:
         self.kept = self.runner.state.snapshot()
         self._exact = self.conditioning = self.parts = self._again = None
 
-    def sweep(self, batches: Sequence[Any], seed: int) -> None:
-        """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves."""
+    def sweep(self, batches: Sequence[Any], seed: int, prepared: Prepared | None = None) -> None:
+        """Run the step for some batches one after the other at frozen parameters, and keep the state that it leaves.
+
+        Args:
+            batches: as the step takes them.
+            seed: of the step's own randomness.
+            prepared: a function of a batch that returns another in its place, and contexts in which the step runs.
+        """
         self.reset()
         for index, batch in enumerate(batches):
-            with self.clock.step():
+            changed, contexts = (batch, ()) if prepared is None else prepared(batch)
+            with ExitStack() as stack:
+                for context in contexts:
+                    stack.enter_context(context)
+                stack.enter_context(self.clock.step())
                 try:
-                    self.runner.run(batch, self.data, seed + index)
+                    self.runner.run(changed, self.data, seed + index)
                 except NoGradientError:
                     continue
         self.kept, self._again = self.runner.state.snapshot(), None
         self._buffers.restore()
+
+    @contextmanager
+    def state_put_back(self) -> Iterator[None]:
+        """Let sweeps change the state from which steps start, and put it back."""
+        kept, again = self.kept, self._again
+        try:
+            yield
+        finally:
+            self.kept, self._again = kept, again
 
     def units(self, draws: int, *, own_randomness: bool) -> Iterator[Unit]:
         """Yield the law's independent draws."""

@@ -390,12 +390,13 @@ def test_a_count_of_a_batch_is_no_sight_of_a_cause(key: str, seen: bool) -> None
 
 def test_what_takes_a_little_away_by_chance_is_not_listed() -> None:
     search: Any = Search.__new__(Search)
-    search.candidates = {key: Candidate(key, "", "") for key in ("like", "unlike", "changed")}
+    search.candidates = {key: Candidate(key, "", "") for key in ("like", "unlike", "half", "changed")}
     for cause in fitted_causes(None):  # type: ignore[arg-type]  # none is fitted
         search.candidates[cause.id] = Candidate(cause.id, "", "", fitted=cause)
-    search.candidates["like"].cosine, search.candidates["unlike"].cosine = 0.8, 0.3  # "changed" is an intervention
-    search.rest = lambda ids: 0.9
-    assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "changed"}
+    for key, cosine in (("like", 0.95), ("unlike", 0.94), ("half", 0.9)):  # "changed" is an intervention
+        search.candidates[key].cosine = cosine
+    search.rest = lambda ids: 0.5 if "half" in ids else 0.9
+    assert {cause.id for cause in _others(search, (), 1.0, complete=False)} == {"like", "half", "changed"}
 
 
 @pytest.mark.parametrize("key", ["batch-mean/labelled", "node-mean", "bias-leak"])

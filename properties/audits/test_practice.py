@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from common.helpers import seeded
+from common.step_cases import few_hops
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -430,8 +431,8 @@ def test_another_loss_than_the_usual_objective_is_said(given: bool) -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
         labels = batch.y[batch.mapping][mask]
-        loss = F.cross_entropy(out[mask], labels, reduction="sum", label_smoothing=0.1)
-        (loss * 3 / data.train_mask.sum()).backward()
+        loss = F.cross_entropy(out[mask], labels, reduction="none")
+        ((1 - (-loss).exp()).square() * loss * 3 / data.train_mask.sum()).sum().backward()  # focal loss
 
     def objective(model: nn.Module, data: Any) -> Tensor:
         out = model(data.x, data.edge_index)[data.train_mask]
@@ -867,26 +868,6 @@ def test_weights_of_two_classes_are_not_any_bias_of_a_few_parameters() -> None:
     assert audit.outcome is lv.Outcome.REFUTED
     assert not audit.explanation.complete
     assert "class-weights" not in {cause.id for cause in audit.causes}
-
-
-def few_hops() -> tuple[Data, list[Data]]:
-    """Return a ring with its labelled nodes, and clusters of unequal sizes with two hops around each."""
-    count = 40
-    index = torch.arange(count)
-    pair = torch.stack([index, (index + 1) % count])
-    data = Data(
-        x=torch.eye(count)[:, :8] + torch.sin(torch.arange(count * 8.0)).reshape(count, 8),
-        y=index % 4,
-        edge_index=torch.cat([pair, pair.flip(0)], 1),
-        train_mask=index % 3 > 0,
-    )
-    out = []
-    for cluster in index.split([5, 11, 24]):
-        nodes, _, rows, _ = k_hop_subgraph(cluster, 2, data.edge_index, num_nodes=count)
-        batch: Any = data.subgraph(nodes)
-        batch.n_id, batch.mapping = nodes, rows
-        out.append(batch)
-    return data, out
 
 
 @pytest.mark.parametrize("masked", [False, True])

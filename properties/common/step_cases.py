@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import GCNConv
+from torch_geometric.utils import k_hop_subgraph
 
 from lmc_verify.steps import forked_generators
 
@@ -60,3 +61,23 @@ class GCN(nn.Module):
 def training_loss(model: nn.Module, data: Data) -> Tensor:
     """Return the mean cross entropy of a homogeneous graph's training nodes, written out."""
     return F.cross_entropy(model(data.x, data.edge_index)[data.train_mask], data.y[data.train_mask])
+
+
+def few_hops(hops: int = 2) -> tuple[Data, list[Data]]:
+    """Return a ring with its labelled nodes, and clusters of unequal sizes with some hops around each."""
+    count = 40
+    index = torch.arange(count)
+    pair = torch.stack([index, (index + 1) % count])
+    data = Data(
+        x=torch.eye(count)[:, :8] + torch.sin(torch.arange(count * 8.0)).reshape(count, 8),
+        y=index % 4,
+        edge_index=torch.cat([pair, pair.flip(0)], 1),
+        train_mask=index % 3 > 0,
+    )
+    out = []
+    for cluster in index.split([5, 11, 24]):
+        nodes, _, rows, _ = k_hop_subgraph(cluster, hops, data.edge_index, num_nodes=count)
+        batch: Any = data.subgraph(nodes)
+        batch.n_id, batch.mapping = nodes, rows
+        out.append(batch)
+    return data, out

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lmc_verify.audits.causes.fitted import FACTOR, FACTOR_REMEDY, FACTOR_WORDS, excess_of, less
-from lmc_verify.audits.causes.search import ALIKE, HALF, MOST_TOGETHER, Search
+from lmc_verify.audits.causes.search import HALF, MOST_TOGETHER, Search
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, Measured
@@ -104,8 +104,8 @@ def _others(search: Search, ids: Iterable[str], whole: float, *, complete: bool)
         removes = 1.0 - search.rest(frozenset({key})) / whole
         if name in out and out[name].removes >= removes:
             continue
-        unlike = candidate.cosine is not None and candidate.cosine < ALIKE
-        if not complete and (unlike or (removes < HALF and not search.seen(key))):
+        unlike = candidate.cosine is not None and candidate.cosine < LIKE
+        if not complete and removes < HALF and (unlike or not search.seen(key)):
             continue  # what takes a little away by chance
         if removes >= least or (not complete and (candidate.cosine or 0.0) >= LIKE):
             out[name] = Cause(name, candidate.words, candidate.remedy, removes, None, candidate.cosine)
