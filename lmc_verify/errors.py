@@ -7,6 +7,7 @@ reads plain values as a settings model, and words what does not fit in the same 
 from __future__ import annotations
 
 import difflib
+import json
 import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -226,7 +227,9 @@ def _reasons(error: ValidationError, model: type[BaseModel], values: Any, at: st
         elif "error" in item.get("ctx", {}):  # raised by a validator, whose own words name the value
             reason = str(item["ctx"]["error"])
         else:
-            reason = item["msg"]
+            reason = item["msg"].replace("Tuple should", "List should")  # values come from TOML and JSON
+            if item["type"] in ("tuple_type", "list_type"):
+                reason = f"Input should be a list, such as {_as_list(item['input'])}"
             if item["type"] != "missing":
                 given[place] = f", got {reprlib.repr(item['input'])}"
         # What fits no branch of a union has one error for each.
@@ -238,6 +241,16 @@ def _reasons(error: ValidationError, model: type[BaseModel], values: Any, at: st
             continue  # a branch of a union that the value got further into says more
         text = " or ".join(reasons) + given.get(place, "")
         yield f"{place}: {text}" if place else text
+
+
+def _as_list(value: Any) -> str:
+    """Return a list of a value, as TOML has it; of a text such as ``128, 640`` the list that is meant."""
+    if isinstance(value, str):
+        try:
+            return f"[{', '.join(str(float(part) if '.' in part else int(part)) for part in value.split(','))}]"
+        except ValueError:
+            return json.dumps([value], ensure_ascii=False)
+    return f"[{value!r}]" if isinstance(value, (int, float)) and not isinstance(value, bool) else "[...]"
 
 
 def _path(location: _Path, values: Any, *, missing: bool) -> _Path:

@@ -99,6 +99,17 @@ WRONG = [
         {"lengths": [3, 2, 1]},
         "lengths: lengths is (3, 2, 1), it needs at least three ascending numbers of steps above 0",
     ),
+    *(
+        (CaseSettings, {"training": {"lengths": value}}, f"training.lengths: Input should be a list, such as {text}")
+        for value, text in (
+            ("128, 640,2560", "[128, 640, 2560], got '128, 640,2560'"),
+            ("many", "[\"many\"], got 'many'"),
+            (5, "[5], got 5"),
+            (True, "[...], got True"),
+            ({"a": 1}, "[...], got {'a': 1}"),
+        )
+    ),
+    (ModelSettings, {"frozen": "layer 2"}, "frozen: Input should be a list, such as [\"layer 2\"], got 'layer 2'"),
     (
         CaseSettings,
         {"histories": "full", "design": {"parts": 0}},
@@ -116,7 +127,7 @@ WRONG = [
     (
         RaceSettings,
         {"contestants": []},
-        "contestants: Tuple should have at least 1 item after validation, not 0, got []",
+        "contestants: List should have at least 1 item after validation, not 0, got []",
     ),
     (
         RaceSettings,
