@@ -53,6 +53,9 @@ __all__ = ["audit"]
 SINGLE = 1e-5
 """A bias of so many gradient norms at most may be the rounding of numbers in single precision."""
 
+STALE = "stale-histories"
+"""The cause that what a step keeps was not at rest when it was given."""
+
 CAUSE_UNITS = 32
 """Draws on which causes are compared, where batches are drawn."""
 
@@ -324,7 +327,10 @@ class _Auditor:
 
         def measure(chosen: Sequence[Intervention]) -> Measured:
             still = not (random and is_random(subject, pairs[0][0], chosen))
-            with at_rest_under(subject, chosen) if still and self.sweeps is None else nullcontext():
+            others = [item for item in chosen if item.id != STALE]
+            rests = still and (self.sweeps is None or len(others) < len(chosen))
+            with at_rest_under(subject, others, given=self.sweeps is not None) if rests else nullcontext():
+                chosen = others if rests else chosen
                 if law.batches is not None and still:
                     return mean_gradient(subject, chosen)
                 return _from_draws(subject, units, chosen, controls)
@@ -348,7 +354,7 @@ class _Auditor:
         return (
             *INTERVENTIONS,
             Intervention(
-                "stale-histories",
+                STALE,
                 "stale histories: what the step keeps is not what it comes to at frozen parameters",
                 "refresh the histories, or take smaller steps, so that they keep up with the parameters",
                 context=at_rest,

@@ -48,13 +48,19 @@ def sweep_until_still(
 
 
 @contextmanager
-def at_rest_under(subject: Subject, chosen: Sequence[Intervention]) -> Iterator[None]:
-    """Let steps start from the state that rests where they run under interventions, not from that of the plain step.
+def at_rest_under(subject: Subject, chosen: Sequence[Intervention], *, given: bool = False) -> Iterator[None]:
+    """Let steps start from the state that rests where they run under interventions.
+
+    Args:
+        subject: the step.
+        chosen: the interventions.
+        given: whether its kept state is one that was given; else it rests already where the step runs without any.
 
     Raises:
-        InapplicableError: the step fails under them.
+        InapplicableError: the step fails under the interventions.
     """
-    if subject.runner.state.empty or not any(item.changes_the_run or item.batch is not None for item in chosen):
+    rests = not given and not any(item.changes_the_run or item.batch is not None for item in chosen)
+    if subject.runner.state.empty or rests:
         yield
         return
     with subject.state_put_back():

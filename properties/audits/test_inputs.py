@@ -16,6 +16,7 @@ from torch_geometric.utils import add_self_loops, dropout_edge
 
 import lmc_verify as lv
 from lmc_verify.audits.batches.inputs import own_edges, own_features
+from lmc_verify.audits.subject import Subject
 
 
 class Net(nn.Module):
@@ -99,19 +100,23 @@ def test_edges_and_features_that_are_both_changed_are_both_named() -> None:
     assert explained(audited(sent(**changes))) == ["changed-edges", "changed-features"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"edge_index": lambda batch: dropout_edge(batch.edge_index, 0.4)[0]}, "changed-edges"),
-        ({"x": lambda batch: batch.x + torch.randn_like(batch.x)}, "changed-features"),
-    ],
-)
-def test_edges_that_are_dropped_at_random_and_noise_on_features_are_named(changes: Any, name: str) -> None:
-    audit = audited(sent(**changes), draws=600)
-    assert explained(audit) == [name]
+RANDOM = [
+    ({"edge_index": lambda batch: dropout_edge(batch.edge_index, 0.4)[0]}, "changed-edges"),
+    ({"x": lambda batch: batch.x + torch.randn_like(batch.x)}, "changed-features"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), RANDOM)
+def test_what_a_step_draws_for_its_model_is_said(changes: Any, name: str) -> None:
+    audit = audited(sent(**changes), draws=20, causes=False)
     assert any(f"draws for itself ({name})" in note for note in audit.notes)
     assert any("without that: EXACT" in note for note in audit.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "name"), RANDOM)
+def test_edges_that_are_dropped_at_random_and_noise_on_features_are_named(changes: Any, name: str) -> None:
+    assert explained(audited(sent(**changes), draws=600)) == [name]
 
 
 WEIGHTS: dict[str, dict[str, Callable[[Any], Tensor]]] = {
@@ -170,10 +175,9 @@ def test_means_over_different_numbers_of_nodes_that_are_added_up_are_a_batch_mea
     assert "adds up means" in audit.causes[0].words
 
 
-def test_histories_come_to_rest_anew_where_degrees_are_put_right() -> None:
-    """GAS whose convolutions take the subgraph's degrees: its histories rest at wrong values."""
+def gas_of(history: Tensor) -> tuple[Data, list[Data], Callable[..., None]]:
+    """Return a graph, batches with one hop and their own degrees, and GAS's step."""
     data, batches = few_hops()
-    history = torch.zeros(40, 6, dtype=torch.float64)
     rows = []
     for batch in batches:
         own = batch.n_id[batch.mapping]
@@ -194,10 +198,26 @@ def test_histories_come_to_rest_anew_where_degrees_are_put_right() -> None:
         loss = F.cross_entropy(model.convs[1](read, batch.edge_index)[:size][own], batch.y[:size][own], reduction="sum")
         (loss * 3 / data.train_mask.sum()).backward()
 
-    model = Net(weighted=True)
-    audit = lv.audit(model, data, rows, gas, state=history)
-    assert explained(audit) == ["dropped-halo", "missing-neighbours"]
+    return data, rows, gas
+
+
+@pytest.mark.parametrize("sweeps", [None, 0])
+def test_histories_come_to_rest_anew_where_degrees_are_put_right(sweeps: int | None) -> None:
+    """GAS whose convolutions take the subgraph's degrees: its histories rest at wrong values."""
+    history = torch.zeros(40, 6, dtype=torch.float64)
+    data, batches, gas = gas_of(history)
+    audit = lv.audit(Net(weighted=True), data, batches, gas, state=history, sweeps=sweeps)
+    stale = [] if sweeps is None else ["stale-histories"]
+    assert explained(audit) == ["dropped-halo", "missing-neighbours", *stale]
     assert not bool(history.any())
+
+
+def test_a_state_that_interventions_change_is_put_back() -> None:
+    subject: Any = Subject.__new__(Subject)
+    subject.kept, subject._again = {"table": 1}, ("batch", 0, {})
+    with subject.state_put_back():
+        subject.kept = subject._again = None
+    assert (subject.kept, subject._again) == ({"table": 1}, ("batch", 0, {}))
 
 
 class Seen(nn.Module):
