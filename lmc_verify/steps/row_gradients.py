@@ -17,7 +17,7 @@ from torch_geometric.nn import MessagePassing
 
 from lmc_verify.steps.objective import Objective
 
-__all__ = ["RowGradients", "detached_rows", "message_passing", "owners"]
+__all__ = ["RowGradients", "detached_rows", "message_passing", "owners", "recorded_calls"]
 
 SAME = 1e-9
 """How far the sum of all rows may be from the exact gradient, relative, for the parts to be used."""
@@ -191,31 +191,52 @@ class RowGradients:
 
 
 @contextmanager
-def detached_rows(convs: Sequence[nn.Module], keep: Tensor, *, at_inputs: bool = True) -> Iterator[None]:
+def recorded_calls(modules: Sequence[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Yield a list to which modules are added in the order in which they are called, each as often as it is."""
+    calls: list[nn.Module] = []
+    handles = [module.register_forward_pre_hook(lambda own, _: calls.append(own)) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def detached_rows(calls: Sequence[nn.Module], keep: Tensor, *, at_inputs: bool = True) -> Iterator[None]:
     """Cut the gradient at rows outside of a set, between every convolution and the next one.
 
     This is what methods compute that keep the halo's embeddings in histories and drop its messages backwards, such as
     GAS, where the histories are exact.
 
     Args:
-        convs: convolutions in the order in which they are called.
+        calls: convolutions in the order in which a forward pass calls them; one that is called twice comes twice.
         keep: bool [n], rows whose gradient flows.
         at_inputs: whether what a convolution reads is cut, or what the one before it returns; parameters between them
             make the difference.
     """
+    made = 0
 
-    def cut(value: Any) -> Any:
+    def cut(value: Any, spared: int) -> Any:
+        nonlocal made
+        made += 1
+        if (made - 1) % len(calls) == spared:
+            return value
         if not isinstance(value, Tensor) or value.shape[:1] != keep.shape or not value.requires_grad:
             return value
         return torch.where(keep.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), value, value.detach())
 
     def before(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (cut(given[0]), *given[1:]) if given else given
+        return (cut(given[0], 0), *given[1:]) if given else given
 
+    def after(_module: nn.Module, _given: Any, out: Any) -> Any:
+        return cut(out, len(calls) - 1)
+
+    modules = list(dict.fromkeys(calls))
     if at_inputs:
-        handles = [module.register_forward_pre_hook(before) for module in convs[1:]]
+        handles = [module.register_forward_pre_hook(before) for module in modules]
     else:
-        handles = [module.register_forward_hook(lambda _module, _given, out: cut(out)) for module in convs[:-1]]
+        handles = [module.register_forward_hook(after) for module in modules]
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.step_cases import few_hops
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
@@ -201,6 +202,30 @@ def test_a_dropped_halo_is_named_wherever_the_history_stands(own: bool, norm_bef
         Historical(data, own, norm_before), data, with_halo(data), gas_step, state=lambda model: model.history
     )
     assert explained(audit) == ({"dropped-halo"}, True), str(audit)
+
+
+class Shared(nn.Module):
+    """One convolution that is called twice, and GAS with exact histories between the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.conv, self.head = nn.Linear(8, 6), SAGEConv(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor, own: Tensor | None = None) -> Tensor:
+        h = self.conv(self.encoder(x), edge_index).relu()
+        h = h if own is None else torch.where(own[:, None], h, h.detach())
+        return self.head(self.conv(h, edge_index))
+
+
+def test_a_dropped_halo_is_named_where_one_convolution_is_called_twice() -> None:
+    data, batches = few_hops()
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        own = torch.isin(torch.arange(batch.num_nodes), batch.mapping)
+        out, mask = model(batch.x, batch.edge_index, own), batch.train_mask & own
+        (F.cross_entropy(out[mask], batch.y[mask], reduction="sum") * 3 / data.train_mask.sum()).backward()
+
+    assert explained(lv.audit(Shared(), data, batches, step)) == ({"dropped-halo"}, True)
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from lmc_verify.audits.causes.reach import around, hops_of
 from lmc_verify.audits.control import LossParts, loss_on, rows_of, splits
 from lmc_verify.audits.interventions import labelled_nodes
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.objective import evaluating
 from lmc_verify.steps import induced_data, mean_loss
-from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing
+from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing, recorded_calls
 
 __all__ = ["ENACTMENTS", "Enactment", "World", "added_parameters"]
 
@@ -89,11 +90,18 @@ class World:
         return out
 
     @cached_property
-    def convs(self) -> list[nn.Module]:
-        """The model's convolutions, in the order of their names: PyTorch Geometric's, or modules of the user's own."""
+    def calls(self) -> list[nn.Module]:
+        """The model's convolutions as they are called: PyTorch Geometric's, or modules of the user's own."""
         model = self.subject.model
-        found = [module for _, module in message_passing(model)]
-        return found if len(found) > 1 else _own_layers(model)
+        found = self._called([module for _, module in message_passing(model)])
+        return found if len(found) > 1 else self._called(_own_layers(model))
+
+    def _called(self, modules: list[nn.Module]) -> list[nn.Module]:
+        subject = self.subject
+        subject.reset()
+        with evaluating(subject.model), torch.no_grad(), recorded_calls(modules) as calls:
+            subject.objective(subject.model, subject.data)
+        return calls
 
     @cached_property
     def _splits(self) -> bool:
@@ -216,11 +224,11 @@ def _less_sound(world: World, mean: Gradient) -> Gradient:
 
 
 def _dropped_backward(world: World, *, at_inputs: bool = True) -> Gradient | None:
-    if world.sets is None or len(world.convs) < 2:
+    if world.sets is None or len(world.calls) < 2:
         return None
 
     def one(mask: Tensor) -> Gradient:
-        with detached_rows(world.convs, mask, at_inputs=at_inputs):
+        with detached_rows(world.calls, mask, at_inputs=at_inputs):
             return loss_on(world.subject, world.weights(mask), forward=True)
 
     return _less_sound(world, world.mean(one))
