@@ -531,7 +531,8 @@ INTERVENTIONS: tuple[Intervention, ...] = (
     ),
     Intervention(
         "changed-features/step",
-        "changed features: the step gives its model other features than its batch has (masked, normalised, with noise)",
+        "changed features: the step gives its model other features than its batch has (masked, normalised, with "
+        "noise), or other ids of rows",
         "give the model the batch's features as they are; normalise over the whole graph, or let noise and masks be "
         "the objective's, too",
         within=lambda subject, batch: own_features(subject.model, batch),

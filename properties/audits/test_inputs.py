@@ -95,6 +95,31 @@ def test_features_that_a_step_changes_on_the_way_to_its_model_are_named(change: 
     assert explained(audit) == [*(["batch-mean"] if mean else []), "changed-features"]
 
 
+class Embedded(Net):
+    """Features are rows of an embedding, by the ids of nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = built(lambda: nn.Embedding(40, 8), 3)
+
+    def forward(self, n_id: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(self.table(n_id), edge_index)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_numbers_of_rows_in_place_of_the_ids_of_nodes_are_named(local: bool) -> None:
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        ids = torch.arange(batch.num_nodes) if local else batch.n_id
+        (loss_of(model(ids, batch.edge_index), batch) * 3 / data.train_mask.sum()).backward()
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        out = model(torch.arange(40), data.edge_index)
+        return F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
+
+    audit = audited(step, model=Embedded(), objective=objective)
+    assert explained(audit) == ["changed-features"] if local else audit.outcome is lv.Outcome.EXACT
+
+
 def test_edges_and_features_that_are_both_changed_are_both_named() -> None:
     changes = {"edge_index": EDGES["some are left out"], "x": FEATURES["masked"]}
     assert explained(audited(sent(**changes))) == ["changed-edges", "changed-features"]

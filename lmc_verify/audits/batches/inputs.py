@@ -22,15 +22,18 @@ _EDGE_VALUES = ("edge_weight", "edge_attr")
 
 @contextmanager
 def own_features(model: nn.Module, batch: Any) -> Iterator[None]:
-    """Let a model get the batch's features where it is given others for the same rows."""
+    """Let a model get the batch's features, and what else the batch has of its rows by the name of an input.
+
+    It does where it is given others for the same rows.
+    """
     if not isinstance(batch, Data):
         yield
         return
 
     def own(value: Any, name: str) -> Any:
         mine = batch.get(name, batch.x)
-        of_rows = name not in _EDGE_VALUES and _has_rows(value, int(batch.num_nodes or 0)) and _alike(value, mine)
-        return mine if of_rows and not value.requires_grad else value
+        of_rows = _has_rows(value, int(batch.num_nodes or 0)) and name not in _EDGE_VALUES
+        return mine if of_rows and _alike(value, mine) and not value.requires_grad else value
 
     with _changed_inputs(model, lambda _: own):
         yield
@@ -59,7 +62,11 @@ def own_edges(model: nn.Module, batch: Any) -> Iterator[None]:
         def own(value: Any, name: str) -> Any:
             if value is edges:
                 return index
-            of_edges = _has_rows(value, edges.shape[1]) and (name in _EDGE_VALUES or value.shape[0] != rows)
+            of_edges = (
+                _has_rows(value, edges.shape[1])
+                and value.is_floating_point()
+                and (name in _EDGE_VALUES or value.shape[0] != rows)
+            )
             return _of_edges(batch, value, name, optional) if of_edges and not value.requires_grad else value
 
         return own
@@ -82,7 +89,7 @@ def _of_edges(batch: Data, value: Tensor, name: str, optional: set[str]) -> Tens
 def _alike(value: Any, mine: Any) -> bool:
     """Whether one input may stand for another: rows of one shape, in one precision."""
     both = isinstance(value, Tensor) and isinstance(mine, Tensor)
-    return both and value.is_floating_point() and value.dtype == mine.dtype and value.shape[1:] == mine.shape[1:]
+    return both and value.dtype == mine.dtype and value.dim() > 0 and value.shape[1:] == mine.shape[1:]
 
 
 def _is_edges(value: Any) -> bool:
@@ -90,7 +97,7 @@ def _is_edges(value: Any) -> bool:
 
 
 def _has_rows(value: Any, rows: int) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0 and value.shape[0] == rows
+    return isinstance(value, Tensor) and value.shape[:1] == (rows,)
 
 
 def _optional(model: nn.Module) -> set[str]:
