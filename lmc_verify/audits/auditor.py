@@ -40,7 +40,7 @@ from lmc_verify.audits.measure import (
 )
 from lmc_verify.audits.result import Audit, Cost, percent
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
-from lmc_verify.audits.sweeps import at_rest_under, sweep_until_still
+from lmc_verify.audits.sweeps import RestingStates, sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
 from lmc_verify.objective import evaluating
@@ -201,6 +201,7 @@ class _Auditor:
         self._started = started
         self._drawn: list[Unit] | None = None
         self._chosen: Control | None = None
+        self._rests = False  # whether the state has come to rest
         self.notes: list[str] = []
         self.series: list[Series] = []
 
@@ -297,8 +298,8 @@ class _Auditor:
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
             return
         self.notes.append(
-            "the step draws for itself (not by dropout, in training mode only, or in what it gives to its model): its "
-            "mean is known from draws only"
+            "the step draws for itself (by none of dropout, training mode and its model's inputs alone): its mean is "
+            "known from draws only"
         )
 
     def _control(self, random: bool) -> Control:
@@ -325,11 +326,14 @@ class _Auditor:
             used = [controls.of(unit) for unit in units]
             reference = {name: torch.stack([item[name] for item in used]).mean(0) for name in subject.exact}
 
+        given = self.sweeps is not None
+        resting = RestingStates(subject, given=given)
+
         def measure(chosen: Sequence[Intervention]) -> Measured:
             still = not (random and is_random(subject, pairs[0][0], chosen))
             others = [item for item in chosen if item.id != STALE]
-            rests = still and (self.sweeps is None or len(others) < len(chosen))
-            with at_rest_under(subject, others, given=self.sweeps is not None) if rests else nullcontext():
+            rests = still and (len(others) < len(chosen) if given else self._rests or random)
+            with resting.under(others) if rests else nullcontext():
                 chosen = others if rests else chosen
                 if law.batches is not None and still:
                     return mean_gradient(subject, chosen)
@@ -382,6 +386,7 @@ class _Auditor:
                 curve.append(norm(mean_gradient(subject).bias) / norm(subject.exact))
 
         made, still = sweep_until_still(subject, look, self.sweeps)
+        self._rests = still and self.sweeps is None
         if curve:
             self.series.append(
                 Series(
@@ -506,7 +511,7 @@ def _still_steps(subject: Subject, item: Intervention) -> Control:
             total = added(total, treated(subject, batch, 0, [item]), weight)
         return total
 
-    return Control(f"the same steps without randomness ({item.id})", of)
+    return Control(f"the same steps without randomness ({item.id.split('/')[0]})", of)
 
 
 def _from_draws(

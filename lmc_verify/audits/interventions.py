@@ -6,11 +6,12 @@ bias an intervention removes is measured, not derived: it names a cause because 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ _MEANS: frozenset[Any] = frozenset(
     }
 )
 """Losses with ``reduction="mean"`` unless it is said otherwise."""
+MeansOf = Literal["alike", "places", "divided"]
+
 _OF_CLASSES: frozenset[Any] = frozenset({F.cross_entropy, F.nll_loss})
 
 
@@ -128,16 +131,25 @@ class _LossCalls(StepMode):
 
 
 class _EvenMeans(StepMode):
-    """Every mean loss is the sum over its rows, divided by one number for all."""
+    """Every mean loss is the sum over its rows, divided by a number that does not depend on the batch.
 
-    def __init__(self, divisor: float, rows_of: Callable[..., float | None]) -> None:
+    Args:
+        divisors: of the losses in the order of their calls; the last one is that of all further ones, too.
+        rows_of: rows of a call; None where it takes no mean.
+    """
+
+    def __init__(self, divisors: Sequence[float], rows_of: Callable[..., float | None]) -> None:
         super().__init__()
-        self._divisor, self._rows_of = divisor, rows_of
+        self._divisors, self._rows_of, self._calls = divisors, rows_of, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rows, out = self._rows_of(func, args, kwargs), func(*args, **kwargs)
-        return out if rows is None else out * (rows / self._divisor)
+        if rows is None:
+            return out
+        divisor = self._divisors[min(self._calls, len(self._divisors) - 1)]
+        self._calls += 1
+        return out * (rows / divisor)
 
 
 def _rows_of_loss(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
@@ -244,25 +256,52 @@ def _loss_calls(subject: Subject, batch: Any) -> _LossCalls:
     return calls
 
 
-def _even_means(subject: Subject, _: Any) -> _EvenMeans:
-    """Let the means that a step adds up, over different numbers of rows, have one divisor.
+def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) -> _EvenMeans:
+    """Let the means that a step adds up, over different numbers of rows, have divisors that batches share.
+
+    Args:
+        how: ``"alike"``: all means are over parts of one thing, and share a divisor; ``"divided"``: so they are, and
+            the step divides by their number, which differs between batches; ``"places"``: each is of its own kind.
+        subject: the step.
+        chosen: all interventions, some of which may change the number of rows.
 
     Raises:
-        LookupError: the step takes one mean for every batch, or batches are drawn.
+        LookupError: the step takes one mean for every batch, batches are drawn, or the number of means does not fit.
     """
-    law = subject.law
+    law, changing = subject.law, [item for item in chosen if item.batch is not None]
     if law.batches is None or law.probabilities is None:
         raise LookupError("the batches of this law are drawn, their mean number of rows is not known")
-    if subject.mean_rows is None:
-        calls = [_loss_calls(subject, batch) for batch in law.batches]
-        total = sum(p * sum(each.counted) for p, each in zip(law.probabilities, calls, strict=True))
-        number = sum(p * len(each.counted) for p, each in zip(law.probabilities, calls, strict=True))
-        several = any(len(set(each.counted)) > 1 for each in calls)
-        subject.mean_rows = (total / number if several else 0.0, any(each.rows for each in calls))
-    divisor, of_losses = subject.mean_rows
-    if not divisor:
+    key = tuple(item.id for item in changing)
+    if key not in subject.mean_rows:
+        subject.mean_rows[key] = [_loss_calls(subject, _changed(subject, batch, changing)) for batch in law.batches]
+    calls: list[_LossCalls] = subject.mean_rows[key]
+    counted, numbers = [each.counted for each in calls], {len(each.counted) for each in calls}
+    alike = len(numbers) == 1  # the step takes as many means for every batch
+    if alike and all(len(set(rows)) <= 1 for rows in counted):
         raise LookupError("the step takes one mean for every batch")
-    return _EvenMeans(divisor, _rows_of_loss if of_losses else _rows_of_tensor)
+    if 0 in numbers or not {"alike": True, "places": alike, "divided": not alike}[how]:
+        raise LookupError("the number of means does not fit")
+    of = _rows_of_loss if any(each.rows for each in calls) else _rows_of_tensor
+    if how == "places":
+        return _EvenMeans([_weighted_mean(law.probabilities, rows) for rows in zip(*counted, strict=True)], of)
+    total = _weighted_mean(law.probabilities, [sum(rows) for rows in counted])
+    return _EvenMeans([total / _weighted_mean(law.probabilities, [len(rows) for rows in counted])], of)
+
+
+def _weighted_mean(weights: Sequence[float], values: Sequence[float]) -> float:
+    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def _changed(subject: Subject, batch: Any, changing: Sequence[Intervention]) -> Any:
+    for item in changing:
+        assert item.batch is not None
+        batch = item.batch(subject, batch)
+    return batch
+
+
+def number_of_means(subject: Subject, batch: Any) -> int:
+    """Return of how many means a step's loss is the sum for a batch."""
+    return len(_loss_calls(subject, batch).counted)
 
 
 def labelled_rows_of(subject: Subject, batch: Any) -> int | None:
@@ -428,6 +467,7 @@ class Intervention:
         remedy: what a user does about it.
         context: a context manager that the step runs in, from the subject.
         within: the same, from the subject and the batch.
+        among: the same, from the subject and all interventions that are chosen together.
         batch: a batch from the subject and a batch.
         count: a number of a batch; its gradient is weighted by that number over the mean number.
         of_draw: whether the count is of the batch as it was drawn, whatever other interventions make of it.
@@ -439,6 +479,7 @@ class Intervention:
     remedy: str
     context: Callable[[Subject], Any] | None = None
     within: Callable[[Subject, Any], Any] | None = None
+    among: Callable[[Subject, Sequence[Intervention]], Any] | None = None
     batch: Callable[[Subject, Any], Any] | None = None
     count: Callable[[Subject, Any], float | None] | None = None
     of_draw: bool = False
@@ -447,8 +488,14 @@ class Intervention:
     @property
     def changes_the_run(self) -> bool:
         """Whether the step runs in another way, so that what it draws for itself may go."""
-        return self.context is not None or self.within is not None
+        return self.context is not None or self.within is not None or self.among is not None
 
+
+_SUMS_OF_MEANS: tuple[tuple[str, MeansOf], ...] = (
+    ("batch-mean/several", "alike"),
+    ("batch-mean/places", "places"),
+    ("batch-mean/parts", "divided"),
+)
 
 INTERVENTIONS: tuple[Intervention, ...] = (
     Intervention(
@@ -498,11 +545,15 @@ INTERVENTIONS: tuple[Intervention, ...] = (
             ("batch-mean/seeds", labelled_seeds_of),
         )
     ),
-    Intervention(
-        "batch-mean/several",
-        "batch mean: the step adds up means over different numbers of labelled nodes",
-        "sum the losses and divide by the same number for every part of every batch",
-        within=_even_means,
+    *(
+        Intervention(
+            id,
+            "batch mean: the step adds up means over different numbers of labelled nodes",
+            "sum the losses and divide by the same number for every part of every batch",
+            among=partial(_even_means, how),
+            count=number_of_means if how == "divided" else None,
+        )
+        for id, how in _SUMS_OF_MEANS
     ),
     *(
         Intervention(
@@ -525,17 +576,9 @@ INTERVENTIONS: tuple[Intervention, ...] = (
     Intervention(
         "changed-features",
         "changed features: rows of a batch have other features than their nodes in the graph",
-        "take a batch's features from the graph; normalise over the whole graph, or let noise and masks be the "
-        "objective's, too",
+        "take a batch's features from the graph; normalise over the whole graph, or apply the same noise and masks in "
+        "objective=",
         batch=partial(_with_graph_rows, with_graph_features),
-    ),
-    Intervention(
-        "changed-features/step",
-        "changed features: the step gives its model other features than its batch has (masked, normalised, with "
-        "noise), or other ids of rows",
-        "give the model the batch's features as they are; normalise over the whole graph, or let noise and masks be "
-        "the objective's, too",
-        within=lambda subject, batch: own_features(subject.model, batch),
     ),
     Intervention(
         "changed-labels",
@@ -550,13 +593,6 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "weights",
         "take a batch's edges, with their weights, from the graph, and add self-loops once",
         batch=_with_graph_edges,
-    ),
-    Intervention(
-        "changed-edges/step",
-        "changed edges: the step gives its model other edges than its batch has (dropped, added, reversed), or other "
-        "weights of theirs",
-        "give the model the batch's edges as they are, or let what changes them be the objective's, too",
-        within=lambda subject, batch: own_edges(subject.model, batch),
     ),
     Intervention(
         "halo-rows-in-loss",
@@ -581,6 +617,20 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "reduced precision: the step casts to float32 or lower, or runs under autocast",
         "leave the casts out where gradients must be exact; a bias of this size is rounding",
         context=lambda _: full_precision(),
+    ),
+    Intervention(
+        "changed-features/step",
+        "changed features: the step gives its model other features than its batch has (masked, normalised, with "
+        "noise), or other ids of rows",
+        "give the model the batch's features as they are, or apply the same change in objective=",
+        within=lambda subject, batch: own_features(subject.model, batch),
+    ),
+    Intervention(
+        "changed-edges/step",
+        "changed edges: the step gives its model other edges than its batch has (dropped, added, reversed), or other "
+        "weights of theirs",
+        "give the model the batch's edges as they are, or apply the same change in objective=",
+        within=lambda subject, batch: own_edges(subject.model, batch),
     ),
     Intervention(
         "changed-gradients",

@@ -89,7 +89,8 @@ def prepared(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> tu
             if item.batch is not None:
                 changed = item.batch(subject, changed)
     contexts = [item.context(subject) for item in chosen if item.context is not None]
-    return changed, contexts + [item.within(subject, changed) for item in chosen if item.within is not None]
+    contexts += [item.within(subject, changed) for item in chosen if item.within is not None]
+    return changed, contexts + [item.among(subject, chosen) for item in chosen if item.among is not None]
 
 
 def treated(

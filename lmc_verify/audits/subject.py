@@ -109,8 +109,7 @@ class Subject:
         parts: losses of single nodes, see `lmc_verify.audits.control.loss_on`; kept here until parameters move.
         edges: of the whole graph, see `lmc_verify.audits.batches.graph.GraphEdges`.
         hops: from how far away messages reach a node, see `lmc_verify.audits.causes.reach.hops_of`.
-        mean_rows: of the losses of all batches, and whether torch's losses take them; see
-            `lmc_verify.audits.interventions`.
+        mean_rows: the means that the step takes of losses, by interventions on its batches; kept there.
         conditioning: see `lmc_verify.audits.measure.rounding`; kept here until parameters move.
     """
 
@@ -127,7 +126,7 @@ class Subject:
         self.parts: Any = None
         self.edges: Any = None
         self.hops: int | None = None
-        self.mean_rows: tuple[float, bool] | None = None
+        self.mean_rows: dict[tuple[str, ...], Any] = {}
         self.without_gradient = 0
         self.no_gradient = ""
         self.mirrored = False

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 
 from lmc_verify.audits.interventions import Intervention
 from lmc_verify.audits.measure import InapplicableError, prepared
 from lmc_verify.audits.subject import Prepared, Subject
+from lmc_verify.errors import NotFiniteError
 
-__all__ = ["MOST_SWEEPS", "at_rest_under", "sweep_until_still"]
+__all__ = ["MOST_SWEEPS", "RestingStates", "sweep_until_still"]
 
 MOST_SWEEPS = 12
 """Sweeps after which a state that still changes is judged as it is."""
+
+MOST_KEPT_BYTES = 2**26
+"""Memory for states at rest under interventions."""
 
 STILL = 1e-12
 """Relative change of the state in a sweep, at most, for it to have come to rest (in single precision: 1e-6)."""
@@ -36,7 +43,7 @@ def sweep_until_still(
         The number of sweeps, and whether the state has come to rest.
     """
     limit = MOST_SWEEPS if most is None else most
-    still = STILL if subject.runner.dtype is torch.float64 else 1e-6
+    still = _still(subject)
     for number in range(limit):
         look(number)
         before = _tensors(subject)
@@ -47,28 +54,68 @@ def sweep_until_still(
     return limit, most is not None
 
 
-@contextmanager
-def at_rest_under(subject: Subject, chosen: Sequence[Intervention], *, given: bool = False) -> Iterator[None]:
-    """Let steps start from the state that rests where they run under interventions.
+class RestingStates:
+    """States that rest where a step runs under interventions, each found once as far as memory allows.
 
     Args:
         subject: the step.
-        chosen: the interventions.
-        given: whether its kept state is one that was given; else it rests already where the step runs without any.
-
-    Raises:
-        InapplicableError: the step fails under the interventions.
+        given: whether its kept state is one that was given; else it rests where the step runs without interventions.
     """
-    rests = not given and not any(item.changes_the_run or item.batch is not None for item in chosen)
-    if subject.runner.state.empty or rests:
-        yield
-        return
-    with subject.state_put_back():
+
+    def __init__(self, subject: Subject, *, given: bool = False) -> None:
+        self._subject, self._given = subject, given
+        self._found: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._moves: dict[str, bool] = {}  # interventions that were tried alone: whether the state rests elsewhere
+        size = sum(value.numel() * value.element_size() for value in subject.runner.state.tensors().values())
+        self._most = max(1, MOST_KEPT_BYTES // max(size, 1))
+
+    @contextmanager
+    def under(self, chosen: Sequence[Intervention]) -> Iterator[None]:
+        """Let steps start from the state that rests where they run under interventions.
+
+        Raises:
+            InapplicableError: the step fails under them, or leaves a state that is not finite.
+        """
+        subject = self._subject
+        if subject.runner.state.empty:
+            yield
+            return
+        changing = [item for item in chosen if item.changes_the_run or item.batch is not None]
+        moving = [item for item in changing if self._moves.get(item.id, True)]
+        if not moving and not self._given:
+            yield
+            return
+        key = tuple(item.id for item in moving)
+        with subject.state_put_back():
+            if key in self._found:
+                subject.kept = self._found[key]
+                self._found.move_to_end(key)
+            else:
+                self._sweep(moving)
+                self._found[key] = subject.kept
+                if len(self._found) > self._most:
+                    self._found.popitem(last=False)
+            try:
+                yield
+            except NotFiniteError as error:
+                raise InapplicableError from error  # it is not so from the state that the step leaves by itself
+
+    def _sweep(self, chosen: Sequence[Intervention]) -> None:
+        subject = self._subject
+        before = _tensors(subject)
         try:
             sweep_until_still(subject, lambda _: None, prepared=partial(prepared, subject, chosen=chosen))
         except Exception as error:
             raise InapplicableError from error
-        yield
+        now = _tensors(subject)
+        if not all(bool(value.isfinite().all()) for value in now.values()):
+            raise InapplicableError
+        if len(chosen) == 1 and not self._given:
+            self._moves[chosen[0].id] = _moved(before, now) > _still(subject)
+
+
+def _still(subject: Subject) -> float:
+    return STILL if subject.runner.dtype is torch.float64 else 1e-6
 
 
 def _tensors(subject: Subject) -> dict[str, torch.Tensor]:
@@ -90,5 +137,7 @@ def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> flo
             return float("inf")
         size = float(value.norm())
         gap = float((value - before[name]).norm())
+        if not math.isfinite(gap):
+            return float("inf")
         worst = max(worst, gap / size if size else (0.0 if gap == 0.0 else float("inf")))
     return worst

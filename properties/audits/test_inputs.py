@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +18,13 @@ from torch_geometric.nn import GCNConv, SAGEConv
 from torch_geometric.utils import add_self_loops, dropout_edge
 
 import lmc_verify as lv
+from lmc_verify.audits import sweeps
 from lmc_verify.audits.batches.inputs import own_edges, own_features
+from lmc_verify.audits.interventions import INTERVENTIONS
+from lmc_verify.audits.measure import InapplicableError
 from lmc_verify.audits.subject import Subject
+from lmc_verify.audits.sweeps import RestingStates
+from lmc_verify.errors import NotFiniteError
 
 
 class Net(nn.Module):
@@ -113,8 +121,7 @@ def test_numbers_of_rows_in_place_of_the_ids_of_nodes_are_named(local: bool) -> 
         (loss_of(model(ids, batch.edge_index), batch) * 3 / data.train_mask.sum()).backward()
 
     def objective(model: nn.Module, data: Any) -> Tensor:
-        out = model(torch.arange(40), data.edge_index)
-        return F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
+        return _mean(model(torch.arange(40), data.edge_index), data)
 
     audit = audited(step, model=Embedded(), objective=objective)
     assert explained(audit) == ["changed-features"] if local else audit.outcome is lv.Outcome.EXACT
@@ -166,7 +173,71 @@ def test_weights_that_a_step_makes_for_a_graph_without_are_named() -> None:
 
 
 def _plain(model: nn.Module, data: Any) -> Tensor:
-    return F.cross_entropy(model(data.x, data.edge_index)[data.train_mask], data.y[data.train_mask])
+    return _mean(model(data.x, data.edge_index), data)
+
+
+def test_rounding_of_features_is_reduced_precision() -> None:
+    """Features in half precision are other features, too: the simpler cause comes first."""
+    audit = audited(sent(x=lambda batch: batch.x.half().to(batch.x.dtype)))
+    assert explained(audit) == ["reduced-precision"]
+
+
+class Positioned(Net):
+    """A second input is as wide as the features."""
+
+    def forward(self, x: Tensor, edge_index: Tensor, more: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x + more, edge_index)
+
+
+class Whole(Net):
+    """The input is the data."""
+
+    def forward(self, data: Data) -> Tensor:  # type: ignore[override]
+        return super().forward(data.x, data.edge_index)
+
+
+class Linked(Net):
+    """Another index comes before that of the edges."""
+
+    def forward(self, x: Tensor, edge_label_index: Tensor, edge_index: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, edge_index)
+
+
+def changed_batch(batch: Any) -> Data:
+    out: Any = batch.clone()
+    out.edge_index, out.x = EDGES["some are left out"](batch), FEATURES["masked"](batch)
+    return out
+
+
+FORMS: dict[str, tuple[type[Net], Callable[[Any], tuple[Any, ...]], list[str]]] = {
+    "a second input as wide as the features": (
+        Positioned,
+        lambda data: (FEATURES["masked"](data), data.edge_index, data.x.sin()),
+        ["changed-features"],
+    ),
+    "the data": (Whole, lambda data: (changed_batch(data),), ["changed-edges", "changed-features"]),
+    "another index before that of the edges": (
+        Linked,
+        lambda data: (data.x, data.edge_index[:, :2], EDGES["some are left out"](data)),
+        ["changed-edges"],
+    ),
+}
+SOUND: dict[type[Net], Callable[[Any], tuple[Any, ...]]] = {
+    Positioned: lambda data: (data.x, data.edge_index, data.x.sin()),
+    Whole: lambda data: (data,),
+    Linked: lambda data: (data.x, data.edge_index[:, :2], data.edge_index),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_changes_are_named_whatever_a_model_takes(form: str) -> None:
+    kind, given, causes = FORMS[form]
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        (loss_of(model(*given(batch)), batch) * 3 / data.train_mask.sum()).backward()
+
+    audit = audited(step, model=kind(), objective=lambda model, data: _mean(model(*SOUND[kind](data)), data))
+    assert explained(audit) == causes
 
 
 def test_smoothed_labels_are_named_where_the_objective_has_none() -> None:
@@ -182,22 +253,60 @@ def test_smoothed_labels_are_named_where_the_objective_has_none() -> None:
     assert audited(step, objective=smoothed).outcome is lv.Outcome.EXACT
 
 
-@pytest.mark.parametrize("loss", ["torch's mean", "tensor's mean"])
-def test_means_over_different_numbers_of_nodes_that_are_added_up_are_a_batch_mean(loss: str) -> None:
-    def mean(out: Tensor, labels: Tensor) -> Tensor:
-        if loss == "torch's mean":
-            return F.cross_entropy(out, labels)
-        return F.cross_entropy(out, labels, reduction="none").mean()
+def labelled_rows(batch: Any, *, halo: bool = False) -> Tensor:
+    own = torch.zeros(batch.num_nodes, dtype=torch.bool)
+    own[batch.mapping] = True
+    return (batch.train_mask & (own | halo)).nonzero().flatten()
 
-    def step(model: nn.Module, batch: Any, data: Data) -> None:
-        own = batch.train_mask[batch.mapping]
-        out, labels = model(batch.x, batch.edge_index)[batch.mapping][own], batch.y[batch.mapping][own]
-        for part in (slice(None, 1), slice(1, None)):
-            (mean(out[part], labels[part]) / 2).backward(retain_graph=True)
+
+def mean_of_torch(out: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(out, labels)
+
+
+def mean_of_tensor(out: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(out, labels, reduction="none").mean()
+
+
+@pytest.mark.parametrize("mean", [mean_of_torch, mean_of_tensor])
+@pytest.mark.parametrize("halo", [False, True])
+def test_means_over_different_numbers_of_nodes_that_are_added_up_are_a_batch_mean(mean: Any, halo: bool) -> None:
+    def step(model: nn.Module, batch: Any) -> None:
+        out, rows = model(batch.x, batch.edge_index), labelled_rows(batch, halo=halo)
+        for part in (rows[:1], rows[1:]):
+            (mean(out[part], batch.y[part]) / 2).backward(retain_graph=True)
 
     audit = audited(step)
-    assert explained(audit) == ["batch-mean"]
-    assert "adds up means" in audit.causes[0].words
+    assert explained(audit) == ["batch-mean", *(["halo-rows-in-loss"] if halo else [])]
+    assert any("adds up means" in cause.words for cause in audit.causes)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_accumulation_over_parts_of_one_size_is_a_batch_mean(size: int) -> None:
+    """Batches have different numbers of parts, by which the step divides, and a last part is smaller."""
+
+    def step(model: nn.Module, batch: Any) -> None:
+        out, parts = model(batch.x, batch.edge_index), labelled_rows(batch).split(size)
+        for part in parts:
+            (F.cross_entropy(out[part], batch.y[part]) / len(parts)).backward(retain_graph=True)
+
+    assert explained(audited(step)) == ["batch-mean"]
+
+
+def test_means_of_two_kinds_have_a_divisor_each() -> None:
+    def step(model: nn.Module, batch: Any) -> None:
+        out, rows = model(batch.x, batch.edge_index), labelled_rows(batch)
+        own = out[batch.mapping]
+        (F.cross_entropy(out[rows], batch.y[rows]) + F.mse_loss(own, torch.zeros_like(own))).backward()
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        out = model(data.x, data.edge_index)
+        return _mean(out, data) + F.mse_loss(out, torch.zeros_like(out))
+
+    assert explained(audited(step, objective=objective)) == ["batch-mean"]
+
+
+def _mean(out: Tensor, data: Any) -> Tensor:
+    return F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
 
 
 def gas_of(history: Tensor) -> tuple[Data, list[Data], Callable[..., None]]:
@@ -245,6 +354,62 @@ def test_a_state_that_interventions_change_is_put_back() -> None:
     assert (subject.kept, subject._again) == ({"table": 1}, ("batch", 0, {}))
 
 
+class FakeState:
+    """A state of one table, which a sweep fills with a number."""
+
+    def __init__(self) -> None:
+        self.empty, self.table = False, torch.zeros(2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"table": self.table}
+
+
+def subject_with(state: FakeState) -> Any:
+    runner = SimpleNamespace(state=state, dtype=torch.float64)
+    return SimpleNamespace(runner=runner, reset=lambda: None, kept=None, state_put_back=nullcontext)
+
+
+@pytest.mark.parametrize("left", [math.nan, math.inf, 1.0])
+def test_a_state_that_is_not_finite_under_interventions_is_no_state(left: float, monkeypatch: Any) -> None:
+    state = FakeState()
+    subject = subject_with(state)
+    monkeypatch.setattr(sweeps, "sweep_until_still", lambda *_, **__: state.table.fill_(left))
+    chosen = [item for item in INTERVENTIONS if item.id == "changed-features"]
+    if math.isfinite(left):
+        with RestingStates(subject).under(chosen):
+            pass
+    else:
+        with pytest.raises(InapplicableError), RestingStates(subject).under(chosen):
+            pass
+
+
+def test_a_step_that_fails_from_the_state_under_interventions_is_not_at_fault(monkeypatch: Any) -> None:
+    state = FakeState()
+    subject = subject_with(state)
+    monkeypatch.setattr(sweeps, "sweep_until_still", lambda *_, **__: None)
+    with pytest.raises(InapplicableError), RestingStates(subject).under([INTERVENTIONS[0]]):
+        raise NotFiniteError("the step's gradient is NaN")
+
+
+def test_a_state_at_rest_is_looked_for_once(monkeypatch: Any) -> None:
+    state, made = FakeState(), list[tuple[str, ...]]()
+    subject = subject_with(state)
+
+    def sweep(_: Any, __: Any, prepared: Any) -> None:
+        found = prepared.keywords["chosen"]
+        made.append(tuple(item.id for item in found))
+        if "changed-features" in made[-1]:
+            state.table += 1.0
+
+    monkeypatch.setattr(sweeps, "sweep_until_still", sweep)
+    known = {item.id: item for item in INTERVENTIONS}
+    resting = RestingStates(subject)
+    for chosen in (["changed-features"], ["smoothed-labels"], ["changed-features", "smoothed-labels"], ["batch-mean"]):
+        with resting.under([known[name] for name in chosen]):
+            pass
+    assert made == [("changed-features",), ("smoothed-labels",)]  # with both, it rests where the first one has it
+
+
 class Seen(nn.Module):
     """Keeps what it was given."""
 
@@ -265,13 +430,17 @@ def test_a_model_gets_its_batch_s_own_by_place_and_by_name() -> None:
         model(batch.x + 1, other, attributes)
         by_place = dict(model.given)
         model(x=batch.x + 1, edge_index=other, edge_attr=attributes, edge_weight=torch.ones(1))
-    for given in (by_place, model.given):
-        assert torch.equal(given["x"], batch.x)
-        assert torch.equal(given["edge_index"], batch.edge_index)
-        assert torch.equal(given["edge_attr"], batch.edge_attr)
-        assert given["edge_weight"] is None  # the batch has none
+        for given in (by_place, model.given):
+            assert torch.equal(given["x"], batch.x)
+            assert torch.equal(given["edge_index"], batch.edge_index)
+            assert torch.equal(given["edge_attr"], batch.edge_attr)
+            assert given["edge_weight"] is None  # the batch has none
+        for value in (model.given["x"], model.given["edge_index"], model.given["edge_attr"]):
+            value.zero_()  # a model may work in place
+    assert torch.equal(batch.x, by_place["x"])
+    assert torch.equal(batch.edge_index, by_place["edge_index"])
+    assert torch.equal(batch.edge_attr, by_place["edge_attr"])
     model(batch.x + 1, other, attributes)
-    assert given["x"] is not model.given["x"]
     assert model.given["edge_index"] is other
 
 

@@ -1,13 +1,14 @@
 """What a step gives to its model, beside what its batch has: features and edges are put right at the model's call.
 
 A step may change them on the way: it drops edges, adds self-loops, makes edges undirected, normalises or masks
-features. A hook of the model gives it the batch's own again.
+features. A hook of the model gives it copies of the batch's own again.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,18 +25,28 @@ _EDGE_VALUES = ("edge_weight", "edge_attr")
 def own_features(model: nn.Module, batch: Any) -> Iterator[None]:
     """Let a model get the batch's features, and what else the batch has of its rows by the name of an input.
 
-    It does where it is given others for the same rows.
+    It does where it is given others for the same rows, by themselves or within ``Data``.
     """
     if not isinstance(batch, Data):
         yield
         return
+    rows = int(batch.num_nodes or 0)
 
-    def own(value: Any, name: str) -> Any:
-        mine = batch.get(name, batch.x)
-        of_rows = _has_rows(value, int(batch.num_nodes or 0)) and name not in _EDGE_VALUES
-        return mine if of_rows and _alike(value, mine) and not value.requires_grad else value
+    def own_inputs(given: Mapping[str, Any]) -> dict[str, Any]:
+        changed = dict[str, Any]()
+        for name, value in given.items():
+            if isinstance(value, Data):
+                changed[name] = copy.copy(value)
+                changed[name].update(own_inputs(value.to_dict()))
+            elif name in batch and _may_stand_for(batch[name], value, name, rows):
+                changed[name] = batch[name].clone()
+        if "x" not in given:  # the features are the first input like them
+            for name, value in given.items():
+                if name not in batch and _may_stand_for(batch.x, value, name, rows):
+                    return {**changed, name: batch.x.clone()}
+        return changed
 
-    with _changed_inputs(model, lambda _: own):
+    with _changed_inputs(model, own_inputs):
         yield
 
 
@@ -54,42 +65,45 @@ def own_edges(model: nn.Module, batch: Any) -> Iterator[None]:
         return
     rows, optional = int(batch.num_nodes), _optional(model)
 
-    def own_input(given: dict[str, Any]) -> Callable[[Any, str], Any]:
-        edges = next((value for value in given.values() if _is_edges(value)), None)
-        if edges is None or not any(_has_rows(value, rows) for value in given.values()):
-            return lambda value, name: value
+    def own_inputs(given: Mapping[str, Any], optional: set[str] = optional) -> dict[str, Any]:
+        changed = dict[str, Any]()
+        for name, value in given.items():
+            if isinstance(value, Data):
+                changed[name] = copy.copy(value)
+                changed[name].update(own_inputs(value.to_dict(), {*_EDGE_VALUES}))
+        names = [name for name, value in given.items() if _is_edges(value)]
+        if not names or not any(_has_rows(value, rows) for value in given.values()):
+            return changed
+        edges = "edge_index" if "edge_index" in names else names[0]
+        count = given[edges].shape[1]
+        changed[edges] = index.clone()
+        for name, value in given.items():
+            if not _has_rows(value, count) or value.requires_grad or not value.is_floating_point():
+                continue
+            if name in _EDGE_VALUES or count != rows:
+                changed[name] = _of_edges(batch, value, name, optional)
+        return changed
 
-        def own(value: Any, name: str) -> Any:
-            if value is edges:
-                return index
-            of_edges = (
-                _has_rows(value, edges.shape[1])
-                and value.is_floating_point()
-                and (name in _EDGE_VALUES or value.shape[0] != rows)
-            )
-            return _of_edges(batch, value, name, optional) if of_edges and not value.requires_grad else value
-
-        return own
-
-    with _changed_inputs(model, own_input):
+    with _changed_inputs(model, own_inputs):
         yield
 
 
 def _of_edges(batch: Data, value: Tensor, name: str, optional: set[str]) -> Tensor | None:
     """Return the batch's weights or features of edges in place of those that a model is given."""
     for key in [name] if name in _EDGE_VALUES else _EDGE_VALUES:
-        mine: Tensor | None = batch.get(key, None)
-        if _alike(value, mine):
-            return mine
+        mine = batch.get(key, None)
+        if isinstance(mine, Tensor) and mine.dtype == value.dtype and mine.shape[1:] == value.shape[1:]:
+            return mine.clone()
     if name in optional:
         return None
     raise LookupError(f"the batch has no weights or features of edges for the model's {name}")
 
 
-def _alike(value: Any, mine: Any) -> bool:
-    """Whether one input may stand for another: rows of one shape, in one precision."""
-    both = isinstance(value, Tensor) and isinstance(mine, Tensor)
-    return both and value.dtype == mine.dtype and value.dim() > 0 and value.shape[1:] == mine.shape[1:]
+def _may_stand_for(mine: Any, value: Any, name: str, rows: int) -> bool:
+    """Whether a field of the batch may stand for an input: one row for each of the batch's, alike in all else."""
+    if name == "edge_index" or name in _EDGE_VALUES or not _has_rows(value, rows) or value.requires_grad:
+        return False
+    return isinstance(mine, Tensor) and mine.dtype == value.dtype and mine.shape == value.shape
 
 
 def _is_edges(value: Any) -> bool:
@@ -106,20 +120,16 @@ def _optional(model: nn.Module) -> set[str]:
 
 
 @contextmanager
-def _changed_inputs(
-    model: nn.Module, own_input: Callable[[dict[str, Any]], Callable[[Any, str], Any]]
-) -> Iterator[None]:
-    """Let a function of all inputs by name return what makes of each input what the model gets in its place."""
+def _changed_inputs(model: nn.Module, own_inputs: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Iterator[None]:
+    """Let a function of all inputs by name return those that the model gets in place of its own."""
     signature = inspect.signature(model.forward)
 
     def change(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         names = list(signature.bind_partial(*args).arguments) if args else []
         names += [f"*{place}" for place in range(len(names), len(args))]  # of *args
-        own = own_input({**dict(zip(names, args, strict=False)), **kwargs})
-        return (
-            tuple(own(value, name) for name, value in zip(names, args, strict=False)),
-            {name: own(value, name) for name, value in kwargs.items()},
-        )
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given |= own_inputs(given)
+        return tuple(given[name] for name in names[: len(args)]), {name: given[name] for name in kwargs}
 
     handle = model.register_forward_pre_hook(change, with_kwargs=True)
     try:
