@@ -279,8 +279,9 @@ class Subject:
 
     @contextmanager
     def state_put_back(self) -> Iterator[None]:
-        """Let sweeps change the state from which steps start, and put it back."""
+        """Let the state from which steps start be another one for a while; the first call is not repeated from it."""
         kept, again = self.kept, self._again
+        self._again = None
         try:
             yield
         finally:
