@@ -7,7 +7,7 @@ bias an intervention removes is measured, not derived: it names a cause because 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,192 +15,31 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
 from lmc_verify.audits.batches.inputs import own_edges, own_features
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
+from lmc_verify.audits.modes.forward import FrozenBatchNorm, NoDropout, PlainTargets
+from lmc_verify.audits.modes.losses import EvenMeans, LossCalls, rows_of_loss, rows_of_tensor
 from lmc_verify.audits.subject import Subject
 from lmc_verify.objective import evaluating
 from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
-from lmc_verify.steps.modes import MaskedBiases, StepMode
+from lmc_verify.steps.modes import MaskedBiases
 from lmc_verify.steps.runner import Reading
 
 __all__ = [
     "INTERVENTIONS",
     "Intervention",
-    "MirroredDropout",
     "labelled_nodes",
     "reading",
     "whole_graph_batch",
     "without_own_randomness",
 ]
 
-_DROPOUTS: frozenset[Any] = frozenset(
-    {
-        F.dropout,
-        F.dropout1d,
-        F.dropout2d,
-        F.dropout3d,
-        F.alpha_dropout,
-        F.feature_alpha_dropout,
-        torch.dropout,
-        torch.feature_dropout,
-        torch.alpha_dropout,
-        torch.dropout_,
-    }
-)
-_MEANS: frozenset[Any] = frozenset(
-    {
-        F.cross_entropy,
-        F.nll_loss,
-        F.binary_cross_entropy,
-        F.binary_cross_entropy_with_logits,
-        F.mse_loss,
-        F.l1_loss,
-        F.multi_margin_loss,
-        F.multilabel_soft_margin_loss,
-    }
-)
-"""Losses with ``reduction="mean"`` unless it is said otherwise."""
 MeansOf = Literal["alike", "places", "divided"]
-
-_OF_CLASSES: frozenset[Any] = frozenset({F.cross_entropy, F.nll_loss})
-
-
-class _NoDropout(StepMode):
-    """Every dropout returns its input."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DROPOUTS:
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
-
-
-class MirroredDropout(StepMode):
-    """Dropout that keeps where a uniform number is above p, or where its mirror image is: each is dropout by itself.
-
-    The mean of both has far less noise, because what is linear in the mask cancels.
-
-    Args:
-        mirrored: whether the numbers are taken as ``1 - u``.
-    """
-
-    def __init__(self, mirrored: bool) -> None:
-        super().__init__()
-        self._mirrored = mirrored
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-            p, value = float(given.get("p", 0.5)), given["input"]
-            if given.get("training", True) and 0 < p < 1 and not given.get("inplace", False):
-                u = torch.rand_like(value)
-                return value * ((1 - u if self._mirrored else u) >= p).to(value.dtype) / (1 - p)
-        return func(*args, **kwargs)
-
-
-class _LossCalls(StepMode):
-    """Records of how many rows every loss is a mean: what its sum is divided by.
-
-    Attributes:
-        rows: of each call; rows whose target is ignored do not count, and those of weighted classes count by weight.
-        means: rows of each tensor with a gradient whose mean over everything is taken.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[float] = []
-        self.means: list[float] = []
-
-    @property
-    def counted(self) -> list[float]:
-        """Rows of each loss; of each mean where there is none."""
-        return self.rows or self.means
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (rows := _rows_of_loss(func, args, kwargs)) is not None:
-            self.rows.append(rows)
-        elif (rows := _rows_of_tensor(func, args, kwargs)) is not None:
-            self.means.append(rows)
-        return func(*args, **kwargs)
-
-
-class _EvenMeans(StepMode):
-    """Every mean loss is the sum over its rows, divided by a number that does not depend on the batch.
-
-    Args:
-        divisors: of the losses in the order of their calls; the last one is that of all further ones, too.
-        rows_of: rows of a call; None where it takes no mean.
-    """
-
-    def __init__(self, divisors: Sequence[float], rows_of: Callable[..., float | None]) -> None:
-        super().__init__()
-        self._divisors, self._rows_of, self._calls = divisors, rows_of, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        rows, out = self._rows_of(func, args, kwargs), func(*args, **kwargs)
-        if rows is None:
-            return out
-        divisor = self._divisors[min(self._calls, len(self._divisors) - 1)]
-        self._calls += 1
-        return out * (rows / divisor)
-
-
-def _rows_of_loss(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
-    """Return over how many rows a call of a loss takes the mean; None where it takes none."""
-    given = args[0] if args else kwargs.get("input")
-    if func not in _MEANS or kwargs.get("reduction", "mean") != "mean":
-        return None
-    if not isinstance(given, Tensor) or not given.dim():
-        return None
-    return _divisor(given, args, kwargs) if func in _OF_CLASSES else given.shape[0]
-
-
-def _rows_of_tensor(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:
-    """Return the rows of a tensor with a gradient whose mean over everything a call takes; None where it does not."""
-    if func not in (Tensor.mean, torch.mean) or len(args) != 1 or kwargs:
-        return None
-    return args[0].shape[0] if args[0].requires_grad and args[0].dim() else None
-
-
-def _divisor(given: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """Return what a mean loss of class numbers is divided by: the sum of the weights of the targets that count."""
-    named = {**dict(zip(("input", "target", "weight", "size_average", "ignore_index"), args, strict=False)), **kwargs}
-    target, weight = named["target"], named.get("weight")
-    if target.is_floating_point() or target.shape != given.shape[:1]:
-        return float(given.shape[0])
-    counted = target[target != named.get("ignore_index", -100)]
-    return float(counted.numel() if weight is None else weight[counted].sum())
-
-
-class _PlainTargets(StepMode):
-    """Cross entropy without smoothed labels."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.cross_entropy and kwargs.get("label_smoothing"):
-            kwargs["label_smoothing"] = 0.0
-        return func(*args, **kwargs)
-
-
-class _FrozenBatchNorm(StepMode):
-    """Every batch norm uses its running statistics, and leaves them as they are."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.batch_norm:
-            names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            if given.get("running_mean") is not None:
-                given["training"] = False
-                return func(**given)
-        return func(*args, **kwargs)
+"""How the means that a step adds up come about, see `_even_means`."""
 
 
 @contextmanager
@@ -222,7 +61,7 @@ def _evaluation(subject: Subject) -> Iterator[None]:
 
 def without_own_randomness(subject: Subject) -> list[AbstractContextManager[Any]]:
     """Return contexts in which a step runs in evaluation mode and without dropout."""
-    return [_evaluation(subject), _NoDropout()]
+    return [_evaluation(subject), NoDropout()]
 
 
 @contextmanager
@@ -250,13 +89,13 @@ def rows_of_mean(subject: Subject, batch: Any) -> float | None:
     return rows[0] if len(set(rows)) == 1 else (0 if not rows else None)
 
 
-def _loss_calls(subject: Subject, batch: Any) -> _LossCalls:
-    calls = _LossCalls()
+def _loss_calls(subject: Subject, batch: Any) -> LossCalls:
+    calls = LossCalls()
     subject.step(batch, 1, [calls])
     return calls
 
 
-def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) -> _EvenMeans:
+def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) -> EvenMeans:
     """Let the means that a step adds up, over different numbers of rows, have divisors that batches share.
 
     Args:
@@ -274,18 +113,18 @@ def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) 
     key = tuple(item.id for item in changing)
     if key not in subject.mean_rows:
         subject.mean_rows[key] = [_loss_calls(subject, _changed(subject, batch, changing)) for batch in law.batches]
-    calls: list[_LossCalls] = subject.mean_rows[key]
+    calls: list[LossCalls] = subject.mean_rows[key]
     counted, numbers = [each.counted for each in calls], {len(each.counted) for each in calls}
     alike = len(numbers) == 1  # the step takes as many means for every batch
     if alike and all(len(set(rows)) <= 1 for rows in counted):
         raise LookupError("the step takes one mean for every batch")
     if 0 in numbers or not {"alike": True, "places": alike, "divided": not alike}[how]:
         raise LookupError("the number of means does not fit")
-    of = _rows_of_loss if any(each.rows for each in calls) else _rows_of_tensor
+    of = rows_of_loss if any(each.rows for each in calls) else rows_of_tensor
     if how == "places":
-        return _EvenMeans([_weighted_mean(law.probabilities, rows) for rows in zip(*counted, strict=True)], of)
+        return EvenMeans([_weighted_mean(law.probabilities, rows) for rows in zip(*counted, strict=True)], of)
     total = _weighted_mean(law.probabilities, [sum(rows) for rows in counted])
-    return _EvenMeans([total / _weighted_mean(law.probabilities, [len(rows) for rows in counted])], of)
+    return EvenMeans([total / _weighted_mean(law.probabilities, [len(rows) for rows in counted])], of)
 
 
 def _weighted_mean(weights: Sequence[float], values: Sequence[float]) -> float:
@@ -502,13 +341,13 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "dropout",
         "dropout is left on: the gradient is that of another, random model",
         "compare with dropout off (model.eval()), or take the objective's mean over dropout as the target",
-        context=lambda _: _NoDropout(),
+        context=lambda _: NoDropout(),
     ),
     Intervention(
         "batch-norm",
         "batch norm in training mode: the statistics are those of the batch, not those of the graph",
         "freeze batch norm (norm.eval()), or use a norm of single rows, such as LayerNorm",
-        context=lambda _: _FrozenBatchNorm(),
+        context=lambda _: FrozenBatchNorm(),
     ),
     Intervention(
         "training-mode",
@@ -571,7 +410,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "smoothed-labels",
         "smoothed labels: the step's cross entropy has label_smoothing, the objective's does not",
         "leave label_smoothing out, or state it in objective=lambda model, data: ...",
-        context=lambda _: _PlainTargets(),
+        context=lambda _: PlainTargets(),
     ),
     Intervention(
         "changed-features",

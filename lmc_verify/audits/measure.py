@@ -17,7 +17,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.law import Unit
-from lmc_verify.audits.interventions import Intervention, MirroredDropout
+from lmc_verify.audits.interventions import Intervention
+from lmc_verify.audits.modes.forward import MirroredDropout
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.seeds import torch_generator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma

@@ -59,9 +59,15 @@ def call_model(model: nn.Module, data: Any) -> Any:
     dictionary by edge type of ``HeteroData``; likewise ``x``.
 
     Raises:
-        InvalidInputError: it has an argument without a default that the data do not have.
+        InvalidInputError: it has an argument without a default that the data do not have, or no names of arguments.
     """
-    arguments = list(inspect.signature(unwrapped(model).forward).parameters.values())
+    try:
+        arguments = list(inspect.signature(unwrapped(model).forward).parameters.values())
+    except ValueError as error:
+        raise InvalidInputError(
+            f"the arguments of {type(model).__name__}'s forward() are not known (is the model scripted?); give "
+            "objective=lambda model, data: ..."
+        ) from error
     named = [item for item in arguments if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]
     if named and named[0].name in ("data", "batch", "graph") and named[0].kind is not named[0].KEYWORD_ONLY:
         return model(data)

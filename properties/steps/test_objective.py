@@ -152,6 +152,11 @@ def test_an_argument_that_the_data_do_not_have_is_named(
         call_model(Echo(forward), make())
 
 
+def test_a_model_whose_arguments_are_not_known_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"is the model scripted\?\); give objective="):
+        call_model(Echo(max), ring())  # Python does not know the arguments of its own max, either
+
+
 def test_a_field_of_the_data_that_no_model_is_given_is_not_called_missing() -> None:
     data = ring()
     data.n_id = torch.arange(data.num_nodes or 0)
