@@ -38,7 +38,16 @@ def test_what_a_loader_must_not_do_is_found(tmp_path: Path) -> None:
         (folder / "a").write_bytes(b"valid 1")
         return folder / "a"
 
-    results = list(fuzz.fuzz(fuzz.Target("broken", make, read), 0, mutants=20))
+    seen, kept = list[bytes](), tmp_path / "kept"
+
+    def looked_at(file: Path) -> None:
+        if kept.exists():  # not the valid file
+            seen.append(kept.read_bytes())
+            assert seen[-1] == file.read_bytes()
+        read(file)
+
+    results = list(fuzz.fuzz(fuzz.Target("broken", make, looked_at), 0, mutants=20, kept=kept))
+    assert len(seen) == 20
     assert len(results) == 20
     assert next(item.found for item in results if item is not None) == "KeyError: 'foreign'"
 

@@ -11,6 +11,7 @@ A mutant that gives another exception, takes more than five seconds or more memo
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.util
 import json
 import random
@@ -244,9 +245,12 @@ def fault(target: Target, file: Path, data: bytes) -> Fault | None:
 
 
 def fuzz(
-    target: Target, seed: int, *, mutants: int | None = None, seconds: float | None = None
+    target: Target, seed: int, *, mutants: int | None = None, seconds: float | None = None, kept: Path | None = None
 ) -> Iterator[Find | None]:
-    """Read mutants one after the other, and yield None for each that is read or refused, and a `Find` for others."""
+    """Read mutants one after the other, and yield None for each that is read or refused, and a `Find` for others.
+
+    Each is written to the file `kept`, where it is given, before it is read: it is there if the process ends with it.
+    """
     rng, number = random.Random(f"{target.name} {seed}"), 0
     with tempfile.TemporaryDirectory() as folder:
         file = target.make(Path(folder))
@@ -258,6 +262,8 @@ def fuzz(
             if rng.random() < 0.3:
                 data = mutant(data, rng)
             data = target.sign(data)
+            if kept is not None:
+                kept.write_bytes(data)
             found = fault(target, file, data)
             yield Find(target.name, number, found.words, data) if found else None
             number += 1
@@ -318,16 +324,21 @@ def main() -> int:
         return 1 if bad else 0
     if Path("/proc/self/statm").exists():
         limit_memory()
+    faulthandler.enable()  # where a loader takes the process with it
+    given.finds.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name in given.targets or TARGETS:
-        results = list(fuzz(TARGETS[name], given.seed, mutants=given.mutants, seconds=seconds))
+        kept = given.finds / f"{name}-{given.seed}-last"
+        results = list(fuzz(TARGETS[name], given.seed, mutants=given.mutants, seconds=seconds, kept=kept))
+        kept.unlink(missing_ok=True)
         finds = [item for item in results if item is not None]
         failed += len(finds)
         print(f"{name}: {len(results)} mutants, {len(finds)} finds", flush=True)
         for item in finds:
-            given.finds.mkdir(parents=True, exist_ok=True)
             (given.finds / f"{name}-{given.seed}-{item.number}").write_bytes(item.data)
             print(json.dumps({"mutant": item.number, "found": item.found[:300]}), flush=True)
+    if not any(given.finds.iterdir()):
+        given.finds.rmdir()
     return 1 if failed else 0
 
 

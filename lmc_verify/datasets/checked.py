@@ -7,6 +7,7 @@ and written where it points. What is looked at here comes first.
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import ssl
 import zipfile
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -65,10 +66,47 @@ _GLOBALS = {
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: that in C makes room for an entry's number, whatever it is
+    stack: list[Any]
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and may hold arrays and sparse matrices only")
         return super().find_class(module, name)
+
+    def load_build(self) -> None:
+        # numpy trusts what an array or a dtype is made of: a wrong one takes the process with it.
+        of, state = self.stack[-2:] if len(self.stack) > 1 else (None, None)
+        if (isinstance(of, np.dtype) and not _is_of_numbers(state)) or (
+            isinstance(of, np.ndarray) and not _is_of_array(state)
+        ):
+            raise pickle.UnpicklingError(
+                f"it holds a {type(of).__name__} of {state!r:.80}, arrays of numbers are needed"
+            )
+        super().load_build()  # type: ignore[misc]  # typeshed leaves it out
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
+
+def _is_of_numbers(state: Any) -> bool:
+    """Whether a state is that of a dtype of numbers: its version, the order of bytes, and neither fields nor flags."""
+    return (
+        isinstance(state, tuple)
+        and state[2:] == (None, None, None, -1, -1, 0)
+        and state[0] == 3
+        and state[1] in ("<", ">", "=", "|")
+    )
+
+
+def _is_of_array(state: Any) -> bool:
+    """Whether a state is that of an array of numbers: version, shape, dtype, order of axes, and as many bytes."""
+    if not isinstance(state, tuple) or len(state) != 5:
+        return False
+    _, shape, dtype, _, values = state
+    if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        return False
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf" or not isinstance(values, str | bytes):
+        return False
+    return len(values) == math.prod(shape) * dtype.itemsize
 
 
 def _load(file: Any, **options: Any) -> Any:
