@@ -32,6 +32,7 @@ from lmc_verify.steps.runner import Reading
 __all__ = [
     "INTERVENTIONS",
     "Intervention",
+    "changed_batch",
     "labelled_nodes",
     "reading",
     "whole_graph_batch",
@@ -112,7 +113,9 @@ def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) 
         raise LookupError("the batches of this law are drawn, their mean number of rows is not known")
     key = tuple(item.id for item in changing)
     if key not in subject.mean_rows:
-        subject.mean_rows[key] = [_loss_calls(subject, _changed(subject, batch, changing)) for batch in law.batches]
+        subject.mean_rows[key] = [
+            _loss_calls(subject, changed_batch(subject, batch, changing)) for batch in law.batches
+        ]
     calls: list[LossCalls] = subject.mean_rows[key]
     counted, numbers = [each.counted for each in calls], {len(each.counted) for each in calls}
     alike = len(numbers) == 1  # the step takes as many means for every batch
@@ -129,13 +132,6 @@ def _even_means(how: MeansOf, subject: Subject, chosen: Sequence[Intervention]) 
 
 def _weighted_mean(weights: Sequence[float], values: Sequence[float]) -> float:
     return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
-
-
-def _changed(subject: Subject, batch: Any, changing: Sequence[Intervention]) -> Any:
-    for item in changing:
-        assert item.batch is not None
-        batch = item.batch(subject, batch)
-    return batch
 
 
 def number_of_means(subject: Subject, batch: Any) -> int:
@@ -328,6 +324,14 @@ class Intervention:
     def changes_the_run(self) -> bool:
         """Whether the step runs in another way, so that what it draws for itself may go."""
         return self.context is not None or self.within is not None or self.among is not None
+
+
+def changed_batch(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> Any:
+    """Return a batch as interventions change it, one after the other."""
+    for item in chosen:
+        if item.batch is not None:
+            batch = item.batch(subject, batch)
+    return batch
 
 
 _SUMS_OF_MEANS: tuple[tuple[str, MeansOf], ...] = (

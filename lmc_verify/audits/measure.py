@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.law import Unit
-from lmc_verify.audits.interventions import Intervention
+from lmc_verify.audits.interventions import Intervention, changed_batch
 from lmc_verify.audits.modes.forward import MirroredDropout
 from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
 from lmc_verify.seeds import torch_generator
@@ -84,11 +84,8 @@ class Measured:
 
 def prepared(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> tuple[Any, list[Any]]:
     """Return a batch as interventions change it, and the contexts that the step runs in."""
-    changed = batch
     with subject.law.loading.timed():
-        for item in chosen:
-            if item.batch is not None:
-                changed = item.batch(subject, changed)
+        changed = changed_batch(subject, batch, chosen)
     contexts = [item.context(subject) for item in chosen if item.context is not None]
     contexts += [item.within(subject, changed) for item in chosen if item.within is not None]
     return changed, contexts + [item.among(subject, chosen) for item in chosen if item.among is not None]
@@ -138,10 +135,8 @@ def counts_of(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> l
     """
     key = (id(batch), *(item.id for item in chosen))
     if key not in subject.counts:
-        changed = batch
-        for item in chosen:
-            if item.batch is not None and item.id in ("halo-rows-in-loss", "changed-labels"):
-                changed = item.batch(subject, changed)
+        relabelling = [item for item in chosen if item.id in ("halo-rows-in-loss", "changed-labels")]
+        changed = changed_batch(subject, batch, relabelling)
         try:
             counts = [item.count(subject, batch if item.of_draw else changed) for item in chosen if item.count]
         except Exception as error:
