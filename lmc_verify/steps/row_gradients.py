@@ -217,20 +217,22 @@ def detached_rows(calls: Sequence[nn.Module], keep: Tensor, *, at_inputs: bool =
     """
     made = 0
 
-    def cut(value: Any, spared: int) -> Any:
+    def is_call(place: int) -> bool:
+        """Count a call, and return whether it is the one of a forward pass at some place."""
         nonlocal made
         made += 1
-        if (made - 1) % len(calls) == spared:
-            return value
+        return (made - 1) % len(calls) == place
+
+    def cut(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.shape[:1] != keep.shape or not value.requires_grad:
             return value
         return torch.where(keep.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), value, value.detach())
 
     def before(_module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (cut(given[0], 0), *given[1:]) if given else given
+        return given if is_call(0) or not given else (cut(given[0]), *given[1:])
 
     def after(_module: nn.Module, _given: Any, out: Any) -> Any:
-        return cut(out, len(calls) - 1)
+        return out if is_call(len(calls) - 1) else cut(out)
 
     modules = list(dict.fromkeys(calls))
     if at_inputs:

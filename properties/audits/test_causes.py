@@ -205,14 +205,14 @@ def test_a_dropped_halo_is_named_wherever_the_history_stands(own: bool, norm_bef
 
 
 class Shared(nn.Module):
-    """One convolution that is called twice, and GAS with exact histories between the calls."""
+    """One convolution that is called twice, first by keywords, and GAS with exact histories between the calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.conv, self.head = nn.Linear(8, 6), SAGEConv(6, 6), nn.Linear(6, 4)
 
     def forward(self, x: Tensor, edge_index: Tensor, own: Tensor | None = None) -> Tensor:
-        h = self.conv(self.encoder(x), edge_index).relu()
+        h = self.conv(x=self.encoder(x), edge_index=edge_index).relu()
         h = h if own is None else torch.where(own[:, None], h, h.detach())
         return self.head(self.conv(h, edge_index))
 
