@@ -269,12 +269,18 @@ def _copy(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
         id(value): value.detach().clone() for value in Snapshot(model).tensors.values() if not value.is_leaf
     }
     try:
-        return copy.deepcopy(model, memo), memo
+        # Parameters of scripted modules are copied by an operation: with autograd, gradients would go to the caller's.
+        with torch.no_grad():
+            copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise InvalidInputError(
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}; the step runs on a copy. Keep "
             "locks, files and processes out of the module, or give it a __deepcopy__"
         ) from error
+    trained = {name: value.requires_grad for name, value in model.named_parameters()}
+    for name, parameter in copied.named_parameters():
+        parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+    return copied, memo
 
 
 def _require_apart(state: KeptState, copied: Mapping[int, Any]) -> None:

@@ -333,6 +333,25 @@ def test_a_compiled_model_is_run_without_its_compiler() -> None:
     assert "state.emb" in StepRunner(compiled, plain_step, state=compiled).state.tensors()
 
 
+def test_scripted_modules_are_copied_with_parameters_of_their_own() -> None:
+    """PyTorch copies them by an operation with a history, so that gradients of a copy would go to the caller's."""
+    plain = built(lambda: nn.Sequential(nn.Linear(WIDTH, 2), nn.Tanh(), nn.Linear(2, 1)))
+    plain[0].bias.requires_grad_(False)
+
+    def step(copied: nn.Module, batch: Data) -> None:
+        copied(batch.x).sum().backward()
+
+    found = []
+    for given in (plain, torch.jit.script(plain), nn.Sequential(*map(torch.jit.script, plain))):
+        runner = StepRunner(given, step)
+        found.append(runner.run(ring(), None))
+        assert runner.names == ["0.weight", "2.weight", "2.bias"]
+        assert all(value.is_leaf for value in runner.model.parameters())
+        assert all(value.grad is None and value.dtype is torch.float32 for value in given.parameters())
+    for other in found[1:]:
+        assert_equal(other, found[0])
+
+
 def test_hooks_and_lambdas_come_along() -> None:
     given = model()
     given.act = lambda x: 2 * x
