@@ -307,6 +307,8 @@ class Intervention:
         count: a number of a batch; its gradient is weighted by that number over the mean number.
         of_draw: whether the count is of the batch as it was drawn, whatever other interventions make of it.
         parts: ids of interventions that this one does, too, and that are causes of their own.
+        beside: id of the intervention beside which this one may change something, though not by itself: the other one's
+            defect does the same again, or covers it.
     """
 
     id: str
@@ -319,6 +321,7 @@ class Intervention:
     count: Callable[[Subject, Any], float | None] | None = None
     of_draw: bool = False
     parts: tuple[str, ...] = ()
+    beside: str | None = None
 
     @property
     def changes_the_run(self) -> bool:
@@ -422,6 +425,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "take a batch's features from the graph; normalise over the whole graph, or apply the same noise and masks in "
         "objective=",
         batch=partial(_with_graph_rows, with_graph_features),
+        beside="changed-features/step",
     ),
     Intervention(
         "changed-labels",
@@ -436,6 +440,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "weights",
         "take a batch's edges, with their weights, from the graph, and add self-loops once",
         batch=_with_graph_edges,
+        beside="changed-edges/step",
     ),
     Intervention(
         "halo-rows-in-loss",
@@ -467,6 +472,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "noise), or other ids of rows",
         "give the model the batch's features as they are, or apply the same change in objective=",
         within=lambda subject, batch: own_features(subject.model, batch),
+        beside="changed-features",
     ),
     Intervention(
         "changed-edges/step",
@@ -474,6 +480,7 @@ INTERVENTIONS: tuple[Intervention, ...] = (
         "weights of theirs",
         "give the model the batch's edges as they are, or apply the same change in objective=",
         within=lambda subject, batch: own_edges(subject.model, batch),
+        beside="changed-edges",
     ),
     Intervention(
         "changed-gradients",

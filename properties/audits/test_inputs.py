@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from common.step_cases import built, few_hops
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 from torch_geometric.nn import GCNConv, SAGEConv
-from torch_geometric.utils import add_self_loops, dropout_edge
+from torch_geometric.utils import add_remaining_self_loops, add_self_loops, dropout_edge
 
 import lmc_verify as lv
 from lmc_verify.audits import sweeps
@@ -133,6 +134,34 @@ def test_numbers_of_rows_in_place_of_the_ids_of_nodes_are_named(local: bool) -> 
 
     audit = audited(step, model=Embedded(), objective=objective)
     assert explained(audit) == ["changed-features"] if local else audit.outcome is lv.Outcome.EXACT
+
+
+def _normalised(batch: Any) -> Tensor:
+    return batch.x / batch.x.abs().sum(1, keepdim=True)
+
+
+TWICE: dict[str, tuple[str, Callable[[Any], Tensor], Callable[[Any], Tensor]]] = {
+    "edges as before": (
+        "edge_index",
+        lambda batch: add_remaining_self_loops(batch.edge_index, num_nodes=batch.num_nodes)[0],
+        lambda batch: add_remaining_self_loops(batch.edge_index, num_nodes=batch.num_nodes)[0],
+    ),
+    "features as before": ("x", _normalised, _normalised),
+    "features, and what they were is covered": ("x", lambda batch: 2 * batch.x, _normalised),
+}
+
+
+@pytest.mark.parametrize("change", slow_but(["features, and what they were is covered"], TWICE))
+def test_what_a_loader_and_a_step_both_change_is_named_for_both(change: str) -> None:
+    """Put right in one place alone the loader's makes no difference: the step does it again."""
+    name, by_loader, by_step = TWICE[change]
+    data, batches = few_hops(2)
+    for batch in batches:
+        batch[name] = by_loader(batch)
+    audit = lv.audit(Net(), data, batches, sent(**{name: by_step}))
+    assert explained(audit) == [{"x": "changed-features", "edge_index": "changed-edges"}[name]] * 2
+    (of_batches,) = [cause for cause in audit.causes if cause.explains and "a batch" in cause.words]
+    assert of_batches.removes == pytest.approx(0, abs=1e-9)
 
 
 def test_edges_and_features_that_are_both_changed_are_both_named() -> None:

@@ -85,7 +85,7 @@ class _Effective:
                     continue
                 counted.append(counts)
                 yield self._named(item)
-            elif self._changes_something(item):
+            elif self._changes_something(item, item.parts) or self._changes_something_beside(item):
                 yield self._named(item)
 
     def _counts(self, item: Intervention) -> list[float | None]:
@@ -107,17 +107,31 @@ class _Effective:
             for rows, labelled in (("node-mean", "batch-mean/seeds"), ("node-mean/rows", "batch-mean/labelled"))
         )
 
-    def _changes_something(self, item: Intervention) -> bool:
-        """Whether an intervention changes a gradient, beside what its parts do."""
-        parts = [other for other in self._interventions if other.id in item.parts]
+    def _changes_something_beside(self, item: Intervention) -> bool:
+        """Whether an intervention changes a gradient beside the one that it has to be beside, if that changes batches.
+
+        A loader and a step may do the same, such as to add self-loops: neither is missed where the other one is left.
+        """
+        other = next((other for other in self._interventions if other.id == item.beside), None)
+        if other is None or not any(
+            one.batch is not None and one.batch(self._subject, batch) is not batch
+            for one in (item, other)
+            for batch, _ in self._pairs[:EFFECT_BATCHES]
+        ):
+            return False
+        return self._changes_something(item, (other.id,))
+
+    def _changes_something(self, item: Intervention, beside: Sequence[str]) -> bool:
+        """Whether an intervention changes a gradient, beside what others do."""
+        others = [other for other in self._interventions if other.id in beside]
         for index, (batch, _) in enumerate(self._pairs[:EFFECT_BATCHES]):
             if item.batch is not None and item.batch(self._subject, batch) is batch:
                 continue
-            key = (index, *item.parts)
+            key = (index, *beside)
             try:
                 if key not in self._plain:
-                    self._plain[key] = treated(self._subject, batch, 1, parts)
-                plain, other = self._plain[key], treated(self._subject, batch, 1, [*parts, item])
+                    self._plain[key] = treated(self._subject, batch, 1, others)
+                plain, other = self._plain[key], treated(self._subject, batch, 1, [*others, item])
             except InapplicableError:
                 return False
             if norm(added(plain, other, -1.0)) > SAME * norm(plain):
