@@ -7,6 +7,7 @@ nothing for itself, else from draws.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -284,22 +285,25 @@ class _Auditor:
         """Say where a step's own randomness comes from, and use that dropout's masks can be mirrored."""
         subject = self.subject
         batch = subject.law.first(1, subject.seed)[0]
-        for item in INTERVENTIONS:
-            if not item.changes_the_run or is_random(subject, batch, [item]):
+        runs = [item for item in INTERVENTIONS if item.changes_the_run]
+        for chosen in itertools.chain(itertools.combinations(runs, 1), itertools.combinations(runs, 2)):
+            if is_random(subject, batch, chosen):
                 continue
-            subject.mirrored = item.id == "dropout" and can_mirror(subject, batch)
-            name = item.id.split("/")[0]
-            self.notes.append(f"the step draws for itself ({name}), so that its mean is known from draws only")
+            names = [item.id.split("/")[0] for item in chosen]
+            subject.mirrored = names == ["dropout"] and can_mirror(subject, batch)
+            self.notes.append(
+                f"the step draws for itself ({' and '.join(names)}), so that its mean is known from draws only"
+            )
             if subject.law.batches is not None:
                 try:
-                    without = decide_exact(subject.exact, mean_gradient(subject, [item]))
+                    without = decide_exact(subject.exact, mean_gradient(subject, chosen))
                 except InapplicableError:
                     return
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
             return
         self.notes.append(
-            "the step draws for itself (by none of dropout, training mode and its model's inputs alone): its mean is "
-            "known from draws only"
+            "the step draws for itself (by none of dropout, training mode and its model's inputs, nor by two of them): "
+            "its mean is known from draws only"
         )
 
     def _control(self, random: bool) -> Control:

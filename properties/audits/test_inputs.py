@@ -175,7 +175,10 @@ RANDOM = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "name"), RANDOM)
+BOTH = ({key: change for changes, _ in RANDOM for key, change in changes.items()}, "changed-features and changed-edges")
+
+
+@pytest.mark.parametrize(("changes", "name"), [*RANDOM, BOTH])
 def test_what_a_step_draws_for_its_model_is_said(changes: Any, name: str) -> None:
     audit = audited(sent(**changes), draws=20, causes=False)
     assert any(f"draws for itself ({name})" in note for note in audit.notes)
