@@ -54,7 +54,7 @@ INNER: dict[str, tuple[tuple[str, ...], ...]] = {
     "graphs": (("*",), ("mapped",), ("__init__",)),
     "objective": (("*",), ("streamed", "distributed"), ("__init__",)),
     "audits": (("batches", "modes", "watching"), ("*",), ("causes",), ("auditor",), ("__init__",)),
-    "claims": (("*",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
+    "claims": (("*",), ("sampled",), ("theorems", "consequences", "samplers"), ("registry",), ("__init__",)),
     "runs": (("shards",), ("*",), ("damage", "merging"), ("__init__",)),
     "workers": (("*",), ("engines",)),
     "report": (("model",), ("answers",), ("figures",), ("formats",), ("writing",), ("comparison",), ("__init__",)),

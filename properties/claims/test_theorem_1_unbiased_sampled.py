@@ -30,6 +30,8 @@ from lmc_verify.claims import Outcome, Verdict, coverage
 from lmc_verify.claims.coverage import UNSEEN, Coverage
 from lmc_verify.claims.enumerated import compare_mean, enumerate_estimator
 from lmc_verify.claims.residuals import norm_by_layer
+from lmc_verify.claims.sampled import differences, ranges
+from lmc_verify.claims.sampled.differences import SAMPLE_FOR_POWER
 from lmc_verify.claims.theorems import theorem_1_unbiased_sampled as module
 from lmc_verify.claims.theorems.theorem_1_unbiased import UNBIASED
 from lmc_verify.claims.theorems.theorem_1_unbiased_sampled import UNBIASED_SAMPLED
@@ -139,15 +141,22 @@ SHIFTS = {
 SEEDS = 60
 
 
+def too_many_to_look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a design count as too large to be enumerated."""
+    for place in (differences, ranges, module):
+        monkeypatch.setattr(place, "MAX_SUPPORT", 0)
+
+
 def many(case: Case, monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[Verdict]:
     """Check a case with many seeds; ranges and differences, which do not depend on them, are computed once."""
     with monkeypatch.context() as patch:
-        proven, rounding = module._proven_range(case), module._rounding(case, module._proven_range(case).bounds or {})
-        difference = module._difference_of(case)
+        difference = module.difference_of(case)
+        proven = module.proven_range(case, difference)
+        rounding = module.rounding_of(case, proven.bounds or {})
         table = {batch.clusters: difference(batch) for batch, _ in case.design.enumerate()}
-        patch.setattr(module, "_proven_range", lambda _: proven)
-        patch.setattr(module, "_rounding", lambda *_: rounding)
-        patch.setattr(module, "_difference_of", lambda _: lambda batch: table[batch.clusters])
+        patch.setattr(module, "proven_range", lambda *_: proven)
+        patch.setattr(module, "rounding_of", lambda *_: rounding)
+        patch.setattr(module, "difference_of", lambda _: lambda batch: table[batch.clusters])
         return [check(case, replicate=replicate, **values) for replicate in range(SEEDS)]
 
 
@@ -310,7 +319,7 @@ def test_gas_is_refuted_within_the_draws_that_are_promised(monkeypatch: pytest.M
     promised = draws_to_detect(
         bias["layer 1"] / found.layers["layer 1"], min(deviation, spread), 0.005, spread=spread, blocks=active
     )
-    monkeypatch.setattr(module, "MAX_SUPPORT", 0)  # with replacement
+    too_many_to_look_at_all(monkeypatch)  # with replacement
     runs = [check(case, alpha=0.01, draws=promised, delta=1e-6, replicate=k) for k in range(10)]
     assert sum(run.outcome is Outcome.REFUTED for run in runs) >= 7
     assert all(run.draws is not None and run.draws <= promised for run in runs)
@@ -355,7 +364,7 @@ def test_without_a_proven_range_nothing_is_decided_where_an_asymptotic_guarantee
     assert verdict.summary.startswith("asymptotic, so nothing is decided")
     assert verdict.alpha_spent == 0
     assert verdict.log_e_value is None
-    assert verdict.draws == module.SAMPLE_FOR_POWER
+    assert verdict.draws == SAMPLE_FOR_POWER
     assert next(item for item in verdict.assumptions if item.id == "proven-range").holds is False
     mean, error = (item.value for item in verdict.evidence)
     assert 0.5 < mean < 1.1  # half of the estimate, and what GAS loses, is missing
@@ -430,10 +439,10 @@ def test_a_loop_of_lmc_is_supported_once_a_share_of_other_batches_is_excluded() 
 def test_asymptotic_false_alarms_are_as_rare_as_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Differences without a mean, in 30 runs of 400 draws each at a level of 0.4, half of it for a refutation."""
     case = assemble_case(small(40), singletons(40), Shifted(SHIFTS["all different"]))
-    monkeypatch.setattr(module, "_proven_range", lambda _: module._Range(None, "none"))
-    difference = module._difference_of(case)
+    monkeypatch.setattr(module, "proven_range", lambda *_: module.DifferenceRange(None, "none"))
+    difference = module.difference_of(case)
     table = {batch.clusters: difference(batch) for batch, _ in case.design.enumerate()}
-    monkeypatch.setattr(module, "_difference_of", lambda _: lambda batch: table[batch.clusters])
+    monkeypatch.setattr(module, "difference_of", lambda _: lambda batch: table[batch.clusters])
     found = [check(case, alpha=0.4, draws=400, delta=1e-9, replicate=k) for k in range(30)]
     assert sum(verdict.outcome is Outcome.REFUTED for verdict in found) <= 6
     assert {verdict.guarantee for verdict in found} == {"asymptotic"}
@@ -463,12 +472,12 @@ def halved(case: Case) -> RangeBound:
 @pytest.mark.slow
 def test_a_range_of_the_policies_that_is_broken_gives_way_to_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     case = karate({"name": "gas"})
-    monkeypatch.setattr(module, "look_at_all", lambda *_: False)
-    monkeypatch.setattr(module, "range_bound", lambda *_, **__: halved(case))
+    monkeypatch.setattr(ranges, "look_at_all", lambda *_: False)
+    monkeypatch.setattr(ranges, "range_bound", lambda *_, **__: halved(case))
     verdict = check(case, delta=1e-6)
     assert verdict.outcome is Outcome.REFUTED, verdict.summary
     assert "enumerated maximum" in next(item for item in verdict.assumptions if item.id == "proven-range").detail
-    monkeypatch.setattr(module, "MAX_SUPPORT", 0)  # too many batches to look at all
+    too_many_to_look_at_all(monkeypatch)
     verdict = check(case, delta=1e-6, guarantee="anytime-valid")
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "no proven range: for the batch [" in verdict.summary
@@ -480,7 +489,9 @@ def test_a_range_of_the_policies_that_is_broken_gives_way_to_what_is_measured(mo
 
 def test_an_enumerated_maximum_that_is_broken_is_a_broken_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     case, found = karate({"name": "gas"}), halved(karate({"name": "gas"}))
-    monkeypatch.setattr(module, "_proven_range", lambda _: module._Range(found.layers, "halved", everything=True))
+    monkeypatch.setattr(
+        module, "proven_range", lambda *_: module.DifferenceRange(found.layers, "halved", everything=True)
+    )
     with pytest.raises(ContractError, match="the estimate has changed since, or the design draws batches"):
         check(case, delta=1e-6)
 
@@ -585,8 +596,8 @@ def test_what_share_of_batches_may_leave_the_range(population: int | None) -> No
 
 def test_the_summary_of_a_census_says_that_every_batch_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     case = assemble_case(small(40), singletons(40), Shifted(SHIFTS["half up, half down"]))
-    proven = dataclasses.replace(module._proven_range(case), everything=False)
-    monkeypatch.setattr(module, "_proven_range", lambda _: proven)
+    proven = dataclasses.replace(module.proven_range(case, module.difference_of(case)), everything=False)
+    monkeypatch.setattr(module, "proven_range", lambda *_: proven)
     verdict = check(case, alpha=0.4, delta=1e-9, draws=40)
     assert (verdict.outcome, verdict.draws) == (Outcome.SUPPORTED, 40), verdict.summary
     assert verdict.summary.endswith("; every batch was looked at")
@@ -594,13 +605,13 @@ def test_the_summary_of_a_census_says_that_every_batch_was_looked_at(monkeypatch
 
 
 def test_rounding_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, plain = [], module._rounding
+    found, plain = [], module.rounding_of
 
     def counted(*given: Any) -> Any:
         found.append(given)
         return plain(*given)
 
-    monkeypatch.setattr(module, "_rounding", counted)
+    monkeypatch.setattr(module, "rounding_of", counted)
     assert check(karate({"name": "lmc"})).outcome is Outcome.SUPPORTED
     assert len(found) == 1
 

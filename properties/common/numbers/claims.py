@@ -46,8 +46,8 @@ THRESHOLDS: dict[str, Any] = {
     "lmc_verify.claims.theorems.theorem_2_contraction:MOST_STATES": 1_000,
     "lmc_verify.claims.theorems.theorem_2_contraction:MOST_ESTIMATES": 4_000,
     "lmc_verify.claims.coverage:UNSEEN": 0.005,
-    "lmc_verify.claims.theorems.theorem_1_unbiased_sampled:EQUIPROBABLE": 1e-12,
-    "lmc_verify.claims.theorems.theorem_1_unbiased_sampled:SMALLEST": 1e-140,
+    "lmc_verify.claims.sampled.differences:EQUIPROBABLE": 1e-12,
+    "lmc_verify.claims.sampled.differences:SMALLEST": 1e-140,
     # The exponents of Theorems 2 and 3, and of E4 and E5.
     "lmc_verify.claims.consequences.e4_floor_linear_in_beta:SLOPE": 1.0,
     "lmc_verify.claims.consequences.e4_floor_linear_in_beta:LINEAR": 0.2,
