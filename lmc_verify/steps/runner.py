@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from lmc_verify.steps.full_precision import default_dtype
 from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.hooks import Accumulated, accumulated, carried_hooks, without_backward_hooks
 from lmc_verify.steps.objective import unwrapped
-from lmc_verify.steps.original import require_initialised
+from lmc_verify.steps.original import UntouchedGradients, require_initialised
 from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
@@ -96,6 +96,7 @@ class StepRunner:
         self.step, self.dtype, self._takes_data = step, dtype, takes_data(step)
         self._original = unwrapped(model)
         require_initialised(self._original)
+        self._untouched = UntouchedGradients(self._original)
         self.model, copied = _copy(self._original)
         self.model.to(dtype)
         cast_tensors(list(Snapshot(self.model).tensors.values()), dtype)  # plain attributes, which .to() leaves out
@@ -147,11 +148,11 @@ class StepRunner:
         self.state.seed(seed)
         try:
             with (
-                self._original_without_gradients(),
                 forked_generators(seed, "step"),
                 torch.enable_grad(),
                 default_dtype(self.dtype),
                 self._hooks(),
+                self._untouched.watched(self.model),
                 accumulated({} if self.reading == "left" else parameters, kept) as behind_backward,
             ):
                 returned = self.step(*arguments)
@@ -180,29 +181,6 @@ class StepRunner:
         if self.reading == "given":
             return behind.given if behind.moved else {}
         return behind.last
-
-    @contextmanager
-    def _original_without_gradients(self) -> Iterator[None]:
-        """Take the gradients of the caller's model away, and put them back; a step that leaves some reads that model.
-
-        Without gradients, an optimiser of the caller's changes nothing either.
-        """
-        parameters = dict(self._original.named_parameters())
-        given = {name: value.grad for name, value in parameters.items()}
-        for value in parameters.values():
-            value.grad = None
-        try:
-            yield
-            touched = [name for name, value in parameters.items() if value.grad is not None]
-            if touched:
-                raise ContractError(
-                    f"step changes the caller's own model (it leaves gradients of {', '.join(touched[:3])}): it closes "
-                    "over that model, or a module does, such as by a lambda of self, and does not use the one that it "
-                    "is given; use step's first argument, for its optimiser, too"
-                )
-        finally:
-            for name, value in parameters.items():
-                value.grad = given[name]
 
     def _returned(self, returned: Any) -> dict[str, Tensor | None] | None:
         """Return gradients that the step returned by name or in order; None where it returned none."""

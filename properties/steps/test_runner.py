@@ -513,6 +513,87 @@ def test_an_optimiser_of_the_caller_s_changes_nothing() -> None:
     assert all(value.grad is grad for value, grad in zip(given.parameters(), grads, strict=True))
 
 
+def half(given: nn.Module) -> None:
+    for value in given.parameters():
+        if value.grad is not None:
+            value.grad.mul_(0.5)
+
+
+def scaled_step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss).backward()
+    scaler.step(optimiser)
+
+
+USED: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer, nn.Module, Data], Any], str]] = {
+    "clipped": (
+        lambda given, _, copied, data: (
+            plain_step(copied, data),
+            nn.utils.clip_grad_norm_(given.parameters(), 0.05),
+        ),
+        "leaves gradients of .*, or changes those that are there",
+    ),
+    "masked behind zero_grad": (
+        lambda given, optimiser, copied, data: (optimiser.zero_grad(), plain_step(copied, data), half(given)),
+        "or changes those that are there",
+    ),
+    "unscaled": (
+        lambda given, optimiser, copied, data: (
+            optimiser.zero_grad(),
+            scaled_step(optimiser, training_loss(copied, data)),
+        ),
+        "or changes those that are there",
+    ),
+    "taken away between two passes": (
+        lambda given, optimiser, copied, data: [
+            (optimiser.zero_grad(), plain_step(copied, data), optimiser.step()) for _ in range(2)
+        ],
+        "takes the gradients of .* away there between two backward passes, which those of the copy add up",
+    ),
+    "set to zero between two passes": (
+        lambda given, _, copied, data: [
+            (given.zero_grad(set_to_none=False), plain_step(copied, data)) for _ in range(2)
+        ],
+        "between two backward passes",
+    ),
+    "put into another mode": (
+        lambda given, _, copied, data: (given.eval(), plain_step(copied, data)),
+        "sets the training mode of it, convs, convs.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", USED)
+def test_a_step_that_uses_the_caller_s_model_beside_its_own_is_named(how: str) -> None:
+    """What it does there it would do to the gradients, or modes, of the model that is trained."""
+    given, (use, words) = model(), USED[how]
+    optimiser = torch.optim.SGD(given.parameters(), lr=1.0, weight_decay=0.1)
+    before = bits(given)
+    with pytest.raises(ContractError, match=words):
+        StepRunner(given, lambda copied, data: use(given, optimiser, copied, data)).run(ring(), None)
+    assert_equal(bits(given), before)
+
+
+def test_gradients_of_the_caller_s_model_may_be_taken_away_before_and_behind() -> None:
+    given = model()
+    optimiser = torch.optim.Adam(given.parameters(), weight_decay=0.1)
+
+    def step(copied: nn.Module, data: Data) -> None:
+        optimiser.zero_grad(set_to_none=False)
+        (training_loss(copied, data) / 2).backward()
+        (training_loss(copied, data) / 2).backward()
+        optimiser.step()
+        given.zero_grad()
+
+    before = bits(given)
+    runner = StepRunner(given, step)
+    for _ in range(2):
+        found = runner.run(ring(), None)
+        assert all(torch.allclose(found[name], value) for name, value in reference(ring()).items())
+    assert_equal(bits(given), before)
+    assert not optimiser.state, "it found no gradients"
+
+
 def test_frozen_parameters_that_the_step_trains_are_put_back() -> None:
     given = model()
     given.norm.weight.requires_grad_(False)
