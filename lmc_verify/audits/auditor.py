@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ SINGLE = 1e-5
 
 STALE = "stale-histories"
 """The cause that what a step keeps was not at rest when it was given."""
+
+SETTLED = 0.01
+"""Relative change of the bias in a sweep from which on it says nothing while the state still changes."""
 
 CAUSE_UNITS = 32
 """Draws on which causes are compared, where batches are drawn."""
@@ -203,6 +207,7 @@ class _Auditor:
         self._drawn: list[Unit] | None = None
         self._chosen: Control | None = None
         self._rests = False  # whether the state has come to rest
+        self._unsettled = ""  # why a bias says nothing: the state moves on, and the bias with it
         self.notes: list[str] = []
         self.series: list[Series] = []
 
@@ -217,6 +222,12 @@ class _Auditor:
         if not subject.runner.state.empty:
             self._bring_to_rest(found.random)
         decision = self._decided(found.random)
+        if self._unsettled and decision.outcome is Outcome.REFUTED:
+            decision = replace(
+                decision,
+                outcome=Outcome.INCONCLUSIVE,
+                summary=f"a bias of {percent(decision.bias)} of the gradient's norm decides nothing: {self._unsettled}",
+            )
         explanation = Explanation()
         if self.causes and decision.outcome is Outcome.REFUTED:
             explanation = self._explained(found.random)
@@ -389,8 +400,8 @@ class _Auditor:
             if enumerated:
                 curve.append(norm(mean_gradient(subject).bias) / norm(subject.exact))
 
-        made, still = sweep_until_still(subject, look, self.sweeps)
-        self._rests = still and self.sweeps is None
+        sweeps = sweep_until_still(subject, look, self.sweeps)
+        self._rests = sweeps.still and self.sweeps is None
         if curve:
             self.series.append(
                 Series(
@@ -407,12 +418,15 @@ class _Auditor:
                 "bias by sweeps at frozen parameters, from the state that was given: "
                 + ", ".join(f"{value:.2g}" for value in curve)
             )
-        if self.sweeps is None:
-            self.notes.append(
-                f"the state came to rest after {made - 1} sweeps, and is judged there"
-                if still
-                else f"the state still changes after {made} sweeps, and is judged as it is then"
-            )
+        if self.sweeps is not None:
+            return
+        if sweeps.still:
+            self.notes.append(f"the state came to rest after {sweeps.made - 1} sweeps, and is judged there")
+            return
+        longer = "" if sweeps.expected is None else f"; sweeps={sweeps.expected} would bring it to rest at this pace"
+        self.notes.append(f"the state still changes after {sweeps.made} sweeps, and is judged as it is then{longer}")
+        if len(curve) > 1 and abs(curve[-1] - curve[-2]) > SETTLED * curve[-1]:
+            self._unsettled = f"it is of a state that still changes after {sweeps.made} sweeps{longer}"
 
     def _note_unknown_nodes(self, explanation: Explanation) -> None:
         subject = self.subject

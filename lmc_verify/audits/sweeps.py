@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,42 +17,79 @@ from lmc_verify.audits.measure import InapplicableError, prepared
 from lmc_verify.audits.subject import Prepared, Subject
 from lmc_verify.errors import NotFiniteError
 
-__all__ = ["MOST_SWEEPS", "RestingStates", "sweep_until_still"]
+__all__ = ["FIRST_SWEEPS", "MOST_SWEEPS", "RestingStates", "Sweeps", "sweep_until_still"]
 
-MOST_SWEEPS = 12
-"""Sweeps after which a state that still changes is judged as it is."""
+FIRST_SWEEPS, MOST_SWEEPS = 12, 120
+"""Sweeps after which a state that still changes is judged as it is, unless it is expected to rest after the most."""
+
+PACE = 3
+"""Sweeps over which it is measured how fast the changes of a state shrink."""
 
 MOST_KEPT_BYTES = 2**26
 """Memory for states at rest under interventions."""
 
 STILL = 1e-12
-"""Relative change of the state in a sweep, at most, for it to have come to rest (in single precision: 1e-6)."""
+"""Relative change of the state in a sweep, at most, for it to have come to rest (in single precision: 1e-6), if changes
+shrink no more, or are rounding: what is left of a slow one is more than the last change."""
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """What sweeps came to.
+
+    Attributes:
+        made: their number.
+        still: whether the state has come to rest, or the number was given.
+        expected: the number after which it would rest at the pace of the last ones; None where it is not known.
+    """
+
+    made: int
+    still: bool
+    expected: int | None = None
 
 
 def sweep_until_still(
     subject: Subject, look: Callable[[int], None], most: int | None = None, prepared: Prepared | None = None
-) -> tuple[int, bool]:
+) -> Sweeps:
     """Run sweeps over the batches at frozen parameters, from the state that was given.
 
     Args:
         subject: the step; its kept state is the one after the last sweep when this returns.
         look: called with the number of sweeps made, from 0 on, before each next one.
-        most: number of sweeps; None stops when the state no longer changes.
+        most: number of sweeps; None stops when the state no longer changes, or is not expected to come to rest.
         prepared: see `Subject.sweep`.
-
-    Returns:
-        The number of sweeps, and whether the state has come to rest.
     """
-    limit = MOST_SWEEPS if most is None else most
-    still = _still(subject)
-    for number in range(limit):
+    still, rounding = _still(subject), 4 * torch.finfo(subject.runner.dtype).eps
+    gaps, expected, number = list[float](), None, 0
+    while number < (FIRST_SWEEPS if most is None else most) or (expected is not None and expected <= MOST_SWEEPS):
         look(number)
         before = _tensors(subject)
         subject.sweep(subject.law.sweep(number), seed=1000 * (number + 1), prepared=prepared)
-        if most is None and _moved(before, _tensors(subject)) <= still:
-            return number + 1, True
-    look(limit)
-    return limit, most is not None
+        number += 1
+        if most is None:
+            now = _tensors(subject)
+            moved, gap = _moved(before, now), _gap(before, now)
+            if moved <= rounding or (moved <= still and (not gaps or gap >= gaps[-1])):
+                return Sweeps(number, True)
+            gaps.append(gap)
+            expected = _expected(gaps, rounding / moved) if number >= FIRST_SWEEPS else None
+    look(number)
+    return Sweeps(number, most is not None, expected)
+
+
+def _expected(gaps: Sequence[float], wanted: float) -> int | None:
+    """Return after how many sweeps changes are a share of the last one if they go on to shrink; None if they do not."""
+    before, last = gaps[-1 - PACE], gaps[-1]
+    if not (math.isfinite(before) and 0.0 < last < before and wanted > 0.0):
+        return None
+    return len(gaps) + math.ceil(math.log(wanted) / math.log(last / before) * PACE)
+
+
+def _gap(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> float:
+    """Return the norm of the change of all numbers; infinite where there are other tensors."""
+    if set(before) != set(now) or any(value.shape != before[name].shape for name, value in now.items()):
+        return math.inf
+    return math.hypot(*(float((value - before[name]).norm()) for name, value in now.items()))
 
 
 class RestingStates:

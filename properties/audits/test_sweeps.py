@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch_geometric.data import Data
 
 import lmc_verify as lv
 from lmc_verify import Audit, Outcome
-from lmc_verify.audits.sweeps import MOST_SWEEPS
+from lmc_verify.audits.sweeps import FIRST_SWEEPS, MOST_SWEEPS
 
 NODES = 12
 
@@ -104,13 +105,41 @@ def test_state_that_never_rests_is_said() -> None:
     model: Any = Kept()
     model.register_buffer("count", torch.zeros(()))
     found = judge(step, lambda model: [model.table, model.count], model=model)
-    assert any(f"still changes after {MOST_SWEEPS} sweeps" in note for note in found.notes)
+    assert any(f"still changes after {FIRST_SWEEPS} sweeps" in note for note in found.notes)
+    assert found.outcome is Outcome.EXACT, "the table rests, and nothing depends on the count"
 
 
-def test_slow_state_is_swept_to_the_limit() -> None:
+def test_a_state_whose_changes_shrink_is_swept_until_it_rests() -> None:
+    """At rate 0.5 each sweep halves the bias: 12 of them leave one in ten thousand, which is none at rest."""
     found = judge(averaging(0.5), STATES["tensor"])
-    assert any(f"still changes after {MOST_SWEEPS} sweeps" in note for note in found.notes)
-    assert found.bias == pytest.approx(0.5 ** (MOST_SWEEPS + 1))
+    assert found.outcome is Outcome.EXACT, str(found)
+    assert any("the state came to rest after" in note for note in found.notes)
+
+
+def test_a_bias_of_a_state_that_moves_too_slowly_is_not_called_one() -> None:
+    found = judge(averaging(0.2), STATES["tensor"])
+    assert found.bias == pytest.approx(0.8 ** (FIRST_SWEEPS + 1))
+    assert found.outcome is Outcome.INCONCLUSIVE, str(found)
+    assert f"it is of a state that still changes after {FIRST_SWEEPS} sweeps; sweeps=" in found.summary
+
+
+@pytest.mark.slow
+def test_so_many_sweeps_as_are_named_bring_a_slow_state_to_rest() -> None:
+    (needed,) = {int(number) for number in re.findall(r"sweeps=(\d+)", str(judge(averaging(0.2), STATES["tensor"])))}
+    assert needed > MOST_SWEEPS
+    assert judge(averaging(0.2), STATES["tensor"], sweeps=needed).outcome is Outcome.EXACT
+    assert judge(averaging(0.2), STATES["tensor"], sweeps=30).outcome is Outcome.REFUTED, "judged as was asked for"
+
+
+def test_a_bias_that_stays_is_one_though_the_state_moves_on() -> None:
+    def step(model: Any, batch: Data, data: Data) -> None:
+        with torch.no_grad():
+            model.table.add_(1.0)
+        F.cross_entropy(model(data.x, data.edge_index)[batch.n_id], data.y[batch.n_id]).backward()
+
+    found = judge(step, STATES["tensor"])
+    assert found.outcome is Outcome.REFUTED, str(found)
+    assert any(f"still changes after {FIRST_SWEEPS} sweeps" in note for note in found.notes)
 
 
 def test_the_caller_s_state_is_put_back() -> None:
