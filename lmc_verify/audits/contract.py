@@ -8,7 +8,7 @@ inside) may change: every step is judged from the same ones, and the audit says 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,23 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
     look.check_gradients()
     notes += [*look.without_effect(), *_reads(subject, original, look)]
     if look.buffers:
-        some = ", ".join(sorted(look.buffers)[:3]) + (", ..." if len(look.buffers) > 3 else "")
-        notes.append(f"the step changes {len(look.buffers)} buffers ({some}); every step is judged from the same ones")
-    if look.stepped:
-        some = ", ".join(sorted(look.stepped)[:3]) + (", ..." if len(look.stepped) > 3 else "")
-        notes.append(f"an optimiser steps inside of the step ({some}); every step is judged from the same parameters")
+        kept = [name for name in look.buffers if name.rpartition(".")[2] not in _OF_NORMS]
+        notes.append(
+            f"the step changes {len(look.buffers)} buffers ({_some_of(look.buffers)}); every step is judged from the "
+            f"same ones{_unless_kept(kept)}"
+        )
+    trained = look.stepped & set(subject.names)
+    if trained:
+        notes.append(
+            f"an optimiser steps inside of the step ({_some_of(trained)}); every step is judged from the same "
+            "parameters"
+        )
+    frozen = look.stepped - trained
+    if frozen:
+        notes.append(
+            f"the step writes into {len(frozen)} frozen parameters ({_some_of(frozen)}); every step is judged from the "
+            f"same ones{_unless_kept(frozen)}"
+        )
     if look.moved:
         notes.append(
             "the step makes a backward pass after it has moved the parameters: the gradient that it leaves is one at "
@@ -91,6 +103,24 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
         )
     subject.reset()
     return Found(look.random, tuple(notes))
+
+
+_OF_NORMS = {"running_mean", "running_var", "num_batches_tracked"}
+"""Buffers that batch norm keeps."""
+
+
+def _some_of(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _unless_kept(names: Iterable[str]) -> str:
+    """Return what to do about tensors that a step may keep from one batch to the next, if there are any."""
+    places = sorted({f"model.{name.partition('.')[0]}" for name in names})
+    if not places:
+        return ""
+    what = places[0] if len(places) == 1 else f"[{', '.join(places)}]"
+    return f". If later steps read them, as histories, pass them: state=lambda model: {what}"
 
 
 def _check_precision(model: nn.Module) -> None:
@@ -210,8 +240,14 @@ class _Look:
         if lacking and some:
             raise ContractError(
                 f"step leaves no gradient of {', '.join(lacking[:3])}, which the objective depends on; is something "
-                "detached, or frozen inside the step? Freeze it on the model (requires_grad_(False)) if that is meant"
+                f"detached, or frozen inside the step{self._or_left_out()}? Freeze it on the model "
+                "(requires_grad_(False)) if that is meant"
             )
+
+    def _or_left_out(self) -> str:
+        """Return a word on inputs of edges: parameters that read them have no gradient without."""
+        given = [name for name in ("edge_attr", "edge_weight") if tensors_of(self._subject.data).get(name) is not None]
+        return f", or is the model called without {given[0]}, which the objective gives it" if given else ""
 
     def _lacking_with_state(self, names: list[str]) -> list[str]:
         """Return which parameters have no gradient after sweeps, either: histories of zero may be why they had none."""

@@ -187,13 +187,52 @@ def test_optimiser_inside() -> None:
     assert found.parameters == plain.parameters
 
 
+def test_tables_that_a_step_writes_are_said_with_how_to_pass_them() -> None:
+    """Histories in buffers or frozen parameters that are not passed as a state are put back after every step."""
+
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.rows = make_net(), nn.Embedding(2, 2, _weight=torch.zeros(2, 2), _freeze=True)
+            self.register_buffer("table", torch.zeros(2))
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            self.table += 1
+            self.rows.weight += 1
+            out: Tensor = self.net(x, edge_index)
+            return out
+
+    found = judge(cluster_step, model=Tables())
+    assert any("(table); every" in note and note.endswith("state=lambda model: model.table") for note in found.notes)
+    assert any("1 frozen parameters (rows.weight)" in note and "model.rows" in note for note in found.notes)
+    assert not any("optimiser" in note for note in found.notes)
+
+
+def test_an_input_of_edges_that_is_left_out_is_asked_for() -> None:
+    """The parameters that read it have a gradient in the objective, which gives the model all that the data have."""
+
+    class Weighing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.edge = make_net(), nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+            out: Tensor = self.net(x, edge_index)
+            return out if edge_attr is None else out * (edge_attr @ self.edge).mean()
+
+    data = random_graph()
+    data.edge_attr = torch.ones(data.num_edges, 2, dtype=torch.float64)
+    with pytest.raises(ContractError, match=r"no gradient of edge, .* called without edge_attr, which the objective"):
+        judge(cluster_step, model=Weighing(), data=data)
+
+
 def test_running_statistics_are_said_and_judged_from_the_same_ones() -> None:
     def step(model: nn.Module, batch: Data) -> None:
         model.train()
         cluster_step(model, batch)
 
     found = judge(step, model=make_net(norm=nn.BatchNorm1d(5)))
-    assert any("changes 3 buffers" in note for note in found.notes)
+    assert any("changes 3 buffers" in note and "state=" not in note for note in found.notes)
     assert found.guarantee == "exact"
 
 
