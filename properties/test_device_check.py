@@ -38,6 +38,14 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, An
     return code, document, TOOL.render(document)
 
 
+@pytest.mark.parametrize("name", ["arxiv-times-ten", "together"])
+def test_parts_run_on_the_cpu(name: str) -> None:
+    rows = list(PARTS.PARTS[name](PARTS.Setting("cpu", True)))
+    assert rows
+    assert all(row.holds is not False for row in rows)
+
+
+@pytest.mark.slow
 def test_every_part_runs_on_the_cpu(checked: tuple[int, dict[str, Any], str]) -> None:
     code, document, _ = checked
     parts = document["parts"]
@@ -56,6 +64,7 @@ def test_every_part_runs_on_the_cpu(checked: tuple[int, dict[str, Any], str]) ->
     assert all(row["holds"] for row in held)
 
 
+@pytest.mark.slow
 def test_tables_show_every_number_of_the_document(
     checked: tuple[int, dict[str, Any], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from common.crossed import slow_but
+from common.crossed import crossed, slow_but
 from common.step_cases import built, few_hops
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,16 +89,14 @@ FEATURES: dict[str, Callable[[Any], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("change", EDGES)
+@pytest.mark.parametrize(("change", "mean"), crossed(EDGES, [False, True]))
 def test_edges_that_a_step_changes_on_the_way_to_its_model_are_named(change: str, mean: bool) -> None:
     audit = audited(sent(mean=mean, edge_index=EDGES[change]))
     assert explained(audit) == [*(["batch-mean"] if mean else []), "changed-edges"]
     assert any("the step gives its model other edges" in cause.words for cause in audit.causes)
 
 
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("change", FEATURES)
+@pytest.mark.parametrize(("change", "mean"), crossed(FEATURES, [False, True]))
 def test_features_that_a_step_changes_on_the_way_to_its_model_are_named(change: str, mean: bool) -> None:
     audit = audited(sent(mean=mean, x=FEATURES[change]))
     assert explained(audit) == [*(["batch-mean"] if mean else []), "changed-features"]
@@ -164,6 +162,7 @@ def test_what_a_loader_and_a_step_both_change_is_named_for_both(change: str) -> 
     assert of_batches.removes == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_edges_and_features_that_are_both_changed_are_both_named() -> None:
     changes = {"edge_index": EDGES["some are left out"], "x": FEATURES["masked"]}
     assert explained(audited(sent(**changes))) == ["changed-edges", "changed-features"]
@@ -171,7 +170,7 @@ def test_edges_and_features_that_are_both_changed_are_both_named() -> None:
 
 RANDOM = [
     ({"edge_index": lambda batch: dropout_edge(batch.edge_index, 0.4)[0]}, "changed-edges"),
-    ({"x": lambda batch: batch.x + torch.randn_like(batch.x)}, "changed-features"),
+    pytest.param({"x": lambda batch: batch.x + torch.randn_like(batch.x)}, "changed-features", marks=pytest.mark.slow),
 ]
 
 
@@ -200,7 +199,7 @@ WEIGHTS: dict[str, dict[str, Callable[[Any], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("change", WEIGHTS)
+@pytest.mark.parametrize("change", slow_but({"doubled"}, WEIGHTS))
 def test_weights_that_a_step_changes_on_the_way_to_its_model_are_named(change: str) -> None:
     given = {"edge_weight": lambda batch: batch.edge_weight} | WEIGHTS[change]
     assert explained(audited(sent(**given), weights=True)) == ["changed-edges"]
@@ -269,7 +268,7 @@ SOUND: dict[type[Around], Callable[[Any], tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_but({*FORMS} - {"the data"}, FORMS))
 def test_changes_are_named_whatever_a_model_takes(form: str) -> None:
     kind, given, causes = FORMS[form]
 
@@ -308,7 +307,7 @@ def mean_of_tensor(out: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mean", [mean_of_torch, mean_of_tensor])
-@pytest.mark.parametrize("halo", [False, True])
+@pytest.mark.parametrize("halo", slow_but({False}, [False, True]))
 def test_means_over_different_numbers_of_nodes_that_are_added_up_are_a_batch_mean(mean: Any, halo: bool) -> None:
     def step(model: nn.Module, batch: Any) -> None:
         out, rows = model(batch.x, batch.edge_index), labelled_rows(batch, halo=halo)
@@ -320,7 +319,7 @@ def test_means_over_different_numbers_of_nodes_that_are_added_up_are_a_batch_mea
     assert any("adds up means" in cause.words for cause in audit.causes)
 
 
-@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("size", slow_but({3}, [3, 4]))
 def test_accumulation_over_parts_of_one_size_is_a_batch_mean(size: int) -> None:
     """Batches have different numbers of parts, by which the step divides, and a last part is smaller."""
 
@@ -375,7 +374,10 @@ def gas_of(history: Tensor, *, mean: bool = False) -> tuple[Data, list[Data], Ca
     return data, rows, gas
 
 
-@pytest.mark.parametrize(("sweeps", "mean"), [(None, False), (None, True), (0, False)])
+@pytest.mark.parametrize(
+    ("sweeps", "mean"),
+    [(None, False), pytest.param(None, True, marks=pytest.mark.slow), pytest.param(0, False, marks=pytest.mark.slow)],
+)
 def test_histories_come_to_rest_anew_where_degrees_are_put_right(sweeps: int | None, mean: bool) -> None:
     """GAS whose convolutions take the subgraph's degrees: its histories rest at wrong values."""
     history = torch.zeros(40, 6, dtype=torch.float64)

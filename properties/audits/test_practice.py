@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed, slow_but
 from common.helpers import seeded
 from common.step_cases import few_hops
 from torch import Tensor, nn
@@ -84,8 +85,10 @@ def double(data: Data) -> Data:
 # Gradients that are changed behind backward().
 
 
-@pytest.mark.parametrize("clip", [lambda p: clip_grad_norm_(p, 0.1), lambda p: clip_grad_value_(p, 0.01)])
-@pytest.mark.parametrize("optimise", [False, True])
+@pytest.mark.parametrize(
+    ("optimise", "clip"),
+    crossed([False, True], [lambda p: clip_grad_norm_(p, 0.1), lambda p: clip_grad_value_(p, 0.01)]),
+)
 def test_clipping_is_named(clip: Callable[..., Any], optimise: bool) -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -167,7 +170,7 @@ def clamp_in_place(value: Tensor) -> None:
     value.grad.clamp_(-0.01, 0.01)
 
 
-@pytest.mark.parametrize("where", ["parameter", "accumulation"])
+@pytest.mark.parametrize("where", slow_but({"parameter"}, ["parameter", "accumulation"]))
 def test_clipping_in_a_hook_is_named_and_has_the_bias_of_plain_code(where: str) -> None:
     data = labelled()
     model = Net(data)
@@ -483,7 +486,7 @@ def test_a_penalty_on_parameters_is_named_with_its_size(name: str) -> None:
     assert any(words in cause.words for cause in audit.causes)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("reduction", slow_but({"sum"}, ["sum", "mean"]))
 def test_class_weights_are_named_with_their_sizes(reduction: str) -> None:
     data = labelled()
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
@@ -510,7 +513,7 @@ def test_class_weights_are_named_with_their_sizes(reduction: str) -> None:
         assert judge(step, objective=objective).outcome.value == "EXACT"
 
 
-@pytest.mark.parametrize("name", ["class-weights", "factor", "penalty"])
+@pytest.mark.parametrize("name", slow_but({"class-weights"}, ["class-weights", "factor", "penalty"]))
 def test_two_changes_of_the_objective_are_told_apart(name: str) -> None:
     """A penalty on squares beside weights of classes, a factor or another penalty: their biases are not orthogonal."""
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0] if name == "class-weights" else [1.0] * 4, dtype=torch.float64)
@@ -536,6 +539,7 @@ def test_two_changes_of_the_objective_are_told_apart(name: str) -> None:
     assert words[name] in told
 
 
+@pytest.mark.slow
 def test_weights_of_single_nodes_are_no_weights_of_classes() -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
@@ -570,6 +574,7 @@ def test_a_penalty_is_named_from_draws_where_it_is_seen(coefficient: float) -> N
     assert explained(audit) == (["penalty"] if coefficient else ["factor"])
 
 
+@pytest.mark.slow
 def test_a_single_number_is_no_sign_of_a_penalty() -> None:
     """Any bias of a single number is a multiple of it."""
 
@@ -626,7 +631,7 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", slow_but({"function"}, CRITERIA))
 def test_a_mean_over_weighted_classes_is_a_batch_mean(criterion: str) -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
@@ -707,6 +712,7 @@ def test_it_is_said_where_nodes_are_not_known(hops: int) -> None:
     assert said == (audit.outcome.value == "REFUTED") == (hops == 0)
 
 
+@pytest.mark.slow
 def test_it_is_not_said_where_they_are_known() -> None:
     def step(model: nn.Module, batch: Any, data: Data) -> None:
         (loss_of(model, batch, data) + sum(0.01 * value.sum() for value in model.parameters())).backward()
@@ -743,7 +749,7 @@ def test_too_few_gradients_are_named(kind: str) -> None:
 # Memory that starts late.
 
 
-@pytest.mark.parametrize("calls", [20, 40, 60])
+@pytest.mark.parametrize("calls", slow_but({60}, [20, 40, 60]))
 def test_memory_that_starts_between_repetitions_is_found_at_the_end(calls: int) -> None:
     number = 0
 
@@ -776,7 +782,7 @@ def test_batches_drawn_unequally_and_not_weighted_are_named() -> None:
 @pytest.mark.parametrize(
     ("power", "words"), [(-2, "are divided by the probability twice"), (1, "are multiplied by the probability")]
 )
-@pytest.mark.parametrize("scale", [1.0, 7.0])
+@pytest.mark.parametrize("scale", slow_but({1.0}, [1.0, 7.0]))
 def test_wrong_weights_of_batches_drawn_unequally_are_named(power: int, words: str, scale: float) -> None:
     data = labelled()
     batches = drawn_unequally(data)
@@ -792,6 +798,7 @@ def test_wrong_weights_of_batches_drawn_unequally_are_named(power: int, words: s
     assert any(words in cause.words for cause in audit.causes)
 
 
+@pytest.mark.slow
 def test_batches_drawn_unequally_and_averaged_have_both_causes() -> None:
     def mean(model: nn.Module, batch: Any) -> None:
         out, mask = model(batch.x, batch.edge_index)[batch.mapping], batch.train_mask[batch.mapping]
@@ -824,6 +831,7 @@ def test_probabilities_are_those_of_batches_as_they_are_drawn() -> None:
     assert audit.explanation.complete
 
 
+@pytest.mark.slow
 def test_a_known_defect_that_looks_unlike_the_bias_is_not_named() -> None:
     def clamped(model: Any, batch: Any, data: Data) -> None:
         h = model.conv1(batch.x, batch.edge_index).relu()
@@ -854,6 +862,7 @@ def test_weights_of_classes_are_found_where_labels_are_a_column() -> None:
     assert "class 0 counts 1 times, class 1 counts 2 times, class 2 counts 0.5 times" in audit.causes[0].words
 
 
+@pytest.mark.slow
 def test_weights_of_two_classes_are_not_any_bias_of_a_few_parameters() -> None:
     """Two numbers make up every bias of a model of one feature and two classes."""
     data = labelled()
@@ -870,7 +879,7 @@ def test_weights_of_two_classes_are_not_any_bias_of_a_few_parameters() -> None:
     assert "class-weights" not in {cause.id for cause in audit.causes}
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", slow_but({True}, [False, True]))
 def test_a_mean_over_all_rows_of_a_batch_is_a_node_mean(masked: bool) -> None:
     data, batches = few_hops()
 
@@ -901,8 +910,9 @@ class Weighted(Net):
         return self.conv2.lin_l(sent(self.conv1.lin_l(sent(x)).relu()))
 
 
-@pytest.mark.parametrize("mean", [False, True])
-@pytest.mark.parametrize("fields", [("edge_weight",), ("edge_attr",), ("edge_weight", "edge_attr")])
+@pytest.mark.parametrize(
+    ("fields", "mean"), crossed([("edge_weight",), ("edge_attr",), ("edge_weight", "edge_attr")], [False, True])
+)
 def test_weights_of_edges_that_the_step_does_not_give_to_its_model_are_named(
     fields: tuple[str, ...], mean: bool
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
@@ -97,7 +98,7 @@ def judge(model: nn.Module, batches: list[Data], how: Callable[..., None] = step
     return {cause.id for cause in audit.causes}
 
 
-@pytest.mark.parametrize("kind", ["sage", "gcn", "hops", "shared", "plain"])
+@pytest.mark.parametrize("kind", slow_but({"sage", "plain"}, ["sage", "gcn", "hops", "shared", "plain"]))
 def test_messages_that_are_missing_are_called_that_whoever_sends_them(kind: str) -> None:
     assert judge(Net(kind), around(ring(), parts(), 1)) == {"missing-neighbours"}
 
@@ -143,7 +144,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", slow_but({"layer of the graph", "batch without running statistics"}, NORMS))
 def test_statistics_of_the_batch_s_rows_are_named(norm: str) -> None:
     assert judge(Net(norm=NORMS[norm]()), around(ring(), parts(), 2)) == {"batch-statistics"}
 
@@ -171,7 +172,7 @@ def test_what_only_the_batch_says_of_its_edges_does_not_hide_that_some_are_cut()
     assert judge(Net(), batches) == {"missing-neighbours"}
 
 
-@pytest.mark.parametrize("kind", ["sage", "gcn"])
+@pytest.mark.parametrize("kind", slow_but({"sage"}, ["sage", "gcn"]))
 def test_nodes_that_never_come_are_not_taken_for_another_defect(kind: str) -> None:
     """All edges are there: what is off is the loss of the nodes that are left out."""
     left = [*parts()[:2], torch.arange(13, 18)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from common.audit_cases import make_net, random_graph, subgraphs
+from common.crossed import crossed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
@@ -70,8 +71,7 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("buffer", [True, False])
+@pytest.mark.parametrize(("buffer", "state"), crossed([True, False], STATES))
 def test_state_at_rest_is_judged(state: str, buffer: bool) -> None:
     """The average is exact after one sweep at rate 1: a bias of the start is none at rest."""
     found = judge(averaging(1.0), STATES[state], model=Kept(buffer=buffer))

@@ -262,7 +262,12 @@ def _swept(problem, estimator, partition):
 
 @pytest.mark.parametrize(
     ("estimator", "swept", "slack", "gradients"),
-    [(LMC(), True, 15, 5), (GAS(), False, 5, 8), (GAS(), True, 6, 10), (LMC(beta=0.4), False, 40, 30)],
+    [
+        pytest.param(LMC(), True, 15, 5, marks=pytest.mark.slow),
+        (GAS(), False, 5, 8),
+        pytest.param(GAS(), True, 6, 10, marks=pytest.mark.slow),
+        (LMC(beta=0.4), False, 40, 30),
+    ],
     ids=["lmc-swept", "gas-exact", "gas-swept", "lmc-0.4-exact"],
 )
 def test_bounds_are_tight_enough_to_be_of_use(karate, estimator, swept, slack, gradients):

@@ -219,6 +219,7 @@ def test_a_search_comes_back(search: PlannedSearch) -> None:
     assert encode(read.case) == encode(search.case)
 
 
+@examples(20)
 @given(SEARCHES.filter(lambda search: not search.claim.startswith("-")))
 def test_the_program_reads_a_search_as_it_was_planned(search: PlannedSearch) -> None:
     given = given_to(search.command)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from common.claim_cases import case_of
 from common.crossed import crossed
-from common.helpers import assert_close, assert_gradients, path_graph, relative_error, sweep
+from common.helpers import assert_close, assert_gradients, examples, path_graph, relative_error, sweep
 from common.identities import WITNESS, cluster_batches, with_partition, witness
 from hypothesis import example, given
 
@@ -32,6 +32,7 @@ from lmc_verify.graphs import Batch
 from lmc_verify.objective.problem import gradient_norm, gradient_sum
 
 
+@examples(20)
 @given(with_partition(aggregate_linear=True))
 @example((Problem(path_graph(7, directed=True), witness()[0].model), Partition(torch.arange(7) % 3)))
 @example((Problem(path_graph(7, directed=True).transposed(), witness()[0].model), Partition(torch.arange(7) % 3)))

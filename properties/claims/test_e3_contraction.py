@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from common import oracles
-from common.crossed import crossed
+from common.crossed import crossed, slow_but
 from common.helpers import assert_close, oracle_problem, oracle_tables, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,7 +122,7 @@ def test_the_history_contracts_exactly(estimator: str, design: str, dataset: str
     assert [item.quantity[:13] for item in verdict.evidence] == [f"after {k} steps" for k in range(4)]
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", slow_but({"clusters", "unequal"}, DESIGNS))
 def test_feature_momentum_does_not(design: str) -> None:
     case = case_of({"name": "fm"}, design, {"name": "karate"})
     assert CONTRACTION.check(case).outcome is Outcome.REFUTED

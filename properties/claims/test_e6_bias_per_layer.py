@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from common.claim_cases import MODELS, case_of
+from common.crossed import crossed
 from common.helpers import assert_gradients, expectation, relative_error
 from common.identities import WITNESS, estimate, with_batch, witness
 from hypothesis import given
@@ -63,8 +64,11 @@ def test_e6_gas_with_exact_histories_is_biased_below_the_last_layer(layers: int)
         assert error < 1e-12 if layer == layers else error > WITNESS, f"layer {layer} of {layers}: {error}"
 
 
-@pytest.mark.parametrize("model", [{"layers": 2}, {"layers": 3}, {"layers": 4}, MODELS["sage"]], ids=str)
-@pytest.mark.parametrize("estimator", ["gas", "lmc-forward-only"])
+@pytest.mark.parametrize(
+    ("estimator", "model"),
+    crossed(["gas", "lmc-forward-only"], [{"layers": 2}, {"layers": 3}, {"layers": 4}, MODELS["sage"]]),
+    ids=str,
+)
 def test_e6_is_a_bias_everywhere_but_in_the_last_layer(model: dict[str, Any], estimator: str) -> None:
     case = case_of(estimator, model=model)
     verdict = LOWER_LAYERS_BIASED.check(case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from common.claim_cases import case_of
-from common.helpers import assert_close, assert_gradients, expectation
+from common.helpers import assert_close, assert_gradients, examples, expectation
 from common.identities import cluster_batches, estimate, with_batch, with_design
 from hypothesis import given
 from scipy.sparse import coo_array
@@ -63,6 +63,7 @@ def assert_all_equal_backward_sgd(problem: Problem, batch: Batch) -> None:
         assert_close(f"{name}, nodes {batch.nodes.tolist()}: loss", got.loss, want.loss)
 
 
+@examples(20)
 @given(problems())
 def test_e7_whole_graph_batch_is_exact(problem: Problem) -> None:
     exact = exact_pass(problem)

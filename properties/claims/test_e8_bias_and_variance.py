@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from common import oracles
+from common.crossed import crossed
 from common.helpers import (
     assert_close,
     oracle_problem,
@@ -79,8 +80,11 @@ def unequal(per_batch: int = 2) -> Clusters:
     return Clusters(Partition(torch.tensor([0, 0, 0, 1, 2, 2, 3]), "unequal"), per_batch)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize(
+    ("estimator", "model"),
+    crossed(ESTIMATORS, MODELS),
+    ids=lambda item: item if isinstance(item, str) else "-".join(map(str, item.values())),
+)
 def test_the_identities_hold_for_every_estimator(estimator: dict[str, Any], model: str) -> None:
     case = karate(estimator, model)
     verdict = BIAS_AND_VARIANCE.check(case)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from common.rate_cases import (
     BACKWARD,
     CLOSE,
@@ -73,7 +74,7 @@ def test_slopes_are_where_theory_puts_them() -> None:
     assert abs(value) < 0.15
 
 
-@pytest.mark.parametrize("claim", [E4, E5, CLOSE, TWO, THREE])
+@pytest.mark.parametrize("claim", slow_but({CLOSE, THREE}, [E4, E5, CLOSE, TWO, THREE]))
 def test_too_few_seeds_decide_nothing_and_the_number_is_named(claim: str) -> None:
     found = CLAIMS[claim].check(with_seeds(claim, LMC_BETA, 2, SHORT_RATE if claim == THREE else None))
     assert found.outcome is Outcome.INCONCLUSIVE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from common.helpers import assert_close, assert_gradients, examples, expectation, path_graph
 from hypothesis import given
@@ -34,6 +35,7 @@ def test_shadow_is_unbiased_for_its_objective(problem: Problem, depth: int, reno
     assert_close("loss", estimator.estimate(problem, History(), Batch.of(range(n))).loss, loss)
 
 
+@pytest.mark.slow
 @examples(25)
 @given(problem=small, extra=st.integers(0, 1))
 def test_shadow_with_whole_weights_and_enough_depth_is_the_whole_graph_s(problem: Problem, extra: int) -> None:

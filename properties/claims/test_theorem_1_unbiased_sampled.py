@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from common.crossed import slow_but
+from common.crossed import crossed, slow_but
 from common.helpers import path_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -256,17 +256,19 @@ DESIGNS = {
     "clusters": {"parts": 6, "per_batch": 2},
     "fused": {"name": "fused", "parts": 6, "per_batch": 2},
     "epoch": {"name": "epoch", "parts": 5, "per_batch": 2},
-    "seen": {"name": "epoch", "parts": 6, "per_batch": 2, "seen": [0, 1]},
     "nodes": {"name": "nodes", "per_batch": 8},
+    "seen": {"name": "epoch", "parts": 6, "per_batch": 2, "seen": [0, 1]},
 }
 
 
-@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize(
-    "estimator",
-    [{"name": "backward-sgd"}, {"name": "lmc"}, {"name": "gas"}, {"name": "lmc", "weighting": "node-count"}],
+    ("model", "estimator", "design"),
+    crossed(
+        [{"layers": 2, "width": 4}, {"name": "gat", "layers": 2, "width": 3}],
+        [{"name": "lmc"}, {"name": "backward-sgd"}, {"name": "lmc", "weighting": "node-count"}, {"name": "gas"}],
+        DESIGNS,
+    ),
 )
-@pytest.mark.parametrize("model", [{"layers": 2, "width": 4}, {"name": "gat", "layers": 2, "width": 3}])
 def test_outcomes_are_what_theory_says(model: dict[str, Any], estimator: dict[str, Any], design: str) -> None:
     case = sampling(karate(estimator, DESIGNS[design], model=model), draws=40)
     verdict, theory = UNBIASED_SAMPLED.check(case), UNBIASED_SAMPLED.expect(case)

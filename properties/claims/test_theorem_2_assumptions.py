@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from common.crossed import slow_but
 from common.training_cases import karate, small
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +78,9 @@ def test_kinks_that_are_not_crossed_decide_nothing() -> None:
     assert "none was crossed" in verdict.summary
 
 
-@pytest.mark.parametrize("estimator", [BackwardSGD(), LMC(beta=0.3), GAS(), FullBatch()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", slow_but([LMC(beta=0.3), FullBatch()], [BackwardSGD(), LMC(beta=0.3), GAS(), FullBatch()]), ids=repr
+)
 def test_a_smooth_model_is_supported(estimator: Estimator) -> None:
     case = small(estimator, smooth_model())
     verdict = ASSUMPTIONS.check(case)

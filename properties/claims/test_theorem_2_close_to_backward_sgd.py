@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from common.crossed import crossed
 from common.rate_cases import (
     BACKWARD,
     CLOSE,
@@ -55,6 +56,7 @@ def test_verdict_is_what_theory_says(estimator: dict[str, Any], outcome: str) ->
     assert_complete(CLOSE, case, found)
 
 
+@pytest.mark.slow
 def test_loss_weights_do_not_matter_for_both_have_the_same() -> None:
     uneven = RING | {"dataset": {"name": "karate"}, "design": {"partition": "metis", "parts": 3, "per_batch": 1}}
     uneven |= {"training": {"step_size": 0.002}}
@@ -63,8 +65,11 @@ def test_loss_weights_do_not_matter_for_both_have_the_same() -> None:
         assert CLAIM.check(case).outcome is CLAIM.expect(case).outcome is Outcome.SUPPORTED
 
 
-@pytest.mark.parametrize("estimator", [LMC_BETA, GAS_, CUT, FULL], ids=lambda estimator: estimator["name"])
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+@pytest.mark.parametrize(
+    ("together", "estimator"),
+    crossed([True, False], [LMC_BETA, GAS_, CUT, FULL]),
+    ids=lambda value: value["name"] if isinstance(value, dict) else "together" if value else "alone",
+)
 def test_distances_are_those_from_backward_sgd_step_by_step(
     estimator: dict[str, Any], together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

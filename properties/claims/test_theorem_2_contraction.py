@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from common.claim_cases import case_of
+from common.crossed import crossed
 from common.rate_cases import Wrapped
 
 from lmc_verify import Batch, Estimate, Estimator, History, Problem, make_estimator
@@ -61,8 +62,9 @@ def test_lmc_contracts_at_the_derived_rate(estimator: str, design: dict[str, Any
     assert max(left(found).values()) < 1e-3
 
 
-@pytest.mark.parametrize("design", [THIRDS, THIRDS | {"per_batch": 2}], ids=["1 of 3", "2 of 3"])
-@pytest.mark.parametrize("estimator", ["gas", "fm", "lmc-forward-only"])
+@pytest.mark.parametrize(
+    ("estimator", "design"), crossed(["gas", "fm", "lmc-forward-only"], [THIRDS, THIRDS | {"per_batch": 2}])
+)
 def test_what_is_dropped_in_the_backward_pass_stays_below_the_last_layer(
     estimator: str, design: dict[str, Any]
 ) -> None:

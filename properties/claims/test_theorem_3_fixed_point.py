@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from common.stationary_cases import KARATE, case_of, small
 
 from lmc_verify.claims import Outcome, Verdict
@@ -45,7 +46,7 @@ def test_gas_comes_to_rest_on_a_plateau(base: dict[str, Any]) -> None:
     assert gradient.y[-1] > 0.5 * gradient.y[0]
 
 
-@pytest.mark.parametrize("base", [KARATE, RING], ids=["karate", "ring"])
+@pytest.mark.parametrize("base", slow_but([RING], [KARATE, RING]), ids=["karate", "ring"])
 def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     case = case_of(base, "lmc", training={"step_size": 1.0, "steps": 40})
     verdict = FIXED_POINT.check(case)
@@ -56,6 +57,7 @@ def test_lmc_follows_the_gradient(base: dict[str, Any]) -> None:
     assert verdict.minimum_detectable_effect < 1e-8
 
 
+@pytest.mark.slow
 def test_where_the_gradient_vanishes_there_is_no_plateau() -> None:
     """With all layers trained GAS fits the ring: gradient and update vanish together, at whatever ratio."""
     base = RING | {"model": {"layers": 2, "width": 8}}

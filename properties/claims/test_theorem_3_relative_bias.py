@@ -55,6 +55,7 @@ def test_a_run_that_has_hardly_moved_supports_nothing() -> None:
     assert "lower training.step_size" in away.summary
 
 
+@pytest.mark.slow
 def test_a_gradient_that_rises_is_not_said_to_fall() -> None:
     verdict = RELATIVE_BIAS.check(small(BackwardSGD(), step_size=1e6, steps=10))
     first, last = (float(verdict.summary.split(f" {word} ")[1].split()[0].rstrip(",")) for word in ("from", "start to"))

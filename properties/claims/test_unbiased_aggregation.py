@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from common.sampler_cases import SMALL, tiny
 
 from lmc_verify import (
@@ -191,7 +192,7 @@ def cancelling(size: float, above: range) -> Callable[[Samples], Samples]:
     return change
 
 
-@pytest.mark.parametrize("sampler", [NeighbourSampling, FastGCN])
+@pytest.mark.parametrize("sampler", slow_but([NeighbourSampling], [NeighbourSampling, FastGCN]))
 @pytest.mark.parametrize(("layers", "above"), [(2, range(2, 3)), (3, range(3, 4)), (3, range(2, 4))])
 def test_biases_that_cancel_between_decisions_above_are_refuted(layers: int, above: range, sampler: type[Any]) -> None:
     """Given the rows alone the mean weights are right; given the batch, or what the layers above drew, they are not.

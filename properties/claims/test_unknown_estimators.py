@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 
 from lmc_verify import check_claim
 from lmc_verify.bounds import NoBound, RangeBound, batch_bound, enumerated_range, range_bound
@@ -132,7 +133,7 @@ EXPECTED: list[tuple[str, Any, dict[str, Any]]] = [
 """What theory is sure of, for estimators of the package."""
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but({"instance"}, WAYS))
 @pytest.mark.parametrize(("claim", "kind", "settings"), EXPECTED)
 def test_theory_expects_nothing_where_a_method_is_replaced(
     claim: str, kind: Any, settings: dict[str, Any], way: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import path_graph
 
 from lmc_verify import (
@@ -56,8 +57,7 @@ def case_of(estimator: Any, *, vanishes: bool) -> Case:
     return assemble_case(problem, Clusters(Partition.contiguous(6, 3), 1), estimator)
 
 
-@pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize("claim", EXACT_TIER)
+@pytest.mark.parametrize(("claim", "name"), crossed(EXACT_TIER, FAMILY))
 def test_theory_and_verdict_agree_on_a_gradient_that_is_zero(claim: str, name: str) -> None:
     case = case_of(FAMILY[name], vanishes=True)
     assert gradient_norm(case.exact.gradient) == 0

@@ -78,7 +78,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-LONG = {"theorem-2/decay-and-floor", "e4/floor-linear-in-beta", "e5/floor-in-step-size"}
+LONG = {
+    "theorem-2/decay-and-floor",
+    "e4/floor-linear-in-beta",
+    "e5/floor-in-step-size",
+    "sampling/error-below-baseline",
+    "sampling/unbiased-without-nonlinearity",
+}
 
 
 @pytest.mark.parametrize("claim", slow_but({*CLAIMS} - LONG, CLAIMS))

@@ -57,7 +57,11 @@ def audit(lmc: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         pytest.param(
             ["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2"], 0, marks=pytest.mark.slow
         ),
-        (["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--strict"], 3),
+        pytest.param(
+            ["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--strict"],
+            3,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["cut", "--set", "dropout=0.5", "--guarantee", "exact", "--draws", "2", "--expect", "REFUTED"],
             1,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed, slow_but
 from rich.console import Console
 
 import lmc_verify as lv
@@ -118,6 +119,7 @@ def program(*words: str, cwd: Path) -> Result:
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_the_program_runs_a_suite_and_prints_one_document(tiny: Path, tmp_path: Path) -> None:
     result = program("run", str(tiny), "--json", "--out", "out", cwd=tmp_path)
     assert result.code == 0, result.err
@@ -176,7 +178,7 @@ def test_list(kind: str, names: set[str], lmc: Command) -> None:
         assert row.get("description", row.get("title", row.get("source")))
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("claim", slow_but({"theorem-1/unbiased", "e7/reductions", "theorem-3/rate"}, CLAIMS))
 def test_explain(claim: str, lmc: Command) -> None:
     plain, document = lmc("explain", claim), lmc("explain", claim, "--json")
     assert (plain.code, document.code, plain.err, document.err) == (0, 0, "", "")
@@ -772,8 +774,9 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-@pytest.mark.parametrize("as_json", [False, True], ids=["plain", "json"])
+@pytest.mark.parametrize(
+    ("as_json", "what"), crossed([False, True], BAD), ids=lambda value: {False: "plain", True: "json"}.get(value, value)
+)
 def test_bad_input_is_named_in_one_line(what: str, as_json: bool, lmc: Command, tiny: Path, tmp_path: Path) -> None:
     words, message = BAD[what]
     words = [str(tiny) if word == "TINY" else word for word in words]

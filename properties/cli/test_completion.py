@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 from common.command_line import Command
+from common.crossed import slow_but
 from common.fresh_process import LIBRARIES, imported
 
 from lmc_verify.cases import case_settings
@@ -181,7 +182,7 @@ COLD = [
 ]
 
 
-@pytest.mark.parametrize("words", COLD, ids=" ".join)
+@pytest.mark.parametrize("words", slow_but(COLD[1:3], COLD), ids=" ".join)
 def test_completion_imports_no_library(words: tuple[str, ...]) -> None:
     code, modules, printed = imported(
         _LMC_VERIFY_COMPLETE="complete_bash",
@@ -291,6 +292,7 @@ def test_a_shell_that_nobody_knows_is_refused(home: Path) -> None:
     assert "'zhs' is not one of 'bash', 'zsh', 'fish'" in done.stderr
 
 
+@pytest.mark.slow
 def test_fish_shows_names_with_what_they_mean(home: Path) -> None:
     fish = shell_or_skip("fish")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from common.command_line import Command
+from common.crossed import slow_but
 
 from lmc_verify import __version__
 from lmc_verify.cases import case_settings, settings_tree
@@ -145,7 +146,7 @@ def test_help_and_doctor_name_the_documentation(lmc: Command) -> None:
     assert json.loads(lmc("doctor", "--json")[1])["documentation"] == DOCUMENTATION
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("claim", slow_but({"theorem-1/unbiased", "e7/reductions", "theorem-3/rate"}, CLAIMS))
 def test_explain_leads_to_the_claim_s_page_and_prints_it(claim: str, lmc: Command) -> None:
     name = claim.replace("/", "-")
     address = f"{DOCUMENTATION}claims/{name}.html"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -18,10 +17,10 @@ def slow_but(quick: Collection[Any], values: Iterable[Any]) -> list[Any]:
 def crossed(*axes: Collection[Any]) -> list[Any]:
     """Return every combination of a value of each axis; slow are those that a walk along all axes does not meet.
 
-    The walk goes one step on in every axis, and begins anew where one ends: it meets every value of every axis, and, if
-    the lengths of two axes have no common divisor, every pair of their values.
+    The walk goes one step on in every axis, and begins anew where one ends, until the longest axis ends: it meets every
+    value of every axis, and not every pair of values.
     """
-    steps = range(math.lcm(*map(len, axes)))
+    steps = range(max(map(len, axes)))
     quick = {tuple(step % len(axis) for axis in axes) for step in steps}
     return [
         pytest.param(*(value for _, value in chosen), marks=() if places in quick else pytest.mark.slow)

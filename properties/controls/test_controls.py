@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from common.crossed import slow_but
+from common.crossed import crossed, slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -67,6 +67,25 @@ LAWLESS = ["gradient-accumulated"]
 MEASURED = [name for name in DEFECTS if name not in LAWLESS]
 SETTINGS = [name for name in DEFECTS if CONTROLS[name].broken is not None]
 ALTERED = [name for name in DEFECTS if CONTROLS[name].alter is not None]
+LONG = {
+    "backward-halo-dropped-drawn",
+    "histories-never-written",
+    "sign-of-one-layer-drawn",
+    "unlabelled-batch-skipped",
+    "history-rows-misplaced",
+    "auxiliary-history-never-written",
+    "stale-histories",
+    "parameters-one-step-behind",
+    "auxiliary-history-scaled",
+    "halo-labels-forgotten",
+    "halo-leak-into-encoder",
+    "mask-off-by-one",
+    "transposed-operator",
+    "history-row-forgotten",
+}
+"""Defects whose check takes over half a second: of each claim that they are about there is a shorter one, or a sound
+control.
+"""
 WORKSPACE = Workspace()
 
 
@@ -120,8 +139,7 @@ def test_defects_that_break_the_contract_are_refused(name: str) -> None:
     assert "randomness of its own" in result.verdict.summary
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", slow_but({*MEASURED} - LONG, MEASURED))
 def test_defects_are_caught(name: str) -> None:
     control, result = CONTROLS[name], checked(name)
     assert result.verdict.outcome is control.expected is Outcome.REFUTED
@@ -426,7 +444,7 @@ def test_a_blinded_verifier_fails_every_defect(name: str, monkeypatch: pytest.Mo
     assert check_control(CONTROLS[name], WORKSPACE).passed is False
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", slow_but({*SOUND} - {"sound-settling"}, SOUND))
 @pytest.mark.parametrize(
     "outcome", slow_but({Outcome.REFUTED}, [Outcome.REFUTED, Outcome.INCONCLUSIVE, Outcome.NOT_APPLICABLE])
 )
@@ -458,8 +476,10 @@ def test_a_verdict_without_a_detectable_effect_excuses_nothing(monkeypatch: pyte
 # --- power ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sound-backward-sgd", "sound-lmc", "sign-of-one-layer", "float16-gradient"])
-@pytest.mark.parametrize("factor", [100, 1000, 10**9])
+@pytest.mark.parametrize(
+    ("factor", "name"),
+    crossed([100, 1000, 10**9], ["sound-backward-sgd", "sound-lmc", "sign-of-one-layer", "float16-gradient"]),
+)
 def test_a_tolerance_that_has_grown_fails_the_control(name: str, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound estimator is still exact and a gross defect still refuted: only what could be detected tells."""
     sharp = Residuals.of
@@ -482,7 +502,7 @@ def test_a_refutation_factor_of_1e5_fails_the_controls(monkeypatch: pytest.Monke
     assert {"sound-backward-sgd", "sound-lmc", "sound-bias-and-variance", "sound-trained-encoder"} <= set(failed)
 
 
-@pytest.mark.parametrize("name", [*SOUND, *MEASURED])
+@pytest.mark.parametrize("name", slow_but({*SOUND, *MEASURED} - LONG, [*SOUND, *MEASURED]))
 def test_a_check_sees_what_it_must_with_less_than_a_factor_of_thirty_to_spare(name: str) -> None:
     """Else the ceiling is so high that it says nothing; without one nothing is asked of the check's power."""
     ceiling, limit = CONTROLS[name].ceiling, checked(name).verdict.minimum_detectable_effect
@@ -681,9 +701,11 @@ def test_the_score_counts_every_defect_once(results: list[ControlRecord]) -> Non
     assert score.to_dict() == {"caught": score.caught, "above": score.above, "below": score.below}
 
 
-def test_the_catalogue_scores_full_marks() -> None:
-    score = MutationScore.of(checked(name).record for name in CONTROLS)
-    assert score == MutationScore(len(DEFECTS), len(DEFECTS), 0)
+@pytest.mark.parametrize("left_out", [LONG, pytest.param(set(), marks=pytest.mark.slow)], ids=["short", "all"])
+def test_the_catalogue_scores_full_marks(left_out: set[str]) -> None:
+    score = MutationScore.of(checked(name).record for name in CONTROLS if name not in left_out)
+    caught = len(DEFECTS) - len(left_out)
+    assert score == MutationScore(caught, caught, 0)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from common.crossed import slow_but
 from common.helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -715,7 +716,7 @@ def test_ogb_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", slow_but({*REAL} - {"dblp", "tolokers"}, REAL))
 def test_counts_of_real_data_sets(name: str, data_root: Path, real_cache: Path) -> None:
     nodes, edges, features, classes, sizes = REAL[name]
     before = tree(data_root)

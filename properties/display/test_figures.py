@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from common.crossed import slow_but
 from common.helpers import examples
 from common.race_helpers import a_gradient, an_evaluation
 from common.shown import HOSTILE, RACE, audits, races, traces, verdicts
@@ -65,7 +66,7 @@ def drawn(made: Any) -> Figure | None:
 
 
 @given(st.one_of(verdicts, audits, traces, races))
-@examples(20)
+@examples(8)
 def test_every_result_is_drawn_or_says_why_not(made: Any) -> None:
     before = dict(mpl.rcParams)
     figure = drawn(made)
@@ -160,7 +161,7 @@ def test_a_race_has_one_colour_and_one_name_for_each_contestant() -> None:
     assert "target" not in [line.get_label() for line in on_test.get_lines()]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", slow_but(HOSTILE[::2], HOSTILE))
 def test_labels_are_neither_mathematics_nor_hidden(name: str) -> None:
     figure, (axes,) = panels([3.0])
     curve(axes, [1.0], [1.0], name)

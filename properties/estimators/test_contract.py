@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed, slow_but
 from common.helpers import path_graph
 
 from lmc_verify import (
@@ -195,8 +196,7 @@ ASKING = ["theorem-1/unbiased", "theorem-1/unbiased-sampled", "e1/equals-backwar
 FEW = SamplingSettings(alpha=0.2, draws=20)
 
 
-@pytest.mark.parametrize("claim", ASKING)
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize(("name", "claim"), crossed(BROKEN, ASKING))
 def test_a_broken_contract_is_named_and_never_called_bias(name: str, claim: str) -> None:
     make, words = BROKEN[name]
     problem = problem_of()
@@ -505,7 +505,13 @@ def test_who_is_broken_spoils_nobody_else() -> None:
         assert check_claim("theorem-1/unbiased", problem, DESIGN, BackwardSGD()).outcome.value == "EXACT"
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {"lmc", "fm-local", "cluster-gcn", "mvs-gnn", "top", "shadow", "labor", "ladies", "graphsaint-edge"},
+        list(ESTIMATORS),
+    ),
+)
 def test_the_package_s_estimators_keep_the_contract(name: str) -> None:
     design = Clusters(Partition.contiguous(NODES, 3), 1)
     for claim in ("theorem-1/unbiased", "e7/reductions"):

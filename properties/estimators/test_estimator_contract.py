@@ -64,7 +64,7 @@ FAMILY: dict[str, Estimator] = {
     "lmc-forward-only": LMCForwardOnly(beta=0.3, score="sine"),
     "lmc-backward-only": LMCBackwardOnly(beta=0.3, score="concave"),
 }
-QUICK = ("backward-sgd", "cluster-gcn", "fm", "gas", "lmc")
+QUICK = ("backward-sgd", "cluster-gcn", "lmc")
 EVERY = pytest.mark.parametrize("name", slow_but(QUICK, FAMILY))
 SHARED = examples(20)
 """The same problems are drawn for every estimator, and all are two policies over one engine: 20 make 200 and more."""
@@ -182,7 +182,12 @@ def test_batch_without_labels_gives_no_loss_and_no_head_gradient(name: str, draw
     assert not any(bool(value.any()) for value in mean.gradient.values()), "batch-mean without labels must be zero"
 
 
-@pytest.mark.parametrize("name", ["lmc", "lmc-whole", "lmc-backward-only", "gas", "fm", "fm-local", "lmc-forward-only"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        {"lmc", "gas", "fm"}, ["lmc", "lmc-whole", "lmc-backward-only", "gas", "fm", "fm-local", "lmc-forward-only"]
+    ),
+)
 @SHARED
 @given(drawn=steps())
 def test_last_layer_and_head_never_see_halo_labels(name: str, drawn: tuple) -> None:

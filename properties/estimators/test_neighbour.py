@@ -195,21 +195,27 @@ def tiny(layers: int = 2) -> Problem:
 BATCHES = UniformNodes(4, 1)
 VERDICTS = [
     ("theorem-1/unbiased", NeighbourSampling(fan_out=1), "exact", Outcome.REFUTED),
-    ("theorem-1/unbiased", LABOR(fan_out=1), "exact", Outcome.REFUTED),
+    pytest.param("theorem-1/unbiased", LABOR(fan_out=1), "exact", Outcome.REFUTED, marks=pytest.mark.slow),
     ("theorem-1/unbiased", VRGCN(fan_out=1), "exact", Outcome.EXACT),
     ("theorem-1/unbiased", VRGCN(fan_out=1), "zero", Outcome.REFUTED),
-    ("theorem-1/unbiased", NeighbourSampling(fan_out=3), "exact", Outcome.EXACT),
+    pytest.param("theorem-1/unbiased", NeighbourSampling(fan_out=3), "exact", Outcome.EXACT, marks=pytest.mark.slow),
     ("sampling/unbiased-without-nonlinearity", NeighbourSampling(fan_out=1), "exact", Outcome.EXACT),
-    ("sampling/unbiased-without-nonlinearity", LABOR(fan_out=1), "exact", Outcome.EXACT),
-    ("sampling/unbiased-without-nonlinearity", VRGCN(fan_out=1), "zero", Outcome.EXACT),
+    pytest.param(
+        "sampling/unbiased-without-nonlinearity", LABOR(fan_out=1), "exact", Outcome.EXACT, marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "sampling/unbiased-without-nonlinearity", VRGCN(fan_out=1), "zero", Outcome.EXACT, marks=pytest.mark.slow
+    ),
     ("sampling/unbiased-aggregation", NeighbourSampling(fan_out=1), "exact", Outcome.EXACT),
-    ("sampling/unbiased-aggregation", VRGCN(fan_out=1), "zero", Outcome.EXACT),
+    pytest.param("sampling/unbiased-aggregation", VRGCN(fan_out=1), "zero", Outcome.EXACT, marks=pytest.mark.slow),
     ("sampling/unbiased-aggregation", LABOR(fan_out=1), "exact", Outcome.EXACT),
     ("sampling/error-below-baseline", VRGCN(fan_out=1), "exact", Outcome.SUPPORTED),
     ("sampling/error-below-baseline", NeighbourSampling(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("labor/fewer-vertices", LABOR(fan_out=1), "exact", Outcome.EXACT),
     ("labor/fewer-vertices", LABOR(fan_out=1, rounds=2), "exact", Outcome.EXACT),
-    ("sampling/unbiased-aggregation", LABOR(fan_out=1, rounds=2), "exact", Outcome.EXACT),
+    pytest.param(
+        "sampling/unbiased-aggregation", LABOR(fan_out=1, rounds=2), "exact", Outcome.EXACT, marks=pytest.mark.slow
+    ),
     ("labor/fewer-vertices", VRGCN(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("e7/reductions", VRGCN(fan_out=1), "exact", Outcome.NOT_APPLICABLE),
     ("e8/bias-and-variance", NeighbourSampling(fan_out=1), "exact", Outcome.EXACT),

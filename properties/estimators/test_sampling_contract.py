@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from common import dense_sampling
+from common.crossed import crossed, slow_but
 from common.helpers import (
     assert_close,
     assert_gradients,
@@ -72,8 +73,12 @@ COVERING: dict[str, dict[str, Any]] = {
     "labor": {"fan_out": 100},
 }
 """Settings whose budget covers every message, for estimators that are then exact."""
+QUICK = {"neighbour-sampling", "vr-gcn", "ladies", "graphsaint-walk"}
+"""One that draws for each node, one with histories, one that draws for each layer, one that draws a subgraph."""
 EVERY = pytest.mark.parametrize("name", SMALL)
-UNBIASED = pytest.mark.parametrize("name", [name for name in SMALL if not name.endswith("-published")])
+SOME = pytest.mark.parametrize("name", slow_but(QUICK, SMALL))
+"""Of properties that other tests of every estimator's laws and estimates would miss too."""
+UNBIASED = pytest.mark.parametrize("name", slow_but(QUICK, [name for name in SMALL if not name.endswith("-published")]))
 """Of public code that departs from its paper the weights are not the papers'; see test_published.py."""
 MOST_SAMPLES = 200
 FEW = examples(12)
@@ -192,8 +197,7 @@ def test_estimates_equal_the_model_on_sampled_operators(name: str, data: st.Data
             assert_gradients(f"{estimator}", estimate.gradient, autograd_gradient(problem, loss))
 
 
-@pytest.mark.parametrize("kind", ["gcn", "sage", "gin", "gcnii", "appnp"])
-@EVERY
+@pytest.mark.parametrize(("name", "kind"), crossed(SMALL, ["gcn", "sage", "gin", "gcnii", "appnp"]))
 def test_residuals_and_ends_are_sampled_too(name: str, kind: str) -> None:
     """A residual reads the row itself, which a sample without a self-loop message may leave out."""
     settings: dict[str, Any] = {"encoder": True, "head": True, "norm": "layer", "residual": True}
@@ -235,7 +239,7 @@ def test_estimates_equal_the_dense_implementation(name: str, data: st.DataObject
         assert_close("loss", estimate.loss, loss)
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data(), seed=seeds())
 def test_estimates_are_pure_and_draws_are_reproducible(name: str, data: st.DataObject, seed: int) -> None:
@@ -260,7 +264,7 @@ def test_estimates_are_pure_and_draws_are_reproducible(name: str, data: st.DataO
     state.apply(first.writes)
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data())
 def test_a_batch_without_labels_gives_nothing(name: str, data: st.DataObject) -> None:
@@ -275,7 +279,7 @@ def test_a_batch_without_labels_gives_nothing(name: str, data: st.DataObject) ->
             return
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data())
 def test_messages_and_rows_are_counted(name: str, data: st.DataObject) -> None:
@@ -297,7 +301,7 @@ def test_messages_and_rows_are_counted(name: str, data: st.DataObject) -> None:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data())
 def test_enumeration_is_a_law_without_repeats(name: str, data: st.DataObject) -> None:
@@ -315,7 +319,7 @@ def test_enumeration_is_a_law_without_repeats(name: str, data: st.DataObject) ->
     assert law.inclusion_probabilities().shape == (problem.graph.num_nodes,)
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data())
 def test_inclusion_probabilities_are_those_of_the_distribution(name: str, data: st.DataObject) -> None:
@@ -379,7 +383,7 @@ def test_every_message_has_its_mean_weight(name: str, data: st.DataObject) -> No
     assert_close("mean operator", total, needed[:, :, None] * operator, rtol=1e-9)
 
 
-@EVERY
+@SOME
 @FEW
 @given(data=st.data())
 def test_no_weight_exceeds_the_stated_largest(name: str, data: st.DataObject) -> None:
@@ -394,7 +398,7 @@ def test_no_weight_exceeds_the_stated_largest(name: str, data: st.DataObject) ->
 # --- reductions -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COVERING)
+@pytest.mark.parametrize("name", slow_but({"neighbour-sampling"}, COVERING))
 @FEW
 @given(data=st.data())
 def test_a_budget_for_every_message_leaves_nothing_to_chance(name: str, data: st.DataObject) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import path_graph
 from torch_geometric.data import Data
 
@@ -84,8 +85,7 @@ USES: dict[str, Callable[[Graph, Problem], object]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("key", _TENSORS)
+@pytest.mark.parametrize(("key", "way"), crossed(_TENSORS, WAYS))
 def test_a_change_is_named_wherever_the_graph_is_used(key: str, way: str) -> None:
     for use in USES.values():
         graph = whole_graph()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_geometric.data import Data
 
+from lmc_verify import GCN, LMC, Clusters, Graph, Partition, Problem, exact_pass
 from lmc_verify.graphs.sums import ordered_sum
+from lmc_verify.objective.problem import gradient_norm
 
 
 @given(st.integers(0, 20_000), st.integers(0, 2**31))
@@ -30,41 +31,35 @@ def test_every_entry_counts_once(shape: tuple[int, ...]) -> None:
     assert float(ordered_sum(torch.ones(shape, dtype=torch.float64))) == math.prod(shape)
 
 
-SCRIPT = """
-import torch
-from torch_geometric.data import Data
-import lmc_verify as lv
-from lmc_verify.graphs.sums import ordered_sum
-from lmc_verify.objective.problem import gradient_norm
-
-n, source = 50_000, torch.Generator().manual_seed(0)
-data = Data(
-    x=torch.randn(n, 8, generator=source, dtype=torch.float64),
-    edge_index=torch.randint(n, (2, 3 * n), generator=source),
-    y=torch.randint(5, (n,), generator=source),
-    train_mask=torch.rand(n, generator=source) < 0.8,
-)
-graph = lv.Graph.from_pyg(data)
-problem = lv.Problem(graph, lv.GCN(8, 16, 5, num_layers=2, seed=0).double())
-exact = lv.exact_pass(problem)
-batch = next(iter(lv.Clusters(lv.Partition.contiguous(n, 2), per_batch=1).enumerate()))[0]
-estimator = lv.LMC(beta=0.5)
-estimate = estimator.estimate(problem, estimator.init(problem), batch)
-print(float(ordered_sum(torch.randn(300_000, generator=source, dtype=torch.float64))).hex())
-print(float(exact.loss).hex(), float(estimate.loss).hex())
-print(gradient_norm(exact.gradient).hex(), gradient_norm(estimate.gradient).hex())
-for gradient in (exact.gradient, estimate.gradient):
-    print(*(hash(value.numpy().tobytes()) for value in gradient.values()))
-"""
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
-def test_losses_exact_passes_and_estimates_have_the_same_bits_for_every_number_of_threads() -> None:
+def test_losses_exact_passes_and_estimates_have_the_same_bits_for_every_number_of_threads(
+    threads: Callable[[int], None],
+) -> None:
+    n, source = 50_000, torch.Generator().manual_seed(0)
+    data = Data(
+        x=torch.randn(n, 8, generator=source, dtype=torch.float64),
+        edge_index=torch.randint(n, (2, 3 * n), generator=source),
+        y=torch.randint(5, (n,), generator=source),
+        train_mask=torch.rand(n, generator=source) < 0.8,
+    )
+    values = torch.randn(300_000, generator=source, dtype=torch.float64)
+    design = Clusters(Partition.contiguous(n, 2), per_batch=1)
+    batch, estimator = next(iter(design.enumerate()))[0], LMC(beta=0.5)
     found = []
-    for threads in ("1", "2"):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
-        ran = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert ran.returncode == 0, ran.stderr
-        found.append(ran.stdout)
+    for number in (1, 2):
+        threads(number)
+        problem = Problem(Graph.from_pyg(data), GCN(8, 16, 5, num_layers=2, seed=0).double())
+        exact = exact_pass(problem)
+        estimate = estimator.estimate(problem, estimator.init(problem), batch)
+        numbers = [ordered_sum(values), exact.loss, estimate.loss]
+        norms = [gradient_norm(each.gradient) for each in (exact, estimate)]
+        gradients = [value.numpy().tobytes() for each in (exact, estimate) for value in each.gradient.values()]
+        found.append(([float(number).hex() for number in numbers], [norm.hex() for norm in norms], gradients))
     assert found[0] == found[1]

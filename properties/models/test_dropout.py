@@ -382,9 +382,10 @@ def test_samplers_are_pure_while_units_are_dropped(name: str, summed: tuple[str,
     assert_same_bits("the key again", method.estimate(problem, state, batch).gradient, first.gradient)
 
 
-@pytest.mark.parametrize("cut", ["pre", "post"])
-@pytest.mark.parametrize("model", ["gcn", "sage", "sage norm", "sage jump", "gcnii", "appnp"])
-@pytest.mark.parametrize("name", COVERING)
+@pytest.mark.parametrize(
+    ("name", "model", "cut"),
+    crossed(COVERING, ["gcn", "sage", "sage norm", "sage jump", "gcnii", "appnp"], ["pre", "post"]),
+)
 def test_samplers_that_take_everything_give_the_gradient_with_these_units(name: str, model: str, cut: str) -> None:
     problem, method = dropping(model, cut), make_estimator(name, **COVERING[name])
     problem.model.eval()

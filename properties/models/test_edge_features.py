@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import slow_but
 from common.helpers import RTOL, assert_close, assert_gradients, autograd_gradient, examples, path_graph, seeded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,7 +149,9 @@ def test_the_features_are_read() -> None:
         problem.with_graph(graph.replaced(edge_attr=None))
 
 
-@READER
+@pytest.mark.parametrize(
+    "name", slow_but({"GATConv, loops 0.5", "GATv2Conv", "GINEConv", "NNConv", "PNAConv"}, READERS)
+)
 @examples(15)
 @given(graph=graphs(edge_features=WIDTH), data=st.data())
 def test_rows_of_any_block_are_those_of_the_whole_graph(name: str, graph: Graph, data: st.DataObject) -> None:

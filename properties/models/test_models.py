@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common.crossed import slow_but
 from common.helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, path_graph, seeded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +115,7 @@ def test_gat_is_pyg_gat(graph: Graph, heads: int, seed: int) -> None:
     assert_close(f"GAT with {heads} heads on {graph}", model(graph), h, rtol=RTOL)
 
 
-@CONV
+@pytest.mark.parametrize("name", slow_but({"SAGEConv, max", "GATConv", "GINConv", "GraphConv"}, CONVS))
 @given(graph=graphs(), width=st.integers(1, 3), seed=seeds())
 def test_adapter_is_the_plain_module(name: str, graph: Graph, width: int, seed: int) -> None:
     plain = seeded(lambda: CONVS[name](graph.num_features, width), seed % 5)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from common.crossed import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -297,6 +298,21 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], bool, int]] = {
     "heads": (Heads, OTHER, 3),
 }
 """Models, whether their layers are aggregate-linear, and how many layers there are."""
+QUICK = {
+    "PyG GCN, batch norm",
+    "PyG GCN, cat",
+    "PyG GraphSAGE, lstm",
+    "PyG GATv2",
+    "PyG PNA",
+    "PyG Sequential",
+    "loop, dropout",
+    "loop, residual",
+    "jumping, max",
+    "tied",
+    "parallel, two operators",
+    "in place",
+}
+"""One of each kind; the others are the same kinds with other settings."""
 
 
 def reference(model: nn.Module, graph: lv.Graph) -> Tensor:
@@ -325,7 +341,7 @@ def assert_same(made: lv.LayeredModel, model: nn.Module, graph: lv.Graph, output
         torch.testing.assert_close(exact.gradient[name], value, rtol=1e-12, atol=1e-12 * largest, msg=name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(QUICK, MODELS))
 def test_outputs_and_gradients_are_those_of_the_plain_model(name: str) -> None:
     make, linear, depth = MODELS[name]
     model = built(make)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed, slow_but
 from common.helpers import assert_close, assert_gradients, path_graph, seeded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -337,18 +338,17 @@ def verdict_of(claim: str, model: str, settings: dict[str, Any], estimator: str)
     return verdict
 
 
-EXACTNESS = pytest.mark.parametrize("claim", ["e1/equals-backward-sgd", "e2/exact-when-frozen"])
+EXACTNESS = ["e1/equals-backward-sgd", "e2/exact-when-frozen"]
 
 
-@EXACTNESS
-@pytest.mark.parametrize("model", LINEAR)
+@pytest.mark.parametrize(("model", "claim"), crossed(LINEAR, EXACTNESS))
 def test_lmc_is_exact_for_aggregate_linear_models(claim: str, model: str) -> None:
     assert verdict_of(claim, model, LINEAR[model], "lmc").outcome is Outcome.EXACT
     assert verdict_of(claim, model, LINEAR[model], "gas").outcome is Outcome.REFUTED
 
 
 @pytest.mark.slow
-@EXACTNESS
+@pytest.mark.parametrize("claim", EXACTNESS)
 @pytest.mark.parametrize("model", OTHERS)
 def test_lmc_keeps_a_floor_for_others_and_the_verdict_names_the_assumption(claim: str, model: str) -> None:
     verdict = verdict_of(claim, model, OTHERS[model], "lmc")
@@ -360,7 +360,7 @@ def test_lmc_keeps_a_floor_for_others_and_the_verdict_names_the_assumption(claim
         assert sweeps[-1] > 1e-3
 
 
-@pytest.mark.parametrize("model", [*LINEAR, *OTHERS])
+@pytest.mark.parametrize("model", slow_but({"gin", "appnp", "gat", "pna"}, [*LINEAR, *OTHERS]))
 def test_backward_sgd_needs_no_such_assumption(model: str) -> None:
     settings = {**LINEAR, **OTHERS}[model]
     assert verdict_of("theorem-1/unbiased", model, settings, "backward-sgd").outcome is Outcome.EXACT

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import assert_close, assert_gradients, autograd_gradient, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,8 +128,9 @@ def test_many_steps_tend_to_the_fixed_point(cut: str) -> None:
     assert errors[3] < 1e-13
 
 
-@pytest.mark.parametrize("claim", ["e1/equals-backward-sgd", "e2/exact-when-frozen", "theorem-1/unbiased"])
-@pytest.mark.parametrize("cut", ["pre", "post"])
+@pytest.mark.parametrize(
+    ("cut", "claim"), crossed(["pre", "post"], ["e1/equals-backward-sgd", "e2/exact-when-frozen", "theorem-1/unbiased"])
+)
 def test_lmc_on_the_steps_is_exact_with_the_pre_cut_only(claim: str, cut: str) -> None:
     case = build_case(
         CaseSettings.model_validate(

@@ -30,7 +30,7 @@ from lmc_verify.testing import problems
 EXACT = 1e-12
 """Distributed and whole gradient in float64."""
 
-MOST = 4
+MOST = 3
 
 CONTEXT = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"

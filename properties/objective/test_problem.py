@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import autograd_gradient, path_graph
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -273,10 +274,12 @@ def shared(kind: str) -> LayeredModel:
     return LayeredModel([first, second], encoder=encoder, head=encoder if kind == "encoder and head" else head)
 
 
-@pytest.mark.parametrize("frozen", ["", "encoder", "head", "layers.0", "layers.1"])
 @pytest.mark.parametrize(
-    "kind",
-    ["one layer twice", "one convolution", "weights of two layers", "layer and head", "encoder and head", "none"],
+    ("kind", "frozen"),
+    crossed(
+        ["one layer twice", "one convolution", "weights of two layers", "layer and head", "encoder and head", "none"],
+        ["", "encoder", "head", "layers.0", "layers.1"],
+    ),
 )
 def test_shared_and_frozen_parameters_have_autograd_s_gradient(kind: str, frozen: str) -> None:
     model = shared(kind)

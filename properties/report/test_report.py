@@ -681,6 +681,7 @@ def test_junit_tells_a_crashed_search_from_an_unexpected_one(tmp_path: Path) -> 
     assert "search again: lmc-verify counterexample" in (failure.text or "")
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_counts_its_searches(tmp_path: Path) -> None:
     with Records.create_or_open(tmp_path / "u.sqlite") as records:
         run = records.start_run("s", "t", {"planned": 7}, {})
@@ -1001,6 +1002,7 @@ def test_the_ledger_adds_up_what_the_checks_spent(tmp_path: Path) -> None:
     assert built.level == "passed"
 
 
+@pytest.mark.slow
 def test_what_was_spent_asymptotically_is_counted_apart(tmp_path: Path) -> None:
     spending = a_sampled("gas", 21.2)
     asymptotic = replace(spending, verdict=replace(spending.verdict, guarantee="asymptotic", log_e_value=None))
@@ -1043,6 +1045,7 @@ def test_without_a_stated_total_the_guarantee_is_what_was_spent(tmp_path: Path) 
 # --- repetitions ---
 
 
+@pytest.mark.slow
 def test_independent_repetitions_of_all_runs_multiply(tmp_path: Path) -> None:
     tens = [value * math.log(10) for value in (4.0, 3.0, 2.2)]
     earlier = tuple(a_sampled("gas", value, replicate=k) for k, value in enumerate(tens) if k)
@@ -1096,6 +1099,7 @@ def test_the_mutation_score_counts_defects_above_the_detectable_effect(tmp_path:
 # --- curves ---
 
 
+@pytest.mark.slow
 def test_the_cases_of_a_claim_are_drawn_together_and_each_alone(tmp_path: Path) -> None:
     built = statistical_report(tmp_path, [a_rate("lmc"), a_rate("gas", "REFUTED")])
     (section,) = built.sections

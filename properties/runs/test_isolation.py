@@ -233,9 +233,21 @@ def unfinished(records: Records, loops: Path, status: str | None) -> int:
     ("status", "state", "code", "words"),
     [
         ("interrupted", "interrupted", 130, "the run did not finish (1 of 3 planned checks): it was interrupted"),
-        ("failed", "failed", 5, "the run did not finish (1 of 3 planned checks): it ended with an error"),
+        pytest.param(
+            "failed",
+            "failed",
+            5,
+            "the run did not finish (1 of 3 planned checks): it ended with an error",
+            marks=pytest.mark.slow,
+        ),
         ("finished", "finished", 5, "the run did not finish (1 of 3 planned checks): results are missing"),
-        (None, "running", 5, "the run has not finished yet (1 of 3 planned checks): it is still under way"),
+        pytest.param(
+            None,
+            "running",
+            5,
+            "the run has not finished yet (1 of 3 planned checks): it is still under way",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_has_no_result_is_in_every_format(

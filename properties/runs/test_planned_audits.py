@@ -76,6 +76,7 @@ def cut() -> Trial:
 # --- the verdict ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_verdict_has_every_number_of_the_audit(cut: Trial) -> None:
     settings = AuditSettings(function=f"{FILE}:cut", arguments={"parts": 3})
     with forked_generators(0, "function"):

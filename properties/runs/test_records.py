@@ -175,7 +175,7 @@ def path(tmp_path: Path) -> Path:
 # --- round trip ---
 
 
-@examples(60, deadline=None)
+@examples(20, deadline=None)
 @given(st.lists(trials(), max_size=4, unique_by=lambda trial: trial.key))
 def test_what_was_added_comes_back_equal_and_in_order(added: list[Trial]) -> None:
     with tempfile.TemporaryDirectory() as folder:

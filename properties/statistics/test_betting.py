@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from common.crossed import crossed, slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -69,8 +70,7 @@ NULLS: list[Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = [
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("two_sided", [False, True])
-@pytest.mark.parametrize("law", NULLS)
+@pytest.mark.parametrize(("law", "two_sided"), crossed(NULLS, [False, True]))
 def test_a_true_null_is_rarely_rejected_with_peeking_at_every_draw(law: Callable, two_sided: bool) -> None:
     draws = law(np.random.default_rng(1), (RUNS, DRAWS))
     process = BettingProcess(np.ones(RUNS), two_sided=two_sided)
@@ -215,7 +215,7 @@ def vector_null(law: Callable, generator: np.random.Generator, runs: int, count:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("law", NULLS)
+@pytest.mark.parametrize("law", slow_but({concentrated, heteroscedastic}, NULLS))
 def test_a_true_null_of_vectors_is_rarely_rejected(law: Callable) -> None:
     draws, bounds = vector_null(law, np.random.default_rng(4), RUNS, 40)
     top = fast_bias_test(draws, bounds).max(axis=1)

@@ -64,7 +64,11 @@ def test_level_on_the_boundary_of_the_null_hypothesis() -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "scatter", "seeds", "alpha", "power"),
-    [(LENGTHS, 0.05, 40, 1e-6, 0.9), ([16.0, 64.0, 256.0, 1024.0], 0.05, 23, 1e-6, 0.9), (LENGTHS, 0.1, 40, 0.01, 0.7)],
+    [
+        pytest.param(LENGTHS, 0.05, 40, 1e-6, 0.9, marks=pytest.mark.slow),
+        pytest.param([16.0, 64.0, 256.0, 1024.0], 0.05, 23, 1e-6, 0.9, marks=pytest.mark.slow),
+        (LENGTHS, 0.1, 40, 0.01, 0.7),
+    ],
 )
 def test_power_at_a_true_rate_without_a_floor(
     lengths: list[float], scatter: float, seeds: int, alpha: float, power: float

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from common.crossed import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -66,7 +67,7 @@ def fast_log_capital(values: np.ndarray, mean: float, population: int | None = N
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("law", [rare, nearly_always, coin, beta])
+@pytest.mark.parametrize("law", slow_but({rare, coin}, [rare, nearly_always, coin, beta]))
 def test_scalar_bounds_hold_after_every_draw(law: Callable) -> None:
     values, mean = law(np.random.default_rng(1), (RUNS, DRAWS))
     upper = fast_log_capital(values, mean).max(axis=1)
@@ -78,7 +79,7 @@ def test_scalar_bounds_hold_after_every_draw(law: Callable) -> None:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("law", [rare, coin, beta])
+@pytest.mark.parametrize("law", slow_but({beta}, [rare, coin, beta]))
 def test_scalar_bounds_without_replacement_hold_after_every_draw(law: Callable) -> None:
     generator = np.random.default_rng(2)
     points, _ = law(generator, (POPULATION,))
@@ -243,7 +244,13 @@ def fast_log_mixture(norms: np.ndarray, variances: np.ndarray) -> np.ndarray:
     return log_mean_exp(argument + np.log1p(np.exp(-2 * argument)) - math.log(2) - penalty)
 
 
-VECTOR_LAWS = [(cluster, 0.0), (signs, 0.0), (sphere, 0.0), (nearly_zero, 0.0), (shifted, 0.7)]
+VECTOR_LAWS = [
+    (cluster, 0.0),
+    pytest.param(signs, 0.0, marks=pytest.mark.slow),
+    pytest.param(sphere, 0.0, marks=pytest.mark.slow),
+    (nearly_zero, 0.0),
+    (shifted, 0.7),
+]
 
 
 def second_moment(law: Callable) -> float:

@@ -120,6 +120,7 @@ def test_a_default_that_is_a_value_is_kept() -> None:
     assert call_model(Echo(lambda x, edge_weight=3: (edge_weight,)), weighted()) == (3,)
 
 
+@pytest.mark.slow
 def test_a_compiled_or_parallel_model_is_called_by_the_signature_of_what_it_wraps() -> None:
     model, data = built(GCN).eval(), ring()
     want = model(data.x, data.edge_index)

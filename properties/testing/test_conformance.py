@@ -61,7 +61,7 @@ LEFT_OUT: dict[str, set[str]] = {
 """What does not apply, beside what an estimator's own randomness rules out."""
 
 
-QUICK = ("gas", "lmc")
+QUICK = ("lmc",)
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, ESTIMATORS))

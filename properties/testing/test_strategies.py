@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from common.crossed import slow_but
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
@@ -148,7 +149,7 @@ PARTITION_FEATURES: dict[str, Callable[[tuple[Graph, Partition]], bool]] = {
 }
 
 
-@pytest.mark.parametrize("feature", PARTITION_FEATURES)
+@pytest.mark.parametrize("feature", slow_but({*PARTITION_FEATURES} - {"equal clusters of several"}, PARTITION_FEATURES))
 def test_partitions_reach(feature: str) -> None:
     assert PARTITION_FEATURES[feature](find(graph_and(partitions), PARTITION_FEATURES[feature], settings=ANY))
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import assert_close, assert_gradients, examples, path_graph
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,8 +208,14 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("model", [GCN, SAGE])
-@pytest.mark.parametrize("estimator", EVERY, ids=lambda item: f"{item.name}-{EVERY.index(item)}")
+def name_of(value: Estimator | type[GCN]) -> str:
+    """The name of a test's estimator or model; of those with other settings, their place too."""
+    if isinstance(value, type):
+        return value.__name__
+    return f"{value.name}-{EVERY.index(value)}" if value in EVERY else value.name
+
+
+@pytest.mark.parametrize(("estimator", "model"), crossed(EVERY, [GCN, SAGE]), ids=name_of)
 def test_every_member_on_a_graph_with_loops_weights_and_multi_edges(model: type[GCN], estimator: Estimator) -> None:
     graph = path_graph(9)
     more = torch.tensor([[0, 3, 3, 8, 1, 1], [0, 3, 5, 2, 2, 2]])
@@ -227,8 +234,7 @@ def test_every_member_on_a_graph_with_loops_weights_and_multi_edges(model: type[
                 assert_same_run(runs, place, run)
 
 
-@pytest.mark.parametrize("model", [GCN, SAGE])
-@pytest.mark.parametrize("estimator", [*EVERY, FullBatch()], ids=lambda item: item.name)
+@pytest.mark.parametrize(("estimator", "model"), crossed([*EVERY, FullBatch()], [GCN, SAGE]), ids=name_of)
 def test_sparse_features_give_the_numbers_of_dense_ones(model: type[GCN], estimator: Estimator) -> None:
     """A feature that no node has, a node without any, and unlabelled nodes are among them."""
     graph = path_graph(9)
@@ -479,8 +485,7 @@ def measured(estimators: Sequence[Estimator]) -> list[MeasuredRun]:
     return [MeasuredRun(own, times[number % 4]) for number, own in enumerate(specifications(estimators))]
 
 
-@pytest.mark.parametrize("size", [1, 3, 100])
-@pytest.mark.parametrize("estimator", [LMC(beta=0.4), BackwardSGD(), FullBatch()])
+@pytest.mark.parametrize(("estimator", "size"), crossed([LMC(beta=0.4), BackwardSGD(), FullBatch()], [3, 1, 100]))
 def test_mean_norms_do_not_depend_on_how_runs_are_made(
     monkeypatch: pytest.MonkeyPatch, estimator: Estimator, size: int
 ) -> None:

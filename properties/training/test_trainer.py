@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,8 +170,9 @@ def test_frozen_parts_stay_and_the_caller_s_problem_too() -> None:
     assert trainer.problem.graph is problem.graph
 
 
-@pytest.mark.parametrize("model", ["gcn", "sage", "gat"])
-@pytest.mark.parametrize("estimator", ["full-batch", "lmc", "gas", "fm", "cluster-gcn"])
+@pytest.mark.parametrize(
+    ("estimator", "model"), crossed(["full-batch", "lmc", "gas", "fm", "cluster-gcn"], ["gcn", "sage", "gat"])
+)
 def test_a_run_with_dropout_depends_on_its_seed_alone(estimator: str, model: str) -> None:
     def run(seed: int) -> dict[str, Tensor]:
         return parameters(trained(FAMILY[estimator], problem=karate(model, dropout=0.3), seed=seed).problem)
@@ -615,8 +617,7 @@ def rewrite_by_hand(trainer: Trainer) -> None:
 REFRESHED: dict[str, Estimator] = {name: FAMILY[name] for name in ("lmc", "gas", "fm", "lmc-forward-only")}
 
 
-@pytest.mark.parametrize("name", REFRESHED)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dropout", "name"), crossed([0.0, 0.3], REFRESHED))
 def test_refreshed_histories_are_those_that_are_rewritten_by_hand(name: str, dropout: float) -> None:
     graph = load_graph("karate").double()
     design = EpochClusters(Partition(torch.arange(34) % 5, "striped"), 2)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from common.crossed import crossed
 from common.helpers import assert_close, assert_gradients, assert_same_bits, autograd_gradient, examples, expectation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -289,8 +290,11 @@ def test_conditional_bias_is_the_enumerated_mean_less_the_gradient(data: st.Data
     assert_gradients("bias + gradient", {name: bias[name] + gradient[name] for name in gradient}, mean)
 
 
-@pytest.mark.parametrize("estimator", [FullBatch(), BackwardSGD()], ids=["full-batch", "backward-sgd"])
-@pytest.mark.parametrize("design", ["clusters", "fused", "nodes"])
+@pytest.mark.parametrize(
+    ("design", "estimator"),
+    crossed(["clusters", "fused", "nodes"], [FullBatch(), BackwardSGD()]),
+    ids=lambda item: getattr(item, "name", item),
+)
 def test_no_bias_along_a_run_of_exact_estimators(estimator: Estimator, design: str) -> None:
     problem = karate()
     law = {

@@ -231,6 +231,7 @@ def test_no_scheduler_and_no_worker_are_errors(tmp_path: Path, monkeypatch: pyte
         connect("dask", cluster.address)
 
 
+@pytest.mark.slow
 def test_a_worker_with_other_code_is_refused_before_anything_runs(
     cluster: Cluster, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
