@@ -118,12 +118,11 @@ class UntouchedGradients:
             ContractError: it leaves gradients in that model, changes them, or takes them away between two backward
                 passes of the copy, which adds up their gradients; or it sets a mode of that model.
         """
-        named = {name: value for name, value in self._model.named_parameters() if value.is_floating_point()}
         given = {name: value.grad for name, value in self._model.named_parameters()}
         modes = {name: (module, module.training) for name, module in self._model.named_modules()}
         for value in self._model.parameters():
             value.grad = None
-        trained = {name: value for name, value in named.items() if value.requires_grad}
+        trained = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
         self._plant(trained)
         copies, passed, between = dict(copied.named_parameters()), set[str](), list[str]()
 
@@ -143,7 +142,7 @@ class UntouchedGradients:
             try:
                 yield
                 self._check(trained, between)
-                changed = [name or "it" for name, (module, mode) in modes.items() if module.training != mode]
+                changed = [name or "the model" for name, (module, mode) in modes.items() if module.training != mode]
                 if changed:
                     raise _uses_original(f"it sets the training mode of {', '.join(changed[:3])}")
             finally:

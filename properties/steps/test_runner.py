@@ -558,7 +558,7 @@ USED: dict[str, tuple[Callable[[nn.Module, torch.optim.Optimizer, nn.Module, Dat
     ),
     "put into another mode": (
         lambda given, _, copied, data: (given.eval(), plain_step(copied, data)),
-        "sets the training mode of it, convs, convs.0",
+        "sets the training mode of the model, convs, convs.0",
     ),
 }
 
