@@ -16,7 +16,6 @@ from lmc_verify.audits.batches.law import Law, Unit
 from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
-from lmc_verify.steps.snapshot import place_of
 
 __all__ = ["Clock", "Gradient", "Prepared", "Subject", "added", "cosine", "dot", "norm", "scaled"]
 
@@ -301,9 +300,9 @@ class Buffers:
     """The buffers of a model as they were, except those that are the step's state."""
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
-        self._model, known = model, set(map(place_of, state))
+        self._model, known = model, set(map(_place, state))
         self._kept = {
-            name: value.detach().clone() for name, value in model.named_buffers() if place_of(value) not in known
+            name: value.detach().clone() for name, value in model.named_buffers() if _place(value) not in known
         }
 
     def restore(self) -> None:
@@ -317,6 +316,13 @@ class Buffers:
     def changed_buffers(self) -> list[str]:
         """Return the names of buffers that changed."""
         return _differing(self._kept, dict(self._model.named_buffers()))
+
+
+def _place(value: Tensor) -> tuple[int, ...]:
+    """Return what tells memory apart: a state's tensor may be another view of a buffer."""
+    if value.layout is not torch.strided or not value.numel():
+        return (id(value),)
+    return value.data_ptr(), value.numel()
 
 
 def _differing(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:

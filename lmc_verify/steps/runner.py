@@ -18,7 +18,7 @@ from lmc_verify.steps.generators import forked_generators
 from lmc_verify.steps.hooks import Accumulated, accumulated, carried_hooks, without_backward_hooks
 from lmc_verify.steps.objective import unwrapped
 from lmc_verify.steps.original import UntouchedGradients, require_initialised
-from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes, place_of
+from lmc_verify.steps.snapshot import Snapshot, cast_tensors, equal_bytes
 from lmc_verify.steps.state import KeptState, StateLike
 
 __all__ = ["NoGradientError", "Reading", "Step", "StepRunner", "takes_data"]
@@ -145,7 +145,6 @@ class StepRunner:
             value.grad = None
         arguments = (self.model, cast(batch, self.dtype), *([cast(data, self.dtype)] if self._takes_data else []))
         kept = {name: value.detach().clone() for name, value in parameters.items()}
-        own = set(map(place_of, self.state.tensors().values()))  # frozen parameters may be what a step keeps
         self.state.seed(seed)
         try:
             with (
@@ -166,15 +165,19 @@ class StepRunner:
                 raise NoGradientError(_no_gradient(returned))
             return {name: self._plain(name, found[name], parameters[name]) for name in self.names}
         finally:
-            self.changed = [
-                name
-                for name, value in parameters.items()
-                if (name in self.names or place_of(value) not in own) and not equal_bytes(value, kept[name])
-            ]
+            changed = [name for name, value in parameters.items() if not equal_bytes(value, kept[name])]
+            self.changed = [name for name in changed if name in self.names or not self._keeps(parameters[name])]
             for name, value in parameters.items():
                 value.grad = None
                 if name in self.changed:
                     value.data.copy_(kept[name])
+
+    def _keeps(self, value: Tensor) -> bool:
+        """Whether the state holds these values: frozen parameters may be what a step keeps."""
+        return any(
+            other.shape == value.shape and other.dtype is value.dtype and equal_bytes(other, value)
+            for other in self.state.tensors().values()
+        )
 
     def _hooks(self) -> AbstractContextManager[None]:
         if self.reading == "accumulated":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Held", "Snapshot", "cast_tensors", "equal_bytes", "held", "place_of"]
+__all__ = ["Held", "Snapshot", "cast_tensors", "equal_bytes", "held"]
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), np.generic, torch.dtype, torch.device)
 _OPAQUE = (type, ModuleType, weakref.ref, weakref.ProxyType, logging.Logger, threading.Thread)
@@ -169,13 +169,6 @@ def equal_bytes(one: Tensor, two: Tensor) -> bool:
     return bool(
         torch.equal(one.contiguous().reshape(-1).view(torch.uint8), two.contiguous().reshape(-1).view(torch.uint8))
     )
-
-
-def place_of(value: Tensor) -> tuple[int, ...]:
-    """Return what tells memory apart: a state's tensor may be another view of a buffer."""
-    if value.layout is not torch.strided or not value.numel():
-        return (id(value),)
-    return value.data_ptr(), value.numel()
 
 
 def _is_closed(value: Any) -> bool:

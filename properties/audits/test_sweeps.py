@@ -21,13 +21,15 @@ NODES = 12
 
 
 class Kept(nn.Module):
-    """A model with a table of what the last steps saw, as a buffer or as a plain tensor."""
+    """A model with a table of what the last steps saw, as a buffer, a plain tensor or a frozen parameter."""
 
-    def __init__(self, *, buffer: bool = True, saved: bool = True) -> None:
+    def __init__(self, *, buffer: bool | str = True, saved: bool = True) -> None:
         super().__init__()
         self.net = make_net()
         table = torch.zeros(NODES, 3, dtype=torch.float64)
-        if buffer:
+        if buffer == "frozen parameter":
+            self.table = nn.Parameter(table, requires_grad=False)
+        elif buffer:
             self.register_buffer("table", table, persistent=saved)
         else:
             self.table = table
@@ -71,8 +73,8 @@ STATES = {
 }
 
 
-@pytest.mark.parametrize(("buffer", "state"), crossed([True, False], STATES))
-def test_state_at_rest_is_judged(state: str, buffer: bool) -> None:
+@pytest.mark.parametrize(("buffer", "state"), crossed([True, False, "frozen parameter"], STATES))
+def test_state_at_rest_is_judged(state: str, buffer: bool | str) -> None:
     """The average is exact after one sweep at rate 1: a bias of the start is none at rest."""
     found = judge(averaging(1.0), STATES[state], model=Kept(buffer=buffer))
     assert found.outcome is Outcome.EXACT, str(found)
