@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.attributes import edge_attributes, node_attributes
 from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
 from lmc_verify.audits.batches.inputs import own_edges, own_features
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
@@ -24,7 +25,6 @@ from lmc_verify.audits.modes.forward import FrozenBatchNorm, NoDropout, PlainTar
 from lmc_verify.audits.modes.losses import EvenMeans, LossCalls, rows_of_loss, rows_of_tensor
 from lmc_verify.audits.subject import Subject
 from lmc_verify.objective import evaluating
-from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
 from lmc_verify.steps.modes import MaskedBiases
 from lmc_verify.steps.runner import Reading
@@ -232,7 +232,7 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     place = torch.empty(count, dtype=torch.long)
     place[order] = torch.arange(count)
     out: Any = batch.clone()
-    nodewise = set(node_attributes(batch))
+    nodewise, edgewise = set(node_attributes(batch)), set(edge_attributes(batch))
     for key, value in batch.to_dict().items():
         if not isinstance(value, Tensor) or key == "edge_index":
             continue
@@ -240,7 +240,7 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
             continue  # numbers of rows, which stay where they are, though there may be as many as nodes
         if key in nodewise:
             out[key] = _extended(value, data.get(key, None), order, ids, count)
-        elif batch.is_edge_attr(key):
+        elif key in edgewise:
             whole = data.get(key, torch.arange(data.num_edges) if key == "e_id" else None)
             if not isinstance(whole, Tensor) or whole.shape[1:] != value.shape[1:]:
                 if key in ("edge_weight", "edge_attr"):

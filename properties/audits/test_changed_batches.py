@@ -309,3 +309,59 @@ def test_added_edges_go_with_what_is_said_of_them() -> None:
     assert torch.equal(found.edge_weight, plain.edge_weight)
     assert torch.equal(found.edge_own, torch.arange(plain.num_edges))
     assert found.num_edges < batch.num_edges == len(batch.edge_weight)
+
+
+def with_links(batch: Data, data: Data) -> Any:
+    """Return a batch with as many links to be predicted as it has edges, and their labels, next to those of all."""
+    out: Any = batch.clone()
+    count = out.num_edges
+    out.edge_label_index = torch.arange(2 * count).reshape(2, count) % out.num_nodes
+    out.edge_label = 1 - (torch.arange(count) % 2)
+    out.pos_edge_label = out.links = torch.arange(count)
+    out.pos_edge_label_index = out.links_index = out.edge_label_index
+    out.dst_pos_index = torch.arange(out.num_nodes)
+    return out
+
+
+LINKS = ("edge_label_index", "edge_label", "pos_edge_label_index", "pos_edge_label", "links_index", "links")
+
+
+def test_labels_of_links_are_no_attributes_of_edges_though_there_are_as_many() -> None:
+    """Of the graph's labels of links none comes into a batch, and those of a batch stay as they are."""
+    data = graph()
+    whole, edges = with_links(data, data), GraphEdges(data.edge_index, NODES)
+    for plain in batches(data):
+        batch = with_links(plain, data)
+        assert with_graph_edges(batch, whole, plain.n_id, edges) is batch
+        assert with_graph_features(batch, whole, plain.n_id) is batch
+        assert with_graph_edges(plain, whole, plain.n_id, edges) is plain
+        loops(batch)
+        found = with_graph_edges(batch, whole, plain.n_id, edges)
+        assert torch.equal(found.edge_index, plain.edge_index)
+        assert all(found[key] is not None and torch.equal(found[key], batch[key]) for key in (*LINKS, "dst_pos_index"))
+
+
+@pytest.mark.slow
+def test_a_batch_mean_of_link_prediction_is_named() -> None:
+    """PyTorch Geometric's split gives a training graph as many labels of links as it has edges."""
+    data = graph()
+    whole = with_links(data, data)
+    parts, model = torch.arange(whole.num_edges).split([28, whole.num_edges - 28]), Net()
+
+    def loss(model: nn.Module, part: Any) -> Tensor:
+        out, (source, target) = model(part.x, part.edge_index), part.edge_label_index
+        scores = (out[source] * out[target]).sum(1)
+        return F.binary_cross_entropy_with_logits(scores, part.edge_label.to(scores))
+
+    def part_of(chosen: Tensor) -> Data:
+        part: Any = data.clone()
+        part.n_id = torch.arange(NODES)
+        part.edge_label_index, part.edge_label = whole.edge_label_index[:, chosen], whole.edge_label[chosen]
+        return part
+
+    def take(model: nn.Module, batch: Any) -> None:
+        loss(model, batch).backward()
+
+    audit = lv.audit(model, whole, [part_of(chosen) for chosen in parts], take, objective=loss)
+    assert [cause.id for cause in audit.causes if cause.explains] == ["batch-mean"]
+    assert audit.explanation.complete
