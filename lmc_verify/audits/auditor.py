@@ -40,7 +40,7 @@ from lmc_verify.audits.measure import (
     treated,
 )
 from lmc_verify.audits.result import Audit, Cost, percent
-from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, length, norm, scaled
 from lmc_verify.audits.sweeps import RestingStates, sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
@@ -176,10 +176,17 @@ def _check_arguments(
 
 
 def _check_unit(subject: Subject) -> None:
-    if norm(subject.exact) == 0.0:
+    unit, numbers = subject.unit, torch.finfo(subject.runner.dtype)
+    if unit == 0.0:
         raise InvalidInputError(
             "the exact gradient vanishes, so that there is no unit for a bias: the model is dead (no activation is "
             "positive), or at a stationary point; take other parameters"
+        )
+    least, most = numbers.tiny / numbers.eps, numbers.max * numbers.eps
+    if not least <= unit <= most:
+        raise InvalidInputError(
+            f"the exact gradient's norm is {unit:.1e}; its rounding can be told between {least:.1e} and {most:.1e} in "
+            f"{numbers.dtype}: multiply the step's loss and the objective by one number"
         )
 
 
@@ -243,7 +250,7 @@ class _Auditor:
             explanation=explanation,
             law=subject.law.words,
             loss=subject.loss,
-            gradient_norm=norm(subject.exact),
+            gradient_norm=subject.unit,
             delta=self.delta,
             alpha=0.0 if decision.guarantee == "exact" else self.alpha,
             draws=decision.draws,
@@ -268,7 +275,7 @@ class _Auditor:
             self._note_the_epoch(measured)
             return decide_exact(subject.exact, measured)
         units, control = self._units(random), self._control(random)
-        sizes = {name: 2 * float(value.norm()) for name, value in subject.exact.items()}
+        sizes = {name: 2 * length(value) for name, value in subject.exact.items()}
         return decide_sampled(
             subject.exact,
             ((draw, len(unit.batches)) for unit, draw in zip(units, differences(subject, units, control), strict=True)),
@@ -469,7 +476,7 @@ class _Auditor:
         law = self.subject.law
         if law.how != "epoch" or law.batches is None or law.per_pass != len(law.batches) or law.per_pass < 2:
             return  # an epoch of a design is shorter than the list of its batches
-        size, spread = len(law.batches), measured.spread / norm(self.subject.exact)
+        size, spread = len(law.batches), measured.spread / self.subject.unit
         left = size - size // 2
         middle = spread * math.sqrt((size / left - 1) / (size - 1))
         self.notes.append(
@@ -521,9 +528,9 @@ def _still_steps(subject: Subject, item: Intervention) -> Control:
 def _from_draws(
     subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: _Controls
 ) -> Measured:
-    deviations = Deviations()
+    deviations = Deviations(subject.unit)
     draws = differences(subject, units, controls.of, chosen)
     for unit, draw in zip(units, draws, strict=True):
         deviations.update(draw, len(unit.batches))
-    sizes = {name: float(value.norm()) for name, value in subject.exact.items()}
+    sizes = {name: length(value) for name, value in subject.exact.items()}
     return deviations.measured(rounding(subject, sizes, len(units)))
