@@ -271,7 +271,7 @@ def test_what_is_no_ids_is_named_with_its_type(name: str, value: Any, kind: str)
 
 @pytest.mark.parametrize("name", ["nodes", "seeds"])
 def test_an_error_of_a_function_is_told_with_what_it_takes(name: str) -> None:
-    message = rf"^{name} is a function that raises AttributeError \(.*nope.*\) .* \(Data with 3 nodes\); it takes a batch"
+    message = rf"^{name} is a function that raises AttributeError \(.*nope.*\(Data with 3 nodes\); it takes a batch"
     with pytest.raises(InvalidInputError, match=message):
         read(rows(5, 2, 7), **{name: lambda batch: batch.nope})
 
