@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from lmc_verify.audits.causes.explain import explain
 from lmc_verify.audits.contract import LOOKED_AT, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
-from lmc_verify.audits.explanation import Explanation
+from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import (
     Deviations,
@@ -210,6 +211,7 @@ class _Auditor:
         self._drawn: list[Unit] | None = None
         self._chosen: Control | None = None
         self._rests = False  # whether the state has come to rest
+        self._randomness: Intervention | None = None  # without which all batches together are unbiased
         self.notes: list[str] = []
         self.series: list[Series] = []
 
@@ -226,7 +228,7 @@ class _Auditor:
         decision = self._decided(found.random)
         explanation = Explanation()
         if self.causes and decision.outcome is Outcome.REFUTED:
-            explanation = self._explained(found.random)
+            explanation = self._or_randomness(self._explained(found.random), decision)
         subject.check_again()
         if decision.note:
             self.notes.append(decision.note)
@@ -307,11 +309,26 @@ class _Auditor:
                 except InapplicableError:
                     return
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
+                if without.outcome is Outcome.EXACT and len(chosen) == 1 and subject.runner.state.empty:
+                    self._randomness = chosen[0]
             return
         self.notes.append(
             "the step draws for itself (by none of dropout, training mode and its model's inputs, nor by two of them): "
             "its mean is known from draws only"
         )
+
+    def _or_randomness(self, explanation: Explanation, decision: Decision) -> Explanation:
+        """Name the step's own randomness where nothing else explains a bias, and all batches have none without it.
+
+        Of a bias from draws that is hardly shown, draws on which causes are compared may show nothing.
+        """
+        item = self._randomness
+        if item is None or explanation.complete:
+            return explanation
+        name = item.id.split("/")[0]
+        cause = Cause(name, item.cause, item.remedy, 1.0, decision.bias, None, True)
+        others = (replace(other, explains=False, returns=None) for other in explanation.causes if other.id != name)
+        return Explanation((cause, *others), complete=True)
 
     def _control(self, random: bool) -> Control:
         law = self.subject.law
@@ -439,12 +456,13 @@ class _Auditor:
 
     def _note_what_is_left(self, decision: Decision, explanation: Explanation) -> None:
         """Say what a bias without a known cause may be."""
-        subject, left = self.subject, explanation.rest if self.causes else decision.bias
+        subject, exact = self.subject, decision.guarantee == "exact"
+        left = explanation.rest or decision.bias  # it is 0 where causes were not told apart
         if explanation.complete:
             # Values that the step makes anew are other values, by their rounding.
             anew = all(cause.id.startswith("changed-") for cause in explanation.causes if cause.explains)
             left = decision.bias if anew else math.inf
-        if left <= SINGLE and subject.runner.dtype is torch.float64:
+        if exact and left <= SINGLE and subject.runner.dtype is torch.float64:
             self.notes.append(
                 f"a bias of {percent(left)} of the gradient may be rounding: numbers that the data have in single "
                 "precision (such as edge weights) are off by as much where the step or the objective makes them "
