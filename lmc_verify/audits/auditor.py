@@ -440,13 +440,23 @@ class _Auditor:
 
     def _note_unknown_nodes(self, explanation: Explanation) -> None:
         subject = self.subject
+        if explanation.complete:
+            return
         batch = subject.law.first(1, subject.seed)[0]
+        if not isinstance(subject.data, Data):
+            self.notes.append(
+                f"which nodes a batch holds is read for torch_geometric.data.Data only, and the data are "
+                f"{type(subject.data).__name__}: causes that need to know it, such as missing-neighbours and "
+                "halo-rows-in-loss, were not tried"
+            )
+            return
         found = subject.nodes(batch)
-        if (
-            explanation.complete
-            or not isinstance(subject.data, Data)
-            or not (found.ids is None and found.seeds is None)
-        ):
+        if found.ids is not None and torch.unique(found.ids).numel() < found.ids.numel():
+            self.notes.append(
+                f"a batch has several rows for one node ({describe(batch)}): causes for which a batch is put beside "
+                "the graph row by row, such as missing-neighbours, changed-edges and changed-features, were not tried"
+            )
+        if found.ids is not None or found.seeds is not None:
             return
         self.notes.append(
             f"which nodes a batch holds is not known ({describe(batch)}), so that most causes cannot be told and draws "
