@@ -307,7 +307,12 @@ def _moved_gradient(subject: Subject, probe: int) -> Gradient:
     source = torch_generator(subject.seed, "conditioning", probe)
 
     def moved(value: Tensor) -> Tensor:
-        """Return the tensor with each component multiplied by 1 + PROBE or 1 - PROBE."""
+        """Return the tensor with each component that it stores multiplied by 1 + PROBE or 1 - PROBE."""
+        if value.layout is not torch.strided:
+            out = value.detach().clone()
+            out = out.coalesce() if out.layout is torch.sparse_coo else out
+            out.values().copy_(moved(out.values()))
+            return out
         ups = torch.randint(2, value.shape, generator=source, dtype=torch.int8).to(value)
         return ups.mul_(2 * PROBE).add_(1 - PROBE).mul_(value)
 

@@ -117,7 +117,9 @@ def _replaced(batch: Any, data: Data, ids: Tensor, keys: list[str]) -> Any:
     out = batch
     for key in keys:
         whole, own = data.get(key, None), batch[key]
-        if not isinstance(whole, Tensor) or whole.shape[:1] != (data.num_nodes,) or whole.layout is not torch.strided:
+        if not isinstance(whole, Tensor) or whole.shape[:1] != (data.num_nodes,):
+            continue
+        if any(value.layout is not torch.strided for value in (whole, own)):
             continue
         wanted = whole[ids.to(whole.device)]
         if own.shape == wanted.shape and not _alike(own, wanted):

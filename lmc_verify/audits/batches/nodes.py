@@ -222,8 +222,8 @@ class NodesReader:
             return None
         if own.shape[:1] != ids.shape or whole.shape[:1] != (self._count,):
             return None
-        wanted = whole.detach().cpu().double()[ids]
-        return torch.allclose(own.detach().cpu().double(), wanted, rtol=_CAST, atol=0.0, equal_nan=True)
+        wanted = _dense(whole)[ids]
+        return torch.allclose(_dense(own), wanted, rtol=_CAST, atol=0.0, equal_nan=True)
 
     def _believed(self, batch: Data) -> Tensor | None:
         """Return named ids where features or targets alone are those of the rows' nodes, and hardly by chance."""
@@ -239,7 +239,7 @@ class NodesReader:
     def _chance(self, key: str, ids: Tensor) -> float:
         """Return the probability that rows drawn at random have the values of some nodes."""
         if key not in self._shares:
-            number, times = self._data[key].detach().cpu().unique(dim=0, return_inverse=True, return_counts=True)[1:]
+            number, times = _dense(self._data[key]).unique(dim=0, return_inverse=True, return_counts=True)[1:]
             self._shares[key] = times[number].double() / self._count
         return float(self._shares[key][ids].prod())
 
@@ -298,6 +298,11 @@ def _seed_rows(batch: Any, count: int) -> Tensor | None:
     return None
 
 
+def _dense(value: Tensor) -> Tensor:
+    """Return a tensor's numbers in double precision, of whatever layout it is."""
+    return value.detach().cpu().to_dense().double()
+
+
 def _row_bytes(x: Tensor) -> list[bytes]:
-    rows = np.ascontiguousarray(x.detach().cpu().double().numpy())
+    rows = np.ascontiguousarray(_dense(x).numpy())
     return [row.tobytes() for row in rows]
