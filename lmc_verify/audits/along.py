@@ -106,15 +106,15 @@ def _train(subject: Subject, optimizer: torch.optim.Optimizer, batch: Any, numbe
 
 def _judged(subject: Subject, random: bool) -> tuple[float, float]:
     """Return bias and root mean square error in units of the exact gradient."""
-    unit = norm(subject.exact) or math.nan
+    unit = subject.unit or math.nan
     if subject.law.batches is not None and not random:
         measured = mean_gradient(subject)
         bias = norm(measured.bias)
         return bias / unit, math.hypot(bias, measured.spread) / unit
-    control, deviations, squares = control_of(subject), Deviations(), list[float]()
+    control, deviations, squares = control_of(subject), Deviations(subject.unit), list[float]()
     units = [unit for unit, _ in zip(subject.units(DRAWS, own_randomness=random), range(DRAWS), strict=False)]
     for drawn, draw in zip(units, differences(subject, units, control), strict=True):
         deviations.update(draw, len(drawn.batches))
-        squares.append(norm(added(added(draw, control(drawn)), subject.exact, -1.0)) ** 2)
+        squares.append((norm(added(added(draw, control(drawn)), subject.exact, -1.0)) / unit) ** 2)
     measured = deviations.measured(dict.fromkeys(subject.exact, 0.0))
-    return measured.size() / unit, math.sqrt(sum(squares) / len(squares)) / unit
+    return measured.size() / unit, math.sqrt(sum(squares) / len(squares))

@@ -27,7 +27,7 @@ from lmc_verify.audits.causes.explain import explain
 from lmc_verify.audits.contract import LOOKED_AT, check_contract
 from lmc_verify.audits.control import Control, control_of
 from lmc_verify.audits.decision import Decision, decide_exact, decide_sampled
-from lmc_verify.audits.explanation import Explanation
+from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import (
     Deviations,
@@ -41,7 +41,7 @@ from lmc_verify.audits.measure import (
     treated,
 )
 from lmc_verify.audits.result import Audit, Cost, percent
-from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, length, norm, scaled
 from lmc_verify.audits.sweeps import RestingStates, sweep_until_still
 from lmc_verify.cases.verdict import Outcome, Series
 from lmc_verify.errors import InvalidInputError
@@ -180,10 +180,17 @@ def _check_arguments(
 
 
 def _check_unit(subject: Subject) -> None:
-    if norm(subject.exact) == 0.0:
+    unit, numbers = subject.unit, torch.finfo(subject.runner.dtype)
+    if unit == 0.0:
         raise InvalidInputError(
             "the exact gradient vanishes, so that there is no unit for a bias: the model is dead (no activation is "
             "positive), or at a stationary point; take other parameters"
+        )
+    least, most = numbers.tiny / numbers.eps, numbers.max * numbers.eps
+    if not least <= unit <= most:
+        raise InvalidInputError(
+            f"the exact gradient's norm is {unit:.1e}; its rounding can be told between {least:.1e} and {most:.1e} in "
+            f"{numbers.dtype}: multiply the step's loss and the objective by one number"
         )
 
 
@@ -208,6 +215,7 @@ class _Auditor:
         self._chosen: Control | None = None
         self._rests = False  # whether the state has come to rest
         self._unsettled = ""  # why a bias says nothing: the state moves on, and the bias with it
+        self._randomness: Intervention | None = None  # without which all batches together are unbiased
         self.notes: list[str] = []
         self.series: list[Series] = []
 
@@ -230,7 +238,7 @@ class _Auditor:
             )
         explanation = Explanation()
         if self.causes and decision.outcome is Outcome.REFUTED:
-            explanation = self._explained(found.random)
+            explanation = self._or_randomness(self._explained(found.random), decision)
         subject.check_again()
         if decision.note:
             self.notes.append(decision.note)
@@ -254,7 +262,7 @@ class _Auditor:
             explanation=explanation,
             law=subject.law.words,
             loss=subject.loss,
-            gradient_norm=norm(subject.exact),
+            gradient_norm=subject.unit,
             delta=self.delta,
             alpha=0.0 if decision.guarantee == "exact" else self.alpha,
             draws=decision.draws,
@@ -279,7 +287,7 @@ class _Auditor:
             self._note_the_epoch(measured)
             return decide_exact(subject.exact, measured)
         units, control = self._units(random), self._control(random)
-        sizes = {name: 2 * float(value.norm()) for name, value in subject.exact.items()}
+        sizes = {name: 2 * length(value) for name, value in subject.exact.items()}
         return decide_sampled(
             subject.exact,
             ((draw, len(unit.batches)) for unit, draw in zip(units, differences(subject, units, control), strict=True)),
@@ -311,11 +319,26 @@ class _Auditor:
                 except InapplicableError:
                     return
                 self.notes.append(f"without that: {without.outcome} ({without.guarantee}), {without.summary}")
+                if without.outcome is Outcome.EXACT and len(chosen) == 1 and subject.runner.state.empty:
+                    self._randomness = chosen[0]
             return
         self.notes.append(
             "the step draws for itself (by none of dropout, training mode and its model's inputs, nor by two of them): "
             "its mean is known from draws only"
         )
+
+    def _or_randomness(self, explanation: Explanation, decision: Decision) -> Explanation:
+        """Name the step's own randomness where nothing else explains a bias, and all batches have none without it.
+
+        Of a bias from draws that is hardly shown, draws on which causes are compared may show nothing.
+        """
+        item = self._randomness
+        if item is None or explanation.complete:
+            return explanation
+        name = item.id.split("/")[0]
+        cause = Cause(name, item.cause, item.remedy, 1.0, decision.bias, None, True)
+        others = (replace(other, explains=False, returns=None) for other in explanation.causes if other.id != name)
+        return Explanation((cause, *others), complete=True)
 
     def _control(self, random: bool) -> Control:
         law = self.subject.law
@@ -430,13 +453,23 @@ class _Auditor:
 
     def _note_unknown_nodes(self, explanation: Explanation) -> None:
         subject = self.subject
+        if explanation.complete:
+            return
         batch = subject.law.first(1, subject.seed)[0]
+        if not isinstance(subject.data, Data):
+            self.notes.append(
+                f"which nodes a batch holds is read for torch_geometric.data.Data only, and the data are "
+                f"{type(subject.data).__name__}: causes that need to know it, such as missing-neighbours and "
+                "halo-rows-in-loss, were not tried"
+            )
+            return
         found = subject.nodes(batch)
-        if (
-            explanation.complete
-            or not isinstance(subject.data, Data)
-            or not (found.ids is None and found.seeds is None)
-        ):
+        if found.ids is not None and torch.unique(found.ids).numel() < found.ids.numel():
+            self.notes.append(
+                f"a batch has several rows for one node ({describe(batch)}): causes for which a batch is put beside "
+                "the graph row by row, such as missing-neighbours, changed-edges and changed-features, were not tried"
+            )
+        if found.ids is not None or found.seeds is not None:
             return
         self.notes.append(
             f"which nodes a batch holds is not known ({describe(batch)}), so that most causes cannot be told and draws "
@@ -446,12 +479,13 @@ class _Auditor:
 
     def _note_what_is_left(self, decision: Decision, explanation: Explanation) -> None:
         """Say what a bias without a known cause may be."""
-        subject, left = self.subject, explanation.rest if self.causes else decision.bias
+        subject, exact = self.subject, decision.guarantee == "exact"
+        left = explanation.rest or decision.bias  # it is 0 where causes were not told apart
         if explanation.complete:
             # Values that the step makes anew are other values, by their rounding.
             anew = all(cause.id.startswith("changed-") for cause in explanation.causes if cause.explains)
             left = decision.bias if anew else math.inf
-        if left <= SINGLE and subject.runner.dtype is torch.float64:
+        if exact and left <= SINGLE and subject.runner.dtype is torch.float64:
             self.notes.append(
                 f"a bias of {percent(left)} of the gradient may be rounding: numbers that the data have in single "
                 "precision (such as edge weights) are off by as much where the step or the objective makes them "
@@ -483,7 +517,7 @@ class _Auditor:
         law = self.subject.law
         if law.how != "epoch" or law.batches is None or law.per_pass != len(law.batches) or law.per_pass < 2:
             return  # an epoch of a design is shorter than the list of its batches
-        size, spread = len(law.batches), measured.spread / norm(self.subject.exact)
+        size, spread = len(law.batches), measured.spread / self.subject.unit
         left = size - size // 2
         middle = spread * math.sqrt((size / left - 1) / (size - 1))
         self.notes.append(
@@ -535,9 +569,9 @@ def _still_steps(subject: Subject, item: Intervention) -> Control:
 def _from_draws(
     subject: Subject, units: Sequence[Unit], chosen: Sequence[Intervention], controls: _Controls
 ) -> Measured:
-    deviations = Deviations()
+    deviations = Deviations(subject.unit)
     draws = differences(subject, units, controls.of, chosen)
     for unit, draw in zip(units, draws, strict=True):
         deviations.update(draw, len(unit.batches))
-    sizes = {name: float(value.norm()) for name, value in subject.exact.items()}
+    sizes = {name: length(value) for name, value in subject.exact.items()}
     return deviations.measured(rounding(subject, sizes, len(units)))

@@ -77,7 +77,7 @@ def control_of(subject: Subject) -> Control:
 
 
 def _noise(subject: Subject, pilot: Sequence[Unit], control: Control) -> float:
-    deviations = Deviations()
+    deviations = Deviations(subject.unit)
     for unit, draw in zip(pilot, differences(subject, pilot, control), strict=True):
         deviations.update(draw, len(unit.batches))
     return deviations.measured(dict.fromkeys(subject.exact, 0.0)).total_noise()
@@ -145,7 +145,7 @@ def splits(subject: Subject, labelled: Tensor) -> bool:
     except (ArithmeticError, LookupError, RuntimeError, ValueError):
         return False
     gap = norm(added(added(parts[0], parts[1]), subject.exact, -1.0))
-    return gap <= SAME * max(norm(subject.exact), *map(norm, parts))
+    return gap <= SAME * max(subject.unit, *map(norm, parts))
 
 
 def loss_on(subject: Subject, weights: Tensor, *, forward: bool = False) -> Gradient:

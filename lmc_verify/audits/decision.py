@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lmc_verify.audits.measure import Measured
 from lmc_verify.audits.result import ParameterBias, percent
-from lmc_verify.audits.subject import Gradient, norm
+from lmc_verify.audits.subject import Gradient, length, norm
 from lmc_verify.cases.verdict import Outcome
 from lmc_verify.errors import ContractError
 from lmc_verify.statistics import AsymptoticBias
@@ -55,14 +55,14 @@ def decide_exact(exact: Gradient, measured: Measured) -> Decision:
     """
     unit, parameters = norm(exact), []
     for name, value in measured.bias.items():
-        size, noise = float(value.norm()), measured.noise[name]
+        size, noise = length(value), measured.noise[name]
         wrong = size > REFUTATION_FACTOR * noise
         low = max(size - noise, 0.0) if wrong else 0.0
-        own = _own(size, float(exact[name].norm()), noise)
+        own = _own(size, length(exact[name]), noise)
         parameters.append(ParameterBias(name, size / unit, own, low / unit, (size + noise) / unit, wrong))
     bias, noise = norm(measured.bias) / unit, measured.total_noise() / unit
     worst = _worst(parameters)
-    inside = all(float(value.norm()) <= measured.noise[name] for name, value in measured.bias.items())
+    inside = all(length(value) <= measured.noise[name] for name, value in measured.bias.items())
     if worst is not None:
         outcome = Outcome.REFUTED
         summary = (
@@ -146,7 +146,7 @@ def decide_sampled(
         ParameterBias(
             name,
             mean[name],
-            _own(mean[name] * unit, float(exact[name].norm()), noise[name]),
+            _own(mean[name] * unit, length(exact[name]), noise[name]),
             low.get(name, 0.0),
             high.get(name, math.inf),
             low.get(name, 0.0) > 0.0,

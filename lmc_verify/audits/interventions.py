@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.attributes import edge_attributes, node_attributes
 from lmc_verify.audits.batches.graph import GraphEdges, with_graph_edges, with_graph_features, with_graph_labels
 from lmc_verify.audits.batches.inputs import own_edges, own_features
 from lmc_verify.audits.batches.nodes import SEED_ROWS, Nodes
@@ -24,7 +25,6 @@ from lmc_verify.audits.modes.forward import FrozenBatchNorm, NoDropout, PlainTar
 from lmc_verify.audits.modes.losses import EvenMeans, LossCalls, rows_of_loss, rows_of_tensor
 from lmc_verify.audits.subject import Subject
 from lmc_verify.objective import evaluating
-from lmc_verify.steps import node_attributes
 from lmc_verify.steps.full_precision import full_precision
 from lmc_verify.steps.modes import MaskedBiases
 from lmc_verify.steps.runner import Reading
@@ -217,9 +217,10 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     """Return the whole graph as a batch: its rows first, in their order, and the rest without labels.
 
     Every row has all its neighbours, with the graph's attributes of edges: a sampler's weights are for its sample.
-    Edges that the graph does not have stay. Attributes of edges that the data do not have are left out, but for
-    ``e_id``, the numbers of edges in the data. Returned as it is: a batch that is no ``Data``, whose rows are not
-    known, or with weights or features of edges where the data have none.
+    Edges that the graph does not have stay. Of attributes of edges that the data do not have, ``e_id`` is the numbers
+    of edges in the data, weights (GraphSAINT's ``edge_norm``) are one, as nothing is sampled, and others are left out.
+    Returned as it is: a batch that is no ``Data``, whose rows are not known, with weights or features of edges where
+    the data have none, or with sparse features.
     """
     data, ids = subject.data, _rows_of_graph(subject, batch)
     if ids is None or data.edge_index is None or batch.edge_index is None:
@@ -232,7 +233,9 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
     place = torch.empty(count, dtype=torch.long)
     place[order] = torch.arange(count)
     out: Any = batch.clone()
-    nodewise = set(node_attributes(batch))
+    nodewise, edgewise = set(node_attributes(batch)), set(edge_attributes(batch))
+    if any(batch[key].layout is not torch.strided for key in nodewise | edgewise):
+        return batch
     for key, value in batch.to_dict().items():
         if not isinstance(value, Tensor) or key == "edge_index":
             continue
@@ -240,13 +243,15 @@ def whole_graph_batch(subject: Subject, batch: Any) -> Any:
             continue  # numbers of rows, which stay where they are, though there may be as many as nodes
         if key in nodewise:
             out[key] = _extended(value, data.get(key, None), order, ids, count)
-        elif batch.is_edge_attr(key):
+        elif key in edgewise:
             whole = data.get(key, torch.arange(data.num_edges) if key == "e_id" else None)
             if not isinstance(whole, Tensor) or whole.shape[1:] != value.shape[1:]:
                 if key in ("edge_weight", "edge_attr"):
                     return batch
-                del out[key]
-                continue
+                if key in data or value.dim() > 1 or not value.is_floating_point():
+                    del out[key]
+                    continue
+                whole = torch.ones(data.num_edges)
             out[key] = torch.cat([whole.to(value), value[foreign.to(value.device)]])
     own = batch.edge_index[:, foreign.to(batch.edge_index.device)]
     out.edge_index = torch.cat([place[data.edge_index.cpu()].to(own.device), own], dim=1)

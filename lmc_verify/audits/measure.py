@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from lmc_verify.audits.batches.law import Unit
 from lmc_verify.audits.interventions import Intervention, changed_batch
 from lmc_verify.audits.modes.forward import MirroredDropout
-from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, length, norm, scaled
 from lmc_verify.seeds import torch_generator
 from lmc_verify.statistics.rounding import REFUTATION_FACTOR, gamma
 from lmc_verify.steps import cast
@@ -69,7 +69,7 @@ class Measured:
 
     def size(self) -> float:
         """Return the norm of the bias, less what noise gives on average."""
-        return math.sqrt(max(norm(self.bias) ** 2 - (0.0 if self.exact else self.total_noise() ** 2), 0.0))
+        return norm(self.bias) if self.exact else _beyond(norm(self.bias), self.total_noise())
 
     def total_noise(self) -> float:
         """Return the noise of all parameters together."""
@@ -79,7 +79,12 @@ class Measured:
         """Whether the bias, less a predicted one, is nothing but rounding, or within its interval."""
         rest = self.bias if less is None else added(self.bias, less, -1.0)
         limit = REFUTATION_FACTOR if self.exact else WITHIN
-        return all(float(value.norm()) <= limit * self.noise[name] for name, value in rest.items())
+        return all(length(value) <= limit * self.noise[name] for name, value in rest.items())
+
+
+def _beyond(whole: float, part: float) -> float:
+    """Return the other leg of a right triangle with a hypotenuse and a leg; 0 where there is none."""
+    return whole * math.sqrt(max(1.0 - (part / whole) ** 2, 0.0)) if whole > part else 0.0
 
 
 def prepared(subject: Subject, batch: Any, chosen: Sequence[Intervention]) -> tuple[Any, list[Any]]:
@@ -181,17 +186,16 @@ def mean_gradient(subject: Subject, chosen: Sequence[Intervention] = ()) -> Meas
     pairs = list(zip(law.batches, law.probabilities, strict=True))
     weights = Weights(subject, chosen, pairs)
     total = {name: torch.zeros_like(value) for name, value in subject.exact.items()}
-    sizes, square = dict.fromkeys(total, 0.0), 0.0
+    sizes, root = dict.fromkeys(total, 0.0), 0.0
     for batch, probability in pairs:
         weight = weights.of(batch)
         for name, value in treated(subject, batch, 0, chosen).items():
             total[name] += probability * weight * value
-            size = weight * float(value.norm())
+            size = weight * length(value)
             sizes[name] += probability * size
-            square += probability * size**2
+            root = math.hypot(root, math.sqrt(probability) * size)
     noise = rounding(subject, sizes, len(pairs))
-    spread = math.sqrt(max(square - norm(total) ** 2, 0.0))
-    return Measured(added(total, subject.exact, -1.0), noise, True, len(pairs), spread)
+    return Measured(added(total, subject.exact, -1.0), noise, True, len(pairs), _beyond(root, norm(total)))
 
 
 def differences(
@@ -221,9 +225,14 @@ def _averaged(subject: Subject, batch: Any, seed: int, chosen: Sequence[Interven
 
 
 class Deviations:
-    """Mean and standard error of draws, by parameter."""
+    """Mean and standard error of draws, by parameter.
 
-    def __init__(self) -> None:
+    Args:
+        unit: about the size of a draw: squares are taken of multiples of it.
+    """
+
+    def __init__(self, unit: float) -> None:
+        self._unit = unit or 1.0
         self._count = 0
         self._mean: Gradient = {}
         self._squares: dict[str, float] = {}
@@ -240,12 +249,15 @@ class Deviations:
         for name, value in draw.items():
             step = value - self._mean[name]
             self._mean[name] += step / self._count
-            self._squares[name] += float((step * (value - self._mean[name])).sum())
+            self._squares[name] += float((step / self._unit * ((value - self._mean[name]) / self._unit)).sum())
 
     def measured(self, rounded: dict[str, float]) -> Measured:
         """Return mean and standard errors; rounding is part of the noise."""
         spread = max(self._count - 1, 1) * self._count
-        noise = {name: math.hypot(math.sqrt(max(s, 0.0) / spread), rounded[name]) for name, s in self._squares.items()}
+        noise = {
+            name: math.hypot(self._unit * math.sqrt(max(square, 0.0) / spread), rounded[name])
+            for name, square in self._squares.items()
+        }
         return Measured(self._mean, noise, False, self._batches)
 
 
@@ -263,10 +275,8 @@ def rounding(subject: Subject, sizes: dict[str, float], batches: int) -> dict[st
     """
     unit = gamma(terms(subject) + batches) * torch.finfo(subject.runner.dtype).eps / torch.finfo(torch.float64).eps
     moved = _conditioning(subject)
-    whole = norm(subject.exact)
-    return {
-        name: unit * (sizes[name] + float(value.norm()) + moved[name] + whole) for name, value in subject.exact.items()
-    }
+    whole = subject.unit
+    return {name: unit * (sizes[name] + length(value) + moved[name] + whole) for name, value in subject.exact.items()}
 
 
 def terms(subject: Subject) -> int:
@@ -288,7 +298,7 @@ def _conditioning(subject: Subject) -> dict[str, float]:
         for probe in range(2):
             moved = _moved_gradient(subject, probe)
             for name, value in subject.exact.items():
-                found[name] = max(found[name], float((moved[name] - value).norm()) / PROBE)
+                found[name] = max(found[name], length(moved[name] - value) / PROBE)
         subject.conditioning = found
     return subject.conditioning
 
@@ -297,7 +307,12 @@ def _moved_gradient(subject: Subject, probe: int) -> Gradient:
     source = torch_generator(subject.seed, "conditioning", probe)
 
     def moved(value: Tensor) -> Tensor:
-        """Return the tensor with each component multiplied by 1 + PROBE or 1 - PROBE."""
+        """Return the tensor with each component that it stores multiplied by 1 + PROBE or 1 - PROBE."""
+        if value.layout is not torch.strided:
+            out = value.detach().clone()
+            out = out.coalesce() if out.layout is torch.sparse_coo else out
+            out.values().copy_(moved(out.values()))
+            return out
         ups = torch.randint(2, value.shape, generator=source, dtype=torch.int8).to(value)
         return ups.mul_(2 * PROBE).add_(1 - PROBE).mul_(value)
 

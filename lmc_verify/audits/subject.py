@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from lmc_verify.audits.batches.nodes import Nodes
 from lmc_verify.errors import ContractError, NotFiniteError
 from lmc_verify.steps import NoGradientError, Objective, StepRunner, describe, objective_gradient
 
-__all__ = ["Clock", "Gradient", "Prepared", "Subject", "added", "cosine", "dot", "norm", "scaled"]
+__all__ = ["Clock", "Gradient", "Prepared", "Subject", "added", "cosine", "dot", "length", "norm", "scaled", "times"]
 
 Gradient = dict[str, Tensor]
 
@@ -26,16 +27,27 @@ Prepared = Callable[[Any], tuple[Any, Sequence[Any]]]
 REPEATED = 16
 """Calls of a step after which the first one is repeated, and again after twice as many, and so on, and at the end."""
 
+SQUARES = 1e140
+"""Numbers up to this, and from its inverse on, have squares whose sums neither overflow nor vanish."""
+
 
 def norm(gradient: Mapping[str, Tensor]) -> float:
-    """Return the Euclidean norm of a gradient; without overflow in the squares."""
-    if not gradient:
-        return 0.0
-    largest = max(float(value.abs().max()) if value.numel() else 0.0 for value in gradient.values())
-    if largest == 0.0:
-        return 0.0
+    """Return the Euclidean norm of a gradient; squares neither overflow nor vanish."""
+    largest = max((_largest(value) for value in gradient.values()), default=0.0)
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
     squares = [(value.double() / largest).square().sum() for value in gradient.values()]
     return largest * float(torch.stack(squares).sum().sqrt())
+
+
+def length(value: Tensor) -> float:
+    """Return the Euclidean norm of a tensor in double precision; squares neither overflow nor vanish."""
+    found = float(torch.linalg.vector_norm(value, dtype=torch.float64))
+    return found if 1 / SQUARES < found < SQUARES else norm({"": value})
+
+
+def _largest(value: Tensor) -> float:
+    return float(value.abs().max()) if value.numel() else 0.0
 
 
 def added(left: Mapping[str, Tensor], right: Mapping[str, Tensor], factor: float = 1.0) -> Gradient:
@@ -55,8 +67,19 @@ def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
 
 def cosine(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     """Return the cosine of the angle between two gradients; 0 where one of them vanishes."""
-    sizes = norm(left) * norm(right)
-    return dot(left, right) / sizes if sizes else 0.0
+    return dot(_direction(left), _direction(right))
+
+
+def times(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """Return how many times a gradient has another one, as nearly as can be; 0 where one of them vanishes."""
+    size = norm(right)
+    return dot(_direction(left), _direction(right)) * (norm(left) / size) if size else 0.0
+
+
+def _direction(gradient: Mapping[str, Tensor]) -> Gradient:
+    """Return a gradient over its norm; 0 where it vanishes."""
+    size = norm(gradient) or 1.0
+    return {name: value.double() / size for name, value in gradient.items()}
 
 
 @dataclass
@@ -119,7 +142,7 @@ class Subject:
         self._reader = reader
         self._buffers = Buffers(runner.model, runner.state.tensors().values())
         self.kept = runner.state.snapshot()
-        self._exact: tuple[float, Gradient] | None = None
+        self._exact: tuple[float, Gradient, float] | None = None
         self._nodes: OrderedDict[int, tuple[Any, Nodes]] = OrderedDict()
         self.counts: dict[tuple[Any, ...], tuple[Any, list[float | None]]] = {}
         self.conditioning: dict[str, float] | None = None
@@ -153,11 +176,17 @@ class Subject:
         """The loss on the whole graph."""
         return self._whole()[0]
 
-    def _whole(self) -> tuple[float, Gradient]:
+    @property
+    def unit(self) -> float:
+        """The norm of the gradient on the whole graph."""
+        return self._whole()[2]
+
+    def _whole(self) -> tuple[float, Gradient, float]:
         if self._exact is None:
             self.reset()
             with self.clock.gradient():
-                self._exact = objective_gradient(self.model, self.data, self.objective)
+                loss, exact = objective_gradient(self.model, self.data, self.objective)
+            self._exact = loss, exact, norm(exact)
         return self._exact
 
     def gradient_of(self, data: Any) -> Gradient:
@@ -192,7 +221,7 @@ class Subject:
 
         Raises:
             ContractError: see `StepRunner.run`.
-            NotFiniteError: a gradient is not finite.
+            NotFiniteError: a gradient is not finite, or so large that nothing is left of the exact one beside it.
         """
         gradient = self.once(batch, seed, contexts)
         if not contexts:
@@ -240,12 +269,20 @@ class Subject:
                 self.without_gradient += 1
                 self.no_gradient = str(error)
                 return {name: torch.zeros_like(value) for name, value in self.exact.items()}
+        unit = 0.0 if self._exact is None else self._exact[2]  # taken here it would put back what the step keeps
         for name, value in gradient.items():
-            if not bool(torch.isfinite(value).all()):
-                bad = "NaN" if bool(value.isnan().any()) else "infinite"
+            largest = _largest(value)
+            if not math.isfinite(largest):
+                bad = "NaN" if math.isnan(largest) else "infinite"
                 raise NotFiniteError(
                     f"the step's gradient of {name} is {bad} for a batch ({describe(batch)}), so the mean over batches "
                     "is, too; look for NaN or infinity in the batch, and for means over nothing"
+                )
+            if unit and largest / unit > SQUARES:
+                raise NotFiniteError(
+                    f"the step's gradient of {name} has entries of {largest:.1e} for a batch ({describe(batch)}), "
+                    f"{largest / unit:.1e} times the norm of the objective's gradient: squares of such numbers "
+                    "overflow; give the objective in the step's scale"
                 )
         return gradient
 

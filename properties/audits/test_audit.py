@@ -36,6 +36,7 @@ import lmc_verify as lv
 from lmc_verify import Audit, ContractError, InvalidInputError, Outcome
 from lmc_verify.audits import decision
 from lmc_verify.audits.batches.law import law_of
+from lmc_verify.audits.explanation import Explanation
 from lmc_verify.statistics import BiasRadius, BiasTest
 from lmc_verify.steps import mean_loss
 from lmc_verify.steps.row_gradients import RowGradients
@@ -613,3 +614,40 @@ def test_dead_model_has_no_unit() -> None:
     data.y = torch.arange(12) % 3
     with pytest.raises(InvalidInputError, match="gradient vanishes"):
         judge(model, data, parts(12, 3), backward_sgd(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("still", [True, False])
+def test_own_randomness_is_named_where_draws_tell_no_causes_apart(monkeypatch: pytest.MonkeyPatch, still: bool) -> None:
+    """Without it all batches are unbiased (`still`), or are not; what draws show is not called rounding in either."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            gate = 1.0 + 2.0 * torch.rand(4, dtype=x.dtype) if self.training else 1.0
+            out: Tensor = self.net(x * gate, edge_index)
+            return out
+
+    def step(model: nn.Module, batch: Tensor, data: Data) -> None:
+        mask = torch.zeros(12, dtype=torch.bool)
+        mask[batch] = True
+        mask &= data.train_mask
+        loss = F.cross_entropy(model(data.x, data.edge_index)[mask], data.y[mask], reduction="sum")
+        (loss * (4 if still else 2) / data.train_mask.sum()).backward()
+
+    nothing = Explanation(rest=0.0, rest_share=1.0)
+    monkeypatch.setattr("lmc_verify.audits.auditor.explain", lambda *_args, **_options: nothing)
+    found = lv.audit(Gated().train(), random_graph(), parts(12, 3), step)
+    assert found.outcome is Outcome.REFUTED
+    assert not any("may be rounding" in note for note in found.notes)
+    assert any("without that: EXACT" in note for note in found.notes) is still
+    assert [cause.id for cause in found.causes] == ["training-mode"] * still
+    assert found.explanation.complete is still
+    if still:
+        assert found.causes[0].explains
+        assert found.causes[0].returns == found.bias
+    else:
+        assert found.explanation == nothing

@@ -312,3 +312,122 @@ def test_added_edges_go_with_what_is_said_of_them() -> None:
     assert torch.equal(found.edge_weight, plain.edge_weight)
     assert torch.equal(found.edge_own, torch.arange(plain.num_edges))
     assert found.num_edges < batch.num_edges == len(batch.edge_weight)
+
+
+def with_links(batch: Data, data: Data) -> Any:
+    """Return a batch with as many links to be predicted as it has edges, and their labels, next to those of all."""
+    out: Any = batch.clone()
+    count = out.num_edges
+    out.edge_label_index = torch.arange(2 * count).reshape(2, count) % out.num_nodes
+    out.edge_label = 1 - (torch.arange(count) % 2)
+    out.pos_edge_label = out.links = torch.arange(count)
+    out.pos_edge_label_index = out.links_index = out.edge_label_index
+    out.dst_pos_index = torch.arange(out.num_nodes)
+    return out
+
+
+LINKS = ("edge_label_index", "edge_label", "pos_edge_label_index", "pos_edge_label", "links_index", "links")
+
+
+def test_labels_of_links_are_no_attributes_of_edges_though_there_are_as_many() -> None:
+    """Of the graph's labels of links none comes into a batch, and those of a batch stay as they are."""
+    data = graph()
+    whole, edges = with_links(data, data), GraphEdges(data.edge_index, NODES)
+    for plain in batches(data):
+        batch = with_links(plain, data)
+        assert with_graph_edges(batch, whole, plain.n_id, edges) is batch
+        assert with_graph_features(batch, whole, plain.n_id) is batch
+        assert with_graph_edges(plain, whole, plain.n_id, edges) is plain
+        loops(batch)
+        found = with_graph_edges(batch, whole, plain.n_id, edges)
+        assert torch.equal(found.edge_index, plain.edge_index)
+        assert all(found[key] is not None and torch.equal(found[key], batch[key]) for key in (*LINKS, "dst_pos_index"))
+
+
+@pytest.mark.slow
+def test_a_batch_mean_of_link_prediction_is_named() -> None:
+    """PyTorch Geometric's split gives a training graph as many labels of links as it has edges."""
+    data = graph()
+    whole = with_links(data, data)
+    parts, model = torch.arange(whole.num_edges).split([28, whole.num_edges - 28]), Net()
+
+    def loss(model: nn.Module, part: Any) -> Tensor:
+        out, (source, target) = model(part.x, part.edge_index), part.edge_label_index
+        scores = (out[source] * out[target]).sum(1)
+        return F.binary_cross_entropy_with_logits(scores, part.edge_label.to(scores))
+
+    def part_of(chosen: Tensor) -> Data:
+        part: Any = data.clone()
+        part.n_id = torch.arange(NODES)
+        part.edge_label_index, part.edge_label = whole.edge_label_index[:, chosen], whole.edge_label[chosen]
+        return part
+
+    def take(model: nn.Module, batch: Any) -> None:
+        loss(model, batch).backward()
+
+    audit = lv.audit(model, whole, [part_of(chosen) for chosen in parts], take, objective=loss)
+    assert [cause.id for cause in audit.causes if cause.explains] == ["batch-mean"]
+    assert audit.explanation.complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["dense", "sparse_coo", "sparse_csr", "sparse_csc"])
+def test_sparse_features_are_judged_as_dense_ones(layout: str) -> None:
+    class Dot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(4, 4, generator=torch_generator(2, "weight")) - 0.5)
+            self.net = Weighted()
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            out: Tensor = self.net((x @ self.weight).relu(), edge_index)
+            return out
+
+    def convert(value: Data) -> Data:
+        out: Any = value.clone()
+        out.x = getattr(out.x * (out.x > 0), f"to_{layout}")()
+        return out
+
+    data, model = graph(), Dot()
+    listed = [convert(batch) for batch in batches(data)]
+
+    def mean(model: nn.Module, batch: Any) -> None:
+        rows = batch.mapping[batch.train_mask[batch.mapping]]
+        F.cross_entropy(model(batch.x, batch.edge_index)[rows], batch.y[rows]).backward()
+
+    audit = lv.audit(model, convert(data), listed, mean)
+    assert [cause.id for cause in audit.causes if cause.explains] == ["batch-mean"]
+    assert audit.explanation.complete
+
+
+@pytest.mark.slow
+def test_weights_of_a_sample_of_edges_are_one_where_nothing_is_sampled() -> None:
+    """GraphSAINT divides messages by how often their edge comes, and losses by how often their node does."""
+    data, count = graph(), 12
+    data.x, data.edge_weight = data.x.double(), data.edge_weight.double()
+    source = torch_generator(3, "samples")
+    samples = [torch.randperm(NODES, generator=source)[:20].sort().values for _ in range(count)]
+    held = torch.stack([torch.isin(torch.arange(NODES), sample) for sample in samples])
+    both = held[:, data.edge_index[0]] & held[:, data.edge_index[1]]
+    times = held.sum(0).double()
+    edge_norm = times[data.edge_index[1]] / both.sum(0).clamp_min(1)
+    listed = []
+    for sample, inside in zip(samples, both, strict=True):
+        batch: Any = data.subgraph(sample)
+        batch.n_id, batch.edge_norm = sample, edge_norm[inside]
+        batch.node_norm = count / times[sample].clamp_min(1) / data.train_mask.sum()
+        listed.append(batch)
+
+    def saint(model: nn.Module, batch: Any) -> None:
+        out = model(batch.x, batch.edge_index, batch.edge_norm * batch.edge_weight)
+        losses = F.cross_entropy(out, batch.y, reduction="none") * batch.node_norm
+        losses[batch.train_mask].sum().backward()
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        out = model(data.x, data.edge_index, data.edge_weight)[data.train_mask]
+        return F.cross_entropy(out, data.y[data.train_mask])
+
+    audit = lv.audit(Weighted(), data, listed, saint, objective=objective)
+    assert bool((times[data.train_mask] > 0).all())
+    assert [cause.id for cause in audit.causes if cause.explains] == ["missing-neighbours"]
+    assert audit.explanation.complete

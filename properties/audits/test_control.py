@@ -160,12 +160,13 @@ def test_losses_of_before_are_not_used_after_parameters_have_moved() -> None:
     assert norm(added(found, subject.exact, -1.0)) <= 1e-12 * norm(subject.exact)
 
 
-def test_the_noise_of_a_mean_is_its_standard_error() -> None:
+@pytest.mark.parametrize("unit", [1.0, 1e-200, 1e200])
+def test_the_noise_of_a_mean_is_its_standard_error(unit: float) -> None:
     draws = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    deviations = Deviations()
+    deviations = Deviations(unit)
     for draw in draws:
-        deviations.update({"weight": draw}, 2)
+        deviations.update({"weight": unit * draw}, 2)
     found = deviations.measured({"weight": 0.0})
-    torch.testing.assert_close(found.bias["weight"], draws.mean(0))
-    assert found.noise["weight"] == pytest.approx(float((draws.var(0) / 7).sum()) ** 0.5)
+    torch.testing.assert_close(found.bias["weight"] / unit, draws.mean(0))
+    assert found.noise["weight"] / unit == pytest.approx(float((draws.var(0) / 7).sum()) ** 0.5)
     assert found.draws == 14

@@ -262,6 +262,20 @@ def test_functions_that_give_other_things(given_ids: Any, message: str) -> None:
         read(rows(5, 2), nodes=lambda _: given_ids)
 
 
+@pytest.mark.parametrize("name", ["nodes", "seeds"])
+@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), ({5, 2, 7}, "set"), ([[5, 2], [7]], "list")])
+def test_what_is_no_ids_is_named_with_its_type(name: str, value: Any, kind: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"{name}\(batch\) gives {kind}, and no node ids.*list of integers"):
+        read(rows(5, 2, 7), **{name: lambda batch: value})
+
+
+@pytest.mark.parametrize("name", ["nodes", "seeds"])
+def test_an_error_of_a_function_is_told_with_what_it_takes(name: str) -> None:
+    message = rf"^{name} is a function that raises AttributeError \(.*nope.*\(Data with 3 nodes\); it takes a batch"
+    with pytest.raises(InvalidInputError, match=message):
+        read(rows(5, 2, 7), **{name: lambda batch: batch.nope})
+
+
 def test_masks_from_functions() -> None:
     mask = torch.zeros(NODES, dtype=torch.bool)
     mask[[2, 5]] = True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.checkpoint import checkpoint
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import SAGEConv, SGConv
 from torch_geometric.utils import k_hop_subgraph
 
@@ -710,6 +710,49 @@ def test_it_is_said_where_nodes_are_not_known(hops: int) -> None:
     audit = judge(step, batches=batches)
     said = any("which nodes a batch holds is not known (tuple" in note for note in audit.notes)
     assert said == (audit.outcome.value == "REFUTED") == (hops == 0)
+
+
+@pytest.mark.slow
+def test_it_is_said_where_a_node_has_several_rows() -> None:
+    """One subgraph for each root, next to each other, as ShaDow has them."""
+
+    def step(model: nn.Module, batch: Any, data: Data) -> None:
+        out = model(batch.x, batch.edge_index)[batch.mapping]
+        (F.cross_entropy(out, batch.y[batch.mapping], reduction="sum") * 3 / data.train_mask.sum()).backward()
+
+    data, listed = labelled(), []
+    for roots in data.train_mask.nonzero().flatten().chunk(3):
+        nodes = torch.cat([torch.tensor([0, 1, 2])[torch.tensor([0, 1, 2]) != root] for root in roots])
+        batch: Any = Data(x=data.x[torch.cat([roots, nodes])], y=data.y[torch.cat([roots, nodes])])
+        batch.edge_index, batch.n_id = torch.arange(len(batch.x)).repeat(2, 1), torch.cat([roots, nodes])
+        batch.mapping = torch.arange(len(roots))
+        listed.append(batch)
+    audit = judge(step, batches=listed)
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert not audit.explanation.complete
+    assert any("several rows for one node (Data with" in note for note in audit.notes)
+
+
+@pytest.mark.slow
+def test_it_is_said_where_the_data_are_of_another_kind() -> None:
+    data: Any = HeteroData()
+    data["node"].x, data["node"].y = labelled().x, labelled().y
+
+    def objective(model: nn.Module, data: Any) -> Tensor:
+        return F.cross_entropy(model(data["node"].x), data["node"].y)
+
+    def step(model: nn.Module, batch: Tensor, data: Any) -> None:
+        out = model(data["node"].x[batch])
+        ((out - F.one_hot(data["node"].y[batch], out.shape[1])) ** 2).sum().backward()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Linear(data["node"].x.shape[1], int(data["node"].y.max()) + 1)
+    listed = list(torch.arange(len(data["node"].x)).chunk(3))
+    audit = lv.audit(model, data, listed, step, objective=objective)
+    assert audit.outcome is lv.Outcome.REFUTED
+    assert not audit.explanation.complete
+    assert any("Data only, and the data are HeteroData" in note for note in audit.notes)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from lmc_verify.steps import node_attributes
+from lmc_verify.audits.batches.attributes import edge_attributes, node_attributes
 
 __all__ = ["GraphEdges", "with_graph_edges", "with_graph_features", "with_graph_labels"]
 
@@ -79,18 +79,17 @@ def with_graph_edges(batch: Any, data: Data, ids: Tensor, edges: GraphEdges) -> 
     out: Any = batch.clone()
     out.edge_index = index[:, there.to(index.device)]
     changed = not torch.equal(out.edge_index, batch.edge_index)
-    for key, value in data.to_dict().items():
-        if not isinstance(value, Tensor) or key == "edge_index" or not data.is_edge_attr(key):
-            continue
+    for key in edge_attributes(data):
+        value = data[key]
         wanted, own = value[places[there].to(value.device)].to(index.device), batch.get(key, None)
         if isinstance(own, Tensor) and own.shape[:1] == there.shape:
             changed |= not _alike(own[there.to(own.device)], wanted)
         else:
             changed = True
         out[key] = wanted
-    for key, value in batch.to_dict().items():
-        if isinstance(value, Tensor) and key not in data and batch.is_edge_attr(key) and key != "edge_index":
-            out[key] = value[there.to(value.device)]
+    for key in edge_attributes(batch):
+        if key not in data:
+            out[key] = batch[key][there.to(batch[key].device)]
     return out if changed else batch
 
 
@@ -118,7 +117,9 @@ def _replaced(batch: Any, data: Data, ids: Tensor, keys: list[str]) -> Any:
     out = batch
     for key in keys:
         whole, own = data.get(key, None), batch[key]
-        if not isinstance(whole, Tensor) or whole.shape[:1] != (data.num_nodes,) or whole.layout is not torch.strided:
+        if not isinstance(whole, Tensor) or whole.shape[:1] != (data.num_nodes,):
+            continue
+        if any(value.layout is not torch.strided for value in (whole, own)):
             continue
         wanted = whole[ids.to(whole.device)]
         if own.shape == wanted.shape and not _alike(own, wanted):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from lmc_verify.audits.batches.attributes import names_links
+
 __all__ = ["own_edges", "own_features"]
 
 _EDGE_VALUES = ("edge_weight", "edge_attr")
@@ -38,7 +40,7 @@ def own_features(model: nn.Module, batch: Any) -> Iterator[None]:
             if isinstance(value, Data):
                 changed[name] = copy.copy(value)
                 changed[name].update(own_inputs(value.to_dict()))
-            elif name in batch and _may_stand_for(batch[name], value, name, rows):
+            elif name in batch and not names_links(name) and _may_stand_for(batch[name], value, name, rows):
                 changed[name] = batch[name].clone()
         if "x" not in given:  # the features are the first input like them
             for name, value in given.items():
@@ -71,7 +73,7 @@ def own_edges(model: nn.Module, batch: Any) -> Iterator[None]:
             if isinstance(value, Data):
                 changed[name] = copy.copy(value)
                 changed[name].update(own_inputs(value.to_dict(), {*_EDGE_VALUES}))
-        names = [name for name, value in given.items() if _is_edges(value)]
+        names = [name for name, value in given.items() if _is_edges(value) and not names_links(name)]
         if not names or not any(_has_rows(value, rows) for value in given.values()):
             return changed
         edges = "edge_index" if "edge_index" in names else names[0]
@@ -79,6 +81,8 @@ def own_edges(model: nn.Module, batch: Any) -> Iterator[None]:
         changed[edges] = index.clone()
         for name, value in given.items():
             if not _has_rows(value, count) or value.requires_grad or not value.is_floating_point():
+                continue
+            if names_links(name):
                 continue
             if name in _EDGE_VALUES or count != rows:
                 changed[name] = _of_edges(batch, value, name, optional)

@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.errors import InvalidInputError
+from lmc_verify.steps import describe
 
 __all__ = ["SEED_ROWS", "Namer", "Nodes", "NodesReader"]
 
@@ -85,9 +86,9 @@ class NodesReader:
     def __call__(self, batch: Any) -> Nodes:
         """Return the nodes of a batch."""
         given, batch = batch, self._as_data(batch)
-        ids = self._ids(batch) if self._nodes is None else self._named_ids(batch, self._nodes(given))
+        ids = self._ids(batch) if self._nodes is None else self._named_ids(batch, _called(self._nodes, given, "nodes"))
         if self._seeds is not None:
-            return Nodes(ids, torch.unique(self._given(self._seeds(given), "seeds(batch)")), True)
+            return Nodes(ids, torch.unique(self._given(_called(self._seeds, given, "seeds"), "seeds(batch)")), True)
         named = self._named_seeds(batch, ids)
         if named is not None:
             return Nodes(ids, torch.unique(named), True)
@@ -151,7 +152,12 @@ class NodesReader:
     def _given(self, value: Any, what: str) -> Tensor:
         if not self._count:
             raise InvalidInputError(f"{what} gives node ids, which are read for torch_geometric.data.Data only")
-        ids = torch.as_tensor(value)
+        try:
+            ids = torch.as_tensor(value)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"{what} gives {type(value).__name__}, and no node ids; return them as a tensor or a list of integers"
+            ) from error
         if not ids.numel():
             return torch.zeros(0, dtype=torch.long)
         if ids.dtype is torch.bool:
@@ -216,8 +222,8 @@ class NodesReader:
             return None
         if own.shape[:1] != ids.shape or whole.shape[:1] != (self._count,):
             return None
-        wanted = whole.detach().cpu().double()[ids]
-        return torch.allclose(own.detach().cpu().double(), wanted, rtol=_CAST, atol=0.0, equal_nan=True)
+        wanted = _dense(whole)[ids]
+        return torch.allclose(_dense(own), wanted, rtol=_CAST, atol=0.0, equal_nan=True)
 
     def _believed(self, batch: Data) -> Tensor | None:
         """Return named ids where features or targets alone are those of the rows' nodes, and hardly by chance."""
@@ -233,7 +239,7 @@ class NodesReader:
     def _chance(self, key: str, ids: Tensor) -> float:
         """Return the probability that rows drawn at random have the values of some nodes."""
         if key not in self._shares:
-            number, times = self._data[key].detach().cpu().unique(dim=0, return_inverse=True, return_counts=True)[1:]
+            number, times = _dense(self._data[key]).unique(dim=0, return_inverse=True, return_counts=True)[1:]
             self._shares[key] = times[number].double() / self._count
         return float(self._shares[key][ids].prod())
 
@@ -258,6 +264,22 @@ class NodesReader:
         return None
 
 
+def _called(function: Namer, batch: Any, name: str) -> Any:
+    """Return what a function of the user's gives for a batch.
+
+    Raises:
+        InvalidInputError: it raises an error.
+    """
+    try:
+        return function(batch)
+    except Exception as error:
+        raise InvalidInputError(
+            f"{name} is a function that raises {type(error).__name__} ({error}) when it is called with a batch "
+            f"({describe(batch)}); it takes a batch and returns node ids of the whole graph, such as "
+            "lambda batch: batch.n_id"
+        ) from error
+
+
 def _seed_rows(batch: Any, count: int) -> Tensor | None:
     """Return the rows that a batch says to be about, int64; None where it does not say."""
     if not isinstance(batch, Data):
@@ -276,6 +298,11 @@ def _seed_rows(batch: Any, count: int) -> Tensor | None:
     return None
 
 
+def _dense(value: Tensor) -> Tensor:
+    """Return a tensor's numbers in double precision, of whatever layout it is."""
+    return value.detach().cpu().to_dense().double()
+
+
 def _row_bytes(x: Tensor) -> list[bytes]:
-    rows = np.ascontiguousarray(x.detach().cpu().double().numpy())
+    rows = np.ascontiguousarray(_dense(x).numpy())
     return [row.tobytes() for row in rows]

@@ -21,7 +21,7 @@ from torch_geometric.utils import is_undirected
 from lmc_verify.audits.causes.reach import around, hops_of
 from lmc_verify.audits.control import LossParts, loss_on, rows_of, splits
 from lmc_verify.audits.interventions import labelled_nodes
-from lmc_verify.audits.subject import Gradient, Subject, added, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, length, norm, scaled
 from lmc_verify.objective import evaluating
 from lmc_verify.steps import induced_data, mean_loss
 from lmc_verify.steps.row_gradients import RowGradients, detached_rows, message_passing, recorded_calls
@@ -350,8 +350,8 @@ def added_parameters(world: World) -> Iterator[str]:
         total = [adjoint.sum(0) for adjoint in world.rows.adjoints(name)]
         value = exact[name]
         if total and total[0].numel() == value.numel() and value.dim() == 1:
-            gap = float((torch.stack(total).sum(0).reshape(value.shape) - value).norm())
-            if gap <= 1e-9 * max(float(value.norm()), whole):
+            gap = length(torch.stack(total).sum(0).reshape(value.shape) - value)
+            if gap <= 1e-9 * max(length(value), whole):
                 yield name
 
 

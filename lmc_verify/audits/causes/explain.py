@@ -15,7 +15,7 @@ from lmc_verify.audits.causes.search import HALF, MOST_TOGETHER, Search
 from lmc_verify.audits.explanation import Cause, Explanation
 from lmc_verify.audits.interventions import INTERVENTIONS, Intervention
 from lmc_verify.audits.measure import WITHIN, Measured
-from lmc_verify.audits.subject import Gradient, Subject, added, cosine, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, cosine, length, norm, scaled
 
 __all__ = ["explain"]
 
@@ -49,7 +49,7 @@ def explain(
         interventions: those that are tried, in this order.
     """
     search, nothing = Search(subject, measure, pairs, reference, interventions), frozenset[str]()
-    whole, unit = search.rest(nothing), norm(subject.exact) or 1.0
+    whole, unit = search.rest(nothing), subject.unit or 1.0
     if whole == 0.0 or search.gone(nothing):
         return Explanation(rest=whole / unit, rest_share=1.0)  # too small for causes to be told apart
     factor = _factor(subject, search.measured(nothing))
@@ -157,7 +157,7 @@ def _only_added(search: Search, whole: float, unit: float) -> Explanation | None
     if candidate is None:
         return None
     measured, predicted = search.measured(frozenset()), search.predicted(frozenset({"bias-leak"})) or {}
-    wrong = {name for name, value in measured.bias.items() if float(value.norm()) > 100 * measured.noise[name]}
+    wrong = {name for name, value in measured.bias.items() if length(value) > 100 * measured.noise[name]}
     leaky = {name for name, value in predicted.items() if bool(value.any())}
     if not wrong or not wrong <= leaky:
         return None

@@ -19,7 +19,7 @@ from lmc_verify.audits.causes.classes import (
 )
 from lmc_verify.audits.causes.penalty import PENALTIES, PENALTY_REMEDY, Penalty, penalty_in
 from lmc_verify.audits.measure import Measured
-from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm, scaled
+from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm, scaled, times
 
 __all__ = [
     "FACTOR",
@@ -154,8 +154,7 @@ def _factor(left: Leftover) -> Fit:
 
 def excess_of(measured: Measured, wanted: Gradient) -> float:
     """Return by how much more than once a mean has what it should be, as nearly as can be."""
-    size = dot(wanted, wanted)
-    return dot(measured.bias, wanted) / size if size else 0.0
+    return times(measured.bias, wanted)
 
 
 def _penalty(left: Leftover, slopes: Gradient, unit: str) -> Fit:

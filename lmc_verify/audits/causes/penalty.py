@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmc_verify.audits.subject import Gradient, dot
+from lmc_verify.audits.subject import Gradient, dot, norm
 
 __all__ = ["PENALTIES", "PENALTY_REMEDY", "Penalty", "penalty_in"]
 
@@ -53,11 +53,11 @@ def penalty_in(bias: Gradient, slopes: Gradient) -> tuple[float, Gradient]:
         bias: by parameter.
         slopes: the penalty's gradient by parameter, for a coefficient of one.
     """
-    names = list(slopes)
+    names, unit = list(slopes), norm(bias) or 1.0  # squares are taken of multiples of it
     sizes = torch.tensor([dot(slopes, {name: slopes[name]}) for name in names], dtype=torch.float64)
-    along = torch.tensor([dot(bias, {name: slopes[name]}) for name in names], dtype=torch.float64)
+    along = torch.tensor([dot(bias, {name: slopes[name]}) for name in names], dtype=torch.float64) / unit
     coefficients = torch.where(sizes > 0, along / sizes, 0.0)[:, None]
     gains = (coefficients * (2.0 * along - coefficients * sizes)).clamp(min=0.0)  # of squared norms, [coefficient, on]
     on = gains[gains.sum(1).argmax()] > 0
-    coefficient = float(along[on].sum() / sizes[on].sum()) if bool(on.any()) else 0.0
+    coefficient = unit * float(along[on].sum() / sizes[on].sum()) if bool(on.any()) else 0.0
     return coefficient, {name: (coefficient if on[place] else 0.0) * slopes[name] for place, name in enumerate(names)}

@@ -18,12 +18,13 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import to_scipy_sparse_matrix
 
+from lmc_verify.audits.batches.attributes import node_attributes
 from lmc_verify.audits.batches.nodes import SEED_ROWS
 from lmc_verify.audits.interventions import without_own_randomness
 from lmc_verify.audits.subject import Gradient, Subject, added, norm
 from lmc_verify.objective import evaluating
 from lmc_verify.seeds import torch_generator
-from lmc_verify.steps import call_model, node_attributes
+from lmc_verify.steps import call_model
 from lmc_verify.steps.hooks import without_backward_hooks
 from lmc_verify.steps.row_gradients import message_passing
 

@@ -11,7 +11,7 @@ from lmc_verify.audits.causes.enactments import ENACTMENTS, Enactment, World
 from lmc_verify.audits.causes.fitted import Fit, FittedCause, Leftover, fit_together, fitted_causes, less
 from lmc_verify.audits.interventions import Intervention
 from lmc_verify.audits.measure import InapplicableError, Measured
-from lmc_verify.audits.subject import Gradient, Subject, added, cosine, dot, norm
+from lmc_verify.audits.subject import Gradient, Subject, added, cosine, norm, times
 
 __all__ = ["ALIKE", "HALF", "MOST_TOGETHER", "Search"]
 
@@ -59,7 +59,7 @@ class Search:
         self._measured: dict[_Set, Measured] = {}
         self._enacted: dict[str, Gradient | None] = {}
         self._found: dict[_Set, dict[str, Fit]] = {}  # of the last sets: each has a gradient
-        self._unit = norm(subject.exact) or 1.0
+        self._unit = subject.unit or 1.0
         self.candidates = {item.id: item for item in effective_candidates(subject, pairs, interventions)}
 
     def add_enactments(self) -> None:
@@ -162,8 +162,7 @@ class Search:
             return True  # an intervention, whose effect is measured
         exact = self._subject.exact
         predicted, left = _beside(predicted, exact), _beside(left, exact)
-        size = dot(predicted, predicted)
-        return cosine(left, predicted) >= ALIKE and SIZES[0] <= dot(left, predicted) / size <= SIZES[1]
+        return cosine(left, predicted) >= ALIKE and SIZES[0] <= times(left, predicted) <= SIZES[1]
 
     def seen(self, key: str) -> bool:
         """Whether a cause has been seen in the step.
@@ -224,5 +223,4 @@ def _stands_for(id: str) -> set[str]:
 
 def _beside(value: Gradient, other: Gradient) -> Gradient:
     """Return what a gradient has beside the direction of another one."""
-    size = dot(other, other)
-    return added(value, other, -dot(value, other) / size) if size else value
+    return added(value, other, -times(value, other))
