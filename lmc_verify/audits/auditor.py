@@ -421,7 +421,7 @@ class _Auditor:
 
         def look(number: int) -> None:
             if enumerated:
-                curve.append(norm(mean_gradient(subject).bias) / norm(subject.exact))
+                curve.append(norm(mean_gradient(subject).bias) / subject.unit)
 
         sweeps = sweep_until_still(subject, look, self.sweeps)
         self._rests = sweeps.still and self.sweeps is None

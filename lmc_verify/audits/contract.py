@@ -18,7 +18,7 @@ from torch_geometric.data import Data
 
 from lmc_verify.audits.batches.fingerprints import require_values
 from lmc_verify.audits.interventions import reading
-from lmc_verify.audits.subject import Gradient, Subject
+from lmc_verify.audits.subject import Gradient, Subject, length
 from lmc_verify.errors import ContractError, InvalidInputError, LmcVerifyError
 from lmc_verify.steps.data import tensors_of
 from lmc_verify.steps.full_precision import watched_autocast
@@ -218,8 +218,8 @@ class _Look:
         """Check that the step leaves gradients, and of every parameter: if need be, on further batches."""
         subject = self._subject
         exact, count = subject.exact, len(self.seen)
-        whole = max((float(value.norm()) for value in exact.values()), default=0.0)
-        wanted = {name for name, value in exact.items() if float(value.norm()) > 1e-9 * whole}
+        whole = max(map(length, exact.values()), default=0.0)
+        wanted = {name for name, value in exact.items() if length(value) > 1e-9 * whole}
 
         def missing() -> list[str]:
             given = {name for _, found in self.seen for name, value in found.items() if bool(value.any())}

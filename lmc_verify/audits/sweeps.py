@@ -14,7 +14,7 @@ import torch
 
 from lmc_verify.audits.interventions import Intervention
 from lmc_verify.audits.measure import InapplicableError, prepared
-from lmc_verify.audits.subject import Prepared, Subject
+from lmc_verify.audits.subject import Prepared, Subject, length
 from lmc_verify.errors import NotFiniteError
 
 __all__ = ["FIRST_SWEEPS", "MOST_SWEEPS", "RestingStates", "Sweeps", "sweep_until_still"]
@@ -89,7 +89,7 @@ def _gap(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> float
     """Return the norm of the change of all numbers; infinite where there are other tensors."""
     if set(before) != set(now) or any(value.shape != before[name].shape for name, value in now.items()):
         return math.inf
-    return math.hypot(*(float((value - before[name]).norm()) for name, value in now.items()))
+    return math.hypot(*(length(value - before[name]) for name, value in now.items()))
 
 
 class RestingStates:
@@ -173,8 +173,7 @@ def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> flo
     for name, value in now.items():
         if value.shape != before[name].shape:
             return float("inf")
-        size = float(value.norm())
-        gap = float((value - before[name]).norm())
+        size, gap = length(value), length(value - before[name])
         if not math.isfinite(gap):
             return float("inf")
         worst = max(worst, gap / size if size else (0.0 if gap == 0.0 else float("inf")))
