@@ -36,6 +36,9 @@ SWEEPS = 12
 MORE = 64
 """Further batches, about, for which a step is run to see whether it draws for itself, or remembers."""
 
+_OF_NORMS = {"running_mean", "running_var", "num_batches_tracked"}
+"""Buffers that batch norm keeps."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -103,10 +106,6 @@ def check_contract(subject: Subject, original: Original, batches: Sequence[Any])
         )
     subject.reset()
     return Found(look.random, tuple(notes))
-
-
-_OF_NORMS = {"running_mean", "running_var", "num_batches_tracked"}
-"""Buffers that batch norm keeps."""
 
 
 def _some_of(names: Iterable[str]) -> str:

@@ -67,8 +67,7 @@ def sweep_until_still(
         subject.sweep(subject.law.sweep(number), seed=1000 * (number + 1), prepared=prepared)
         number += 1
         if most is None:
-            now = _tensors(subject)
-            moved, gap = _moved(before, now), _gap(before, now)
+            moved, gap = _moved(before, _tensors(subject))
             if moved <= rounding or (moved <= still and (not gaps or gap >= gaps[-1])):
                 return Sweeps(number, True)
             gaps.append(gap)
@@ -83,13 +82,6 @@ def _expected(gaps: Sequence[float], wanted: float) -> int | None:
     if not (math.isfinite(before) and 0.0 < last < before and wanted > 0.0):
         return None
     return len(gaps) + math.ceil(math.log(wanted) / math.log(last / before) * PACE)
-
-
-def _gap(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> float:
-    """Return the norm of the change of all numbers; infinite where there are other tensors."""
-    if set(before) != set(now) or any(value.shape != before[name].shape for name, value in now.items()):
-        return math.inf
-    return math.hypot(*(length(value - before[name]) for name, value in now.items()))
 
 
 class RestingStates:
@@ -149,7 +141,7 @@ class RestingStates:
         if not all(bool(value.isfinite().all()) for value in now.values()):
             raise InapplicableError
         if len(chosen) == 1 and not self._given:
-            self._moves[chosen[0].id] = _moved(before, now) > _still(subject)
+            self._moves[chosen[0].id] = _moved(before, now)[0] > _still(subject)
 
 
 def _still(subject: Subject) -> float:
@@ -165,16 +157,18 @@ def _tensors(subject: Subject) -> dict[str, torch.Tensor]:
     }
 
 
-def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> float:
-    """Return the largest change of a tensor, relative to its norm; infinite where there are other tensors."""
-    if set(before) != set(now):
-        return float("inf")
-    worst = 0.0
+def _moved(before: dict[str, torch.Tensor], now: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Return the largest change of a tensor relative to its norm, and the norm of all changes.
+
+    Both are infinite where there are other tensors.
+    """
+    worst, gaps = 0.0, list[float]()
+    if set(before) != set(now) or any(value.shape != before[name].shape for name, value in now.items()):
+        return math.inf, math.inf
     for name, value in now.items():
-        if value.shape != before[name].shape:
-            return float("inf")
         size, gap = length(value), length(value - before[name])
         if not math.isfinite(gap):
-            return float("inf")
-        worst = max(worst, gap / size if size else (0.0 if gap == 0.0 else float("inf")))
-    return worst
+            return math.inf, math.inf
+        worst = max(worst, gap / size if size else (0.0 if gap == 0.0 else math.inf))
+        gaps.append(gap)
+    return worst, math.hypot(*gaps)
